@@ -1,0 +1,243 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of spectra and of predicted labels. Every function writes one PNG file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from .metrics import label_metrics
+from .prediction import valid_pixels
+
+
+INK, BLUE, ORANGE, GREY = "#222222", "#1f5fa8", "#d9730d", "#9a9a9a"
+SYMBOLS = {"teff": r"$T_\mathrm{eff}$", "logg": r"$\log g$", "vmicro": r"$v_\mathrm{micro}$", "vsini": r"$v \sin i$"}
+
+
+def symbol(label: str) -> str:
+    """How astronomers write a label: `fe_h` is [Fe/H]."""
+    if label in SYMBOLS:
+        return SYMBOLS[label]
+    numerator, slash, denominator = label.partition("_")
+    if not slash:
+        return label
+    above = r"$\alpha$" if numerator == "alpha" else numerator.capitalize()
+    return f"[{above}/{denominator.capitalize()}]"
+
+
+def digits(unit: str) -> int:
+    """Decimals worth printing of a label in this unit."""
+    return 0 if unit == "K" else 2
+
+
+def axis_label(label: str, units: Mapping[str, str], prefix: str = "") -> str:
+    return f"{prefix}{symbol(label)}" + (f" [{units[label]}]" if units.get(label) else "")
+
+
+def plot_star(
+    path: str | os.PathLike[str],
+    row: Mapping[str, Any],
+    values: Mapping[str, float],
+    errors: Mapping[str, float],
+    units: Mapping[str, str],
+    flags: str = "",
+) -> None:
+    """One spectrum, what of it is masked, and the labels predicted from it.
+
+    Parameters
+    ----------
+    path : path
+        PNG file to write.
+    row : mapping
+        A spectrum in the schema of this project.
+    values, errors, units : mapping of label to number, number, str
+    flags : str
+        Written below the labels.
+    """
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    draw_spectrum(axes, row)
+    labels = [
+        f"{symbol(name)} = {values[name]:.{digits(units[name])}f} $\\pm$ {errors[name]:.{digits(units[name])}f}"
+        + (" K" if units[name] == "K" else "")
+        for name in values
+        if np.isfinite(values[name])
+    ]
+    figure.suptitle("     ".join(labels) or "no labels", fontsize=13, color=INK)
+    axes.set_title(str(row["object_id"]), loc="left", fontsize=10, color=GREY)
+    if flags:
+        axes.set_title(flags if len(flags) < 80 else f"{flags[:77]}...", loc="right", fontsize=10, color=ORANGE)
+    _save(figure, path)
+
+
+def draw_spectrum(axes: Axes, row: Mapping[str, Any]) -> None:
+    """Flux with a band of one sigma; pixels that are not used are shaded."""
+    wavelength = np.asarray(row["wavelength"], np.float64)
+    order = np.argsort(wavelength)
+    wavelength, valid = wavelength[order], valid_pixels(row)[order]
+    flux = np.where(valid, np.asarray(row["flux"], np.float64)[order], np.nan)
+    error = np.where(valid, np.asarray(row["flux_error"], np.float64)[order], np.nan)
+    if not valid.any():
+        axes.text(0.5, 0.5, "no valid pixel", transform=axes.transAxes, ha="center", color=ORANGE)
+    if np.isfinite(error).any():
+        axes.fill_between(wavelength, flux - error, flux + error, color=BLUE, alpha=0.25, lw=0, step="mid")
+    axes.plot(wavelength, flux, color=BLUE, lw=0.9 if len(flux) > 1000 else 1.4, drawstyle="steps-mid")
+    # From the middle before the first masked pixel to the middle after the last.
+    middles = np.concatenate([wavelength[:1], (wavelength[1:] + wavelength[:-1]) / 2, wavelength[-1:]])
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], ~valid, [0]]).astype(int)))
+    for i, (start, stop) in enumerate(edges.reshape(-1, 2)):
+        axes.axvspan(middles[start], middles[stop], color=GREY, alpha=0.3, lw=0, label=None if i else "masked")
+    if valid.any():
+        # A cosmic ray or a noisy edge must not set the scale.
+        low, high = np.nanpercentile(flux, [0.5, 99.5])
+        margin = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
+        axes.set_ylim(low - margin, high + margin)
+        axes.set_xlim(middles[0], middles[-1])
+    if len(edges):
+        axes.legend(frameon=False, fontsize=9)
+    _style(axes)
+    axes.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]")
+    axes.set_ylabel("Flux [units of the file]")
+
+
+def plot_overview(path: str | os.PathLike[str], columns: Mapping[str, ArrayLike], n_stars: int) -> None:
+    """Kiel diagram: surface gravity over temperature, coloured by metallicity where it is known.
+
+    Parameters
+    ----------
+    path : path
+        PNG file to write.
+    columns : mapping of label to array, shape (stars,)
+        With `teff` and `logg`, perhaps `fe_h`.
+    n_stars : int
+        How many stars there are, if only some are drawn.
+    """
+    figure = Figure(figsize=(7.5, 6.5), layout="constrained")
+    axes = figure.add_subplot()
+    teff, logg = np.asarray(columns["teff"]), np.asarray(columns["logg"])
+    size = float(np.clip(20_000 / max(len(teff), 1), 3, 40))
+    if "fe_h" in columns:
+        metallicity = np.asarray(columns["fe_h"])
+        low, high = np.nanpercentile(metallicity, [1, 99]) if np.isfinite(metallicity).any() else (-1.0, 0.0)
+        points = axes.scatter(
+            teff, logg, c=metallicity, s=size, cmap="viridis", vmin=low, vmax=high, lw=0, rasterized=True
+        )
+        figure.colorbar(points, ax=axes, label="Predicted [Fe/H] [dex]", extend="both")
+    else:
+        axes.scatter(teff, logg, s=size, color=BLUE, lw=0, rasterized=True)
+    axes.invert_xaxis()
+    axes.invert_yaxis()
+    axes.set_xlabel(r"Predicted $T_\mathrm{eff}$ [K]")
+    axes.set_ylabel(r"Predicted $\log g$ [dex]")
+    drawn = f"{len(teff):,} stars" if len(teff) == n_stars else f"the first {len(teff):,} of {n_stars:,} stars"
+    axes.set_title(drawn, loc="left", fontsize=10, color=GREY)
+    _style(axes)
+    _save(figure, path)
+
+
+def plot_comparison(
+    path: str | os.PathLike[str],
+    predicted: Mapping[str, NDArray[Any]],
+    catalogue: Mapping[str, NDArray[Any]],
+    units: Mapping[str, str],
+    example: Mapping[str, Any],
+    tokens: Sequence[tuple[float, float]],
+) -> None:
+    """Predicted over catalogued labels with residuals, above one of the spectra they were predicted from.
+
+    Parameters
+    ----------
+    path : path
+        PNG file to write.
+    predicted, catalogue : mapping of `<label>` and `<label>_err` to array, shape (stars,)
+    units : mapping of label to str
+        The labels to show, in order.
+    example : mapping
+        A spectrum in the schema of this project.
+    tokens : sequence of (first, last)
+        Wavelengths that the tokens of the example cover.
+    """
+    names = list(units)
+    figure = Figure(figsize=(4.1 * len(names), 8.6), layout="constrained")
+    grid = figure.add_gridspec(3, len(names), height_ratios=[3, 1.15, 2.1])
+    for column, name in enumerate(names):
+        truth, value = catalogue[name], predicted[name]
+        truth_error, error = catalogue[f"{name}_err"], predicted[f"{name}_err"]
+        total = np.hypot(np.nan_to_num(truth_error), error)
+        figures = label_metrics(value, error, truth, truth_error)
+        above = figure.add_subplot(grid[0, column])
+        below = figure.add_subplot(grid[1, column], sharex=above)
+        bars: dict[str, Any] = {
+            "fmt": "o",
+            "ms": 4,
+            "color": BLUE,
+            "ecolor": BLUE,
+            "elinewidth": 0.9,
+            "alpha": 0.75,
+            "mew": 0,
+        }
+        above.errorbar(truth, value, xerr=truth_error, yerr=error, **bars)
+        below.errorbar(truth, value - truth, yerr=total, **bars)
+        finite = np.isfinite(truth) & np.isfinite(value)
+        both = np.concatenate([truth[finite], value[finite]])
+        margin = 0.06 * np.ptp(both)
+        limits = both.min() - margin, both.max() + margin
+        above.plot(limits, limits, color=INK, lw=1, zorder=0)
+        above.set(xlim=limits, ylim=limits)
+        below.axhline(0, color=INK, lw=1, zorder=0)
+        reach = 1.15 * np.abs((value - truth)[finite]).max()
+        below.set_ylim(-reach, reach)
+        number = digits(units[name])
+        unit = f" {units[name]}" if units[name] else ""
+        number += number > 0
+        scatter, bias = f"{figures['robust_scatter']:.{number}f}{unit}", f"{figures['bias']:+.{number}f}{unit}"
+        above.set_title(f"{symbol(name)}:  scatter {scatter},  bias {bias}", fontsize=12, color=INK)
+        above.tick_params(labelbottom=False)
+        above.locator_params(nbins=5)
+        if column == 0:
+            above.set_ylabel("Predicted from Gaia XP", fontsize=12)
+            below.set_ylabel("Residual", fontsize=12)
+            figure.align_ylabels([above, below])
+        below.set_xlabel(axis_label(name, units, "APOGEE "), fontsize=12)
+        _style(above)
+        _style(below)
+
+    axes = figure.add_subplot(grid[2, :])
+    draw_spectrum(axes, example)
+    for i, (first, last) in enumerate(tokens):
+        if i % 2:
+            axes.axvspan(first, last, color=ORANGE, alpha=0.13, lw=0)
+    axes.set_ylabel("Flux / median", fontsize=12)
+    axes.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=12)
+    axes.set_title(
+        f"Gaia DR3 {example['object_id']}: the observed XP spectrum; "
+        f"each stripe, white or tinted, is one of its {len(tokens)} tokens",
+        loc="left",
+        fontsize=12,
+        color=INK,
+    )
+    _save(figure, path)
+
+
+def _style(axes: Axes) -> None:
+    axes.tick_params(direction="in", top=True, right=True, colors=INK)
+    axes.minorticks_on()
+    axes.tick_params(which="minor", direction="in", top=True, right=True)
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Under a temporary name first: never half a picture."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(temporary, dpi=150, format="png")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

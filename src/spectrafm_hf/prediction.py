@@ -1,0 +1,352 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Labels of many stars from a trained model: batch after batch, with flags, into a table on disk.
+
+No function here holds more than one batch, so the number of stars does not matter.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import torch
+from astropy import units
+from astropy.io import fits
+from numpy.typing import NDArray
+from transformers.utils import cached_file
+
+from .models import SpectraFMForPrediction, SpectraFMTokenizer
+from .models.tokenization_spectrafm import HUGE
+from .readers import PIXEL_COLUMNS
+
+
+#: Between the flags of a star.
+FLAG_SEPARATOR = ";"
+NO_PIXEL = "no valid pixel"
+
+# -------------------------------------------------------------------------------------------------- the training range
+
+RANGE_FILE = "training_range.json"
+#: A spectrum that covers less of the wavelength range of the training spectra is flagged.
+MIN_COVERAGE = 0.95
+#: A relative difference from a limit that is rounding (float32 wavelengths, spectra not shifted to the rest frame).
+TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True)
+class TrainingRange:
+    """What the training spectra covered; beyond it a prediction is an extrapolation.
+
+    It lies beside the weights in `training_range.json`, for example::
+
+        {"labels": {"teff": [3100.0, 7900.0], "logg": [-0.4, 5.1]},
+         "wavelength": [3360.0, 10200.0], "wavelength_step": [20.0, 20.0]}
+
+    Attributes
+    ----------
+    labels : dict of str to (low, high)
+        Least and greatest value of each label among the training stars, in the units of the checkpoint.
+    wavelength : (low, high)
+        First and last wavelength of the training spectra, Angstrom, vacuum, rest frame.
+    wavelength_step : (low, high)
+        Least and greatest median spacing of the pixels of a training spectrum, Angstrom.
+    """
+
+    labels: dict[str, tuple[float, float]] = field(default_factory=dict)
+    wavelength: tuple[float, float] | None = None
+    wavelength_step: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        limits: dict[str, tuple[float, float] | None] = {
+            f"labels[{name!r}]": pair for name, pair in self.labels.items()
+        }
+        limits |= {"wavelength": self.wavelength, "wavelength_step": self.wavelength_step}
+        for name, pair in limits.items():
+            if pair is not None and not (len(pair) == 2 and np.all(np.isfinite(pair)) and pair[0] <= pair[1]):
+                raise ValueError(f"{name}: expected two numbers, the least first, got {pair}")
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `training_range.json` into the folder of a checkpoint."""
+        path = Path(folder, RANGE_FILE)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike[str]) -> TrainingRange | None:
+        """The range of a checkpoint (a folder, or a name on the hub), None if it has none.
+
+        Raises
+        ------
+        ValueError
+            If the file is there but is not what it should be.
+        """
+        path = cached_file(
+            str(name_or_path),
+            RANGE_FILE,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if path is None:
+            return None
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            labels = {name: tuple(pair) for name, pair in content.pop("labels").items()}
+            return cls(labels, **{name: pair and tuple(pair) for name, pair in content.items()})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: expected labels, wavelength and wavelength_step, got {error}") from error
+
+    def flags(self, row: Mapping[str, Any], values: Mapping[str, float]) -> list[str]:
+        """What of a star lies outside.
+
+        Parameters
+        ----------
+        row : mapping
+            The spectrum, in the schema of this project.
+        values : mapping of str to float
+            Predicted labels.
+
+        Returns
+        -------
+        list of str
+            `"teff>6500"` or `"teff<3500"` for a label; `"wavelength"` for a spectrum that has pixels outside the range
+            or covers less than 95 percent of it; `"wavelength_step"` for one that is sampled differently.
+        """
+        found = []
+        for name, (low, high) in self.labels.items():
+            if name in values and values[name] < low:
+                found.append(f"{name}<{low:g}")
+            elif name in values and values[name] > high:
+                found.append(f"{name}>{high:g}")
+        wavelength = np.sort(np.asarray(row["wavelength"], np.float64)[valid_pixels(row)])
+        if wavelength.size and self.wavelength is not None:
+            low, high = self.wavelength
+            outside = wavelength[0] < low * (1 - TOLERANCE) or wavelength[-1] > high * (1 + TOLERANCE)
+            covered = min(wavelength[-1], high) - max(wavelength[0], low)
+            if outside or covered < MIN_COVERAGE * (high - low):
+                found.append("wavelength")
+        if wavelength.size > 1 and self.wavelength_step is not None:
+            low, high = self.wavelength_step
+            if not low * 0.99 <= np.median(np.diff(wavelength)) <= high * 1.01:
+                found.append("wavelength_step")
+        return found
+
+
+def valid_pixels(row: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Which pixels of a spectrum the tokenizer will use, shape (pixels,)."""
+    valid = np.isfinite(row["flux"]) & ~np.asarray(row["mask"], bool)
+    error = np.asarray(row["flux_error"])
+    known = valid & (error > 0) & (error < HUGE)
+    # Without any error at all, they are unknown, and the pixels still count.
+    return known if known.any() else valid & np.isnan(error)
+
+
+# ---------------------------------------------------------------------------------------------------------- prediction
+
+
+def predict_batches(
+    model: SpectraFMForPrediction,
+    tokenizer: SpectraFMTokenizer,
+    batches: Iterable[Sequence[Mapping[str, Any]]],
+    requests: Sequence[str] | None = None,
+    training_range: TrainingRange | None = None,
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Predict the labels of stars, batch after batch.
+
+    Parameters
+    ----------
+    model : SpectraFMForPrediction
+        It is put into eval mode.
+    tokenizer : SpectraFMTokenizer
+        That of the model. Its settings on units do not matter: the rows are in Angstrom, in vacuum, with sigmas.
+    batches : iterable of sequences of rows
+        Rows in the schema of this project, such as `batched(read_spectra(files), 256)`; labels are not read.
+    requests : sequence of str, optional
+        Labels to predict. Default: what the tokenizer asks for by itself.
+    training_range : TrainingRange, optional
+        Flags what lies outside.
+
+    Yields
+    ------
+    dict of arrays of shape (stars,), one a batch
+        `object_id` (str); for each request `<label>` and `<label>_err` (float32, physical units, one sigma); `flags`
+        (str, empty if all is well). A star that cannot be predicted has labels of NaN, and the reason as its flag.
+
+    Raises
+    ------
+    ValueError
+        For an unknown label.
+    """
+    names = list(requests if requests is not None else tokenizer.requests or tokenizer.label_names)
+    tokenizer.label_ids(names)
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.wavelength_unit, tokenizer.wavelength_medium, tokenizer.error_type = "Angstrom", "vacuum", "sigma"
+    model.eval()
+    for rows in batches:
+        values = np.full((len(rows), len(names)), np.nan, np.float32)
+        errors = values.copy()
+        reasons = [""] * len(rows)
+        inputs, members = _tokenize(tokenizer, rows, names, reasons)
+        if inputs is not None:
+            with torch.inference_mode():
+                output = model(**inputs.to(model.device))
+            values[members] = output.values.float().cpu().numpy()
+            errors[members] = output.errors.float().cpu().numpy()
+        for i in np.flatnonzero(~np.isfinite(values + errors).all(axis=1)).tolist():
+            reasons[i] = reasons[i] or "prediction not finite"
+            values[i] = errors[i] = np.nan
+        if training_range is not None:
+            for i, row in enumerate(rows):
+                if not reasons[i]:
+                    predicted = dict(zip(names, values[i].tolist(), strict=True))
+                    reasons[i] = FLAG_SEPARATOR.join(training_range.flags(row, predicted))
+        batch: dict[str, NDArray[Any]] = {"object_id": np.array([str(row["object_id"]) for row in rows], dtype=object)}
+        for j, name in enumerate(names):
+            batch |= {name: values[:, j], f"{name}_err": errors[:, j]}
+        yield {**batch, "flags": np.array(reasons, dtype=object)}
+
+
+def _tokenize(
+    tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]], names: list[str], reasons: list[str]
+) -> tuple[Any, list[int]]:
+    """Inputs of a batch and which rows are in them; the others get their reason."""
+
+    def call(chosen: Sequence[int]) -> Any:
+        columns = {name: [rows[i][name] for i in chosen] for name in PIXEL_COLUMNS}
+        return tokenizer(columns, requests=names)
+
+    everything = list(range(len(rows)))
+    try:
+        return call(everything), everything
+    except ValueError:
+        # One bad star refuses the batch: find it, and go on without it.
+        good = []
+        for i in everything:
+            try:
+                if len({np.shape(rows[i][name]) for name in PIXEL_COLUMNS}) == 1 and not valid_pixels(rows[i]).any():
+                    raise ValueError(NO_PIXEL)
+                call([i])
+            except ValueError as error:
+                reasons[i] = " ".join(str(error).removesuffix(" in spectrum 0").split())
+            else:
+                good.append(i)
+        return (call(good) if good else None), good
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+TABLE_SUFFIXES = (".csv", ".parquet", ".fits")
+
+
+class PredictionWriter:
+    """Write predictions batch after batch: `with PredictionWriter(path, names, units) as writer: writer.write(batch)`.
+
+    The file appears under its name when all is written; after an error nothing is left of it.
+
+    Parameters
+    ----------
+    path : path
+        Ends in .csv, .parquet or .fits. A file of this name is replaced.
+    label_names : sequence of str
+    label_units : mapping of str to str
+        For the columns of a FITS file.
+
+    Raises
+    ------
+    ValueError
+        For another ending, or a folder that does not exist.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], label_names: Sequence[str], label_units: Mapping[str, str]
+    ) -> None:
+        self.path = Path(path)
+        self.units = dict(label_units)
+        self.suffix = self.path.suffix.lower()
+        if self.suffix not in TABLE_SUFFIXES:
+            raise ValueError(f"output: expected a name that ends in {', '.join(TABLE_SUFFIXES)}, got {self.path}")
+        if not self.path.parent.is_dir():
+            raise ValueError(f"output: expected a folder that exists, got {self.path.parent}")
+        if self.path.is_dir():
+            raise ValueError(f"output: expected the name of a file, got the folder {self.path}")
+        numbers = [pa.field(column, pa.float32()) for name in label_names for column in (name, f"{name}_err")]
+        self.schema = pa.schema([pa.field("object_id", pa.string()), *numbers, pa.field("flags", pa.string())])
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        self._widths = dict.fromkeys(("object_id", "flags"), 1)
+
+    def __enter__(self) -> Self:
+        # FITS states the number of rows and the widths of texts ahead of them: Parquet keeps the rows until then.
+        if self.suffix == ".csv":
+            options = pa_csv.WriteOptions(quoting_style="needed")
+            self._writer = pa_csv.CSVWriter(str(self._temporary), self.schema, write_options=options)
+        else:
+            self._writer = pq.ParquetWriter(str(self._temporary), self.schema)
+        return self
+
+    def write(self, batch: Mapping[str, NDArray[Any]]) -> None:
+        """Append one batch of `predict_batches`."""
+        columns = [pa.array(batch[column.name], type=column.type, from_pandas=False) for column in self.schema]
+        for name, width in self._widths.items():
+            self._widths[name] = max(width, *(len(_ascii(text)) for text in batch[name]))
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self.schema))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._writer.close()
+            if kind is None:
+                if self.suffix == ".fits":
+                    self._parquet_to_fits()
+                self._temporary.replace(self.path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def _parquet_to_fits(self) -> None:
+        columns = [
+            fits.Column(name, f"{self._widths[name]}A")
+            if name in self._widths
+            else fits.Column(name, "E", unit=_fits_unit(self.units.get(name.removesuffix("_err"), "")))
+            for name in self.schema.names
+        ]
+        header = fits.BinTableHDU.from_columns(columns).header
+        kinds = [(name, f"S{self._widths[name]}" if name in self._widths else ">f4") for name in self.schema.names]
+        temporary = self._temporary.with_name(f"{self._temporary.name}.fits")
+        try:
+            with pq.ParquetFile(self._temporary) as table:
+                header["NAXIS2"] = table.metadata.num_rows
+                with fits.StreamingHDU(temporary, header) as stream:
+                    for batch in table.iter_batches():
+                        records = np.empty(len(batch), dtype=kinds)
+                        for name in self.schema.names:
+                            column = batch.column(name)
+                            records[name] = list(map(_ascii, column.to_pylist())) if name in self._widths else column
+                        stream.write(records.view(np.uint8))
+            temporary.replace(self._temporary)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _ascii(text: str) -> bytes:
+    """FITS knows ASCII only."""
+    return text.encode("ascii", "backslashreplace")
+
+
+def _fits_unit(unit: str) -> str | None:
+    """A unit of the FITS standard, which "dex" is not: readers would complain about it."""
+    try:
+        return units.Unit(unit, format="fits").to_string("fits") or None
+    except ValueError:
+        return None

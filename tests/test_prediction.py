@@ -1,0 +1,286 @@
+"""Predictions in batches, their flags, and the tables they are written into."""
+
+import copy
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from astropy.table import Table
+
+from spectrafm_hf.prediction import PredictionWriter, TrainingRange, predict_batches, valid_pixels
+from spectrafm_hf.readers import batched
+
+
+NAMES = ["teff", "logg", "fe_h", "alpha_m"]
+UNITS = {"teff": "K", "logg": "dex", "fe_h": "dex", "alpha_m": "dex"}
+
+
+def predict(model, tokenizer, rows, size=2, **kwargs):
+    parts = list(predict_batches(model, tokenizer, batched(rows, size), **kwargs))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def test_predictions_are_those_of_the_model_star_by_star(tiny_model, tiny_tokenizer, stars):
+    predicted = predict(tiny_model, tiny_tokenizer, stars)
+    assert list(predicted) == ["object_id", *(n for name in NAMES for n in (name, f"{name}_err")), "flags"]
+    assert predicted["object_id"].tolist() == [f"star-{i}" for i in range(5)]
+    assert set(predicted["flags"]) == {""}
+    with torch.no_grad():
+        for i, star in enumerate(stars):
+            output = tiny_model(**tiny_tokenizer(star))
+            np.testing.assert_allclose([predicted[name][i] for name in NAMES], output.values[0], rtol=1e-5)
+            np.testing.assert_allclose([predicted[f"{name}_err"][i] for name in NAMES], output.errors[0], rtol=1e-5)
+
+
+def test_requests_choose_the_labels_and_unknown_ones_are_refused(tiny_model, tiny_tokenizer, stars):
+    everything = predict(tiny_model, tiny_tokenizer, stars)
+    some = predict(tiny_model, tiny_tokenizer, stars, requests=["fe_h", "teff"])
+    assert list(some) == ["object_id", "fe_h", "fe_h_err", "teff", "teff_err", "flags"]
+    np.testing.assert_allclose(some["teff"], everything["teff"], rtol=1e-6)
+    tokenizer = copy.copy(tiny_tokenizer)
+    tokenizer.requests = ["logg"]
+    assert list(predict(tiny_model, tokenizer, stars)) == ["object_id", "logg", "logg_err", "flags"]
+    with pytest.raises(ValueError, match=r"requests: expected names out of .*teff.*, got \['age'\]"):
+        predict(tiny_model, tiny_tokenizer, stars, requests=["age"])
+
+
+def test_the_units_of_the_tokenizer_do_not_touch_rows_of_the_schema(tiny_model, tiny_tokenizer, stars):
+    tokenizer = copy.copy(tiny_tokenizer)
+    tokenizer.wavelength_unit, tokenizer.wavelength_medium, tokenizer.error_type = "nm", "air", "ivar"
+    expected = predict(tiny_model, tiny_tokenizer, stars)
+    for name, column in predict(tiny_model, tokenizer, stars).items():
+        np.testing.assert_array_equal(column, expected[name])
+    assert tokenizer.wavelength_unit == "nm"
+
+
+def test_bad_stars_get_nan_and_a_reason_and_leave_the_others_alone(tiny_model, tiny_tokenizer, stars):
+    expected = predict(tiny_model, tiny_tokenizer, [stars[0], stars[4]])
+    stars[1]["mask"][:] = True
+    stars[2]["flux"] = stars[2]["flux"][:-1]
+    stars[3]["flux_error"][7] = -1.0
+    predicted = predict(tiny_model, tiny_tokenizer, stars, size=5, training_range=TrainingRange({"teff": (0.0, 1e6)}))
+    flags = predicted["flags"].tolist()
+    assert flags[0] == flags[4] == ""
+    assert flags[1] == "no valid pixel"
+    assert "expected" in flags[2]
+    assert flags[3] == "flux_error: expected positive numbers, got -1"
+    for name in NAMES:
+        for column in (name, f"{name}_err"):
+            assert np.isnan(predicted[column][1:4]).all()
+            np.testing.assert_allclose(predicted[column][[0, 4]], expected[column], rtol=1e-5)
+
+
+def test_an_empty_spectrum_and_a_batch_of_nothing_but_bad_stars_do_not_stop_the_run(tiny_model, tiny_tokenizer, stars):
+    empty = {"object_id": "nothing", **{name: np.zeros(0) for name in ("wavelength", "flux", "flux_error", "mask")}}
+    predicted = predict(tiny_model, tiny_tokenizer, [empty, empty, stars[0]])
+    assert predicted["flags"].tolist() == ["no valid pixel", "no valid pixel", ""]
+    assert np.isfinite(predicted["teff"]).tolist() == [False, False, True]
+
+
+def test_stars_without_errors_share_a_batch_with_others(tiny_model, tiny_tokenizer, stars):
+    stars[1]["flux_error"] = np.full_like(stars[1]["flux_error"], np.nan)
+    predicted = predict(tiny_model, tiny_tokenizer, stars, size=5)
+    assert set(predicted["flags"]) == {""}
+    alone = {name: stars[1][name] for name in ("wavelength", "flux", "mask")}
+    with torch.no_grad():
+        output = tiny_model(**tiny_tokenizer(alone))
+    np.testing.assert_allclose(predicted["teff"][1], output.values[0, 0], rtol=1e-5)
+    np.testing.assert_array_equal(valid_pixels(stars[1]), ~stars[1]["mask"])
+
+
+def test_a_prediction_that_is_not_finite_is_flagged(tiny_model, tiny_tokenizer, stars):
+    with torch.no_grad():
+        tiny_model.readout.mean.bias.fill_(torch.inf)
+    predicted = predict(tiny_model, tiny_tokenizer, stars)
+    assert set(predicted["flags"]) == {"prediction not finite"}
+    assert np.isnan(predicted["teff_err"]).all()
+
+
+def test_the_training_range_survives_its_file_and_is_none_without_one(tmp_path):
+    assert TrainingRange.load(tmp_path) is None
+    training_range = TrainingRange({"teff": (3000.0, 8000.0)}, (3360.0, 10200.0), (20.0, 20.0))
+    assert training_range.save(tmp_path).name == "training_range.json"
+    assert TrainingRange.load(tmp_path) == training_range
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["training_range.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[1, 2]", "{", '{"wavelength": [1, 2]}', '{"labels": {"teff": [2, 1]}}', '{"labels": {}, "colour": [0, 1]}'],
+)
+def test_a_damaged_training_range_is_a_clear_error(tmp_path, content):
+    (tmp_path / "training_range.json").write_text(content)
+    with pytest.raises(ValueError, match=r"training_range.json: expected labels, wavelength and wavelength_step, got"):
+        TrainingRange.load(tmp_path)
+
+
+def star_at(wavelength) -> dict:
+    wavelength = np.asarray(wavelength, np.float32)
+    ones = np.ones_like(wavelength)
+    return {"object_id": "x", "wavelength": wavelength, "flux": ones, "flux_error": ones, "mask": ones == 0}
+
+
+def test_flags_name_what_lies_outside_the_training_range():
+    training_range = TrainingRange(
+        {"teff": (3500.0, 6500.0), "logg": (0.0, 5.0)}, wavelength=(4000.0, 5000.0), wavelength_step=(2.0, 2.0)
+    )
+    inside = {"teff": 5000.0, "logg": 3.0}
+    whole = star_at(np.arange(4000, 5001, 2))
+    assert training_range.flags(whole, inside) == []
+    assert training_range.flags(whole, {"teff": 6501.0, "logg": -0.1}) == ["teff>6500", "logg<0"]
+    assert training_range.flags(whole, {"logg": 3.0}) == []
+    assert training_range.flags(star_at(np.arange(4000, 4900, 2)), inside) == ["wavelength"]
+    assert training_range.flags(star_at(np.arange(3900, 5001, 2)), inside) == ["wavelength"]
+    assert training_range.flags(star_at(np.arange(15100, 17000, 2)), inside) == ["wavelength"]
+    assert training_range.flags(star_at(np.arange(4000, 5001, 1)), inside) == ["wavelength_step"]
+    # Order does not matter, nor does a Doppler shift of 100 km/s.
+    assert training_range.flags(star_at(np.arange(4000, 5001, 2)[::-1] * (1 + 1e2 / 3e5)), inside) == []
+    whole["mask"][: len(whole["mask"]) // 2] = True
+    assert training_range.flags(whole, inside) == ["wavelength"]
+
+
+def test_flags_of_a_star_are_joined_in_the_table(tiny_model, tiny_tokenizer, stars):
+    training_range = TrainingRange({"teff": (1e6, 2e6), "logg": (-2e6, -1e6)})
+    predicted = predict(tiny_model, tiny_tokenizer, stars, training_range=training_range)
+    assert set(predicted["flags"]) == {"teff<1e+06;logg>-1e+06"}
+
+
+def read_table(path) -> pd.DataFrame:
+    if path.suffix == ".csv":
+        return pd.read_csv(
+            path, dtype={"object_id": str}, keep_default_na=False, na_values={name: ["nan"] for name in NAMES}
+        )
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pandas()
+    table = Table.read(path, mask_invalid=False)
+    table.convert_bytestring_to_unicode()
+    return table.to_pandas()
+
+
+def batches_of_predictions():
+    for start in range(0, 7, 3):
+        n = min(3, 7 - start)
+        numbers = {
+            f"{name}{suffix}": np.arange(start, start + n) + np.float32(0.1)
+            for name in NAMES
+            for suffix in ("", "_err")
+        }
+        numbers["teff"][0] = np.nan
+        ids = np.array([f"star {i} α" if i == 5 else "s" * i for i in range(start, start + n)], dtype=object)
+        yield {"object_id": ids, **numbers, "flags": np.array(["a;b,c", "", '"quoted"'][:n], dtype=object)}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".fits"])
+def test_a_table_holds_all_batches_and_no_temporary_file_is_left(tmp_path, suffix):
+    path = tmp_path / f"labels{suffix}"
+    path.write_text("an older file")
+    with PredictionWriter(path, NAMES, UNITS) as writer:
+        for batch in batches_of_predictions():
+            writer.write(batch)
+        assert path.read_text() == "an older file"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    table = read_table(path)
+    expected = [text for batch in batches_of_predictions() for text in batch["object_id"]]
+    if suffix == ".fits":  # ASCII only
+        expected[5] = "star 5 \\u03b1"
+    assert table["object_id"].tolist() == expected
+    assert table["flags"].tolist() == ["a;b,c", "", '"quoted"', "a;b,c", "", '"quoted"', "a;b,c"]
+    assert np.isnan(table["teff"]).tolist() == [True, False, False] * 2 + [True]
+    np.testing.assert_allclose(table["alpha_m_err"], np.arange(7) + 0.1, rtol=1e-6)
+    if suffix == ".fits":
+        assert str(Table.read(path)["teff_err"].unit) == "K"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".fits"])
+def test_an_error_halfway_leaves_no_file_and_the_older_one_alone(tmp_path, suffix):
+    path = tmp_path / f"labels{suffix}"
+    path.write_text("an older file")
+    with pytest.raises(RuntimeError, match="halfway"), PredictionWriter(path, NAMES, UNITS) as writer:
+        writer.write(next(batches_of_predictions()))
+        raise RuntimeError("halfway")
+    assert path.read_text() == "an older file"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_an_output_that_cannot_be_is_refused_at_once(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"output: expected a name that ends in .csv, .parquet, .fits, got .*labels.txt"
+    ):
+        PredictionWriter(tmp_path / "labels.txt", NAMES, UNITS)
+    with pytest.raises(ValueError, match=r"output: expected a folder that exists, got .*nowhere"):
+        PredictionWriter(tmp_path / "nowhere" / "labels.csv", NAMES, UNITS)
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ValueError, match=r"output: expected the name of a file, got the folder"):
+        PredictionWriter(tmp_path / "folder.csv", NAMES, UNITS)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_stars(tmp_path):
+    # 20,000 spectra of 343 pixels are 90 MB as Parquet holds them, 200 MB as rows. In a process of its own, as the
+    # peak of the memory cannot be set back.
+    script = textwrap.dedent(
+        """
+        import resource, sys
+        import numpy as np, pyarrow as pa, pyarrow.parquet as pq, torch
+        from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
+        from spectrafm_hf.data.schema import pixel_column
+        from spectrafm_hf.prediction import PredictionWriter, predict_batches
+        from spectrafm_hf.readers import batched, read_spectra
+
+        def write(path, groups):
+            random = np.random.default_rng(0)
+            wavelength = np.tile(np.arange(3360.0, 10201.0, 20.0), (1000, 1))
+            writer = None
+            for group in range(groups):
+                flux = random.normal(1, 0.1, wavelength.shape)
+                pixels = {"wavelength": wavelength, "flux": flux, "flux_error": flux * 0 + 0.1, "mask": flux > 9}
+                table = pa.table(
+                    {"object_id": [f"{group}-{i}" for i in range(1000)]}
+                    | {name: pixel_column(values) for name, values in pixels.items()}
+                )
+                writer = writer or pq.ParquetWriter(path, table.schema)
+                writer.write_table(table)
+            writer.close()
+
+        def predict(path, output):
+            stars = 0
+            with PredictionWriter(output, names, {}) as table:
+                for batch in predict_batches(model, tokenizer, batched(read_spectra([path]), 128)):
+                    table.write(batch)
+                    stars += len(batch["flags"])
+            return stars, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+        torch.set_num_threads(1)
+        folder = sys.argv[1]
+        config = SpectraFMConfig(
+            patch_size=49, hidden_size=16, num_filters=2, encoder_attention_heads=[2], encoder_ffn_dim=[16],
+            decoder_attention_heads=[2], decoder_ffn_dim=[16], readout_dims=[8],
+        )
+        model, tokenizer = SpectraFMForPrediction(config), SpectraFMTokenizer(patch_size=49)
+        names = config.label_names
+        write(f"{folder}/small.parquet", 2)
+        write(f"{folder}/large.parquet", 20)
+        for size in ("small", "large"):
+            for suffix in (".csv", ".fits"):  # which is Parquet first
+                print(*predict(f"{folder}/{size}.parquet", f"{folder}/{size}{suffix}"))
+        """
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True, timeout=300
+    )
+    stars, peaks = np.array(result.stdout.split(), float).reshape(4, 2).T
+    assert stars.tolist() == [2000, 2000, 20000, 20000]
+    assert peaks[-1] - peaks[1] < 30, f"{peaks[1]:.0f} MB after 2,000 stars, {peaks[-1]:.0f} MB after 20,000"
+    assert len(read_table(tmp_path / "large.csv")) == len(read_table(tmp_path / "large.fits")) == 20000
+
+
+def test_a_saved_range_is_plain_json(tmp_path):
+    TrainingRange({"teff": (3000.0, 8000.0)}, (3360.0, 10200.0)).save(tmp_path)
+    content = json.loads((tmp_path / "training_range.json").read_text())
+    assert content == {"labels": {"teff": [3000.0, 8000.0]}, "wavelength": [3360.0, 10200.0], "wavelength_step": None}
