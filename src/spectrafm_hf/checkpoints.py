@@ -1,0 +1,183 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints: those that come with the package, and how to save and load one as a whole."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
+
+
+_BUNDLED = Path(__file__).parent / "resources" / "checkpoints"
+
+
+def bundled_names() -> list[str]:
+    """Names of the checkpoints that come with the package."""
+    return sorted(path.parent.name for path in _BUNDLED.glob("*/config.json"))
+
+
+def bundled(name: str) -> str:
+    """
+    Folder of a checkpoint that comes with the package, for any `from_pretrained` and for `pipeline`.
+
+    Parameters
+    ----------
+    name : str
+        One of [`bundled_names`].
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    if name not in bundled_names():
+        raise ValueError(f"name: expected one of the bundled checkpoints {bundled_names()}, got {name!r}")
+    return str(_BUNDLED / name)
+
+
+def save_checkpoint(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, folder: str | os.PathLike) -> None:
+    """
+    Write a model, its tokenizer and the code of both (for `trust_remote_code=True`) into one folder.
+
+    The folder appears as a whole or not at all. Saving the same again gives the same bytes. Where `folder` holds a
+    checkpoint already, that one is replaced; what else lies there, such as its card, stays.
+
+    Parameters
+    ----------
+    model, tokenizer
+        Both of one vocabulary and patch size.
+    folder : path
+        New, empty, or a checkpoint of SpectraFM.
+
+    Raises
+    ------
+    ValueError
+        If the tokenizer does not fit the model, or `folder` is a file or holds something else.
+    """
+    _check_fit(model.config, tokenizer)
+    folder = Path(folder).absolute()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
+        raise ValueError(f"folder: expected a new or empty folder, or a checkpoint to replace, got {str(folder)!r}")
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if folder.is_dir():
+            shutil.copytree(folder, new, ignore=shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json"))
+        with _quiet():
+            model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        if folder.is_dir():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(
+    name_or_path: str | os.PathLike, revision: str = "main"
+) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
+    """
+    Load a model and its tokenizer, and make sure that both are whole and fit each other.
+
+    `from_pretrained` fills weights that a file lacks with random numbers, and warns; here that is an error. No code
+    of the checkpoint is run.
+
+    Parameters
+    ----------
+    name_or_path : str or path
+        A bundled checkpoint, a folder, or a repository of the hub (`owner/name`), looked for in this order.
+    revision : str
+        Branch, tag or commit, for a repository of the hub.
+
+    Returns
+    -------
+    model : SpectraFMForPrediction
+        In eval mode, on the CPU.
+    tokenizer : SpectraFMTokenizer
+
+    Raises
+    ------
+    ValueError
+        If there is no such checkpoint, it is not one of SpectraFM, its weights are truncated, missing, superfluous or
+        of the wrong shape, or the tokenizer does not fit the model.
+    OSError
+        If a file is missing, cannot be read or cannot be had from the hub.
+    """
+    name = os.fspath(name_or_path)
+    if name in bundled_names():
+        where = bundled(name)
+    elif os.path.isdir(name) or (isinstance(name_or_path, str) and name.count("/") == 1 and not name.startswith(".")):
+        where = name
+    else:
+        raise ValueError(
+            f"checkpoint: expected one of the bundled {bundled_names()}, a folder, or a hub repository owner/name, "
+            f"got {name!r}"
+        )
+    try:
+        with _quiet():
+            settings, _ = SpectraFMConfig.get_config_dict(where, revision=revision)
+            if (model_type := settings.get("model_type")) != SpectraFMConfig.model_type:
+                raise ValueError(f"expected a config.json of model_type 'spectrafm', got {model_type!r}")
+            loaded: Any = SpectraFMForPrediction.from_pretrained(
+                where, revision=revision, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+            tokenizer = SpectraFMTokenizer.from_pretrained(where, revision=revision)
+        model, report = loaded
+        _check_weights(report)
+        _check_fit(model.config, tokenizer)
+    except SafetensorError as error:
+        raise ValueError(f"checkpoint {name!r}: the weight file is truncated or damaged ({error})") from error
+    except (StrictDataclassError, ValueError) as error:
+        raise ValueError(f"checkpoint {name!r}: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        # The first line says what is wrong; transformers adds paragraphs of advice.
+        raise OSError(f"checkpoint {name!r}: {str(error).strip().splitlines()[0]}") from error
+    return model, tokenizer
+
+
+def _check_weights(report: dict) -> None:
+    """The weights that were read are those of the model, all of them and no others."""
+    wrong_shapes = [
+        f"{key} {tuple(read)} instead of {tuple(expected)}" for key, read, expected in report["mismatched_keys"]
+    ]
+    for what, keys in (
+        ("missing", report["missing_keys"]),
+        ("unexpected", report["unexpected_keys"]),
+        ("of the wrong shape", wrong_shapes),
+    ):
+        if keys:
+            first, *others = sorted(keys)
+            more = f" and {len(others)} more" if others else ""
+            raise ValueError(f"expected the weights that config.json describes, some are {what}: {first}{more}")
+
+
+def _check_fit(config: SpectraFMConfig, tokenizer: SpectraFMTokenizer) -> None:
+    """Model and tokenizer cut spectra into the same patches and number the labels alike."""
+    for field in ("patch_size", "label_names"):
+        expected, got = getattr(config, field), getattr(tokenizer, field)
+        expected, got = (list(value) if isinstance(value, list | tuple) else value for value in (expected, got))
+        if got != expected:
+            raise ValueError(f"tokenizer: expected {field}={expected!r} as in the model, got {got!r}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tables and progress bars of transformers: what is wrong with a checkpoint is raised here."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,62 @@
+import os
+import tempfile
+
+
+# Before anything imports the Hugging Face libraries: no test reaches the network by accident (those that load over
+# HTTP do so from a server on localhost, in processes of their own), nor writes into the user's cache.
+_home = tempfile.TemporaryDirectory(prefix="hf-home-")
+os.environ["HF_HOME"] = _home.name
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer  # noqa: E402
+
+
+def make_tiny_model(seed: int = 0) -> SpectraFMForPrediction:
+    """A model of random weights, small enough for any test."""
+    torch.manual_seed(seed)
+    config = SpectraFMConfig(
+        patch_size=4,
+        hidden_size=16,
+        num_filters=4,
+        num_frequencies=8,
+        encoder_attention_heads=[2],
+        encoder_ffn_dim=[16],
+        decoder_attention_heads=[2],
+        decoder_ffn_dim=[16],
+        readout_dims=[8],
+        initializer_range=0.5,
+    )
+    return SpectraFMForPrediction(config).eval()
+
+
+@pytest.fixture
+def tiny_model() -> SpectraFMForPrediction:
+    return make_tiny_model()
+
+
+@pytest.fixture
+def tiny_tokenizer() -> SpectraFMTokenizer:
+    return SpectraFMTokenizer(patch_size=4, standardize_scale=0.1)
+
+
+@pytest.fixture
+def stars() -> list[dict]:
+    """Rows in the project's schema; made up, of different lengths."""
+    random = np.random.default_rng(0)
+    rows = []
+    for star, pixels in enumerate((40, 57, 33, 40, 48)):
+        flux = random.normal(1.0, 0.1, pixels).astype(np.float32)
+        rows.append(
+            {
+                "object_id": f"star-{star}",
+                "wavelength": np.arange(5000.0, 5000.0 + 2 * pixels, 2.0, dtype=np.float32),
+                "flux": flux,
+                "flux_error": np.full(pixels, 0.02, dtype=np.float32),
+                "mask": np.arange(pixels) % 17 == 5,
+            }
+        )
+    return rows

@@ -1,0 +1,86 @@
+"""The configuration: defaults, round trips, and errors that name the field."""
+
+import copy
+import pickle
+
+import pytest
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+
+from spectrafm_hf.models import SpectraFMConfig
+
+
+CONFIGS = {"patch": SpectraFMConfig(), "original": SpectraFMConfig.original()}
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request) -> SpectraFMConfig:
+    return CONFIGS[request.param]
+
+
+def test_a_config_survives_pickling_and_copying(config):
+    assert pickle.loads(pickle.dumps(config)).to_dict() == config.to_dict()
+    assert copy.deepcopy(config).to_dict() == config.to_dict()
+
+
+def test_a_config_survives_save_load_save_byte_by_byte(config, tmp_path):
+    config.save_pretrained(tmp_path / "first")
+    loaded = SpectraFMConfig.from_pretrained(tmp_path / "first")
+    assert loaded.to_json_string(use_diff=False) == config.to_json_string(use_diff=False)
+    loaded.save_pretrained(tmp_path / "second")
+    first, second = ((tmp_path / part / "config.json").read_bytes() for part in ("first", "second"))
+    assert first == second
+
+
+def test_the_original_is_the_published_architecture():
+    config = SpectraFMConfig.original()
+    assert (config.patch_size, config.hidden_size) == (1, 256)
+    assert (config.token_embedding, config.wavelength_encoding) == ("value", "linear")
+    assert (config.encoder_attention_heads, config.encoder_ffn_dim) == ([16, 8], [2048, 1024])
+    assert (config.decoder_attention_heads, config.decoder_ffn_dim) == ([16, 8, 4], [2048, 1024, 512])
+    assert config.readout_dims == [2048, 1024, 512, 256]
+    assert not config.norm_first and config.extra_key_value
+    assert (config.dropout, config.layer_norm_eps, config.hidden_act) == (0.05, 1e-5, "gelu")
+    assert dict(zip(config.label_names, config.label_scales, strict=True))["teff"] == 544.01
+
+
+def test_the_original_takes_other_fields():
+    config = SpectraFMConfig.original(hidden_size=64)
+    assert config.hidden_size == 64 and config.token_embedding == "value"
+
+
+def test_labels_have_ids_after_padding_and_flux():
+    config = SpectraFMConfig(label_names=["teff", "logg", "fe_h", "alpha_m"])
+    assert config.label_ids(["fe_h", "flux", "teff"]) == [4, 1, 2]
+    with pytest.raises(ValueError, match=r"requests: expected names out of \['flux', 'teff'.*got \['vsini'\]"):
+        config.label_ids(["teff", "vsini"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"patch_size": 0}, "patch_size: expected at least 1, got 0"),
+        ({"token_embedding": "pixel"}, "token_embedding: expected 'patch' or 'value', got 'pixel'"),
+        ({"wavelength_encoding": "air"}, "wavelength_encoding: expected 'log' or 'linear', got 'air'"),
+        ({"token_embedding": "value"}, "patch_size: expected 1 with token_embedding='value', got 16"),
+        ({"hidden_size": 127}, "hidden_size: expected an even number, got 127"),
+        ({"encoder_attention_heads": [8]}, "encoder_attention_heads: expected as many entries as encoder_ffn_dim"),
+        ({"decoder_attention_heads": [8, 7]}, "decoder_attention_heads: expected divisors of hidden_size=128"),
+        ({"decoder_attention_heads": [], "decoder_ffn_dim": []}, "decoder_ffn_dim: expected at least one layer"),
+        ({"label_names": ["a", "b", "a", "c"]}, "label_names: expected different names"),
+        ({"label_names": ["a", "b", "flux", "c"]}, "label_names: expected no label called 'flux'"),
+        ({"label_units": ["K"]}, r"label_units: expected 4 entries, got \['K'\]"),
+        ({"label_centers": [0.0] * 5}, "label_centers: expected 4 entries"),
+        ({"label_scales": [1.0, 1.0, 0.0, 1.0]}, "label_scales: expected positive numbers"),
+        ({"label_scales": [1.0, 1.0, float("nan"), 1.0]}, "label_scales: expected positive numbers"),
+        ({"label_scales": [1.0, 1.0, float("inf"), 1.0]}, "label_scales: expected positive numbers"),
+        ({"label_centers": [0.0, 0.0, float("nan"), 0.0]}, "label_centers: expected finite numbers"),
+    ],
+)
+def test_a_field_that_cannot_be_is_an_error_that_names_it(fields, message):
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        SpectraFMConfig(**fields)
+
+
+def test_a_field_of_the_wrong_type_is_an_error_that_names_it():
+    with pytest.raises(StrictDataclassFieldValidationError, match="hidden_size"):
+        SpectraFMConfig(hidden_size="wide")

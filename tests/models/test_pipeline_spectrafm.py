@@ -1,0 +1,122 @@
+"""The task `stellar-labels`."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from astropy import units
+from astropy.nddata import StdDevUncertainty
+from specutils import Spectrum
+from transformers import pipeline
+
+from spectrafm_hf import load_checkpoint
+
+
+@pytest.fixture
+def predict(tiny_model, tiny_tokenizer):
+    return pipeline("stellar-labels", model=tiny_model, tokenizer=tiny_tokenizer, device="cpu")
+
+
+def same(answers, expected):
+    """All numbers to a few units of float32: padding changes the order of sums."""
+    assert [list(answer) for answer in answers] == [list(answer) for answer in expected]
+    for answer, other in zip(answers, expected, strict=True):
+        assert answer.get("object_id") == other.get("object_id")
+        numbers = [key for key in answer if key != "object_id"]
+        np.testing.assert_allclose([answer[key] for key in numbers], [other[key] for key in numbers], rtol=2e-5)
+    return True
+
+
+def test_a_row_gives_each_label_with_its_error(predict, tiny_model, tiny_tokenizer, stars):
+    answer = predict(stars[0])
+    names = ["teff", "logg", "fe_h", "alpha_m"]
+    assert list(answer) == ["object_id", *(key for name in names for key in (name, f"{name}_err"))]
+    assert answer["object_id"] == "star-0"
+    with torch.no_grad():
+        outputs = tiny_model(**tiny_tokenizer(stars[0]))
+    assert [answer[name] for name in names] == outputs.values[0].tolist()
+    assert [answer[f"{name}_err"] for name in names] == outputs.errors[0].tolist()
+
+
+def test_the_answer_does_not_depend_on_how_stars_are_given_or_batched(predict, stars):
+    expected = [predict(star) for star in stars]
+    assert same(predict(stars), expected)
+    assert same(predict(stars, batch_size=2), expected)
+    assert same(list(predict(star for star in stars)), expected)
+    assert same(list(predict((star for star in stars), batch_size=3)), expected)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_data_set_is_streamed(predict, stars, streaming):
+    table = datasets.Dataset.from_list(stars)
+    answers = predict(table.to_iterable_dataset() if streaming else table, batch_size=2)
+    assert not isinstance(answers, list)
+    answers = list(answers)
+    assert same(answers, [predict(star) for star in stars])
+    assert type(answers[0]["object_id"]) is str
+
+
+def test_a_tuple_and_a_specutils_spectrum_give_the_answer_of_the_row(predict, stars):
+    star = stars[0]
+    expected = {key: value for key, value in predict(star).items() if key != "object_id"}
+    assert predict((star["wavelength"], star["flux"], star["flux_error"], star["mask"])) == expected
+    spectrum = Spectrum(
+        spectral_axis=star["wavelength"].astype(float) * units.AA,
+        flux=star["flux"] * units.dimensionless_unscaled,
+        uncertainty=StdDevUncertainty(star["flux_error"]),
+        mask=star["mask"],
+    )
+    assert same([predict(spectrum)], [expected])
+    assert same(predict([spectrum, spectrum], batch_size=2), [expected, expected])
+
+
+def test_requests_choose_labels_and_wavelengths(predict, stars):
+    answers = predict(stars, requests=["fe_h", 5020.5], batch_size=2)
+    assert list(answers[0]) == ["object_id", "fe_h", "fe_h_err", "flux_5020.5", "flux_5020.5_err"]
+    np.testing.assert_allclose([a["fe_h"] for a in answers], [a["fe_h"] for a in predict(stars)], rtol=2e-5)
+    in_kwargs = pipeline(
+        "stellar-labels", model=predict.model, tokenizer=predict.feature_extractor, requests=["logg"], device="cpu"
+    )
+    assert list(in_kwargs(stars[1])) == ["object_id", "logg", "logg_err"]
+
+
+def test_the_requests_that_a_tokenizer_names_are_the_default(predict, stars):
+    predict.feature_extractor.requests = ["logg"]
+    assert list(predict(stars[0])) == ["object_id", "logg", "logg_err"]
+
+
+def test_scalars_of_the_rows_are_given_to_the_model(predict, stars):
+    rows = [{**star, "teff": teff} for star, teff in zip(stars, (4000.0, np.nan, 5000.0, 4500.0, 6000.0), strict=True)]
+    answers = predict(rows, scalars=["teff"], requests=["logg"], batch_size=5)
+    without = predict(rows, requests=["logg"])
+    changed = [abs(a["logg"] - b["logg"]) > 1e-4 for a, b in zip(answers, without, strict=True)]
+    assert changed == [True, False, True, True, True]
+    with pytest.raises(ValueError, match=r"scalars: expected rows that hold \['teff'\], got a tuple"):
+        predict((stars[0]["wavelength"], stars[0]["flux"]), scalars=["teff"])
+
+
+def test_an_empty_list_gives_an_empty_list(predict):
+    assert predict([]) == []
+
+
+def test_many_spectra_in_one_row_are_an_error(predict, stars):
+    star = stars[0]
+    with pytest.raises(ValueError, match="flux: expected one spectrum, or a list of them, got 2 in one"):
+        predict((star["wavelength"], np.stack([star["flux"], star["flux"]])))
+
+
+def test_a_bad_spectrum_in_a_list_is_an_error_that_names_the_field(predict, stars):
+    stars[3]["wavelength"] = stars[3]["wavelength"] / 10
+    with pytest.raises(ValueError, match="wavelength: .*nanometres"):
+        predict(stars, batch_size=2)
+
+
+def test_a_pipeline_without_a_tokenizer_is_an_error(tiny_model):
+    with pytest.raises(ValueError, match="tokenizer: expected a SpectraFMTokenizer"):
+        pipeline("stellar-labels", model=tiny_model, device="cpu")
+
+
+def test_a_saved_pipeline_is_a_checkpoint(predict, stars, tmp_path):
+    predict.save_pretrained(tmp_path / "saved")
+    load_checkpoint(tmp_path / "saved")
+    assert pipeline("stellar-labels", model=str(tmp_path / "saved"), device="cpu")(stars[0]) == predict(stars[0])
