@@ -1,0 +1,92 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Rows of a data set -> batches for the model, with augmentation in training."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .models import SpectraFMTokenizer
+
+
+class SpectraFMCollator:
+    """
+    Stack rows in the project's schema, tokenize them and add labels.
+
+    Parameters
+    ----------
+    tokenizer : SpectraFMTokenizer
+    label_names : sequence of str
+        Labels to learn; their errors are taken from `<label>_err`, NaN is unknown.
+    scalar_names : sequence of str
+        Columns given to the model as known scalars; NaN is unknown.
+    noise : float
+        Each spectrum gets additional Gaussian noise of `noise * u` times its errors, u uniform in 0-1 and new at each
+        call. The errors given to the model stay those of the catalogue.
+    pixel_dropout : float
+        Chance of a pixel to be masked.
+    error_dropout : float
+        Chance of a spectrum to come without errors.
+
+    The augmentation draws from torch's global generator, which the Trainer seeds, saves and restores.
+    """
+
+    def __init__(
+        self,
+        tokenizer: SpectraFMTokenizer,
+        label_names: Sequence[str],
+        scalar_names: Sequence[str] = (),
+        noise: float = 0.0,
+        pixel_dropout: float = 0.0,
+        error_dropout: float = 0.0,
+    ):
+        self.tokenizer = tokenizer
+        self.label_names = list(label_names)
+        self.scalar_names = list(scalar_names)
+        self.noise = noise
+        self.pixel_dropout = pixel_dropout
+        self.error_dropout = error_dropout
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Rows, or columns as a data set with format "numpy" returns them for a list of indices."""
+        if not isinstance(rows, Mapping):
+            rows = {key: [row[key] for row in rows] for key in rows[0]}
+        columns = {key: rows[key] for key in ("wavelength", "flux", "flux_error", "mask")}
+        n_stars = len(columns["flux"])
+        generator = np.random.default_rng(int(torch.randint(2**62, ())))
+        if self.noise:
+            level = self.noise * generator.random(n_stars)
+            columns["flux"] = self._by_star(
+                lambda flux, error, level: (
+                    flux + level * generator.standard_normal(error.shape, dtype=np.float32) * np.nan_to_num(error)
+                ),
+                columns["flux"],
+                columns["flux_error"],
+                level,
+            )
+        if self.pixel_dropout:
+            columns["mask"] = self._by_star(
+                lambda mask: mask | (generator.random(mask.shape) < self.pixel_dropout), columns["mask"]
+            )
+
+        def side(names, suffix=""):
+            return {name: np.asarray(rows[name + suffix], dtype=np.float64) for name in names}
+
+        inputs = self.tokenizer(
+            **columns,
+            scalars=side(self.scalar_names) or None,
+            labels=side(self.label_names),
+            label_errors=side(self.label_names, "_err"),
+        )
+        if self.error_dropout:
+            unknown = torch.from_numpy(generator.random(n_stars) < self.error_dropout)
+            inputs["flux_error"] = inputs["flux_error"] * ~unknown[:, None, None]
+        return dict(inputs)
+
+    @staticmethod
+    def _by_star(function, first, *others):
+        """Apply to (stars, pixels) arrays at once, or star by star where lengths differ."""
+        if isinstance(first, np.ndarray) and first.ndim == 2:
+            return function(first, *(other[:, None] if other.ndim == 1 else other for other in map(np.asarray, others)))
+        return [function(*map(np.asarray, star)) for star in zip(first, *others, strict=True)]

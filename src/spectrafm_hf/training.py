@@ -1,0 +1,400 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""From a recipe and a data set to a trained checkpoint, with the Trainer of transformers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+
+from .collator import SpectraFMCollator
+from .metrics import label_metrics
+from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
+
+
+@dataclass
+class Recipe:
+    """
+    What is trained on what; the how is in `TrainingArguments`, in the same YAML file.
+
+    Parameters
+    ----------
+    data : str
+        A data set folder or hub name in the project's schema.
+    labels : list[str]
+        Stellar labels to learn.
+    units : list[str]
+        Their units.
+    scalars : list[str]
+        Columns given to the model as known scalars.
+    model, tokenizer : dict
+        Settings of [`SpectraFMConfig`] and [`SpectraFMTokenizer`]; what depends on the training set is filled in.
+    whitening : bool
+        Decorrelate the pixels of each patch; for spectra on one common wavelength grid.
+    noise, pixel_dropout, error_dropout : float
+        Augmentation, see [`SpectraFMCollator`].
+    muon_learning_rate, muon_weight_decay : float
+        For the matrices inside the layers; everything else is AdamW's, with the rates of `TrainingArguments`.
+    ema_decay : float
+        Decay by step of the running mean of the weights that is evaluated and saved; 0 for none.
+    train_split, validation_split : str
+    """
+
+    data: str = field(default="gaia-xp")
+    labels: list[str] = field(default_factory=lambda: ["teff", "logg", "fe_h", "alpha_m"])
+    units: list[str] = field(default_factory=lambda: ["K", "dex", "dex", "dex"])
+    scalars: list[str] = field(default_factory=list)
+    model: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    whitening: bool = False
+    noise: float = 0.0
+    pixel_dropout: float = 0.0
+    error_dropout: float = 0.0
+    muon_learning_rate: float = 3e-3
+    muon_weight_decay: float = 0.01
+    ema_decay: float = 0.0
+    train_split: str = "train"
+    validation_split: str = "validation"
+
+
+def robust_center_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median and 1.4826 times the median absolute deviation along the first axis, NaN ignored."""
+    center = np.nanmedian(values, axis=0)
+    return center, 1.4826 * np.nanmedian(np.abs(values - center), axis=0)
+
+
+def prepare_model(recipe: Recipe, train) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, dict[str, Any]]:
+    """
+    A new model and its tokenizer, with standardisation and whitening measured on the training set.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    train : datasets.Dataset
+        In the project's schema, with format "numpy"; with `whitening` or a standardisation table, on one grid.
+
+    Returns
+    -------
+    model, tokenizer
+    training_range : dict
+        Ranges of labels and wavelength, for `training_range.json`.
+
+    Raises
+    ------
+    ValueError
+        If a label is missing, or the spectra do not share a wavelength grid.
+    """
+    names = [*recipe.labels, *recipe.scalars]
+    missing = [name for name in names if name not in train.column_names]
+    if missing:
+        raise ValueError(f"labels: expected columns of the data set ({train.column_names}), got {missing}")
+    columns = {name: np.asarray(train[name][:], dtype=np.float64) for name in names}
+    center, scale = robust_center_and_scale(np.stack(list(columns.values()), axis=1))
+    config = SpectraFMConfig(
+        **recipe.model,
+        label_names=names,
+        label_units=[*recipe.units, *[""] * len(recipe.scalars)],
+        label_centers=[float(c) for c in center],
+        label_scales=[float(s) for s in scale],
+    )
+    spectra = [np.asarray(train[name][:]) for name in ("wavelength", "flux", "flux_error", "mask")]
+    if any(column.dtype == object for column in spectra) or np.any(spectra[0] != spectra[0][0]):
+        raise ValueError("wavelength: expected one grid for all training spectra (the standardisation is a table on it)")
+    wavelength = spectra[0][0].astype(np.float64)
+    settings = {"label_names": names, "requests": recipe.labels, "patch_size": config.patch_size, **recipe.tokenizer}
+    # Through the tokenizer, so that continuum and masks are those of training: one patch that holds all pixels.
+    whole = SpectraFMTokenizer(**{**settings, "patch_size": len(wavelength), "clip": None, "standardize_center": 0.0})
+    tokens = whole(*spectra, return_tensors="np")
+    flux = np.where(tokens["pixel_mask"], tokens["flux"], np.nan)[:, 0]
+    flux_error = np.where(tokens["pixel_mask"], tokens["flux_error"], np.nan)[:, 0]
+    center, scale = robust_center_and_scale(flux)
+    tokenizer = SpectraFMTokenizer(
+        **settings,
+        standardize_wavelength=wavelength,
+        standardize_center=center,
+        standardize_scale=scale,
+    )
+    whitening = None
+    if recipe.whitening:
+        nodes, whitening = whitening_table(tokenizer, wavelength, (flux - center) / scale, flux_error / scale)
+        config.whitening_wavelength = nodes
+    model = SpectraFMForPrediction(config)
+    if whitening is not None:
+        model.model.embeddings.patch_embedding.whitening.copy_(torch.from_numpy(whitening))
+    training_range = {
+        "labels": {name: [float(np.nanmin(columns[name])), float(np.nanmax(columns[name]))] for name in names},
+        "stars": len(train),
+        "wavelength": [float(wavelength[0]), float(wavelength[-1])],
+        "wavelength_step": [float(step) for step in (np.diff(wavelength).min(), np.diff(wavelength).max())],
+    }
+    return model, tokenizer, training_range
+
+
+def whitening_table(
+    tokenizer: SpectraFMTokenizer, wavelength: np.ndarray, flux: np.ndarray, flux_error: np.ndarray
+) -> tuple[list[float], np.ndarray]:
+    """
+    Matrices that decorrelate the pixels of each patch, at the wavelengths of the patches.
+
+    The matrix is (C + N)^(-1/2), symmetric, so that neighbouring patches have similar ones: C is the covariance of
+    the standardised fluxes of the training set, N the median variance of their noise, below which there is nothing
+    to be had.
+
+    Parameters
+    ----------
+    wavelength : array of shape (pixels,)
+    flux, flux_error : array of shape (stars, pixels)
+        Standardised, NaN where masked.
+
+    Returns
+    -------
+    nodes : list of float
+        Centres of the patches, Angstrom.
+    matrices : array of shape (nodes, patch_size, patch_size), float32
+    """
+    tokens = tokenizer(wavelength, np.ones_like(wavelength), return_tensors="np")
+    size = tokenizer.patch_size
+    clip = tokenizer.clip or np.inf
+    flux = np.nan_to_num(np.clip(flux, -clip, clip))
+    noise = np.nanmedian(flux_error**2, axis=0)
+    matrices = np.tile(np.eye(size, dtype=np.float32), (tokens["wavelength"].shape[1], 1, 1))
+    start = 0
+    for matrix, valid in zip(matrices, tokens["pixel_mask"][0], strict=True):
+        count = int(valid.sum())
+        patch = flux[:, start : start + count]
+        # Patches differ in noise far more than pixels of a patch: one level keeps the matrix well-behaved.
+        level = float(np.mean(noise[start : start + count])) + 1e-4
+        values, vectors = np.linalg.eigh(np.cov(patch.T).reshape(count, count))
+        matrix[:count, :count] = (vectors / np.sqrt(values.clip(min=0.0) + level)) @ vectors.T
+        start += count
+    return tokens["wavelength"][0].astype(float).tolist(), matrices
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """
+    Trainable parameters for Muon (matrices inside the layers), AdamW with and without weight decay.
+
+    Muon makes the update of a matrix orthogonal, which is meant for matrices between hidden states; embeddings, the
+    read-out heads, biases and norms stay with AdamW.
+    """
+    muon, decayed, plain = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        outside = "value_embedding" in name or name.startswith(("readout.mean", "readout.log_variance"))
+        if parameter.ndim == 2 and not outside:
+            muon.append(parameter)
+        elif parameter.ndim >= 2:
+            decayed.append(parameter)
+        else:
+            plain.append(parameter)
+    return muon, decayed, plain
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """
+    [`torch.optim.Muon`] for hidden matrices and [`torch.optim.AdamW`] for the rest, as one optimizer.
+
+    The Trainer, its schedulers and its checkpoints know one optimizer with parameter groups; the groups are shared
+    with the two inner ones, so that a scheduler that sets a learning rate sets theirs.
+    """
+
+    def __init__(self, muon_group: dict[str, Any], adamw_groups: Sequence[dict[str, Any]], betas=(0.9, 0.98)):
+        self.inner = [
+            torch.optim.Muon([muon_group], adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(list(adamw_groups), betas=betas),
+        ]
+        groups = [group for optimizer in self.inner for group in optimizer.param_groups]
+        super().__init__(groups, {})
+        self._share_groups()
+
+    def _share_groups(self):
+        n_muon = len(self.inner[0].param_groups)
+        self.inner[0].param_groups = self.param_groups[:n_muon]
+        self.inner[1].param_groups = self.param_groups[n_muon:]
+        for optimizer in self.inner:
+            optimizer.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        for optimizer in self.inner:
+            optimizer.step()
+        return loss
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self._share_groups()
+
+
+class Columns(torch.utils.data.Dataset):
+    """A data set that answers a list of indices with columns, not rows: no Python object for each star."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
+        return self.data[indices]
+
+
+class EmaCallback(TrainerCallback):
+    """Running mean of the weights; it stands in for them in evaluation and in the final model."""
+
+    def __init__(self, decay: float):
+        self.decay = decay
+        self.mean: dict[str, torch.Tensor] | None = None
+        self.weights: dict[str, torch.Tensor] | None = None
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.mean = {name: p.detach().clone() for name, p in model.named_parameters()}
+        if args.resume_from_checkpoint and (file := Path(args.resume_from_checkpoint, "ema.safetensors")).exists():
+            from safetensors.torch import load_file
+
+            self.mean = load_file(file)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        # A short memory at first, so that the mean forgets the random start.
+        decay = min(self.decay, (state.global_step + 1) / (state.global_step + 10))
+        weights = {name: p.detach() for name, p in model.named_parameters()}
+        torch._foreach_lerp_([self.mean[name] for name in weights], list(weights.values()), 1.0 - decay)
+
+    def swap(self, model: nn.Module):
+        """Exchange the weights of the model with their mean; twice is back."""
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.data, self.mean[name] = self.mean[name], parameter.data
+
+    def on_save(self, args, state, control, **kwargs):
+        from safetensors.torch import save_file
+
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if folder.is_dir():
+            save_file(self.mean, folder / "ema.safetensors.tmp")
+            (folder / "ema.safetensors.tmp").replace(folder / "ema.safetensors")
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        self.swap(model)
+
+
+class SpectraFMTrainer(Trainer):
+    """The Trainer with Muon for hidden matrices, and with evaluation on the running mean of the weights."""
+
+    def __init__(self, *args, recipe: Recipe, train_collator: SpectraFMCollator, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.recipe = recipe
+        self.train_collator = train_collator
+        self.ema = EmaCallback(recipe.ema_decay) if recipe.ema_decay else None
+        if self.ema is not None:
+            self.add_callback(self.ema)
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            muon, decayed, plain = split_parameters(self.model if model is None else model)
+            rate = self.args.learning_rate
+            self.optimizer = MuonWithAdamW(
+                {"params": muon, "lr": self.recipe.muon_learning_rate, "weight_decay": self.recipe.muon_weight_decay},
+                [
+                    {"params": decayed, "lr": rate, "weight_decay": self.args.weight_decay},
+                    {"params": plain, "lr": rate, "weight_decay": 0.0},
+                ],
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+            )
+        return self.optimizer
+
+    def get_train_dataloader(self):
+        # Augmentation belongs to training alone.
+        plain, self.data_collator = self.data_collator, self.train_collator
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
+
+    def evaluate(self, *args, **kwargs):
+        if self.ema is None or self.ema.mean is None or not self.is_in_train:
+            return super().evaluate(*args, **kwargs)
+        self.ema.swap(self.model)
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self.ema.swap(self.model)
+
+
+def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
+    """
+    `compute_metrics` for the Trainer, in physical units: for each label bias, robust scatter (1.4826 MAD), RMSE and
+    the robust standard deviation of error over sigma, for stars whose true `teff` lies in 3,500-6,500 K.
+    """
+    columns = [config.label_names.index(name) for name in label_names]
+    center = np.array(config.label_centers)[columns]
+    scale = np.array(config.label_scales)[columns]
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        mean, log_variance = prediction.predictions[:2]
+        labels, label_errors = prediction.label_ids
+        values, errors = mean * scale + center, np.exp(0.5 * log_variance) * scale
+        stars = np.ones(len(labels), dtype=bool)
+        if "teff" in label_names:
+            teff = labels[:, list(label_names).index("teff")]
+            stars = (teff > 3500) & (teff < 6500)
+        return {
+            f"{name}_{figure}": value
+            for i, name in enumerate(label_names)
+            for figure, value in label_metrics(
+                values[stars, i], errors[stars, i], labels[stars, i], label_errors[stars, i]
+            ).items()
+            if figure != "n"
+        }
+
+    return compute_metrics
+
+
+def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) -> SpectraFMTrainer:
+    """
+    Train a new model as the recipe says and save it, with tokenizer and training range, into `args.output_dir`.
+
+    Parameters
+    ----------
+    train_set, validation_set : datasets.Dataset
+        In the project's schema.
+    """
+    torch.manual_seed(args.seed)
+    train_set, validation_set = train_set.with_format("numpy"), validation_set.with_format("numpy")
+    model, tokenizer, training_range = prepare_model(recipe, train_set)
+    args.remove_unused_columns = False  # the collator reads columns that `forward` does not name
+    args.label_names = ["labels", "label_errors"]
+    trainer = SpectraFMTrainer(
+        model=model,
+        args=args,
+        recipe=recipe,
+        train_dataset=Columns(train_set),
+        eval_dataset=Columns(validation_set),
+        data_collator=SpectraFMCollator(tokenizer, recipe.labels, recipe.scalars),
+        train_collator=SpectraFMCollator(
+            tokenizer, recipe.labels, recipe.scalars, recipe.noise, recipe.pixel_dropout, recipe.error_dropout
+        ),
+        compute_metrics=make_compute_metrics(model.config, recipe.labels),
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    from .checkpoints import save_checkpoint
+
+    final = Path(args.output_dir) / "final"
+    save_checkpoint(trainer.model, tokenizer, final)
+    write_json(final / "training_range.json", training_range)
+    write_json(Path(args.output_dir) / "log_history.json", trainer.state.log_history)
+    return trainer
+
+
+def write_json(path: Path, content: Mapping | Sequence):
+    """Write to a temporary name, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)

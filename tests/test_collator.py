@@ -1,0 +1,83 @@
+"""The collator: rows of a data set -> batches, with augmentation in training."""
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from spectrafm_hf import SpectraFMTokenizer
+from spectrafm_hf.collator import SpectraFMCollator
+
+
+def make_rows(n_stars: int = 6, n_pixels: int = 40) -> list[dict]:
+    generator = np.random.default_rng(0)
+    return [
+        {
+            "wavelength": np.linspace(4000, 4780, n_pixels, dtype=np.float32),
+            "flux": generator.uniform(0.5, 1.5, n_pixels).astype(np.float32),
+            "flux_error": np.full(n_pixels, 0.01, dtype=np.float32),
+            "mask": np.zeros(n_pixels, dtype=bool),
+            "teff": np.float32(5000 + i),
+            "teff_err": np.float32("nan") if i else np.float32(50),
+            "bp_rp": np.float32("nan") if i % 2 else np.float32(1.0),
+        }
+        for i in range(n_stars)
+    ]
+
+
+TOKENIZER = SpectraFMTokenizer(label_names=["teff", "bp_rp"], patch_size=8)
+
+
+def test_rows_become_model_inputs_with_labels_and_errors():
+    batch = SpectraFMCollator(TOKENIZER, ["teff"], ["bp_rp"])(make_rows())
+    assert batch["flux"].shape == (6, 5, 8)
+    assert batch["labels"].tolist() == [[5000.0 + i] for i in range(6)]
+    assert batch["label_errors"][0] == 50 and torch.isnan(batch["label_errors"][1:]).all()
+    assert batch["scalar_ids"].tolist() == [[3], [0], [3], [0], [3], [0]], "an unknown scalar is padding"
+
+
+def test_columns_of_a_data_set_give_the_batch_that_its_rows_give():
+    rows = make_rows()
+    columns = Dataset.from_list(rows).with_format("numpy")[:]
+    collator = SpectraFMCollator(TOKENIZER, ["teff"], ["bp_rp"])
+    for key, value in collator(rows).items():
+        torch.testing.assert_close(collator(columns)[key], value, equal_nan=True, rtol=0, atol=0)
+
+
+def test_spectra_of_different_length_are_augmented_and_padded():
+    rows = make_rows()
+    for key in ("wavelength", "flux", "flux_error", "mask"):
+        rows[0][key] = rows[0][key][:17]
+    batch = SpectraFMCollator(TOKENIZER, ["teff"], noise=1.0, pixel_dropout=0.1)(rows)
+    assert batch["attention_mask"].sum(dim=1).tolist()[0] <= 3
+    assert batch["attention_mask"][1:].sum() > 20
+
+
+def test_noise_has_the_size_of_the_errors_and_is_new_at_each_call():
+    rows = make_rows(n_stars=3000)
+    torch.manual_seed(0)
+    plain = SpectraFMCollator(TOKENIZER, ["teff"])(rows)
+    collator = SpectraFMCollator(TOKENIZER, ["teff"], noise=2.0)
+    first, second = collator(rows), collator(rows)
+    # 2 u times the error, u uniform in 0-1: mean square 4/3 of the error's.
+    added = (first["flux"] - plain["flux"]) / 0.01
+    assert abs(added.square().mean().item() - 4 / 3) < 0.1
+    assert torch.equal(first["flux_error"], plain["flux_error"])
+    assert not torch.equal(first["flux"], second["flux"])
+
+
+def test_the_same_torch_seed_gives_the_same_augmentation():
+    collator = SpectraFMCollator(TOKENIZER, ["teff"], noise=1.0, pixel_dropout=0.2, error_dropout=0.5)
+    torch.manual_seed(3)
+    first = collator(make_rows())
+    torch.manual_seed(3)
+    second = collator(make_rows())
+    assert all(torch.equal(first[key].nan_to_num(), second[key].nan_to_num()) for key in first)
+
+
+def test_pixel_and_error_dropout_hide_their_share():
+    rows = make_rows(n_stars=300)
+    torch.manual_seed(0)
+    batch = SpectraFMCollator(TOKENIZER, ["teff"], pixel_dropout=0.25, error_dropout=0.5)(rows)
+    assert abs(batch["pixel_mask"].float().mean().item() - 0.75) < 0.02
+    without_errors = (batch["flux_error"] == 0).all(dim=-1).all(dim=-1).float().mean().item()
+    assert 0.4 < without_errors < 0.6
