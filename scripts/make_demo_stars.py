@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from spectrafm_hf.data.gaia_xp import LABELS, PACKAGE, demo_stars
 
+
 RESOURCES = Path(__file__).parents[1] / "src" / "spectrafm_hf" / "resources"
 
 

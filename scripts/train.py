@@ -14,10 +14,10 @@ from pathlib import Path
 
 import yaml
 from datasets import load_dataset
-
-from spectrafm_hf.training import Recipe, train
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+
+from spectrafm_hf.training import Recipe, train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         print(__doc__.strip(), file=sys.stderr)
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2
     settings = yaml.safe_load(Path(argv[0]).read_text())
-    parser = HfArgumentParser((Recipe, TrainingArguments))
+    parser = HfArgumentParser([Recipe, TrainingArguments])  # type: ignore[list-item]
     options, _ = parser.parse_known_args(argv[1:])
     given = {name for name in vars(options) if any(arg.split("=")[0].lstrip("-") == name for arg in argv[1:])}
     recipe, args = parser.parse_dict({**settings, **{name: getattr(options, name) for name in given}})

@@ -152,7 +152,9 @@ def _predict(arguments: argparse.Namespace) -> None:
             raise ValueError(f"INPUT: expected at least one spectrum, got none in {len(files)} files")
         if n_failed == n_stars:
             reason = printed[0][-1]
-            raise ValueError(f"INPUT: expected a spectrum that can be used, got {n_failed} that cannot; the first: {reason}")
+            raise ValueError(
+                f"INPUT: expected a spectrum that can be used, got {n_failed} that cannot; the first: {reason}"
+            )
 
     _print_table(["object_id", *(_heading(name, units) for name in names), "flags"], printed)
     if n_stars > len(printed):

@@ -14,8 +14,8 @@ from astropy.io import fits
 from astropy.table import Table
 from matplotlib import image
 
-from spectrafm_hf import save_checkpoint
 from spectrafm_cli import DEMO_STARS, main
+from spectrafm_hf import save_checkpoint
 from spectrafm_hf.prediction import TrainingRange
 
 

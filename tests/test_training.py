@@ -1,6 +1,6 @@
 """Training with the Trainer: it learns, resumes exactly, and saves what it evaluated."""
 
-import json
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +10,13 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, DatasetDict, load_dataset
+from transformers import TrainingArguments
 
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data import spectrum_features
 from spectrafm_hf.models import SpectraFMTokenizer
+from spectrafm_hf.prediction import TrainingRange
 from spectrafm_hf.training import MuonWithAdamW, Recipe, prepare_model, train, whitening_table
-from transformers import TrainingArguments
 
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +118,8 @@ def test_the_saved_checkpoint_gives_the_metrics_of_the_last_evaluation(trained, 
     scatter = 1.4826 * np.median(np.abs(error - np.median(error)))
     logged = [entry for entry in trainer.state.log_history if "eval_teff_robust_scatter" in entry][-1]
     assert scatter == pytest.approx(logged["eval_teff_robust_scatter"], rel=1e-3)
-    assert json.loads((folder / "final" / "training_range.json").read_text())["labels"].keys() == {"teff", "fe_h"}
+    training_range = TrainingRange.load(folder / "final")
+    assert training_range is not None and training_range.labels.keys() == {"teff", "fe_h"}
 
 
 def test_a_resumed_run_ends_with_the_loss_and_the_weights_of_an_uninterrupted_one(trained, stars, tmp_path):
@@ -152,7 +154,7 @@ def test_the_prepared_model_carries_centres_and_scales_of_the_training_set(stars
     model, tokenizer, training_range = prepare_model(make_recipe(), stars["train"].with_format("numpy"))
     teff = np.asarray(stars["train"]["teff"])
     assert model.config.label_centers[0] == pytest.approx(np.median(teff), rel=1e-6)
-    assert training_range["labels"]["teff"] == [pytest.approx(teff.min()), pytest.approx(teff.max())]
+    assert training_range.labels["teff"] == (pytest.approx(teff.min()), pytest.approx(teff.max()))
     flux = tokenizer(stars["train"].with_format("numpy")[:])["flux"]
     assert flux.median().abs() < 0.05, "standardised"
 
@@ -197,4 +199,6 @@ def test_the_training_script_runs_a_recipe_from_yaml_with_overrides(stars, tmp_p
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out" / "final" / "model.safetensors").exists()
-    assert json.loads((tmp_path / "out" / "log_history.json").read_text())[-1]["step"] == 3
+    with (tmp_path / "out" / "curves.csv").open() as file:
+        curves = list(csv.DictReader(file))
+    assert curves[-1]["step"] == "3" and float(curves[-1]["train_loss"]) > 0

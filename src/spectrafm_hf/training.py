@@ -1,7 +1,7 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """From a recipe and a data set to a trained checkpoint, with the Trainer of transformers."""
 
-import json
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
-
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
+from .checkpoints import save_checkpoint
 from .collator import SpectraFMCollator
 from .metrics import label_metrics
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
+from .prediction import TrainingRange
 
 
 @dataclass
@@ -69,7 +71,7 @@ def robust_center_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return center, 1.4826 * np.nanmedian(np.abs(values - center), axis=0)
 
 
-def prepare_model(recipe: Recipe, train) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, dict[str, Any]]:
+def prepare_model(recipe: Recipe, train) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, TrainingRange]:
     """
     A new model and its tokenizer, with standardisation and whitening measured on the training set.
 
@@ -82,8 +84,8 @@ def prepare_model(recipe: Recipe, train) -> tuple[SpectraFMForPrediction, Spectr
     Returns
     -------
     model, tokenizer
-    training_range : dict
-        Ranges of labels and wavelength, for `training_range.json`.
+    training_range : TrainingRange
+        Of labels and wavelength.
 
     Raises
     ------
@@ -105,20 +107,22 @@ def prepare_model(recipe: Recipe, train) -> tuple[SpectraFMForPrediction, Spectr
     )
     spectra = [np.asarray(train[name][:]) for name in ("wavelength", "flux", "flux_error", "mask")]
     if any(column.dtype == object for column in spectra) or np.any(spectra[0] != spectra[0][0]):
-        raise ValueError("wavelength: expected one grid for all training spectra (the standardisation is a table on it)")
+        raise ValueError(
+            "wavelength: expected one grid for all training spectra (the standardisation is a table on it)"
+        )
     wavelength = spectra[0][0].astype(np.float64)
     settings = {"label_names": names, "requests": recipe.labels, "patch_size": config.patch_size, **recipe.tokenizer}
     # Through the tokenizer, so that continuum and masks are those of training: one patch that holds all pixels.
     whole = SpectraFMTokenizer(**{**settings, "patch_size": len(wavelength), "clip": None, "standardize_center": 0.0})
-    tokens = whole(*spectra, return_tensors="np")
+    tokens = whole(spectra[0], spectra[1], spectra[2], spectra[3], return_tensors="np")
     flux = np.where(tokens["pixel_mask"], tokens["flux"], np.nan)[:, 0]
     flux_error = np.where(tokens["pixel_mask"], tokens["flux_error"], np.nan)[:, 0]
     center, scale = robust_center_and_scale(flux)
     tokenizer = SpectraFMTokenizer(
         **settings,
         standardize_wavelength=wavelength,
-        standardize_center=center,
-        standardize_scale=scale,
+        standardize_center=center.tolist(),
+        standardize_scale=scale.tolist(),
     )
     whitening = None
     if recipe.whitening:
@@ -127,12 +131,11 @@ def prepare_model(recipe: Recipe, train) -> tuple[SpectraFMForPrediction, Spectr
     model = SpectraFMForPrediction(config)
     if whitening is not None:
         model.model.embeddings.patch_embedding.whitening.copy_(torch.from_numpy(whitening))
-    training_range = {
-        "labels": {name: [float(np.nanmin(columns[name])), float(np.nanmax(columns[name]))] for name in names},
-        "stars": len(train),
-        "wavelength": [float(wavelength[0]), float(wavelength[-1])],
-        "wavelength_step": [float(step) for step in (np.diff(wavelength).min(), np.diff(wavelength).max())],
-    }
+    training_range = TrainingRange(
+        labels={name: (float(np.nanmin(column)), float(np.nanmax(column))) for name, column in columns.items()},
+        wavelength=(float(wavelength[0]), float(wavelength[-1])),
+        wavelength_step=(float(np.diff(wavelength).min()), float(np.diff(wavelength).max())),
+    )
     return model, tokenizer, training_range
 
 
@@ -251,14 +254,11 @@ class EmaCallback(TrainerCallback):
 
     def __init__(self, decay: float):
         self.decay = decay
-        self.mean: dict[str, torch.Tensor] | None = None
-        self.weights: dict[str, torch.Tensor] | None = None
+        self.mean: dict[str, torch.Tensor] = {}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.mean = {name: p.detach().clone() for name, p in model.named_parameters()}
         if args.resume_from_checkpoint and (file := Path(args.resume_from_checkpoint, "ema.safetensors")).exists():
-            from safetensors.torch import load_file
-
             self.mean = load_file(file)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -274,8 +274,6 @@ class EmaCallback(TrainerCallback):
                 parameter.data, self.mean[name] = self.mean[name], parameter.data
 
     def on_save(self, args, state, control, **kwargs):
-        from safetensors.torch import save_file
-
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
         if folder.is_dir():
             save_file(self.mean, folder / "ema.safetensors.tmp")
@@ -319,7 +317,7 @@ class SpectraFMTrainer(Trainer):
             self.data_collator = plain
 
     def evaluate(self, *args, **kwargs):
-        if self.ema is None or self.ema.mean is None or not self.is_in_train:
+        if self.ema is None or not self.is_in_train:
             return super().evaluate(*args, **kwargs)
         self.ema.swap(self.model)
         try:
@@ -338,8 +336,10 @@ def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
     scale = np.array(config.label_scales)[columns]
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        mean, log_variance = prediction.predictions[:2]
-        labels, label_errors = prediction.label_ids
+        outputs: Any = prediction.predictions
+        truth: Any = prediction.label_ids
+        mean, log_variance = outputs[:2]
+        labels, label_errors = truth
         values, errors = mean * scale + center, np.exp(0.5 * log_variance) * scale
         stars = np.ones(len(labels), dtype=bool)
         if "teff" in label_names:
@@ -369,6 +369,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     torch.manual_seed(args.seed)
     train_set, validation_set = train_set.with_format("numpy"), validation_set.with_format("numpy")
     model, tokenizer, training_range = prepare_model(recipe, train_set)
+    final = Path(args.output_dir or "runs") / "final"
     args.remove_unused_columns = False  # the collator reads columns that `forward` does not name
     args.label_names = ["labels", "label_errors"]
     trainer = SpectraFMTrainer(
@@ -384,17 +385,24 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
         compute_metrics=make_compute_metrics(model.config, recipe.labels),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    from .checkpoints import save_checkpoint
-
-    final = Path(args.output_dir) / "final"
-    save_checkpoint(trainer.model, tokenizer, final)
-    write_json(final / "training_range.json", training_range)
-    write_json(Path(args.output_dir) / "log_history.json", trainer.state.log_history)
+    save_checkpoint(model, tokenizer, final)
+    training_range.save(final)
+    write_curves(final.with_name("curves.csv"), trainer.state.log_history)
     return trainer
 
 
-def write_json(path: Path, content: Mapping | Sequence):
-    """Write to a temporary name, then rename."""
+def write_curves(path: Path, log_history: Sequence[Mapping[str, Any]]):
+    """The Trainer's log as CSV: a line for each step that was logged or evaluated, a column for each quantity."""
+    lines: dict[int, dict[str, Any]] = {}
+    for entry in log_history:
+        lines.setdefault(entry["step"], {}).update(entry)
+    names = list(dict.fromkeys(name for line in lines.values() for name in line if "runtime" not in name))
+    names = ["step", *(name for name in names if name != "step" and not name.endswith("per_second"))]
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines.values()
+        )
     temporary.replace(path)

@@ -30,6 +30,7 @@ from spectrafm_hf.data.gaia_xp import (
 from spectrafm_hf.data.schema import validate_table
 from spectrafm_hf.data.sources import fetch_package_file
 
+
 STARS = 60
 
 

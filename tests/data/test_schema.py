@@ -17,6 +17,7 @@ from spectrafm_hf.data.schema import (
     validate_table,
 )
 
+
 LENGTHS = np.array([5, 3, 7])
 
 

@@ -10,6 +10,7 @@ import pytest
 from spectrafm_hf.data.gaia_xp import PACKAGE
 from spectrafm_hf.data.sources import cache_dir, fetch_package_file, read_member
 
+
 NAME, VERSION = "tinyspectra", "1.0"
 
 

@@ -16,6 +16,7 @@ from .schema import (
 )
 from .sources import cache_dir, fetch_package_file, read_member
 
+
 __all__ = [
     "LABEL_UNITS",
     "PIXEL_COLUMNS",

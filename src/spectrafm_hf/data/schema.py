@@ -35,6 +35,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
+
 _ELEMENTS = ("c", "n", "o", "na", "mg", "al", "si", "s", "k", "ca", "ti", "v", "cr", "mn", "co", "ni", "ce")
 
 #: Unit of every label known by name. Names are the columns of APOGEE's allStar table in lower case, where

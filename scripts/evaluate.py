@@ -1,0 +1,453 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Compare a checkpoint with classical models on stars that none of them was fitted to, in one command.
+
+    python scripts/evaluate.py                      # the final table: test stars of Gaia XP x APOGEE
+    python scripts/evaluate.py --split validation   # during development
+    python scripts/evaluate.py --tune               # search the settings of the baselines again
+
+The baselines are refitted to the training stars with the settings in scripts/recipes/baselines-gaia-xp.json, which
+`--tune` chose on validation stars; it holds everything that was tried. The factors that make the errors of the
+baselines honest (`Baseline.calibrate`) come from validation stars too. Test stars are read for the table only.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+from transformers.utils import cached_file
+
+from spectrafm_cli import DEFAULT_MODEL
+from spectrafm_hf.baselines import BASELINES, Baseline, Spectra
+from spectrafm_hf.checkpoints import load_checkpoint
+from spectrafm_hf.data import LABEL_UNITS, build_gaia_xp, cache_dir, flat_pixels, label_names_of
+from spectrafm_hf.metrics import format_table, label_metrics, robust_scatter, table_metrics
+from spectrafm_hf.prediction import predict_batches
+
+
+RECIPE = Path(__file__).parent / "recipes" / "baselines-gaia-xp.json"
+NAMES = {"ridge": "ridge", "cannon": "Cannon", "mlp": "PCA + MLP"}
+SPLIT_RULE = "(gaia_source_id // 128) % 10: 0 test, 1 validation, else train"
+MAIN = "3500 K < teff < 6500 K"
+# A coordinate search for each baseline: from the first settings, each line in turn tries other values of one of them
+# and keeps the best. `train_teff` and `train_min_snr` choose training stars, the rest are arguments of the class.
+SEARCH: dict[str, tuple[dict[str, Any], list[tuple[str, list[Any]]]]] = {
+    "ridge": (
+        {"train_teff": None, "train_min_snr": 0, "transform": "log", "alpha": 1e-5, "errors_as_inputs": False},
+        [
+            ("train_teff", [[3300, 7000], [3500, 6500]]),
+            ("errors_as_inputs", [True]),
+            ("transform", ["raw", "asinh"]),
+            ("train_min_snr", [40, 75, 110]),
+            ("alpha", [1e-7, 1e-6, 1e-4, 1e-3]),
+            ("train_teff", [None, [3300, 7000], [3500, 6500]]),
+            ("transform", ["raw", "asinh", "log"]),
+        ],
+    ),
+    "cannon": (
+        {
+            "train_teff": None,
+            "train_min_snr": 0,
+            "transform": "log",
+            "alpha": 0.0,
+            "use_nuisance": True,
+            "decorrelate": False,
+            "use_prior": False,
+            "n_starts": 4,
+        },
+        [
+            ("decorrelate", [True]),
+            ("use_prior", [True]),
+            ("train_teff", [[3300, 7000], [3500, 6500]]),
+            ("train_min_snr", [40, 75, 110, 150]),
+            ("transform", ["raw", "asinh"]),
+            ("use_nuisance", [False]),
+            ("alpha", [1e-4, 1e-2]),
+            ("n_starts", [8]),
+        ],
+    ),
+    "mlp": (
+        {
+            "train_teff": None,
+            "train_min_snr": 0,
+            "transform": "asinh",
+            "errors_as_inputs": False,
+            "learning_rate": 1e-3,
+            "batch_size": 512,
+            "weight_decay": 0.01,
+            "dropout": 0.0,
+            "noise": 0.0,
+            "ema": 0.0,
+            "epochs": 25,
+        },
+        [
+            ("transform", ["log"]),
+            ("noise", [1.0]),
+            ("dropout", [0.1]),
+            ("errors_as_inputs", [True]),
+            ("epochs", [60]),
+            ("learning_rate", [2e-3]),
+            ("dropout", [0.1]),
+            ("ema", [0.999]),
+            ("weight_decay", [0.1]),
+            ("batch_size", [256]),
+            ("noise", [0.3]),
+            ("epochs", [120]),
+        ],
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Stars:
+    """One split: spectra on one grid (Angstrom), and the columns that choose among the stars, shape (stars,)."""
+
+    object_id: NDArray[Any]
+    wavelength: NDArray[np.float32]
+    spectra: Spectra
+    label_names: list[str]
+    snr: NDArray[np.float32]
+    sha256: str
+
+    def label(self, name: str) -> NDArray[Any]:
+        return self.spectra.labels[:, self.label_names.index(name)]
+
+    def selections(self) -> dict[str, NDArray[np.bool_]]:
+        """What each table is about."""
+        teff, fe_h = self.label("teff"), self.label("fe_h")
+        return {
+            MAIN: (teff > 3500) & (teff < 6500),
+            "all stars": np.ones(len(teff), dtype=bool),
+            "[Fe/H] < -1": fe_h < -1,
+        }
+
+
+def read_stars(folder: Path, split: str) -> Stars:
+    """One split of a data set of this project whose spectra share one wavelength grid."""
+    files = sorted((folder / "data").glob(f"{split}-*.parquet"))
+    if not files:
+        raise ValueError(f"data: expected files {folder / 'data' / split}-*.parquet, got none")
+    table = pq.read_table(files)
+    if not len(table):
+        raise ValueError(f"data: expected stars in the split {split}, got none")
+
+    def pixels(name: str) -> NDArray[Any]:
+        values, lengths = flat_pixels(table[name])
+        if (lengths != lengths[0]).any():
+            raise ValueError(f"{name}: expected as many pixels in every row, got {lengths.min()} to {lengths.max()}")
+        return values.reshape(len(table), -1)
+
+    def stack(names: Sequence[str]) -> NDArray[Any]:
+        return np.stack([table[name].to_numpy() for name in names], axis=1)
+
+    wavelength, flux, flux_error, mask = map(pixels, ("wavelength", "flux", "flux_error", "mask"))
+    if (wavelength != wavelength[0]).any():
+        raise ValueError("wavelength: expected one grid for all rows, as the baselines need, got different ones")
+    label_names = label_names_of(table.column_names)
+    missing = {"teff", "fe_h"} - set(label_names)
+    if missing:
+        raise ValueError(f"data: expected the labels teff and fe_h, by which stars are chosen, got {label_names}")
+    spectra = Spectra(
+        np.where(mask, np.nan, flux),
+        np.where(mask, np.nan, flux_error),
+        stack(label_names),
+        stack([f"{name}_err" for name in label_names]),
+        stack(["ak_targ"]) if "ak_targ" in table.column_names else np.empty((len(table), 0)),
+    )
+    checksum = hashlib.sha256()
+    for file in files:
+        checksum.update(file.read_bytes())
+    object_id, snr = table["object_id"].to_numpy(), table["snr"].to_numpy()
+    return Stars(object_id, wavelength[0], spectra, label_names, snr, checksum.hexdigest())
+
+
+# ----------------------------------------------------------------------------------------------------------- baselines
+
+
+def fit_baseline(name: str, settings: Mapping[str, Any], train: Stars, validation: Stars) -> Baseline:
+    """Fit to the training stars that the settings choose; calibrate on validation stars of the main table."""
+    model_settings = dict(settings)
+    teff_range, min_snr = model_settings.pop("train_teff"), model_settings.pop("train_min_snr")
+    chosen = ~(train.snr < min_snr)
+    if teff_range is not None:
+        teff = train.label("teff")
+        chosen &= (teff > teff_range[0]) & (teff < teff_range[1])
+    baseline = BASELINES[name](**model_settings).fit(train.spectra[chosen])
+    return baseline.calibrate(validation.spectra[validation.selections()[MAIN]])
+
+
+def tune(names: Sequence[str], train: Stars, validation: Stars, recipe_file: Path) -> None:
+    """Search the settings on validation stars. Each fit is written down at once; what is there is not done again."""
+    held_out = validation.spectra[validation.selections()[MAIN]]
+    known = np.isfinite(held_out.labels)
+    spread = [robust_scatter(column[mask]) for column, mask in zip(held_out.labels.T, known.T, strict=True)]
+    recipe: dict[str, Any] = {
+        "made_by": "python scripts/evaluate.py --tune",
+        "measured_on": f"validation stars, {MAIN}",
+        "score": "geometric mean over labels of robust scatter of predicted - true / robust scatter of the labels",
+        "data_sha256": {"train": train.sha256, "validation": validation.sha256},
+        "baselines": {},
+    }
+    if recipe_file.exists():
+        earlier = json.loads(recipe_file.read_text(encoding="utf-8"))
+        if earlier["data_sha256"] == recipe["data_sha256"]:
+            recipe = earlier
+
+    def trial(name: str, settings: dict[str, Any]) -> float:
+        entry = recipe["baselines"].setdefault(name, {"chosen": settings, "tried": []})
+        for earlier in entry["tried"]:
+            if earlier["settings"] == settings:
+                return earlier["score"]
+        start = time.perf_counter()
+        baseline = fit_baseline(name, settings, train, validation)
+        values, errors = baseline.predict(held_out.flux, held_out.flux_error)
+        scatter = [
+            float(label_metrics(*columns)["robust_scatter"])
+            for columns in zip(values.T, errors.T, held_out.labels.T, held_out.label_errors.T, strict=True)
+        ]
+        score = round(float(np.exp(np.mean(np.log(np.divide(scatter, spread))))), 5)
+        figures: dict[str, Any] = {
+            "settings": settings,
+            "score": score,
+            "robust_scatter": {
+                label: float(f"{value:.4g}") for label, value in zip(train.label_names, scatter, strict=True)
+            },
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+        entry["tried"].append(figures)
+        entry["chosen"] = min(entry["tried"], key=lambda figures: figures["score"])["settings"]
+        write_json(recipe_file, recipe)
+        print(NAMES[name], json.dumps(figures), flush=True)
+        return score
+
+    for name in names:
+        settings, search = SEARCH[name]
+        best = trial(name, settings)
+        for field, options in tqdm(search, desc=f"tuning {NAMES[name]}", unit="setting"):
+            for option in options:
+                candidate = {**settings, field: option}
+                score = trial(name, candidate)
+                if score < best:
+                    best, settings = score, candidate
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+def predict_checkpoint(model_name: str, stars: Stars) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Values and errors of the labels that the checkpoint and the data share, and the checksum of its weights."""
+    model, tokenizer = load_checkpoint(model_name)
+    if torch.cuda.is_available():
+        model.cuda()  # type: ignore[call-arg]  # transformers wraps it without its types
+    labels = [name for name in stars.label_names if name in model.config.label_names]
+    if not labels:
+        raise ValueError(f"model: expected labels out of {stars.label_names}, got {list(model.config.label_names)}")
+    mask = np.isnan(stars.spectra.flux)
+
+    def batches() -> Iterator[list[dict[str, Any]]]:
+        for start in tqdm(range(0, len(mask), 256), desc=f"{model_name}, 256 stars a step", delay=2):
+            yield [
+                {
+                    "object_id": stars.object_id[i],
+                    "wavelength": stars.wavelength,
+                    "flux": stars.spectra.flux[i],
+                    "flux_error": stars.spectra.flux_error[i],
+                    "mask": mask[i],
+                }
+                for i in range(start, min(start + 256, len(mask)))
+            ]
+
+    answers = list(predict_batches(model, tokenizer, batches(), labels))
+    columns = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+    weights = cached_file(str(model.name_or_path), "model.safetensors") or ""
+    checksum = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    about = {"name": model_name, "model_sha256": checksum, "parameters": str(model.num_parameters())}
+    return {name: columns[name] for name in labels}, {name: columns[f"{name}_err"] for name in labels}, about
+
+
+def evaluate(arguments: argparse.Namespace, folder: Path) -> None:
+    """Fit, predict, print and write."""
+    stars = read_stars(folder, arguments.split)
+    report: dict[str, Any] = {
+        "command": shlex.join(["python", "scripts/evaluate.py", *arguments.given]),
+        "split": arguments.split,
+        "split_rule": SPLIT_RULE,
+        "stars": {name: int(mask.sum()) for name, mask in stars.selections().items()},
+        "data_sha256": {arguments.split: stars.sha256},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("numpy", "torch", "transformers")},
+        },
+        "threads": torch.get_num_threads(),
+        "models": {},
+        "seconds": {},
+        "results": {},
+    }
+    predictions: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    if arguments.baselines:
+        train = read_stars(folder, "train")
+        validation = stars if arguments.split == "validation" else read_stars(folder, "validation")
+        for other in (train, validation):
+            if not np.array_equal(other.wavelength, stars.wavelength) or other.label_names != stars.label_names:
+                raise ValueError("data: expected one wavelength grid and the same labels in all splits")
+        report["data_sha256"] |= {"train": train.sha256, "validation": validation.sha256}
+        recipe = json.loads(arguments.recipe.read_text(encoding="utf-8"))["baselines"]
+        for name in tqdm(arguments.baselines, desc="fitting baselines", delay=2):
+            if name not in recipe:
+                raise ValueError(f"recipe: expected settings of {name} in {arguments.recipe}, got {list(recipe)}")
+            settings = recipe[name]["chosen"]
+            start = time.perf_counter()
+            baseline = fit_baseline(name, settings, train, validation)
+            fitted = time.perf_counter()
+            values, errors = baseline.predict(stars.spectra.flux, stars.spectra.flux_error)
+            predicted = time.perf_counter()
+            predictions[NAMES[name]] = (
+                dict(zip(stars.label_names, values.T, strict=True)),
+                dict(zip(stars.label_names, errors.T, strict=True)),
+            )
+            factors = dict(zip(stars.label_names, np.atleast_1d(baseline.error_factors).tolist(), strict=True))
+            seed = getattr(baseline, "seed", None)
+            report["models"][NAMES[name]] = {"settings": settings, "seed": seed, "error_factors": factors}
+            report["seconds"][NAMES[name]] = {"fit": fitted - start, "predict": predicted - fitted}
+    if arguments.model != "none":
+        start = time.perf_counter()
+        values_of, errors_of, about = predict_checkpoint(arguments.model, stars)
+        row = Path(arguments.model).name
+        predictions[row] = (values_of, errors_of)
+        report["models"][row] = about
+        report["seconds"][row] = {"predict": time.perf_counter() - start}
+
+    spectra = stars.spectra
+    labels = dict(zip(stars.label_names, spectra.labels.T, strict=True))
+    label_errors = dict(zip(stars.label_names, spectra.label_errors.T, strict=True))
+    print(f"{arguments.split} stars ({SPLIT_RULE}) of {folder.name}, SHA-256 {stars.sha256[:12]}")
+    print("each cell: 1.4826 MAD of predicted - true (its median, RMSE, 1.4826 MAD of error/sigma)")
+    if arguments.baselines:
+        print("sigma of the baselines: one factor a label from validation stars", end="")
+        print(", here the same stars" if arguments.split == "validation" else "")
+    for title, mask in stars.selections().items():
+        report["results"][title] = {
+            row: table_metrics(values, errors, labels, label_errors, mask)
+            for row, (values, errors) in predictions.items()
+        }
+        units = {name: LABEL_UNITS.get(name, "").split(" ")[0] for name in stars.label_names}
+        print(f"\n{title}\n{format_table(report['results'][title], units)}")
+    if arguments.plot:
+        plot(arguments.plot, row_of_plot := list(predictions)[-1], predictions[row_of_plot], labels, label_errors)
+        print(f"\nwritten: {arguments.plot}")
+    if arguments.output:
+        write_json(arguments.output, report)
+        print(f"\nwritten: {arguments.output}")
+
+
+def plot(path: Path, title: str, prediction: tuple[Mapping, Mapping], labels: Mapping, label_errors: Mapping) -> None:
+    """Predicted over true for each label of one model, above the distribution of error/sigma."""
+    from matplotlib.figure import Figure
+
+    from spectrafm_hf.plots import axis_label
+
+    values, errors = prediction
+    figure = Figure(figsize=(4 * len(values), 7), layout="constrained")
+    axes = figure.subplots(2, len(values), squeeze=False)
+    grid = np.linspace(-5, 5, 41)
+    for above, below, name in zip(*axes, values, strict=True):
+        known = np.isfinite(labels[name])
+        true, predicted = labels[name][known], values[name][known]
+        above.plot(true, predicted, ",")
+        above.axline((true[0], true[0]), slope=1, color="k", lw=0.8)
+        units = {name: LABEL_UNITS.get(name, "")}
+        above.set(xlabel=axis_label(name, units, "True "), ylabel=axis_label(name, units, "Predicted "))
+        z = (predicted - true) / np.hypot(errors[name][known], np.nan_to_num(label_errors[name][known]))
+        below.hist(z, grid, density=True)
+        below.plot(grid, np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi), "k", lw=0.8)
+        below.set(xlabel="error / sigma", yticks=[])
+    figure.suptitle(title)
+    with complete_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+# ------------------------------------------------------------------------------------------------------ files, command
+
+
+@contextlib.contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """A temporary name that becomes `path` once all is written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """JSON knows no NaN (the figures of a table without stars): it becomes null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    with complete_file(path) as temporary:
+        temporary.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; exit code 0, or 2 for bad input (one line on stderr)."""
+    parser = Parser(prog="evaluate.py", description="Compare a checkpoint with baselines on held-out stars.")
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help="a checkpoint, or none")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="made by `spectrafm data gaia-xp`; default: made now")
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--baselines", nargs="+", choices=(*BASELINES, "none"), default=list(BASELINES))
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON with all figures and how they were made")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: predicted over true, and error/sigma")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, metavar="FILE", help="settings of the baselines")
+    parser.add_argument(
+        "--tune", action="store_true", help="search those settings first, on validation stars, and stop"
+    )
+    arguments = parser.parse_args(argv)
+    arguments.given = list(sys.argv[1:] if argv is None else argv)
+    if "none" in arguments.baselines:
+        arguments.baselines = []
+    try:
+        if arguments.model == "none" and not arguments.baselines:
+            raise ValueError("model, baselines: expected at least one of them, got none")
+        for path in filter(None, (arguments.output, arguments.plot)):
+            if not path.absolute().parent.is_dir():
+                raise ValueError(f"output: expected a folder that exists, got {path.parent}")
+        folder = arguments.data or build_gaia_xp(cache_dir() / "gaia-xp")
+        if arguments.tune:
+            tune(arguments.baselines, read_stars(folder, "train"), read_stars(folder, "validation"), arguments.recipe)
+        else:
+            evaluate(arguments, folder)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"evaluate.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
