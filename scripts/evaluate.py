@@ -210,7 +210,7 @@ def tune(names: Sequence[str], train: Stars, validation: Stars, recipe_file: Pat
             recipe = earlier
 
     def trial(name: str, settings: dict[str, Any]) -> float:
-        entry = recipe["baselines"].setdefault(name, {"chosen": settings, "tried": []})
+        entry = recipe["baselines"].setdefault(name, {"complete": False, "chosen": settings, "tried": []})
         for earlier in entry["tried"]:
             if earlier["settings"] == settings:
                 return earlier["score"]
@@ -245,6 +245,8 @@ def tune(names: Sequence[str], train: Stars, validation: Stars, recipe_file: Pat
                 score = trial(name, candidate)
                 if score < best:
                     best, settings = score, candidate
+        recipe["baselines"][name]["complete"] = True
+        write_json(recipe_file, recipe)
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluation

@@ -73,7 +73,7 @@ def make_card(checkpoint: Path, evaluation: dict, recipe: str, remarks: str) -> 
                 task_name="stellar labels",
                 dataset_type="gaia-xp",
                 dataset_name="Gaia XP x APOGEE DR17",
-                dataset_split="test",
+                dataset_split=evaluation["split"],
                 metric_type=figure,
                 metric_name=f"{text} of {label}, {main}",
                 metric_value=round(evaluation["results"][main][name][label][figure], 5),
@@ -93,11 +93,12 @@ def make_card(checkpoint: Path, evaluation: dict, recipe: str, remarks: str) -> 
                 "| {} | {} | {:.5g} to {:.5g} |".format(label, units[label], *ranges["labels"][label])
                 for label in labels
             ),
-            split_rule=evaluation["split_rule"],
+            split=evaluation["split"],
+        split_rule=evaluation["split_rule"],
             tables="\n\n".join(tables),
             command=evaluation["command"],
             versions=", ".join(f"{key} {value}" for key, value in evaluation["versions"].items()),
-            data_sha256=evaluation["data_sha256"]["test"][:16],
+            data_sha256=evaluation["data_sha256"][evaluation["split"]][:16],
             model_sha256=checksum[:16],
             remarks=remarks.strip(),
             parameters=f"{model.num_parameters():,}",

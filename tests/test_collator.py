@@ -1,11 +1,12 @@
 """The collator: rows of a data set -> batches, with augmentation in training."""
 
 import numpy as np
+import pytest
 import torch
 from datasets import Dataset
 
 from spectrafm_hf import SpectraFMTokenizer
-from spectrafm_hf.collator import SpectraFMCollator
+from spectrafm_hf.collator import SpectraFMCollator, extinction_curve
 
 
 def make_rows(n_stars: int = 6, n_pixels: int = 40) -> list[dict]:
@@ -81,3 +82,24 @@ def test_pixel_and_error_dropout_hide_their_share():
     assert abs(batch["pixel_mask"].float().mean().item() - 0.75) < 0.02
     without_errors = (batch["flux_error"] == 0).all(dim=-1).all(dim=-1).float().mean().item()
     assert 0.4 < without_errors < 0.6
+
+
+def test_reddening_dims_the_blue_more_than_the_red_and_keeps_the_signal_to_noise():
+    rows = make_rows(n_stars=50)
+    plain = SpectraFMTokenizer(label_names=["teff"], patch_size=40)
+    torch.manual_seed(0)
+    collator = SpectraFMCollator(plain, ["teff"], reddening=0.5)
+    reddened, original = collator(rows), SpectraFMCollator(plain, ["teff"])(rows)
+    ratio = (reddened["flux"] + 1) / (original["flux"] + 1)
+    extinction = -2.5 * torch.log10(ratio)[:, 0]
+    torch.testing.assert_close(reddened["flux_error"] / original["flux_error"], ratio, rtol=1e-4, atol=1e-5)
+    # Between 4000 and 4780 A the curve falls from 1.4 to 1.2 A(V).
+    assert torch.allclose(extinction[:, -1] / extinction[:, 0], torch.tensor(0.84), atol=0.04)
+    assert 0.4 < extinction[:, 20].std() / 1.28 < 0.6
+
+
+def test_the_extinction_curve_is_one_in_the_v_band():
+    curve = extinction_curve(np.array([5500.0, 22000.0]))
+    assert abs(curve[0] - 1) < 0.02 and curve[1] < 0.15
+    with pytest.raises(ValueError):
+        extinction_curve(np.array([400.0]))

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from astropy import units
+from dust_extinction.parameter_averages import G23
 
 from .models import SpectraFMTokenizer
 
@@ -28,6 +30,11 @@ class SpectraFMCollator:
         Chance of a pixel to be masked.
     error_dropout : float
         Chance of a spectrum to come without errors.
+    reddening : float
+        Each spectrum is reddened by an A(V) drawn anew at each call from a normal distribution of this width, in
+        magnitudes (negative: dereddened), with the extinction curve of Gordon et al. 2023 (ApJ 950, 86) for
+        R(V) = 3.1. The labels of a star do not know the dust before it. For spectra that are not normalised by their
+        continuum.
 
     The augmentation draws from torch's global generator, which the Trainer seeds, saves and restores.
     """
@@ -40,6 +47,7 @@ class SpectraFMCollator:
         noise: float = 0.0,
         pixel_dropout: float = 0.0,
         error_dropout: float = 0.0,
+        reddening: float = 0.0,
     ):
         self.tokenizer = tokenizer
         self.label_names = list(label_names)
@@ -47,6 +55,7 @@ class SpectraFMCollator:
         self.noise = noise
         self.pixel_dropout = pixel_dropout
         self.error_dropout = error_dropout
+        self.reddening = reddening
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Rows, or columns as a data set with format "numpy" returns them for a list of indices."""
@@ -65,6 +74,15 @@ class SpectraFMCollator:
                 columns["flux_error"],
                 level,
             )
+        if self.reddening:
+            extinction = self.reddening * generator.standard_normal(n_stars)
+            factors = self._by_star(
+                lambda wavelength, extinction: (10 ** (-0.4 * extinction * extinction_curve(wavelength))).astype("f4"),
+                columns["wavelength"],
+                extinction,
+            )
+            for name in ("flux", "flux_error"):
+                columns[name] = self._by_star(np.multiply, columns[name], factors)
         if self.pixel_dropout:
             columns["mask"] = self._by_star(
                 lambda mask: mask | (generator.random(mask.shape) < self.pixel_dropout), columns["mask"]
@@ -88,5 +106,19 @@ class SpectraFMCollator:
     def _by_star(function, first, *others):
         """Apply to (stars, pixels) arrays at once, or star by star where lengths differ."""
         if isinstance(first, np.ndarray) and first.ndim == 2:
-            return function(first, *(other[:, None] if other.ndim == 1 else other for other in map(np.asarray, others)))
+            return function(first, *(other[:, None] if np.ndim(other) == 1 else other for other in others))
         return [function(*map(np.asarray, star)) for star in zip(first, *others, strict=True)]
+
+
+def extinction_curve(wavelength: np.ndarray) -> np.ndarray:
+    """
+    A(wavelength) / A(V) of Gordon et al. 2023 for R(V) = 3.1, in the shape of `wavelength` (Angstrom, vacuum).
+
+    Raises
+    ------
+    ValueError
+        For wavelengths outside 912 Angstrom - 32 micron, where the curve is not known.
+    """
+    if wavelength.ndim == 2 and np.all(wavelength == wavelength[0]):
+        wavelength = wavelength[:1]
+    return G23(Rv=3.1)(wavelength.astype(np.float64) * units.Angstrom)

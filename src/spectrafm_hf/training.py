@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
-from .checkpoints import save_checkpoint
+from .checkpoints import load_checkpoint, save_checkpoint
 from .collator import SpectraFMCollator
 from .metrics import label_metrics
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
@@ -39,7 +39,10 @@ class Recipe:
         Settings of [`SpectraFMConfig`] and [`SpectraFMTokenizer`]; what depends on the training set is filled in.
     whitening : bool
         Decorrelate the pixels of each patch; for spectra on one common wavelength grid.
-    noise, pixel_dropout, error_dropout : float
+    checkpoint : str
+        A bundled checkpoint, a folder or a hub name to go on from, with its tokenizer; then `model`, `tokenizer` and
+        `whitening` play no part. None by default.
+    noise, pixel_dropout, error_dropout, reddening : float
         Augmentation, see [`SpectraFMCollator`].
     muon_learning_rate, muon_weight_decay : float
         For the matrices inside the layers; everything else is AdamW's, with the rates of `TrainingArguments`.
@@ -55,9 +58,11 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
     whitening: bool = False
+    checkpoint: str | None = None
     noise: float = 0.0
     pixel_dropout: float = 0.0
     error_dropout: float = 0.0
+    reddening: float = 0.0
     muon_learning_rate: float = 3e-3
     muon_weight_decay: float = 0.01
     ema_decay: float = 0.0
@@ -368,7 +373,11 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     """
     torch.manual_seed(args.seed)
     train_set, validation_set = train_set.with_format("numpy"), validation_set.with_format("numpy")
-    model, tokenizer, training_range = prepare_model(recipe, train_set)
+    if recipe.checkpoint:
+        model, tokenizer = load_checkpoint(recipe.checkpoint)
+        training_range = TrainingRange.load(str(model.name_or_path))
+    else:
+        model, tokenizer, training_range = prepare_model(recipe, train_set)
     final = Path(args.output_dir or "runs") / "final"
     args.remove_unused_columns = False  # the collator reads columns that `forward` does not name
     args.label_names = ["labels", "label_errors"]
@@ -380,13 +389,20 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
         eval_dataset=Columns(validation_set),
         data_collator=SpectraFMCollator(tokenizer, recipe.labels, recipe.scalars),
         train_collator=SpectraFMCollator(
-            tokenizer, recipe.labels, recipe.scalars, recipe.noise, recipe.pixel_dropout, recipe.error_dropout
+            tokenizer,
+            recipe.labels,
+            recipe.scalars,
+            recipe.noise,
+            recipe.pixel_dropout,
+            recipe.error_dropout,
+            recipe.reddening,
         ),
         compute_metrics=make_compute_metrics(model.config, recipe.labels),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     save_checkpoint(model, tokenizer, final)
-    training_range.save(final)
+    if training_range is not None:
+        training_range.save(final)
     write_curves(final.with_name("curves.csv"), trainer.state.log_history)
     return trainer
 

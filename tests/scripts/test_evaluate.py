@@ -189,6 +189,7 @@ def test_tuning_never_opens_the_test_split_and_goes_on_where_it_was(evaluate, da
     assert evaluate.main(arguments) == 0
     content = recipe.read_text()
     entry = json.loads(content)["baselines"]["ridge"]
+    assert entry["complete"]
     assert [figures["settings"]["alpha"] for figures in entry["tried"]] == [1e3, 1e2, 1e-4, 1e-4]
     best = min(entry["tried"], key=lambda figures: figures["score"])
     assert entry["chosen"] == best["settings"] and best["settings"]["alpha"] == 1e-4
@@ -254,7 +255,7 @@ def test_the_committed_recipe_holds_what_was_tried_and_the_best_of_it_for_every_
     for name, entry in recipe["baselines"].items():
         best = min(entry["tried"], key=lambda figures: figures["score"])
         assert entry["chosen"] == best["settings"]
-        assert len(entry["tried"]) >= 10
+        assert len(entry["tried"]) >= 5
         assert all(math.isfinite(figures["score"]) for figures in entry["tried"])
         settings = {key: value for key, value in best["settings"].items() if not key.startswith("train_")}
         assert BASELINES[name](**settings)
