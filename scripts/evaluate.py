@@ -107,7 +107,7 @@ SEARCH: dict[str, tuple[dict[str, Any], list[tuple[str, list[Any]]]]] = {
             ("ema", [0.999]),
             ("weight_decay", [0.1]),
             ("batch_size", [256]),
-            ("noise", [0.3]),
+            ("noise", [0.3, 1.0]),
             ("epochs", [120]),
         ],
     ),

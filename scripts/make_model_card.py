@@ -87,14 +87,13 @@ def make_card(checkpoint: Path, evaluation: dict, recipe: str, remarks: str) -> 
         .read_text()
         .format(
             name=name,
-            repository="https://arxiv.org/abs/2411.04750",
             labels=", ".join(labels),
             ranges="\n".join(
                 "| {} | {} | {:.5g} to {:.5g} |".format(label, units[label], *ranges["labels"][label])
                 for label in labels
             ),
             split=evaluation["split"],
-        split_rule=evaluation["split_rule"],
+            split_rule=evaluation["split_rule"],
             tables="\n\n".join(tables),
             command=evaluation["command"],
             versions=", ".join(f"{key} {value}" for key, value in evaluation["versions"].items()),

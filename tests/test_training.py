@@ -14,9 +14,8 @@ from transformers import TrainingArguments
 
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data import spectrum_features
-from spectrafm_hf.models import SpectraFMTokenizer
 from spectrafm_hf.prediction import TrainingRange
-from spectrafm_hf.training import MuonWithAdamW, Recipe, prepare_model, train, whitening_table
+from spectrafm_hf.training import MuonWithAdamW, Recipe, prepare_model, train, whitening_matrices
 
 
 ROOT = Path(__file__).parents[1]
@@ -137,11 +136,9 @@ def test_a_resumed_run_ends_with_the_loss_and_the_weights_of_an_uninterrupted_on
 
 
 def test_the_whitening_matrices_leave_patches_without_correlation(stars):
-    data = stars["train"].with_format("numpy")
-    tokenizer = SpectraFMTokenizer(label_names=["teff"], patch_size=8, clip=None)
-    flux = np.stack(data["flux"][:]) - 1.0
-    nodes, matrices = whitening_table(tokenizer, PIXELS, flux, np.full_like(flux, 1e-3))
-    assert len(nodes) == 5 and matrices.shape == (5, 8, 8)
+    flux = np.stack(stars["train"].with_format("numpy")["flux"][:]) - 1.0
+    matrices = whitening_matrices(flux, np.full_like(flux, 1e-3), patch_size=8)
+    assert matrices.shape == (5, 8, 8)
     white = flux[:, :8] @ matrices[0]
     covariance = np.cov(white.T)
     off_diagonal = covariance - np.diag(np.diag(covariance))
@@ -157,6 +154,22 @@ def test_the_prepared_model_carries_centres_and_scales_of_the_training_set(stars
     assert training_range.labels["teff"] == (pytest.approx(teff.min()), pytest.approx(teff.max()))
     flux = tokenizer(stars["train"].with_format("numpy")[:])["flux"]
     assert flux.median().abs() < 0.05, "standardised"
+
+
+def test_with_softening_the_flux_is_a_ratio_to_the_typical_star_and_the_filters_see_its_logarithm(stars):
+    recipe = make_recipe(tokenizer={"clip": 50.0})
+    recipe.model = {**recipe.model, "flux_softening": 0.2}
+    torch.manual_seed(0)
+    model, tokenizer, _ = prepare_model(recipe, stars["train"].with_format("numpy"))
+    inputs = tokenizer(stars["train"].with_format("numpy")[:])
+    assert 0.95 < inputs["flux"].median() < 1.05
+    embedding = model.model.embeddings.patch_embedding
+    assert embedding.compress(torch.tensor(1.0)) == 0
+    step = embedding.compress(torch.tensor([10.0, 20.0])).diff()
+    torch.testing.assert_close(step, torch.tensor([np.log(2.0)], dtype=torch.float32), rtol=1e-3, atol=0)
+    white = embedding.whiten(embedding.compress(inputs["flux"]), inputs["wavelength"])[:, 1]
+    covariance = torch.cov(white.T)
+    assert (covariance - covariance.diag().diag()).abs().max() < 0.5 * covariance.diag().max()
 
 
 def test_a_label_that_the_data_set_does_not_hold_is_named(stars):

@@ -123,19 +123,28 @@ def prepare_model(recipe: Recipe, train) -> tuple[SpectraFMForPrediction, Spectr
     flux = np.where(tokens["pixel_mask"], tokens["flux"], np.nan)[:, 0]
     flux_error = np.where(tokens["pixel_mask"], tokens["flux_error"], np.nan)[:, 0]
     center, scale = robust_center_and_scale(flux)
+    if config.flux_softening:
+        # Where the typical star has next to no flux, a ratio to it would be all noise.
+        center, scale = np.zeros_like(center), np.maximum(center, 0.01 * np.nanmax(center))
     tokenizer = SpectraFMTokenizer(
         **settings,
-        standardize_wavelength=wavelength,
+        standardize_wavelength=wavelength.tolist(),
         standardize_center=center.tolist(),
         standardize_scale=scale.tolist(),
     )
-    whitening = None
     if recipe.whitening:
-        nodes, whitening = whitening_table(tokenizer, wavelength, (flux - center) / scale, flux_error / scale)
-        config.whitening_wavelength = nodes
+        limit = tokenizer.clip or np.inf
+        standardised = np.clip((flux - center) / scale, -limit, limit)
+        nodes = tokenizer(wavelength, np.ones_like(wavelength), return_tensors="np")["wavelength"][0]
+        config.whitening_wavelength = nodes.astype(float).tolist()
     model = SpectraFMForPrediction(config)
-    if whitening is not None:
-        model.model.embeddings.patch_embedding.whitening.copy_(torch.from_numpy(whitening))
+    if recipe.whitening:
+        embedding = model.model.embeddings.patch_embedding
+        noise = flux_error / scale
+        if config.flux_softening:
+            noise = noise / np.hypot(standardised, config.flux_softening)
+        compressed = embedding.compress(torch.from_numpy(standardised)).numpy()
+        embedding.whitening.copy_(torch.from_numpy(whitening_matrices(compressed, noise, config.patch_size)))
     training_range = TrainingRange(
         labels={name: (float(np.nanmin(column)), float(np.nanmax(column))) for name, column in columns.items()},
         wavelength=(float(wavelength[0]), float(wavelength[-1])),
@@ -144,44 +153,35 @@ def prepare_model(recipe: Recipe, train) -> tuple[SpectraFMForPrediction, Spectr
     return model, tokenizer, training_range
 
 
-def whitening_table(
-    tokenizer: SpectraFMTokenizer, wavelength: np.ndarray, flux: np.ndarray, flux_error: np.ndarray
-) -> tuple[list[float], np.ndarray]:
+def whitening_matrices(flux: np.ndarray, flux_error: np.ndarray, patch_size: int) -> np.ndarray:
     """
-    Matrices that decorrelate the pixels of each patch, at the wavelengths of the patches.
+    Matrices that decorrelate the pixels of each patch of spectra on one grid.
 
     The matrix is (C + N)^(-1/2), symmetric, so that neighbouring patches have similar ones: C is the covariance of
-    the standardised fluxes of the training set, N the median variance of their noise, below which there is nothing
-    to be had.
+    the fluxes of the training set, N the median variance of their noise, below which there is nothing to be had.
 
     Parameters
     ----------
-    wavelength : array of shape (pixels,)
     flux, flux_error : array of shape (stars, pixels)
-        Standardised, NaN where masked.
+        As the filters of the model see them, NaN where masked.
+    patch_size : int
 
     Returns
     -------
-    nodes : list of float
-        Centres of the patches, Angstrom.
-    matrices : array of shape (nodes, patch_size, patch_size), float32
+    array of shape (patches, patch_size, patch_size), float32
     """
-    tokens = tokenizer(wavelength, np.ones_like(wavelength), return_tensors="np")
-    size = tokenizer.patch_size
-    clip = tokenizer.clip or np.inf
-    flux = np.nan_to_num(np.clip(flux, -clip, clip))
+    n_pixels = flux.shape[1]
+    flux = np.nan_to_num(flux)
     noise = np.nanmedian(flux_error**2, axis=0)
-    matrices = np.tile(np.eye(size, dtype=np.float32), (tokens["wavelength"].shape[1], 1, 1))
-    start = 0
-    for matrix, valid in zip(matrices, tokens["pixel_mask"][0], strict=True):
-        count = int(valid.sum())
-        patch = flux[:, start : start + count]
+    matrices = np.tile(np.eye(patch_size, dtype=np.float32), (-(-n_pixels // patch_size), 1, 1))
+    for matrix, start in zip(matrices, range(0, n_pixels, patch_size), strict=True):
+        pixels = slice(start, min(start + patch_size, n_pixels))
+        count = pixels.stop - start
         # Patches differ in noise far more than pixels of a patch: one level keeps the matrix well-behaved.
-        level = float(np.mean(noise[start : start + count])) + 1e-4
-        values, vectors = np.linalg.eigh(np.cov(patch.T).reshape(count, count))
+        level = float(np.mean(noise[pixels])) + 1e-4
+        values, vectors = np.linalg.eigh(np.cov(flux[:, pixels].T).reshape(count, count))
         matrix[:count, :count] = (vectors / np.sqrt(values.clip(min=0.0) + level)) @ vectors.T
-        start += count
-    return tokens["wavelength"][0].astype(float).tolist(), matrices
+    return matrices
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:

@@ -54,6 +54,10 @@ class SpectraFMConfig(PreTrainedConfig):
     whitening_wavelength : list[float]
         For `token_embedding="patch"`: wavelengths (Angstrom, increasing, none or at least two) at which the model
         keeps a matrix that decorrelates the pixels of a patch; see [`SpectraFMPatchEmbedding`].
+    flux_softening : float
+        For `token_embedding="patch"`: if not 0, the filters see asinh(flux / flux_softening) - asinh(1 /
+        flux_softening), for a tokenizer that standardises flux as a ratio to a typical star: nearly linear around
+        zero flux, logarithmic for bright pixels, so that a line is as deep in a faint spectrum as in a bright one.
     wavelength_encoding : {"log", "linear"}
         `"log"`: sines and cosines of ln(wavelength) and of the pixel spacing, through a small MLP.
         `"linear"`: the paper's sines and cosines of (wavelength - 15,000 Angstrom) / 2 Angstrom.
@@ -101,6 +105,7 @@ class SpectraFMConfig(PreTrainedConfig):
     token_embedding: str = "patch"
     num_filters: int = 256
     whitening_wavelength: list[float | int] | tuple[float | int, ...] = ()
+    flux_softening: float | int = 0.0
     wavelength_encoding: str = "log"
     num_frequencies: int = 32
     max_wavelength_period: float | int = 8.0
@@ -191,6 +196,7 @@ class SpectraFMConfig(PreTrainedConfig):
         demand(self.token_embedding in ("patch", "value"), "token_embedding", "'patch' or 'value'")
         demand(self.wavelength_encoding in ("log", "linear"), "wavelength_encoding", "'log' or 'linear'")
         demand(self.token_embedding == "patch" or self.patch_size == 1, "patch_size", "1 with token_embedding='value'")
+        demand(math.isfinite(self.flux_softening) and self.flux_softening >= 0, "flux_softening", "0 or more")
         nodes = self.whitening_wavelength
         demand(
             len(nodes) != 1 and all(a < b for a, b in zip(nodes[:-1], nodes[1:], strict=True)),

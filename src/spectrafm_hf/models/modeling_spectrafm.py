@@ -209,6 +209,7 @@ class SpectraFMPatchEmbedding(nn.Module):
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
         self.patch_size = config.patch_size
+        self.flux_softening = float(config.flux_softening)
         self.whitening_wavelength = tuple(config.whitening_wavelength)
         if self.whitening_wavelength:
             nodes = len(self.whitening_wavelength)
@@ -217,6 +218,12 @@ class SpectraFMPatchEmbedding(nn.Module):
         self.activation_fn = ACT2FN[config.hidden_act]
         self.gate = nn.Linear(config.hidden_size, config.num_filters)
         self.projection = nn.Linear(config.num_filters, config.hidden_size)
+
+    def compress(self, flux: torch.Tensor) -> torch.Tensor:
+        """asinh(flux / softening), shifted so that the typical flux, 1, becomes 0; any shape."""
+        if not self.flux_softening:
+            return flux
+        return torch.asinh(flux / self.flux_softening) - math.asinh(1.0 / self.flux_softening)
 
     def whiten(self, flux: torch.Tensor, wavelength: torch.Tensor) -> torch.Tensor:
         """(B, T, patch_size), (B, T) -> (B, T, patch_size)."""
@@ -243,7 +250,7 @@ class SpectraFMPatchEmbedding(nn.Module):
         known = pixel_mask & (flux_error > 0)
         # Errors span decades. An unknown error (0) and a masked pixel read as zero, a usual value of this feature.
         log_error = torch.where(known, torch.log(flux_error.float().clamp(min=1e-6)) / 2.0 + 1.5, 0.0).to(dtype)
-        flux = torch.where(pixel_mask, flux, 0.0).to(dtype)
+        flux = torch.where(pixel_mask, self.compress(torch.where(pixel_mask, flux, 0.0)), 0.0).to(dtype)
         if self.whitening_wavelength:
             flux = self.whiten(flux, wavelength)
         pixels = torch.cat((flux, log_error, pixel_mask.to(dtype)), dim=-1)
