@@ -217,7 +217,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         scatter, bias = f"{figures['robust_scatter']:.{number}f}", f"{figures['bias']:+.{number}f}"
         summary.append([_heading(name, units), scatter, bias, f"{figures['robust_z']:.2f}"])
     _print_table(["label", "scatter (1.4826 MAD)", "bias (median)", "scatter / sigma"], summary)
-    print("(half of them were picked to cover [Fe/H] evenly; the model card has the figures of the whole test split)")
+    print("(half of them were picked to cover [Fe/H] evenly; the model card has the figures of a whole split)")
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     picture = arguments.output / "spectrafm-demo.png"

@@ -121,6 +121,15 @@ def test_the_saved_checkpoint_gives_the_metrics_of_the_last_evaluation(trained, 
     assert training_range is not None and training_range.labels.keys() == {"teff", "fe_h"}
 
 
+def test_the_errors_of_the_trained_model_are_right_on_the_validation_stars(trained):
+    trainer, _ = trained
+    factors = dict(zip(trainer.model.config.label_names, trainer.model.config.label_error_factors, strict=True))
+    metrics = trainer.evaluate()
+    for name in ("teff", "fe_h"):
+        assert factors[name] != 1.0
+        assert metrics[f"eval_{name}_robust_z"] == pytest.approx(1.0, abs=0.02)
+
+
 def test_a_resumed_run_ends_with_the_loss_and_the_weights_of_an_uninterrupted_one(trained, stars, tmp_path):
     whole, folder = trained
     resumed = train(

@@ -362,6 +362,25 @@ def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
     return compute_metrics
 
 
+def calibrate_errors(trainer: Trainer, label_names: Sequence[str]):
+    """
+    Set `label_error_factors` of the trained model, so that on the validation set the robust standard deviation of
+    error over sigma is one for each label.
+
+    Noise added in training makes the errors too large, learning by heart makes them too small.
+    """
+    model: Any = trainer.model
+    config = model.config
+    factors = dict.fromkeys(config.label_names, 1.0)
+    # The errors of the labels are part of sigma: where they count, one step does not lead all the way.
+    for _ in range(3):
+        config.label_error_factors = [factors[name] for name in config.label_names]
+        metrics = trainer.evaluate(metric_key_prefix="calibration")
+        for name in label_names:
+            factors[name] *= metrics[f"calibration_{name}_robust_z"]
+    config.label_error_factors = [round(factors[name], 4) for name in config.label_names]
+
+
 def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) -> SpectraFMTrainer:
     """
     Train a new model as the recipe says and save it, with tokenizer and training range, into `args.output_dir`.
@@ -400,6 +419,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
         compute_metrics=make_compute_metrics(model.config, recipe.labels),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    calibrate_errors(trainer, recipe.labels)
     save_checkpoint(model, tokenizer, final)
     if training_range is not None:
         training_range.save(final)

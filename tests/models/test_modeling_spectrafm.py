@@ -799,3 +799,21 @@ def test_every_field_of_the_config_is_used_by_the_model():
     assert {"hidden_size", "label_scales"} <= own
     unused = {field for field in own if not re.search(rf"config\.{field}\b", source)}
     assert unused == {"label_units"}  # for whoever shows the answers
+
+
+def test_error_factors_multiply_the_errors_of_their_label_and_nothing_else(kind, model, inputs):
+    n_labels = len(model.config.label_names)
+    requests = {**inputs, "request_ids": torch.arange(2, 2 + n_labels).expand(len(inputs["flux"]), -1)}
+    requests = {key: value for key, value in requests.items() if not key.startswith(("label", "request_w", "flux_"))}
+    requests |= {"flux_error": inputs["flux_error"]}
+    with torch.no_grad():
+        before = model(**requests)
+        model.config.label_error_factors = [1.5, *[1.0] * (n_labels - 1)]
+        after = model(**requests)
+        model.add_label("ca_fe")
+        assert len(model.config.label_error_factors) == n_labels + 1
+        assert_same_outputs(model(**requests), after, rtol=0, atol=0)
+    torch.testing.assert_close(after.errors[:, 0], 1.5 * before.errors[:, 0])
+    torch.testing.assert_close(after.errors[:, 1:], before.errors[:, 1:])
+    torch.testing.assert_close(after.values, before.values, rtol=0, atol=0)
+    torch.testing.assert_close(after.log_variance[:, 0], before.log_variance[:, 0] + 2 * math.log(1.5))

@@ -532,6 +532,13 @@ def standardisation(config: SpectraFMConfig, ids: torch.Tensor, flux_center=None
     return center, scale
 
 
+def log_error_factors(config: SpectraFMConfig, ids: torch.Tensor) -> torch.Tensor:
+    """ln of the factors by which the errors of the quantities `ids` are multiplied, float32, in the shape of `ids`."""
+    return torch.tensor(
+        [1.0] * FIRST_LABEL_ID + [float(factor) for factor in config.label_error_factors], device=ids.device
+    ).log()[ids]
+
+
 def check_shapes(shape, **tensors: torch.Tensor | None):
     """`ValueError` for a tensor of another shape than `shape`, or for wavelengths that half precision has spoilt."""
     for field, tensor in tensors.items():
@@ -593,6 +600,8 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         for field, entry in (("names", name), ("units", unit), ("centers", center), ("scales", scale)):
             field = f"label_{field}"
             setattr(self.config, field, [*getattr(self.config, field), entry])
+        if self.config.label_error_factors:
+            self.config.label_error_factors = [*self.config.label_error_factors, 1.0]
         table = self.embeddings.value_embedding
         for part in ("weight", "bias"):
             old: nn.Embedding = getattr(table, part)
@@ -827,6 +836,8 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             **{**kwargs, "return_dict": True},
         )
         mean, log_variance = self.readout(outputs.last_hidden_state)
+        if self.config.label_error_factors:
+            log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
         center, scale = standardisation(self.config, request_ids, flux_center, flux_scale)
         loss = None
         if labels is not None:

@@ -86,6 +86,8 @@ class SpectraFMConfig(PreTrainedConfig):
         Their units, as astropy writes them (`""`: none).
     label_centers, label_scales : list[float]
         A label's value is standardised as (value - center) / scale.
+    label_error_factors : list[float]
+        The errors of a label are multiplied by its factor, found after training on validation stars; none: 1 for all.
     """
 
     model_type = "spectrafm"
@@ -126,6 +128,7 @@ class SpectraFMConfig(PreTrainedConfig):
     label_units: list[str] | tuple[str, ...] = ("K", "dex", "dex", "dex")
     label_centers: list[float | int] | tuple[float | int, ...] = (4700.0, 2.5, -0.2, 0.05)
     label_scales: list[float | int] | tuple[float | int, ...] = (550.0, 1.3, 0.3, 0.1)
+    label_error_factors: list[float | int] | tuple[float | int, ...] = ()
 
     @classmethod
     def original(cls, **kwargs) -> "SpectraFMConfig":
@@ -215,6 +218,9 @@ class SpectraFMConfig(PreTrainedConfig):
         demand(len(self.decoder_ffn_dim) >= 1, "decoder_ffn_dim", "at least one layer")
         demand(len(set(self.label_names)) == len(self.label_names), "label_names", "different names")
         demand("flux" not in self.label_names, "label_names", "no label called 'flux'")
+        factors = self.label_error_factors
+        demand(len(factors) in (0, len(self.label_names)), "label_error_factors", "none or one for each label")
+        demand(all(0 < factor < math.inf for factor in factors), "label_error_factors", "positive numbers")
         for field in ("label_units", "label_centers", "label_scales"):
             demand(len(getattr(self, field)) == len(self.label_names), field, f"{len(self.label_names)} entries")
         demand(all(math.isfinite(center) for center in self.label_centers), "label_centers", "finite numbers")
