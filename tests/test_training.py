@@ -12,7 +12,7 @@ import yaml
 from datasets import Dataset, DatasetDict, load_dataset
 from transformers import TrainingArguments
 
-from spectrafm_hf.checkpoints import load_checkpoint
+from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
 from spectrafm_hf.data import spectrum_features
 from spectrafm_hf.prediction import TrainingRange
 from spectrafm_hf.training import MuonWithAdamW, Recipe, prepare_model, train, whitening_matrices
@@ -117,6 +117,8 @@ def test_the_saved_checkpoint_gives_the_metrics_of_the_last_evaluation(trained, 
     scatter = 1.4826 * np.median(np.abs(error - np.median(error)))
     logged = [entry for entry in trainer.state.log_history if "eval_teff_robust_scatter" in entry][-1]
     assert scatter == pytest.approx(logged["eval_teff_robust_scatter"], rel=1e-3)
+    save_checkpoint(model, tokenizer, folder / "again")
+    assert (folder / "again" / "config.json").read_bytes() == (folder / "final" / "config.json").read_bytes()
     training_range = TrainingRange.load(folder / "final")
     assert training_range is not None and training_range.labels.keys() == {"teff", "fe_h"}
 

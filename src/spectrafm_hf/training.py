@@ -420,6 +420,8 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     calibrate_errors(trainer, recipe.labels)
+    # The Trainer sets it on every config; this model has no cache, and a loaded config would not keep it.
+    model.config.__dict__.pop("use_cache", None)
     save_checkpoint(model, tokenizer, final)
     if training_range is not None:
         training_range.save(final)
