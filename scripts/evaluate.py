@@ -11,12 +11,10 @@ baselines honest (`Baseline.calibrate`) come from validation stars too. Test sta
 """
 
 import argparse
-import contextlib
 import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import shlex
 import sys
@@ -37,6 +35,7 @@ from spectrafm_cli import DEFAULT_MODEL
 from spectrafm_hf.baselines import BASELINES, Baseline, Spectra
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data import LABEL_UNITS, build_gaia_xp, cache_dir, flat_pixels, label_names_of
+from spectrafm_hf.files import complete_file
 from spectrafm_hf.metrics import format_table, label_metrics, robust_scatter, table_metrics
 from spectrafm_hf.prediction import predict_batches
 
@@ -93,6 +92,7 @@ SEARCH: dict[str, tuple[dict[str, Any], list[tuple[str, list[Any]]]]] = {
             "weight_decay": 0.01,
             "dropout": 0.0,
             "noise": 0.0,
+            "degrees_of_freedom": 0.0,
             "ema": 0.0,
             "epochs": 25,
         },
@@ -109,6 +109,9 @@ SEARCH: dict[str, tuple[dict[str, Any], list[tuple[str, list[Any]]]]] = {
             ("batch_size", [256]),
             ("noise", [0.3, 1.0]),
             ("epochs", [120]),
+            ("degrees_of_freedom", [3.0]),
+            ("noise", [1.0]),
+            ("dropout", [0.1]),
         ],
     ),
 }
@@ -385,17 +388,6 @@ def plot(path: Path, title: str, prediction: tuple[Mapping, Mapping], labels: Ma
 
 
 # ------------------------------------------------------------------------------------------------------ files, command
-
-
-@contextlib.contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` once all is written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

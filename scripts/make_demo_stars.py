@@ -6,13 +6,13 @@ GAIA_XP_DIR is a full build of the data set (`spectrafm data gaia-xp --out GAIA_
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from spectrafm_hf.data.gaia_xp import LABELS, PACKAGE, demo_stars
+from spectrafm_hf.files import complete_file
 
 
 RESOURCES = Path(__file__).parents[1] / "src" / "spectrafm_hf" / "resources"
@@ -57,11 +57,10 @@ acknowledged as SDSS asks. Cite Gaia Collaboration, Vallenari et al. 2023, A&A 6
 A2; Montegriffo et al. 2023, A&A 674, A3; Abdurro'uf et al. 2022, ApJS 259, 35; Majewski et al. 2017, AJ 154, 94.
 """
     RESOURCES.mkdir(parents=True, exist_ok=True)
-    temporary = RESOURCES / ".gaia_xp_demo.partial"
-    pq.write_table(stars, temporary, compression="zstd")
-    os.replace(temporary, RESOURCES / "gaia_xp_demo.parquet")
-    temporary.write_text(card, encoding="utf-8")
-    os.replace(temporary, RESOURCES / "gaia_xp_demo.md")
+    with complete_file(RESOURCES / "gaia_xp_demo.parquet") as temporary:
+        pq.write_table(stars, temporary, compression="zstd")
+    with complete_file(RESOURCES / "gaia_xp_demo.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

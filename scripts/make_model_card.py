@@ -17,6 +17,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from spectrafm_hf.checkpoints import load_checkpoint
+from spectrafm_hf.files import complete_file
 
 
 ROOT = Path(__file__).parents[1]
@@ -123,9 +124,8 @@ def main() -> int:
         remarks.read_text() if remarks.exists() else "",
     )
     for path in (arguments.checkpoint / "README.md", ROOT / "model_cards" / f"{arguments.checkpoint.name}.md"):
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(card)
-        temporary.replace(path)
+        with complete_file(path) as temporary:
+            temporary.write_text(card)
     return 0
 
 

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from spectrafm_hf import SpectraFMTokenizer
-from spectrafm_hf.collator import SpectraFMCollator, extinction_curve
+from spectrafm_hf.collator import SpectraFMCollator, extinction_curve, gaussian_noise
 
 
 def make_rows(n_stars: int = 6, n_pixels: int = 40) -> list[dict]:
@@ -64,6 +64,22 @@ def test_noise_has_the_size_of_the_errors_and_is_new_at_each_call():
     assert abs(added.square().mean().item() - 4 / 3) < 0.1
     assert torch.equal(first["flux_error"], plain["flux_error"])
     assert not torch.equal(first["flux"], second["flux"])
+
+
+def test_correlated_noise_keeps_its_size_and_fades_over_the_given_width():
+    noise = gaussian_noise(np.random.default_rng(0), (4000, 60), 1.5)
+    assert noise.dtype == np.float32 and noise.shape == (4000, 60)
+    # At the ends of the spectrum as in the middle.
+    np.testing.assert_allclose(noise.std(axis=0), 1.0, atol=0.06)
+    for distance in (1, 2, 4):
+        expected = np.exp(-((distance / 1.5) ** 2) / 4)
+        assert np.mean(noise[:, distance:] * noise[:, :-distance]) == pytest.approx(expected, abs=0.02)
+
+
+def test_a_label_without_a_column_of_errors_is_learnt_without():
+    batch = SpectraFMCollator(TOKENIZER, ["teff", "bp_rp"])(make_rows())
+    assert batch["labels"].shape == batch["label_errors"].shape == (6, 2)
+    assert torch.isnan(batch["label_errors"][:, 1]).all()
 
 
 def test_the_same_torch_seed_gives_the_same_augmentation():

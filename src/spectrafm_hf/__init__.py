@@ -23,12 +23,16 @@ from .models import (
     SpectraFMForPrediction,
     SpectraFMModel,
     SpectraFMTokenizer,
+    SpectrumEmulator,
+    SpectrumEmulatorConfig,
     StellarLabelsPipeline,
 )
 
 
 AutoConfig.register(SpectraFMConfig.model_type, SpectraFMConfig)
+AutoConfig.register(SpectrumEmulatorConfig.model_type, SpectrumEmulatorConfig)
 AutoModel.register(SpectraFMConfig, SpectraFMModel)
+AutoModel.register(SpectrumEmulatorConfig, SpectrumEmulator)
 # The library has no class for "labels out of a spectrum"; this is the nearest: numbers out of a measured sequence.
 AutoModelForTimeSeriesPrediction.register(SpectraFMConfig, SpectraFMForPrediction)
 AutoTokenizer.register(SpectraFMConfig, SpectraFMTokenizer)
@@ -44,6 +48,8 @@ __all__ = [
     "SpectraFMForPrediction",
     "SpectraFMModel",
     "SpectraFMTokenizer",
+    "SpectrumEmulator",
+    "SpectrumEmulatorConfig",
     "StellarLabelsPipeline",
     "bundled",
     "bundled_names",

@@ -25,6 +25,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .metrics import MAD_TO_SIGMA, robust_scatter
+from .models.modeling_spectrafm import prediction_loss
 
 
 FloatArray = NDArray[np.floating[Any]]
@@ -406,6 +407,8 @@ class MLPBaseline(Baseline):
     dropout : float
     noise : float
         Add Gaussian noise of this many flux errors to the pixels of each training batch.
+    degrees_of_freedom : float
+        Of the loss, as in `SpectraFMConfig`.
     transform, errors_as_inputs
         As in `RidgeBaseline`.
     ema : float
@@ -424,6 +427,7 @@ class MLPBaseline(Baseline):
         weight_decay: float = 0.01,
         dropout: float = 0.0,
         noise: float = 0.0,
+        degrees_of_freedom: float = 0.0,
         transform: str = "asinh",
         errors_as_inputs: bool = False,
         ema: float = 0.0,
@@ -434,6 +438,7 @@ class MLPBaseline(Baseline):
         seed: int = 0,
     ):
         self.learning_rate, self.weight_decay, self.dropout, self.noise = learning_rate, weight_decay, dropout, noise
+        self.degrees_of_freedom = degrees_of_freedom
         self.transform, self.errors_as_inputs, self.ema = transform, errors_as_inputs, ema
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
         self.n_components, self.widths = n_components, tuple(widths)
@@ -451,7 +456,7 @@ class MLPBaseline(Baseline):
         self.labels = Standardizer(train.labels)
         known = torch.from_numpy(np.isfinite(train.labels))
         y = torch.from_numpy(np.nan_to_num((train.labels - self.labels.center) / self.labels.scale).astype(np.float32))
-        label_variance = torch.from_numpy(np.nan_to_num(train.label_errors / self.labels.scale).astype(np.float32)) ** 2
+        label_error = torch.from_numpy(np.nan_to_num(train.label_errors / self.labels.scale).astype(np.float32))
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -477,9 +482,9 @@ class MLPBaseline(Baseline):
                     if self.noise:
                         batch[:, :n_pixels] += self.noise * sigma[rows] * torch.randn(len(rows), n_pixels)
                     mean, log_variance = network(batch).unbind(-1)
-                    variance = log_variance.clamp(-12, 8).exp() + label_variance[rows] + 1e-8
-                    losses = 0.5 * ((y[rows] - mean) ** 2 / variance + variance.log())
-                    loss = losses[known[rows]].mean()
+                    target, target_error = y[rows].masked_fill(~known[rows], math.nan), label_error[rows]
+                    log_variance = log_variance.clamp(-12, 8)
+                    loss = prediction_loss(mean, log_variance, target, target_error, self.degrees_of_freedom)
                     optimizer.zero_grad()
                     loss.backward()
                     nn.utils.clip_grad_norm_(network.parameters(), 1.0)

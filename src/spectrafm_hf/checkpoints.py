@@ -2,6 +2,7 @@
 """Checkpoints: those that come with the package, and how to save and load one as a whole."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 _BUNDLED = Path(__file__).parent / "resources" / "checkpoints"
 
 
-def bundled_names() -> list[str]:
-    """Names of the checkpoints that come with the package."""
-    return sorted(path.parent.name for path in _BUNDLED.glob("*/config.json"))
+def bundled_names(model_type: str | None = None) -> list[str]:
+    """Names of the checkpoints that come with the package: all, or those whose config has this `model_type`."""
+    types = {path.parent.name: json.loads(path.read_bytes())["model_type"] for path in _BUNDLED.glob("*/config.json")}
+    return sorted(name for name, found in types.items() if model_type in (None, found))
 
 
 def bundled(name: str) -> str:
@@ -113,14 +115,14 @@ def load_checkpoint(
         If a file is missing, cannot be read or cannot be had from the hub.
     """
     name = os.fspath(name_or_path)
-    if name in bundled_names():
+    if name in bundled_names("spectrafm"):
         where = bundled(name)
     elif os.path.isdir(name) or (isinstance(name_or_path, str) and name.count("/") == 1 and not name.startswith(".")):
         where = name
     else:
         raise ValueError(
-            f"checkpoint: expected one of the bundled {bundled_names()}, a folder, or a hub repository owner/name, "
-            f"got {name!r}"
+            f"checkpoint: expected one of the bundled {bundled_names('spectrafm')}, a folder, or a hub repository "
+            f"owner/name, got {name!r}"
         )
     try:
         with _quiet():

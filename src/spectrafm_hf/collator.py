@@ -1,6 +1,7 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """Rows of a data set -> batches for the model, with augmentation in training."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from astropy import units
 from dust_extinction.parameter_averages import G23
+from scipy.ndimage import convolve1d
 
 from .models import SpectraFMTokenizer
 
@@ -20,12 +22,15 @@ class SpectraFMCollator:
     ----------
     tokenizer : SpectraFMTokenizer
     label_names : sequence of str
-        Labels to learn; their errors are taken from `<label>_err`, NaN is unknown.
+        Labels to learn; their errors are taken from `<label>_err` where there is such a column, NaN is unknown.
     scalar_names : sequence of str
         Columns given to the model as known scalars; NaN is unknown.
     noise : float
         Each spectrum gets additional Gaussian noise of `noise * u` times its errors, u uniform in 0-1 and new at each
         call. The errors given to the model stay those of the catalogue.
+    noise_correlation : float
+        Width (one sigma, in pixels) of the Gaussian that this noise is smoothed with, at the same size: 0 for noise
+        that is independent from pixel to pixel. Sampled Gaia XP spectra have 343 pixels of about 110 coefficients.
     pixel_dropout : float
         Chance of a pixel to be masked.
     error_dropout : float
@@ -45,6 +50,7 @@ class SpectraFMCollator:
         label_names: Sequence[str],
         scalar_names: Sequence[str] = (),
         noise: float = 0.0,
+        noise_correlation: float = 0.0,
         pixel_dropout: float = 0.0,
         error_dropout: float = 0.0,
         reddening: float = 0.0,
@@ -53,6 +59,7 @@ class SpectraFMCollator:
         self.label_names = list(label_names)
         self.scalar_names = list(scalar_names)
         self.noise = noise
+        self.noise_correlation = noise_correlation
         self.pixel_dropout = pixel_dropout
         self.error_dropout = error_dropout
         self.reddening = reddening
@@ -68,7 +75,7 @@ class SpectraFMCollator:
             level = self.noise * generator.random(n_stars)
             columns["flux"] = self._by_star(
                 lambda flux, error, level: (
-                    flux + level * generator.standard_normal(error.shape, dtype=np.float32) * np.nan_to_num(error)
+                    flux + level * gaussian_noise(generator, error.shape, self.noise_correlation) * np.nan_to_num(error)
                 ),
                 columns["flux"],
                 columns["flux_error"],
@@ -89,7 +96,8 @@ class SpectraFMCollator:
             )
 
         def side(names, suffix=""):
-            return {name: np.asarray(rows[name + suffix], dtype=np.float64) for name in names}
+            given = (name for name in names if name + suffix in rows)
+            return {name: np.asarray(rows[name + suffix], dtype=np.float64) for name in given}
 
         inputs = self.tokenizer(
             **columns,
@@ -108,6 +116,17 @@ class SpectraFMCollator:
         if isinstance(first, np.ndarray) and first.ndim == 2:
             return function(first, *(other[:, None] if np.ndim(other) == 1 else other for other in others))
         return [function(*map(np.asarray, star)) for star in zip(first, *others, strict=True)]
+
+
+def gaussian_noise(generator: np.random.Generator, shape: tuple[int, ...], correlation: float) -> np.ndarray:
+    """Noise of unit variance, smoothed along the last axis with a Gaussian of `correlation` pixels; float32."""
+    if not correlation:
+        return generator.standard_normal(shape, dtype=np.float32)
+    reach = math.ceil(4 * correlation)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / correlation) ** 2)
+    kernel = (kernel / np.linalg.norm(kernel)).astype(np.float32)
+    wide = generator.standard_normal((*shape[:-1], shape[-1] + 2 * reach), dtype=np.float32)
+    return convolve1d(wide, kernel)[..., reach:-reach]
 
 
 def extinction_curve(wavelength: np.ndarray) -> np.ndarray:

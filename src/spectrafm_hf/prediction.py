@@ -25,6 +25,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from transformers.utils import cached_file
 
+from .files import complete_file
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
 from .models.tokenization_spectrafm import HUGE
 from .readers import PIXEL_COLUMNS
@@ -78,9 +79,8 @@ class TrainingRange:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `training_range.json` into the folder of a checkpoint."""
         path = Path(folder, RANGE_FILE)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with complete_file(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         return path
 
     @classmethod

@@ -5,7 +5,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 from .checkpoints import load_checkpoint, save_checkpoint
 from .collator import SpectraFMCollator
-from .metrics import label_metrics
+from .files import complete_file
+from .metrics import MAD_TO_SIGMA, label_metrics
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from .prediction import TrainingRange
 
@@ -42,7 +43,7 @@ class Recipe:
     checkpoint : str
         A bundled checkpoint, a folder or a hub name to go on from, with its tokenizer; then `model`, `tokenizer` and
         `whitening` play no part. None by default.
-    noise, pixel_dropout, error_dropout, reddening : float
+    noise, noise_correlation, pixel_dropout, error_dropout, reddening : float
         Augmentation, see [`SpectraFMCollator`].
     muon_learning_rate, muon_weight_decay : float
         For the matrices inside the layers; everything else is AdamW's, with the rates of `TrainingArguments`.
@@ -60,6 +61,7 @@ class Recipe:
     whitening: bool = False
     checkpoint: str | None = None
     noise: float = 0.0
+    noise_correlation: float = 0.0
     pixel_dropout: float = 0.0
     error_dropout: float = 0.0
     reddening: float = 0.0
@@ -71,9 +73,9 @@ class Recipe:
 
 
 def robust_center_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Median and 1.4826 times the median absolute deviation along the first axis, NaN ignored."""
+    """Median and robust standard deviation along the first axis, NaN ignored."""
     center = np.nanmedian(values, axis=0)
-    return center, 1.4826 * np.nanmedian(np.abs(values - center), axis=0)
+    return center, MAD_TO_SIGMA * np.nanmedian(np.abs(values - center), axis=0)
 
 
 def prepare_model(recipe: Recipe, train) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, TrainingRange]:
@@ -281,8 +283,8 @@ class EmaCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
         if folder.is_dir():
-            save_file(self.mean, folder / "ema.safetensors.tmp")
-            (folder / "ema.safetensors.tmp").replace(folder / "ema.safetensors")
+            with complete_file(folder / "ema.safetensors") as temporary:
+                save_file(self.mean, temporary)
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         self.swap(model)
@@ -371,13 +373,17 @@ def calibrate_errors(trainer: Trainer, label_names: Sequence[str]):
     """
     model: Any = trainer.model
     config = model.config
+    config.label_error_factors = []
+    prediction: Any = trainer.predict(cast(Any, trainer.eval_dataset), metric_key_prefix="calibration")
+    (mean, log_variance, *_), truth = prediction.predictions, prediction.label_ids
     factors = dict.fromkeys(config.label_names, 1.0)
     # The errors of the labels are part of sigma: where they count, one step does not lead all the way.
     for _ in range(3):
-        config.label_error_factors = [factors[name] for name in config.label_names]
-        metrics = trainer.evaluate(metric_key_prefix="calibration")
+        steps = np.array([factors[name] for name in label_names])
+        answers = EvalPrediction(cast(Any, (mean, log_variance + 2.0 * np.log(steps))), truth)
+        metrics = make_compute_metrics(config, label_names)(answers)
         for name in label_names:
-            factors[name] *= metrics[f"calibration_{name}_robust_z"]
+            factors[name] *= metrics[f"{name}_robust_z"]
     config.label_error_factors = [round(factors[name], 4) for name in config.label_names]
 
 
@@ -412,6 +418,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
             recipe.labels,
             recipe.scalars,
             recipe.noise,
+            recipe.noise_correlation,
             recipe.pixel_dropout,
             recipe.error_dropout,
             recipe.reddening,
@@ -436,11 +443,9 @@ def write_curves(path: Path, log_history: Sequence[Mapping[str, Any]]):
         lines.setdefault(entry["step"], {}).update(entry)
     names = list(dict.fromkeys(name for line in lines.values() for name in line if "runtime" not in name))
     names = ["step", *(name for name in names if name != "step" and not name.endswith("per_second"))]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="") as file:
+    with complete_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(
             {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines.values()
         )
-    temporary.replace(path)

@@ -509,6 +509,17 @@ def numpy_loss(mean, log_variance, labels, label_errors, center, scale) -> float
     return float(np.mean(terms)) if terms else 0.0
 
 
+def test_student_t_hardly_learns_from_a_wrong_label_and_tends_to_the_gaussian():
+    mean, log_variance = torch.zeros(2, requires_grad=True), torch.zeros(2)
+    modeling_spectrafm.prediction_loss(mean, log_variance, torch.tensor([0.1, 50.0]), None, 3.0).backward()
+    core, wrong = mean.grad.abs()
+    assert wrong < 0.05 and core == pytest.approx(0.5 * 4 / 3 * 0.1, rel=0.02)
+    target = torch.tensor([0.3, -2.0])
+    loss = modeling_spectrafm.prediction_loss
+    gaussian = loss(mean, log_variance, target)
+    assert loss(mean, log_variance, target, None, 1e6).item() == pytest.approx(gaussian.item(), rel=1e-3)
+
+
 def test_the_loss_is_that_of_the_paper_and_ignores_unknown_labels(kind, model, inputs):
     labels = np.array([[4500.0, 0.9, -0.5, np.nan], [np.nan, 1.1, np.nan, 2.0], [5000.0, np.nan, 0.1, 3.0]])
     errors = np.array([[80.0, 0.05, np.nan, 0.1], [50.0, np.nan, 0.1, np.nan], [0.0, 0.1, 0.05, 0.1]])

@@ -1,6 +1,8 @@
 """The modules that a checkpoint carries. They import nothing else of the package."""
 
+from .configuration_emulator import SpectrumEmulatorConfig
 from .configuration_spectrafm import SpectraFMConfig
+from .modeling_emulator import SpectrumEmulator, default_vmicro
 from .modeling_spectrafm import (
     SpectraFMForPrediction,
     SpectraFMModel,
@@ -20,7 +22,10 @@ __all__ = [
     "SpectraFMPreTrainedModel",
     "SpectraFMPredictionOutput",
     "SpectraFMTokenizer",
+    "SpectrumEmulator",
+    "SpectrumEmulatorConfig",
     "StellarLabelsPipeline",
     "air_to_vacuum",
+    "default_vmicro",
     "vacuum_to_air",
 ]
