@@ -86,6 +86,10 @@ class SpectraFMConfig(PreTrainedConfig):
         Their units, as astropy writes them (`""`: none).
     label_centers, label_scales : list[float]
         A label's value is standardised as (value - center) / scale.
+    degrees_of_freedom : float
+        0: the loss is the likelihood of a Gaussian (the paper). Otherwise of Student's t with so many degrees of
+        freedom: labels that are plainly wrong, of which every catalogue has some, then do not teach much. The errors
+        are those of its core.
     label_error_factors : list[float]
         The errors of a label are multiplied by its factor, found after training on validation stars; none: 1 for all.
     """
@@ -128,6 +132,7 @@ class SpectraFMConfig(PreTrainedConfig):
     label_units: list[str] | tuple[str, ...] = ("K", "dex", "dex", "dex")
     label_centers: list[float | int] | tuple[float | int, ...] = (4700.0, 2.5, -0.2, 0.05)
     label_scales: list[float | int] | tuple[float | int, ...] = (550.0, 1.3, 0.3, 0.1)
+    degrees_of_freedom: float | int = 0.0
     label_error_factors: list[float | int] | tuple[float | int, ...] = ()
 
     @classmethod
@@ -200,6 +205,8 @@ class SpectraFMConfig(PreTrainedConfig):
         demand(self.wavelength_encoding in ("log", "linear"), "wavelength_encoding", "'log' or 'linear'")
         demand(self.token_embedding == "patch" or self.patch_size == 1, "patch_size", "1 with token_embedding='value'")
         demand(math.isfinite(self.flux_softening) and self.flux_softening >= 0, "flux_softening", "0 or more")
+        freedom = self.degrees_of_freedom
+        demand(math.isfinite(freedom) and freedom >= 0, "degrees_of_freedom", "0 or a positive number")
         nodes = self.whitening_wavelength
         demand(
             len(nodes) != 1 and all(a < b for a, b in zip(nodes[:-1], nodes[1:], strict=True)),

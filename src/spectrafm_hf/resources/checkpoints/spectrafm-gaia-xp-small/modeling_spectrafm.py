@@ -11,7 +11,7 @@ decoder, model, prediction.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -449,16 +449,18 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
                 init.copy_(module.whitening, identity)
 
 
-class SpectraFMEncoder(SpectraFMPreTrainedModel):
-    """Self-attention between the tokens of a star."""
+class SpectraFMStack(SpectraFMPreTrainedModel):
+    """
+    Layers and, for pre-norm, the last LayerNorm: the encoder, in which the tokens of a star attend to each other, and
+    the decoder, in which requests attend to the tokens. There requests do not see each other.
+    """
 
     _can_record_outputs = {"hidden_states": SpectraFMLayer, "attentions": SpectraFMAttention}
 
-    def __init__(self, config: SpectraFMConfig):
+    def __init__(self, config: SpectraFMConfig, attention_heads: Sequence[int], ffn_dims: Sequence[int]):
         super().__init__(config)
         self.layers = nn.ModuleList(
-            SpectraFMLayer(config, heads, ffn_dim)
-            for heads, ffn_dim in zip(config.encoder_attention_heads, config.encoder_ffn_dim, strict=True)
+            SpectraFMLayer(config, heads, ffn_dim) for heads, ffn_dim in zip(attention_heads, ffn_dims, strict=True)
         )
         self.layer_norm = (
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.norm_first else nn.Identity()
@@ -470,45 +472,18 @@ class SpectraFMEncoder(SpectraFMPreTrainedModel):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
-        """(B, T, hidden_size), (B, T) mask of the tokens that count -> (B, T, hidden_size)."""
-        mask = make_attention_mask(self.config, hidden_states, hidden_states, attention_mask)
+        """
+        (B, N, hidden_size) -> the same. What is attended to, (B, T, hidden_size), is `key_value_states` or, without
+        them, `hidden_states`; `attention_mask` (B, T) is true where it counts.
+        """
+        attended = hidden_states if key_value_states is None else key_value_states
+        mask = make_attention_mask(self.config, hidden_states, attended, attention_mask)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, None, mask, **kwargs)
-        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
-
-
-class SpectraFMDecoder(SpectraFMPreTrainedModel):
-    """Cross-attention from requests to tokens. There is no self-attention: requests do not see each other."""
-
-    _can_record_outputs = {"hidden_states": SpectraFMLayer, "attentions": SpectraFMAttention}
-
-    def __init__(self, config: SpectraFMConfig):
-        super().__init__(config)
-        self.layers = nn.ModuleList(
-            SpectraFMLayer(config, heads, ffn_dim)
-            for heads, ffn_dim in zip(config.decoder_attention_heads, config.decoder_ffn_dim, strict=True)
-        )
-        self.layer_norm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.norm_first else nn.Identity()
-        )
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    @capture_outputs
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutput:
-        """(B, R, hidden_size) requests, (B, T, hidden_size) tokens, (B, T) mask -> (B, R, hidden_size)."""
-        mask = make_attention_mask(self.config, hidden_states, encoder_hidden_states, attention_mask)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, encoder_hidden_states, mask, **kwargs)
+            hidden_states = layer(hidden_states, key_value_states, mask, **kwargs)
         return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
 
 
@@ -561,8 +536,8 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
     def __init__(self, config: SpectraFMConfig):
         super().__init__(config)
         self.embeddings = SpectraFMEmbeddings(config)
-        self.encoder = SpectraFMEncoder(config)
-        self.decoder = SpectraFMDecoder(config)
+        self.encoder = SpectraFMStack(config, config.encoder_attention_heads, config.encoder_ffn_dim)
+        self.decoder = SpectraFMStack(config, config.decoder_attention_heads, config.decoder_ffn_dim)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -653,7 +628,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             scalars = self.embeddings.value_embedding(scalar_ids, (scalar_values.float() - center) / scale)
             tokens = torch.cat((tokens, scalars), dim=1)
             attention_mask = torch.cat((attention_mask.bool(), scalar_ids != PADDING_ID), dim=1)
-        return self.encoder(tokens, attention_mask, **{**kwargs, "return_dict": True}), attention_mask
+        return self.encoder(tokens, None, attention_mask, **{**kwargs, "return_dict": True}), attention_mask
 
     @can_return_tuple
     def forward(
@@ -843,7 +818,8 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         if labels is not None:
             target = (labels.float() - center) / scale
             sigma = None if label_errors is None else label_errors.float() / scale
-            loss = prediction_loss(mean, log_variance, target.masked_fill(request_ids == PADDING_ID, math.nan), sigma)
+            target = target.masked_fill(request_ids == PADDING_ID, math.nan)
+            loss = prediction_loss(mean, log_variance, target, sigma, self.config.degrees_of_freedom)
         return SpectraFMPredictionOutput(
             loss=loss,
             mean=mean,
@@ -859,20 +835,28 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
 
 
 def prediction_loss(
-    mean: torch.Tensor, log_variance: torch.Tensor, target: torch.Tensor, target_error: torch.Tensor | None = None
+    mean: torch.Tensor,
+    log_variance: torch.Tensor,
+    target: torch.Tensor,
+    target_error: torch.Tensor | None = None,
+    degrees_of_freedom: float = 0.0,
 ) -> torch.Tensor:
     """
     Mean over known targets of 0.5 [(target - mean)^2 / V + ln V], V = exp(log_variance) + target_error^2 + 1e-8.
 
     Koblischke & Bovy 2024; all in standardised units, any shape. A NaN target is unknown and ignored, a NaN error
-    counts as 0. Without a known target the loss is 0.
+    counts as 0. Without a known target the loss is 0. With `degrees_of_freedom` n, Student's t takes the place of the
+    Gaussian: 0.5 [(n + 1) ln(1 + (target - mean)^2 / n V) + ln V].
     """
     variance = torch.exp(log_variance) + 1e-8
     if target_error is not None:
         variance = variance + torch.nan_to_num(target_error, nan=0.0) ** 2
     known = ~torch.isnan(target)
     residual = torch.where(known, target, 0.0) - mean
-    terms = 0.5 * (residual**2 / variance + torch.log(variance))
+    misfit = residual**2 / variance
+    if degrees_of_freedom:
+        misfit = (degrees_of_freedom + 1.0) * torch.log1p(misfit / degrees_of_freedom)
+    terms = 0.5 * (misfit + torch.log(variance))
     return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
 
 
