@@ -20,6 +20,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from spectrafm_hf.training import Recipe, train
 
 
+# As many as the paper's.
+SYNTHETIC_STARS = 90_000
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help") or not argv[0].endswith((".yaml", ".yml")):
@@ -37,6 +41,12 @@ def main(argv: list[str] | None = None) -> int:
         from spectrafm_hf.data import build_gaia_xp, cache_dir
 
         recipe.data = str(build_gaia_xp(cache_dir() / "gaia-xp"))
+    elif recipe.data.startswith("synthetic-"):
+        from spectrafm_hf.data import cache_dir
+        from spectrafm_hf.data.synthetic import build_synthetic
+
+        instrument = recipe.data.removeprefix("synthetic-")
+        recipe.data = str(build_synthetic(cache_dir() / recipe.data, SYNTHETIC_STARS, instrument))
     data = load_dataset(recipe.data)
     train(recipe, args, data[recipe.train_split], data[recipe.validation_split])
     return 0

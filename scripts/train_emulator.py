@@ -12,6 +12,7 @@ accuracy.json and README.md.
 import argparse
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from spectrafm_hf.emulation import emulator_errors, fit_emulator, read_grid
 
 
-TEFF_BINS = (0, 3500, 4000, 4500, 5000, 6000, 9000)
-FE_H_BINS = (-9, -1, -0.5, 0, 9)
+TEFF_BINS: tuple[float, ...] = (0, 3500, 4000, 4500, 5000, 6000, 9000)
+FE_H_BINS: tuple[float, ...] = (-9, -1, -0.5, 0, 9)
 
 
 def accuracy_table(labels: np.ndarray, errors: np.ndarray) -> list[dict]:
@@ -37,10 +38,9 @@ def accuracy_table(labels: np.ndarray, errors: np.ndarray) -> list[dict]:
     add("all", np.isfinite(teff))
     add("Teff > 4000 K", teff > 4000)
     add("Teff <= 4000 K", teff <= 4000)
-    for low, high in zip(TEFF_BINS[:-1], TEFF_BINS[1:], strict=True):
-        add(f"Teff {low}-{high} K", (teff > low) & (teff <= high))
-    for low, high in zip(FE_H_BINS[:-1], FE_H_BINS[1:], strict=True):
-        add(f"[Fe/H] {low} to {high}", (fe_h > low) & (fe_h <= high))
+    for name, column, bins in (("Teff {}-{} K", teff, TEFF_BINS), ("[Fe/H] {} to {}", fe_h, FE_H_BINS)):
+        for low, high in pairwise(bins):
+            add(name.format(low, high), (column > low) & (column <= high))
     return rows
 
 

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
     predict.set_defaults(run=_predict)
 
-    data = verbs.add_parser("data", help="build a data set of observed spectra with labels")
+    data = verbs.add_parser("data", help="build a data set of spectra with labels")
     sets = data.add_subparsers(dest="name", metavar="NAME", required=True)
     gaia_xp = sets.add_parser("gaia-xp", help="39,851 Gaia DR3 XP spectra with APOGEE DR17 labels (downloads 104 MB)")
     gaia_xp.add_argument("--out", type=Path, default=Path("gaia-xp"), metavar="DIR", help="default: gaia-xp")
@@ -90,6 +90,36 @@ def _parser() -> argparse.ArgumentParser:
     gaia_xp.add_argument("--overwrite", action="store_true", help="replace an earlier build")
     gaia_xp.add_argument("--source", type=Path, metavar="WHEEL", help="a copy of the source, instead of the download")
     gaia_xp.set_defaults(run=_data_gaia_xp)
+    synthetic = sets.add_parser("synthetic", help="synthetic stars, as an instrument would have recorded them")
+    synthetic.add_argument("--n", type=_positive, required=True, metavar="N", help="number of stars")
+    synthetic.add_argument(
+        "--instrument", required=True, metavar="NAME_OR_FILE", help="apogee, gaia-xp, miles, or a YAML file like theirs"
+    )
+    synthetic.add_argument("--out", type=Path, metavar="DIR", help="default: synthetic-INSTRUMENT")
+    synthetic.add_argument("--seed", type=int, default=0, help="default: 0")
+    synthetic.add_argument(
+        "--splits",
+        type=float,
+        nargs=3,
+        default=(90, 5, 5),
+        metavar=("TRAIN", "VALIDATION", "TEST"),
+        help="their shares (default: 90 5 5)",
+    )
+    synthetic.add_argument(
+        "--range",
+        action="append",
+        nargs=3,
+        default=[],
+        metavar=("LABEL", "LOW", "HIGH"),
+        help="keep to this range of a label; may be given for several",
+    )
+    synthetic.add_argument("--emulator", metavar="NAME_OR_PATH", help="default: the one that the instrument names")
+    synthetic.add_argument(
+        "--shard-rows", type=_positive, default=2000, metavar="N", help="stars in a file (default: 2000)"
+    )
+    synthetic.add_argument("--workers", type=_positive, metavar="N", help="processes (default: as many as processors)")
+    synthetic.add_argument("--overwrite", action="store_true", help="replace an earlier build")
+    synthetic.set_defaults(run=_data_synthetic)
     return parser
 
 
@@ -237,6 +267,36 @@ def _data_gaia_xp(arguments: argparse.Namespace) -> None:
     folder = build_gaia_xp(arguments.out, source=arguments.source, limit=arguments.limit, overwrite=arguments.overwrite)
     sizes = {split: count_spectra(find_files([folder], split)) for split in ("train", "validation", "test")}
     print(f"{folder}: " + ", ".join(f"{size:,} {split}" for split, size in sizes.items()))
+
+
+def _data_synthetic(arguments: argparse.Namespace) -> None:
+    import os
+
+    from spectrafm_hf.data.synthetic import build_synthetic
+
+    ranges = {}
+    for label, *limits in arguments.range:
+        try:
+            ranges[label] = (float(limits[0]), float(limits[1]))
+        except ValueError:
+            raise ValueError(f"--range: expected a label and two numbers, got {label} {' '.join(limits)}") from None
+    # Of the processors of the machine, those that this process may use.
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    folder = build_synthetic(
+        arguments.out or Path(f"synthetic-{Path(arguments.instrument).stem}"),
+        arguments.n,
+        arguments.instrument,
+        emulator=arguments.emulator,
+        seed=arguments.seed,
+        splits=tuple(arguments.splits),
+        label_ranges=ranges,
+        shard_rows=arguments.shard_rows,
+        workers=arguments.workers or processors,
+        overwrite=arguments.overwrite,
+    )
+    print(
+        f"{folder}: {arguments.n:,} stars as {Path(arguments.instrument).stem} would have recorded them; see README.md"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers

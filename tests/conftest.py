@@ -13,6 +13,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer  # noqa: E402
+from spectrafm_hf.synthesis.atmospheres import MarcsGrid  # noqa: E402
 
 
 def make_tiny_model(seed: int = 0) -> SpectraFMForPrediction:
@@ -60,3 +61,25 @@ def stars() -> list[dict]:
             }
         )
     return rows
+
+
+@pytest.fixture
+def tiny_grid() -> MarcsGrid:
+    """Made-up atmospheres of four layers, linear in the labels; spherical below logg 3; one is missing."""
+    axes = {"teff": [4000.0, 5000.0, 6000.0], "logg": [1.0, 2.0, 4.0], "m_h": [-1.0, 0.0]}
+    teff, logg, m_h = np.meshgrid(*axes.values(), indexing="ij")
+    layer = np.arange(4.0)
+    layers = np.stack(
+        [
+            np.broadcast_to(layer - 3, (*teff.shape, 4)),
+            teff[..., None] * (0.8 + 0.1 * layer),
+            logg[..., None] + 0.5 * layer - 2,
+            2 * logg[..., None] + m_h[..., None] + layer,
+            np.broadcast_to(1e9 * (layer - 1), (*teff.shape, 4)),
+        ],
+        axis=-1,
+    )
+    radius = np.where(logg < 3, 10 ** (13 - logg), 1.0)
+    trusted = np.ones(teff.shape, bool)
+    trusted[2, 0, 0] = False
+    return MarcsGrid({name: np.array(nodes) for name, nodes in axes.items()}, layers, radius, trusted)

@@ -56,7 +56,7 @@ def test_help_names_the_verbs_in_a_process_of_its_own():
     assert not result.stderr
 
 
-@pytest.mark.parametrize("command", [["predict"], ["demo"], ["data"], ["data", "gaia-xp"]])
+@pytest.mark.parametrize("command", [["predict"], ["demo"], ["data"], ["data", "gaia-xp"], ["data", "synthetic"]])
 def test_every_verb_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])

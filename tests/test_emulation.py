@@ -39,7 +39,7 @@ def test_an_emulator_reproduces_stars_that_it_was_not_fitted_to(continuum):
     held_out = held_out[emulator.covers(held_out.labels)]
     assert len(held_out) > 40
     assert np.median(emulator_errors(emulator, held_out)) < 2e-3
-    assert held_out.flux.std(axis=0).mean() > 2e-2
+    assert held_out.flux.std(axis=0).max() > 0.05
 
 
 def test_the_script_measures_what_it_saves(tmp_path):

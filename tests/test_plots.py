@@ -5,7 +5,16 @@ import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
 
-from spectrafm_hf.plots import axis_label, draw_spectrum, plot_comparison, plot_overview, plot_star, symbol
+from spectrafm_hf.plots import (
+    axis_label,
+    draw_spectrum,
+    plot_comparison,
+    plot_label_distribution,
+    plot_observed,
+    plot_overview,
+    plot_star,
+    symbol,
+)
 
 
 UNITS = {"teff": "K", "logg": "dex"}
@@ -88,3 +97,25 @@ def test_the_comparison_is_drawn(tmp_path, stars):
     predicted |= {"teff_err": np.full(20, 60.0), "logg_err": np.full(20, 0.2)}
     plot_comparison(tmp_path / "a.png", predicted, catalogue, UNITS, stars[0], [(5000.0, 5040.0), (5040.0, 5080.0)])
     assert ink(tmp_path / "a.png") > 0.02
+
+
+def test_the_distribution_of_any_number_of_stars_and_labels_is_drawn(tmp_path):
+    random = np.random.default_rng(0)
+    names = ("teff", "logg", "fe_h", "mg_fe", "vmicro", "alpha_m")
+    stars = {name: random.normal(0, 1, 500) for name in names}
+    plot_label_distribution(tmp_path / "many.png", stars)
+    plot_label_distribution(tmp_path / "one.png", {name: column[:1] for name, column in stars.items()})
+    assert ink(tmp_path / "many.png") > ink(tmp_path / "one.png") > 0.005
+
+
+@pytest.mark.parametrize("n_pixels", [300, 4000])
+def test_observed_spectra_are_drawn_with_gaps_between_detectors(tmp_path, n_pixels):
+    random = np.random.default_rng(0)
+    wavelength = np.arange(n_pixels) + 5000.0
+    wavelength[n_pixels // 2 :] += 300
+    clean = 1 - 0.1 * np.sin(wavelength / 50) * np.ones((6, 1))
+    error = np.full_like(clean, 0.01)
+    stars = {name: random.normal(0, 1, 6) for name in ("teff", "logg", "fe_h", "snr")}
+    stars |= {"wavelength": np.tile(wavelength, (6, 1)), "flux": clean + random.normal(0, error), "clean": clean}
+    plot_observed(tmp_path / "stars.png", stars | {"flux_error": error})
+    assert ink(tmp_path / "stars.png") > 0.02

@@ -1,16 +1,13 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """Rows of a data set -> batches for the model, with augmentation in training."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from astropy import units
-from dust_extinction.parameter_averages import G23
-from scipy.ndimage import convolve1d
 
+from .instruments import extinction_curve, gaussian_noise
 from .models import SpectraFMTokenizer
 
 
@@ -116,28 +113,3 @@ class SpectraFMCollator:
         if isinstance(first, np.ndarray) and first.ndim == 2:
             return function(first, *(other[:, None] if np.ndim(other) == 1 else other for other in others))
         return [function(*map(np.asarray, star)) for star in zip(first, *others, strict=True)]
-
-
-def gaussian_noise(generator: np.random.Generator, shape: tuple[int, ...], correlation: float) -> np.ndarray:
-    """Noise of unit variance, smoothed along the last axis with a Gaussian of `correlation` pixels; float32."""
-    if not correlation:
-        return generator.standard_normal(shape, dtype=np.float32)
-    reach = math.ceil(4 * correlation)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / correlation) ** 2)
-    kernel = (kernel / np.linalg.norm(kernel)).astype(np.float32)
-    wide = generator.standard_normal((*shape[:-1], shape[-1] + 2 * reach), dtype=np.float32)
-    return convolve1d(wide, kernel)[..., reach:-reach]
-
-
-def extinction_curve(wavelength: np.ndarray) -> np.ndarray:
-    """
-    A(wavelength) / A(V) of Gordon et al. 2023 for R(V) = 3.1, in the shape of `wavelength` (Angstrom, vacuum).
-
-    Raises
-    ------
-    ValueError
-        For wavelengths outside 912 Angstrom - 32 micron, where the curve is not known.
-    """
-    if wavelength.ndim == 2 and np.all(wavelength == wavelength[0]):
-        wavelength = wavelength[:1]
-    return G23(Rv=3.1)(wavelength.astype(np.float64) * units.Angstrom)

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from .files import complete_file
 from .metrics import label_metrics
 from .prediction import valid_pixels
 
@@ -226,6 +227,97 @@ def plot_comparison(
     _save(figure, path)
 
 
+def plot_label_distribution(path: str | os.PathLike[str], columns: Mapping[str, ArrayLike]) -> None:
+    """Kiel diagram, and every other label over [Fe/H] (microturbulence over gravity); for any number of stars.
+
+    Parameters
+    ----------
+    path : path
+        PNG file to write.
+    columns : mapping of label to array, shape (stars,)
+        With `teff`, `logg` and `fe_h`.
+    """
+    values = {name: np.asarray(column) for name, column in columns.items()}
+    others = [name for name in values if name not in ("teff", "logg", "fe_h")]
+    n_columns = 4
+    n_rows = 2 + -(-max(len(others) - 4, 0) // n_columns)
+    figure = Figure(figsize=(3.3 * n_columns, 2.6 * n_rows))
+    # A layout by hand: to find one for so many axes would take longer than to draw them.
+    grid = figure.add_gridspec(
+        n_rows, n_columns, left=0.05, right=0.99, bottom=0.06, top=0.96, wspace=0.32, hspace=0.32
+    )
+    kiel = figure.add_subplot(grid[:2, :2])
+    # A cell shows the stars in it by its colour, however many they are.
+    cells = kiel.hexbin(
+        values["teff"], values["logg"], C=values["fe_h"], reduce_C_function=np.mean, gridsize=70, cmap="viridis", lw=0.1
+    )
+    figure.colorbar(cells, ax=kiel, label=f"mean {symbol('fe_h')} [dex]")
+    kiel.invert_xaxis()
+    kiel.invert_yaxis()
+    kiel.set(xlabel=r"$T_\mathrm{eff}$ [K]", ylabel=r"$\log g$ [dex]")
+    kiel.set_title(f"{len(values['teff']):,} stars", loc="left", fontsize=10, color=GREY)
+    _style(kiel)
+    places = [(row, column) for row in range(n_rows) for column in range(n_columns) if row > 1 or column > 1]
+    for name, place in zip(others, places, strict=False):
+        axes = figure.add_subplot(grid[place])
+        below = "logg" if name == "vmicro" else "fe_h"
+        axes.hexbin(values[below], values[name], gridsize=45, norm=LogNorm(0.3), mincnt=1, cmap="Blues", lw=0.1)
+        axes.set(xlabel=axis_label(below, {}), ylabel=symbol(name) + (" [km/s]" if name == "vmicro" else ""))
+        axes.tick_params(direction="in", top=True, right=True)
+    _save(figure, path)
+
+
+def plot_observed(path: str | os.PathLike[str], columns: Mapping[str, NDArray[Any]]) -> None:
+    """Four synthetic spectra with and without noise (600 pixels from the middle of long ones), and the noise itself.
+
+    Parameters
+    ----------
+    path : path
+        PNG file to write.
+    columns : mapping of str to array
+        `wavelength`, `flux`, `clean`, `flux_error` of shape (stars, pixels), `snr` and labels of shape (stars,).
+    """
+    figure = Figure(figsize=(13, 9))
+    grid = figure.add_gridspec(4, 4, left=0.05, right=0.99, bottom=0.06, top=0.96, wspace=0.25, hspace=0.35)
+    # From the coolest to the hottest, at the ends not quite.
+    order = np.argsort(columns["teff"])
+    stars = order[(np.linspace(0.05, 0.95, 4) * (len(order) - 1)).astype(int)]
+    n_pixels = columns["flux"].shape[1]
+    shown = slice(None) if n_pixels < 1000 else slice(n_pixels // 2 - 300, n_pixels // 2 + 300)
+    for place, star in enumerate(stars):
+        axes = figure.add_subplot(grid[place, :3])
+        wavelength = columns["wavelength"][star][shown]
+        # Lines end where pixels are missing.
+        gaps = np.flatnonzero(np.diff(wavelength) > 5 * np.median(np.diff(wavelength))) + 1
+        noisy, clean = (np.insert(columns[name][star][shown], gaps, np.nan) for name in ("flux", "clean"))
+        wavelength = np.insert(wavelength, gaps, np.nan)
+        axes.plot(wavelength, noisy, color=BLUE, lw=0.6, label="with noise")
+        axes.plot(wavelength, clean, color=ORANGE, lw=0.6, label="without")
+        texts = [
+            f"{symbol(name)} {columns[name][star]:.{digits('K' if name == 'teff' else 'dex')}f}"
+            for name in ("teff", "logg", "fe_h")
+        ]
+        axes.set_title(", ".join([*texts, f"S/N {columns['snr'][star]:.0f}"]), loc="left", fontsize=10, color=INK)
+        axes.set_ylabel("Flux")
+        axes.tick_params(direction="in", top=True, right=True)
+    axes.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]")
+    figure.axes[0].legend(frameon=False, fontsize=9, ncols=2)
+    deviation = ((columns["flux"] - columns["clean"]) / columns["flux_error"]).ravel()
+    x = np.linspace(-5, 5, 101)
+    axes = figure.add_subplot(grid[:2, 3])
+    axes.hist(deviation, x.tolist(), density=True, color=BLUE, alpha=0.6)
+    axes.plot(x, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), color=INK, lw=1)
+    spread = 1.4826 * np.median(np.abs(deviation - np.median(deviation)))
+    axes.set_title(f"1.4826 MAD {spread:.4f}", loc="left", fontsize=10, color=INK)
+    axes.set(xlabel="(with noise - without) / error", yscale="log", ylim=(1e-6, 1))
+    axes.tick_params(direction="in", top=True, right=True)
+    axes = figure.add_subplot(grid[2:, 3])
+    axes.hist(columns["snr"], 40, color=BLUE, alpha=0.6)
+    axes.set(xlabel="S/N per pixel", ylabel="Stars")
+    axes.tick_params(direction="in", top=True, right=True)
+    _save(figure, path)
+
+
 def _style(axes: Axes) -> None:
     axes.tick_params(direction="in", top=True, right=True, colors=INK)
     axes.minorticks_on()
@@ -233,11 +325,6 @@ def _style(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Under a temporary name first: never half a picture."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    """Never half a picture."""
+    with complete_file(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -29,7 +29,8 @@ class Recipe:
     Parameters
     ----------
     data : str
-        A data set folder or hub name in the project's schema.
+        A data set folder or hub name in the project's schema. `scripts/train.py` builds `gaia-xp` and
+        `synthetic-<instrument>` where they are not there.
     labels : list[str]
         Stellar labels to learn.
     units : list[str]

