@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from spectrafm_hf.emulation import OTHER_NAMES
 from spectrafm_hf.synthesis import Synthesizer, check_labels, draw_labels
 from spectrafm_hf.synthesis.grid import GridSettings, write_grid
 from spectrafm_hf.synthesis.labels import LABEL_NAMES
@@ -33,8 +34,6 @@ RANGES = {
     "hband": (15090.0, 17010.0, 0.05, 1.0, "apstar"),
     "optical": (3300.0, 10310.0, 0.06, -1.0, "bins"),
 }
-# What the ready grids call the labels.
-SHORT_NAMES = {"feh": "fe_h", "vmic": "vmicro", **{name.removesuffix("_fe"): name for name in LABEL_NAMES[3:-1]}}
 
 
 def read_labels(path: Path, n: int | None) -> tuple[dict[str, NDArray[np.float64]], list[str] | None]:
@@ -45,7 +44,7 @@ def read_labels(path: Path, n: int | None) -> tuple[dict[str, NDArray[np.float64
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             names = [str(name) for name in arrays["label_names"]]
-            names = [name if name in LABEL_NAMES else SHORT_NAMES.get(name, name) for name in names]
+            names = [name if name in LABEL_NAMES else OTHER_NAMES.get(name, name) for name in names]
             table = pa.table(dict(zip(names, arrays["labels"].astype(np.float64).T, strict=True)))
     else:
         table = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
