@@ -14,7 +14,6 @@ and from synthetic-realism.remarks.md.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import re
@@ -23,7 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,11 +35,14 @@ from PIL import Image
 from scipy.interpolate import interp1d
 from scipy.optimize import least_squares
 
+from spectrafm_cli import Parser
 from spectrafm_hf import SpectrumEmulator, bundled
 from spectrafm_hf.data.gaia_xp import build_gaia_xp
 from spectrafm_hf.data.sources import cache_dir, fetch_package_file, read_member
+from spectrafm_hf.data.synthetic import ALPHA_ELEMENTS
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.instruments import Instrument, extinction_curve
+from spectrafm_hf.metrics import robust_scatter
 from spectrafm_hf.models.modeling_emulator import REFERENCE_TEFF
 from spectrafm_hf.plots import BLUE, GREY, INK, ORANGE, symbol
 from spectrafm_hf.synthesis import Synthesizer
@@ -75,10 +77,6 @@ STEPS = {"teff": 50.0, "logg": 0.1, "vmicro": 0.1}  # of finite differences to b
 
 
 # --------------------------------------------------------------------------------------------------------- arithmetic
-
-
-def robust(values: Array) -> float:
-    return float(1.4826 * np.median(np.abs(values - np.median(values))))
 
 
 def shift_and_broaden(flux: Array, pixels: float, sigma: float) -> Array:
@@ -130,7 +128,12 @@ class Fit(NamedTuple):
     def figures(self, valid: Array) -> list[float]:
         residual = (self.flux - self.model)[valid]
         correlation = np.corrcoef(self.flux[valid], self.model[valid])[0, 1]
-        return [float(residual.std()), robust(residual), float(correlation), float(np.median(self.error[valid]))]
+        return [
+            float(residual.std()),
+            robust_scatter(residual),
+            float(correlation),
+            float(np.median(self.error[valid])),
+        ]
 
 
 def fit_labels(emulator: SpectrumEmulator, star: Star, offset: Array | float = 0.0, start: Array | None = None) -> Fit:
@@ -251,7 +254,7 @@ def check_gaia_xp(out: Path, results: dict[str, Any], per_bin: int = 100) -> dic
     names = ["teff", "logg", "fe_h", "alpha_m"]
     cut = spectra.select_columns([*names, "ak_targ", "snr"])[:]
     emulator = SpectrumEmulator.from_pretrained(bundled("emulator-optical"))
-    alpha = dict.fromkeys(("o_fe", "mg_fe", "si_fe", "ca_fe", "ti_fe"), cut["alpha_m"])
+    alpha = dict.fromkeys(ALPHA_ELEMENTS, cut["alpha_m"])
     labels = emulator.label_table({**{name: cut[name] for name in names[:3]}, **alpha})
     usable = emulator.covers(labels) & (cut["snr"] > 100) & np.isfinite(cut["ak_targ"])
     instrument = Instrument.load("gaia-xp")
@@ -310,7 +313,7 @@ def check_miles(out: Path, results: dict[str, Any]) -> dict[str, Any]:
     emulator = SpectrumEmulator.from_pretrained(bundled("emulator-optical"))
     teff, logg, fe_h = (np.array(column) for column in list(zip(*stars, strict=True))[1:])
     # MILES has no abundances: the usual run of the Galaxy.
-    alpha = dict.fromkeys(("o_fe", "mg_fe", "si_fe", "ca_fe", "ti_fe"), np.clip(-0.3 * fe_h, 0, 0.3))
+    alpha = dict.fromkeys(ALPHA_ELEMENTS, np.clip(-0.3 * fe_h, 0, 0.3))
     labels = emulator.label_table({"teff": teff, "logg": logg, "fe_h": fe_h, **alpha})
     usable = np.flatnonzero(emulator.covers(labels) & (teff >= 3800))
     instrument = Instrument.load("miles")
@@ -517,11 +520,6 @@ def make_card(results: dict[str, Any], remarks: str) -> str:
             tables = "\n\n".join(map(markdown, results[part]["tables"]))
             sections.append("\n\n".join(filter(None, (f"## {heading}", texts[part].strip(), tables, pictures))))
     return "\n\n".join(sections) + "\n"
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

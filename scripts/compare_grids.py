@@ -8,16 +8,16 @@ A grid is a folder that `scripts/synthesize_grid.py` wrote, or an npz with `labe
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from spectrafm_cli import Parser
 from spectrafm_hf.data.schema import flat_pixels
 from spectrafm_hf.synthesis.labels import LABEL_NAMES
 from spectrafm_hf.synthesis.sampling import APSTAR_WAVELENGTH
@@ -96,11 +96,6 @@ def compare(grid: Grid, reference: Grid) -> list[str]:
         if chosen.any():
             lines.append(f"{low}-{high} K: {chosen.sum()} stars, median rms {100 * np.median(rms[chosen]):.3f} %")
     return lines
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
-from spectrafm_cli import DEFAULT_MODEL
+from spectrafm_cli import DEFAULT_MODEL, Parser
 from spectrafm_hf.baselines import BASELINES, Baseline, Spectra
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data import LABEL_UNITS, build_gaia_xp, cache_dir, flat_pixels, label_names_of
@@ -402,11 +402,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
     with complete_file(path) as temporary:
         temporary.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from spectrafm_cli import Parser
 from spectrafm_hf.emulation import OTHER_NAMES
 from spectrafm_hf.synthesis import Synthesizer, check_labels, draw_labels
 from spectrafm_hf.synthesis.grid import GridSettings, write_grid
@@ -110,11 +110,6 @@ def synthesize(arguments: argparse.Namespace) -> None:
             bar.update(done - bar.n)
             bar.set_postfix(failed=failed)
     print(f"{n - failed} spectra in {arguments.out}, {failed} stars failed (see README.md there)")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ OVERVIEW_STARS = 100_000
 DELAY = 2  # seconds before a progress bar shows
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line instead of the usage and a line."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="spectrafm", description="Stellar labels with errors, from spectra.")
+    parser = Parser(prog="spectrafm", description="Stellar labels with errors, from spectra.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     demo = verbs.add_parser("demo", help="predict 64 real stars that come with the package, and draw the result")

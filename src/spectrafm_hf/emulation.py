@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from .data.schema import LABEL_UNITS, label_names_of
 from .models import SpectrumEmulator, SpectrumEmulatorConfig
+from .synthesis.sampling import APSTAR_WAVELENGTH
 
 
 #: Names of labels in the grids that came before this project, and here.
@@ -68,7 +69,7 @@ def read_grid(path: str | Path) -> Grid:
         if missing := {"labels", "label_names", "norm_u16"} - set(parts):
             raise ValueError(f"{path}: expected arrays labels, label_names and norm_u16, got none for {missing}")
         flux = (parts["norm_u16"] * (1.2 / 65535)).astype(np.float32)
-        wavelength = parts.get("wavelength", 10 ** (4.179 + 6e-6 * np.arange(flux.shape[1])))
+        wavelength = parts.get("wavelength", APSTAR_WAVELENGTH[: flux.shape[1]])
         names = [OTHER_NAMES.get(str(name), str(name)) for name in parts["label_names"]]
         return Grid(names, parts["labels"].astype(float), wavelength, flux, parts.get("continuum"))
     rows = load_dataset(str(path), split="train").with_format("numpy")

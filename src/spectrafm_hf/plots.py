@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from .files import complete_file
-from .metrics import label_metrics
+from .metrics import label_metrics, robust_scatter
 from .prediction import valid_pixels
 
 
@@ -307,8 +307,7 @@ def plot_observed(path: str | os.PathLike[str], columns: Mapping[str, NDArray[An
     axes = figure.add_subplot(grid[:2, 3])
     axes.hist(deviation, x.tolist(), density=True, color=BLUE, alpha=0.6)
     axes.plot(x, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), color=INK, lw=1)
-    spread = 1.4826 * np.median(np.abs(deviation - np.median(deviation)))
-    axes.set_title(f"1.4826 MAD {spread:.4f}", loc="left", fontsize=10, color=INK)
+    axes.set_title(f"1.4826 MAD {robust_scatter(deviation):.4f}", loc="left", fontsize=10, color=INK)
     axes.set(xlabel="(with noise - without) / error", yscale="log", ylim=(1e-6, 1))
     axes.tick_params(direction="in", top=True, right=True)
     axes = figure.add_subplot(grid[2:, 3])

@@ -36,6 +36,7 @@ from tqdm.auto import tqdm
 from ..checkpoints import _quiet, bundled, bundled_names
 from ..files import complete_file
 from ..instruments import Instrument, instrument_names
+from ..metrics import robust_scatter
 from ..models import SpectrumEmulator, SpectrumEmulatorConfig
 from ..plots import plot_label_distribution, plot_observed
 from ..synthesis.labels import LABEL_NAMES, draw_labels
@@ -456,7 +457,6 @@ def _write_card(folder: Path, stars: _Stars, settings: Mapping[str, Any]) -> Non
     plot_label_distribution(folder / "labels.png", {name: table[name].to_numpy() for name in LABELS})
     sample = stars.draw(500, np.random.default_rng([settings["seed"], len(SPLITS) + 1]))
     deviation = ((sample["flux"] - sample["clean"]) / sample["flux_error"]).ravel()
-    spread = 1.4826 * float(np.median(np.abs(deviation - np.median(deviation))))
     plot_observed(folder / "spectra.png", sample)
 
     instrument = stars.instrument
@@ -483,7 +483,7 @@ def _write_card(folder: Path, stars: _Stars, settings: Mapping[str, Any]) -> Non
             splits="\n".join(f"| {split.name} | {split.num_examples:,} |" for split in info.splits.values()),
             columns=_column_table(stars),
             observation="\n".join(f"- {line}" for line in _observation(stars)),
-            spread=spread,
+            spread=robust_scatter(deviation),
             pixels=deviation.size,
             flux_bits=FLUX_BITS,
             error_bits=ERROR_BITS,

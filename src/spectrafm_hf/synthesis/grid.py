@@ -199,11 +199,8 @@ def _card(folder: Path, records: Sequence[Mapping[str, Any]], settings: GridSett
     failed = [star for record in records for star in record["failed"]]
     seconds = np.array([value for record in records for value in record["seconds"]] or [np.nan])
     shards = sorted((folder / "data").glob("*.parquet"))
-    labels = {
-        name: np.concatenate([pq.read_table(path)[name].to_numpy() for path in shards])
-        for name in LABEL_NAMES
-        if shards
-    }
+    # Without the pixels; pyarrow cannot read a list of no files.
+    labels = pq.read_table(shards, columns=list(LABEL_NAMES)).to_pydict() if shards else {}
     ranges = "\n".join(
         f"| `{name}` | {LABEL_UNITS[name]} | {np.min(column):.2f} | {np.median(column):.2f} | {np.max(column):.2f} |"
         for name, column in labels.items()
