@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 
 if TYPE_CHECKING:
+    from spectrafm_hf.data.readers import Row
     from spectrafm_hf.models import SpectraFMForPrediction, SpectraFMTokenizer
-    from spectrafm_hf.readers import Row
 
 
 DEFAULT_MODEL = "spectrafm-gaia-xp-small"
@@ -140,8 +140,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     import numpy as np
     from tqdm.auto import tqdm
 
+    from spectrafm_hf.data.readers import batched, count_spectra, find_files, read_spectra
     from spectrafm_hf.prediction import FLAG_SEPARATOR, PredictionWriter, TrainingRange, predict_batches
-    from spectrafm_hf.readers import batched, count_spectra, find_files, read_spectra
 
     files = find_files(arguments.input, arguments.split)
     model, tokenizer = _load(arguments.model)
@@ -205,10 +205,10 @@ def _demo(arguments: argparse.Namespace) -> None:
     import numpy as np
     import pyarrow.parquet as pq
 
+    from spectrafm_hf.data.readers import read_spectra
     from spectrafm_hf.metrics import label_metrics
     from spectrafm_hf.plots import digits, plot_comparison
     from spectrafm_hf.prediction import predict_batches
-    from spectrafm_hf.readers import read_spectra
 
     model, tokenizer = _load(arguments.model)
     names, units = _labels(model, tokenizer)
@@ -262,7 +262,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _data_gaia_xp(arguments: argparse.Namespace) -> None:
     from spectrafm_hf.data import build_gaia_xp
-    from spectrafm_hf.readers import count_spectra, find_files
+    from spectrafm_hf.data.readers import count_spectra, find_files
 
     folder = build_gaia_xp(arguments.out, source=arguments.source, limit=arguments.limit, overwrite=arguments.overwrite)
     sizes = {split: count_spectra(find_files([folder], split)) for split in ("train", "validation", "test")}

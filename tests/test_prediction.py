@@ -13,8 +13,8 @@ import pytest
 import torch
 from astropy.table import Table
 
+from spectrafm_hf.data.readers import batched
 from spectrafm_hf.prediction import PredictionWriter, TrainingRange, predict_batches, valid_pixels
-from spectrafm_hf.readers import batched
 
 
 NAMES = ["teff", "logg", "fe_h", "alpha_m"]
@@ -231,7 +231,7 @@ def test_memory_does_not_grow_with_the_number_of_stars(tmp_path):
         from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
         from spectrafm_hf.data.schema import pixel_column
         from spectrafm_hf.prediction import PredictionWriter, predict_batches
-        from spectrafm_hf.readers import batched, read_spectra
+        from spectrafm_hf.data.readers import batched, read_spectra
 
         def write(path, groups):
             random = np.random.default_rng(0)

@@ -25,10 +25,10 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from transformers.utils import cached_file
 
+from .data.schema import PIXEL_COLUMNS
 from .files import complete_file
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
 from .models.tokenization_spectrafm import HUGE
-from .readers import PIXEL_COLUMNS
 
 
 #: Between the flags of a star.

@@ -12,9 +12,10 @@ import csv
 import itertools
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +25,39 @@ from astropy import units
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 
-from .models.tokenization_spectrafm import air_to_vacuum
+from ...models.tokenization_spectrafm import air_to_vacuum
 
 
 Row = dict[str, Any]
+
+
+class Failure(NamedTuple):
+    """A file that could not be read, and why, in one line."""
+
+    file: Path
+    cause: str
+
+
+@dataclass(frozen=True)
+class SpectrumFormat:
+    """What the spectra of a kind of file are, and how they are told and read."""
+
+    name: str
+    survey: str
+    wavelength_medium: str
+    rest_frame: str
+    flux_unit: str
+    resolving_power: str
+    normalisation: str
+    note: str
+    identify: Callable[[Path], bool]
+    read: Callable[..., Iterator[Row]]
+
+
+def formats() -> list[SpectrumFormat]:
+    """All formats that are known."""
+    return []
+
 
 PIXEL_COLUMNS = ("wavelength", "flux", "flux_error", "mask")
 FITS_SUFFIXES = (".fits", ".fit", ".fits.gz", ".fit.gz")
@@ -37,7 +67,9 @@ ERROR_NAMES = ("error", "err", "sigma", "uncertainty", "ivar", "flux_err", "flux
 CHUNK_ROWS = 256
 
 
-def find_files(paths: Iterable[str | os.PathLike[str]], split: str | None = None) -> list[Path]:
+def find_files(
+    paths: Iterable[str | os.PathLike[str]], split: str | None = None, failures: list[Failure] | None = None
+) -> list[Path]:
     """The files behind `paths`, all checked before the first is read.
 
     Parameters
@@ -94,7 +126,16 @@ def count_spectra(files: Iterable[Path]) -> int | None:
 
 
 def read_spectra(
-    files: Iterable[str | os.PathLike[str]], *, wavelength_unit: str = "Angstrom", wavelength_medium: str = "vacuum"
+    files: Iterable[str | os.PathLike[str]],
+    *,
+    format: str | None = None,
+    visits: bool = False,
+    bad_bits: Iterable[str] | None = None,
+    wavelength_unit: str = "Angstrom",
+    wavelength_medium: str | None = None,
+    grid: Any = None,
+    radial_velocity: float | None = None,
+    failures: list[Failure] | None = None,
 ) -> Iterator[Row]:
     """Spectra of some files, one after the other.
 
@@ -139,9 +180,13 @@ def read_spectra(
                     # What is no wavelength stays what it is: the tokenizer judges it.
                     real = np.isfinite(wavelength) & (wavelength > 0)
                     wavelength = np.where(real, air_to_vacuum(np.where(real, wavelength, 1.0)), wavelength)
-                yield {**row, "wavelength": wavelength, "file": file}
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{file}: expected a file that can be read, got {error}") from error
+                yield {"survey": "", "snr": np.nan, **row, "wavelength": wavelength, "file": file}
+        except (OSError, pa.ArrowException, ValueError) as error:
+            if not isinstance(error, ValueError) or isinstance(error, pa.ArrowException):
+                error = ValueError(f"{file}: expected a file that can be read, got {error}")
+            if failures is None:
+                raise error from error.__cause__
+            failures.append(Failure(file, str(error)))
 
 
 def _angstrom(unit: str | units.UnitBase) -> float:
