@@ -1,0 +1,340 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Labels from catalogues: APOGEE's allStar with the cuts of the paper, anybody's own table, their join onto spectra.
+
+Tables have one row a star and columns in lower case; a label `fe_h` has its one-sigma error in `fe_h_err`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from astropy.io import fits
+from astropy.table import Table
+from astropy.utils.exceptions import AstropyUserWarning
+from numpy.typing import NDArray
+from pyarrow import csv as arrow_csv
+
+from .schema import LABEL_UNITS, label_names_of
+
+
+# ------------------------------------------------------------------------------------------------------ anybody's table
+
+#: Where the identifiers of a table are looked for, in this order, if nobody says.
+ID_COLUMNS = ("object_id", "apogee_id", "source_id", "gaiaedr3_source_id", "sdss_id", "id", "name")
+
+
+def read_labels(path: str | os.PathLike[str]) -> pa.Table:
+    """Read a table of labels.
+
+    Parameters
+    ----------
+    path : path
+        Ends in .csv, .ecsv, .fits, .fits.gz or .parquet. APOGEE's allStar is read as `read_allstar` reads it.
+
+    Returns
+    -------
+    pyarrow.Table
+        Names in lower case; those of VizieR are turned into ours, `e_Teff` into `teff_err` and `[Fe/H]` into `fe_h`.
+        Columns that hold several numbers a star are left out.
+
+    Raises
+    ------
+    ValueError
+        Naming the file and what was expected of it.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    try:
+        if name.endswith(".csv"):
+            table = arrow_csv.read_csv(path)
+        elif name.endswith((".parquet", ".pq")):
+            table = pq.read_table(path)
+        elif name.endswith((".ecsv", ".fits", ".fit", ".fits.gz")):
+            if not name.endswith(".ecsv") and _is_allstar(path):
+                return read_allstar(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about units and header cards that play no part here
+                columns = Table.read(path)
+            table = pa.table({key: _arrow(columns[key]) for key in columns.colnames if columns[key].ndim == 1})
+        else:
+            raise ValueError("expected a name that ends in .csv, .ecsv, .fits or .parquet")
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: expected a table of labels that can be read, got: {_one_line(error)}") from error
+    names = _our_names(table.column_names)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: expected each column once, as capitals do not count, got {', '.join(twice)} again")
+    return table.rename_columns(names)
+
+
+def _our_names(names: Sequence[str]) -> list[str]:
+    names = [re.sub(r"\[(\w+)/(\w+)\]", r"\1_\2", name.strip()).lower() for name in names]
+    return [f"{name[2:]}_err" if name.startswith("e_") and name[2:] in names else name for name in names]
+
+
+def _arrow(column: Any) -> pa.Array:
+    """A column of astropy's, of any byte order, as one of Arrow's; what is masked becomes null."""
+    missing = np.ma.getmaskarray(column) if np.ma.isMaskedArray(column) else None
+    values = np.asarray(column)
+    if values.dtype.kind in "SUO":
+        texts = [_text(value) for value in values.tolist()]
+        return pa.array(texts, pa.string(), mask=missing)
+    return pa.array(np.ascontiguousarray(values, values.dtype.newbyteorder("=")), mask=missing)
+
+
+def label_columns(table: pa.Table) -> list[str]:
+    """Names of the labels in a table: numbers that have an error beside them, or a name that this project knows."""
+    with_error = label_names_of(table.column_names)
+    return [
+        field.name
+        for field in table.schema
+        if (field.name in LABEL_UNITS or field.name in with_error)
+        and (pa.types.is_floating(field.type) or pa.types.is_integer(field.type))
+    ]
+
+
+@dataclass(frozen=True)
+class LabelJoin:
+    """Which row of a table of labels belongs to which spectrum.
+
+    Attributes
+    ----------
+    index : array of int, shape (spectra,)
+        Row of the table; -1 where it has none. Of an identifier that the table has several times, the first.
+    unmatched_spectra, unmatched_labels : list of str
+        Identifiers without a counterpart.
+    duplicates : list of str
+        Identifiers of spectra that the table has more than once.
+    """
+
+    index: NDArray[np.int64]
+    unmatched_spectra: list[str]
+    unmatched_labels: list[str]
+    duplicates: list[str]
+
+
+def join_labels(object_ids: Iterable[Any], labels: pa.Table, id_column: str | None = None) -> LabelJoin:
+    """Find the labels of spectra by identifier.
+
+    Parameters
+    ----------
+    object_ids : iterable of str or int
+        Of the spectra. Several spectra of one star find the same labels.
+    labels : pyarrow.Table
+        As `read_labels` or `read_allstar` returns it.
+    id_column : str, optional
+        Column with the identifiers, texts or whole numbers; `Gaia DR3 4295806720` is the same as 4295806720. Default:
+        the first of `ID_COLUMNS` that the table has.
+
+    Raises
+    ------
+    ValueError
+        If the table has no such column, or it holds decimal numbers (which cannot hold the identifiers of Gaia).
+    """
+    name = id_column.lower() if id_column else next((name for name in ID_COLUMNS if name in labels.column_names), None)
+    if name not in labels.column_names:
+        expected = repr(id_column) if id_column else f"one of {', '.join(ID_COLUMNS)}"
+        raise ValueError(f"id_column: expected {expected} among the columns of the labels, got {labels.column_names}")
+    if pa.types.is_floating(labels.schema.field(name).type):
+        raise ValueError(f"{name}: expected identifiers as text or whole numbers, got decimals, which round them")
+    rows: dict[str, int] = {}
+    repeated: set[str] = set()
+    for row, given in enumerate(labels[name].to_pylist()):
+        if given is None:
+            continue
+        identifier = _identifier(given)
+        if identifier in rows:
+            repeated.add(identifier)
+        else:
+            rows[identifier] = row
+    wanted = [_identifier(given) for given in object_ids]
+    found = set(wanted)
+    return LabelJoin(
+        np.array([rows.get(identifier, -1) for identifier in wanted], np.int64),
+        sorted(found - rows.keys()),
+        sorted(rows.keys() - found),
+        sorted(repeated & found),
+    )
+
+
+def _identifier(given: Any) -> str:
+    return re.sub(r"^gaia (e?dr\d) ", "", _text(given), flags=re.IGNORECASE)
+
+
+def _text(given: Any) -> str:
+    return (given.decode("utf-8", "replace") if isinstance(given, bytes) else str(given)).strip()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+# ----------------------------------------------------------------------------------------------------- APOGEE's allStar
+
+#: Labels of the paper.
+PAPER_LABELS = ("teff", "logg", "o_fe", "mg_fe", "fe_h")
+#: Bits of an abundance's own flag (`FE_H_FLAG`, bits of PARAMFLAG) that say it is bad: GRIDEDGE_BAD, CALRANGE_BAD,
+#: OTHER_BAD, FERRE_FAIL, PARAM_MISMATCH_BAD, TEFF_CUT. https://www.sdss4.org/dr17/irspec/apogee-bitmasks
+BAD_LABEL_BITS = (0, 1, 2, 3, 4, 6)
+#: Bits of ASPCAPFLAG that say the same of a parameter.
+BAD_PARAMETER_BITS = {"teff": 16, "logg": 17, "vmicro": 18, "m_h": 19, "alpha_m": 20}
+STAR_BAD = 23
+#: Columns that the cuts and the archive's file names need, and such as help to join: taken where they are.
+ALLSTAR_COLUMNS = ("apogee_id", "telescope", "field", "file", "snr", "starflag", "aspcapflag", "vscatter")
+ALLSTAR_EXTRAS = ("gaiaedr3_source_id", "vhelio_avg", "j", "h", "k", "ak_targ")
+CHUNK_ROWS = 20_000
+
+
+def _is_allstar(path: Path) -> bool:
+    with fits.open(path) as hdus:
+        return len(hdus) > 1 and {"APOGEE_ID", "ASPCAPFLAG"} <= set(getattr(hdus[1], "columns", fits.ColDefs([])).names)
+
+
+def read_allstar(
+    path: str | os.PathLike[str],
+    labels: Sequence[str] = PAPER_LABELS,
+    *,
+    bad_label_bits: Sequence[int] = BAD_LABEL_BITS,
+) -> pa.Table:
+    """Read the columns that matter of APOGEE's allStar, a few rows of its 4 GB at a time.
+
+    Parameters
+    ----------
+    path : path
+        `allStar-dr17-synspec_rev1.fits` or `allStarLite-dr17-synspec_rev1.fits`, or one like them.
+    labels : sequence of str
+        Its columns in lower case.
+    bad_label_bits : sequence of int
+        Bits of a label's flag at which its value and error become NaN; none to take all values as they stand. A
+        parameter (`BAD_PARAMETER_BITS`) has one such bit in ASPCAPFLAG.
+
+    Returns
+    -------
+    pyarrow.Table
+        One row an entry, `ALLSTAR_COLUMNS`, those of `ALLSTAR_EXTRAS` that are there, and `<label>`, `<label>_err`
+        (float32, NaN where unknown, flagged or -9999).
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, ends too early, or lacks a column.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "File may have been truncated", AstropyUserWarning)
+            with fits.open(path, memmap=not path.name.endswith(".gz")) as hdus:
+                if len(hdus) < 2 or not isinstance(hdus[1], fits.BinTableHDU):
+                    raise ValueError("expected a table in its first extension")
+                table = hdus[1]
+                given = {name.lower(): name for name in table.columns.names}
+                pairs = [name for label in labels for name in (label, f"{label}_err")]
+                if missing := [name for name in (*ALLSTAR_COLUMNS, *pairs) if name not in given]:
+                    raise ValueError(f"expected the columns {', '.join(missing).upper()}")
+                names = [*ALLSTAR_COLUMNS, *(name for name in ALLSTAR_EXTRAS if name in given)]
+                starts = range(0, table.header["NAXIS2"], CHUNK_ROWS) or [0]
+                # Rows before columns: a column as a whole would be converted, and kept.
+                chunks = [
+                    _allstar_chunk(table.data[start : start + CHUNK_ROWS], given, names, labels, bad_label_bits)
+                    for start in starts
+                ]
+    except (OSError, ValueError, TypeError, AstropyUserWarning, fits.VerifyError) as error:
+        raise ValueError(f"{path}: expected an allStar table, got: {_one_line(error)}") from error
+    return pa.concat_tables(chunks)
+
+
+def _allstar_chunk(
+    rows: fits.FITS_rec, given: Mapping[str, str], names: Sequence[str], labels: Sequence[str], bits: Sequence[int]
+) -> pa.Table:
+    columns = {name: _arrow(np.array(rows[given[name]])) for name in names}
+    mask = sum(1 << bit for bit in bits)
+    for label in labels:
+        pair = [np.array(rows[given[name]], np.float32) for name in (label, f"{label}_err")]
+        bad = ~np.isfinite(pair[0]) | (pair[0] < -9990)
+        if f"{label}_flag" in given:
+            bad |= (np.array(rows[given[f"{label}_flag"]], np.int64) & mask) != 0
+        elif label in BAD_PARAMETER_BITS and bits:
+            bad |= _bit(np.array(rows[given["aspcapflag"]]), BAD_PARAMETER_BITS[label])
+        pair[1][pair[1] < 0] = np.nan
+        for name, values in zip((label, f"{label}_err"), pair, strict=True):
+            values[bad] = np.nan
+            columns[name] = pa.array(values)
+    return pa.table(columns)
+
+
+def _bit(flags: NDArray[Any], bit: int) -> NDArray[np.bool_]:
+    return (flags.astype(np.int64) >> bit) & 1 == 1
+
+
+class Cut(NamedTuple):
+    """A step in the choice of stars: what it keeps, in words and as a function of the table, shape (rows,)."""
+
+    description: str
+    keep: Callable[[pa.Table], NDArray[np.bool_]]
+
+
+def _best_snr(table: pa.Table) -> NDArray[np.bool_]:
+    """The first of the best entries of each star."""
+    _, star = np.unique(table["apogee_id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    snr = np.nan_to_num(table["snr"].to_numpy(), nan=-np.inf)
+    order = np.lexsort((np.arange(len(snr)), -snr, star))
+    keep = np.zeros(len(table), bool)
+    keep[order[np.flatnonzero(np.diff(star[order], prepend=-1))]] = True
+    return keep
+
+
+def _has_label(table: pa.Table) -> NDArray[np.bool_]:
+    columns = [np.isfinite(table[name].to_numpy()) for name in label_columns(table)]
+    return np.any(columns, axis=0) if columns else np.zeros(len(table), bool)
+
+
+#: The choice of stars in the paper, in its order: 128,485 stars of DR17 after the first five, 128,428 with labels.
+CUTS: dict[str, Cut] = {
+    "snr": Cut("SNR > 200", lambda table: table["snr"].to_numpy() > 200),
+    "starflag": Cut("STARFLAG == 0", lambda table: table["starflag"].to_numpy() == 0),
+    "vscatter": Cut("VSCATTER < 1 km/s", lambda table: table["vscatter"].to_numpy() < 1),
+    "star_bad": Cut(
+        "bit 23 (STAR_BAD) of ASPCAPFLAG not set", lambda table: ~_bit(table["aspcapflag"].to_numpy(), STAR_BAD)
+    ),
+    "best_snr": Cut("the entry of the best SNR of each APOGEE_ID", _best_snr),
+    "labels": Cut("at least one label", _has_label),
+}
+
+
+def apply_cuts(table: pa.Table, names: Sequence[str] = tuple(CUTS)) -> tuple[pa.Table, list[tuple[str, int]]]:
+    """Choose stars step by step.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        As `read_allstar` returns it.
+    names : sequence of str
+        Steps out of `CUTS`, in the order in which to take them.
+
+    Returns
+    -------
+    pyarrow.Table
+        What is left.
+    list of (name, count)
+        How many entries are left after each step; the first is `("all", len(table))`.
+
+    Raises
+    ------
+    ValueError
+        For a step that does not exist.
+    """
+    if unknown := [name for name in names if name not in CUTS]:
+        raise ValueError(f"cuts: expected names out of {', '.join(CUTS)}, got {', '.join(unknown)}")
+    counts = [("all", len(table))]
+    for name in names:
+        table = table.filter(pa.array(CUTS[name].keep(table)))
+        counts.append((name, len(table)))
+    return table, counts

@@ -1,0 +1,189 @@
+"""Labels of catalogues: reading, the cuts of the paper, the join onto spectra."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from astropy.io import fits
+from astropy.io.fits.verify import VerifyWarning
+from astropy.table import MaskedColumn, Table
+
+from spectrafm_hf.data import labels as labels_module
+from spectrafm_hf.data.labels import (
+    CUTS,
+    apply_cuts,
+    join_labels,
+    label_columns,
+    read_allstar,
+    read_labels,
+)
+
+
+GAIA_ID = 4295806720123456789
+
+
+def write_allstar(path, **changes):
+    """A table like APOGEE's, with its byte order, vectors and text; every entry passes all cuts unless changed."""
+    n = 6
+    columns = {
+        "APOGEE_ID": np.array([f"2M0000000{i}+0000000" for i in range(n)]),
+        "TELESCOPE": np.array(["apo25m"] * n),
+        "FIELD": np.array(["M15"] * n),
+        "FILE": np.array(["apStar-dr17-x.fits"] * n),
+        "SNR": np.linspace(300, 400, n).astype(">f4"),
+        "STARFLAG": np.zeros(n, ">i8"),
+        "ASPCAPFLAG": np.zeros(n, ">i8"),
+        "VSCATTER": np.full(n, 0.1, ">f4"),
+        "GAIAEDR3_SOURCE_ID": GAIA_ID + np.arange(n),
+        "FPARAM": np.zeros((n, 9), ">f4"),
+    }
+    for i, name in enumerate(("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")):
+        columns |= {name: np.arange(n, dtype=">f4") + i, f"{name}_ERR": np.full(n, 0.01, ">f4")}
+    columns["FE_H_FLAG"] = np.zeros(n, ">i4")
+    Table(columns | changes).write(path)
+    return path
+
+
+def test_allstar_is_read_in_lower_case_and_by_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(labels_module, "CHUNK_ROWS", 4)
+    table = read_allstar(write_allstar(tmp_path / "allStar.fits"))
+    assert table["apogee_id"].to_pylist()[5] == "2M00000005+0000000"
+    assert table["gaiaedr3_source_id"].to_pylist()[1] == GAIA_ID + 1
+    assert table["fe_h"].to_pylist() == [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+    assert table.schema.field("fe_h_err").type == pa.float32()
+    assert "fparam" not in table.column_names
+    assert label_columns(table) == ["teff", "logg", "o_fe", "mg_fe", "fe_h"]
+
+
+def test_a_flagged_label_is_nan_with_its_error_and_others_stay(tmp_path):
+    flags = np.array([0, 1 << 1, 1 << 5, 1 << 8, 1 << 6, 0], ">i4")  # calibration range, two warnings, TEFF_CUT
+    aspcap = np.array([1 << 16, 0, 0, 0, 0, 1], ">i8")  # TEFF_BAD, TEFF_WARN
+    logg = np.array([1, 1, -9999, 1, 1, np.nan], ">f4")
+    path = write_allstar(tmp_path / "allStar.fits", FE_H_FLAG=flags, ASPCAPFLAG=aspcap, LOGG=logg)
+    table = read_allstar(path)
+    for name in ("fe_h", "fe_h_err"):
+        assert np.isnan(table[name].to_numpy()).tolist() == [False, True, False, False, True, False]
+    assert np.isnan(table["teff"].to_numpy()).tolist() == [True, *[False] * 5]
+    assert np.isnan(table["logg_err"].to_numpy()).tolist() == [False, False, True, False, False, True]
+    as_they_stand = read_allstar(path, bad_label_bits=())
+    assert np.isfinite(as_they_stand["fe_h"].to_numpy()).all()
+    assert np.isfinite(as_they_stand["teff"].to_numpy()).all()
+
+
+def test_the_cuts_of_the_paper_take_one_entry_each_and_count(tmp_path):
+    path = write_allstar(
+        tmp_path / "allStar.fits",
+        SNR=np.array([200, 300, 300, 300, 301, 302], ">f4"),
+        STARFLAG=np.array([0, 1, 0, 0, 0, 0], ">i8"),
+        VSCATTER=np.array([0, 0, 1.0, 0, 0, 0], ">f4"),
+        ASPCAPFLAG=np.array([0, 0, 0, 1 << 23, 0, 0], ">i8"),
+        APOGEE_ID=np.array(["a", "b", "c", "d", "e", "e"]),
+    )
+    table = read_allstar(path)
+    left, counts = apply_cuts(table)
+    assert counts == [
+        ("all", 6), ("snr", 5), ("starflag", 4), ("vscatter", 3), ("star_bad", 2), ("best_snr", 1), ("labels", 1),
+    ]  # fmt: skip
+    assert left["snr"].to_pylist() == [302.0]
+    assert apply_cuts(table, ["vscatter"])[1] == [("all", 6), ("vscatter", 5)]
+    assert apply_cuts(table, [])[0] is table
+    with pytest.raises(ValueError, match="cuts: expected names out of snr, .*, got magic"):
+        apply_cuts(table, ["magic"])
+    assert all(cut.description for cut in CUTS.values())
+
+
+def test_of_equally_good_entries_the_first_stays_and_nan_is_the_worst():
+    table = pa.table({"apogee_id": ["b", "a", "b", "a", "b"], "snr": np.array([np.nan, 5, 7, 5, 7], np.float32)})
+    left, _ = apply_cuts(table.append_column("row", pa.array(range(5))), ["best_snr"])
+    assert left["row"].to_pylist() == [1, 2]
+
+
+def test_a_star_without_any_label_is_cut_and_one_with_some_stays(tmp_path):
+    nothing = {name: np.array([np.nan, 1, 1, 1, 1, 1], ">f4") for name in ("TEFF", "LOGG", "O_FE", "MG_FE")}
+    some = np.array([np.nan, np.nan, 1, 1, 1, 1], ">f4")
+    table = read_allstar(write_allstar(tmp_path / "allStar.fits", **nothing, FE_H=some))
+    assert apply_cuts(table, ["labels"])[1][-1] == ("labels", 5)
+
+
+def test_a_broken_allstar_is_one_clear_line(tmp_path):
+    good = write_allstar(tmp_path / "allStar.fits")
+    (tmp_path / "short.fits").write_bytes(good.read_bytes()[:6000])
+    Table({"APOGEE_ID": ["a"]}).write(tmp_path / "less.fits")
+    fits.PrimaryHDU().writeto(tmp_path / "empty.fits")
+    for name, expected in {
+        "short.fits": "short.fits: expected an allStar table",
+        "less.fits": "expected the columns TELESCOPE, FIELD",
+        "empty.fits": "expected a table in its first extension",
+        "none.fits": "No such file",
+    }.items():
+        with pytest.raises(ValueError, match=expected) as caught:
+            read_allstar(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_tables_of_labels_are_the_same_from_all_formats(tmp_path):
+    table = Table({"ID": ["Ü 1", "b"], "Teff": [5000.0, np.nan], "e_Teff": [50.0, 60.0], "[Fe/H]": [-1.0, 0.0]})
+    table.write(tmp_path / "t.ecsv")
+    table.write(tmp_path / "t.csv")
+    pq.write_table(pa.table({name: table[name].tolist() for name in table.colnames}), tmp_path / "t.parquet")
+    table["ID"][0] = "U 1"  # FITS knows ASCII only
+    table["vectors"] = np.zeros((2, 3))
+    with pytest.warns(VerifyWarning, match=r"\[Fe/H\]"):
+        table.write(tmp_path / "t.fits")
+    for suffix in ("ecsv", "csv", "parquet", "fits"):
+        read = read_labels(tmp_path / f"t.{suffix}")
+        assert read.column_names == ["id", "teff", "teff_err", "fe_h"], suffix
+        assert read["id"].to_pylist() == ["U 1" if suffix == "fits" else "Ü 1", "b"]
+        assert read["teff_err"].to_pylist() == [50.0, 60.0]
+        assert label_columns(read) == ["teff", "fe_h"]
+
+
+def test_an_allstar_is_known_by_its_columns(tmp_path):
+    assert "aspcapflag" in read_labels(write_allstar(tmp_path / "renamed.fits")).column_names
+
+
+def test_a_masked_number_is_missing(tmp_path):
+    Table({"id": [1, 2], "teff": MaskedColumn([1.0, 2.0], mask=[False, True])}).write(tmp_path / "t.ecsv")
+    assert read_labels(tmp_path / "t.ecsv")["teff"].to_pylist() == [1.0, None]
+
+
+def test_bad_tables_of_labels_are_one_clear_line(tmp_path):
+    (tmp_path / "twice.csv").write_text("id,TEFF,teff\n1,2,3\n")
+    (tmp_path / "noise.parquet").write_bytes(b"\x80\x04 no parquet")
+    (tmp_path / "noise.fits").write_bytes(b"\x80\x04 no fits")
+    (tmp_path / "t.xls").write_text("x")
+    for name, expected in {
+        "twice.csv": "expected each column once, .* got teff again",
+        "noise.parquet": "noise.parquet: expected a table of labels",
+        "noise.fits": "noise.fits: expected a table of labels",
+        "t.xls": "expected a name that ends in",
+        "none.csv": "none.csv: expected a table of labels",
+    }.items():
+        with pytest.raises(ValueError, match=expected) as caught:
+            read_labels(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_join_finds_rows_and_reports_what_matches_nothing_or_twice():
+    labels = pa.table({"APOGEE_ID".lower(): ["a", " b ", "c", "b", None, "ü"], "teff": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
+    joined = join_labels(["b", "x", "ü", "b"], labels)
+    assert joined.index.tolist() == [1, -1, 5, 1]
+    assert joined.unmatched_spectra == ["x"]
+    assert joined.unmatched_labels == ["a", "c"]
+    assert joined.duplicates == ["b"]
+
+
+@pytest.mark.parametrize("given", [[GAIA_ID], [str(GAIA_ID)], [f"Gaia DR3 {GAIA_ID}"], [np.int64(GAIA_ID)]])
+@pytest.mark.parametrize("kept", [[GAIA_ID], [str(GAIA_ID)], [f"Gaia EDR3 {GAIA_ID}"]])
+def test_gaia_identifiers_match_as_numbers_and_texts(given, kept):
+    assert join_labels(given, pa.table({"source_id": kept})).index.tolist() == [0]
+
+
+def test_identifiers_that_lost_their_digits_and_missing_columns_are_refused():
+    with pytest.raises(ValueError, match="source_id: expected identifiers as text or whole numbers, got decimals"):
+        join_labels([GAIA_ID], pa.table({"source_id": [float(GAIA_ID)]}))
+    with pytest.raises(ValueError, match=r"id_column: expected one of object_id, .* got \['star'\]"):
+        join_labels(["a"], pa.table({"star": ["a"]}))
+    with pytest.raises(ValueError, match="id_column: expected 'kic' among"):
+        join_labels(["a"], pa.table({"star": ["a"]}), "kic")
+    assert join_labels(["a"], pa.table({"star": ["a"]}), "Star").index.tolist() == [0]
