@@ -8,10 +8,14 @@ from matplotlib.figure import Figure
 from spectrafm_hf.plots import (
     axis_label,
     draw_spectrum,
+    find_gaps,
+    known_lines,
+    mark_lines,
     plot_comparison,
     plot_label_distribution,
     plot_observed,
     plot_overview,
+    plot_spectrum,
     plot_star,
     symbol,
 )
@@ -39,17 +43,90 @@ def test_axes_say_quantity_and_unit():
     assert axis_label("age", {}) == "age"
 
 
+def shades(axes, label: str) -> list[tuple[float, float]]:
+    """Wavelengths from and to of what is shaded under this name in the legend."""
+    found = [patch for patch in axes.collections if patch.get_label() == label]
+    return [tuple(path.vertices[[0, 2], 0].tolist()) for patch in found for path in patch.get_paths()]
+
+
 def test_masked_pixels_are_shaded_and_left_out_of_the_line(stars):
     star = stars[0]
     axes = Figure().add_subplot()
     draw_spectrum(axes, star)
-    (line,) = axes.lines
+    line, masked = axes.lines
     np.testing.assert_array_equal(np.isnan(line.get_ydata()), star["mask"])
-    shades = [patch.get_x() for patch in axes.patches]
+    np.testing.assert_array_equal(np.isnan(masked.get_ydata()), ~star["mask"])
     # One pixel is 2 Angstrom wide, so a shade starts 1 Angstrom before its middle.
-    np.testing.assert_allclose(shades, star["wavelength"][star["mask"]] - 1.0)
+    middles, last = star["wavelength"][star["mask"]], star["wavelength"][-1]
+    np.testing.assert_allclose(
+        sorted(sorted(edges) for edges in shades(axes, "masked")), [[w - 1, min(w + 1, last)] for w in middles]
+    )
+    assert shades(axes, "gap") == []
     assert "Wavelength" in axes.get_xlabel()
     assert r"\AA" in axes.get_xlabel()
+
+
+def spectrum_with_gaps(zeros: bool) -> dict:
+    """1,000 pixels from 16,000 to 16,200 Angstrom; nothing was measured in two places, a masked run was."""
+    wavelength = np.linspace(16000.0, 16200.0, 1001)
+    flux, mask = 1 + 0.01 * np.sin(wavelength), np.zeros(1001, bool)
+    dark = np.zeros(1001, bool)
+    dark[300:400] = dark[600:700] = True
+    mask[450:550] = True
+    row = {"object_id": "x", "wavelength": wavelength, "flux": np.where(dark, 0, flux), "mask": mask | dark}
+    row["flux_error"] = np.full(1001, 0.01)
+    names = ("wavelength", "flux", "flux_error", "mask")
+    return row if zeros else {"object_id": "x", **{name: row[name][~dark] for name in names}}
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_gaps_between_detectors_are_found_with_or_without_pixels_in_them(zeros):
+    row = spectrum_with_gaps(zeros)
+    np.testing.assert_allclose(find_gaps(row), [(16059.8, 16080.0), (16119.8, 16140.0)])
+    axes = Figure().add_subplot()
+    draw_spectrum(axes, row)
+    np.testing.assert_allclose(sorted(sorted(edges) for edges in shades(axes, "gap")), find_gaps(row))
+    (masked,) = shades(axes, "masked")
+    np.testing.assert_allclose(sorted(masked), (16089.9, 16109.9))
+    flux = axes.lines[0].get_ydata()
+    between = (axes.lines[0].get_xdata() > 16060) & (axes.lines[0].get_xdata() < 16079.9)
+    assert between.any() and np.isnan(flux[between]).all()
+
+
+def test_lines_are_marked_in_vacuum_where_there_is_flux():
+    axes = Figure().add_subplot()
+    row = spectrum_with_gaps(True)
+    draw_spectrum(axes, row)
+    mark_lines(axes, row)
+    # Br 13 at 16113.8 is there, Ca I at 16141.2 and 16155.2 too; nothing is marked in the gaps.
+    assert [text.get_text() for text in axes.texts] == ["Ca I", "Ca I", "Br 13"]
+    lines = {(name, wavelength) for wavelength, name, _ in known_lines()}
+    assert {("Hα", 6564.7), ("Mg I", 15770.11), ("Ca II", 8544.44)} <= lines
+
+
+def test_the_lines_of_a_coarse_spectrum_are_the_strongest():
+    axes = Figure().add_subplot()
+    wavelength = np.arange(3360.0, 10201.0, 20.0)
+    row = {"wavelength": wavelength, "flux": 1 + wavelength / 1e4, "mask": np.zeros(343, bool)}
+    row["flux_error"] = np.full(343, 0.01)
+    draw_spectrum(axes, row)
+    mark_lines(axes, row)
+    named = [text.get_text() for text in axes.texts]
+    assert {"Hα", "Hβ", "Na D", "Mg b", "Ca II K"} <= set(named)
+    assert "Ca I" not in named
+
+
+def test_a_spectrum_is_drawn_with_a_panel_for_each_detector_or_in_a_range(tmp_path):
+    row = {**spectrum_with_gaps(True), "survey": "apogee", "snr": 100.0, "rest_frame": False}
+    plot_spectrum(tmp_path / "whole.png", row)
+    plot_spectrum(tmp_path / "part.png", row, wavelength_range=(16130.0, 16160.0))
+    dark = {**row, "mask": np.ones(1001, bool), "snr": np.nan}
+    plot_spectrum(tmp_path / "dark.png", dark)
+    assert {image.imread(path).shape[:2] for path in tmp_path.glob("*.png")} == {(1125, 1999)}
+    assert min(ink(tmp_path / "whole.png"), ink(tmp_path / "part.png")) > 0.1
+    assert ink(tmp_path / "dark.png") > 0.005
+    with pytest.raises(ValueError, match="range: expected one that holds pixels that can be used, got 16065 to 16070"):
+        plot_spectrum(tmp_path / "gap.png", row, wavelength_range=(16065.0, 16070.0))
 
 
 def test_a_cosmic_ray_does_not_set_the_scale(stars):

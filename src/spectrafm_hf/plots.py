@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -78,34 +81,176 @@ def plot_star(
     _save(figure, path)
 
 
-def draw_spectrum(axes: Axes, row: Mapping[str, Any]) -> None:
-    """Flux with a band of one sigma; pixels that are not used are shaded."""
+def plot_spectrum(
+    path: str | os.PathLike[str],
+    row: Mapping[str, Any],
+    *,
+    wavelength_range: tuple[float, float] | None = None,
+    flux_label: str = "Flux",
+) -> None:
+    """One spectrum for a slide: error band, masked pixels, gaps between detectors, lines by name.
+
+    Where gaps cut the spectrum into parts, each part has a panel below the whole.
+
+    Parameters
+    ----------
+    path : path
+        PNG file to write.
+    row : mapping
+        A spectrum in the schema of this project; `survey`, `snr`, `rest_frame` and `radial_velocity` are written above
+        it where they are known.
+    wavelength_range : (low, high), optional
+        Draw this part only, Angstrom.
+    flux_label : str
+        Of the vertical axis.
+
+    Raises
+    ------
+    ValueError
+        If the range holds no pixel that can be used.
+    """
+    wavelength = np.asarray(row["wavelength"], np.float64)
+    used = wavelength[valid_pixels(row)]
+    if wavelength_range is not None:
+        low, high = wavelength_range
+        used = used[(used >= low) & (used <= high)]
+        if not used.size:
+            raise ValueError(
+                f"range: expected one that holds pixels that can be used, got {low:g} to {high:g} Angstrom"
+            )
+        parts = [(low, high)]
+    else:
+        inner = [gap for gap in find_gaps(row) if used.size and used.min() < gap[0] and gap[1] < used.max()]
+        limits = [used.min(), *(edge for gap in inner for edge in gap), used.max()] if used.size else []
+        parts = [(limits[i], limits[i + 1]) for i in range(0, len(limits), 2)]
+    figure = Figure(figsize=(13.33, 7.5), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.06, hspace=0.0)  # type: ignore[union-attr]
+    panels = [None, *parts] if len(parts) in (2, 3, 4) else parts[:1] if wavelength_range else [None]
+    for axes, part in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        draw_spectrum(axes, row, part)
+        axes.set_xlabel("")
+        axes.set_ylabel("")
+        if part is not None or len(panels) == 1:
+            mark_lines(axes, row)
+    figure.suptitle(_title(row), x=0.012, ha="left", fontsize=15, color=INK)
+    figure.supxlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=14, color=INK)
+    figure.supylabel(flux_label, fontsize=14, color=INK)
+    handles = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="upper right", ncols=4, frameon=False, fontsize=12)
+    _save(figure, path)
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    words = [str(row["object_id"])]
+    if row.get("survey"):
+        words.append(str(row["survey"]))
+    if np.isfinite(row.get("snr", np.nan)):
+        words.append(f"S/N {row['snr']:.0f}")
+    velocity = row.get("radial_velocity", np.nan)
+    if row.get("rest_frame") is False:
+        words.append("not shifted to the rest frame")
+    elif velocity is not None and np.isfinite(velocity):
+        words.append(f"rest frame ({velocity:+.1f} km/s)")
+    return "    ".join(words)
+
+
+def find_gaps(row: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Where a spectrum has no flux, as between detectors: pairs of wavelengths, from the last pixel to the next.
+
+    A gap is wider than 20 pixels and a hundredth of the spectrum. Pixels that were measured but are masked are none.
+    """
+    flux = np.asarray(row["flux"], np.float64)
+    measured = np.isfinite(flux) & (flux != 0)
+    wavelength = np.sort(np.asarray(row["wavelength"], np.float64)[measured])
+    if wavelength.size < 2:
+        return []
+    step = np.diff(wavelength)
+    wide = np.flatnonzero(step > max(20 * np.median(step), 0.01 * np.ptp(wavelength)))
+    return [(float(wavelength[i]), float(wavelength[i + 1])) for i in wide]
+
+
+@cache
+def known_lines() -> list[tuple[float, str, int]]:
+    """Wavelength in vacuum, name and rank (1 goes first) of the lines in `resources/lines.csv`, which says whence."""
+    text = (files("spectrafm_hf") / "resources" / "lines.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    return [(float(row["wavelength"]), row["name"], int(row["rank"])) for row in rows]
+
+
+def mark_lines(axes: Axes, row: Mapping[str, Any]) -> None:
+    """Mark the lines that have room for their names above the axes; in a coarse spectrum those of rank 1 only."""
+    low, high = axes.get_xlim()
+    wavelength = np.sort(np.asarray(row["wavelength"], np.float64)[valid_pixels(row)])
+    coarse = wavelength.size > 1 and np.median(np.diff(wavelength)) > 5
+    gaps = find_gaps(row)
+    marked: list[float] = []
+    for line, name, rank in sorted(known_lines(), key=lambda line: line[2]):
+        hidden = any(first < line < last for first, last in gaps)
+        crowded = any(abs(line - other) < 0.011 * (high - low) for other in marked)
+        if low < line < high and not (hidden or crowded or (coarse and rank > 1)):
+            marked.append(line)
+            axes.axvline(line, color=ORANGE, lw=0.8, alpha=0.7, zorder=0)
+            axes.text(
+                line, 1.01, name, transform=axes.get_xaxis_transform(), rotation=90, ha="center", va="bottom",
+                fontsize=10, color=ORANGE,
+            )  # fmt: skip
+
+
+def draw_spectrum(axes: Axes, row: Mapping[str, Any], wavelength_range: tuple[float, float] | None = None) -> None:
+    """Flux with a band of one sigma; pixels that are not used are shaded, their flux is grey; gaps are hatched."""
     wavelength = np.asarray(row["wavelength"], np.float64)
     order = np.argsort(wavelength)
+    if wavelength_range is not None:
+        inside = (wavelength >= wavelength_range[0]) & (wavelength <= wavelength_range[1])
+        order = order[inside[order]]
     wavelength, valid = wavelength[order], valid_pixels(row)[order]
-    flux = np.where(valid, np.asarray(row["flux"], np.float64)[order], np.nan)
+    measured = np.asarray(row["flux"], np.float64)[order]
+    flux = np.where(valid, measured, np.nan)
     error = np.where(valid, np.asarray(row["flux_error"], np.float64)[order], np.nan)
+    gaps = [gap for gap in find_gaps(row) if wavelength.size and wavelength[0] <= gap[0] and gap[1] <= wavelength[-1]]
+    # A line ends at a gap, though there may be no pixel in it.
+    middle = [(first + last) / 2 for first, last in gaps]
+    at = np.searchsorted(wavelength, middle)
+    x, y, dy, masked = (
+        np.insert(values, at, fill)
+        for values, fill in ((wavelength, middle), (flux, np.nan), (error, np.nan), (measured, np.nan))
+    )
     if not valid.any():
         axes.text(0.5, 0.5, "no valid pixel", transform=axes.transAxes, ha="center", color=ORANGE)
-    if np.isfinite(error).any():
-        axes.fill_between(wavelength, flux - error, flux + error, color=BLUE, alpha=0.25, lw=0, step="mid")
-    axes.plot(wavelength, flux, color=BLUE, lw=0.9 if len(flux) > 1000 else 1.4, drawstyle="steps-mid")
+    style: dict[str, Any] = {"lw": 0.9 if len(flux) > 1000 else 1.4, "drawstyle": "steps-mid"}
+    axes.plot(x, y, color=BLUE, label="flux", **style)
+    if np.isfinite(dy).any():
+        axes.fill_between(x, y - dy, y + dy, color=BLUE, alpha=0.25, lw=0, step="mid", label="$\\pm 1 \\sigma$")
     # From the middle before the first masked pixel to the middle after the last.
     middles = np.concatenate([wavelength[:1], (wavelength[1:] + wavelength[:-1]) / 2, wavelength[-1:]])
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], ~valid, [0]]).astype(int)))
-    for i, (start, stop) in enumerate(edges.reshape(-1, 2)):
-        axes.axvspan(middles[start], middles[stop], color=GREY, alpha=0.3, lw=0, label=None if i else "masked")
-    if valid.any():
-        # A cosmic ray or a noisy edge must not set the scale.
-        low, high = np.nanpercentile(flux, [0.5, 99.5])
-        margin = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
-        axes.set_ylim(low - margin, high + margin)
-        axes.set_xlim(middles[0], middles[-1])
+    in_gap = np.any([(wavelength > first) & (wavelength < last) for first, last in gaps], axis=0) if gaps else False
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], ~valid & ~np.asarray(in_gap), [0]]).astype(int))).reshape(-1, 2)
+    shades: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "lw": 0, "zorder": 0.5}
     if len(edges):
-        axes.legend(frameon=False, fontsize=9)
+        spans = [(middles[start], middles[stop] - middles[start]) for start, stop in edges]
+        axes.broken_barh(spans, (0, 1), color=GREY, alpha=0.3, label="masked", **shades)
+        axes.plot(x, np.where(np.isfinite(y), np.nan, masked), color=GREY, zorder=1, **{**style, "lw": 0.7})
+    if gaps:
+        spans = [(first, last - first) for first, last in gaps]
+        axes.broken_barh(spans, (0, 1), facecolor="none", edgecolor=GREY, hatch="////", label="gap", **shades)
+    if valid.any():
+        axes.set_ylim(_flux_limits(flux))
+        first, last = wavelength_range or wavelength[valid][[0, -1]]
+        axes.set_xlim(first, last)
     _style(axes)
     axes.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]")
     axes.set_ylabel("Flux [units of the file]")
+
+
+def _flux_limits(flux: NDArray[np.float64]) -> tuple[float, float]:
+    """All of the flux, but for what sticks out: a cosmic ray or a noisy edge must not set the scale."""
+    low, high = np.nanpercentile(flux, [1, 99])
+    reach = high - low
+    low, high = max(np.nanmin(flux), low - reach), min(np.nanmax(flux), high + 0.5 * reach)
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - margin, high + margin
 
 
 def plot_overview(path: str | os.PathLike[str], columns: Mapping[str, ArrayLike], n_stars: int) -> None:
