@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike, NDArray
 
 from .files import complete_file
@@ -123,8 +124,7 @@ def plot_spectrum(
         inner = [gap for gap in find_gaps(row) if used.size and used.min() < gap[0] and gap[1] < used.max()]
         limits = [used.min(), *(edge for gap in inner for edge in gap), used.max()] if used.size else []
         parts = [(limits[i], limits[i + 1]) for i in range(0, len(limits), 2)]
-    figure = Figure(figsize=(13.33, 7.5), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.06, hspace=0.0)  # type: ignore[union-attr]
+    figure = Figure(figsize=(13.33, 7.5), layout=ConstrainedLayoutEngine(h_pad=0.06, hspace=0.0))
     panels = [None, *parts] if len(parts) in (2, 3, 4) else parts[:1] if wavelength_range else [None]
     for axes, part in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         draw_spectrum(axes, row, part)

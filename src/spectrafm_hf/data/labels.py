@@ -57,14 +57,16 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
         if name.endswith(".csv"):
             table = arrow_csv.read_csv(path)
         elif name.endswith((".parquet", ".pq")):
-            table = pq.read_table(path)
+            # Of a file of spectra, its labels.
+            columns = [field.name for field in pq.read_schema(path) if not pa.types.is_nested(field.type)]
+            table = pq.read_table(path, columns=columns)
         elif name.endswith((".ecsv", ".fits", ".fit", ".fits.gz")):
             if not name.endswith(".ecsv") and _is_allstar(path):
                 return read_allstar(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about units and header cards that play no part here
-                columns = Table.read(path)
-            table = pa.table({key: _arrow(columns[key]) for key in columns.colnames if columns[key].ndim == 1})
+                stars = Table.read(path)
+            table = pa.table({key: _arrow(stars[key]) for key in stars.colnames if stars[key].ndim == 1})
         else:
             raise ValueError("expected a name that ends in .csv, .ecsv, .fits or .parquet")
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
@@ -121,6 +123,47 @@ class LabelJoin:
     duplicates: list[str]
 
 
+class LabelIndex:
+    """Rows of a table of labels by identifier, for spectra that come batch by batch; see `join_labels`."""
+
+    def __init__(self, labels: pa.Table, id_column: str | None = None) -> None:
+        name = (id_column or next((name for name in ID_COLUMNS if name in labels.column_names), "")).lower()
+        if name not in labels.column_names:
+            expected = repr(id_column) if id_column else f"one of {', '.join(ID_COLUMNS)}"
+            raise ValueError(
+                f"id_column: expected {expected} among the columns of the labels, got {labels.column_names}"
+            )
+        if pa.types.is_floating(labels.schema.field(name).type):
+            raise ValueError(f"{name}: expected identifiers as text or whole numbers, got decimals, which round them")
+        self._rows: dict[str, int] = {}
+        self._repeated: set[str] = set()
+        self._found: set[str] = set()
+        for row, given in enumerate(labels[name].to_pylist()):
+            if given is not None and self._rows.setdefault(_identifier(given), row) != row:
+                self._repeated.add(_identifier(given))
+
+    def find(self, object_ids: Iterable[Any]) -> NDArray[np.int64]:
+        """Row of each spectrum, -1 where there is none."""
+        wanted = [_identifier(given) for given in object_ids]
+        self._found.update(wanted)
+        return np.array([self._rows.get(identifier, -1) for identifier in wanted], np.int64)
+
+    @property
+    def unmatched_spectra(self) -> list[str]:
+        """Identifiers that were looked for and are not in the table."""
+        return sorted(self._found - self._rows.keys())
+
+    @property
+    def unmatched_labels(self) -> list[str]:
+        """Identifiers of the table that nobody looked for."""
+        return sorted(self._rows.keys() - self._found)
+
+    @property
+    def duplicates(self) -> list[str]:
+        """Identifiers that were looked for and that the table has more than once."""
+        return sorted(self._repeated & self._found)
+
+
 def join_labels(object_ids: Iterable[Any], labels: pa.Table, id_column: str | None = None) -> LabelJoin:
     """Find the labels of spectra by identifier.
 
@@ -139,30 +182,8 @@ def join_labels(object_ids: Iterable[Any], labels: pa.Table, id_column: str | No
     ValueError
         If the table has no such column, or it holds decimal numbers (which cannot hold the identifiers of Gaia).
     """
-    name = id_column.lower() if id_column else next((name for name in ID_COLUMNS if name in labels.column_names), None)
-    if name not in labels.column_names:
-        expected = repr(id_column) if id_column else f"one of {', '.join(ID_COLUMNS)}"
-        raise ValueError(f"id_column: expected {expected} among the columns of the labels, got {labels.column_names}")
-    if pa.types.is_floating(labels.schema.field(name).type):
-        raise ValueError(f"{name}: expected identifiers as text or whole numbers, got decimals, which round them")
-    rows: dict[str, int] = {}
-    repeated: set[str] = set()
-    for row, given in enumerate(labels[name].to_pylist()):
-        if given is None:
-            continue
-        identifier = _identifier(given)
-        if identifier in rows:
-            repeated.add(identifier)
-        else:
-            rows[identifier] = row
-    wanted = [_identifier(given) for given in object_ids]
-    found = set(wanted)
-    return LabelJoin(
-        np.array([rows.get(identifier, -1) for identifier in wanted], np.int64),
-        sorted(found - rows.keys()),
-        sorted(rows.keys() - found),
-        sorted(repeated & found),
-    )
+    rows = LabelIndex(labels, id_column)
+    return LabelJoin(rows.find(object_ids), rows.unmatched_spectra, rows.unmatched_labels, rows.duplicates)
 
 
 def _identifier(given: Any) -> str:
