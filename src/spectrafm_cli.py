@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The command line: `spectrafm demo`, `spectrafm predict`, `spectrafm data`.
+"""The command line: `spectrafm demo`, `predict`, `plot`, `data` and `formats`.
 
 It stands beside the package, whose import takes seconds, and imports it inside the verbs: `--help` answers at once.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import re
 import sys
 from collections import Counter
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 
 if TYPE_CHECKING:
-    from spectrafm_hf.data.readers import Row
+    from spectrafm_hf.data.readers import Failure, Row
     from spectrafm_hf.models import SpectraFMForPrediction, SpectraFMTokenizer
 
 
@@ -37,17 +38,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
+    """Run the command line.
+
+    The exit code: 0 if all is well, 1 if some of the input could not be used and the rest could, 2 if nothing was done
+    (with one line on stderr that says why), 130 after Ctrl-C.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot write must not stop a run
+            stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"spectrafm {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"spectrafm {arguments.verb}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,29 +68,58 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = verbs.add_parser(
         "predict",
+        parents=[_reading()],
         help="predict the labels of stars from their spectra",
-        description="Predict the labels of stars from their spectra. INPUT: FITS (tables with columns wavelength, flux "
-        "and perhaps flux_error, mask, object_id; or what specutils reads), CSV (one line a pixel, columns as before), "
-        "Parquet, or a data set folder.",
+        description="Predict the labels of stars from their spectra. INPUT: files of a format that `spectrafm formats` "
+        "names, folders of such files, or data set folders. What cannot be used is left out, and listed at the end and "
+        "in failed.csv beside the output; the exit code is then 1.",
     )
-    predict.add_argument("input", nargs="+", type=Path, metavar="INPUT")
     predict.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=_MODEL_HELP)
     predict.add_argument(
-        "--output", type=Path, metavar="FILE", help="table to write, one row a star: .csv, .parquet or .fits"
+        "--output", type=Path, metavar="FILE", help="table to write, one row a spectrum: .csv, .parquet or .fits"
     )
     predict.add_argument(
         "--plot", type=Path, metavar="DIR", help=f"draw the first {PLOTTED_STARS} spectra and an overview"
     )
-    predict.add_argument("--split", help="of a data set folder: train, validation or test (default: all)")
-    predict.add_argument(
-        "--wavelength-unit", default="Angstrom", metavar="UNIT", help="of bare wavelengths (default: Angstrom)"
-    )
-    predict.add_argument("--air", action="store_true", help="the wavelengths are in air (default: in vacuum)")
     predict.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
     predict.set_defaults(run=_predict)
 
+    plot = verbs.add_parser(
+        "plot",
+        parents=[_reading()],
+        help="draw a spectrum: errors, masked pixels, gaps between detectors, names of lines",
+        description="Draw the first spectrum of INPUT, or the one with a given identifier.",
+    )
+    plot.add_argument("--output", type=Path, metavar="PNG", help="default: the name of the star, in this folder")
+    plot.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="Angstrom, vacuum, rest frame")
+    plot.add_argument("--object-id", metavar="ID", help="which spectrum of the input")
+    plot.set_defaults(run=_plot)
+
+    verbs.add_parser("formats", help="what files can be read, and what is known of each").set_defaults(run=_formats)
+
     data = verbs.add_parser("data", help="build a data set of spectra with labels")
     sets = data.add_subparsers(dest="name", metavar="NAME", required=True)
+    own = sets.add_parser(
+        "from-files",
+        parents=[_reading()],
+        help="spectra of yours, with labels from a table of yours",
+        description="Build a data set from files of spectra, as `spectrafm predict` reads them.",
+    )
+    own.add_argument("--out", type=Path, required=True, metavar="DIR")
+    own.add_argument(
+        "--labels", type=Path, metavar="FILE", help="table of labels (.csv, .ecsv, .fits, .parquet), such as allStar"
+    )
+    own.add_argument("--id-column", metavar="NAME", help="its column with the object_id (default: one that looks so)")
+    own.add_argument(
+        "--split-by",
+        default="star",
+        metavar="HOW",
+        help="star (default: 80, 10, 10 percent of the stars), none, or a column of the labels with train, validation, "
+        "test",
+    )
+    own.add_argument("--overwrite", action="store_true", help="replace an earlier build")
+    own.add_argument("--push-to-hub", metavar="REPO", help="OWNER/NAME of a data set on the Hugging Face hub")
+    own.set_defaults(run=_data_from_files)
     gaia_xp = sets.add_parser("gaia-xp", help="39,851 Gaia DR3 XP spectra with APOGEE DR17 labels (downloads 104 MB)")
     gaia_xp.add_argument("--out", type=Path, default=Path("gaia-xp"), metavar="DIR", help="default: gaia-xp")
     gaia_xp.add_argument("--limit", type=_positive, metavar="N", help="use the first N rows of the source only")
@@ -126,6 +162,42 @@ def _parser() -> argparse.ArgumentParser:
 _MODEL_HELP = f"a bundled checkpoint, a folder, or a name on the Hugging Face hub (default: {DEFAULT_MODEL})"
 
 
+def _reading() -> Parser:
+    """What to read, and how: the same for all verbs that read spectra."""
+    reading = Parser(add_help=False)
+    reading.add_argument("input", nargs="+", type=Path, metavar="INPUT")
+    how = reading.add_argument_group("reading")
+    how.add_argument("--format", metavar="NAME", help="as `spectrafm formats` names it (default: what the file shows)")
+    how.add_argument("--visits", action="store_true", help="the visits of an apStar instead of their combination")
+    how.add_argument(
+        "--bad-bits",
+        metavar="NAMES",
+        help="bits of the pixel mask of APOGEE that mask a pixel, BADPIX,CRPIX,...; or none",
+    )
+    how.add_argument("--radial-velocity", type=float, metavar="KM/S", help="of the stars, instead of that in the files")
+    how.add_argument("--split", help="of a data set folder: train, validation or test (default: all)")
+    how.add_argument("--grid", type=Path, metavar="FILE", help="wavelengths of NumPy arrays that bring none")
+    how.add_argument(
+        "--wavelength-unit", default="Angstrom", metavar="UNIT", help="of bare wavelengths (default: Angstrom)"
+    )
+    how.add_argument("--air", action="store_true", help="bare wavelengths are in air (default: in vacuum)")
+    return reading
+
+
+def _how(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `read_spectra`."""
+    bits = arguments.bad_bits
+    return {
+        "format": arguments.format,
+        "visits": arguments.visits,
+        "bad_bits": bits if bits is None else [name.strip() for name in bits.split(",") if name != "none"],
+        "radial_velocity": arguments.radial_velocity,
+        "grid": arguments.grid,
+        "wavelength_unit": arguments.wavelength_unit,
+        "wavelength_medium": "air" if arguments.air else None,
+    }
+
+
 def _positive(text: str) -> int:
     with contextlib.suppress(ValueError):
         if int(text) >= 1:
@@ -136,33 +208,33 @@ def _positive(text: str) -> int:
 # --------------------------------------------------------------------------------------------------------------- verbs
 
 
-def _predict(arguments: argparse.Namespace) -> None:
+def _predict(arguments: argparse.Namespace) -> int:
     import numpy as np
     from tqdm.auto import tqdm
 
-    from spectrafm_hf.data.readers import batched, count_spectra, find_files, read_spectra
+    from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
     from spectrafm_hf.prediction import FLAG_SEPARATOR, PredictionWriter, TrainingRange, predict_batches
 
-    files = find_files(arguments.input, arguments.split)
+    failures: list[Failure] = []
+    files = find_files(arguments.input, arguments.split, failures)
     model, tokenizer = _load(arguments.model)
     names, units = _labels(model, tokenizer)
     training_range = TrainingRange.load(str(model.name_or_path))
-    rows = read_spectra(
-        files,
-        wavelength_unit=arguments.wavelength_unit,
-        wavelength_medium="air" if arguments.air else "vacuum",
-    )
+    rows = read_spectra(files, failures=failures, **_how(arguments))
     printed: list[list[str]] = []
     plotted: list[tuple[Row, dict[str, Any]]] = []
     overview: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
-    n_stars = n_flagged = n_failed = 0
+    seen: set[int] = set()
+    n_stars = n_good = n_flagged = n_repeated = 0
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(PredictionWriter(arguments.output, names, units)) if arguments.output else None
-        progress = stack.enter_context(tqdm(total=count_spectra(files), desc="predicting", unit=" stars", delay=DELAY))
+        progress = stack.enter_context(tqdm(total=_count(files), desc="predicting", unit=" stars", delay=DELAY))
         for batch in batched(rows, arguments.batch_size):
             (prediction,) = predict_batches(model, tokenizer, [batch], names, training_range)
-            n_failed += int(np.isnan(prediction[names[0]]).sum())
+            failed = np.isnan(prediction[names[0]])
+            n_good += int((~failed).sum())
+            failures += [Failure(batch[i]["file"], _cause(prediction, i)) for i in np.flatnonzero(failed).tolist()]
             if writer:
                 writer.write(prediction)
             for i in range(min(len(batch), PRINTED_STARS - len(printed))):
@@ -176,15 +248,13 @@ def _predict(arguments: argparse.Namespace) -> None:
                 n_flagged += 1
                 # Reasons of failure quote numbers: only their first words are counted.
                 counts.update(flag.partition(":")[0] for flag in flags.split(FLAG_SEPARATOR))
+            identifiers = set(map(hash, prediction["object_id"]))
+            n_repeated += len(batch) - len(identifiers - seen)
+            seen |= identifiers
             n_stars += len(batch)
             progress.update(len(batch))
-        if not n_stars:
-            raise ValueError(f"INPUT: expected at least one spectrum, got none in {len(files)} files")
-        if n_failed == n_stars:
-            reason = printed[0][-1]
-            raise ValueError(
-                f"INPUT: expected a spectrum that can be used, got {n_failed} that cannot; the first: {reason}"
-            )
+        if not n_good:
+            raise ValueError(_nothing(failures, len(files), arguments.output))
 
     _print_table(["object_id", *(_heading(name, units) for name in names), "flags"], printed)
     if n_stars > len(printed):
@@ -195,10 +265,39 @@ def _predict(arguments: argparse.Namespace) -> None:
     if n_flagged:
         most = ", ".join(f"{flag} ({count:,})" for flag, count in counts.most_common(8))
         print(f"{n_flagged:,} of {n_stars:,} stars flagged: {most}")
+    if n_repeated:
+        print(f"{n_repeated:,} rows have an object_id that came before: rows are in the order of the input")
     if training_range is None:
         print(f"{arguments.model} says nothing of its training range: what lies outside is not flagged")
     if arguments.plot:
         _draw(arguments.plot, plotted, overview, n_stars, names, units)
+    return _report(failures, arguments.output)
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    from spectrafm_hf.data.readers import find_files, read_spectra
+    from spectrafm_hf.plots import plot_spectrum
+
+    rows = read_spectra(find_files(arguments.input, arguments.split), **_how(arguments))
+    wanted = arguments.object_id
+    row = next((row for row in rows if wanted in (None, str(row["object_id"]))), None)
+    if row is None:
+        raise ValueError(f"INPUT: expected a spectrum{f' of {wanted}' if wanted else ''}, got none")
+    picture = arguments.output or Path(f"{_file_name(row['object_id'])}.png")
+    plot_spectrum(picture, row, wavelength_range=arguments.range and tuple(arguments.range))
+    print(f"written: {picture}")
+
+
+def _formats(arguments: argparse.Namespace) -> None:
+    from spectrafm_hf.data.readers import formats
+
+    columns = ("name", "wavelength_medium", "rest_frame", "resolving_power", "flux_unit", "normalisation")
+    header = ["format", "wavelengths", "rest frame", "resolving power", "flux", "normalisation"]
+    _print_table(header, [[str(getattr(format, name)) for name in columns] for format in formats()], left=True)
+    print()
+    for format in formats():
+        if format.note:
+            print(f"{format.name}: {format.note}")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -258,6 +357,54 @@ def _demo(arguments: argparse.Namespace) -> None:
     tokens = list(zip((middle - half).tolist(), (middle + half).tolist(), strict=True))
     plot_comparison(picture, prediction, catalogue, units, example, tokens)
     print(f"written: {picture}")
+
+
+def _data_from_files(arguments: argparse.Namespace) -> int:
+    from spectrafm_hf.data.building import push_dataset
+    from spectrafm_hf.data.from_files import build_from_files
+    from spectrafm_hf.data.readers import find_files
+
+    failures: list[Failure] = []
+    files = find_files(arguments.input, arguments.split, failures)
+    words = ["spectrafm data from-files", *(path.name for path in arguments.input), "--out DIR"]
+    for option in ("labels", "id_column", "split_by", "format", "visits", "bad_bits", "radial_velocity", "grid", "air"):
+        value = getattr(arguments, option)
+        if value not in (None, False, "star"):
+            words.append(
+                f"--{option.replace('_', '-')}" + ("" if value is True else f" {getattr(value, 'name', value)}")
+            )
+    try:
+        folder, report = build_from_files(
+            files,
+            arguments.out,
+            labels=arguments.labels,
+            id_column=arguments.id_column,
+            split_by=arguments.split_by,
+            failures=failures,
+            command=" ".join(words),
+            overwrite=arguments.overwrite,
+            **_how(arguments),
+        )
+    except ValueError as error:
+        if "expected at least one spectrum" in str(error):
+            raise ValueError(_nothing(failures, len(files), arguments.out)) from None
+        raise
+    if report.splits:
+        print(f"{folder}: " + ", ".join(f"{size:,} {split}" for split, size in sorted(report.splits.items())))
+    if report.labels is not None:
+        print(f"{report.n_labelled:,} of {report.splits.total():,} spectra have labels")
+        for what, identifiers in {
+            "spectra match none of the labels": report.labels.unmatched_spectra,
+            "labels match none of the spectra": report.labels.unmatched_labels,
+            "identifiers are in the table more than once, their first row counts": report.labels.duplicates,
+        }.items():
+            if identifiers:
+                print(f"{len(identifiers):,} {what}: {', '.join(identifiers[:5])}{', ...' * (len(identifiers) > 5)}")
+    if report.n_not_at_rest:
+        print(f"{report.n_not_at_rest:,} spectra are not at rest: their velocity is not known (--radial-velocity)")
+    if arguments.push_to_hub:
+        print(push_dataset(folder, arguments.push_to_hub))
+    return _report(failures, arguments.out)
 
 
 def _data_gaia_xp(arguments: argparse.Namespace) -> None:
@@ -331,6 +478,67 @@ def _heading(name: str, units: Mapping[str, str]) -> str:
     return f"{name} [{units[name]}]" if units[name] else name
 
 
+def _count(files: Sequence[Path]) -> int | None:
+    """Number of spectra for the progress bar, if it is told at once."""
+    from spectrafm_hf.data.readers import count_spectra
+
+    try:
+        return count_spectra(files)
+    except (ValueError, OSError):  # told when the file is read
+        return None
+
+
+def _cause(prediction: Mapping[str, Any], i: int) -> str:
+    return f"{prediction['object_id'][i]}: {prediction['flags'][i]}"
+
+
+def _nothing(failures: Sequence[Failure], n_files: int, output: Path | None) -> str:
+    """Why nothing was done."""
+    if not failures:
+        return f"INPUT: expected at least one spectrum, got none in {n_files} files"
+    first = _failure_text(failures[0])
+    if len(failures) == 1:
+        return first
+    path = _write_failures(failures, output)
+    return f"INPUT: expected a spectrum that can be used, got {len(failures):,} that cannot, see {path}; first: {first}"
+
+
+def _report(failures: Sequence[Failure], output: Path | None) -> int:
+    """List what failed; the exit code."""
+    if not failures:
+        return 0
+    print(f"{len(failures):,} failed, see {_write_failures(failures, output)}:", file=sys.stderr)
+    for failure in failures[:PRINTED_STARS]:
+        print(f"  {_failure_text(failure)}", file=sys.stderr)
+    if len(failures) > PRINTED_STARS:
+        print(f"  ... {len(failures) - PRINTED_STARS:,} more", file=sys.stderr)
+    return 1
+
+
+def _failure_text(failure: Failure) -> str:
+    return f"{failure.file}: {' '.join(failure.cause.removeprefix(f'{failure.file}: ').split())}"
+
+
+def _write_failures(failures: Sequence[Failure], output: Path | None) -> Path:
+    """`failed.csv` beside the output, else in the working folder."""
+    import csv
+
+    from spectrafm_hf.files import complete_file
+
+    path = (output.parent if output else Path()) / "failed.csv"
+    with complete_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="replace") as lines:
+        table = csv.writer(lines)
+        table.writerow(["file", "cause"])
+        table.writerows(
+            (failure.file, _failure_text(failure).removeprefix(f"{failure.file}: ")) for failure in failures
+        )
+    return path
+
+
+def _file_name(object_id: Any) -> str:
+    return re.sub(r"[^\w.+-]+", "_", str(object_id))[:100]
+
+
 def _measured(prediction: Mapping[str, Any], i: int, name: str, units: Mapping[str, str]) -> str:
     from spectrafm_hf.plots import digits
 
@@ -346,12 +554,12 @@ def _table_row(prediction: Mapping[str, Any], i: int, names: Sequence[str], unit
     ]
 
 
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: bool = False) -> None:
     """Columns of texts, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         cells = [
-            text.ljust(width) if i == 0 or header[i] == "flags" else text.rjust(width)
+            text.ljust(width) if left or i == 0 or header[i] == "flags" else text.rjust(width)
             for i, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
@@ -372,9 +580,10 @@ def _draw(
 
     folder.mkdir(parents=True, exist_ok=True)
     for number, (row, star) in enumerate(tqdm(plotted, desc="drawing", unit=" stars", delay=DELAY), start=1):
-        safe = re.sub(r"[^\w.+-]+", "_", str(row["object_id"]))[:100]
         values, errors = ({name: float(star[name + suffix]) for name in names} for suffix in ("", "_err"))
-        plot_star(folder / f"{number:02d}-{safe}.png", row, values, errors, units, star["flags"])
+        plot_star(
+            folder / f"{number:02d}-{_file_name(row['object_id'])}.png", row, values, errors, units, star["flags"]
+        )
     pictures = f"{len(plotted)} spectra"
     if {"teff", "logg"} <= set(names):
         columns = {name: np.concatenate([part[name] for part in overview])[:OVERVIEW_STARS] for name in names}

@@ -1,5 +1,6 @@
 """The command line as people use it, on real files."""
 
+import csv
 import re
 import shutil
 import subprocess
@@ -31,11 +32,14 @@ def checkpoint(tmp_path, tiny_model, tiny_tokenizer) -> Path:
 
 
 @pytest.fixture
-def run(checkpoint, capsys):
-    """Run a verb with the tiny checkpoint: exit code, standard output, standard error."""
+def run(checkpoint, capsys, tmp_path, monkeypatch):
+    """Run a verb with the tiny checkpoint in an own folder: exit code, standard output, standard error."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
 
     def call(verb, *arguments):
-        code = main([verb, *map(str, arguments), *(["--model", str(checkpoint)] if verb != "data" else [])])
+        model = ["--model", str(checkpoint)] if verb in ("predict", "demo") else []
+        code = main([verb, *map(str, arguments), *model])
         captured = capsys.readouterr()
         # On a busy machine a progress bar shows up: from a carriage return to the end of the line.
         return code, captured.out, re.sub(r"\r[^\n]*\n?", "", captured.err)
@@ -52,11 +56,23 @@ def test_help_names_the_verbs_in_a_process_of_its_own():
         [sys.executable, "-m", "spectrafm_cli", "--help"], capture_output=True, text=True, check=True
     )
     assert result.stdout.startswith("usage: spectrafm")
-    assert all(verb in result.stdout for verb in ("demo", "predict", "data"))
+    assert all(verb in result.stdout for verb in ("demo", "predict", "plot", "data", "formats"))
     assert not result.stderr
 
 
-@pytest.mark.parametrize("command", [["predict"], ["demo"], ["data"], ["data", "gaia-xp"], ["data", "synthetic"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict"],
+        ["plot"],
+        ["formats"],
+        ["demo"],
+        ["data"],
+        ["data", "from-files"],
+        ["data", "gaia-xp"],
+        ["data", "synthetic"],
+    ],
+)
 def test_every_verb_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
@@ -126,8 +142,12 @@ def test_flags_say_what_lies_outside_the_training_range_and_what_cannot_be_used(
     rows[1]["mask"] = [True] * 343
     rows[2] = {**rows[2], **{name: rows[2][name][:100] for name in ("wavelength", "flux", "flux_error", "mask")}}
     pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(DEMO_STARS)), tmp_path / "stars.parquet")
-    code, printed, _ = run("predict", tmp_path / "stars.parquet", "--output", tmp_path / "labels.parquet")
-    assert code == 0
+    code, printed, errors = run("predict", tmp_path / "stars.parquet", "--output", tmp_path / "labels.parquet")
+    assert code == 1
+    assert errors.splitlines() == [
+        f"1 failed, see {tmp_path / 'failed.csv'}:",
+        f"  {tmp_path / 'stars.parquet'}: {rows[1]['object_id']}: no valid pixel",
+    ]
     labels = pq.read_table(tmp_path / "labels.parquet")
     assert labels["flags"].to_pylist() == ["", "no valid pixel", "wavelength"]
     assert np.isnan(labels["teff"].to_numpy()).tolist() == [False, True, False]
@@ -162,10 +182,10 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path):
     pq.write_table(pq.read_table(DEMO_STARS).slice(0, 0), tmp_path / "empty.parquet")
     cases = {
         ("nowhere.fits",): "nowhere.fits: expected a file",
-        ("notes.txt",): "got '.txt'",
+        ("notes.txt",): "notes.txt: ",
         ("lambda.csv",): "wavelength: expected among the columns",
-        ("nm.csv",): "INPUT: expected a spectrum that can be used",
-        ("nothing.fits",): "nothing.fits: expected a table",
+        ("nm.csv",): "nm.csv: nm: wavelength: expected",
+        ("nothing.fits",): "nothing.fits: expected",
         ("empty.parquet",): "expected at least one spectrum",
         (DEMO_STARS, "--output", tmp_path / "labels.txt"): "labels.txt",
         (DEMO_STARS, "--output", tmp_path / "no" / "labels.csv"): "expected a folder that exists",
@@ -187,12 +207,18 @@ def test_a_file_whose_every_star_fails_is_flagged_among_others_and_an_error_alon
     dark, output = tmp_path / "dark.parquet", tmp_path / "labels.csv"
     pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(DEMO_STARS)), dark)
     code, printed, _ = run("predict", dark, DEMO_STARS, "--output", output)
-    assert code == 0
+    assert code == 1
     assert "no valid pixel (3)" in printed
+    assert "3 rows have an object_id that came before" in printed
+    with (tmp_path / "failed.csv").open(newline="") as lines:
+        failed = list(csv.DictReader(lines))
+    assert failed == [{"file": str(dark), "cause": f"{row['object_id']}: no valid pixel"} for row in rows]
     output.unlink()
     code, _, errors = run("predict", dark, "--output", output)
     assert code == 2
-    assert "INPUT: expected a spectrum that can be used, got 3 that cannot; the first: no valid pixel" in errors
+    assert one_line(errors)
+    assert "INPUT: expected a spectrum that can be used, got 3 that cannot" in errors
+    assert "no valid pixel" in errors
     assert not list(tmp_path.glob("*labels*"))
 
 

@@ -34,6 +34,8 @@ from .models.tokenization_spectrafm import HUGE
 #: Between the flags of a star.
 FLAG_SEPARATOR = ";"
 NO_PIXEL = "no valid pixel"
+#: Of a spectrum that its reader could not shift to the rest frame, as no velocity is known.
+NOT_AT_REST = "not_at_rest"
 
 # -------------------------------------------------------------------------------------------------- the training range
 
@@ -182,7 +184,8 @@ def predict_batches(
     ------
     dict of arrays of shape (stars,), one a batch
         `object_id` (str); for each request `<label>` and `<label>_err` (float32, physical units, one sigma); `flags`
-        (str, empty if all is well). A star that cannot be predicted has labels of NaN, and the reason as its flag.
+        (str, empty if all is well; `not_at_rest` where the row has a `rest_frame` of False). A star that cannot be
+        predicted has labels of NaN, and the reason as its flag.
 
     Raises
     ------
@@ -207,11 +210,12 @@ def predict_batches(
         for i in np.flatnonzero(~np.isfinite(values + errors).all(axis=1)).tolist():
             reasons[i] = reasons[i] or "prediction not finite"
             values[i] = errors[i] = np.nan
-        if training_range is not None:
-            for i, row in enumerate(rows):
-                if not reasons[i]:
-                    predicted = dict(zip(names, values[i].tolist(), strict=True))
-                    reasons[i] = FLAG_SEPARATOR.join(training_range.flags(row, predicted))
+        for i, row in enumerate(rows):
+            if not reasons[i]:
+                flags = [NOT_AT_REST] if row.get("rest_frame") is False else []
+                if training_range is not None:
+                    flags += training_range.flags(row, dict(zip(names, values[i].tolist(), strict=True)))
+                reasons[i] = FLAG_SEPARATOR.join(flags)
         batch: dict[str, NDArray[Any]] = {"object_id": np.array([str(row["object_id"]) for row in rows], dtype=object)}
         for j, name in enumerate(names):
             batch |= {name: values[:, j], f"{name}_err": errors[:, j]}

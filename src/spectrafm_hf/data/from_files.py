@@ -1,0 +1,261 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""A data set in the one schema out of anybody's files, with labels from a table of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from .building import SPLITS, Card, write_dataset
+from .labels import LabelIndex, label_columns, read_labels
+from .readers import Failure, Row, batched, read_spectra
+from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, pixel_column, spectrum_features
+
+
+CHUNK_ROWS = 256
+
+
+@dataclass
+class Report:
+    """What a build found, as its card and the command line tell it.
+
+    Attributes
+    ----------
+    splits, surveys : Counter
+        Spectra of each.
+    n_labelled, n_not_at_rest : int
+        Spectra with labels; spectra whose velocity is not known, which are not in the rest frame.
+    labels : LabelIndex or None
+        With the identifiers that match nothing, or twice.
+    """
+
+    splits: Counter[str] = field(default_factory=Counter)
+    surveys: Counter[str] = field(default_factory=Counter)
+    n_labelled: int = 0
+    n_not_at_rest: int = 0
+    labels: LabelIndex | None = None
+
+
+def split_of_id(object_id: str) -> str:
+    """Split of a star: of the first 8 bytes of the SHA-256 of its identifier, modulo 10, 0 is test, 1 is validation."""
+    digit = int.from_bytes(hashlib.sha256(object_id.encode()).digest()[:8], "big") % 10
+    return {0: "test", 1: "validation"}.get(digit, "train")
+
+
+def build_from_files(
+    files: Sequence[Path],
+    out_dir: str | os.PathLike[str],
+    *,
+    labels: str | os.PathLike[str] | None = None,
+    id_column: str | None = None,
+    split_by: str = "star",
+    failures: list[Failure] | None = None,
+    command: str = "spectrafm data from-files INPUT... --out DIR",
+    overwrite: bool = False,
+    **reading: Any,
+) -> tuple[Path, Report]:
+    """Build a data set from files of spectra, star by star.
+
+    Parameters
+    ----------
+    files : sequence of path
+        As `find_files` returns them.
+    out_dir : path
+        Folder to make. It appears under this name only when it is complete.
+    labels : path, optional
+        Table that `read_labels` reads. A spectrum that matches none of its rows has labels of NaN.
+    id_column : str, optional
+        Its column of identifiers; see `join_labels`.
+    split_by : str
+        `star`: 80, 10, 10 percent by the identifier (`split_of_id`), so that all spectra of a star are in one split;
+        `none`: all in train; or a column of the labels that says train, validation or test (train if it says nothing).
+    failures : list, optional
+        Gets files and spectra that cannot be used; the others go on. Without it the first raises.
+    command : str
+        For the card.
+    overwrite : bool
+        Build again where `out_dir` holds a complete build.
+    **reading
+        Goes to `read_spectra`.
+
+    Returns
+    -------
+    pathlib.Path
+        `out_dir`. A complete build that is there already, from the same files and settings, is kept.
+    Report
+        Empty if the build is kept.
+
+    Raises
+    ------
+    ValueError
+        If nothing can be used, for labels that cannot be joined, and as `write_dataset` does.
+    """
+    table = None if labels is None else read_labels(labels)
+    report = Report(labels=None if table is None else LabelIndex(table, id_column))
+    names = [] if table is None else label_columns(table)
+    scalars = ["radial_velocity"]
+    if table is not None:
+        scalars += [name for name in SCALAR_UNITS if name in table.column_names and name not in (*names, *scalars)]
+    if split_by not in ("star", "none") and split_by not in (table.column_names if table is not None else ()):
+        raise ValueError(f"split_by: expected star, none or a column of the labels, got {split_by!r}")
+    features = spectrum_features(names, scalars)
+    features["rest_frame"], features["file"] = datasets.Value("bool"), datasets.Value("string")
+
+    def tables() -> Iterator[tuple[str, pa.Table]]:
+        rows = _usable(read_spectra(files, failures=failures, **reading), failures)
+        for batch in batched(rows, CHUNK_ROWS):
+            columns, index = _columns(batch, table, report.labels, names, scalars)
+            splits = _splits(batch, table, index, split_by)
+            report.splits.update(splits.tolist())
+            report.surveys.update(str(row["survey"]) for row in batch)
+            report.n_labelled += int((index >= 0).sum())
+            report.n_not_at_rest += sum(row.get("rest_frame") is False for row in batch)
+            whole = pa.table(columns)
+            for split in np.unique(splits).tolist():
+                yield split, whole.filter(pa.array(splits == split))
+
+    settings = {
+        "builder": "from-files",
+        "files": _fingerprint([*files, *([] if labels is None else [Path(labels)])]),
+        "id_column": id_column,
+        "split_by": split_by,
+        "reading": json.loads(json.dumps(reading, default=str)),
+    }
+    folder = write_dataset(
+        out_dir,
+        tables(),
+        features=features,
+        card=lambda: _card(report, len(files), command, split_by),
+        settings=settings,
+        overwrite=overwrite,
+    )
+    return folder, report
+
+
+def _fingerprint(files: Sequence[Path]) -> str:
+    """Changes when a file does, or another is added."""
+    digest = hashlib.sha256()
+    for file in files:
+        state = file.stat() if file.exists() else None
+        digest.update(
+            f"{file.name}\0{state and (state.st_size, state.st_mtime_ns)}\0".encode("utf-8", "surrogateescape")
+        )
+    return digest.hexdigest()
+
+
+def _usable(rows: Iterator[Row], failures: list[Failure] | None) -> Iterator[Row]:
+    """Rows that the schema can hold."""
+    for row in rows:
+        shapes = {name: np.shape(row[name]) for name in PIXEL_COLUMNS}
+        wavelength = np.asarray(row["wavelength"])
+        if len(set(shapes.values())) > 1 or wavelength.ndim != 1:
+            cause = (
+                f"expected lists of one length, got {', '.join(f'{name} {shape}' for name, shape in shapes.items())}"
+            )
+        elif not (np.isfinite(wavelength) & (wavelength > 0)).all():
+            cause = "wavelength: expected finite and positive Angstrom in all pixels"
+        elif np.asarray(row["mask"], bool).all():
+            cause = "no valid pixel"
+        else:
+            yield row
+            continue
+        failure = Failure(Path(row["file"]), f"{row['object_id']}: {cause}")
+        if failures is None:
+            raise ValueError(f"{failure.file}: {failure.cause}")
+        failures.append(failure)
+
+
+def _columns(
+    rows: Sequence[Row], labels: pa.Table | None, index: LabelIndex | None, names: Sequence[str], scalars: Sequence[str]
+) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    """Columns of some rows with their labels, and which row of the labels is theirs, -1 for none."""
+    lengths = np.array([len(row["flux"]) for row in rows])
+    columns: dict[str, Any] = {name: pa.array([str(row[name]) for row in rows]) for name in ("object_id", "survey")}
+    for name in PIXEL_COLUMNS:
+        columns[name] = pixel_column(np.concatenate([np.asarray(row[name]) for row in rows]), lengths)
+    columns["snr"] = _float32([row.get("snr") for row in rows])
+    found = np.full(len(rows), -1, np.int64) if index is None else index.find(row["object_id"] for row in rows)
+    given = [] if labels is None else labels.column_names
+    for name in (*(name for label in names for name in (label, f"{label}_err")), *scalars):
+        values = np.full(len(rows), np.nan)
+        if labels is not None and name in given:
+            joined = labels[name].take(pa.array(np.maximum(found, 0))) if len(labels) else pa.nulls(len(rows))
+            values = pc.fill_null(joined.cast(pa.float64()), np.nan).to_numpy()
+            values = np.where(found >= 0, values, np.nan)
+        # What a file says of its own spectrum goes first.
+        own = np.array([row.get(name, np.nan) for row in rows], np.float64) if name in scalars else values
+        columns[name] = _float32(np.where(np.isfinite(own), own, values))
+    columns["rest_frame"] = pa.array([row.get("rest_frame") is not False for row in rows])
+    columns["file"] = pa.array([Path(row["file"]).name for row in rows])
+    return columns, found
+
+
+def _float32(values: Any) -> pa.Array:
+    return pa.array(np.array(values, np.float32), from_pandas=False)
+
+
+def _splits(rows: Sequence[Row], labels: pa.Table | None, index: NDArray[np.int64], split_by: str) -> NDArray[np.str_]:
+    if split_by in ("star", "none"):
+        return np.array([split_of_id(str(row["object_id"])) if split_by == "star" else "train" for row in rows])
+    assert labels is not None  # checked by the caller
+    given = labels[split_by].take(pa.array(np.maximum(index, 0))).to_pylist()
+    splits = [text or "train" if i >= 0 else "train" for text, i in zip(given, index.tolist(), strict=True)]
+    if wrong := sorted({str(split) for split in splits} - set(SPLITS)):
+        raise ValueError(f"{split_by}: expected {', '.join(SPLITS)} in this column of the labels, got {wrong[0]!r}")
+    return np.array(splits)
+
+
+def _card(report: Report, n_files: int, command: str, split_by: str) -> Card:
+    n = report.splits.total()
+    surveys = ", ".join(
+        f"{count:,} {survey or 'of no stated survey'}" for survey, count in report.surveys.most_common()
+    )
+    flaws = [
+        "Made from files of its author; their terms and citations are not known to the program that wrote this card."
+    ]
+    if report.n_not_at_rest:
+        flaws.append(
+            f"{report.n_not_at_rest:,} spectra are not in the rest frame of the star (`rest_frame` is False): "
+            "the velocity is not known."
+        )
+    if report.labels is not None and report.n_labelled < n:
+        flaws.append(f"{n - report.n_labelled:,} spectra have no labels: their identifier is not in the table.")
+    if report.labels is not None and report.labels.duplicates:
+        flaws.append(
+            f"{len(report.labels.duplicates):,} identifiers are in the table of labels twice or more; the first counts."
+        )
+    split = {
+        "star": "The split is by star: of the first 8 bytes of the SHA-256 of `object_id`, modulo 10, 0 is test, 1 is "
+        "validation, the rest is train.",
+        "none": "All spectra are in one split.",
+    }
+    columns: Mapping[str, str] = {
+        "radial_velocity": "km/s; what the wavelengths were shifted by to the rest frame",
+        "rest_frame": "False = the wavelengths are not at rest, as the velocity of the star is not known",
+        "file": "name of the file that the spectrum comes from",
+        "flux": "as in the file",
+        **{name: f"{unit}; from the table of labels" for name, unit in LABEL_UNITS.items()},
+    }
+    return Card(
+        title="Stellar spectra",
+        description=f"{n:,} spectra from {n_files:,} files ({surveys}), {report.n_labelled:,} of them with labels.",
+        command=command,
+        license="other",
+        license_name="not-stated",
+        source="Files of its author.",
+        split=split.get(split_by, f"The split is that of the column `{split_by}` of the table of labels."),
+        columns=columns,
+        flaws=flaws,
+    )
