@@ -113,12 +113,9 @@ def test_a_data_set_folder_gives_all_splits_or_one(tmp_path):
 
 def test_what_is_no_input_is_refused_before_anything_is_read(tmp_path):
     good = write_parquet(tmp_path / "good.parquet")
-    (tmp_path / "notes.txt").write_text("flux")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"nowhere.fits: expected a file or a data set folder"):
+    with pytest.raises(ValueError, match=r"nowhere.fits: expected a file or a folder, got nothing of this name"):
         find_files([good, tmp_path / "nowhere.fits"])
-    with pytest.raises(ValueError, match=r"notes.txt: expected a name that ends in .fits, .*, got '.txt'"):
-        find_files([good, tmp_path / "notes.txt"])
     with pytest.raises(ValueError, match=r"empty: expected a data set folder with data/\*.parquet"):
         find_files([tmp_path / "empty"])
     with pytest.raises(ValueError, match=r"split: expected a data set folder to take 'test' from, got the file"):
@@ -133,8 +130,8 @@ def test_a_csv_file_without_identifiers_is_one_star(tmp_path):
     assert row["object_id"] == "HD 1"
     np.testing.assert_array_equal(row["wavelength"], [5000.0, 5001.0])
     np.testing.assert_array_equal(row["flux"], [1.5, np.nan])
-    np.testing.assert_array_equal(row["flux_error"], [0.1, np.nan])
-    assert not row["mask"].any()
+    np.testing.assert_array_equal(row["flux_error"], np.float32([0.1, np.nan]))
+    np.testing.assert_array_equal(row["mask"], [False, True])
     assert count_spectra([file]) is None
 
 
@@ -206,7 +203,7 @@ def test_a_fits_table_with_one_pixel_a_row_is_one_star(tmp_path):
     columns = {name: ("D", values, None) for name, values in (("wavelength", WAVELENGTH), ("flux", FLUX))}
     (row,) = read_spectra([write_fits_table(tmp_path / "HD1.fits", columns)])
     assert row["object_id"] == "HD1"
-    np.testing.assert_array_equal(row["flux"], FLUX)
+    np.testing.assert_array_equal(row["flux"], FLUX.astype(np.float32))
 
 
 def test_a_fits_image_in_air_goes_through_specutils_into_vacuum(tmp_path):
@@ -214,26 +211,9 @@ def test_a_fits_image_in_air_goes_through_specutils_into_vacuum(tmp_path):
     image.header.update(CTYPE1="AWAV", CRVAL1=5000.0, CDELT1=1.0, CRPIX1=1, CUNIT1="Angstrom")
     image.writeto(tmp_path / "air.fits")
     (row,) = read_spectra([tmp_path / "air.fits"])
-    np.testing.assert_allclose(row["wavelength"], air_to_vacuum(WAVELENGTH), rtol=1e-9)
+    np.testing.assert_allclose(row["wavelength"], air_to_vacuum(WAVELENGTH), rtol=1e-7)
     np.testing.assert_allclose(row["flux"], FLUX, rtol=1e-6)
     assert np.isnan(row["flux_error"]).all()
-
-
-def test_a_spectrum_of_an_apogee_star_goes_through_specutils(tmp_path):
-    # The layout of an apStar file (DR17): combined spectrum first, then the visits.
-    grid = {"CRVAL1": 4.179, "CDELT1": 6e-6, "CRPIX1": 1}
-    header = fits.Header({**grid, "SFILE1": "apVisit-r6-5226-56203-032.fits"})
-    header["HISTORY"] = "APSTAR: The data are in separate extensions, APOGEE"
-    flux = np.stack([FLUX, FLUX * 2, FLUX * 3]).astype(np.float32)
-    hdus = [fits.PrimaryHDU(header=header)]
-    for content in (flux, flux * 0.1, np.zeros_like(flux, dtype=np.int16), *[flux] * 5):
-        hdus.append(fits.ImageHDU(content, header=fits.Header(grid)))
-    hdus.append(fits.BinTableHDU.from_columns([fits.Column("SNR", "E", array=np.ones(1))]))
-    fits.HDUList(hdus).writeto(tmp_path / "apStar-r6-2M0.fits")
-    (row,) = read_spectra([tmp_path / "apStar-r6-2M0.fits"])
-    np.testing.assert_allclose(row["wavelength"], 10 ** (4.179 + 6e-6 * np.arange(40)), rtol=1e-9)
-    np.testing.assert_allclose(row["flux"], FLUX, rtol=1e-6)
-    np.testing.assert_allclose(row["flux_error"], 0.1 * FLUX, rtol=1e-6)
 
 
 def test_a_spectrum_that_specutils_wrote_is_read_with_its_inverse_variance(tmp_path):
@@ -245,7 +225,7 @@ def test_a_spectrum_that_specutils_wrote_is_read_with_its_inverse_variance(tmp_p
         tmp_path / "s.fits", format="tabular-fits"
     )
     (row,) = read_spectra([tmp_path / "s.fits"])
-    np.testing.assert_allclose(row["wavelength"], WAVELENGTH, rtol=1e-9)
+    np.testing.assert_allclose(row["wavelength"], WAVELENGTH, rtol=1e-7)
     np.testing.assert_allclose(row["flux_error"], 0.2)
 
 
@@ -260,7 +240,7 @@ def test_a_fits_file_without_a_spectrum_says_what_was_expected(tmp_path):
 def test_bare_wavelengths_take_the_unit_and_medium_that_are_given(tmp_path):
     file = write_csv(tmp_path / "a.csv", "wavelength,flux", [(500, 1), (501, 1)])
     (row,) = read_spectra([file], wavelength_unit="nm", wavelength_medium="air")
-    np.testing.assert_allclose(row["wavelength"], air_to_vacuum([5000.0, 5010.0]), rtol=1e-12)
+    np.testing.assert_allclose(row["wavelength"], air_to_vacuum([5000.0, 5010.0]), rtol=1e-7)
     with pytest.raises(ValueError, match=r"wavelength_unit: expected a unit of length, got 'kg'"):
         list(read_spectra([file], wavelength_unit="kg"))
     with pytest.raises(ValueError, match=r"wavelength_unit: expected a unit of length, got 'furlongs!'"):

@@ -1,0 +1,187 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Gaia DR3: sampled XP spectra and RVS spectra, as the archive hands them out (DataLink, or its bulk files).
+
+The archive writes VOTable, FITS, CSV and ECSV, in three structures. INDIVIDUAL and COMBINED have one pixel a row and
+the columns wavelength (nm), flux, flux_error; the star is named in the header of the table, in a column, or in the name
+of the file only ("XP_SAMPLED-Gaia DR3 30343944744320.csv"). RAW, and the bulk files (XpSampledMeanSpectrum_*.csv.gz),
+have one star a row, its fluxes as an array, or as text in brackets, and no wavelengths: the two grids are fixed.
+
+Data model: gea.esac.esa.int/archive/documentation/GDR3, 20.12.1 (rvs_mean_spectrum) and 20.12.4
+(xp_sampled_mean_spectrum). Gaia measures in space, in vacuum.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+
+from .base import AT_REST, TOO_COARSE, VACUUM, OpenFile, Options, Row, SpectrumFormat
+
+
+#: Angstrom: 336 to 1020 nm in steps of 2 nm, and 846 to 870 nm in steps of 0.01 nm.
+XP_GRID = np.arange(3360.0, 10201.0, 20.0)
+RVS_GRID = np.round(8460 + 0.1 * np.arange(2401), 1)
+
+_NAMES = {"xp": r"XP_SAMPLED|XpSampledMeanSpectrum", "rvs": r"(^|[-_ ])RVS([-_ .]|$)|RvsMeanSpectrum"}
+_LIMITS = {"xp": (XP_GRID[0], XP_GRID[-1]), "rvs": (RVS_GRID[0], RVS_GRID[-1])}
+
+
+def _is(product: str, file: OpenFile) -> bool:
+    if file.kind not in ("fits", "votable", "text"):
+        return False
+    if re.search(_NAMES[product], file.name):
+        return True
+    # Under another name, tables with Gaia's identifier and its columns; the grid tells the two apart.
+    lines = [line for line in file.first_lines if line and not line.startswith("#")]
+    names = {name.strip(' "') for name in lines[0].split(",")} if lines else set()
+    for hdu in file.hdus[1:2]:
+        names = set(getattr(hdu, "columns", Table()).names if hasattr(hdu, "columns") else [])
+    if file.kind == "votable":
+        names = set(re.findall(r'name="(\w+)"', file.head.decode("latin-1")))
+    if not {"source_id", "flux", "flux_error"} <= names:
+        return False
+    first = next(_stars(file), None)
+    return first is not None and _product(first) == product
+
+
+def _product(star: tuple[str, dict[str, Any]]) -> str | None:
+    wavelength, flux = star[1].get("wavelength"), star[1]["flux"]
+    if wavelength is None:
+        return {XP_GRID.size: "xp", RVS_GRID.size: "rvs"}.get(len(flux))
+    for product, (low, high) in _LIMITS.items():
+        if np.isclose(wavelength[0] * 10, low) and np.isclose(wavelength[-1] * 10, high):
+            return product
+    return None
+
+
+def _stars(file: OpenFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Identifiers and columns (wavelengths in nm, or none) of the stars of a file."""
+    if file.kind == "text":
+        yield from _stars_of_lines(file)
+        return
+    for table in _tables(file):
+        if np.ndim(table["flux"]) > 1 or table["flux"].dtype == object:
+            for line in table:
+                yield str(line["source_id"]), {name: _array(line[name]) for name in ("flux", "flux_error")}
+            continue
+        columns = {name: _array(table[name]) for name in ("wavelength", "flux", "flux_error")}
+        if "source_id" in table.colnames:
+            ids = np.asarray(table["source_id"])
+            for part in np.split(np.arange(len(ids)), np.flatnonzero(ids[1:] != ids[:-1]) + 1):
+                yield str(ids[part[0]]), {name: values[part] for name, values in columns.items()}
+        else:
+            yield str(table.meta.get("source_id") or _named(file)), columns
+
+
+def _tables(file: OpenFile) -> Iterator[Table]:
+    if file.kind == "fits":
+        for hdu in file.hdus[1:]:
+            table = Table.read(hdu)
+            table.meta["source_id"] = hdu.header.get("SOURCE_ID", hdu.header.get("source_id"))
+            yield table
+        return
+    from astropy.io import votable
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on details of the standard
+        for given in votable.parse(str(file.path)).iter_tables():
+            table = given.to_table(use_names_over_ids=True)
+            parameters = {parameter.name: parameter.value for parameter in given.params}
+            table.meta["source_id"] = parameters.get("source_id")
+            yield table
+
+
+def _stars_of_lines(file: OpenFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    # The bulk files are gigabytes: line by line. Their lines are longer than the module allows by default.
+    csv.field_size_limit(1 << 24)
+    lines: Iterable[str] = (line for line in file.text() if not line.startswith("#"))
+    reader = csv.DictReader(lines)
+    _demand(file, reader.fieldnames or [])
+    for object_id, rows in itertools.groupby(reader, lambda row: row.get("source_id") or _named(file)):
+        pixels = []
+        for row in rows:
+            if re.match(r"\s*[\[(]", row["flux"]):
+                yield object_id, {name: _array(row[name]) for name in ("flux", "flux_error")}
+            else:
+                pixels.append([float(row[name] or "nan") for name in ("wavelength", "flux", "flux_error")])
+        if pixels:
+            yield object_id, dict(zip(("wavelength", "flux", "flux_error"), np.array(pixels).T, strict=True))
+
+
+def _demand(file: OpenFile, names: Iterable[str]) -> None:
+    for name in ("flux", "flux_error"):
+        if name not in names:
+            raise ValueError(f"{name}: expected among the columns of {file.path}, got {list(names)}")
+
+
+def _named(file: OpenFile) -> str:
+    found = re.search(r"\d{4,19}", file.stem.partition("DR3")[2])
+    return found.group() if found else file.stem
+
+
+def _array(values: Any) -> np.ndarray:
+    """Numbers of a column, or of text in brackets; NaN where missing."""
+    if isinstance(values, str):
+        numbers = (number.strip() for number in values.strip("[]() ").split(","))
+        values = ["nan" if number in ("", "null", "None") else number for number in numbers]
+    return np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
+
+
+def _read(product: str, grid: np.ndarray, file: OpenFile) -> Iterator[Row]:
+    for object_id, columns in _stars(file):
+        wavelength = columns.get("wavelength")
+        if wavelength is None and len(columns["flux"]) != grid.size:
+            raise ValueError(
+                f"flux: expected {grid.size} values in {file.path}, got {len(columns['flux'])} ({object_id})"
+            )
+        wavelength = grid if wavelength is None else np.round(wavelength * 10, 3)
+        yield {"object_id": object_id, **columns, "wavelength": wavelength}
+
+
+def read_xp(file: OpenFile, options: Options) -> Iterator[Row]:
+    for row in _read("xp", XP_GRID, file):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # on nothing but NaN
+            median = np.nanmedian(row["flux"])
+        # As the data set gaia-xp, which the bundled checkpoint was trained on.
+        row["flux"], row["flux_error"] = row["flux"] / median, row["flux_error"] / median
+        yield {**row, "medflux": float(median)}
+
+
+def read_rvs(file: OpenFile, options: Options) -> Iterator[Row]:
+    yield from _read("rvs", RVS_GRID, file)
+
+
+FORMATS = (
+    SpectrumFormat(
+        name="gaia-xp",
+        survey="gaia-xp",
+        wavelength_medium=VACUUM,
+        rest_frame=TOO_COARSE,
+        flux_unit="the median flux, which becomes `medflux` in W m-2 nm-1",
+        resolving_power="30 to 100",
+        normalisation="the median over the pixels",
+        note="sampled mean spectra of DR3; not corrected for extinction",
+        identify=lambda file: _is("xp", file),
+        read=read_xp,
+    ),
+    SpectrumFormat(
+        name="gaia-rvs",
+        survey="gaia-rvs",
+        wavelength_medium=VACUUM,
+        rest_frame=AT_REST,
+        flux_unit="1",
+        resolving_power="11,500",
+        normalisation="the continuum of the pipeline",
+        note="mean spectra of DR3; pixels that no transit covers are masked",
+        identify=lambda file: _is("rvs", file),
+        read=read_rvs,
+    ),
+)
