@@ -192,10 +192,20 @@ def _how(arguments: argparse.Namespace) -> dict[str, Any]:
         "visits": arguments.visits,
         "bad_bits": bits if bits is None else [name.strip() for name in bits.split(",") if name != "none"],
         "radial_velocity": arguments.radial_velocity,
-        "grid": arguments.grid,
+        "grid": arguments.grid and _read_grid(arguments.grid),
         "wavelength_unit": arguments.wavelength_unit,
         "wavelength_medium": "air" if arguments.air else None,
     }
+
+
+def _read_grid(path: Path) -> Any:
+    """Wavelengths out of a .npy file or a text."""
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, ndmin=1)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"--grid: expected numbers in a .npy file or a text, got {path}: {error}") from error
 
 
 def _positive(text: str) -> int:
@@ -284,20 +294,37 @@ def _plot(arguments: argparse.Namespace) -> None:
     if row is None:
         raise ValueError(f"INPUT: expected a spectrum{f' of {wanted}' if wanted else ''}, got none")
     picture = arguments.output or Path(f"{_file_name(row['object_id'])}.png")
-    plot_spectrum(picture, row, wavelength_range=arguments.range and tuple(arguments.range))
+    label = _flux_label(row["file"], arguments.format)
+    plot_spectrum(picture, row, wavelength_range=arguments.range and tuple(arguments.range), flux_label=label)
     print(f"written: {picture}")
+
+
+def _flux_label(file: Path, name: str | None) -> str:
+    """What the format of a file says of its flux, for an axis."""
+    from astropy import units
+
+    from spectrafm_hf.data.readers import formats
+    from spectrafm_hf.data.readers.base import OpenFile
+
+    with OpenFile(file) as content:
+        format = next(known for known in formats() if (known.name == name if name else known.identify(content)))
+    if format.normalisation.startswith("the "):
+        return f"Flux / {format.normalisation.removeprefix('the ')}"
+    try:
+        return f"Flux [{units.Unit(format.flux_unit).to_string('latex_inline').replace('1 \\times ', '')}]"
+    except ValueError:
+        return "Flux [units of the file]" if format.flux_unit == "as given" else f"Flux [{format.flux_unit}]"
 
 
 def _formats(arguments: argparse.Namespace) -> None:
     from spectrafm_hf.data.readers import formats
 
-    columns = ("name", "wavelength_medium", "rest_frame", "resolving_power", "flux_unit", "normalisation")
-    header = ["format", "wavelengths", "rest frame", "resolving power", "flux", "normalisation"]
-    _print_table(header, [[str(getattr(format, name)) for name in columns] for format in formats()], left=True)
-    print()
+    columns = ("name", "wavelength_medium", "rest_frame", "resolving_power")
+    header = ["format", "wavelengths in", "rest frame", "resolving power"]
+    _print_table(header, [[getattr(format, name) for name in columns] for format in formats()], left=True)
     for format in formats():
-        if format.note:
-            print(f"{format.name}: {format.note}")
+        print(f"\n{format.name}: {format.note}")
+        print(f"  flux in {format.flux_unit}; normalised by: {format.normalisation}")
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -131,7 +131,7 @@ def build_from_files(
         "files": _fingerprint([*files, *([] if labels is None else [Path(labels)])]),
         "id_column": id_column,
         "split_by": split_by,
-        "reading": json.loads(json.dumps(reading, default=str)),
+        "reading": json.loads(json.dumps(reading, default=lambda grid: np.asarray(grid).tolist())),
     }
     folder = write_dataset(
         out_dir,
