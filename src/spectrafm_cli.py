@@ -311,9 +311,10 @@ def _flux_label(file: Path, name: str | None) -> str:
     if format.normalisation.startswith("the "):
         return f"Flux / {format.normalisation.removeprefix('the ')}"
     try:
-        return f"Flux [{units.Unit(format.flux_unit).to_string('latex_inline').replace('1 \\times ', '')}]"
+        unit = units.Unit(format.flux_unit).to_string("latex_inline")
     except ValueError:
-        return "Flux [units of the file]" if format.flux_unit == "as given" else f"Flux [{format.flux_unit}]"
+        unit = "units of the file" if format.flux_unit == "as given" else format.flux_unit
+    return f"Flux [{unit}]".replace("1 \\times ", "")
 
 
 def _formats(arguments: argparse.Namespace) -> None:
