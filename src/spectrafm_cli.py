@@ -422,14 +422,14 @@ def _data_from_files(arguments: argparse.Namespace) -> int:
     if report.labels is not None:
         print(f"{report.n_labelled:,} of {report.splits.total():,} spectra have labels")
         for what, identifiers in {
-            "spectra match none of the labels": report.labels.unmatched_spectra,
-            "labels match none of the spectra": report.labels.unmatched_labels,
-            "identifiers are in the table more than once, their first row counts": report.labels.duplicates,
+            "object_id that match no label": report.labels.unmatched_spectra,
+            "labels that match no spectrum": report.labels.unmatched_labels,
+            "labels that are there more than once (the first row counts)": report.labels.duplicates,
         }.items():
             if identifiers:
-                print(f"{len(identifiers):,} {what}: {', '.join(identifiers[:5])}{', ...' * (len(identifiers) > 5)}")
+                print(f"{what}: {len(identifiers):,}: {', '.join(identifiers[:5])}{', ...' * (len(identifiers) > 5)}")
     if report.n_not_at_rest:
-        print(f"{report.n_not_at_rest:,} spectra are not at rest: their velocity is not known (--radial-velocity)")
+        print(f"not at rest, as no velocity is known (--radial-velocity): {report.n_not_at_rest:,} spectra")
     if arguments.push_to_hub:
         print(push_dataset(folder, arguments.push_to_hub))
     return _report(failures, arguments.out)

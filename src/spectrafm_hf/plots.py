@@ -76,6 +76,7 @@ def plot_star(
         if np.isfinite(values[name])
     ]
     figure.suptitle("     ".join(labels) or "no labels", fontsize=13, color=INK)
+    figure.legend(loc="outside lower right", ncols=4, frameon=False, fontsize=9)
     axes.set_title(str(row["object_id"]), loc="left", fontsize=10, color=GREY)
     if flags:
         axes.set_title(flags if len(flags) < 80 else f"{flags[:77]}...", loc="right", fontsize=10, color=ORANGE)
@@ -219,7 +220,10 @@ def draw_spectrum(axes: Axes, row: Mapping[str, Any], wavelength_range: tuple[fl
     )
     if not valid.any():
         axes.text(0.5, 0.5, "no valid pixel", transform=axes.transAxes, ha="center", color=ORANGE)
-    style: dict[str, Any] = {"lw": 0.9 if len(flux) > 1000 else 1.4, "drawstyle": "steps-mid"}
+    style: dict[str, Any] = {
+        "lw": 1.4 if len(flux) < 1000 else 0.9 if len(flux) < 5000 else 0.5,
+        "drawstyle": "steps-mid",
+    }
     axes.plot(x, y, color=BLUE, label="flux", **style)
     if np.isfinite(dy).any():
         axes.fill_between(x, y - dy, y + dy, color=BLUE, alpha=0.25, lw=0, step="mid", label="$\\pm 1 \\sigma$")

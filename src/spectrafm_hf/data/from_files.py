@@ -225,17 +225,16 @@ def _card(report: Report, n_files: int, command: str, split_by: str) -> Card:
     flaws = [
         "Made from files of its author; their terms and citations are not known to the program that wrote this card."
     ]
-    if report.n_not_at_rest:
-        flaws.append(
-            f"{report.n_not_at_rest:,} spectra are not in the rest frame of the star (`rest_frame` is False): "
-            "the velocity is not known."
-        )
-    if report.labels is not None and report.n_labelled < n:
-        flaws.append(f"{n - report.n_labelled:,} spectra have no labels: their identifier is not in the table.")
-    if report.labels is not None and report.labels.duplicates:
-        flaws.append(
-            f"{len(report.labels.duplicates):,} identifiers are in the table of labels twice or more; the first counts."
-        )
+    for what, count in {
+        "Spectra that are not in the rest frame (`rest_frame` is False), as no velocity is known": report.n_not_at_rest,
+        "Spectra without labels, as their identifier is not in the table": (n - report.n_labelled)
+        * (report.labels is not None),
+        "Identifiers that are in the table of labels more than once, of which the first row counts": len(
+            report.labels.duplicates if report.labels is not None else ()
+        ),
+    }.items():
+        if count:
+            flaws.append(f"{what}: {count:,}.")
     split = {
         "star": "The split is by star: of the first 8 bytes of the SHA-256 of `object_id`, modulo 10, 0 is test, 1 is "
         "validation, the rest is train.",
