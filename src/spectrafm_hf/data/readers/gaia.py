@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from astropy.io import fits
 from astropy.table import Table
 
 from .base import AT_REST, TOO_COARSE, VACUUM, OpenFile, Options, Row, SpectrumFormat
@@ -30,7 +31,6 @@ XP_GRID = np.arange(3360.0, 10201.0, 20.0)
 RVS_GRID = np.round(8460 + 0.1 * np.arange(2401), 1)
 
 _NAMES = {"xp": r"XP_SAMPLED|XpSampledMeanSpectrum", "rvs": r"(^|[-_ ])RVS([-_ .]|$)|RvsMeanSpectrum"}
-_LIMITS = {"xp": (XP_GRID[0], XP_GRID[-1]), "rvs": (RVS_GRID[0], RVS_GRID[-1])}
 
 
 def _is(product: str, file: OpenFile) -> bool:
@@ -38,25 +38,29 @@ def _is(product: str, file: OpenFile) -> bool:
         return False
     if re.search(_NAMES[product], file.name):
         return True
-    # Under another name, tables with Gaia's identifier and its columns; the grid tells the two apart.
-    lines = [line for line in file.first_lines if line and not line.startswith("#")]
-    names = {name.strip(' "') for name in lines[0].split(",")} if lines else set()
-    for hdu in file.hdus[1:2]:
-        names = set(getattr(hdu, "columns", Table()).names if hasattr(hdu, "columns") else [])
-    if file.kind == "votable":
-        names = set(re.findall(r'name="(\w+)"', file.head.decode("latin-1")))
-    if not {"source_id", "flux", "flux_error"} <= names:
+    # Under another name, the grid tells.
+    if file.kind == "text":
+        lines = [line for line in file.first_lines if line.strip() and not line.startswith("#")][:2]
+        names = _split(lines[0]) if len(lines) == 2 else []
+        first_wavelengths = [_split(lines[1])[names.index("wavelength")]] if "wavelength" in names else []
+        likely = "source_id" in names or first_wavelengths in (["336.0"], ["846.0"], ["336"], ["846"])
+    elif file.kind == "fits":
+        tables = [hdu for hdu in file.hdus if isinstance(hdu, fits.BinTableHDU)][:1]
+        names = [name for table in tables for name in table.columns.names]
+        likely = "source_id" in names or any(table.header["NAXIS2"] in (XP_GRID.size, RVS_GRID.size) for table in tables)
+    else:
+        names, likely = next(iter(_tables(file))).colnames, True
+    if not (likely and {"flux", "flux_error"} <= set(names) and {"source_id", "wavelength"} & set(names)):
         return False
-    first = next(_stars(file), None)
-    return first is not None and _product(first) == product
+    return _product(next(_stars(file))[1]) == product
 
 
-def _product(star: tuple[str, dict[str, Any]]) -> str | None:
-    wavelength, flux = star[1].get("wavelength"), star[1]["flux"]
+def _product(star: dict[str, Any]) -> str | None:
+    wavelength = star.get("wavelength")
     if wavelength is None:
-        return {XP_GRID.size: "xp", RVS_GRID.size: "rvs"}.get(len(flux))
-    for product, (low, high) in _LIMITS.items():
-        if np.isclose(wavelength[0] * 10, low) and np.isclose(wavelength[-1] * 10, high):
+        return {XP_GRID.size: "xp", RVS_GRID.size: "rvs"}.get(len(star["flux"]))
+    for product, grid in (("xp", XP_GRID), ("rvs", RVS_GRID)):
+        if len(wavelength) and np.allclose([wavelength[0] * 10, wavelength[-1] * 10], grid[[0, -1]]):
             return product
     return None
 
@@ -102,8 +106,13 @@ def _stars_of_lines(file: OpenFile) -> Iterator[tuple[str, dict[str, Any]]]:
     # The bulk files are gigabytes: line by line. Their lines are longer than the module allows by default.
     csv.field_size_limit(1 << 24)
     lines: Iterable[str] = (line for line in file.text() if not line.startswith("#"))
-    reader = csv.DictReader(lines)
-    _demand(file, reader.fieldnames or [])
+    header = next(iter(lines), "")
+    names = _split(header)
+    for name in ("flux", "flux_error"):
+        if name not in names:
+            raise ValueError(f"{name}: expected among the columns of {file.path}, got {names}")
+    # ECSV may have blanks between its columns.
+    reader = csv.DictReader(lines, names, delimiter="," if "," in header else " ")
     for object_id, rows in itertools.groupby(reader, lambda row: row.get("source_id") or _named(file)):
         pixels = []
         for row in rows:
@@ -115,10 +124,8 @@ def _stars_of_lines(file: OpenFile) -> Iterator[tuple[str, dict[str, Any]]]:
             yield object_id, dict(zip(("wavelength", "flux", "flux_error"), np.array(pixels).T, strict=True))
 
 
-def _demand(file: OpenFile, names: Iterable[str]) -> None:
-    for name in ("flux", "flux_error"):
-        if name not in names:
-            raise ValueError(f"{name}: expected among the columns of {file.path}, got {list(names)}")
+def _split(line: str) -> list[str]:
+    return re.split(r"[, ]+", line.replace('"', "").strip())
 
 
 def _named(file: OpenFile) -> str:

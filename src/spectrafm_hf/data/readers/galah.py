@@ -18,8 +18,8 @@ def read_galah(file: OpenFile, options: Options) -> Iterator[Row]:
     from specutils import SpectrumList
 
     spectra = SpectrumList.read(file.hdus, format="GALAH")
-    # The normalised spectrum is the last of five; a file without it has the one that the sky was taken off first.
-    spectrum = spectra[-1] if len(file.hdus) == 5 else spectra[0]
+    # The normalised spectrum is the one without a unit; where it is missing, the first had the sky taken off.
+    spectrum = next((spectrum for spectrum in spectra if spectrum.flux.unit == ""), spectra[0])
     flux = np.asarray(spectrum.flux.value, np.float64)
     yield {
         "object_id": file.stem[:15],
