@@ -18,7 +18,9 @@ def vectors(name, **columns):
 
 
 def pixels(name, **columns):
-    hdu = fits.BinTableHDU.from_columns([fits.Column(key, "D", array=values) for key, values in columns.items()], name=name)
+    hdu = fits.BinTableHDU.from_columns(
+        [fits.Column(key, "D", array=values) for key, values in columns.items()], name=name
+    )
     hdu.header["SNR"] = 40
     return hdu
 

@@ -66,7 +66,12 @@ def write_mwm(path, **more):
     stars = len(more.get("mjd", [1]))
     names = (("BOSS/APO", LOGLAM), ("BOSS/LCO", LOGLAM), ("APOGEE/APO", APOGEE_LOGLAM), ("APOGEE/LCO", APOGEE_LOGLAM))
     tables = [
-        mwm_table(name, grid, stars if name.endswith("APO") else 0, **(more if name.endswith("APO") else dict.fromkeys(more, [])))
+        mwm_table(
+            name,
+            grid,
+            stars if name.endswith("APO") else 0,
+            **(more if name.endswith("APO") else dict.fromkeys(more, [])),
+        )
         for name, grid in names
     ]
     header = fits.Header({"SDSS_ID": 42, "V_ASTRA": "0.6.0"})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from astropy import units
 from astropy.io import fits
-from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import ArrayLike, NDArray
 
 from ...models.tokenization_spectrafm import SPEED_OF_LIGHT, air_to_vacuum
@@ -166,13 +166,15 @@ class OpenFile(contextlib.ExitStack):
         if self.kind != "fits":
             return fits.HDUList()
         try:
-            with warnings.catch_warnings():
-                # To astropy a file that ends too early is worth a warning.
-                warnings.filterwarnings("error", "File may have been truncated", AstropyUserWarning)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
                 hdus = self.enter_context(fits.open(self.path, memmap=self.path.suffix != ".gz"))
                 len(hdus)  # it opens the first one only
-        except (OSError, EOFError, AstropyUserWarning, fits.VerifyError) as error:
+        except (OSError, EOFError, zlib.error, fits.VerifyError) as error:
             raise ValueError(f"{self.path}: expected a FITS file, got {error}") from error
+        # To astropy a file that ends too early is worth a warning.
+        if cut := [str(warning.message) for warning in caught if "truncated" in str(warning.message)]:
+            raise ValueError(f"{self.path}: expected a FITS file, got one that ends too early: {cut[0]}")
         return hdus
 
     @property

@@ -47,7 +47,9 @@ def _is(product: str, file: OpenFile) -> bool:
     elif file.kind == "fits":
         tables = [hdu for hdu in file.hdus if isinstance(hdu, fits.BinTableHDU)][:1]
         names = [name for table in tables for name in table.columns.names]
-        likely = "source_id" in names or any(table.header["NAXIS2"] in (XP_GRID.size, RVS_GRID.size) for table in tables)
+        likely = "source_id" in names or any(
+            table.header["NAXIS2"] in (XP_GRID.size, RVS_GRID.size) for table in tables
+        )
     else:
         names, likely = next(iter(_tables(file))).colnames, True
     if not (likely and {"flux", "flux_error"} <= set(names) and {"source_id", "wavelength"} & set(names)):

@@ -14,13 +14,13 @@ from astropy.io import fits
 from .base import AIR, AS_GIVEN, NOT_AT_REST, VACUUM, OpenFile, Options, Row, SpectrumFormat
 
 
-def read_any(file: OpenFile, options: Options) -> Iterator[Row]:
+def read_any(file: OpenFile, options: Options, format: str | None = None) -> Iterator[Row]:
     from specutils import SpectrumList
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about header cards that play no part here
-            spectra = list(SpectrumList.read(file.path))
+            spectra = list(SpectrumList.read(file.path, format=format))
     except Exception as error:  # whatever one of the many loaders stumbles over
         reason = " ".join(str(error).split())[:100]
         columns = [name for hdu in file.hdus if isinstance(hdu, fits.BinTableHDU) for name in hdu.columns.names]
@@ -32,6 +32,11 @@ def read_any(file: OpenFile, options: Options) -> Iterator[Row]:
     rows = [row for spectrum in spectra for row in _rows(file, spectrum)]
     for i, row in enumerate(rows):
         yield {"object_id": file.stem if len(rows) == 1 else f"{file.stem}:{i}", **row}
+
+
+def read_jwst(file: OpenFile, options: Options) -> Iterator[Row]:
+    # Where a file holds one spectrum, the registry of specutils finds two loaders, and takes none.
+    yield from read_any(file, options, "JWST x1d multi" if "EXTRACT1D" in file.hdu_names else "JWST c1d multi")
 
 
 def _rows(file: OpenFile, spectrum: Any) -> Iterator[Row]:
@@ -70,7 +75,7 @@ FORMATS = (
         identify=lambda file: (
             str(file.header.get("TELESCOP")) == "JWST" and bool({"EXTRACT1D", "COMBINE1D"} & set(file.hdu_names))
         ),
-        read=read_any,
+        read=read_jwst,
     ),
     SpectrumFormat(
         name="specutils",
