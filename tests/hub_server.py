@@ -6,6 +6,7 @@ Repositories are kept in memory as commits (path -> bytes) and refs (branch or t
 the wire. A new endpoint is a method of `_Handler` and a line in its `ROUTES`.
 """
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 @dataclass
@@ -44,11 +45,15 @@ class Hub:
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.log: list[Answer] = []
+        self.uploads: dict[str, bytes] = {}  # large files by SHA-256, before a commit names them
         self.url = ""
 
     def commit(self, repo: str, folder: Path, *refs: str) -> str:
         """Put the files of `folder` into `repo` as a new commit that `refs` (by default `main`) point to; its id."""
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        return self.commit_files(repo, files, *refs)
+
+    def commit_files(self, repo: str, files: dict[str, bytes], *refs: str) -> str:
         repository = self.repositories.setdefault(repo, Repository())
         listing = sorted((path, hashlib.sha1(content).hexdigest()) for path, content in files.items())
         commit = hashlib.sha1(json.dumps([len(repository.commits), listing]).encode()).hexdigest()
@@ -90,7 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         path = urlsplit(self.path).path
         try:
-            for pattern, answer in self.ROUTES:
+            routes = self.UPLOAD_ROUTES if self.command in ("POST", "PUT") else self.ROUTES
+            for pattern, answer in routes:
                 if match := re.fullmatch(pattern, path):
                     getattr(self, answer)(**{name: unquote(text) for name, text in match.groupdict("").items()})
                     return
@@ -98,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         except _NotFound as error:
             self._send(404, headers={"X-Error-Code": str(error), "X-Error-Message": str(error)})
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, format, *args):
         pass
@@ -114,6 +120,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_json(self, content: Any):
         self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        content = b""
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
 
     def _files(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]]:
         """Commit id and files; `_NotFound` as the hub would say it."""
@@ -150,18 +166,104 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": path} for path in sorted(files)]
         self._send_json({"id": repo, "sha": commit, "siblings": siblings, "private": False, "tags": []})
 
-    def tree(self, kind: str, repo: str, revision: str):
-        """All files, as if asked with `recursive`."""
+    def tree(self, kind: str, repo: str, revision: str, folder: str):
+        """The files in a folder (all of the repository without one), with `recursive` those below it, too."""
         _, files = self._files(repo if kind == "models" else f"{kind}/{repo}", revision)
+        inside = f"{folder}/" if folder else ""
+        recursive = "recursive=false" not in urlsplit(self.path).query.lower()
+        listing, folders = [], set()
+        for path, content in sorted(files.items()):
+            if not path.startswith(inside):
+                continue
+            below, separator, _ = path.removeprefix(inside).partition("/")
+            if separator and not recursive:
+                folders.add(inside + below)
+                continue
+            oid = hashlib.sha1(content).hexdigest()
+            listing.append({"type": "file", "path": path, "size": len(content), "oid": oid})
+        for path in sorted(folders):
+            listing.append(
+                {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
+            )
+        self._send_json(listing)
+
+    # A push: the repository is made, the hub says which files are large, those are sent by their SHA-256, and a commit
+    # brings the small ones and the names of all.
+
+    def create(self):
+        asked = json.loads(self._body())
+        name = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
+        repo = name if asked["type"] == "model" else f"{asked['type']}s/{name}"
+        if repo in self.hub.repositories:
+            self._send(409, json.dumps({"url": f"{self.hub.url}/{repo}"}).encode())
+            return
+        self.hub.commit_files(repo, {})
+        self._send_json({"url": f"{self.hub.url}/{repo}", "id": name, "private": asked.get("visibility") == "private"})
+
+    def validate_yaml(self):
+        self._body()
+        self._send_json({"errors": [], "warnings": []})
+
+    def preupload(self, **_: str):
+        files = json.loads(self._body())["files"]
+        modes = {file["path"]: "lfs" if file["path"].endswith(".parquet") else "regular" for file in files}
         self._send_json(
-            [
-                {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for path, content in sorted(files.items())
-            ]
+            {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]}
         )
 
+    def lfs_batch(self, **_: str):
+        objects = json.loads(self._body())["objects"]
+        for item in objects:
+            item["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{item['oid']}"}}
+        self._send_json({"transfer": "basic", "objects": objects})
+
+    def lfs_upload(self, oid: str):
+        content = self._body()
+        if hashlib.sha256(content).hexdigest() != oid:
+            self._send(400)
+            return
+        self.hub.uploads[oid] = content
+        self._send(200)
+
+    def push(self, kind: str, repo: str, revision: str):
+        repo = repo if kind == "models" else f"{kind}/{repo}"
+        files = dict(self._files(repo, revision)[1])
+        for line in map(json.loads, self._body().splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploads[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        commit = self.hub.commit_files(repo, files, revision)
+        self._send_json({"commitUrl": f"{self.hub.url}/{repo}/commit/{commit}", "commitOid": commit})
+
+    def paths_info(self, kind: str, repo: str, revision: str):
+        """Files and folders among the paths that are asked for."""
+        _, files = self._files(repo if kind == "models" else f"{kind}/{repo}", revision)
+        body = self._body().decode()
+        asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body).get("paths", [])
+        found: list[dict[str, Any]] = []
+        for path in asked:
+            if path in files:
+                oid = hashlib.sha1(files[path]).hexdigest()
+                found.append({"type": "file", "path": path, "size": len(files[path]), "oid": oid})
+            elif any(name.startswith(f"{path}/") for name in files):
+                found.append({"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest()})
+        self._send_json(found)
+
+    UPLOAD_ROUTES = (
+        (r"/api/repos/create", "create"),
+        (r"/api/validate-yaml", "validate_yaml"),
+        (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
+        (r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+        (r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_upload"),
+        (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", "push"),
+        (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<revision>[^/]+)", "paths_info"),
+    )
     ROUTES = (
         (r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
         (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?", "info"),
-        (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)", "tree"),
+        (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", "tree"),
     )
