@@ -76,6 +76,14 @@ def test_bad_stars_get_nan_and_a_reason_and_leave_the_others_alone(tiny_model, t
             np.testing.assert_allclose(predicted[column][[0, 4]], expected[column], rtol=1e-5)
 
 
+def test_a_spectrum_that_is_not_at_rest_is_flagged_whatever_the_training_range_says(tiny_model, tiny_tokenizer, stars):
+    stars[1]["rest_frame"], stars[2]["rest_frame"] = False, True
+    for training_range, before in ((None, ""), (TrainingRange({"teff": (1e6, 2e6)}), "teff<1e+06")):
+        flags = predict(tiny_model, tiny_tokenizer, stars, training_range=training_range)["flags"].tolist()
+        assert flags[1] == ";".join(filter(None, ["not_at_rest", before]))
+        assert {flags[i] for i in (0, 2, 3, 4)} == {before}
+
+
 def test_an_empty_spectrum_and_a_batch_of_nothing_but_bad_stars_do_not_stop_the_run(tiny_model, tiny_tokenizer, stars):
     empty = {"object_id": "nothing", **{name: np.zeros(0) for name in ("wavelength", "flux", "flux_error", "mask")}}
     predicted = predict(tiny_model, tiny_tokenizer, [empty, empty, stars[0]])
