@@ -222,28 +222,28 @@ def sigma(ivar: ArrayLike) -> NDArray[np.float64]:
 
 def finish(row: Row, format: SpectrumFormat, medium: str | None, radial_velocity: float | None) -> Row:
     """A spectrum as a file holds it -> a row of the schema: vacuum, at rest, the types and the masks of the schema."""
-    wavelength = np.asarray(row["wavelength"], np.float64)
+    wavelength = np.asarray(row["wavelength"])
     flux = _float32(row["flux"])
     given = row.pop("wavelength_medium", format.wavelength_medium)
     if (given if given != AS_GIVEN else medium) == AIR:
         # What is no wavelength stays what it is: the tokenizer judges it.
         real = np.isfinite(wavelength) & (wavelength > 0)
         wavelength = np.where(real, air_to_vacuum(np.where(real, wavelength, 1.0)), wavelength)
-    at_rest, velocity = True, (known := row.pop("radial_velocity", np.nan))
-    frame = row.pop("frame", format.rest_frame)
+    frame, known = row.pop("frame", format.rest_frame), row.pop("radial_velocity", np.nan)
+    at_rest = True
     if frame in (BY_VELOCITY, NOT_AT_REST, AS_GIVEN):
-        velocity = velocity if radial_velocity is None else radial_velocity
-        if frame == AS_GIVEN and radial_velocity is None:
-            velocity = np.nan  # such a table is at rest unless the caller says otherwise
-        beta = velocity / SPEED_OF_LIGHT
+        # A table of people's own is at rest unless they say otherwise.
+        own = np.nan if frame == AS_GIVEN else known
+        beta = (own if radial_velocity is None else radial_velocity) / SPEED_OF_LIGHT
         if abs(beta) < 1:
-            wavelength = wavelength * np.sqrt((1 - beta) / (1 + beta))
+            wavelength = wavelength.astype(np.float64) * np.sqrt((1 - beta) / (1 + beta))
+            known = beta * SPEED_OF_LIGHT
         at_rest = bool(abs(beta) < 1) or frame == AS_GIVEN
     flux_error, mask = row.get("flux_error"), row.get("mask")
     flux_error = np.full(flux.shape, np.nan, np.float32) if flux_error is None else _float32(flux_error)
     mask = np.zeros(flux.shape, bool) if mask is None else np.array(mask, bool)
     if flux.shape == flux_error.shape == mask.shape:
-        mask |= ~np.isfinite(flux) | (flux_error <= 0) | np.isinf(flux_error)
+        mask |= ~(np.isfinite(flux) & ~(flux_error <= 0) & (flux_error != np.inf))
     return {
         "survey": format.survey,
         "snr": np.nan,
@@ -253,14 +253,14 @@ def finish(row: Row, format: SpectrumFormat, medium: str | None, radial_velocity
         "flux": flux,
         "flux_error": flux_error,
         "mask": mask,
-        "radial_velocity": float(known if np.isnan(velocity) else velocity),
+        "radial_velocity": float(known),
         "rest_frame": at_rest,
     }
 
 
 def _float32(values: Any) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):  # becomes infinite, and is masked
-        return np.asarray(values).astype(np.float32)
+        return np.asarray(values).astype(np.float32, copy=False)
 
 
 def usable(row: Row) -> bool:
