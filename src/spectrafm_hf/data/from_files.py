@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
 from .building import SPLITS, Card, write_dataset
 from .labels import LabelIndex, label_columns, read_labels
@@ -114,8 +115,8 @@ def build_from_files(
     features["rest_frame"], features["file"] = datasets.Value("bool"), datasets.Value("string")
 
     def tables() -> Iterator[tuple[str, pa.Table]]:
-        rows = _usable(read_spectra(files, failures=failures, **reading), failures)
-        for batch in batched(rows, CHUNK_ROWS):
+        rows = tqdm(read_spectra(files, failures=failures, **reading), desc="reading", unit=" spectra", delay=2)
+        for batch in batched(_usable(rows, failures), CHUNK_ROWS):
             columns, index = _columns(batch, table, report.labels, names, scalars)
             splits = _splits(batch, table, index, split_by)
             report.splits.update(splits.tolist())
@@ -155,7 +156,7 @@ def _fingerprint(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _usable(rows: Iterator[Row], failures: list[Failure] | None) -> Iterator[Row]:
+def _usable(rows: Iterable[Row], failures: list[Failure] | None) -> Iterator[Row]:
     """Rows that the schema can hold."""
     for row in rows:
         shapes = {name: np.shape(row[name]) for name in PIXEL_COLUMNS}
