@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         help="spectra of yours, with labels from a table of yours",
         description="Build a data set from files of spectra, as `spectrafm predict` reads them.",
     )
-    own.add_argument("--out", type=Path, required=True, metavar="DIR")
+    _destination(own)
     own.add_argument(
         "--labels", type=Path, metavar="FILE", help="table of labels (.csv, .ecsv, .fits, .parquet), such as allStar"
     )
@@ -117,21 +117,54 @@ def _parser() -> argparse.ArgumentParser:
         help="star (default: 80, 10, 10 percent of the stars), none, or a column of the labels with train, validation, "
         "test",
     )
-    own.add_argument("--overwrite", action="store_true", help="replace an earlier build")
-    own.add_argument("--push-to-hub", metavar="REPO", help="OWNER/NAME of a data set on the Hugging Face hub")
     own.set_defaults(run=_data_from_files)
     gaia_xp = sets.add_parser("gaia-xp", help="39,851 Gaia DR3 XP spectra with APOGEE DR17 labels (downloads 104 MB)")
-    gaia_xp.add_argument("--out", type=Path, default=Path("gaia-xp"), metavar="DIR", help="default: gaia-xp")
+    _destination(gaia_xp, "gaia-xp")
     gaia_xp.add_argument("--limit", type=_positive, metavar="N", help="use the first N rows of the source only")
-    gaia_xp.add_argument("--overwrite", action="store_true", help="replace an earlier build")
-    gaia_xp.add_argument("--source", type=Path, metavar="WHEEL", help="a copy of the source, instead of the download")
+    gaia_xp.add_argument("--source", type=Path, metavar="WHEEL", help=_WHEEL_HELP)
     gaia_xp.set_defaults(run=_data_gaia_xp)
+    dr17 = sets.add_parser(
+        "apogee-dr17",
+        help="the 128,428 APOGEE DR17 stars of the paper with ASPCAP labels (downloads 4 GB, and 140 kB a star)",
+    )
+    _destination(dr17, "apogee-dr17")
+    dr17.add_argument(
+        "--source", metavar="URL_OR_DIR", help="a mirror of the SDSS archive (default: the archive itself)"
+    )
+    dr17.add_argument("--n", type=_positive, metavar="N", help="a random sample of N stars (default: all)")
+    dr17.add_argument("--seed", type=int, default=42, help="of sample and split (default: 42, as in the paper)")
+    dr17.add_argument(
+        "--spectra", choices=("observed", "synthetic", "both"), default="observed", help="default: observed"
+    )
+    dr17.add_argument(
+        "--no-cut",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave out a step of the choice of stars: snr, starflag, vscatter, star_bad, best_snr or labels; may be "
+        "given for several",
+    )
+    dr17.add_argument("--workers", type=_positive, default=8, metavar="N", help="downloads at a time (default: 8)")
+    dr17.set_defaults(run=_data_apogee_dr17)
+    demo_stars = sets.add_parser("apogee-demo", help="two APOGEE DR17 stars, to try (downloads 6 MB)")
+    _destination(demo_stars, "apogee-demo")
+    demo_stars.add_argument("--source", type=Path, metavar="WHEEL", help=_WHEEL_HELP)
+    demo_stars.set_defaults(run=_data_apogee_demo)
+    miles = sets.add_parser("miles", help="984 observed optical spectra, 945 with labels (downloads 122 MB)")
+    _destination(miles, "miles")
+    miles.add_argument("--source", type=Path, metavar="WHEEL", help=_WHEEL_HELP)
+    miles.set_defaults(run=_data_miles)
+    original = sets.add_parser("original-zenodo", help="the arrays published with the paper, from a folder of yours")
+    _destination(original, "original-zenodo")
+    original.add_argument("--source", type=Path, required=True, metavar="DIR", help="folder with the .npy files")
+    original.set_defaults(run=_data_original_zenodo)
     synthetic = sets.add_parser("synthetic", help="synthetic stars, as an instrument would have recorded them")
     synthetic.add_argument("--n", type=_positive, required=True, metavar="N", help="number of stars")
     synthetic.add_argument(
         "--instrument", required=True, metavar="NAME_OR_FILE", help="apogee, gaia-xp, miles, or a YAML file like theirs"
     )
-    synthetic.add_argument("--out", type=Path, metavar="DIR", help="default: synthetic-INSTRUMENT")
+    _destination(synthetic, "synthetic-INSTRUMENT")
+    synthetic.set_defaults(out=None)
     synthetic.add_argument("--seed", type=int, default=0, help="default: 0")
     synthetic.add_argument(
         "--splits",
@@ -154,11 +187,11 @@ def _parser() -> argparse.ArgumentParser:
         "--shard-rows", type=_positive, default=2000, metavar="N", help="stars in a file (default: 2000)"
     )
     synthetic.add_argument("--workers", type=_positive, metavar="N", help="processes (default: as many as processors)")
-    synthetic.add_argument("--overwrite", action="store_true", help="replace an earlier build")
     synthetic.set_defaults(run=_data_synthetic)
     return parser
 
 
+_WHEEL_HELP = "a copy of the source, instead of the download"
 _MODEL_HELP = f"a bundled checkpoint, a folder, or a name on the Hugging Face hub (default: {DEFAULT_MODEL})"
 
 
@@ -206,6 +239,16 @@ def _read_grid(path: Path) -> Any:
         return np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, ndmin=1)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"--grid: expected numbers in a .npy file or a text, got {path}: {error}") from error
+
+
+def _destination(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Where a data set goes: the same for all of them."""
+    text = default and f"default: {default}"
+    parser.add_argument("--out", type=Path, required=not default, default=default, metavar="DIR", help=text)
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier build")
+    parser.add_argument(
+        "--push-to-hub", metavar="REPO", help="OWNER/NAME of a data set on the Hugging Face hub to put it in"
+    )
 
 
 def _positive(text: str) -> int:
@@ -437,11 +480,55 @@ def _data_from_files(arguments: argparse.Namespace) -> int:
 
 def _data_gaia_xp(arguments: argparse.Namespace) -> None:
     from spectrafm_hf.data import build_gaia_xp
-    from spectrafm_hf.data.readers import count_spectra, find_files
 
-    folder = build_gaia_xp(arguments.out, source=arguments.source, limit=arguments.limit, overwrite=arguments.overwrite)
-    sizes = {split: count_spectra(find_files([folder], split)) for split in ("train", "validation", "test")}
-    print(f"{folder}: " + ", ".join(f"{size:,} {split}" for split, size in sizes.items()))
+    out, source, limit = arguments.out, arguments.source, arguments.limit
+    _built(build_gaia_xp(out, source=source, limit=limit, overwrite=arguments.overwrite), arguments)
+
+
+def _data_apogee_dr17(arguments: argparse.Namespace) -> None:
+    from spectrafm_hf.data.apogee import ARCHIVE, build_apogee_dr17
+    from spectrafm_hf.data.labels import CUTS
+
+    if unknown := [name for name in arguments.no_cut if name not in CUTS]:
+        raise ValueError(f"--no-cut: expected names out of {', '.join(CUTS)}, got {', '.join(unknown)}")
+    folder = build_apogee_dr17(
+        arguments.out,
+        source=arguments.source or ARCHIVE,
+        n=arguments.n,
+        seed=arguments.seed,
+        cuts=[name for name in CUTS if name not in arguments.no_cut],
+        spectra=arguments.spectra,
+        workers=arguments.workers,
+        overwrite=arguments.overwrite,
+    )
+    _built(folder, arguments)
+
+
+def _data_apogee_demo(arguments: argparse.Namespace) -> None:
+    from spectrafm_hf.data.apogee import build_apogee_demo
+
+    _built(build_apogee_demo(arguments.out, source=arguments.source, overwrite=arguments.overwrite), arguments)
+
+
+def _data_miles(arguments: argparse.Namespace) -> None:
+    from spectrafm_hf.data.miles import build_miles
+
+    _built(build_miles(arguments.out, source=arguments.source, overwrite=arguments.overwrite), arguments)
+
+
+def _data_original_zenodo(arguments: argparse.Namespace) -> None:
+    from spectrafm_hf.data.zenodo import build_original_zenodo
+
+    _built(build_original_zenodo(arguments.out, arguments.source, overwrite=arguments.overwrite), arguments)
+
+
+def _built(folder: Path, arguments: argparse.Namespace) -> None:
+    """Say what is in a data set, and push it if that is asked for."""
+    from spectrafm_hf.data.building import push_dataset, split_sizes
+
+    print(f"{folder}: " + ", ".join(f"{size:,} {split}" for split, size in split_sizes(folder).items()))
+    if arguments.push_to_hub:
+        print(push_dataset(folder, arguments.push_to_hub))
 
 
 def _data_synthetic(arguments: argparse.Namespace) -> None:
@@ -475,9 +562,7 @@ def _data_synthetic(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         pictures=pictures,
     )
-    print(
-        f"{folder}: {arguments.n:,} stars as {Path(arguments.instrument).stem} would have recorded them; see README.md"
-    )
+    _built(folder, arguments)
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers

@@ -18,7 +18,7 @@ def test_a_data_set_is_written(tmp_path, capsys):
     options = ["--instrument", "gaia-xp", "--out", out, "--seed", 3, "--splits", 50, 25, 25, "--workers", 1]
     code, printed, _ = run(capsys, "--n", 8, *options, "--range", "teff", 4000, 5000)
     assert code == 0
-    assert printed == f"{out}: 8 stars as gaia-xp would have recorded them; see README.md\n"
+    assert printed == f"{out}: 4 train, 2 validation, 2 test\n"
     sizes = {path.name.partition("-")[0]: pq.read_metadata(path).num_rows for path in (out / "data").iterdir()}
     assert sizes == {"train": 4, "validation": 2, "test": 2}
     teff = pq.read_table(out / "data")["teff"].to_numpy()

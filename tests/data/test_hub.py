@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from hub_server import Hub, serve
+from test_miles import write_wheel
 
 from spectrafm_hf.data.building import Card, push_dataset, write_dataset
 from spectrafm_hf.data.schema import pixel_column, spectrum_features
@@ -101,6 +102,18 @@ def test_a_push_of_fewer_shards_takes_the_old_ones_away_and_leaves_what_others_p
             "data/train-00000-of-00002.parquet",
             "data/train-00001-of-00002.parquet",
         ]
+
+
+def test_the_command_line_builds_and_pushes(tmp_path):
+    wheel = write_wheel(tmp_path / "small.whl")
+    command = ["data", "miles", "--source", wheel, "--out", tmp_path / "miles", "--push-to-hub", "somebody/miles"]
+    script = "import sys; from spectrafm_cli import main; sys.exit(main(sys.argv[1:]))"
+    with serve() as hub:
+        printed = in_new_process(hub, tmp_path / "home", script, *command).splitlines()
+        repository = hub.repositories["datasets/somebody/miles"]
+        commit = repository.refs["main"]
+        assert printed[-1] == f"{hub.url}/datasets/somebody/miles/commit/{commit}"
+        assert repository.commits[commit]["README.md"] == (tmp_path / "miles" / "README.md").read_bytes()
 
 
 def test_a_folder_that_holds_no_build_is_not_pushed(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from spectrafm_cli import main
 from spectrafm_hf.data.zenodo import FEATURES, LABELS, build_original_zenodo
 
 
@@ -64,8 +65,11 @@ def test_a_folder_with_observed_test_stars_alone_is_enough_and_micrometres_are_u
     np.testing.assert_allclose(table["wavelength"][0].as_py(), WAVELENGTH, rtol=1e-7)
 
 
-def test_the_card_names_the_files_by_their_checksums(source, tmp_path):
-    card = (build_original_zenodo(tmp_path / "out", source) / "README.md").read_text()
+def test_the_card_names_the_files_by_their_checksums(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["data", "original-zenodo", "--source", str(source), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: 46 train, 14 test\n"
+    card = (out / "README.md").read_text()
     assert "| train | 46 |" in card
     assert card.count(".npy`: `") == 8
     for name in FEATURES:

@@ -23,10 +23,9 @@ import numpy as np
 import pooch
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from astropy.io import fits
 
-from .building import Card, Shard, build_folder, spectra_table, write_card, write_dataset, write_shards
+from .building import Card, Shard, build_folder, spectra_table, split_sizes, write_card, write_dataset, write_shards
 from .labels import CUTS, PAPER_LABELS, apply_cuts, read_allstar
 from .readers import Row, batched, read_spectra
 from .schema import LABEL_UNITS, spectrum_features
@@ -151,7 +150,7 @@ def build_apogee_dr17(
                     pool.shutdown(cancel_futures=True)
 
         write_shards(folder, sizes, shard_rows, tables, features)
-        n_rows = sum(pq.read_metadata(path).num_rows for path in folder.glob("data/*.parquet"))
+        n_rows = sum(split_sizes(folder).values())
         left_out = sum(sizes.values()) - n_rows // len(kinds)
         checksum = pooch.file_hash(str(catalogue))
         write_card(folder, features, _card(settings, counts, n_rows, left_out, catalogue.name, checksum))
@@ -280,10 +279,9 @@ def _card(
     steps = "\n".join(
         f"| {CUTS[name].description if name in CUTS else 'all entries'} | {count:,} |" for name, count in counts
     )
-    defaults = {"n": None, "seed": 42, "spectra": "observed", "shard_rows": 2000}
-    options = "".join(
-        f" --{name.replace('_', '-')} {settings[name]}" for name in defaults if settings[name] != defaults[name]
-    )
+    defaults = {"n": None, "seed": 42, "spectra": "observed"}
+    options = "".join(f" --{name} {settings[name]}" for name in defaults if settings[name] != defaults[name])
+    options += "".join(f" --no-cut {name}" for name in CUTS if name not in settings["cuts"])
     what = {
         "observed": "observed spectra",
         "synthetic": "synthetic spectra, each the best fit to an observed one",

@@ -361,7 +361,7 @@ _MEANINGS = {
 def write_card(folder: str | os.PathLike[str], features: datasets.Features, card: Card) -> None:
     """Write README.md for the Parquet files in ``data``: the metadata that `load_dataset` reads, and the card."""
     folder = Path(folder)
-    info = _describe(folder / "data", features)
+    info = _describe(folder, features)
     n_rows = sum(split.num_examples for split in info.splits.values())
     metadata = DatasetCardData(
         pretty_name=card.title,
@@ -397,16 +397,23 @@ def write_card(folder: str | os.PathLike[str], features: datasets.Features, card
     (folder / "README.md").write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
 
+def split_sizes(folder: str | os.PathLike[str]) -> dict[str, int]:
+    """Number of spectra in each split of a built folder."""
+    sizes: dict[str, int] = {}
+    for path in Path(folder, "data").glob("*.parquet"):
+        split = path.name.partition("-")[0]
+        sizes[split] = sizes.get(split, 0) + pq.read_metadata(path).num_rows
+    return dict(sorted(sizes.items(), key=lambda item: (SPLITS.index(item[0]) if item[0] in SPLITS else 9, item)))
+
+
 def _describe(folder: Path, features: datasets.Features) -> datasets.DatasetInfo:
     """Splits and sizes, from the metadata of the files."""
-    found = {path.name.split("-")[0] for path in folder.glob("*.parquet")}
     info = datasets.DatasetInfo(features=features, splits=datasets.SplitDict())
     info.dataset_size = info.download_size = 0
-    for split in sorted(found, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)):
-        files = sorted(folder.glob(f"{split}-*.parquet"))
+    for split, n_rows in split_sizes(folder).items():
+        files = sorted(folder.glob(f"data/{split}-*.parquet"))
         parts = [pq.read_metadata(path) for path in files]
         n_bytes = sum(part.row_group(i).total_byte_size for part in parts for i in range(part.num_row_groups))
-        n_rows = sum(part.num_rows for part in parts)
         info.splits.add(datasets.SplitInfo(name=split, num_bytes=n_bytes, num_examples=n_rows))
         info.dataset_size += n_bytes
         info.download_size += sum(path.stat().st_size for path in files)
