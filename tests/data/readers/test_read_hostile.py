@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
-from spectrafm_hf.data.readers import Failure, find_files, read_spectra
+from spectrafm_hf.data.readers import Failure, find_files, formats, read_spectra
 from spectrafm_hf.data.schema import pixel_column
 
 
@@ -158,6 +158,22 @@ def test_a_file_without_read_permission_is_one_line(tmp_path):
     assert run.stdout.startswith(f"[] {file}: expected a file that can be read, got [Errno 13] Permission denied"), (
         run.stderr
     )
+
+
+def test_stars_before_a_bad_one_are_read(tmp_path):
+    scattered_ids(tmp_path, tmp_path / "a.csv")
+    failures: list[Failure] = []
+    rows = list(read_spectra([tmp_path / "a.csv"], failures=failures))
+    assert [row["object_id"] for row in rows] == ["a", "b"]
+    assert len(failures) == 1
+
+
+def test_a_file_of_another_format_than_was_named_is_one_line(tmp_path):
+    (tmp_path / "a.csv").write_text("wavelength,flux\n1,1\n")
+    for name in [format.name for format in formats() if format.name not in ("text", "ecsv")]:
+        with pytest.raises(ValueError, match=r"a\.csv") as error:
+            list(read_spectra([tmp_path / "a.csv"], format=name))
+        assert "\n" not in str(error.value)
 
 
 def test_a_bad_star_in_a_table_leaves_the_others_of_the_table(tmp_path):

@@ -87,7 +87,8 @@ def test_medium_resolution_joins_the_two_arms_and_gives_exposures_on_request(tmp
     np.testing.assert_array_equal(np.flatnonzero(row["mask"]), [1, 21])
     np.testing.assert_allclose(row["flux_error"], 2)
     first, second = read(file, visits=True, radial_velocity=30.0)
-    assert (first["object_id"], second["object_id"]) == ("101001/84420148-23", "101001/84420171-23")
+    assert first["object_id"] == second["object_id"] == "101001"
+    assert (first["visit"], second["visit"]) == ("84420148-23", "84420171-23")
     assert (len(first["flux"]), len(second["flux"])) == (45, 20)
     assert first["rest_frame"] is True
     np.testing.assert_allclose(second["wavelength"], BLUE / (1 + 30 / 299_792.458), rtol=1e-7)

@@ -38,6 +38,8 @@ def test_a_published_set_loads_as_it_is(tmp_path):
     assert count_spectra([file]) == 3
     rows = list(read_spectra([file]))
     assert [row["object_id"] for row in rows] == ["2M00000002+7417074", "2M00000032+5737103", "2M00001653+5540107"]
+    np.testing.assert_array_equal([row["teff"] for row in rows], [4000, 5000, np.nan])
+    np.testing.assert_array_equal([row["teff_err"] for row in rows], [50, 60, np.nan])
     for row, velocity in zip(rows, (10, -20, 30), strict=True):
         assert (row["survey"], row["rest_frame"], row["radial_velocity"]) == ("multimodal-universe", True, velocity)
         assert len(row["flux"]) == 38  # padding is cut off

@@ -55,6 +55,16 @@ def test_parquet_rows_come_back_as_they_were_written(tmp_path):
     assert count_spectra([file, file]) == 6
 
 
+def test_labels_and_scalars_of_parquet_rows_are_handed_on(tmp_path):
+    columns = {"teff": pa.array([4000.0, None, 6000.0], pa.float32()), "teff_err": pa.array([50.0] * 3, pa.float32())}
+    columns |= {"survey": ["apogee"] * 3, "snr": pa.array([9.0] * 3, pa.float32()), "note": ["n"] * 3}
+    first, second, _ = read_spectra([write_parquet(tmp_path / "a.parquet", **columns, parallax=pa.array([1.5] * 3))])
+    known = ("survey", "snr", "teff", "teff_err", "parallax")
+    assert {name: first[name] for name in known} == dict(zip(known, ("apogee", 9.0, 4000.0, 50.0, 1.5), strict=True))
+    assert "note" not in first
+    assert "teff" not in second
+
+
 def test_parquet_rows_may_differ_in_length_and_may_lack_a_list_or_a_number(tmp_path):
     lists = pa.array([[1.0, None, 3.0], None, [4.0]], pa.list_(pa.float32()))
     table = {"wavelength": pa.array([[1.0, 2.0, 3.0], [], [4.0]], pa.large_list(pa.float64())), "flux": lists}

@@ -175,8 +175,9 @@ def read_spectra(
         `object_id` (where a file gives none: the name of the file, and the row if it has several), `survey` (may be
         empty); `wavelength` (Angstrom, vacuum), `flux`, `flux_error` (one sigma, NaN where not known), float32, and
         `mask` (True = bad), arrays of one length, if the file holds them so: the tokenizer says what it cannot use;
-        `snr`, `radial_velocity` (km/s, NaN if not known) and the scalars that the file tells; `rest_frame`, False if
-        the wavelengths are not at rest for want of a velocity; `file`, the path.
+        `snr`, `radial_velocity` (km/s, NaN if not known) and the scalars that the file tells, and the labels of a
+        Parquet file; `rest_frame`, False if the wavelengths are not at rest for want of a velocity; `visit`, which of
+        a star, whose `object_id` they share; `file`, the path.
 
     Raises
     ------
@@ -213,7 +214,8 @@ def _fail(path: Path, error: Exception, failures: list[Failure] | None) -> None:
     """One line that names the file and the cause, kept or raised."""
     cause = " ".join(str(error).split()) or type(error).__name__
     if not (isinstance(error, ValueError) and str(path) in cause):
-        cause = f"{path}: expected a file that can be read, got {cause}"
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        cause = f"{path}: expected a file that can be read, got {kind}{cause}"
     if failures is None:
         raise ValueError(cause) from error
     failures.append(Failure(path, cause))
@@ -221,16 +223,17 @@ def _fail(path: Path, error: Exception, failures: list[Failure] | None) -> None:
 
 def _at_least_one(rows: Iterator[Row], path: Path) -> Iterator[Row]:
     """The rows; a file without any, or whose only one has no pixel that counts, is an error."""
-    first, second = next(rows, None), next(rows, None)
+    first = next(rows, None)
     if first is None:
         raise ValueError(f"{path}: expected at least one spectrum, got none")
-    if second is None and not usable(first):
-        what = f"{first['flux'].size} that are masked or not finite" if first["flux"].size else "none"
-        raise ValueError(f"{path}: expected pixels with a flux, got {what}")
+    if not usable(first):
+        second = next(rows, None)
+        if second is None:
+            what = f"{first['flux'].size} that are masked or not finite" if first["flux"].size else "none"
+            raise ValueError(f"{path}: expected pixels with a flux, got {what}")
+        rows = itertools.chain([second], rows)
     yield first
-    if second is not None:
-        yield second
-        yield from rows
+    yield from rows
 
 
 def batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

@@ -70,7 +70,7 @@ def read_ap_star(file: OpenFile, options: Options) -> Iterator[Row]:
         row = {"object_id": object_id, **_about(header), "radial_velocity": header.get("VHELIO", np.nan)}
         if options.visits:
             n = max(i - 1, 1)
-            row |= {"object_id": f"{object_id}/{n}", "snr": header.get(f"SNRVIS{n}") or row["snr"]}
+            row |= {"visit": str(n), "snr": header.get(f"SNRVIS{n}") or row["snr"]}
             row["radial_velocity"] = header.get(f"VHELIO{n}", np.nan)
         # Gaps between the detectors hold zeros (DR13) or NaN (DR17).
         mask = options.bad(flags[i]) | (flux == 0) | (flux_error >= NO_DATA)

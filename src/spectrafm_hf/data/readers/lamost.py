@@ -73,7 +73,7 @@ def read_medium_resolution(file: OpenFile, options: Options) -> Iterator[Row]:
         order = np.argsort(pixels["wavelength"], kind="stable")
         yield {
             **about,
-            "object_id": f"{about['object_id']}/{exposure}" if exposure else about["object_id"],
+            **({"visit": exposure} if exposure else {}),
             "snr": float(np.mean([arm.header.get("SNR", np.nan) for arm in arms])),
             **{name: values[order] for name, values in pixels.items()},
         }

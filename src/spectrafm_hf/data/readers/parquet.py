@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..schema import PIXEL_COLUMNS, SCALAR_UNITS, from_multimodal_universe
+from ..schema import PIXEL_COLUMNS, SCALAR_UNITS, from_multimodal_universe, label_names_of
 from .base import AS_GIVEN, AT_REST, BY_VELOCITY, VACUUM, OpenFile, Options, Row, SpectrumFormat
 
 
@@ -47,9 +47,7 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
         right = pa.types.is_boolean if name == "mask" else pa.types.is_floating
         if not right(getattr(kind, "value_type", pa.null())):
             raise ValueError(f"{name}: expected a column of type list<{expected}> in {file.path}, got {kind}")
-    numbers = [
-        name for name in ("snr", *SCALAR_UNITS) if name in names and pa.types.is_floating(schema.field(name).type)
-    ]
+    numbers = _numbers(schema)
     texts = [name for name in ("object_id", "survey") if name in names]
     start = 0
     for batch in file.parquet.iter_batches(CHUNK_ROWS, columns=[*texts, *pixel_columns, *numbers]):
@@ -63,6 +61,13 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
                 row["wavelength"] = row["wavelength"] * options.angstrom
             yield row
         start += len(batch)
+
+
+def _numbers(schema: pa.Schema) -> list[str]:
+    """Signal-to-noise ratio, scalars, and labels with their errors."""
+    labels = [name for label in label_names_of(schema.names) for name in (label, f"{label}_err")]
+    names = ["snr", *SCALAR_UNITS, *labels]
+    return [name for name in names if name in schema.names and pa.types.is_floating(schema.field(name).type)]
 
 
 def _lists(column: pa.Array) -> list[np.ndarray]:
@@ -82,7 +87,7 @@ def read_multimodal_universe(file: OpenFile, options: Options) -> Iterator[Row]:
             table = table.drop_columns("restframe")
         flags = _pixel_flags(table, options)
         table = from_multimodal_universe(table, survey=MULTIMODAL_UNIVERSE.survey)
-        numbers = [name for name in ("snr", *SCALAR_UNITS) if name in table.column_names]
+        numbers = _numbers(table.schema)
         pixels = {name: _lists(table[name].combine_chunks()) for name in PIXEL_COLUMNS}
         others: dict[str, list[Any]] = {name: table[name].to_pylist() for name in ("object_id", "survey", *numbers)}
         for i in range(len(table)):

@@ -64,9 +64,9 @@ def read_mwm(file: OpenFile, options: Options) -> Iterator[Row]:
         flux, ivar = (np.atleast_2d(values) for values in (spectrum.flux.value, spectrum.uncertainty.array))
         is_visit = "mjd" in [name.lower() for name in hdu.columns.names]
         for j in range(len(flux)):
-            object_id = str(file.header["SDSS_ID"])
             yield {
-                "object_id": f"{object_id}/{hdu.data['mjd'][j]}" if is_visit else object_id,
+                "object_id": str(file.header["SDSS_ID"]),
+                **({"visit": str(hdu.data["mjd"][j])} if is_visit else {}),
                 "survey": "sdss-v-apogee" if apogee else "sdss-v-boss",
                 "snr": float(np.ravel(hdu.data["snr"])[j]),
                 "wavelength": spectrum.spectral_axis.to_value("Angstrom"),
