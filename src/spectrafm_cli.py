@@ -262,11 +262,10 @@ def _positive(text: str) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    import numpy as np
     from tqdm.auto import tqdm
 
     from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
-    from spectrafm_hf.prediction import FLAG_SEPARATOR, PredictionWriter, TrainingRange, predict_batches
+    from spectrafm_hf.prediction import PredictionWriter, TrainingRange, predict_batches
 
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
@@ -274,57 +273,98 @@ def _predict(arguments: argparse.Namespace) -> int:
     names, units = _labels(model, tokenizer)
     training_range = TrainingRange.load(str(model.name_or_path))
     rows = read_spectra(files, failures=failures, **_how(arguments))
-    printed: list[list[str]] = []
-    plotted: list[tuple[Row, dict[str, Any]]] = []
-    overview: list[dict[str, Any]] = []
-    counts: Counter[str] = Counter()
-    seen: set[int] = set()
-    n_stars = n_good = n_flagged = n_repeated = 0
+    summary = _Summary(names, units)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(PredictionWriter(arguments.output, names, units)) if arguments.output else None
         progress = stack.enter_context(tqdm(total=_count(files), desc="predicting", unit=" stars", delay=DELAY))
         for batch in batched(rows, arguments.batch_size):
             (prediction,) = predict_batches(model, tokenizer, [batch], names, training_range)
-            failed = np.isnan(prediction[names[0]])
-            n_good += int((~failed).sum())
-            failures += [Failure(batch[i]["file"], _cause(prediction, i)) for i in np.flatnonzero(failed).tolist()]
+            failed = summary.add(batch, prediction)
+            failures += [Failure(batch[i]["file"], _cause(prediction, i)) for i in failed]
             if writer:
                 writer.write(prediction)
-            for i in range(min(len(batch), PRINTED_STARS - len(printed))):
-                printed.append(_table_row(prediction, i, names, units))
-            if arguments.plot:
-                for i in range(min(len(batch), PLOTTED_STARS - len(plotted))):
-                    plotted.append((batch[i], {name: column[i] for name, column in prediction.items()}))
-                if n_stars < OVERVIEW_STARS:
-                    overview.append({name: prediction[name] for name in names})
-            for flags in filter(None, prediction["flags"]):
-                n_flagged += 1
-                # Reasons of failure quote numbers: only their first words are counted.
-                counts.update(flag.partition(":")[0] for flag in flags.split(FLAG_SEPARATOR))
-            identifiers = set(map(hash, prediction["object_id"]))
-            n_repeated += len(batch) - len(identifiers - seen)
-            seen |= identifiers
-            n_stars += len(batch)
             progress.update(len(batch))
-        if not n_good:
+        if not summary.n_good:
             raise ValueError(_nothing(failures, len(files), arguments.output))
 
-    _print_table(["object_id", *(_heading(name, units) for name in names), "flags"], printed)
-    if n_stars > len(printed):
-        where = f"see {arguments.output}" if arguments.output else "--output FILE keeps them"
-        print(f"... {n_stars - len(printed):,} more, {where}")
-    elif arguments.output:
-        print(f"written: {arguments.output}")
-    if n_flagged:
-        most = ", ".join(f"{flag} ({count:,})" for flag, count in counts.most_common(8))
-        print(f"{n_flagged:,} of {n_stars:,} stars flagged: {most}")
-    if n_repeated:
-        print(f"{n_repeated:,} rows have an object_id that came before: rows are in the order of the input")
+    summary.print(arguments.output)
     if training_range is None:
         print(f"{arguments.model} says nothing of its training range: what lies outside is not flagged")
     if arguments.plot:
-        _draw(arguments.plot, plotted, overview, n_stars, names, units)
+        summary.draw(arguments.plot)
     return _report(failures, arguments.output)
+
+
+class _Summary:
+    """What is printed and drawn of predictions, however many there are."""
+
+    def __init__(self, names: Sequence[str], units: Mapping[str, str]) -> None:
+        self.names, self.units = names, units
+        self.n_stars = self.n_good = self.n_flagged = self.n_repeated = 0
+        self.flags: Counter[str] = Counter()
+        self.table: list[list[str]] = []
+        self.stars: list[tuple[Row, dict[str, Any]]] = []
+        self.overview: list[dict[str, Any]] = []
+        self._seen: set[int] = set()
+
+    def add(self, batch: Sequence[Row], prediction: Mapping[str, Any]) -> list[int]:
+        """Count a batch; which of its stars could not be predicted."""
+        import numpy as np
+
+        from spectrafm_hf.prediction import FLAG_SEPARATOR
+
+        failed = np.isnan(prediction[self.names[0]])
+        for i in range(min(len(batch), PRINTED_STARS - len(self.table))):
+            self.table.append(_table_row(prediction, i, self.names, self.units))
+        for i in range(min(len(batch), PLOTTED_STARS - len(self.stars))):
+            self.stars.append((batch[i], {name: column[i] for name, column in prediction.items()}))
+        if self.n_stars < OVERVIEW_STARS:
+            self.overview.append({name: prediction[name] for name in self.names})
+        for flags in filter(None, prediction["flags"]):
+            self.n_flagged += 1
+            # Reasons of failure quote numbers: only their first words are counted.
+            self.flags.update(flag.partition(":")[0] for flag in flags.split(FLAG_SEPARATOR))
+        identifiers = set(map(hash, prediction["object_id"]))
+        self.n_repeated += len(batch) - len(identifiers - self._seen)
+        self._seen |= identifiers
+        self.n_stars += len(batch)
+        self.n_good += int((~failed).sum())
+        return np.flatnonzero(failed).tolist()
+
+    def print(self, output: Path | None) -> None:
+        _print_table(["object_id", *(_heading(name, self.units) for name in self.names), "flags"], self.table)
+        if self.n_stars > len(self.table):
+            where = f"see {output}" if output else "--output FILE keeps them"
+            print(f"... {self.n_stars - len(self.table):,} more, {where}")
+        elif output:
+            print(f"written: {output}")
+        if self.n_flagged:
+            most = ", ".join(f"{flag} ({count:,})" for flag, count in self.flags.most_common(8))
+            print(f"{self.n_flagged:,} of {self.n_stars:,} stars flagged: {most}")
+        if self.n_repeated:
+            print(f"rows whose object_id came before: {self.n_repeated:,} (rows are in the order of the input)")
+
+    def draw(self, folder: Path) -> None:
+        import numpy as np
+        from tqdm.auto import tqdm
+
+        from spectrafm_hf.plots import plot_overview, plot_star
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (row, star) in enumerate(tqdm(self.stars, desc="drawing", unit=" stars", delay=DELAY), start=1):
+            values, errors = ({name: float(star[name + suffix]) for name in self.names} for suffix in ("", "_err"))
+            picture = folder / f"{number:02d}-{_file_name(row['object_id'])}.png"
+            plot_star(picture, row, values, errors, self.units, star["flags"])
+        pictures = f"{len(self.stars)} spectra"
+        if {"teff", "logg"} <= set(self.names):
+            columns = {name: np.concatenate([part[name] for part in self.overview]) for name in self.names}
+            plot_overview(
+                folder / "overview.png",
+                {name: column[:OVERVIEW_STARS] for name, column in columns.items()},
+                self.n_stars,
+            )
+            pictures += " and overview.png"
+        print(f"drawn in {folder}: {pictures}")
 
 
 def _plot(arguments: argparse.Namespace) -> None:
@@ -676,33 +716,6 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
             for i, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
-
-
-def _draw(
-    folder: Path,
-    plotted: Sequence[tuple[Row, Mapping[str, Any]]],
-    overview: Sequence[Mapping[str, Any]],
-    n_stars: int,
-    names: Sequence[str],
-    units: Mapping[str, str],
-) -> None:
-    import numpy as np
-    from tqdm.auto import tqdm
-
-    from spectrafm_hf.plots import plot_overview, plot_star
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, (row, star) in enumerate(tqdm(plotted, desc="drawing", unit=" stars", delay=DELAY), start=1):
-        values, errors = ({name: float(star[name + suffix]) for name in names} for suffix in ("", "_err"))
-        plot_star(
-            folder / f"{number:02d}-{_file_name(row['object_id'])}.png", row, values, errors, units, star["flags"]
-        )
-    pictures = f"{len(plotted)} spectra"
-    if {"teff", "logg"} <= set(names):
-        columns = {name: np.concatenate([part[name] for part in overview])[:OVERVIEW_STARS] for name in names}
-        plot_overview(folder / "overview.png", columns, n_stars)
-        pictures += " and overview.png"
-    print(f"drawn in {folder}: {pictures}")
 
 
 if __name__ == "__main__":

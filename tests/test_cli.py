@@ -1,6 +1,7 @@
 """The command line as people use it, on real files."""
 
 import csv
+import os
 import re
 import shutil
 import subprocess
@@ -160,13 +161,13 @@ def test_flags_say_what_lies_outside_the_training_range_and_what_cannot_be_used(
 
 def test_plots_are_pictures_of_the_stars_and_an_overview(run, tmp_path):
     table = pq.read_table(DEMO_STARS).slice(0, 2)
-    table = table.set_column(0, "object_id", pa.array(["../HD 1/ü", "b"]))
+    table = table.set_column(0, "object_id", pa.array(["../HD 1/ü", "星"]))
     pq.write_table(table, tmp_path / "stars.parquet")
     code, printed, _ = run("predict", tmp_path / "stars.parquet", "--plot", tmp_path / "plots")
     assert code == 0
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == [
         "01-.._HD_1_ü.png",
-        "02-b.png",
+        "02-星.png",
         "overview.png",
     ]
     for path in (tmp_path / "plots").iterdir():
@@ -209,7 +210,7 @@ def test_a_file_whose_every_star_fails_is_flagged_among_others_and_an_error_alon
     code, printed, _ = run("predict", dark, DEMO_STARS, "--output", output)
     assert code == 1
     assert "no valid pixel (3)" in printed
-    assert "3 rows have an object_id that came before" in printed
+    assert "rows whose object_id came before: 3 " in printed
     with (tmp_path / "failed.csv").open(newline="") as lines:
         failed = list(csv.DictReader(lines))
     assert failed == [{"file": str(dark), "cause": f"{row['object_id']}: no valid pixel"} for row in rows]
@@ -270,3 +271,21 @@ def test_data_says_in_one_line_what_is_wrong_with_the_source(run, tmp_path):
     assert one_line(errors)
     assert errors.startswith("spectrafm data: ")
     assert not (tmp_path / "set").exists()
+
+
+def test_only_the_first_of_many_failures_are_printed_and_all_are_kept(run, tmp_path):
+    missing = [tmp_path / f"{number}.fits" for number in range(30)]
+    code, _, errors = run("predict", DEMO_STARS, *missing)
+    assert code == 1
+    assert errors.splitlines()[0] == "30 failed, see failed.csv:"
+    assert errors.splitlines()[-1] == "  ... 10 more"
+    assert len((tmp_path / "here" / "failed.csv").read_text().splitlines()) == 31
+
+
+def test_a_terminal_that_knows_ascii_only_does_not_stop_a_run(checkpoint, tmp_path):
+    table = pq.read_table(DEMO_STARS).slice(0, 1)
+    pq.write_table(table.set_column(0, "object_id", pa.array(["HD ü"])), tmp_path / "star.parquet")
+    command = [sys.executable, "-m", "spectrafm_cli", "predict", "star.parquet", "--model", str(checkpoint)]
+    result = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert result.returncode == 0
+    assert b"HD ?" in result.stdout

@@ -134,7 +134,7 @@ def test_a_batch_of_broken_files_is_listed_and_the_others_are_predicted(tmp_path
     assert np.isfinite(labels["teff"]).all()
     same = labels["teff"][labels["object_id"] != "星"]
     np.testing.assert_allclose(same, same.iloc[0], rtol=1e-5)
-    assert "1 rows have an object_id that came before" in result.stdout
+    assert "rows whose object_id came before: 1 " in result.stdout
     assert not (tmp_path / "trace").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -474,5 +475,6 @@ def _style(axes: Axes) -> None:
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Never half a picture."""
-    with complete_file(path) as temporary:
+    with complete_file(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in a name is no reason to complain
         figure.savefig(temporary, dpi=150, format="png")
