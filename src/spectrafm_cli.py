@@ -471,7 +471,6 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _data_from_files(arguments: argparse.Namespace) -> int:
-    from spectrafm_hf.data.building import push_dataset
     from spectrafm_hf.data.from_files import build_from_files
     from spectrafm_hf.data.readers import find_files
 
@@ -500,10 +499,9 @@ def _data_from_files(arguments: argparse.Namespace) -> int:
         if "expected at least one spectrum" in str(error):
             raise ValueError(_nothing(failures, len(files), arguments.out)) from None
         raise
-    if report.splits:
-        print(f"{folder}: " + ", ".join(f"{size:,} {split}" for split, size in sorted(report.splits.items())))
-    if report.labels is not None:
-        print(f"{report.n_labelled:,} of {report.splits.total():,} spectra have labels")
+    # Nothing is told of what was there already.
+    if report.labels is not None and report.splits:
+        print(f"spectra with labels: {report.n_labelled:,} of {report.splits.total():,}")
         for what, identifiers in {
             "object_id that match no label": report.labels.unmatched_spectra,
             "labels that match no spectrum": report.labels.unmatched_labels,
@@ -513,8 +511,7 @@ def _data_from_files(arguments: argparse.Namespace) -> int:
                 print(f"{what}: {len(identifiers):,}: {', '.join(identifiers[:5])}{', ...' * (len(identifiers) > 5)}")
     if report.n_not_at_rest:
         print(f"not at rest, as no velocity is known (--radial-velocity): {report.n_not_at_rest:,} spectra")
-    if arguments.push_to_hub:
-        print(push_dataset(folder, arguments.push_to_hub))
+    _built(folder, arguments)
     return _report(failures, arguments.out)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from astropy.table import Table
 from matplotlib import image
 
 from spectrafm_cli import DEMO_STARS, main
@@ -132,3 +133,30 @@ def test_a_grid_gives_wavelengths_to_bare_fluxes(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
     assert main(["predict", "flux.npy", "--grid", "none.txt"]) == 2
     assert "--grid: expected numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inputs", ["aspcapStar"], indirect=True)
+def test_labels_of_an_allstar_table_are_joined_onto_spectra(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    stars = ["2M00452143+1634446", "2M03122509+0021585", "2M00000000+0000000", "2M00452143+1634446"]
+    texts = {name: np.array(["x"] * 4) for name in ("TELESCOPE", "FIELD", "FILE")}
+    numbers = {name: np.zeros(4, ">i8") for name in ("STARFLAG", "ASPCAPFLAG", "SNR", "VSCATTER")}
+    labels = {name: np.arange(4, dtype=">f4") for name in ("TEFF", "LOGG", "O_FE", "MG_FE", "FE_H")}
+    errors = {f"{name}_ERR": np.full(4, 0.5, ">f4") for name in labels}
+    flags = {"FE_H_FLAG": np.array([0, 1, 0, 0], ">i4")}
+    table = {"APOGEE_ID": np.array(stars), **texts, **numbers, **labels, **errors, **flags}
+    Table(table).write("allStar.fits")
+    assert main(["data", "from-files", *map(str, inputs), "--labels", "allStar.fits", "--out", "set"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:4] == [
+        "spectra with labels: 2 of 3",
+        "object_id that match no label: 1: 2M17334253-1654573",
+        "labels that match no spectrum: 1: 2M00000000+0000000",
+        "labels that are there more than once (the first row counts): 1: 2M00452143+1634446",
+    ]
+    rows = {row["object_id"]: row for row in pq.read_table("set/data").to_pylist()}
+    assert [rows[star]["teff"] for star in stars[:2]] == [0.0, 1.0]
+    assert np.isnan([rows[stars[1]]["fe_h"], rows[stars[1]]["fe_h_err"], rows["2M17334253-1654573"]["teff"]]).all()
+    # Built once more, it is there already.
+    assert main(["data", "from-files", *map(str, inputs), "--labels", "allStar.fits", "--out", "set"]) == 0
+    assert "with labels" not in capsys.readouterr().out

@@ -149,7 +149,7 @@ def test_a_data_set_is_made_of_what_can_be_used(tmp_path, good, hostile):
     assert rows["teff"].fillna(0).tolist() == [0, 0, 0, 5000, 5000, 0]
     for name in PIXELS:
         np.testing.assert_array_equal(np.stack(rows[name][:2]), np.stack([rows[name][5]] * 2))
-    assert "2 of 6 spectra have labels" in result.stdout
+    assert "spectra with labels: 2 of 6" in result.stdout
     assert "labels that match no spectrum: 1: HD 2" in result.stdout
     assert "labels that are there more than once (the first row counts): 1: 星" in result.stdout
     assert not (tmp_path / "trace").exists()
