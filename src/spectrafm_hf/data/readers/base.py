@@ -56,7 +56,7 @@ APOGEE_PIXEL_BITS = {
     "NOT_ENOUGH_PSF": 14,
 }
 #: Those that mask a pixel unless others are named: it holds no measurement of the star, or is dominated by the sky.
-#: Persistence is left out: it touches a third of the pixels of the stars that it touches, and biases them little.
+#: Persistence is left out: where it strikes, it marks up to two fifths of a spectrum.
 BAD_BITS = (
     *("BADPIX", "CRPIX", "SATPIX", "UNFIXABLE", "BADDARK", "BADFLAT", "BADERR", "NOSKY"),
     *("SIG_SKYLINE", "SIG_TELLURIC"),

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""GALAH: one file for each of the four cameras of HERMES, through specutils.
+"""GALAH: one file for each of the four cameras of HERMES, through specutils; in air, as the arc lines of IRAF are.
 
 specutils takes the relative errors of these files (docs.datacentral.org.au/galah/dr3/galah-dr3-spectra) for absolute
 ones, and hands out the spectra before and after the sky was taken off side by side; only the last is of use.
