@@ -349,7 +349,7 @@ def plot_comparison(
         unit = f" {units[name]}" if units[name] else ""
         number += number > 0
         scatter, bias = f"{figures['robust_scatter']:.{number}f}{unit}", f"{figures['bias']:+.{number}f}{unit}"
-        above.set_title(f"{symbol(name)}:  scatter {scatter},  bias {bias}", fontsize=12, color=INK)
+        above.set_title(f"{symbol(name)}:  scatter {scatter},  bias {bias}", fontsize=11, color=INK)
         above.tick_params(labelbottom=False)
         above.locator_params(nbins=5)
         if column == 0:

@@ -121,3 +121,13 @@ def test_spectra_that_the_schema_cannot_hold_fail_alone(tmp_path, stars):
     assert "no valid pixel" in failures[0].cause
     with pytest.raises(ValueError, match=r"stars.parquet: star-1: no valid pixel"):
         build_from_files([tmp_path / "stars.parquet"], tmp_path / "other")
+
+
+def test_scalars_that_the_files_tell_are_kept(tmp_path):
+    wavelength = np.arange(336, 1021, 2)
+    flux = 1e-17 * (2 + np.sin(wavelength / 50))
+    lines = "\n".join(f"{w},{f},1e-19" for w, f in zip(wavelength, flux, strict=True))
+    (tmp_path / "xp.csv").write_text(f"wavelength,flux,flux_error\n{lines}\n")
+    (row,) = everything(build_from_files([tmp_path / "xp.csv"], tmp_path / "set")[0]).to_pylist()
+    assert row["survey"] == "gaia-xp"
+    np.testing.assert_allclose(np.array(row["flux"]) * row["medflux"], flux, rtol=1e-5)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections import Counter
@@ -106,17 +107,20 @@ def build_from_files(
     table = None if labels is None else read_labels(labels)
     report = Report(labels=None if table is None else LabelIndex(table, id_column))
     names = [] if table is None else label_columns(table)
-    scalars = ["radial_velocity"]
-    if table is not None:
-        scalars += [name for name in SCALAR_UNITS if name in table.column_names and name not in (*names, *scalars)]
+    split_by = split_by.lower()
     if split_by not in ("star", "none") and split_by not in (table.column_names if table is not None else ()):
         raise ValueError(f"split_by: expected star, none or a column of the labels, got {split_by!r}")
+    read = tqdm(read_spectra(files, failures=failures, **reading), desc="reading", unit=" spectra", delay=2)
+    usable = _usable(read, failures)
+    # The first rows show what scalars the files tell.
+    first = list(itertools.islice(usable, CHUNK_ROWS))
+    told = {"radial_velocity", *(() if table is None else table.column_names), *(name for row in first for name in row)}
+    scalars = [name for name in SCALAR_UNITS if name in told and name not in names]
     features = spectrum_features(names, scalars)
     features["rest_frame"], features["file"] = datasets.Value("bool"), datasets.Value("string")
 
     def tables() -> Iterator[tuple[str, pa.Table]]:
-        rows = tqdm(read_spectra(files, failures=failures, **reading), desc="reading", unit=" spectra", delay=2)
-        for batch in batched(_usable(rows, failures), CHUNK_ROWS):
+        for batch in batched(itertools.chain(first, usable), CHUNK_ROWS):
             columns, index = _columns(batch, table, report.labels, names, scalars)
             splits = _splits(batch, table, index, split_by)
             report.splits.update(splits.tolist())
