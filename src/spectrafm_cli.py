@@ -656,6 +656,10 @@ def _nothing(failures: Sequence[Failure], n_files: int, output: Path | None) -> 
 def _report(failures: Sequence[Failure], output: Path | None) -> int:
     """List what failed; the exit code."""
     if not failures:
+        # That of an earlier run would say what is no longer true.
+        old = _failed_csv(output)
+        if old.is_file() and old.read_bytes().startswith(b"file,cause\r\n"):
+            old.unlink()
         return 0
     print(f"{len(failures):,} failed, see {_write_failures(failures, output)}:", file=sys.stderr)
     for failure in failures[:PRINTED_STARS]:
@@ -669,13 +673,17 @@ def _failure_text(failure: Failure) -> str:
     return f"{failure.file}: {' '.join(failure.cause.removeprefix(f'{failure.file}: ').split())}"
 
 
+def _failed_csv(output: Path | None) -> Path:
+    return (output.parent if output else Path()) / "failed.csv"
+
+
 def _write_failures(failures: Sequence[Failure], output: Path | None) -> Path:
     """`failed.csv` beside the output, else in the working folder."""
     import csv
 
     from spectrafm_hf.files import complete_file
 
-    path = (output.parent if output else Path()) / "failed.csv"
+    path = _failed_csv(output)
     with complete_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="replace") as lines:
         table = csv.writer(lines)
         table.writerow(["file", "cause"])

@@ -280,6 +280,12 @@ def test_only_the_first_of_many_failures_are_printed_and_all_are_kept(run, tmp_p
     assert errors.splitlines()[0] == "30 failed, see failed.csv:"
     assert errors.splitlines()[-1] == "  ... 10 more"
     assert len((tmp_path / "here" / "failed.csv").read_text().splitlines()) == 31
+    # The next run, in which all is well, does not leave it there; a table of somebody else stays.
+    assert run("predict", DEMO_STARS)[0] == 0
+    assert not (tmp_path / "here" / "failed.csv").exists()
+    (tmp_path / "here" / "failed.csv").write_text("my notes")
+    assert run("predict", DEMO_STARS)[0] == 0
+    assert (tmp_path / "here" / "failed.csv").read_text() == "my notes"
 
 
 def test_a_terminal_that_knows_ascii_only_does_not_stop_a_run(checkpoint, tmp_path):
