@@ -11,17 +11,50 @@ the command line override those of the file.
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import yaml
 from datasets import load_dataset
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from spectrafm_hf.data.mixture import HostedStars, Mixture
+from spectrafm_hf.data.synthetic import SyntheticStars
 from spectrafm_hf.training import Recipe, train
 
 
 # As many as the paper's.
 SYNTHETIC_STARS = 90_000
+VALIDATION_STARS = 2000
+
+
+def hosted(name: str) -> str:
+    """What `datasets` can load; the data sets known by name are built if they are not there."""
+    from spectrafm_hf.data import build_gaia_xp, cache_dir
+
+    if name == "gaia-xp":
+        return str(build_gaia_xp(cache_dir() / "gaia-xp"))
+    if name.startswith("synthetic-"):
+        from spectrafm_hf.data.synthetic import build_synthetic
+
+        return str(build_synthetic(cache_dir() / name, SYNTHETIC_STARS, name.removeprefix("synthetic-")))
+    return name
+
+
+def mixture(recipe: Recipe, seed: int) -> tuple[Mixture, dict[str, Any]]:
+    """Training stars, and validation stars by source."""
+    sources: list[Any] = []
+    validation: dict[str, Any] = {}
+    for name in recipe.sources:
+        if name.startswith("synthetic-"):
+            sources.append(SyntheticStars(name.removeprefix("synthetic-")))
+            validation[name] = sources[-1].draw(VALIDATION_STARS, np.random.default_rng([seed, 2]))
+        else:
+            data = load_dataset(hosted(name))
+            sources.append(HostedStars(data[recipe.train_split]))
+            validation[name] = data[recipe.validation_split]
+    return Mixture(sources, list(recipe.sources.values()), recipe.stars_per_epoch, seed), validation
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,18 +70,12 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.resume_from_checkpoint in ("last", "True", "true"):
         args.resume_from_checkpoint = get_last_checkpoint(args.output_dir)
-    if recipe.data == "gaia-xp":
-        from spectrafm_hf.data import build_gaia_xp, cache_dir
-
-        recipe.data = str(build_gaia_xp(cache_dir() / "gaia-xp"))
-    elif recipe.data.startswith("synthetic-"):
-        from spectrafm_hf.data import cache_dir
-        from spectrafm_hf.data.synthetic import build_synthetic
-
-        instrument = recipe.data.removeprefix("synthetic-")
-        recipe.data = str(build_synthetic(cache_dir() / recipe.data, SYNTHETIC_STARS, instrument))
-    data = load_dataset(recipe.data)
-    train(recipe, args, data[recipe.train_split], data[recipe.validation_split])
+    if recipe.sources:
+        train_set, validation_set = mixture(recipe, args.seed)
+    else:
+        data = load_dataset(hosted(recipe.data))
+        train_set, validation_set = data[recipe.train_split], data[recipe.validation_split]
+    train(recipe, args, train_set, validation_set)
     return 0
 
 

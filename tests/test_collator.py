@@ -119,3 +119,39 @@ def test_the_extinction_curve_is_one_in_the_v_band():
     assert abs(curve[0] - 1) < 0.02 and curve[1] < 0.15
     with pytest.raises(ValueError):
         extinction_curve(np.array([400.0]))
+
+
+def test_a_tilt_is_smooth_and_keeps_the_signal_to_noise():
+    rows = make_rows()
+    plain = SpectraFMTokenizer(label_names=["teff"], patch_size=40)
+    torch.manual_seed(0)
+    batch = SpectraFMCollator(plain, ["teff"], tilt=0.1)(rows)
+    reference = SpectraFMCollator(plain, ["teff"])(rows)
+    ratio = (1 + batch["flux"]) / (1 + reference["flux"])
+    assert ratio.log().std() > 0.03
+    assert ratio.log()[:, 0].diff(n=4).abs().max() < 1e-3, "a polynomial of degree 3"
+    torch.testing.assert_close(batch["flux_error"] / reference["flux_error"], ratio, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cut_keeps_one_window_for_all_stars_and_every_star_keeps_some():
+    torch.manual_seed(1)
+    collator = SpectraFMCollator(TOKENIZER, ["teff"], wavelength_cut=1.0)
+    sizes = []
+    for _ in range(20):
+        batch = collator(make_rows())
+        kept = batch["pixel_mask"].flatten(1)
+        assert (kept == kept[0]).all()
+        pixels = torch.nonzero(kept[0])[:, 0]
+        assert len(pixels) == pixels[-1] - pixels[0] + 1
+        sizes.append(len(pixels))
+    assert min(sizes) >= 4 and max(sizes) <= 40 and len(set(sizes)) > 5
+
+
+def test_a_star_of_which_a_cut_leaves_no_flux_stays_whole():
+    rows = make_rows()
+    rows[2]["flux"][:20] = -0.1
+    median = SpectraFMTokenizer(label_names=["teff"], patch_size=8, continuum="median")
+    torch.manual_seed(0)
+    collator = SpectraFMCollator(median, ["teff"], wavelength_cut=1.0)
+    whole = [bool(collator(rows)["pixel_mask"][2].sum() == 40) for _ in range(30)]
+    assert any(whole) and not all(whole)

@@ -148,7 +148,7 @@ def test_a_resumed_run_ends_with_the_loss_and_the_weights_of_an_uninterrupted_on
 
 def test_the_whitening_matrices_leave_patches_without_correlation(stars):
     flux = np.stack(stars["train"].with_format("numpy")["flux"][:]) - 1.0
-    matrices = whitening_matrices(flux, np.full_like(flux, 1e-3), patch_size=8)
+    matrices = whitening_matrices(flux, np.full_like(flux, 1e-3), 8, [slice(i, i + 8) for i in range(0, 40, 8)])
     assert matrices.shape == (5, 8, 8)
     white = flux[:, :8] @ matrices[0]
     covariance = np.cov(white.T)
@@ -159,7 +159,7 @@ def test_the_whitening_matrices_leave_patches_without_correlation(stars):
 
 def test_the_prepared_model_carries_centres_and_scales_of_the_training_set(stars):
     torch.manual_seed(0)
-    model, tokenizer, training_range = prepare_model(make_recipe(), stars["train"].with_format("numpy"))
+    model, tokenizer, training_range = prepare_model(make_recipe(), [stars["train"].with_format("numpy")[:]])
     teff = np.asarray(stars["train"]["teff"])
     assert model.config.label_centers[0] == pytest.approx(np.median(teff), rel=1e-6)
     assert training_range.labels["teff"] == (pytest.approx(teff.min()), pytest.approx(teff.max()))
@@ -171,7 +171,7 @@ def test_with_softening_the_flux_is_a_ratio_to_the_typical_star_and_the_filters_
     recipe = make_recipe(tokenizer={"clip": 50.0})
     recipe.model = {**recipe.model, "flux_softening": 0.2}
     torch.manual_seed(0)
-    model, tokenizer, _ = prepare_model(recipe, stars["train"].with_format("numpy"))
+    model, tokenizer, _ = prepare_model(recipe, [stars["train"].with_format("numpy")[:]])
     inputs = tokenizer(stars["train"].with_format("numpy")[:])
     assert 0.95 < inputs["flux"].median() < 1.05
     embedding = model.model.embeddings.patch_embedding
@@ -184,15 +184,31 @@ def test_with_softening_the_flux_is_a_ratio_to_the_typical_star_and_the_filters_
 
 
 def test_a_label_that_the_data_set_does_not_hold_is_named(stars):
-    with pytest.raises(ValueError, match=r"labels: expected columns .* got \['mg_fe'\]"):
-        prepare_model(make_recipe(labels=["mg_fe"]), stars["train"].with_format("numpy"))
+    with pytest.raises(ValueError, match=r"labels: expected columns .* got 'mg_fe'"):
+        prepare_model(make_recipe(labels=["mg_fe"]), [stars["train"].with_format("numpy")[:]])
+
+
+def test_two_instruments_share_a_model_and_their_tables_lie_side_by_side(stars):
+    blue = stars["train"].with_format("numpy")[:]
+    red = {**blue, "wavelength": blue["wavelength"] * 2, "flux": 3.0 * blue["flux"], "mg_fe": blue["fe_h"] + 1}
+    torch.manual_seed(0)
+    recipe = make_recipe(labels=["teff", "fe_h", "mg_fe"], units=["K", "dex", "dex"])
+    model, tokenizer, training_range = prepare_model(recipe, [red, blue])
+    assert np.all(np.diff(tokenizer.standardize_wavelength) > 0) and len(tokenizer.standardize_wavelength) == 80
+    assert len(model.config.whitening_wavelength) == len(model.model.embeddings.patch_embedding.whitening) == 10
+    assert training_range.wavelength is None and training_range.labels["mg_fe"][1] > 1
+    for sample in (blue, red):
+        tokens = tokenizer(sample["wavelength"], sample["flux"])["flux"]
+        assert tokens.median().abs() < 0.05 and 0.7 < tokens.std() < 1.5
+    with pytest.raises(ValueError, match="wavelength: expected instruments that do not overlap"):
+        prepare_model(recipe, [red, {**blue, "wavelength": blue["wavelength"] + 500}, blue])
 
 
 def test_spectra_on_different_grids_are_refused_where_a_table_is_measured(stars):
     moved = stars["train"].select(range(4)).with_format("numpy")
     moved = moved.map(lambda row, i: {"wavelength": row["wavelength"] + np.float32(i)}, with_indices=True)
     with pytest.raises(ValueError, match="wavelength: expected one grid"):
-        prepare_model(make_recipe(), moved.with_format("numpy"))
+        prepare_model(make_recipe(), [moved.with_format("numpy")[:]])
 
 
 def test_the_optimizer_moves_matrices_and_vectors_and_follows_a_scheduler():

@@ -38,6 +38,13 @@ class SpectraFMCollator:
         R(V) = 3.1. The labels of a star do not know the dust before it. For spectra that are not normalised by their
         continuum.
 
+    tilt : float
+        Each spectrum is multiplied by exp of a sum of Legendre polynomials of degree 1 to 3 over its range, with
+        factors from a normal distribution of this width: errors of flux calibration or continuum.
+    wavelength_cut : float
+        Chance of a batch to keep only a window of wavelength, the same for all its stars, of a tenth to nine tenths of
+        the pixels; the other pixels are masked.
+
     The augmentation draws from torch's global generator, which the Trainer seeds, saves and restores.
     """
 
@@ -51,6 +58,8 @@ class SpectraFMCollator:
         pixel_dropout: float = 0.0,
         error_dropout: float = 0.0,
         reddening: float = 0.0,
+        tilt: float = 0.0,
+        wavelength_cut: float = 0.0,
     ):
         self.tokenizer = tokenizer
         self.label_names = list(label_names)
@@ -60,6 +69,8 @@ class SpectraFMCollator:
         self.pixel_dropout = pixel_dropout
         self.error_dropout = error_dropout
         self.reddening = reddening
+        self.tilt = tilt
+        self.wavelength_cut = wavelength_cut
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Rows, or columns as a data set with format "numpy" returns them for a list of indices."""
@@ -87,6 +98,20 @@ class SpectraFMCollator:
             )
             for name in ("flux", "flux_error"):
                 columns[name] = self._by_star(np.multiply, columns[name], factors)
+        if self.tilt:
+            amplitudes = self.tilt * generator.standard_normal((n_stars, 3))
+            factors = self._by_star(_smooth_factors, columns["wavelength"], amplitudes)
+            for name in ("flux", "flux_error"):
+                columns[name] = self._by_star(np.multiply, columns[name], factors)
+        if self.wavelength_cut and generator.random() < self.wavelength_cut:
+            wavelength = np.sort(columns["wavelength"][0])
+            kept = int(np.ceil(generator.uniform(0.1, 0.9) * len(wavelength)))
+            first = generator.integers(len(wavelength) - kept + 1)
+            window = (wavelength[first], wavelength[first + kept - 1])
+            columns["mask"] = self._by_star(
+                lambda mask, wavelength, flux: _cut(mask, wavelength, flux, *window),
+                *(columns[name] for name in ("mask", "wavelength", "flux")),
+            )
         if self.pixel_dropout:
             columns["mask"] = self._by_star(
                 lambda mask: mask | (generator.random(mask.shape) < self.pixel_dropout), columns["mask"]
@@ -113,3 +138,21 @@ class SpectraFMCollator:
         if isinstance(first, np.ndarray) and first.ndim == 2:
             return function(first, *(other[:, None] if np.ndim(other) == 1 else other for other in others))
         return [function(*map(np.asarray, star)) for star in zip(first, *others, strict=True)]
+
+
+def _smooth_factors(wavelength: np.ndarray, amplitudes: np.ndarray) -> np.ndarray:
+    """(..., pixels), (..., degrees) -> (..., pixels), float32."""
+    low, high = wavelength.min(axis=-1, keepdims=True), wavelength.max(axis=-1, keepdims=True)
+    x = 2.0 * (wavelength - low) / (high - low) - 1.0
+    basis = np.polynomial.legendre.legvander(x, amplitudes.shape[-1])[..., 1:]
+    return np.exp(np.einsum("...pd,...d->...p", basis, amplitudes)).astype(np.float32)
+
+
+def _cut(mask: np.ndarray, wavelength: np.ndarray, flux: np.ndarray, low: float, high: float) -> np.ndarray:
+    """
+    (..., pixels) -> the mask with all outside `low` to `high`, but for stars of which nothing above the noise would be
+    left: those stay whole, as there is no continuum to divide by.
+    """
+    cut = mask | (wavelength < low) | (wavelength > high)
+    left = np.sum(~cut & (flux > 0), axis=-1, keepdims=True) > 0.8 * np.sum(~cut, axis=-1, keepdims=True)
+    return np.where(left, cut, mask)

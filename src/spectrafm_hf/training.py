@@ -2,6 +2,7 @@
 """From a recipe and a data set to a trained checkpoint, with the Trainer of transformers."""
 
 import csv
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 from .checkpoints import load_checkpoint, save_checkpoint
 from .collator import SpectraFMCollator
+from .data.mixture import Mixture
 from .files import complete_file
 from .metrics import MAD_TO_SIGMA, label_metrics
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
@@ -44,7 +46,12 @@ class Recipe:
     checkpoint : str
         A bundled checkpoint, a folder or a hub name to go on from, with its tokenizer; then `model`, `tokenizer` and
         `whitening` play no part. None by default.
-    noise, noise_correlation, pixel_dropout, error_dropout, reddening : float
+    sources : dict[str, float]
+        Instead of `data`: several instruments at once, each batch from one of them, and how often.
+        `synthetic-<instrument>` draws stars without end; everything else is as in `data`.
+    stars_per_epoch : int
+        For `sources`: a pass through them.
+    noise, noise_correlation, pixel_dropout, error_dropout, reddening, tilt, wavelength_cut : float
         Augmentation, see [`SpectraFMCollator`].
     muon_learning_rate, muon_weight_decay : float
         For the matrices inside the layers; everything else is AdamW's, with the rates of `TrainingArguments`.
@@ -61,16 +68,31 @@ class Recipe:
     tokenizer: dict[str, Any] = field(default_factory=dict)
     whitening: bool = False
     checkpoint: str | None = None
+    sources: dict[str, Any] = field(default_factory=dict)
+    stars_per_epoch: int = 1_000_000
     noise: float = 0.0
     noise_correlation: float = 0.0
     pixel_dropout: float = 0.0
     error_dropout: float = 0.0
     reddening: float = 0.0
+    tilt: float = 0.0
+    wavelength_cut: float = 0.0
     muon_learning_rate: float = 3e-3
     muon_weight_decay: float = 0.01
     ema_decay: float = 0.0
     train_split: str = "train"
     validation_split: str = "validation"
+
+
+AUGMENTATIONS = (
+    "noise",
+    "noise_correlation",
+    "pixel_dropout",
+    "error_dropout",
+    "reddening",
+    "tilt",
+    "wavelength_cut",
+)
 
 
 def robust_center_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,84 +101,140 @@ def robust_center_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return center, MAD_TO_SIGMA * np.nanmedian(np.abs(values - center), axis=0)
 
 
-def prepare_model(recipe: Recipe, train) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, TrainingRange]:
+def prepare_model(
+    recipe: Recipe, samples: Sequence[Mapping[str, Any]]
+) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, TrainingRange]:
     """
-    A new model and its tokenizer, with standardisation and whitening measured on the training set.
+    A new model and its tokenizer, with standardisation and whitening measured on training stars.
 
     Parameters
     ----------
     recipe : Recipe
-    train : datasets.Dataset
-        In the project's schema, with format "numpy"; with `whitening` or a standardisation table, on one grid.
+    samples : sequence of mappings
+        Columns of stars in the project's schema, one mapping for each instrument; the stars of a sample share their
+        wavelengths, and no two samples overlap in wavelength.
 
     Returns
     -------
     model, tokenizer
     training_range : TrainingRange
-        Of labels and wavelength.
+        Of the labels; of wavelength, if there is one sample.
 
     Raises
     ------
     ValueError
-        If a label is missing, or the spectra do not share a wavelength grid.
+        If a label is in no sample, the spectra of one do not share a wavelength grid, or two samples overlap.
     """
     names = [*recipe.labels, *recipe.scalars]
-    missing = [name for name in names if name not in train.column_names]
-    if missing:
-        raise ValueError(f"labels: expected columns of the data set ({train.column_names}), got {missing}")
-    columns = {name: np.asarray(train[name][:], dtype=np.float64) for name in names}
-    center, scale = robust_center_and_scale(np.stack(list(columns.values()), axis=1))
+    columns = {}
+    for name in names:
+        parts = [np.asarray(sample[name], dtype=np.float64) for sample in samples if name in sample]
+        if not parts:
+            known = sorted({name for sample in samples for name in sample})
+            raise ValueError(f"labels: expected columns of the data ({known}), got {name!r}")
+        columns[name] = np.concatenate(parts)
+    label_centers, label_scales = zip(*map(robust_center_and_scale, columns.values()), strict=True)
     config = SpectraFMConfig(
         **recipe.model,
         label_names=names,
         label_units=[*recipe.units, *[""] * len(recipe.scalars)],
-        label_centers=[float(c) for c in center],
-        label_scales=[float(s) for s in scale],
+        label_centers=[float(center) for center in label_centers],
+        label_scales=[float(scale) for scale in label_scales],
     )
-    spectra = [np.asarray(train[name][:]) for name in ("wavelength", "flux", "flux_error", "mask")]
-    if any(column.dtype == object for column in spectra) or np.any(spectra[0] != spectra[0][0]):
-        raise ValueError(
-            "wavelength: expected one grid for all training spectra (the standardisation is a table on it)"
-        )
-    wavelength = spectra[0][0].astype(np.float64)
     settings = {"label_names": names, "requests": recipe.labels, "patch_size": config.patch_size, **recipe.tokenizer}
-    # Through the tokenizer, so that continuum and masks are those of training: one patch that holds all pixels.
-    whole = SpectraFMTokenizer(**{**settings, "patch_size": len(wavelength), "clip": None, "standardize_center": 0.0})
-    tokens = whole(spectra[0], spectra[1], spectra[2], spectra[3], return_tensors="np")
-    flux = np.where(tokens["pixel_mask"], tokens["flux"], np.nan)[:, 0]
-    flux_error = np.where(tokens["pixel_mask"], tokens["flux_error"], np.nan)[:, 0]
-    center, scale = robust_center_and_scale(flux)
-    if config.flux_softening:
-        # Where the typical star has next to no flux, a ratio to it would be all noise.
-        center, scale = np.zeros_like(center), np.maximum(center, 0.01 * np.nanmax(center))
+    grids = sorted((_measure(sample, settings, config) for sample in samples), key=lambda grid: grid.wavelength[0])
+    for left, right in itertools.pairwise(grids):
+        if left.wavelength[-1] >= right.wavelength[0]:
+            raise ValueError(
+                "wavelength: expected instruments that do not overlap (the standardisation is one table), "
+                f"got {left.wavelength[-1]:g} and {right.wavelength[0]:g} Angstrom"
+            )
     tokenizer = SpectraFMTokenizer(
         **settings,
-        standardize_wavelength=wavelength.tolist(),
-        standardize_center=center.tolist(),
-        standardize_scale=scale.tolist(),
+        standardize_wavelength=np.concatenate([grid.wavelength for grid in grids]).tolist(),
+        standardize_center=np.concatenate([grid.center for grid in grids]).tolist(),
+        standardize_scale=np.concatenate([grid.scale for grid in grids]).tolist(),
     )
     if recipe.whitening:
-        limit = tokenizer.clip or np.inf
-        standardised = np.clip((flux - center) / scale, -limit, limit)
-        nodes = tokenizer(wavelength, np.ones_like(wavelength), return_tensors="np")["wavelength"][0]
-        config.whitening_wavelength = nodes.astype(float).tolist()
+        config.whitening_wavelength = [node for grid in grids for node in grid.nodes]
     model = SpectraFMForPrediction(config)
     if recipe.whitening:
         embedding = model.model.embeddings.patch_embedding
-        noise = flux_error / scale
-        if config.flux_softening:
-            noise = noise / np.hypot(standardised, config.flux_softening)
-        compressed = embedding.compress(torch.from_numpy(standardised)).numpy()
-        embedding.whitening.copy_(torch.from_numpy(whitening_matrices(compressed, noise, config.patch_size)))
+        matrices = [_whitening(grid, embedding, tokenizer.clip or np.inf) for grid in grids]
+        embedding.whitening.copy_(torch.from_numpy(np.concatenate(matrices)))
+    wavelength = grids[0].wavelength
+    one = len(grids) == 1
     training_range = TrainingRange(
         labels={name: (float(np.nanmin(column)), float(np.nanmax(column))) for name, column in columns.items()},
-        wavelength=(float(wavelength[0]), float(wavelength[-1])),
-        wavelength_step=(float(np.diff(wavelength).min()), float(np.diff(wavelength).max())),
+        wavelength=(float(wavelength[0]), float(wavelength[-1])) if one else None,
+        wavelength_step=(float(np.diff(wavelength).min()), float(np.diff(wavelength).max())) if one else None,
     )
     return model, tokenizer, training_range
 
 
-def whitening_matrices(flux: np.ndarray, flux_error: np.ndarray, patch_size: int) -> np.ndarray:
+@dataclass
+class _Grid:
+    """What is measured on the stars of one instrument. `flux` and its error are over the continuum, NaN if masked."""
+
+    wavelength: np.ndarray  # (pixels,)
+    flux: np.ndarray  # (stars, pixels)
+    flux_error: np.ndarray
+    center: np.ndarray  # (pixels,)
+    scale: np.ndarray
+    nodes: list[float]  # wavelengths of the patches
+    patches: list[slice]  # their pixels
+
+
+def _measure(sample: Mapping[str, Any], settings: Mapping[str, Any], config: SpectraFMConfig) -> _Grid:
+    spectra = [np.asarray(sample[name]) for name in ("wavelength", "flux", "flux_error", "mask")]
+    if any(column.dtype == object for column in spectra) or np.any(spectra[0] != spectra[0][0]):
+        raise ValueError(
+            "wavelength: expected one grid for all stars of an instrument (the standardisation is a table on it)"
+        )
+    wavelength = spectra[0][0].astype(np.float64)
+    flat = np.ones_like(wavelength)
+    # Through the tokenizer, so that continuum and masks are those of training, in patches that end at gaps alone.
+    whole = SpectraFMTokenizer(**{**settings, "patch_size": len(wavelength), "clip": None, "standardize_center": 0.0})
+    lengths = whole(wavelength, flat, return_tensors="np")["pixel_mask"][0].sum(axis=-1)
+    tokens = whole(spectra[0], spectra[1], spectra[2], spectra[3], return_tensors="np")
+    complete = tokens["attention_mask"].sum(axis=1) == len(lengths)
+    if not complete.any():
+        raise ValueError("mask: expected stars with valid pixels on both sides of every gap, got none")
+    flux, flux_error = (
+        np.concatenate([values[complete, i, :length] for i, length in enumerate(lengths)], axis=1)
+        for values in (np.where(tokens["pixel_mask"], tokens[name], np.nan) for name in ("flux", "flux_error"))
+    )
+    center, scale = robust_center_and_scale(flux)
+    if config.flux_softening:
+        # Where the typical star has next to no flux, a ratio to it would be all noise.
+        center, scale = np.zeros_like(center), np.maximum(center, 0.01 * np.nanmax(center))
+    patches = SpectraFMTokenizer(**settings)(wavelength, flat, return_tensors="np")
+    lengths = patches["pixel_mask"][0].sum(axis=-1)
+    ends = np.cumsum(lengths).tolist()
+    starts = [0, *ends[:-1]]
+    return _Grid(
+        wavelength,
+        flux,
+        flux_error,
+        center,
+        scale,
+        patches["wavelength"][0].astype(float).tolist(),
+        [slice(start, end) for start, end in zip(starts, ends, strict=True)],
+    )
+
+
+def _whitening(grid: _Grid, embedding: Any, clip: float) -> np.ndarray:
+    standardised = np.clip((grid.flux - grid.center) / grid.scale, -clip, clip)
+    noise = grid.flux_error / grid.scale
+    if embedding.flux_softening:
+        noise = noise / np.hypot(standardised, embedding.flux_softening)
+    flux = embedding.compress(torch.from_numpy(standardised)).numpy()
+    return whitening_matrices(flux, noise, embedding.patch_size, grid.patches)
+
+
+def whitening_matrices(
+    flux: np.ndarray, flux_error: np.ndarray, patch_size: int, patches: Sequence[slice]
+) -> np.ndarray:
     """
     Matrices that decorrelate the pixels of each patch of spectra on one grid.
 
@@ -168,18 +246,18 @@ def whitening_matrices(flux: np.ndarray, flux_error: np.ndarray, patch_size: int
     flux, flux_error : array of shape (stars, pixels)
         As the filters of the model see them, NaN where masked.
     patch_size : int
+    patches : sequence of slices
+        The pixels of each patch, at most `patch_size`.
 
     Returns
     -------
     array of shape (patches, patch_size, patch_size), float32
     """
-    n_pixels = flux.shape[1]
     flux = np.nan_to_num(flux)
     noise = np.nanmedian(flux_error**2, axis=0)
-    matrices = np.tile(np.eye(patch_size, dtype=np.float32), (-(-n_pixels // patch_size), 1, 1))
-    for matrix, start in zip(matrices, range(0, n_pixels, patch_size), strict=True):
-        pixels = slice(start, min(start + patch_size, n_pixels))
-        count = pixels.stop - start
+    matrices = np.tile(np.eye(patch_size, dtype=np.float32), (len(patches), 1, 1))
+    for matrix, pixels in zip(matrices, patches, strict=True):
+        count = pixels.stop - pixels.start
         # Patches differ in noise far more than pixels of a patch: one level keeps the matrix well-behaved.
         level = float(np.mean(noise[pixels])) + 1e-4
         values, vectors = np.linalg.eigh(np.cov(flux[:, pixels].T).reshape(count, count))
@@ -245,15 +323,17 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 class Columns(torch.utils.data.Dataset):
-    """A data set that answers a list of indices with columns, not rows: no Python object for each star."""
+    """Stars, as a data set or as columns, that answer a list of indices with columns: no Python object for each."""
 
-    def __init__(self, data):
-        self.data = data
+    def __init__(self, data: Any):
+        self.data = data if isinstance(data, Mapping) else data.with_format("numpy")
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(next(iter(self.data.values()))) if isinstance(self.data, Mapping) else len(self.data)
 
     def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
+        if isinstance(self.data, Mapping):
+            return {name: column[indices] for name, column in self.data.items()}
         return self.data[indices]
 
 
@@ -375,55 +455,66 @@ def calibrate_errors(trainer: Trainer, label_names: Sequence[str]):
     model: Any = trainer.model
     config = model.config
     config.label_error_factors = []
-    prediction: Any = trainer.predict(cast(Any, trainer.eval_dataset), metric_key_prefix="calibration")
-    (mean, log_variance, *_), truth = prediction.predictions, prediction.label_ids
+    stars: Any = trainer.eval_dataset
+    answers = [
+        cast(Any, trainer.predict(part, metric_key_prefix="calibration"))
+        for part in (stars.values() if isinstance(stars, dict) else [stars])
+    ]
+    mean, log_variance = (np.concatenate([answer.predictions[i] for answer in answers]) for i in (0, 1))
+    truth: Any = tuple(np.concatenate([answer.label_ids[i] for answer in answers]) for i in (0, 1))
     factors = dict.fromkeys(config.label_names, 1.0)
     # The errors of the labels are part of sigma: where they count, one step does not lead all the way.
     for _ in range(3):
         steps = np.array([factors[name] for name in label_names])
-        answers = EvalPrediction(cast(Any, (mean, log_variance + 2.0 * np.log(steps))), truth)
-        metrics = make_compute_metrics(config, label_names)(answers)
+        rescaled = EvalPrediction(cast(Any, (mean, log_variance + 2.0 * np.log(steps))), truth)
+        metrics = make_compute_metrics(config, label_names)(rescaled)
         for name in label_names:
             factors[name] *= metrics[f"{name}_robust_z"]
     config.label_error_factors = [round(factors[name], 4) for name in config.label_names]
 
 
+#: Stars of each instrument that standardisation and whitening are measured on.
+MEASURED_STARS = 40_000
+
+
 def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) -> SpectraFMTrainer:
     """
-    Train a new model as the recipe says and save it, with tokenizer and training range, into `args.output_dir`.
+    Train a model as the recipe says and save it, with tokenizer and training range, into `args.output_dir`.
 
     Parameters
     ----------
-    train_set, validation_set : datasets.Dataset
+    train_set : datasets.Dataset or Mixture
         In the project's schema.
+    validation_set : datasets.Dataset, or mapping of name to data set or to columns
+        The same; several are evaluated one after the other.
     """
     torch.manual_seed(args.seed)
-    train_set, validation_set = train_set.with_format("numpy"), validation_set.with_format("numpy")
+    training_stars = train_set if isinstance(train_set, Mixture) else Columns(train_set)
+    if isinstance(validation_set, Mapping):
+        validation_stars: Any = {name: Columns(stars) for name, stars in validation_set.items()}
+    else:
+        validation_stars = Columns(validation_set)
     if recipe.checkpoint:
         model, tokenizer = load_checkpoint(recipe.checkpoint)
         training_range = TrainingRange.load(str(model.name_or_path))
+    elif isinstance(train_set, Mixture):
+        generator = np.random.default_rng([args.seed, 1])
+        samples = [source.draw(MEASURED_STARS // 10, generator) for source in train_set.sources]
+        model, tokenizer, training_range = prepare_model(recipe, samples)
     else:
-        model, tokenizer, training_range = prepare_model(recipe, train_set)
+        model, tokenizer, training_range = prepare_model(recipe, [train_set.with_format("numpy")[:MEASURED_STARS]])
     final = Path(args.output_dir or "runs") / "final"
     args.remove_unused_columns = False  # the collator reads columns that `forward` does not name
     args.label_names = ["labels", "label_errors"]
+    augmentation = {name: getattr(recipe, name) for name in AUGMENTATIONS}
     trainer = SpectraFMTrainer(
         model=model,
         args=args,
         recipe=recipe,
-        train_dataset=Columns(train_set),
-        eval_dataset=Columns(validation_set),
+        train_dataset=training_stars,
+        eval_dataset=validation_stars,
         data_collator=SpectraFMCollator(tokenizer, recipe.labels, recipe.scalars),
-        train_collator=SpectraFMCollator(
-            tokenizer,
-            recipe.labels,
-            recipe.scalars,
-            recipe.noise,
-            recipe.noise_correlation,
-            recipe.pixel_dropout,
-            recipe.error_dropout,
-            recipe.reddening,
-        ),
+        train_collator=SpectraFMCollator(tokenizer, recipe.labels, recipe.scalars, **augmentation),
         compute_metrics=make_compute_metrics(model.config, recipe.labels),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -81,7 +81,7 @@ def test_a_recipe_for_the_real_spectra_finds_the_same_columns_of_the_same_types(
     both = datasets.concatenate_datasets([synthetic.select_columns(shared), real.select_columns(shared)])
     assert len(both) == 96 + 64
     for data in (synthetic, real):
-        model, tokenizer, _ = prepare_model(Recipe(tokenizer={"continuum": "median"}), data.with_format("numpy"))
+        model, tokenizer, _ = prepare_model(Recipe(tokenizer={"continuum": "median"}), [data.with_format("numpy")[:]])
         batch = SpectraFMCollator(tokenizer, gaia_xp.LABELS)(data.with_format("numpy")[:4])
         assert torch.isfinite(model.eval()(**batch).loss)
 

@@ -753,6 +753,21 @@ def test_the_exported_model_gives_the_same_answers(kind, strict, inputs):
         assert_same_outputs(got, model(**inputs), rtol=1e-5, atol=1e-5)
 
 
+def test_stars_on_one_grid_are_answered_as_each_alone(kind):
+    model = make_model(kind)
+    wavelength = np.linspace(15100, 15200, 40)
+    flux = np.random.default_rng(0).normal(1.0, 0.3, (3, 40))
+    inputs = make_tokenizer(kind)(wavelength, flux, requests=["teff"])
+    assert inputs["wavelength"].stride(0) == 0, "one row, expanded"
+    with torch.no_grad():
+        together = model(**inputs).mean
+        copied = model(**{name: values.clone().contiguous() for name, values in inputs.items()}).mean
+        torch.testing.assert_close(together, copied, rtol=1e-5, atol=1e-6)
+        for star in range(3):
+            alone = model(**{name: values[star : star + 1] for name, values in inputs.items()}).mean
+            torch.testing.assert_close(alone, together[star : star + 1], rtol=1e-5, atol=1e-6)
+
+
 def test_an_export_with_free_sizes_takes_any_number_of_stars_and_tokens(kind):
     model = make_model(kind)
     tokenizer = make_tokenizer(kind)

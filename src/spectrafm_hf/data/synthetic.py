@@ -176,6 +176,10 @@ class SyntheticStars(IterableDataset):
     def features(self) -> datasets.Features:
         return self._stars.features
 
+    def draw(self, n: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
+        """Columns of `n` stars, outside the stream: what `generator` makes of them."""
+        return self._stars.draw(n, generator)
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

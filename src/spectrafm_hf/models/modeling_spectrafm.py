@@ -226,16 +226,20 @@ class SpectraFMPatchEmbedding(nn.Module):
         return torch.asinh(flux / self.flux_softening) - math.asinh(1.0 / self.flux_softening)
 
     def whiten(self, flux: torch.Tensor, wavelength: torch.Tensor) -> torch.Tensor:
-        """(B, T, patch_size), (B, T) -> (B, T, patch_size)."""
+        """(B, T, patch_size), (B or 1, T) -> (B, T, patch_size)."""
         nodes = torch.tensor(self.whitening_wavelength, device=wavelength.device).log()
         position = wavelength.float().clamp(min=1.0).log()
         left = (position[..., None] >= nodes[1:-1]).sum(dim=-1)
         fraction = ((position - nodes[left]) / (nodes[left + 1] - nodes[left])).clamp(0.0, 1.0)[..., None]
         index = torch.arange(len(nodes), device=wavelength.device)
         weight = (index == left[..., None]) * (1.0 - fraction) + (index == left[..., None] + 1) * fraction
-        # All nodes' matrices at once, then their weighted sum: cheaper than a matrix for each token.
+        weight = weight.to(flux.dtype)
+        if weight.shape[0] == 1:
+            matrices = torch.einsum("tk,kpq->tpq", weight[0], self.whitening)
+            return torch.einsum("btp,tpq->btq", flux, matrices)
+        # All nodes' matrices at once, then their weighted sum: cheaper than a matrix for each token of each star.
         whitened = torch.einsum("btp,kpq->btkq", flux, self.whitening)
-        return torch.einsum("btkq,btk->btq", whitened, weight.to(flux.dtype))
+        return torch.einsum("btkq,btk->btq", whitened, weight)
 
     def forward(
         self,
@@ -245,7 +249,7 @@ class SpectraFMPatchEmbedding(nn.Module):
         wavelength: torch.Tensor,
         position: torch.Tensor,
     ) -> torch.Tensor:
-        """(B, T, patch_size) three times, (B, T), (B, T, hidden_size) -> (B, T, hidden_size)."""
+        """(B, T, patch_size) three times, (B or 1, T), (B or 1, T, hidden_size) -> (B, T, hidden_size)."""
         dtype = self.filters.weight.dtype
         known = pixel_mask & (flux_error > 0)
         # Errors span decades. An unknown error (0) and a masked pixel read as zero, a usual value of this feature.
@@ -268,6 +272,10 @@ class SpectraFMEmbeddings(nn.Module):
 
     def spectrum(self, flux, flux_error, pixel_mask, wavelength, wavelength_step) -> torch.Tensor:
         """(B, T, patch_size) fluxes, errors and mask, (B, T) wavelengths and steps -> (B, T, hidden_size)."""
+        if not torch.compiler.is_exporting() and wavelength.stride(0) == wavelength_step.stride(0) == 0:
+            # One row, expanded: the stars share their wavelengths, and what depends on those alone is computed once.
+            # An export with free sizes cannot ask for strides.
+            wavelength, wavelength_step = wavelength[:1], wavelength_step[:1]
         position = self.wavelength_encoding(wavelength, wavelength_step)
         if self.patch_embedding is not None:
             tokens = self.patch_embedding(flux, flux_error, pixel_mask, wavelength, position)

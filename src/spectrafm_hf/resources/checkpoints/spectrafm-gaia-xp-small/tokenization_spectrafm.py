@@ -43,6 +43,8 @@ CHOICES = {
     "clip_mode": ("clamp", "mask"),
     "sampling": ("even", "random"),
 }
+# What stars on one grid share. As tensors these are then one row, expanded: the model sees it, and computes once.
+GRID = ("wavelength", "wavelength_step")
 # What the Auto classes read in the saved files beside the settings.
 FOREIGN_KEYS = {"auto_map", "feature_extractor_type", "processor_class", "tokenizer_class"}
 
@@ -360,7 +362,11 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         inputs |= self._requests(requests, n_stars, pixels, continuum)
         if labels:
             inputs |= self._labels(labels, label_errors, inputs["request_ids"])
-        return BatchFeature(inputs, tensor_type=return_tensors)
+        features = BatchFeature(inputs, tensor_type=return_tensors)
+        on_one_grid = n_stars > 1 and all(len(_one_row_if_equal(inputs[name])) == 1 for name in GRID)
+        if return_tensors == "pt" and on_one_grid:
+            features.update({name: features[name][:1].expand(n_stars, -1) for name in GRID})
+        return features
 
     # ------------------------------------------------------------------------------------------------ reading pixels
 

@@ -1,0 +1,63 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Several sources of spectra, hosted or drawn as they are needed, as one data set to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .synthetic import SyntheticStars
+
+
+Columns = dict[str, NDArray[Any]]
+
+
+class HostedStars:
+    """Stars of a data set, drawn at random; with `datasets`' format "numpy", which answers indices with columns."""
+
+    def __init__(self, data: Any):
+        self.data = data.with_format("numpy")
+
+    def draw(self, n: int, generator: np.random.Generator) -> Columns:
+        return self.data[np.sort(generator.integers(len(self.data), size=n))]
+
+
+class Mixture(torch.utils.data.Dataset):
+    """
+    Stars of several sources, each batch from one of them, so that the stars of a batch share their pixels.
+
+    A batch follows from `seed` and the first of its indices alone, whatever the process or worker that makes it: a
+    sampler that shuffles, resumes or shares indices between processes does so for these stars as well.
+
+    Parameters
+    ----------
+    sources : sequence of HostedStars or SyntheticStars
+    shares : sequence of float
+        How often a batch comes from each, in any unit.
+    length : int
+        Number of stars until an epoch ends; drawn stars never repeat within one.
+    seed : int
+    """
+
+    def __init__(
+        self, sources: Sequence[HostedStars | SyntheticStars], shares: Sequence[float], length: int, seed: int
+    ):
+        if len(shares) != len(sources) or min(shares) < 0 or not 0 < sum(shares) < np.inf:
+            raise ValueError(f"shares: expected a positive number for each of {len(sources)} sources, got {shares}")
+        self.sources = list(sources)
+        self.shares = np.array(shares, dtype=float) / sum(shares)
+        self.length = length
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitems__(self, indices: list[int]) -> Columns:
+        """Columns of `len(indices)` stars."""
+        generator = np.random.default_rng([self.seed, indices[0]])
+        source = self.sources[generator.choice(len(self.sources), p=self.shares)]
+        return source.draw(len(indices), generator)
