@@ -117,7 +117,7 @@ def test_memory_does_not_grow_with_the_number_of_spectra(tmp_path):
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     """
     peaks = []
-    for n in (20, 80):  # 50 MB and 200 MB of pixels
+    for n in (20, 60):  # 50 MB and 150 MB of pixels
         command = [sys.executable, "-c", textwrap.dedent(script), str(Path(__file__).parent), str(n)]
         run = subprocess.run([*command, str(tmp_path / str(n))], check=True, capture_output=True, text=True)
         peaks.append(int(run.stdout) * 1024)
@@ -131,6 +131,16 @@ def test_a_table_that_breaks_the_schema_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="tables: expected at least one spectrum, got none"):
         write(tmp_path / "out", [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_null_among_the_pixels_is_refused_as_files_hold_none(tmp_path):
+    for position, name in enumerate(("wavelength", "flux", "flux_error", "mask"), start=2):
+        lists = stars(2)[name].to_pylist()
+        lists[1][3] = None
+        bad = stars(2).set_column(position, name, pa.array(lists, stars(2).schema.field(name).type))
+        with pytest.raises(ValueError, match=f"{name}: expected a value in every pixel, got null"):
+            write(tmp_path / "out", [("train", bad)])
     assert not list(tmp_path.iterdir())
 
 
