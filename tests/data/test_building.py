@@ -1,6 +1,7 @@
 """Writing data sets: whole or not there, in constant memory, with a card, and loaded back as they were written."""
 
 import logging
+import signal
 import subprocess
 import sys
 import textwrap
@@ -152,6 +153,27 @@ def test_a_stream_that_fails_after_whole_shards_leaves_nothing_that_the_next_run
     with pytest.raises(OSError, match="the disk is gone"):
         write(tmp_path / "out", failing(), shard_rows=5)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_stream_begins_anew(tmp_path):
+    script = """
+        import os, signal, sys
+        sys.path.insert(0, sys.argv[1])
+        from test_building import Path, stars, write
+
+        def tables():
+            yield "train", stars(25)
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(Path(sys.argv[2]), tables(), shard_rows=5)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(Path(__file__).parent), str(tmp_path / "out")]
+    run = subprocess.run(command, check=False, capture_output=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert len(list(tmp_path.glob(".out.partial/data/*.parquet"))) == 4
+    out = write(tmp_path / "out", [("train", stars(3))])
+    assert pq.read_table(out / "data").num_rows == 3
+    assert building.split_sizes(out) == {"train": 3}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_complete_data_set_is_kept_and_its_tables_are_not_made(tmp_path, caplog):

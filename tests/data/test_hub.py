@@ -43,7 +43,8 @@ def build(out: Path, **sizes: int) -> Path:
 PUSH = """
     import sys
     from spectrafm_hf.data.building import push_dataset
-    print(push_dataset(sys.argv[1], "somebody/stars", private=True))
+    for folder in sys.argv[1:]:
+        print(push_dataset(folder, "somebody/stars", private=True))
 """
 LOAD = """
     import json, sys
@@ -89,12 +90,12 @@ def test_what_is_pushed_is_loaded_and_streamed_from_the_hub_as_it_was_written(tm
 
 
 def test_a_push_of_fewer_shards_takes_the_old_ones_away_and_leaves_what_others_put_there(tmp_path):
+    many, few = build(tmp_path / "many", train=25, test=4), build(tmp_path / "few", train=15)
     with serve() as hub:
-        in_new_process(hub, tmp_path / "home", PUSH, build(tmp_path / "many", train=25, test=4))
+        hub.commit_files("datasets/somebody/stars", {"LICENSE": b"free"})
+        in_new_process(hub, tmp_path / "home", PUSH, many, few)
         repository = hub.repositories["datasets/somebody/stars"]
-        before = repository.commits[repository.refs["main"]] | {"LICENSE": b"free"}
-        hub.commit_files("datasets/somebody/stars", before)
-        in_new_process(hub, tmp_path / "home", PUSH, build(tmp_path / "few", train=15))
+        assert len(repository.commits) == 3
         assert sorted(repository.commits[repository.refs["main"]]) == [
             "LICENSE",
             "README.md",

@@ -1,6 +1,10 @@
 """Spectra with labels as Hugging Face data sets: schema, sources and builders."""
 
+from .apogee import build_apogee_demo, build_apogee_dr17
+from .building import Card, push_dataset, write_dataset
+from .from_files import build_from_files
 from .gaia_xp import build_gaia_xp, demo_stars, split_of_star
+from .miles import build_miles
 from .schema import (
     LABEL_UNITS,
     PIXEL_COLUMNS,
@@ -15,14 +19,21 @@ from .schema import (
     validate_table,
 )
 from .sources import cache_dir, fetch_package_file, read_member
+from .zenodo import build_original_zenodo
 
 
 __all__ = [
+    "Card",
     "LABEL_UNITS",
     "PIXEL_COLUMNS",
     "SCALAR_UNITS",
     "as_table",
+    "build_apogee_demo",
+    "build_apogee_dr17",
+    "build_from_files",
     "build_gaia_xp",
+    "build_miles",
+    "build_original_zenodo",
     "cache_dir",
     "demo_stars",
     "fetch_package_file",
@@ -30,9 +41,11 @@ __all__ = [
     "from_multimodal_universe",
     "label_names_of",
     "pixel_column",
+    "push_dataset",
     "read_member",
     "spectrum_features",
     "split_of_star",
     "to_multimodal_universe",
     "validate_table",
+    "write_dataset",
 ]

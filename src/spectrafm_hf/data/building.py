@@ -270,6 +270,8 @@ def write_dataset(
         raise ValueError(f"shard_rows: expected at least 1, got {shard_rows}")
 
     def fill(folder: Path) -> None:
+        for stale in folder.glob("data/*.parquet"):  # a stream cannot be gone on with in its middle
+            stale.unlink()
         splits: dict[str, _SplitWriter] = {}
         with contextlib.ExitStack() as stack:
             for split, table in tables:

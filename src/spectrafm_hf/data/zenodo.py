@@ -3,7 +3,7 @@
 
 A folder holds, for SPLIT train and test, ``labels_SPLIT.npy`` and ``label_errs_SPLIT.npy`` (stars, 5), in the order of
 `LABELS`, ``aspcap_spectra_SPLIT.npy`` (observed) or ``synspec_SPLIT.npy`` (best fits), each (stars, pixels) with NaN
-for what is not to be used, and the wavelengths of the pixels in ``apogee_wavelength_sol.csv`` or ``.npy``.
+for what is not to be used, and the wavelengths of the pixels in one of `WAVELENGTHS`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ LABELS = ("teff", "logg", "o_fe", "mg_fe", "fe_h")
 FEATURES = spectrum_features(LABELS)
 #: Names of the files of spectra, and what their rows are called in `survey`.
 SPECTRA = {"aspcap_spectra": "apogee-dr17", "synspec": "apogee-dr17-synthetic"}
-WAVELENGTHS = ("apogee_wavelength_sol.csv", "apogee_wavelength_sol.npy", "wavelength.csv", "wavelength.npy")
+#: The paper's own programs spell it in two ways.
+WAVELENGTHS = ("apogee_wavelength_sol.csv", "apogee_wavelengt_sol.csv", "apogee_wavelength_sol.npy", "wavelength.npy")
 RANGE = (15_000.0, 17_000.0)
 BATCH = 200
 
