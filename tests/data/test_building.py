@@ -118,7 +118,7 @@ def test_memory_does_not_grow_with_the_number_of_spectra(tmp_path):
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     """
     peaks = []
-    for n in (20, 60):  # 50 MB and 150 MB of pixels
+    for n in (10, 40):  # 26 MB and 104 MB of pixels
         command = [sys.executable, "-c", textwrap.dedent(script), str(Path(__file__).parent), str(n)]
         run = subprocess.run([*command, str(tmp_path / str(n))], check=True, capture_output=True, text=True)
         peaks.append(int(run.stdout) * 1024)

@@ -72,8 +72,8 @@ def build_apogee_dr17(
 ) -> Path:
     """Build the data set of the paper: APOGEE DR17 spectra, observed or synthetic, with the labels of ASPCAP.
 
-    With all cuts and seed 42 the stars, their order and their split are those of Koblischke & Bovy (2024): 102,747 for
-    training and 25,681 for testing.
+    All cuts and seed 42 are the steps of Koblischke & Bovy (2024), who count 128,485 stars before those without labels
+    are dropped, then 102,747 for training and 25,681 for testing.
 
     Parameters
     ----------
@@ -298,8 +298,9 @@ def _card(
         tags=["apogee", *(["synthetic"] if settings["spectra"] != "observed" else [])],
         split=f"The split is by star, at random, as scikit-learn's `train_test_split(test_size={TEST_SHARE}, "
         f"random_state={settings['seed']})` splits the stars ordered by `object_id`, before those without any label "
-        "are dropped. With all cuts and seed 42 it is the split of the paper, in its order. There is no validation "
-        "split: take one out of train.",
+        "are dropped. All cuts and seed 42 are the steps of the paper, which counts 128,485 stars before the last "
+        "step, then 102,747 for training and 25,681 for testing, in this order. There is no validation split: "
+        "take one out of train.",
         sections={"Choice of stars": f"| step | entries left |\n|---|---|\n{steps}"},
         columns={
             "object_id": "APOGEE_ID, the name in 2MASS",
@@ -315,9 +316,10 @@ def _card(
             "field": "field of the survey; with `telescope` and `object_id` the place in the archive",
         },
         flaws=[
-            f"{left_out:,} stars were left out, as the archive has no file for them or one that cannot be read.",
+            *([f"{left_out:,} stars were left out: no file for them, or one that cannot be read."] if left_out else []),
             "aspcapStar files hold no pixel mask: a bad pixel shows by its large error alone. The paper does not use "
-            "fluxes below 0.05 and above 1.2; here they are kept.",
+            "fluxes below 0.05 and above 1.2, and takes flagged labels as they are; here such fluxes are kept, and "
+            "flagged labels are NaN.",
             "`flux_error` is that of the reduction; systematic errors (sky, telluric lines) are not in it.",
             "The errors of the labels are those of ASPCAP, from the scatter of repeated observations.",
             *(
