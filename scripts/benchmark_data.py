@@ -5,7 +5,7 @@ back through `datasets.load_dataset(streaming=True)` as NumPy batches. Each figu
 and at 4 N spectra: memory is flat if its peak is the same.
 On a machine that does other things as well, the spectra in a second of processor time say more than those in a second.
 
-    python scripts/benchmark_data.py [--n 4000] [--json FILE]
+    python scripts/benchmark_data.py [--n 8000] [--json FILE]
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def run_part(what: str, folder: Path, n: int) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=4000, help="spectra; four times as many for the memory")
+    parser.add_argument("--n", type=int, default=8000, help="spectra; four times as many for the memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
     parser.add_argument("--part", choices=("write", "read"), help=argparse.SUPPRESS)
     parser.add_argument("folder", nargs="?", type=Path, help="where the data sets go (default: a temporary one)")
