@@ -1,6 +1,7 @@
 """Training with the Trainer: it learns, resumes exactly, and saves what it evaluated."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ from transformers import TrainingArguments
 
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
 from spectrafm_hf.data import spectrum_features
+from spectrafm_hf.optimization import MuonWithAdamW
 from spectrafm_hf.prediction import TrainingRange
-from spectrafm_hf.training import MuonWithAdamW, Recipe, prepare_model, train, whitening_matrices
+from spectrafm_hf.preparation import freeze, prepare_checkpoint, prepare_model, whitening_matrices
+from spectrafm_hf.training import Columns, Draws, Recipe, last_checkpoint, train
 
 
 ROOT = Path(__file__).parents[1]
@@ -144,6 +147,197 @@ def test_a_resumed_run_ends_with_the_loss_and_the_weights_of_an_uninterrupted_on
     assert losses[0] == losses[1] and len(losses[0]) == 64
     for name, parameter in whole.model.state_dict().items():
         assert torch.equal(parameter, resumed.model.state_dict()[name]), name
+
+
+def losses_of(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_a_run_resumed_within_an_epoch_goes_on_as_if_it_had_not_been_interrupted(stars, tmp_path):
+    recipe = make_recipe(pixel_dropout=0.1, error_dropout=0.5, tilt=0.05)
+    settings = {"save_strategy": "steps", "save_steps": 5, "num_train_epochs": 2, "eval_strategy": "no"}
+    whole = train(recipe, make_arguments(tmp_path / "a", **settings), stars["train"], stars["validation"])
+    for step in (5, 10):  # epochs have 8 steps
+        checkpoint = str(tmp_path / "a" / f"checkpoint-{step}")
+        args = make_arguments(tmp_path / f"b{step}", resume_from_checkpoint=checkpoint, **settings)
+        resumed = train(recipe, args, stars["train"], stars["validation"])
+        assert losses_of(resumed) == losses_of(whole) and len(losses_of(whole)) == 16
+        for name, parameter in whole.model.state_dict().items():
+            assert torch.equal(parameter, resumed.model.state_dict()[name]), name
+
+
+def test_each_draw_has_its_number_and_each_epoch_its_order():
+    draws = Draws(10, shuffle=True, seed=3)
+    first = list(draws)
+    draws.set_epoch(2)
+    third = list(draws)
+    assert sorted(first) == list(range(10)) and sorted(third) == list(range(20, 30))
+    assert [draw - 20 for draw in third] != first != list(range(10))
+    columns = Columns({"teff": np.arange(10.0)}).__getitems__(third)
+    np.testing.assert_array_equal(columns["teff"], np.array(third) - 20)
+    np.testing.assert_array_equal(columns["draw"], third)
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_resumed_from(trained, tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step in (8, 16, 64):
+        shutil.copytree(trained[1] / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    assert Path(last_checkpoint(tmp_path)).name == "checkpoint-64"
+    state = tmp_path / "checkpoint-64" / "trainer_state.json"
+    state.write_text(state.read_text()[:-20])
+    assert Path(last_checkpoint(tmp_path)).name == "checkpoint-16"
+    (tmp_path / "checkpoint-16" / "trainer_state.json").unlink()
+    assert Path(last_checkpoint(tmp_path)).name == "checkpoint-8"
+
+
+def test_half_the_batch_accumulated_twice_is_the_whole_batch(stars, tmp_path):
+    recipe = make_recipe(labels=["teff"], units=["K"], noise=0.0)
+    recipe.model = {**recipe.model, "dropout": 0.0}
+    settings = {"num_train_epochs": 1, "eval_strategy": "no", "save_strategy": "no"}
+    runs = [
+        train(recipe, make_arguments(tmp_path / str(size), **settings, **batch), stars["train"], stars["validation"])
+        for size, batch in (
+            (64, {"per_device_train_batch_size": 64}),
+            (32, {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 2}),
+        )
+    ]
+    assert len(losses_of(runs[0])) == 8 and np.ptp(losses_of(runs[0])) > 0.02
+    assert losses_of(runs[1]) == pytest.approx(losses_of(runs[0]), rel=1e-3)  # Muon rounds to bfloat16
+
+
+def test_gradients_are_clipped_before_either_optimizer_sees_them(stars, tmp_path, monkeypatch):
+    norms = []
+    step = MuonWithAdamW.step
+
+    def measured_step(self, closure=None):
+        gradients = [p.grad.norm() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.stack(gradients).norm()))
+        return step(self, closure)
+
+    monkeypatch.setattr(MuonWithAdamW, "step", measured_step)
+    arguments = make_arguments(tmp_path, max_steps=3, max_grad_norm=0.01, eval_strategy="no", save_strategy="no")
+    trainer = train(make_recipe(), arguments, stars["train"], stars["validation"])
+    before = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert min(before) > 0.1 and norms == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+def test_what_is_kept_at_the_end_is_the_running_mean_of_the_best_evaluation(stars, tmp_path):
+    # So large a rate that the evaluations go up and down.
+    recipe = make_recipe(muon_learning_rate=0.2, early_stopping_patience=1)
+    arguments = make_arguments(
+        tmp_path, learning_rate=0.05, num_train_epochs=30, load_best_model_at_end=True, lr_scheduler_type="constant"
+    )
+    validation = {"a": stars["validation"], "b": stars["train"].select(range(100)).with_format("numpy")[:]}
+    trainer = train(recipe, arguments, stars["train"], validation)
+    logged = {e["epoch"]: e for e in trainer.state.log_history if "eval_a_loss" in e}
+    scores = [
+        np.mean(
+            [e[f"eval_{name}_loss"] for e in trainer.state.log_history if f"eval_{name}_loss" in e and e["epoch"] == k]
+        )
+        for name in "ab"
+        for k in logged
+    ]
+    scores = np.mean(np.reshape(scores, (2, -1)), axis=0)
+    best = int(np.argmin(scores))
+    assert trainer.state.best_metric == pytest.approx(scores[best])
+    assert len(scores) == best + 2 < 30, "stopped after one that was not better"
+    assert trainer.state.best_global_step == 8 * (best + 1)
+    trainer.model.config.label_error_factors = []
+    again = trainer.evaluate(trainer.eval_dataset["a"])
+    assert again["eval_loss"] == pytest.approx(logged[best + 1]["eval_a_loss"], rel=1e-5)
+
+
+def test_frozen_parts_stay_as_they_are_and_the_rest_moves(trained, stars, tmp_path):
+    recipe = make_recipe(checkpoint=str(trained[1] / "final"), freeze=["decoder", "encoder.layers.0.mlp"])
+    arguments = make_arguments(tmp_path, max_steps=3, eval_strategy="no", save_strategy="no")
+    before = load_checkpoint(recipe.checkpoint)[0].state_dict()
+    after = train(recipe, arguments, stars["train"], stars["validation"]).model.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    frozen = {name for name in before if ".decoder." in name or ".encoder.layers.0.mlp." in name}
+    unused = {"model.embeddings.patch_embedding.whitening", "model.embeddings.value_embedding.bias.weight"}
+    assert same - unused == frozen and len(frozen) > 10
+
+
+def test_freezing_what_is_not_there_or_everything_is_an_error(tiny_model):
+    with pytest.raises(ValueError, match=r"freeze: expected modules .*'encoder.layers.0'.* got 'encoder.layers.7'"):
+        freeze(tiny_model, ["encoder.layers.7"])
+    with pytest.raises(ValueError, match="freeze: expected something to be left to train"):
+        freeze(tiny_model, ["model", "readout"])
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_lora_trains_a_change_of_low_rank_and_what_is_saved_is_a_model_like_any_other(trained, stars, tmp_path):
+    start = load_checkpoint(str(trained[1] / "final"))[0].state_dict()
+    recipe = make_recipe(checkpoint=str(trained[1] / "final"), lora={"r": 2, "lora_alpha": 4}, ema_decay=0.5)
+    arguments = make_arguments(tmp_path, num_train_epochs=1, save_steps=3, save_strategy="steps")
+    trainer = train(recipe, arguments, stars["train"], stars["validation"])
+    model, tokenizer = load_checkpoint(str(tmp_path / "final"))
+    weights = model.state_dict()
+    assert weights.keys() == start.keys()
+    changed = {name for name in start if not torch.equal(start[name], weights[name])}
+    assert changed and all(".layers." in name or "value_embedding" in name for name in changed)
+    assert "model.embeddings.value_embedding.weight.weight" in changed
+    for name in changed:
+        if ".layers." in name:
+            assert torch.linalg.matrix_rank(weights[name] - start[name], rtol=1e-4) <= 2
+    logged = [entry for entry in trainer.state.log_history if "eval_teff_rmse" in entry][-1]
+    rows = stars["validation"].with_format("numpy")[:]
+    with torch.inference_mode():
+        error = model(**tokenizer(rows)).values[:, 0].numpy() - rows["teff"]
+    assert np.sqrt(np.mean(error**2)) == pytest.approx(logged["eval_teff_rmse"], rel=1e-3)
+    # Adapters resume like whole models.
+    arguments = make_arguments(
+        tmp_path / "b", num_train_epochs=1, resume_from_checkpoint=str(tmp_path / "checkpoint-6"), save_strategy="no"
+    )
+    resumed = train(recipe, arguments, stars["train"], stars["validation"])
+    assert losses_of(resumed) == losses_of(trainer)
+    for name, parameter in resumed.model.state_dict().items():
+        assert torch.equal(parameter, weights[name]), name
+    with pytest.raises(ValueError, match="lora: expected arguments of peft.LoraConfig"):
+        recipe.lora = {"rank": 2}
+        train(recipe, arguments, stars["train"], stars["validation"])
+
+
+def test_a_label_that_a_checkpoint_lacks_is_added_with_the_centre_and_scale_of_the_data(trained, stars, tmp_path):
+    recipe = make_recipe(labels=["twice"], units=["dex"], checkpoint=str(trained[1] / "final"))
+    data = {name: split.map(lambda row: {"twice": 2 * row["fe_h"] + 3}) for name, split in stars.items()}
+    trainer = train(recipe, make_arguments(tmp_path, num_train_epochs=4), data["train"], data["validation"])
+    model, tokenizer = load_checkpoint(str(tmp_path / "final"))
+    assert tokenizer.label_names == model.config.label_names == ["teff", "fe_h", "twice"]
+    assert tokenizer.requests == ["teff", "fe_h", "twice"] and model.config.label_units[2] == "dex"
+    old = trained[0].model.config
+    assert model.config.label_centers[:2] == old.label_centers
+    fe_h = [value for value in stars["train"]["fe_h"] if not np.isnan(value)]
+    assert model.config.label_centers[2] == pytest.approx(2 * np.median(fe_h) + 3)
+    assert model.config.label_error_factors[:2] == old.label_error_factors
+    assert model.config.label_error_factors[2] != 1
+    logged = [entry for entry in trainer.state.log_history if "eval_twice_rmse" in entry]
+    assert logged[-1]["eval_twice_rmse"] < 0.6  # of a spread of 0.87
+    training_range = TrainingRange.load(tmp_path / "final")
+    assert training_range.labels.keys() == {"teff", "fe_h", "twice"} and training_range.labels["twice"][0] < 1.1
+
+
+def test_an_instrument_that_a_checkpoint_lacks_is_added_and_what_it_knew_stays(trained, stars):
+    recipe = make_recipe(checkpoint=str(trained[1] / "final"))
+    blue = stars["train"].with_format("numpy")[:]
+    red = {**blue, "wavelength": blue["wavelength"] * 2, "flux": 3.0 * blue["flux"]}
+    before, before_tokenizer = load_checkpoint(recipe.checkpoint)
+    model, tokenizer, training_range = prepare_checkpoint(recipe, [red])
+    assert len(tokenizer.standardize_wavelength) == 80 and training_range.wavelength is None
+    tokens = tokenizer(red["wavelength"], red["flux"])
+    assert tokens["flux"].median().abs() < 0.05 and 0.7 < tokens["flux"].std() < 1.5
+    embedding = model.model.embeddings.patch_embedding
+    white = embedding.whiten(tokens["flux"], tokens["wavelength"][:1])[:, 2]
+    covariance = torch.cov(white.T)
+    assert (covariance - covariance.diag().diag()).abs().max() < 0.3 * covariance.diag().max()
+    with torch.inference_mode():
+        answers = [m(**t(blue)).values for m, t in ((before, before_tokenizer), (model, tokenizer))]
+    torch.testing.assert_close(*answers, rtol=1e-6, atol=1e-6)
+    # Half of the known wavelengths need nothing, wavelengths of which only some are known cannot be had.
+    half = {**blue, **{name: blue[name][:, :20] for name in ("wavelength", "flux", "flux_error", "mask")}}
+    assert prepare_checkpoint(recipe, [half])[1].standardize_wavelength == before_tokenizer.standardize_wavelength
+    with pytest.raises(ValueError, match="wavelength: expected an instrument wholly within .* got 21 of 40 pixels"):
+        prepare_checkpoint(recipe, [{**blue, "wavelength": blue["wavelength"] + 400}])
 
 
 def test_the_whitening_matrices_leave_patches_without_correlation(stars):

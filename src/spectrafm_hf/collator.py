@@ -45,7 +45,9 @@ class SpectraFMCollator:
         Chance of a batch to keep only a window of wavelength, the same for all its stars, of a tenth to nine tenths of
         the pixels; the other pixels are masked.
 
-    The augmentation draws from torch's global generator, which the Trainer seeds, saves and restores.
+    seed : int
+        Of the augmentation, which follows from it and from the numbers of the draws of the stars, the column `draw`
+        (see [`spectrafm_hf.training.Draws`]); without such a column, from torch's global generator.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class SpectraFMCollator:
         reddening: float = 0.0,
         tilt: float = 0.0,
         wavelength_cut: float = 0.0,
+        seed: int = 0,
     ):
         self.tokenizer = tokenizer
         self.label_names = list(label_names)
@@ -71,6 +74,7 @@ class SpectraFMCollator:
         self.reddening = reddening
         self.tilt = tilt
         self.wavelength_cut = wavelength_cut
+        self.seed = seed
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Rows, or columns as a data set with format "numpy" returns them for a list of indices."""
@@ -78,7 +82,8 @@ class SpectraFMCollator:
             rows = {key: [row[key] for row in rows] for key in rows[0]}
         columns = {key: rows[key] for key in ("wavelength", "flux", "flux_error", "mask")}
         n_stars = len(columns["flux"])
-        generator = np.random.default_rng(int(torch.randint(2**62, ())))
+        draws = rows["draw"] if "draw" in rows else [int(torch.randint(2**62, ()))]
+        generator = np.random.default_rng([self.seed, *(int(draw) for draw in draws)])
         if self.noise:
             level = self.noise * generator.random(n_stars)
             columns["flux"] = self._by_star(
@@ -127,6 +132,9 @@ class SpectraFMCollator:
             labels=side(self.label_names),
             label_errors=side(self.label_names, "_err"),
         )
+        if self.label_names:
+            # The Trainer evaluates only what has both.
+            inputs.setdefault("label_errors", torch.full_like(inputs["labels"], torch.nan))
         if self.error_dropout:
             unknown = torch.from_numpy(generator.random(n_stars) < self.error_dropout)
             inputs["flux_error"] = inputs["flux_error"] * ~unknown[:, None, None]

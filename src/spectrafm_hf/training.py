@@ -1,26 +1,46 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """From a recipe and a data set to a trained checkpoint, with the Trainer of transformers."""
 
+import contextlib
 import csv
-import itertools
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+import yaml
+from datasets import load_dataset
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
-from .checkpoints import load_checkpoint, save_checkpoint
+from .checkpoints import save_checkpoint
 from .collator import SpectraFMCollator
-from .data.mixture import Mixture
+from .data.mixture import HostedStars, Mixture
+from .data.sources import cache_dir
+from .data.synthetic import SyntheticStars
 from .files import complete_file
-from .metrics import MAD_TO_SIGMA, label_metrics
+from .metrics import label_metrics
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
+from .optimization import Ema, MuonWithAdamW, split_parameters
 from .prediction import TrainingRange
+from .preparation import add_lora, freeze, prepare_checkpoint, prepare_model
+
+
+#: Stars of each instrument that standardisation and whitening are measured on.
+MEASURED_STARS = 40_000
+#: Of `synthetic-<instrument>` as a data set: as many as the paper's.
+SYNTHETIC_STARS = 90_000
+VALIDATION_STARS = 2000
 
 
 @dataclass
@@ -45,10 +65,16 @@ class Recipe:
         Decorrelate the pixels of each patch; for spectra on one common wavelength grid.
     checkpoint : str
         A bundled checkpoint, a folder or a hub name to go on from, with its tokenizer; then `model`, `tokenizer` and
-        `whitening` play no part. None by default.
+        `whitening` play no part. Labels and instruments that it lacks are added. None by default.
+    freeze : list[str]
+        Parts that are not trained, by module name. The paper's last stage: `[decoder, encoder.layers.1]`.
+    lora : dict
+        Arguments of `peft.LoraConfig`, such as `{r: 8, lora_alpha: 16}`: train low-rank adapters. What is saved at
+        the end is the model with the adapters merged into its weights, like any other.
     sources : dict[str, float]
         Instead of `data`: several instruments at once, each batch from one of them, and how often.
-        `synthetic-<instrument>` draws stars without end; everything else is as in `data`.
+        `synthetic-<instrument>` draws stars without end; everything else is as in `data`. Several validation sets are
+        evaluated one after the other; `eval_loss` is the mean of theirs.
     stars_per_epoch : int
         For `sources`: a pass through them.
     noise, noise_correlation, pixel_dropout, error_dropout, reddening, tilt, wavelength_cut : float
@@ -57,6 +83,8 @@ class Recipe:
         For the matrices inside the layers; everything else is AdamW's, with the rates of `TrainingArguments`.
     ema_decay : float
         Decay by step of the running mean of the weights that is evaluated and saved; 0 for none.
+    early_stopping_patience : int
+        Stop after so many evaluations without a better one; 0 for never. Goes with `load_best_model_at_end`.
     train_split, validation_split : str
     """
 
@@ -68,6 +96,8 @@ class Recipe:
     tokenizer: dict[str, Any] = field(default_factory=dict)
     whitening: bool = False
     checkpoint: str | None = None
+    freeze: list[str] = field(default_factory=list)
+    lora: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)
     stars_per_epoch: int = 1_000_000
     noise: float = 0.0
@@ -80,6 +110,7 @@ class Recipe:
     muon_learning_rate: float = 3e-3
     muon_weight_decay: float = 0.01
     ema_decay: float = 0.0
+    early_stopping_patience: int = 0
     train_split: str = "train"
     validation_split: str = "validation"
 
@@ -95,235 +126,97 @@ AUGMENTATIONS = (
 )
 
 
-def robust_center_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Median and robust standard deviation along the first axis, NaN ignored."""
-    center = np.nanmedian(values, axis=0)
-    return center, MAD_TO_SIGMA * np.nanmedian(np.abs(values - center), axis=0)
-
-
-def prepare_model(
-    recipe: Recipe, samples: Sequence[Mapping[str, Any]]
-) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, TrainingRange]:
+def read_recipe(file: str | Path, options: Sequence[str] = ()) -> tuple[Recipe, TrainingArguments]:
     """
-    A new model and its tokenizer, with standardisation and whitening measured on training stars.
+    A recipe file: the fields of [`Recipe`] and of `transformers.TrainingArguments`, in YAML.
 
     Parameters
     ----------
-    recipe : Recipe
-    samples : sequence of mappings
-        Columns of stars in the project's schema, one mapping for each instrument; the stars of a sample share their
-        wavelengths, and no two samples overlap in wavelength.
-
-    Returns
-    -------
-    model, tokenizer
-    training_range : TrainingRange
-        Of the labels; of wavelength, if there is one sample.
-
-    Raises
-    ------
-    ValueError
-        If a label is in no sample, the spectra of one do not share a wavelength grid, or two samples overlap.
+    options : sequence of str
+        `--name value`, over those of the file. `--resume_from_checkpoint last` is the last one that is whole.
     """
-    names = [*recipe.labels, *recipe.scalars]
-    columns = {}
-    for name in names:
-        parts = [np.asarray(sample[name], dtype=np.float64) for sample in samples if name in sample]
-        if not parts:
-            known = sorted({name for sample in samples for name in sample})
-            raise ValueError(f"labels: expected columns of the data ({known}), got {name!r}")
-        columns[name] = np.concatenate(parts)
-    label_centers, label_scales = zip(*map(robust_center_and_scale, columns.values()), strict=True)
-    config = SpectraFMConfig(
-        **recipe.model,
-        label_names=names,
-        label_units=[*recipe.units, *[""] * len(recipe.scalars)],
-        label_centers=[float(center) for center in label_centers],
-        label_scales=[float(scale) for scale in label_scales],
-    )
-    settings = {"label_names": names, "requests": recipe.labels, "patch_size": config.patch_size, **recipe.tokenizer}
-    grids = sorted((_measure(sample, settings, config) for sample in samples), key=lambda grid: grid.wavelength[0])
-    for left, right in itertools.pairwise(grids):
-        if left.wavelength[-1] >= right.wavelength[0]:
-            raise ValueError(
-                "wavelength: expected instruments that do not overlap (the standardisation is one table), "
-                f"got {left.wavelength[-1]:g} and {right.wavelength[0]:g} Angstrom"
-            )
-    tokenizer = SpectraFMTokenizer(
-        **settings,
-        standardize_wavelength=np.concatenate([grid.wavelength for grid in grids]).tolist(),
-        standardize_center=np.concatenate([grid.center for grid in grids]).tolist(),
-        standardize_scale=np.concatenate([grid.scale for grid in grids]).tolist(),
-    )
-    if recipe.whitening:
-        config.whitening_wavelength = [node for grid in grids for node in grid.nodes]
-    model = SpectraFMForPrediction(config)
-    if recipe.whitening:
-        embedding = model.model.embeddings.patch_embedding
-        matrices = [_whitening(grid, embedding, tokenizer.clip or np.inf) for grid in grids]
-        embedding.whitening.copy_(torch.from_numpy(np.concatenate(matrices)))
-    wavelength = grids[0].wavelength
-    one = len(grids) == 1
-    training_range = TrainingRange(
-        labels={name: (float(np.nanmin(column)), float(np.nanmax(column))) for name, column in columns.items()},
-        wavelength=(float(wavelength[0]), float(wavelength[-1])) if one else None,
-        wavelength_step=(float(np.diff(wavelength).min()), float(np.diff(wavelength).max())) if one else None,
-    )
-    return model, tokenizer, training_range
+    settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    parser = HfArgumentParser([Recipe, TrainingArguments])  # type: ignore[list-item]
+    known, unknown = parser.parse_known_args(list(options))
+    if unknown:
+        raise ValueError(f"options: expected fields of Recipe or of TrainingArguments, got {unknown}")
+    given = {name for name in vars(known) if any(option.split("=")[0].lstrip("-") == name for option in options)}
+    recipe, args = parser.parse_dict({**settings, **{name: getattr(known, name) for name in given}})
+    if args.resume_from_checkpoint in ("last", "True", "true"):
+        args.resume_from_checkpoint = last_checkpoint(args.output_dir)
+    return recipe, args
 
 
-@dataclass
-class _Grid:
-    """What is measured on the stars of one instrument. `flux` and its error are over the continuum, NaN if masked."""
-
-    wavelength: np.ndarray  # (pixels,)
-    flux: np.ndarray  # (stars, pixels)
-    flux_error: np.ndarray
-    center: np.ndarray  # (pixels,)
-    scale: np.ndarray
-    nodes: list[float]  # wavelengths of the patches
-    patches: list[slice]  # their pixels
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The last `checkpoint-<step>` of a run that is whole, None if there is none: a run may be killed as it saves."""
+    steps = {path: int(path.name.removeprefix("checkpoint-")) for path in Path(folder).glob("checkpoint-[0-9]*")}
+    for path in sorted(steps, key=lambda path: steps[path], reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            json.loads((path / "trainer_state.json").read_bytes())  # written last
+            return str(path)
+    return None
 
 
-def _measure(sample: Mapping[str, Any], settings: Mapping[str, Any], config: SpectraFMConfig) -> _Grid:
-    spectra = [np.asarray(sample[name]) for name in ("wavelength", "flux", "flux_error", "mask")]
-    if any(column.dtype == object for column in spectra) or np.any(spectra[0] != spectra[0][0]):
-        raise ValueError(
-            "wavelength: expected one grid for all stars of an instrument (the standardisation is a table on it)"
-        )
-    wavelength = spectra[0][0].astype(np.float64)
-    flat = np.ones_like(wavelength)
-    # Through the tokenizer, so that continuum and masks are those of training, in patches that end at gaps alone.
-    whole = SpectraFMTokenizer(**{**settings, "patch_size": len(wavelength), "clip": None, "standardize_center": 0.0})
-    lengths = whole(wavelength, flat, return_tensors="np")["pixel_mask"][0].sum(axis=-1)
-    tokens = whole(spectra[0], spectra[1], spectra[2], spectra[3], return_tensors="np")
-    complete = tokens["attention_mask"].sum(axis=1) == len(lengths)
-    if not complete.any():
-        raise ValueError("mask: expected stars with valid pixels on both sides of every gap, got none")
-    flux, flux_error = (
-        np.concatenate([values[complete, i, :length] for i, length in enumerate(lengths)], axis=1)
-        for values in (np.where(tokens["pixel_mask"], tokens[name], np.nan) for name in ("flux", "flux_error"))
-    )
-    center, scale = robust_center_and_scale(flux)
-    if config.flux_softening:
-        # Where the typical star has next to no flux, a ratio to it would be all noise.
-        center, scale = np.zeros_like(center), np.maximum(center, 0.01 * np.nanmax(center))
-    patches = SpectraFMTokenizer(**settings)(wavelength, flat, return_tensors="np")
-    lengths = patches["pixel_mask"][0].sum(axis=-1)
-    ends = np.cumsum(lengths).tolist()
-    starts = [0, *ends[:-1]]
-    return _Grid(
-        wavelength,
-        flux,
-        flux_error,
-        center,
-        scale,
-        patches["wavelength"][0].astype(float).tolist(),
-        [slice(start, end) for start, end in zip(starts, ends, strict=True)],
-    )
-
-
-def _whitening(grid: _Grid, embedding: Any, clip: float) -> np.ndarray:
-    standardised = np.clip((grid.flux - grid.center) / grid.scale, -clip, clip)
-    noise = grid.flux_error / grid.scale
-    if embedding.flux_softening:
-        noise = noise / np.hypot(standardised, embedding.flux_softening)
-    flux = embedding.compress(torch.from_numpy(standardised)).numpy()
-    return whitening_matrices(flux, noise, embedding.patch_size, grid.patches)
-
-
-def whitening_matrices(
-    flux: np.ndarray, flux_error: np.ndarray, patch_size: int, patches: Sequence[slice]
-) -> np.ndarray:
+def load_stars(recipe: Recipe, seed: int) -> tuple[Any, Any]:
     """
-    Matrices that decorrelate the pixels of each patch of spectra on one grid.
-
-    The matrix is (C + N)^(-1/2), symmetric, so that neighbouring patches have similar ones: C is the covariance of
-    the fluxes of the training set, N the median variance of their noise, below which there is nothing to be had.
-
-    Parameters
-    ----------
-    flux, flux_error : array of shape (stars, pixels)
-        As the filters of the model see them, NaN where masked.
-    patch_size : int
-    patches : sequence of slices
-        The pixels of each patch, at most `patch_size`.
-
-    Returns
-    -------
-    array of shape (patches, patch_size, patch_size), float32
+    Training and validation stars, as [`train`] takes them; `gaia-xp` and `synthetic-<instrument>` are built where
+    they are not there.
     """
-    flux = np.nan_to_num(flux)
-    noise = np.nanmedian(flux_error**2, axis=0)
-    matrices = np.tile(np.eye(patch_size, dtype=np.float32), (len(patches), 1, 1))
-    for matrix, pixels in zip(matrices, patches, strict=True):
-        count = pixels.stop - pixels.start
-        # Patches differ in noise far more than pixels of a patch: one level keeps the matrix well-behaved.
-        level = float(np.mean(noise[pixels])) + 1e-4
-        values, vectors = np.linalg.eigh(np.cov(flux[:, pixels].T).reshape(count, count))
-        matrix[:count, :count] = (vectors / np.sqrt(values.clip(min=0.0) + level)) @ vectors.T
-    return matrices
-
-
-def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """
-    Trainable parameters for Muon (matrices inside the layers), AdamW with and without weight decay.
-
-    Muon makes the update of a matrix orthogonal, which is meant for matrices between hidden states; embeddings, the
-    read-out heads, biases and norms stay with AdamW.
-    """
-    muon, decayed, plain = [], [], []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        outside = "value_embedding" in name or name.startswith(("readout.mean", "readout.log_variance"))
-        if parameter.ndim == 2 and not outside:
-            muon.append(parameter)
-        elif parameter.ndim >= 2:
-            decayed.append(parameter)
+    if not recipe.sources:
+        data = load_dataset(_hosted(recipe.data))
+        return data[recipe.train_split], data[recipe.validation_split]
+    sources: list[Any] = []
+    validation: dict[str, Any] = {}
+    for name in recipe.sources:
+        if name.startswith("synthetic-"):
+            sources.append(SyntheticStars(name.removeprefix("synthetic-")))
+            validation[name] = sources[-1].draw(VALIDATION_STARS, np.random.default_rng([seed, 2]))
         else:
-            plain.append(parameter)
-    return muon, decayed, plain
+            data = load_dataset(_hosted(name))
+            sources.append(HostedStars(data[recipe.train_split]))
+            validation[name] = data[recipe.validation_split]
+    return Mixture(sources, list(recipe.sources.values()), recipe.stars_per_epoch, seed), validation
 
 
-class MuonWithAdamW(torch.optim.Optimizer):
+def _hosted(name: str) -> str:
+    """What `datasets` can load."""
+    from .data import build_gaia_xp
+    from .data.synthetic import build_synthetic
+
+    if name == "gaia-xp":
+        return str(build_gaia_xp(cache_dir() / "gaia-xp"))
+    if name.startswith("synthetic-"):
+        return str(build_synthetic(cache_dir() / name, SYNTHETIC_STARS, name.removeprefix("synthetic-")))
+    return name
+
+
+class Draws(torch.utils.data.Sampler[int]):
     """
-    [`torch.optim.Muon`] for hidden matrices and [`torch.optim.AdamW`] for the rest, as one optimizer.
+    Stars in the order of training, numbered through all epochs: draw number d is star d modulo their number.
 
-    The Trainer, its schedulers and its checkpoints know one optimizer with parameter groups; the groups are shared
-    with the two inner ones, so that a scheduler that sets a learning rate sets theirs.
+    What is random in a batch follows from the numbers of its draws (see [`Mixture`] and [`SpectraFMCollator`]), so
+    that it does not matter which process or worker makes the batch, or whether the run was interrupted before.
     """
 
-    def __init__(self, muon_group: dict[str, Any], adamw_groups: Sequence[dict[str, Any]], betas=(0.9, 0.98)):
-        self.inner = [
-            torch.optim.Muon([muon_group], adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(list(adamw_groups), betas=betas),
-        ]
-        groups = [group for optimizer in self.inner for group in optimizer.param_groups]
-        super().__init__(groups, {})
-        self._share_groups()
+    def __init__(self, n_stars: int, shuffle: bool, seed: int):
+        self.n_stars, self.shuffle, self.seed, self.epoch = n_stars, shuffle, seed, 0
 
-    def _share_groups(self):
-        n_muon = len(self.inner[0].param_groups)
-        self.inner[0].param_groups = self.param_groups[:n_muon]
-        self.inner[1].param_groups = self.param_groups[n_muon:]
-        for optimizer in self.inner:
-            optimizer.state = self.state
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
 
-    @torch.no_grad()
-    def step(self, closure=None):
-        loss = None if closure is None else closure()
-        for optimizer in self.inner:
-            optimizer.step()
-        return loss
+    def __len__(self) -> int:
+        return self.n_stars
 
-    def load_state_dict(self, state_dict):
-        super().load_state_dict(state_dict)
-        self._share_groups()
+    def __iter__(self) -> Iterator[int]:
+        first = self.epoch * self.n_stars
+        if not self.shuffle:
+            return iter(range(first, first + self.n_stars))
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter((first + torch.randperm(self.n_stars, generator=generator)).tolist())
 
 
 class Columns(torch.utils.data.Dataset):
-    """Stars, as a data set or as columns, that answer a list of indices with columns: no Python object for each."""
+    """Stars, as a data set or as columns, that answer a list of draws with columns: no Python object for each."""
 
     def __init__(self, data: Any):
         self.data = data if isinstance(data, Mapping) else data.with_format("numpy")
@@ -331,87 +224,187 @@ class Columns(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(next(iter(self.data.values()))) if isinstance(self.data, Mapping) else len(self.data)
 
-    def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
+    def __getitems__(self, draws: list[int]) -> dict[str, np.ndarray]:
+        indices = [draw % len(self) for draw in draws]
         if isinstance(self.data, Mapping):
-            return {name: column[indices] for name, column in self.data.items()}
-        return self.data[indices]
+            columns = {name: column[indices] for name, column in self.data.items()}
+        else:
+            columns = self.data[indices]
+        return {**columns, "draw": np.array(draws)}
 
 
-class EmaCallback(TrainerCallback):
-    """Running mean of the weights; it stands in for them in evaluation and in the final model."""
+@dataclass
+class Task:
+    """A recipe made ready: what is trained on what, whichever the loop."""
 
-    def __init__(self, decay: float):
-        self.decay = decay
-        self.mean: dict[str, torch.Tensor] = {}
+    model: Any  # SpectraFMForPrediction, in a PeftModel for LoRA
+    tokenizer: SpectraFMTokenizer
+    training_range: TrainingRange | None
+    train_stars: Any
+    validation_stars: Any  # one set, or several by name
+    draws: Draws
+    train_collator: SpectraFMCollator
+    collator: SpectraFMCollator  # augmentation belongs to training alone
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.mean = {name: p.detach().clone() for name, p in model.named_parameters()}
-        if args.resume_from_checkpoint and (file := Path(args.resume_from_checkpoint, "ema.safetensors")).exists():
-            self.mean = load_file(file)
+    def save(self, folder: Path) -> SpectraFMForPrediction:
+        """The model, with the adapters of LoRA merged into it, its tokenizer and training range."""
+        model = self.model.merge_and_unload() if hasattr(self.model, "merge_and_unload") else self.model
+        # The Trainer sets it on every config; this model has no cache, and a loaded config would not keep it.
+        model.config.__dict__.pop("use_cache", None)
+        save_checkpoint(model, self.tokenizer, folder)
+        if self.training_range is not None:
+            self.training_range.save(folder)
+        return model
+
+
+def set_up(recipe: Recipe, args: TrainingArguments, train_set, validation_set) -> Task:
+    """Model, stars and collators of a recipe; parameters as in [`train`]."""
+    if recipe.early_stopping_patience and not args.load_best_model_at_end:
+        raise ValueError("early_stopping_patience: expected load_best_model_at_end: true beside it, got false")
+    torch.manual_seed(args.seed)
+    if isinstance(train_set, Mixture):
+        generator = np.random.default_rng([args.seed, 1])
+        samples = [source.draw(MEASURED_STARS // 10, generator) for source in train_set.sources]
+    else:
+        samples = [train_set.with_format("numpy")[:MEASURED_STARS]]
+    prepare = prepare_checkpoint if recipe.checkpoint else prepare_model
+    model, tokenizer, training_range = prepare(recipe, samples)
+    freeze(model, recipe.freeze)
+    train_stars = train_set if isinstance(train_set, Mixture) else Columns(train_set)
+    several = isinstance(validation_set, Mapping)
+    augmentation = {name: getattr(recipe, name) for name in AUGMENTATIONS}
+    return Task(
+        model=add_lora(model, recipe.lora) if recipe.lora else model,
+        tokenizer=tokenizer,
+        training_range=training_range,
+        train_stars=train_stars,
+        validation_stars=(
+            {name: Columns(stars) for name, stars in validation_set.items()} if several else Columns(validation_set)
+        ),
+        # Stars of a mixture are drawn at random in any case.
+        draws=Draws(len(train_stars), not isinstance(train_stars, Mixture), args.seed),
+        train_collator=SpectraFMCollator(tokenizer, recipe.labels, recipe.scalars, seed=args.seed, **augmentation),
+        collator=SpectraFMCollator(tokenizer, recipe.labels, recipe.scalars),
+    )
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, args: TrainingArguments) -> MuonWithAdamW:
+    """For the parameters that are not frozen."""
+    muon, decayed, plain = split_parameters(model)
+    return MuonWithAdamW(
+        {"params": muon, "lr": recipe.muon_learning_rate, "weight_decay": recipe.muon_weight_decay},
+        [
+            {"params": decayed, "lr": args.learning_rate, "weight_decay": args.weight_decay},
+            {"params": plain, "lr": args.learning_rate, "weight_decay": 0.0},
+        ],
+        betas=(args.adam_beta1, args.adam_beta2),
+    )
+
+
+def seed_step(seed: int, step: int, process: int):
+    """
+    Seed torch for one step of the optimizer: dropout follows from these three numbers, and neither from what came
+    before, as in a resumed run, nor from what else draws random numbers.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0] >> 1))
+
+
+EMA_FILE = "ema.safetensors"
+
+
+class StepCallback(TrainerCallback):
+    """What is done at each step of the Trainer besides training: seeds, order of the stars, running mean."""
+
+    def __init__(self, draws: Draws, ema: Ema | None):
+        self.draws = draws
+        self.ema = ema
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.ema is not None and args.resume_from_checkpoint:
+            self.ema.load_state_dict(load_file(Path(args.resume_from_checkpoint, EMA_FILE)))
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # Of a sampler that is wrapped twice, to be shared and to be resumed, the Trainer does not set it.
+        self.draws.set_epoch(int(state.epoch or 0))
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        seed_step(args.seed, state.global_step, args.process_index)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        # A short memory at first, so that the mean forgets the random start.
-        decay = min(self.decay, (state.global_step + 1) / (state.global_step + 10))
-        weights = {name: p.detach() for name, p in model.named_parameters()}
-        torch._foreach_lerp_([self.mean[name] for name in weights], list(weights.values()), 1.0 - decay)
-
-    def swap(self, model: nn.Module):
-        """Exchange the weights of the model with their mean; twice is back."""
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.data, self.mean[name] = self.mean[name], parameter.data
-
-    def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        if folder.is_dir():
-            with complete_file(folder / "ema.safetensors") as temporary:
-                save_file(self.mean, temporary)
+        if self.ema is not None:
+            self.ema.update(model, state.global_step)
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
-        self.swap(model)
+        if self.ema is not None:
+            if args.load_best_model_at_end and state.best_model_checkpoint:
+                self.ema.load_state_dict(load_file(Path(state.best_model_checkpoint, EMA_FILE)))
+            self.ema.swap(model)
 
 
 class SpectraFMTrainer(Trainer):
     """The Trainer with Muon for hidden matrices, and with evaluation on the running mean of the weights."""
 
-    def __init__(self, *args, recipe: Recipe, train_collator: SpectraFMCollator, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, recipe: Recipe, task: Task, args: TrainingArguments):
+        super().__init__(
+            model=task.model,
+            args=args,
+            train_dataset=task.train_stars,
+            eval_dataset=task.validation_stars,
+            data_collator=task.collator,
+            compute_metrics=make_compute_metrics(task.model.config, recipe.labels),
+        )
         self.recipe = recipe
-        self.train_collator = train_collator
-        self.ema = EmaCallback(recipe.ema_decay) if recipe.ema_decay else None
-        if self.ema is not None:
-            self.add_callback(self.ema)
+        self.task = task
+        self.ema = Ema(recipe.ema_decay, task.model) if recipe.ema_decay else None
+        self.add_callback(StepCallback(task.draws, self.ema))
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
-            muon, decayed, plain = split_parameters(self.model if model is None else model)
-            rate = self.args.learning_rate
-            self.optimizer = MuonWithAdamW(
-                {"params": muon, "lr": self.recipe.muon_learning_rate, "weight_decay": self.recipe.muon_weight_decay},
-                [
-                    {"params": decayed, "lr": rate, "weight_decay": self.args.weight_decay},
-                    {"params": plain, "lr": rate, "weight_decay": 0.0},
-                ],
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-            )
+            self.optimizer = make_optimizer(self.model if model is None else model, self.recipe, self.args)
         return self.optimizer
 
     def get_train_dataloader(self):
-        # Augmentation belongs to training alone.
-        plain, self.data_collator = self.data_collator, self.train_collator
+        plain, self.data_collator = self.data_collator, self.task.train_collator
         try:
             return super().get_train_dataloader()
         finally:
             self.data_collator = plain
 
-    def evaluate(self, *args, **kwargs):
-        if self.ema is None or not self.is_in_train:
-            return super().evaluate(*args, **kwargs)
-        self.ema.swap(self.model)
+    def _get_train_sampler(self, train_dataset=None):
+        return self.task.draws
+
+    def evaluate(self, eval_dataset=None, *args, **kwargs):
+        # The Trainer evaluates several sets by calling this again for each.
+        outermost = not isinstance(eval_dataset, str)
+        swapped = self.ema if outermost and self.is_in_train else None
+        if swapped is not None:
+            swapped.swap(self.model)
         try:
-            return super().evaluate(*args, **kwargs)
+            metrics = super().evaluate(eval_dataset, *args, **kwargs)
         finally:
-            self.ema.swap(self.model)
+            if swapped is not None:
+                swapped.swap(self.model)
+        if outermost and "eval_loss" not in metrics:
+            metrics["eval_loss"] = float(np.mean([value for name, value in metrics.items() if name.endswith("_loss")]))
+            self.log({"eval_loss": metrics["eval_loss"]})
+        return metrics
+
+    def _determine_best_metric(self, metrics, trial):
+        # The callback of transformers does not see the mean of several sets, and forgets in a resumed run.
+        is_best = super()._determine_best_metric(metrics, trial)
+        best = self.state.best_global_step or 0
+        worse = {entry["step"] for entry in self.state.log_history if "eval_loss" in entry and entry["step"] > best}
+        if 0 < self.recipe.early_stopping_patience <= len(worse):
+            self.control.should_training_stop = True
+        return is_best
+
+    def _save_checkpoint(self, model, trial):
+        # Before the rest, of which trainer_state.json is the last: see `last_checkpoint`.
+        if self.ema is not None and self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(self.ema.state_dict(), folder / EMA_FILE)
+        super()._save_checkpoint(model, trial)
 
 
 def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
@@ -445,36 +438,31 @@ def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
     return compute_metrics
 
 
-def calibrate_errors(trainer: Trainer, label_names: Sequence[str]):
+def calibrate_errors(config: SpectraFMConfig, label_names: Sequence[str], mean, log_variance, truth):
     """
-    Set `label_error_factors` of the trained model, so that on the validation set the robust standard deviation of
-    error over sigma is one for each label.
+    Set `label_error_factors`, so that on validation stars the robust standard deviation of error over sigma is one
+    for each label that was learnt.
 
     Noise added in training makes the errors too large, learning by heart makes them too small.
+
+    Parameters
+    ----------
+    mean, log_variance : array of shape (stars, labels)
+        Answers with the factors that the config has so far.
+    truth : pair of arrays of that shape
+        Labels and their errors.
     """
-    model: Any = trainer.model
-    config = model.config
-    config.label_error_factors = []
-    stars: Any = trainer.eval_dataset
-    answers = [
-        cast(Any, trainer.predict(part, metric_key_prefix="calibration"))
-        for part in (stars.values() if isinstance(stars, dict) else [stars])
-    ]
-    mean, log_variance = (np.concatenate([answer.predictions[i] for answer in answers]) for i in (0, 1))
-    truth: Any = tuple(np.concatenate([answer.label_ids[i] for answer in answers]) for i in (0, 1))
-    factors = dict.fromkeys(config.label_names, 1.0)
+    known = config.label_error_factors or [1.0] * len(config.label_names)
+    factors = dict(zip(config.label_names, known, strict=True))
+    before = np.array([factors[name] for name in label_names])
     # The errors of the labels are part of sigma: where they count, one step does not lead all the way.
     for _ in range(3):
-        steps = np.array([factors[name] for name in label_names])
+        steps = np.array([factors[name] for name in label_names]) / before
         rescaled = EvalPrediction(cast(Any, (mean, log_variance + 2.0 * np.log(steps))), truth)
         metrics = make_compute_metrics(config, label_names)(rescaled)
         for name in label_names:
             factors[name] *= metrics[f"{name}_robust_z"]
     config.label_error_factors = [round(factors[name], 4) for name in config.label_names]
-
-
-#: Stars of each instrument that standardisation and whitening are measured on.
-MEASURED_STARS = 40_000
 
 
 def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) -> SpectraFMTrainer:
@@ -488,43 +476,20 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     validation_set : datasets.Dataset, or mapping of name to data set or to columns
         The same; several are evaluated one after the other.
     """
-    torch.manual_seed(args.seed)
-    training_stars = train_set if isinstance(train_set, Mixture) else Columns(train_set)
-    if isinstance(validation_set, Mapping):
-        validation_stars: Any = {name: Columns(stars) for name, stars in validation_set.items()}
-    else:
-        validation_stars = Columns(validation_set)
-    if recipe.checkpoint:
-        model, tokenizer = load_checkpoint(recipe.checkpoint)
-        training_range = TrainingRange.load(str(model.name_or_path))
-    elif isinstance(train_set, Mixture):
-        generator = np.random.default_rng([args.seed, 1])
-        samples = [source.draw(MEASURED_STARS // 10, generator) for source in train_set.sources]
-        model, tokenizer, training_range = prepare_model(recipe, samples)
-    else:
-        model, tokenizer, training_range = prepare_model(recipe, [train_set.with_format("numpy")[:MEASURED_STARS]])
-    final = Path(args.output_dir or "runs") / "final"
+    task = set_up(recipe, args, train_set, validation_set)
     args.remove_unused_columns = False  # the collator reads columns that `forward` does not name
     args.label_names = ["labels", "label_errors"]
-    augmentation = {name: getattr(recipe, name) for name in AUGMENTATIONS}
-    trainer = SpectraFMTrainer(
-        model=model,
-        args=args,
-        recipe=recipe,
-        train_dataset=training_stars,
-        eval_dataset=validation_stars,
-        data_collator=SpectraFMCollator(tokenizer, recipe.labels, recipe.scalars),
-        train_collator=SpectraFMCollator(tokenizer, recipe.labels, recipe.scalars, **augmentation),
-        compute_metrics=make_compute_metrics(model.config, recipe.labels),
-    )
+    trainer = SpectraFMTrainer(recipe, task, args)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    calibrate_errors(trainer, recipe.labels)
-    # The Trainer sets it on every config; this model has no cache, and a loaded config would not keep it.
-    model.config.__dict__.pop("use_cache", None)
-    save_checkpoint(model, tokenizer, final)
-    if training_range is not None:
-        training_range.save(final)
-    write_curves(final.with_name("curves.csv"), trainer.state.log_history)
+    stars = task.validation_stars
+    answers = [cast(Any, trainer.predict(part)) for part in (stars.values() if isinstance(stars, dict) else [stars])]
+    mean, log_variance = (np.concatenate([answer.predictions[i] for answer in answers]) for i in (0, 1))
+    truth = tuple(np.concatenate([answer.label_ids[i] for answer in answers]) for i in (0, 1))
+    calibrate_errors(task.model.config, recipe.labels, mean, log_variance, truth)
+    if args.should_save:
+        final = Path(args.output_dir or "runs") / "final"
+        trainer.model = task.save(final)
+        write_curves(final.with_name("curves.csv"), trainer.state.log_history)
     return trainer
 
 

@@ -31,7 +31,8 @@ class Mixture(torch.utils.data.Dataset):
     Stars of several sources, each batch from one of them, so that the stars of a batch share their pixels.
 
     A batch follows from `seed` and the first of its indices alone, whatever the process or worker that makes it: a
-    sampler that shuffles, resumes or shares indices between processes does so for these stars as well.
+    sampler that resumes or shares indices between processes does so for these stars as well. Indices may go on beyond
+    `length`, epoch after epoch; the stars are always new.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ class Mixture(torch.utils.data.Dataset):
     shares : sequence of float
         How often a batch comes from each, in any unit.
     length : int
-        Number of stars until an epoch ends; drawn stars never repeat within one.
+        Number of stars until an epoch ends.
     seed : int
     """
 
@@ -57,7 +58,7 @@ class Mixture(torch.utils.data.Dataset):
         return self.length
 
     def __getitems__(self, indices: list[int]) -> Columns:
-        """Columns of `len(indices)` stars."""
+        """Columns of `len(indices)` stars; `draw` holds the indices."""
         generator = np.random.default_rng([self.seed, indices[0]])
         source = self.sources[generator.choice(len(self.sources), p=self.shares)]
-        return source.draw(len(indices), generator)
+        return {**source.draw(len(indices), generator), "draw": np.array(indices)}

@@ -1,0 +1,99 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Optimizer and running mean of the weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """
+    Trainable parameters for Muon (matrices inside the layers), AdamW with and without weight decay.
+
+    Muon makes the update of a matrix orthogonal, which is meant for matrices between hidden states; embeddings, the
+    read-out heads, the factors of LoRA, biases and norms stay with AdamW.
+    """
+    muon, decayed, plain = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        outside = any(part in name for part in ("value_embedding", "readout.mean", "readout.log_variance", "lora_"))
+        if parameter.ndim == 2 and not outside:
+            muon.append(parameter)
+        elif parameter.ndim >= 2:
+            decayed.append(parameter)
+        else:
+            plain.append(parameter)
+    return muon, decayed, plain
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """
+    [`torch.optim.Muon`] for hidden matrices and [`torch.optim.AdamW`] for the rest, as one optimizer.
+
+    The Trainer, its schedulers and its checkpoints know one optimizer with parameter groups; the groups are shared
+    with the two inner ones, so that a scheduler that sets a learning rate sets theirs.
+    """
+
+    def __init__(self, muon_group: dict[str, Any], adamw_groups: Sequence[dict[str, Any]], betas=(0.9, 0.98)):
+        adamw_groups = [group for group in adamw_groups if group["params"]]
+        self.inner: list[torch.optim.Optimizer] = []
+        # Either may have nothing to do where parts of the model are frozen.
+        if muon_group["params"]:
+            self.inner.append(torch.optim.Muon([muon_group], adjust_lr_fn="match_rms_adamw"))
+        if adamw_groups:
+            self.inner.append(torch.optim.AdamW(adamw_groups, betas=betas))
+        groups = [group for optimizer in self.inner for group in optimizer.param_groups]
+        super().__init__(groups, {})
+        self._share_groups()
+
+    def _share_groups(self):
+        first = 0
+        for optimizer in self.inner:
+            last = first + len(optimizer.param_groups)
+            optimizer.param_groups, optimizer.state = self.param_groups[first:last], self.state
+            first = last
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        for optimizer in self.inner:
+            optimizer.step()
+        return loss
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self._share_groups()
+
+
+class Ema:
+    """Running mean of the trained weights; it stands in for them in evaluation and in the final model."""
+
+    def __init__(self, decay: float, model: nn.Module):
+        self.decay = decay
+        self.mean = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int):
+        """After step number `step`, counted from 1."""
+        # A short memory at first, so that the mean forgets the random start.
+        decay = min(self.decay, (step + 1) / (step + 10))
+        weights = {name: p for name, p in model.named_parameters() if name in self.mean}
+        torch._foreach_lerp_([self.mean[name] for name in weights], list(weights.values()), 1.0 - decay)
+
+    @torch.no_grad()
+    def swap(self, model: nn.Module):
+        """Exchange the weights of the model with their mean; twice is back."""
+        for name, parameter in model.named_parameters():
+            if name in self.mean:
+                parameter.data, self.mean[name] = self.mean[name], parameter.data
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.mean
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]):
+        if state.keys() != self.mean.keys():
+            raise ValueError(f"ema: expected the mean of {len(self.mean)} weights, got {len(state)} of other names")
+        self.mean = {name: state[name].to(mean.device) for name, mean in self.mean.items()}
