@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The command line: `spectrafm demo`, `predict`, `plot`, `data` and `formats`.
+"""The command line: `spectrafm demo`, `predict`, `plot`, `explain`, `embed`, `similar`, `data` and `formats`.
 
 It stands beside the package, whose import takes seconds, and imports it inside the verbs: `--help` answers at once.
 """
@@ -12,7 +12,7 @@ import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from spectrafm_hf.data.readers import Failure, Row
     from spectrafm_hf.models import SpectraFMForPrediction, SpectraFMTokenizer
+    from spectrafm_hf.similar import Embeddings
 
 
 DEFAULT_MODEL = "spectrafm-gaia-xp-small"
@@ -94,6 +95,48 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="Angstrom, vacuum, rest frame")
     plot.add_argument("--object-id", metavar="ID", help="which spectrum of the input")
     plot.set_defaults(run=_plot)
+
+    explain = verbs.add_parser(
+        "explain",
+        parents=[_reading()],
+        help="see what a model looks at: attention and gradients over wavelength, and the lines at their peaks",
+        description="Draw what a model looks at in the spectra of INPUT, on average, for each label: attention, how "
+        "the label responds to a line that gets 1 percent deeper, and the known lines at the peaks of both. Written to "
+        "DIR: a picture for each label, curves.csv and peaks.csv.",
+    )
+    explain.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    explain.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
+    explain.add_argument("--labels", nargs="+", metavar="LABEL", help="default: all that the model predicts")
+    explain.add_argument(
+        "--layer", type=int, default=-1, metavar="N", help="of the decoder, from 0 (default: the last)"
+    )
+    explain.add_argument("--head", type=int, metavar="N", help="of the layer, from 0 (default: the mean of all)")
+    explain.add_argument(
+        "--line-width", type=float, metavar="ANGSTROM", help="full width at half depth of a line (default: 3 pixels)"
+    )
+    explain.add_argument("--by-type", action="store_true", help="giants, dwarfs, cool and hot stars apart as well")
+    explain.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="stars at once (default: 32)")
+    explain.set_defaults(run=_explain)
+
+    embed = verbs.add_parser(
+        "embed", parents=[_reading()], help="a vector for each spectrum, near for stars that are alike"
+    )
+    embed.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    embed.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .parquet file")
+    embed.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
+    embed.set_defaults(run=_embed)
+
+    similar = verbs.add_parser(
+        "similar", parents=[_reading()], help="the stars of a data set whose spectra are most like those of INPUT"
+    )
+    similar.add_argument(
+        "--to", type=Path, required=True, metavar="PATH", help="data set folder, or what `spectrafm embed` wrote"
+    )
+    similar.add_argument("-n", type=_positive, default=5, metavar="N", help="neighbours (default: 5)")
+    similar.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    similar.add_argument("--output", type=Path, metavar="FILE", help="table of all neighbours, .csv")
+    similar.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
+    similar.set_defaults(run=_similar)
 
     verbs.add_parser("formats", help="what files can be read, and what is known of each").set_defaults(run=_formats)
 
@@ -398,6 +441,158 @@ def _flux_label(file: Path, name: str | None) -> str:
     except ValueError:
         unit = "units of the file" if format.flux_unit == "as given" else format.flux_unit
     return f"Flux [{unit}]".replace("1 \\times ", "")
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from tqdm.auto import tqdm
+
+    from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
+    from spectrafm_hf.explain import Explainer, match_lines, write_curves, write_peaks
+    from spectrafm_hf.plots import plot_explanation
+
+    failures: list[Failure] = []
+    files = find_files(arguments.input, arguments.split, failures)
+    model, tokenizer = _load(arguments.model)
+    _, units = _labels(model, tokenizer)
+    explainer = Explainer(
+        model,
+        tokenizer,
+        arguments.labels,
+        layer=arguments.layer,
+        head=arguments.head,
+        line_width=arguments.line_width,
+        by_type=arguments.by_type,
+    )
+    rows = read_spectra(files, failures=failures, **_how(arguments))
+    with tqdm(total=_count(files), desc="explaining", unit=" stars", delay=DELAY) as progress:
+        for batch in batched(rows, arguments.batch_size):
+            bad = explainer.add(batch)
+            failures += [Failure(batch[i]["file"], f"{batch[i]['object_id']}: {why}") for i, why in bad.items()]
+            progress.update(len(batch))
+    explanations = explainer.explanations()
+    if not explanations:
+        raise ValueError(_nothing(failures, len(files), arguments.output))
+
+    folder = arguments.output
+    folder.mkdir(parents=True, exist_ok=True)
+    matches = {name: match_lines(explanation) for name, explanation in explanations.items()}
+    write_curves(folder / "curves.csv", explanations)
+    write_peaks(folder / "peaks.csv", matches)
+    table = []
+    for name, explanation in explanations.items():
+        for match in matches[name]:
+            if match.curve == "response":
+                picture = folder / (f"{match.label}.png" if name == "all" else f"{match.label}-{name}.png")
+                stars = "1 star" if explanation.n_stars == 1 else f"{explanation.n_stars:,} stars"
+                kind = "" if name == "all" else f" ({name})"
+                title = f"What {Path(arguments.model).name} looks at: mean of {stars}{kind}"
+                plot_explanation(picture, explanation, match.label, match.peaks, units, title)
+            table.append(
+                [name, f"{explanation.n_stars:,}", match.label, match.curve, str(len(match.peaks))]
+                + [_recovered(found) for found in (match.known, match.paper)]
+            )
+    header = ["stars", "number", "label", "curve", "peaks", "known lines at peaks", "the paper's"]
+    _print_table(header, table, left=True)
+    print(
+        "(lines in range; random: mean ± spread for the same lines, moved at random; p: how often those find as many)"
+    )
+    print(f"written in {folder}: a picture for each label, curves.csv and peaks.csv")
+    return _report(failures, folder / "curves.csv")
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    from spectrafm_hf.similar import EmbeddingWriter
+
+    failures: list[Failure] = []
+    model, tokenizer = _load(arguments.model)
+    n_stars = 0
+    with EmbeddingWriter(arguments.output, model) as writer:
+        for part in _embeddings(arguments, arguments.input, model, tokenizer, failures):
+            writer.write(part)
+            n_stars += len(part.object_id)
+            width = part.vectors.shape[1]
+    print(f"written: {arguments.output}, {n_stars:,} vectors of {width} numbers")
+    return _report(failures, arguments.output)
+
+
+def _similar(arguments: argparse.Namespace) -> int:
+    from spectrafm_hf.files import complete_file
+    from spectrafm_hf.similar import Embeddings, label_distance, neighbours, read_embeddings
+
+    if arguments.output and not arguments.output.parent.is_dir():
+        raise ValueError(f"output: expected a folder that exists, got {arguments.output.parent}")
+    failures: list[Failure] = []
+    model, tokenizer = _load(arguments.model)
+    names, units = _labels(model, tokenizer)
+    others = read_embeddings(arguments.to, model) if arguments.to.is_file() else None
+    if others is None:
+        others = Embeddings.join(list(_embeddings(arguments, [arguments.to], model, tokenizer, failures)))
+    queries = Embeddings.join(list(_embeddings(arguments, arguments.input, model, tokenizer, failures)))
+    index, similarity = neighbours(queries, others, arguments.n)
+
+    known = [name for name in names if name in others.labels]
+    lines = [
+        [queries.object_id[star], str(rank), others.object_id[i], f"{cosine:.5f}"]
+        + [f"{others.labels[name][i]:g}" for name in known]
+        for star in range(len(index))
+        for rank, (i, cosine) in enumerate(zip(index[star], similarity[star], strict=True), start=1)
+        if i >= 0
+    ]
+    header = ["object_id", "rank", "neighbour", "similarity"]
+    _print_table([*header, *(_heading(name, units) for name in known)], lines[:PRINTED_STARS])
+    if arguments.output:
+        with complete_file(arguments.output) as temporary:
+            text = [",".join(line) for line in [[*header, *known], *lines]]
+            temporary.write_text("\n".join(text) + "\n", encoding="utf-8")
+        print(f"written: {arguments.output}")
+    elif len(lines) > PRINTED_STARS:
+        print(f"... {len(lines) - PRINTED_STARS:,} more, --output FILE keeps them")
+    distances = label_distance(queries, others, index, names)
+    if distances:
+        near, random = distances
+        print(
+            f"distance in {', '.join(known)}, each in units of its scatter: neighbours {near:.3f}, random stars "
+            f"{random:.3f}, ratio {near / random:.2f}"
+        )
+    return _report(failures, arguments.output)
+
+
+def _embeddings(
+    arguments: argparse.Namespace,
+    paths: Sequence[Path],
+    model: SpectraFMForPrediction,
+    tokenizer: SpectraFMTokenizer,
+    failures: list[Failure],
+) -> Iterator[Embeddings]:
+    """Of all spectra that can be used, batch after batch; at least one."""
+    from tqdm.auto import tqdm
+
+    from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
+    from spectrafm_hf.similar import Embedder
+
+    files = find_files(paths, arguments.split if paths is arguments.input else None, failures)
+    embedder = Embedder(model, tokenizer)
+    rows = read_spectra(files, failures=failures, **_how(arguments))
+    n_stars = 0
+    with tqdm(total=_count(files), desc="embedding", unit=" stars", delay=DELAY) as progress:
+        for batch in batched(rows, arguments.batch_size):
+            part, bad = embedder(batch)
+            failures += [Failure(batch[i]["file"], f"{batch[i]['object_id']}: {why}") for i, why in bad.items()]
+            n_stars += len(part.object_id)
+            progress.update(len(batch))
+            if part.object_id:
+                yield part
+    if not n_stars:
+        raise ValueError(_nothing(failures, len(files), arguments.output))
+
+
+def _recovered(found: Any) -> str:
+    if not found.n_lines:
+        return "none in range"
+    return (
+        f"{found.n_found} of {found.n_lines}; random {found.random:.1f} ± {found.random_spread:.1f}, "
+        f"p {max(found.p_value, 1e-4):.2g}"
+    )
 
 
 def _formats(arguments: argparse.Namespace) -> None:

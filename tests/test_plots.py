@@ -5,11 +5,11 @@ import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
 
+from spectrafm_hf.explain import line_list
 from spectrafm_hf.plots import (
     axis_label,
     draw_spectrum,
     find_gaps,
-    known_lines,
     mark_lines,
     plot_comparison,
     plot_label_distribution,
@@ -100,7 +100,7 @@ def test_lines_are_marked_in_vacuum_where_there_is_flux():
     mark_lines(axes, row)
     # Br 13 at 16113.8 is there, Ca I at 16141.2 and 16155.2 too; nothing is marked in the gaps.
     assert [text.get_text() for text in axes.texts] == ["Ca I", "Ca I", "Br 13"]
-    lines = {(name, wavelength) for wavelength, name, _ in known_lines()}
+    lines = {(line.name, line.wavelength) for line in line_list()}
     assert {("Hα", 6564.7), ("Mg I", 15770.11), ("Ca II", 8544.44)} <= lines
 
 

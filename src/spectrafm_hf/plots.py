@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -18,11 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike, NDArray
 
+from .explain import Explanation, Line, Peak, line_list
 from .files import complete_file
 from .metrics import label_metrics, robust_scatter
 from .prediction import valid_pixels
 
 
+#: Angstrom of spectrum in a close-up.
+ZOOM_WIDTH = 24.0
 INK, BLUE, ORANGE, GREY = "#222222", "#1f5fa8", "#d9730d", "#9a9a9a"
 SYMBOLS = {"teff": r"$T_\mathrm{eff}$", "logg": r"$\log g$", "vmicro": r"$v_\mathrm{micro}$", "vsini": r"$v \sin i$"}
 
@@ -173,14 +173,6 @@ def find_gaps(row: Mapping[str, Any]) -> list[tuple[float, float]]:
     return [(float(wavelength[i]), float(wavelength[i + 1])) for i in wide]
 
 
-@cache
-def known_lines() -> list[tuple[float, str, int]]:
-    """Wavelength in vacuum, name and rank (1 goes first) of the lines in `resources/lines.csv`, which says whence."""
-    text = (files("spectrafm_hf") / "resources" / "lines.csv").read_text(encoding="utf-8")
-    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
-    return [(float(row["wavelength"]), row["name"], int(row["rank"])) for row in rows]
-
-
 def mark_lines(axes: Axes, row: Mapping[str, Any]) -> None:
     """Mark the lines that have room for their names above the axes; in a coarse spectrum those of rank 1 only."""
     low, high = axes.get_xlim()
@@ -188,16 +180,14 @@ def mark_lines(axes: Axes, row: Mapping[str, Any]) -> None:
     coarse = wavelength.size > 1 and np.median(np.diff(wavelength)) > 5
     gaps = find_gaps(row)
     marked: list[float] = []
-    for line, name, rank in sorted(known_lines(), key=lambda line: line[2]):
-        hidden = any(first < line < last for first, last in gaps)
-        crowded = any(abs(line - other) < 0.011 * (high - low) for other in marked)
-        if low < line < high and not (hidden or crowded or (coarse and rank > 1)):
-            marked.append(line)
-            axes.axvline(line, color=ORANGE, lw=0.8, alpha=0.7, zorder=0)
-            axes.text(
-                line, 1.01, name, transform=axes.get_xaxis_transform(), rotation=90, ha="center", va="bottom",
-                fontsize=10, color=ORANGE,
-            )  # fmt: skip
+    for line in sorted(line_list(), key=lambda line: line.rank):
+        place = line.wavelength
+        hidden = any(first < place < last for first, last in gaps)
+        crowded = any(abs(place - other) < 0.011 * (high - low) for other in marked)
+        unknown = line.rank > (1 if coarse else 3)
+        if low < place < high and not (hidden or crowded or unknown):
+            marked.append(place)
+            _name(axes, line)
 
 
 def draw_spectrum(axes: Axes, row: Mapping[str, Any], wavelength_range: tuple[float, float] | None = None) -> None:
@@ -465,6 +455,129 @@ def plot_observed(path: str | os.PathLike[str], columns: Mapping[str, NDArray[An
     axes.set(xlabel="S/N per pixel", ylabel="Stars")
     axes.tick_params(direction="in", top=True, right=True)
     _save(figure, path)
+
+
+def plot_explanation(
+    path: str | os.PathLike[str],
+    explanation: Explanation,
+    label: str,
+    peaks: Sequence[Peak],
+    units: Mapping[str, str],
+    title: str = "",
+) -> None:
+    """What a model looks at for one label: spectrum, attention, response to a line; close-ups of the highest peaks.
+
+    Parameters
+    ----------
+    path : path
+        PNG file to write.
+    explanation : Explanation
+    label : str
+        One of `explanation.labels`.
+    peaks : sequence of Peak
+        Of the response, the most prominent first. The lines at them are named, and in a spectrum of more than 2,000
+        pixels the first five have close-ups.
+    units : mapping of label to str
+    title : str
+    """
+    row = explanation.labels.index(label)
+    wavelength = explanation.wavelength
+    step = np.diff(wavelength)
+    # Lines end at gaps.
+    gaps = np.flatnonzero(step > 20 * explanation.step) + 1 if explanation.step else np.empty(0, int)
+    x = np.insert(wavelength, gaps, np.nan)
+    flux, attention, response = (
+        np.insert(curve, gaps, np.nan)
+        for curve in (explanation.flux, explanation.attention[row], explanation.response[row])
+    )
+    number = axis_label(label, units) if label in units else "all labels, scaled"
+    size = len(wavelength)
+    chosen = _apart(peaks, ZOOM_WIDTH) if size > 2000 else []
+    figure = Figure(figsize=(13.33, 7.5), layout=ConstrainedLayoutEngine(h_pad=0.04, w_pad=0.06, hspace=0.03))
+    heights = [2, 1.3, 1.7, 2.1] if chosen else [2, 1.3, 1.7]
+    grid = figure.add_gridspec(len(heights), max(len(chosen), 1), height_ratios=heights)
+    top = figure.add_subplot(grid[0, :])
+    middle, bottom = (figure.add_subplot(grid[i, :], sharex=top) for i in (1, 2))
+    width = 1.4 if size < 1000 else 0.5
+    top.plot(x, flux, color=INK, lw=width, drawstyle="steps-mid")
+    top.set_ylim(_flux_limits(explanation.flux))
+    middle.fill_between(x, attention, color=BLUE, lw=0, step="mid", alpha=0.75)
+    middle.axhline(1, color=GREY, lw=0.8, ls="--")
+    middle.set_ylim(0, 1.08 * np.nanmax(attention))
+    middle.annotate("even", (1, 1), (3, 0), xycoords=middle.get_yaxis_transform(), textcoords="offset points",
+                    va="center", fontsize=9, color=GREY)  # fmt: skip
+    bottom.fill_between(x, response, color=ORANGE, lw=0.6, step="mid")
+    bottom.axhline(0, color=GREY, lw=0.6)
+    top.set_xlim(wavelength[0], wavelength[-1])
+    top.set_ylabel("Flux", fontsize=12)
+    middle.set_ylabel("Attention\n/ even", fontsize=12)
+    bottom.set_ylabel(f"{number}\nfor a line\n1 % deeper", fontsize=12)
+    for axes in (top, middle):
+        axes.tick_params(labelbottom=False)
+    room = 0.014 * (wavelength[-1] - wavelength[0])
+    for peak in _apart([peak for peak in peaks if peak.line], room, len(peaks)):
+        _name(top, peak.line)
+        for axes in (middle, bottom):
+            axes.axvline(peak.line.wavelength, color=GREY, lw=0.5, zorder=0)
+    for column, peak in enumerate(sorted(chosen, key=lambda peak: peak.wavelength)):
+        axes = figure.add_subplot(grid[3, column])
+        low, high = peak.wavelength - ZOOM_WIDTH / 2, peak.wavelength + ZOOM_WIDTH / 2
+        inside = (x > low) & (x < high)
+        axes.plot(x[inside], flux[inside], color=INK, lw=1.2, drawstyle="steps-mid")
+        axes.set_xlim(low, high)
+        below = axes.twinx()
+        below.fill_between(x[inside], response[inside], color=ORANGE, alpha=0.6, lw=0, step="mid")
+        # The two share a panel: the flux above, the response below.
+        reach = np.nanmax(np.abs(response[inside])) or 1.0
+        below.set_ylim(-1.1 * reach, 3.6 * reach)
+        below.set_yticks([])
+        lowest, highest = np.nanmin(flux[inside]), np.nanmax(flux[inside])
+        axes.set_ylim(lowest - 0.9 * (highest - lowest or 1.0), highest + 0.08 * (highest - lowest or 1.0))
+        for line in _apart_lines(low, high, peaks):
+            _name(axes, line)
+        axes.ticklabel_format(useOffset=False)
+        axes.locator_params(axis="x", nbins=4)
+        _style(axes)
+        if column == 0:
+            axes.set_ylabel("Close-ups", fontsize=12)
+    for axes in (top, middle, bottom):
+        _style(axes)
+    if not chosen:
+        bottom.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=13)
+    else:
+        figure.supxlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=13, color=INK)
+    figure.align_ylabels()
+    figure.suptitle(title, x=0.012, ha="left", fontsize=15, color=INK)
+    _save(figure, path)
+
+
+def _apart(peaks: Sequence[Peak], distance: float, number: int = 5) -> list[Peak]:
+    """The first peaks that are this far from each other."""
+    chosen: list[Peak] = []
+    for peak in peaks:
+        if len(chosen) < number and all(abs(peak.wavelength - other.wavelength) >= distance for other in chosen):
+            chosen.append(peak)
+    return chosen
+
+
+def _apart_lines(low: float, high: float, peaks: Sequence[Peak]) -> list[Line]:
+    """Lines in a close-up that have room for their names: those at peaks first, then the best known."""
+    at_peaks = {peak.line for peak in peaks}
+    lines = [line for line in line_list() if low < line.wavelength < high]
+    chosen: list[Line] = []
+    for line in sorted(lines, key=lambda line: (line not in at_peaks, line.rank)):
+        if all(abs(line.wavelength - other.wavelength) > 0.09 * (high - low) for other in chosen):
+            chosen.append(line)
+    return chosen
+
+
+def _name(axes: Axes, line: Line) -> None:
+    """Mark a line, its name above the axes."""
+    axes.axvline(line.wavelength, color=ORANGE, lw=0.8, alpha=0.7, zorder=0)
+    axes.text(
+        line.wavelength, 1.02, line.name, transform=axes.get_xaxis_transform(), rotation=90, ha="center", va="bottom",
+        fontsize=10, color=ORANGE,
+    )  # fmt: skip
 
 
 def _style(axes: Axes) -> None:
