@@ -1,7 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """Optimizer and running mean of the weights."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,9 +30,52 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     return muon, decayed, plain
 
 
+#: Of the polynomial that pulls singular values towards one (Jordan et al. 2024, "Muon").
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix with the singular vectors of `matrix` and singular values between 0.7 and 1.2."""
+    wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+    wide = wide / wide.norm().clamp(min=1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = wide @ wide.mT
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide.mT if matrix.shape[0] > matrix.shape[1] else wide
+
+
+class Muon(torch.optim.Optimizer):
+    """
+    Momentum made orthogonal, for matrices: [`torch.optim.Muon`] with `adjust_lr_fn="match_rms_adamw"`, in float32.
+
+    That one computes in bfloat16, which takes twice as long on a CPU, and whose rounding lets runs drift apart that
+    differ by the order of their sums alone, such as runs on one and on two processes.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], momentum: float = 0.95):
+        super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                mean = state["momentum_buffer"].lerp_(parameter.grad, 1.0 - group["momentum"])
+                update = orthogonalise(parameter.grad.lerp(mean, group["momentum"]))
+                parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+                # An update has the size of one of AdamW, so that the rates of both are of one kind.
+                parameter.add_(update, alpha=-0.2 * group["lr"] * max(parameter.shape) ** 0.5)
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
     """
-    [`torch.optim.Muon`] for hidden matrices and [`torch.optim.AdamW`] for the rest, as one optimizer.
+    [`Muon`] for hidden matrices and [`torch.optim.AdamW`] for the rest, as one optimizer.
 
     The Trainer, its schedulers and its checkpoints know one optimizer with parameter groups; the groups are shared
     with the two inner ones, so that a scheduler that sets a learning rate sets theirs.
@@ -42,7 +86,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.inner: list[torch.optim.Optimizer] = []
         # Either may have nothing to do where parts of the model are frozen.
         if muon_group["params"]:
-            self.inner.append(torch.optim.Muon([muon_group], adjust_lr_fn="match_rms_adamw"))
+            self.inner.append(Muon([muon_group]))
         if adamw_groups:
             self.inner.append(torch.optim.AdamW(adamw_groups, betas=betas))
         groups = [group for optimizer in self.inner for group in optimizer.param_groups]
@@ -89,6 +133,15 @@ class Ema:
         for name, parameter in model.named_parameters():
             if name in self.mean:
                 parameter.data, self.mean[name] = self.mean[name], parameter.data
+
+    @contextlib.contextmanager
+    def in_place_of(self, model: nn.Module) -> Iterator[None]:
+        """The model has the mean for weights."""
+        self.swap(model)
+        try:
+            yield
+        finally:
+            self.swap(model)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return self.mean

@@ -373,17 +373,16 @@ class SpectraFMTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         return self.task.draws
 
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        # A tuple: DistributedDataParallel would look for a method `values`, which is a field of the output.
+        return super().compute_loss(model, {**inputs, "return_dict": not model.training}, *args, **kwargs)
+
     def evaluate(self, eval_dataset=None, *args, **kwargs):
         # The Trainer evaluates several sets by calling this again for each.
         outermost = not isinstance(eval_dataset, str)
-        swapped = self.ema if outermost and self.is_in_train else None
-        if swapped is not None:
-            swapped.swap(self.model)
-        try:
+        mean = self.ema.in_place_of(self.model) if self.ema is not None and outermost and self.is_in_train else None
+        with mean or contextlib.nullcontext():
             metrics = super().evaluate(eval_dataset, *args, **kwargs)
-        finally:
-            if swapped is not None:
-                swapped.swap(self.model)
         if outermost and "eval_loss" not in metrics:
             metrics["eval_loss"] = float(np.mean([value for name, value in metrics.items() if name.endswith("_loss")]))
             self.log({"eval_loss": metrics["eval_loss"]})

@@ -1,0 +1,256 @@
+#!/usr/bin/env python
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Train SpectraFM from a recipe, in a plain loop with Accelerate: what `scripts/train.py` does, with nothing hidden.
+
+    python scripts/train_accelerate.py scripts/recipes/gaia-xp-small.yaml [--output_dir DIR] ...
+    accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/train_accelerate.py RECIPE ...
+
+Recipes, options and results are those of `scripts/train.py`: on one process the loss curves agree to rounding. Of
+`TrainingArguments` it reads what the recipes use: sizes and numbers of batches, rates, schedule, clipping, mixed
+precision, data loading, and when to log, evaluate, save and stop.
+"""
+
+import contextlib
+import copy
+import itertools
+import json
+import math
+import shutil
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, skip_first_batches
+from accelerate.utils import DistributedType
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, TrainingArguments, get_scheduler
+
+from spectrafm_hf.optimization import Ema
+from spectrafm_hf.training import (
+    Recipe,
+    calibrate_errors,
+    load_stars,
+    make_compute_metrics,
+    make_optimizer,
+    read_recipe,
+    seed_step,
+    set_up,
+    write_curves,
+)
+
+
+STATE_FILE = "trainer_state.json"  # as the Trainer calls it
+
+
+@dataclass
+class Progress:
+    """What is known of a run besides weights, optimizer and schedule."""
+
+    step: int = 0
+    unlogged_loss: float = 0.0
+    unlogged_steps: int = 0
+    best_step: int = 0
+    best_metric: float = math.inf  # the less the better
+    worse: int = 0  # evaluations since the best
+    log_history: list[dict[str, Any]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]):
+        vars(self).update(state)
+
+
+def evaluate(accelerator: Accelerator, model, loader: DataLoader, compute_metrics):
+    """Metrics with the loss, and what `calibrate_errors` takes: mean, log-variance, (labels, their errors)."""
+    model.eval()
+    answers = []
+    for batch in loader:
+        with torch.no_grad():
+            outputs = model(**batch)
+        loss = outputs.loss.repeat(len(batch["labels"]))
+        tensors = (outputs.mean, outputs.log_variance, batch["labels"], batch["label_errors"], loss)
+        answers.append(accelerator.gather_for_metrics(tensors))
+    model.train()
+    mean, log_variance, labels, label_errors, losses = (
+        torch.cat(parts).float().cpu().numpy() for parts in zip(*answers, strict=True)
+    )
+    truth = (labels, label_errors)
+    metrics = {"loss": float(losses.mean()), **compute_metrics(EvalPrediction((mean, log_variance), truth))}
+    return metrics, (mean, log_variance, truth)
+
+
+def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) -> list[dict[str, Any]]:
+    """Train, save into `args.output_dir` and return the log."""
+    accelerator = Accelerator(
+        cpu=args.use_cpu,
+        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
+        # A model uses its embeddings of scalars only where there are scalars.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if recipe.ema_decay and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(f"ema_decay: expected 0 with FSDP, got {recipe.ema_decay}")
+    task = set_up(recipe, args, train_set, validation_set)
+    whole = copy.deepcopy(task.model)  # `prepare` may cut the weights into shards
+
+    # ------------------------------------------------------------------------------------------- what takes part
+    def load(stars, batch_size: int, collator, sampler=None) -> Any:
+        return accelerator.prepare(
+            DataLoader(
+                stars,
+                batch_size,
+                sampler=sampler,
+                collate_fn=collator,
+                num_workers=args.dataloader_num_workers,
+                pin_memory=args.dataloader_pin_memory,
+                drop_last=sampler is not None and args.dataloader_drop_last,
+            )
+        )
+
+    loader = load(task.train_stars, args.per_device_train_batch_size, task.train_collator, task.draws)
+    sets = task.validation_stars if isinstance(task.validation_stars, dict) else {"": task.validation_stars}
+    eval_loaders = {name: load(stars, args.per_device_eval_batch_size, task.collator) for name, stars in sets.items()}
+    model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, recipe, args))
+    plain = accelerator.unwrap_model(model)
+    ema = Ema(recipe.ema_decay, plain) if recipe.ema_decay else None
+    compute_metrics = make_compute_metrics(plain.config, recipe.labels)
+
+    accumulation = args.gradient_accumulation_steps
+    steps_per_epoch = math.ceil(len(loader) / accumulation)
+    max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    # Not prepared, which would have it take as many steps at a time as there are processes.
+    scheduler = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer.optimizer,
+        args.get_warmup_steps(max_steps),
+        max_steps,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    )
+    progress = Progress()
+    accelerator.register_for_checkpointing(*(part for part in (scheduler, progress, ema) if part is not None))
+    output = Path(args.output_dir or "runs")
+    if args.resume_from_checkpoint:
+        accelerator.load_state(args.resume_from_checkpoint)
+
+    # --------------------------------------------------------------------------------------- what is done at times
+    def due(strategy: str, every: float, at_end: bool = True) -> bool:
+        if strategy == "epoch":
+            return progress.step % steps_per_epoch == 0
+        every = every if every >= 1 else math.ceil(every * max_steps)
+        return strategy == "steps" and (progress.step % every == 0 or (at_end and progress.step == max_steps))
+
+    def log(**values):
+        epochs, steps = divmod(progress.step, steps_per_epoch)
+        entry = {**values, "step": progress.step, "epoch": epochs + steps * accumulation / len(loader)}
+        progress.log_history.append(entry)
+        accelerator.print({name: f"{value:.4g}" for name, value in entry.items()})
+
+    def evaluate_all() -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for name, eval_loader in eval_loaders.items():
+            found, _ = evaluate(accelerator, model, eval_loader, compute_metrics)
+            metrics |= {f"eval_{name}_{figure}" if name else f"eval_{figure}": v for figure, v in found.items()}
+        return {"eval_loss": float(np.mean([v for name, v in metrics.items() if name.endswith("_loss")])), **metrics}
+
+    def note_best(metrics: dict[str, float]):
+        name = args.metric_for_best_model or "loss"
+        metric = metrics[name if name.startswith("eval_") else f"eval_{name}"] * (-1 if args.greater_is_better else 1)
+        progress.worse += 1
+        if metric < progress.best_metric:
+            progress.best_step, progress.best_metric, progress.worse = progress.step, metric, 0
+
+    def save():
+        folder = output / f"checkpoint-{progress.step}"
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        accelerator.save_state(str(unfinished))
+        if accelerator.is_main_process:
+            (unfinished / STATE_FILE).write_text(json.dumps(progress.state_dict()))
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
+            steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-[0-9]*"))
+            for step in steps[: -args.save_total_limit] if args.save_total_limit else []:
+                if step != progress.best_step:
+                    shutil.rmtree(output / f"checkpoint-{step}")
+        accelerator.wait_for_everyone()
+
+    # ---------------------------------------------------------------------------------------------------- training
+    model.train()
+    stopped = False
+    while progress.step < max_steps and not stopped:
+        epoch, done = divmod(progress.step, steps_per_epoch)
+        loader.set_epoch(epoch)
+        task.draws.set_epoch(epoch)  # which the line above does not reach where the loader is one of several
+        batches = iter(skip_first_batches(loader, done * accumulation) if done else loader)
+        while not stopped and progress.step < max_steps and (group := list(itertools.islice(batches, accumulation))):
+            seed_step(args.seed, progress.step, accelerator.process_index)
+            loss = torch.zeros((), device=accelerator.device)
+            for number, batch in enumerate(group, 1):
+                wait = number < len(group)  # the processes exchange their gradients once for each step
+                with accelerator.no_sync(model) if wait else contextlib.nullcontext():
+                    # A tuple: DistributedDataParallel would look for a method `values`, which is a field of the output.
+                    part = model(**batch, return_dict=False)[0] / len(group)
+                    accelerator.backward(part)
+                loss += part.detach()
+            gradient_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
+            rate = scheduler.get_last_lr()[0]
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            progress.step += 1
+            if ema is not None:
+                ema.update(plain, progress.step)
+
+            progress.unlogged_loss += float(accelerator.reduce(loss, "mean"))
+            progress.unlogged_steps += 1
+            if due(args.logging_strategy, args.logging_steps, at_end=False):
+                mean_loss = progress.unlogged_loss / progress.unlogged_steps
+                log(loss=mean_loss, grad_norm=float(gradient_norm), learning_rate=rate)
+                progress.unlogged_loss, progress.unlogged_steps = 0.0, 0
+            if due(args.eval_strategy, args.eval_steps or args.logging_steps):
+                with ema.in_place_of(plain) if ema is not None else contextlib.nullcontext():
+                    metrics = evaluate_all()
+                log(**metrics)
+                note_best(metrics)
+                stopped = 0 < recipe.early_stopping_patience <= progress.worse
+            if due(args.save_strategy, args.save_steps):
+                save()
+
+    # ---------------------------------------------------------------------------------------------------- the end
+    log_history = progress.log_history
+    if args.load_best_model_at_end and progress.best_step:
+        accelerator.load_state(str(output / f"checkpoint-{progress.best_step}"))
+    if ema is not None:
+        ema.swap(plain)
+    answers = [evaluate(accelerator, model, eval_loader, compute_metrics)[1] for eval_loader in eval_loaders.values()]
+    mean, log_variance = (np.concatenate([answer[i] for answer in answers]) for i in (0, 1))
+    truth = tuple(np.concatenate([answer[2][i] for answer in answers]) for i in (0, 1))
+    whole.load_state_dict(accelerator.get_state_dict(model))
+    calibrate_errors(whole.config, recipe.labels, mean, log_variance, truth)
+    if accelerator.is_main_process:
+        task.model = whole
+        task.save(output / "final")
+        write_curves(output / "curves.csv", log_history)
+    accelerator.end_training()
+    return log_history
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help") or not argv[0].endswith((".yaml", ".yml")):
+        print(__doc__.strip(), file=sys.stderr)
+        return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+    try:
+        recipe, args = read_recipe(argv[0], argv[1:])
+        train(recipe, args, *load_stars(recipe, args.seed))
+    except (OSError, ValueError) as error:
+        print(f"train_accelerate.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
