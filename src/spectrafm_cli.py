@@ -483,9 +483,9 @@ def _explain(arguments: argparse.Namespace) -> int:
         for match in matches[name]:
             if match.curve == "response":
                 picture = folder / (f"{match.label}.png" if name == "all" else f"{match.label}-{name}.png")
-                stars = "1 star" if explanation.n_stars == 1 else f"{explanation.n_stars:,} stars"
-                kind = "" if name == "all" else f" ({name})"
-                title = f"What {Path(arguments.model).name} looks at: mean of {stars}{kind}"
+                kind = {"all": "stars", "cool": "cool stars", "hot": "hot stars"}.get(name, name)
+                count = "one star" if explanation.n_stars == 1 else f"mean of {explanation.n_stars:,} {kind}"
+                title = f"what {Path(arguments.model).name} looks at, {count}"
                 plot_explanation(picture, explanation, match.label, match.peaks, units, title)
             table.append(
                 [name, f"{explanation.n_stars:,}", match.label, match.curve, str(len(match.peaks))]

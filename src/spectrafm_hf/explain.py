@@ -444,8 +444,11 @@ def recovery(
     marks, known = np.sort(np.asarray(peaks, np.float64)), np.asarray(lines, np.float64)
     known = known[_distance(known, wavelength) <= tolerance]
     n_found = int(np.count_nonzero(_distance(known, marks) <= tolerance))
-    shift = np.random.default_rng(seed).uniform(0, wavelength.size, size=(DRAWS, 1))
     pixel = np.arange(wavelength.size)
+    # A shift by less than what counts as the same place is none.
+    step = np.median(np.diff(wavelength)) if wavelength.size > 1 else 1.0
+    least = min(2 * tolerance / step, 0.4 * wavelength.size)
+    shift = np.random.default_rng(seed).uniform(least, wavelength.size - least, size=(DRAWS, 1))
     place = (np.interp(known, wavelength, pixel) + shift) % wavelength.size
     drawn = wavelength[np.rint(place).astype(int) % wavelength.size]
     hits = np.count_nonzero(_distance(drawn, marks) <= tolerance, axis=1)

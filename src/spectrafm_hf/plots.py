@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike, NDArray
 
-from .explain import Explanation, Line, Peak, line_list
+from .explain import COARSE_STEP, Explanation, Line, Peak, line_list
 from .files import complete_file
 from .metrics import label_metrics, robust_scatter
 from .prediction import valid_pixels
@@ -492,7 +492,7 @@ def plot_explanation(
     )
     number = axis_label(label, units) if label in units else "all labels, scaled"
     size = len(wavelength)
-    chosen = _apart(peaks, ZOOM_WIDTH) if size > 2000 else []
+    chosen = _apart(peaks, ZOOM_WIDTH, 5) if size > 2000 else []
     figure = Figure(figsize=(13.33, 7.5), layout=ConstrainedLayoutEngine(h_pad=0.04, w_pad=0.06, hspace=0.03))
     heights = [2, 1.3, 1.7, 2.1] if chosen else [2, 1.3, 1.7]
     grid = figure.add_gridspec(len(heights), max(len(chosen), 1), height_ratios=heights)
@@ -515,10 +515,17 @@ def plot_explanation(
     for axes in (top, middle):
         axes.tick_params(labelbottom=False)
     room = 0.014 * (wavelength[-1] - wavelength[0])
-    for peak in _apart([peak for peak in peaks if peak.line], room, len(peaks)):
-        _name(top, peak.line)
-        for axes in (middle, bottom):
-            axes.axvline(peak.line.wavelength, color=GREY, lw=0.5, zorder=0)
+    named = [peak.line for peak in peaks if peak.line]
+    if explanation.step > COARSE_STEP:  # few lines are at peaks there, and the famous ones help to find one's way
+        named += [line for line in line_list() if line.rank == 1]
+    marked: list[Line] = []
+    for line in named:
+        apart = all(abs(line.wavelength - other.wavelength) > room for other in marked)
+        if apart and wavelength[0] < line.wavelength < wavelength[-1]:
+            marked.append(line)
+            _name(top, line)
+            for axes in (middle, bottom):
+                axes.axvline(line.wavelength, color=GREY, lw=0.5, zorder=0)
     for column, peak in enumerate(sorted(chosen, key=lambda peak: peak.wavelength)):
         axes = figure.add_subplot(grid[3, column])
         low, high = peak.wavelength - ZOOM_WIDTH / 2, peak.wavelength + ZOOM_WIDTH / 2
@@ -533,7 +540,7 @@ def plot_explanation(
         below.set_yticks([])
         lowest, highest = np.nanmin(flux[inside]), np.nanmax(flux[inside])
         axes.set_ylim(lowest - 0.9 * (highest - lowest or 1.0), highest + 0.08 * (highest - lowest or 1.0))
-        for line in _apart_lines(low, high, peaks):
+        for line in _lines_within(low, high, peaks):
             _name(axes, line)
         axes.ticklabel_format(useOffset=False)
         axes.locator_params(axis="x", nbins=4)
@@ -547,11 +554,12 @@ def plot_explanation(
     else:
         figure.supxlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=13, color=INK)
     figure.align_ylabels()
-    figure.suptitle(title, x=0.012, ha="left", fontsize=15, color=INK)
+    subject = symbol(label) if label in units else "All labels"
+    figure.suptitle(f"{subject}: {title}", x=0.012, ha="left", fontsize=15, color=INK)
     _save(figure, path)
 
 
-def _apart(peaks: Sequence[Peak], distance: float, number: int = 5) -> list[Peak]:
+def _apart(peaks: Sequence[Peak], distance: float, number: int) -> list[Peak]:
     """The first peaks that are this far from each other."""
     chosen: list[Peak] = []
     for peak in peaks:
@@ -560,13 +568,14 @@ def _apart(peaks: Sequence[Peak], distance: float, number: int = 5) -> list[Peak
     return chosen
 
 
-def _apart_lines(low: float, high: float, peaks: Sequence[Peak]) -> list[Line]:
-    """Lines in a close-up that have room for their names: those at peaks first, then the best known."""
-    at_peaks = {peak.line for peak in peaks}
-    lines = [line for line in line_list() if low < line.wavelength < high]
+def _lines_within(low: float, high: float, peaks: Sequence[Peak]) -> list[Line]:
+    """Lines that have room for their names: those at the most prominent peaks first, then the best known."""
+    at_peaks = [peak.line for peak in peaks if peak.line]
+    others = sorted((line for line in line_list() if line not in at_peaks), key=lambda line: line.rank)
     chosen: list[Line] = []
-    for line in sorted(lines, key=lambda line: (line not in at_peaks, line.rank)):
-        if all(abs(line.wavelength - other.wavelength) > 0.09 * (high - low) for other in chosen):
+    for line in [*at_peaks, *others]:
+        room = all(abs(line.wavelength - other.wavelength) > 0.09 * (high - low) for other in chosen)
+        if low < line.wavelength < high and room:
             chosen.append(line)
     return chosen
 
