@@ -12,6 +12,7 @@ not vary. Downloads the line list (20 MB) the first time, and takes a minute.
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from spectrafm_hf.synthesis.lines import line_list as synthesis_list
 
 
 #: Hot to cool: a line is named after the star in which molecules blend it least.
-STARS = (
+STARS: tuple[dict[str, Any], ...] = (
     {"teff": 5772.0, "logg": 4.44, "fe_h": 0.0},
     {"teff": 4500.0, "logg": 1.8, "fe_h": -0.2},
     {"teff": 3900.0, "logg": 1.0, "fe_h": -0.3},

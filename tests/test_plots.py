@@ -5,13 +5,14 @@ import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
 
-from spectrafm_hf.explain import line_list
+from spectrafm_hf.explain import Explanation, Peak, line_list
 from spectrafm_hf.plots import (
     axis_label,
     draw_spectrum,
     find_gaps,
     mark_lines,
     plot_comparison,
+    plot_explanation,
     plot_label_distribution,
     plot_observed,
     plot_overview,
@@ -196,3 +197,22 @@ def test_observed_spectra_are_drawn_with_gaps_between_detectors(tmp_path, n_pixe
     stars |= {"wavelength": np.tile(wavelength, (6, 1)), "flux": clean + random.normal(0, error), "clean": clean}
     plot_observed(tmp_path / "stars.png", stars | {"flux_error": error})
     assert ink(tmp_path / "stars.png") > 0.02
+
+
+@pytest.mark.parametrize(("n_pixels", "panels"), [(400, 3), (2400, 3 + 2 * 2)])
+def test_an_explanation_names_the_lines_at_peaks_and_shows_long_spectra_close_up(
+    tmp_path, monkeypatch, n_pixels, panels
+):
+    figures = []
+    monkeypatch.setattr("spectrafm_hf.plots._save", lambda figure, path: figures.append(figure))
+    wavelength = np.linspace(15700.0, 15980.0, n_pixels)
+    curve = np.sin(wavelength / 3)[None]
+    found = Explanation(["mg_fe"], 3, wavelength, 1 + 0.1 * curve[0], 1 + curve, curve, curve, 0.1, 20.0, 0.3)
+    lines = [line for line in line_list() if line.name == "Mg I" and line.wavelength in (15770.11, 15958.86)]
+    peaks = [Peak(line.wavelength, 1.0, 1.0, line) for line in lines] + [Peak(15771.0, 1.0, 0.5, None)]
+    plot_explanation(tmp_path / "picture.png", found, "mg_fe", peaks, {"mg_fe": "dex"}, "what it looks at")
+    (figure,) = figures
+    assert len(figure.axes) == panels
+    assert figure._suptitle.get_text() == "[Mg/Fe]: what it looks at"
+    assert [text.get_text() for text in figure.axes[0].texts] == ["Mg I", "Mg I"]
+    assert figure.axes[2].get_ylabel().startswith("[Mg/Fe] [dex]")

@@ -209,7 +209,7 @@ class Explainer:
     Raises
     ------
     ValueError
-        For an unknown label.
+        For an unknown label, or a width that is not positive.
     """
 
     def __init__(
@@ -228,6 +228,8 @@ class Explainer:
         tokenizer.label_ids(self.requests)
         scales = dict(zip(model.config.label_names, model.config.label_scales, strict=True))
         self.scales = np.array([scales[name] for name in self.requests])
+        if line_width is not None and not line_width > 0:
+            raise ValueError(f"line_width: expected a positive number, got {line_width:g}")
         self.layer, self.head, self.line_width = layer, head, line_width
         self.types = TYPES if by_type else TYPES[:1]
         self.grid = np.empty(0)
@@ -269,7 +271,8 @@ class Explainer:
         )
         for name in star_types(row, dict(zip(self.requests, found.values[i], strict=True))):
             if name in self.sums:
-                np.add.at(self.sums[name], (slice(None), pixel[near]), columns[:, near])
+                for total, column in zip(self.sums[name], columns, strict=True):
+                    np.add.at(total, pixel[near], column[near])
                 self.n_stars[name] += 1
         return ""
 
