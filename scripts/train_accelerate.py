@@ -20,11 +20,11 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, skip_first_batches
+from accelerate import Accelerator, DistributedDataParallelKwargs, skip_first_batches  # type: ignore[attr-defined]
 from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, TrainingArguments, get_scheduler
@@ -79,8 +79,9 @@ def evaluate(accelerator: Accelerator, model, loader: DataLoader, compute_metric
     mean, log_variance, labels, label_errors, losses = (
         torch.cat(parts).float().cpu().numpy() for parts in zip(*answers, strict=True)
     )
-    truth = (labels, label_errors)
-    metrics = {"loss": float(losses.mean()), **compute_metrics(EvalPrediction((mean, log_variance), truth))}
+    prediction: Any = (mean, log_variance)
+    truth: Any = (labels, label_errors)
+    metrics = {"loss": float(losses.mean()), **compute_metrics(EvalPrediction(prediction, truth))}
     return metrics, (mean, log_variance, truth)
 
 
@@ -128,7 +129,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
         optimizer.optimizer,
         args.get_warmup_steps(max_steps),
         max_steps,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        scheduler_specific_kwargs=cast(dict[str, Any], args.lr_scheduler_kwargs),
     )
     progress = Progress()
     accelerator.register_for_checkpointing(*(part for part in (scheduler, progress, ema) if part is not None))

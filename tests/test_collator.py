@@ -155,3 +155,58 @@ def test_a_star_of_which_a_cut_leaves_no_flux_stays_whole():
     collator = SpectraFMCollator(median, ["teff"], wavelength_cut=1.0)
     whole = [bool(collator(rows)["pixel_mask"][2].sum() == 40) for _ in range(30)]
     assert any(whole) and not all(whole)
+
+
+def test_each_star_is_shifted_smoothed_and_degraded_by_a_draw_of_its_own():
+    rows = make_rows(n_stars=400)
+    for row in rows:
+        row["flux"] = 1 - 0.5 * np.exp(-0.5 * ((row["wavelength"] - 4400) / 40) ** 2)
+        row["flux_error"] = np.full(40, 1e-3, np.float32)
+    plain = SpectraFMTokenizer(label_names=["teff"], patch_size=40)
+    torch.manual_seed(0)
+    wavelength = torch.from_numpy(rows[0]["wavelength"])
+
+    def moments(**augmentation):
+        depth = -SpectraFMCollator(plain, ["teff"], **augmentation)(rows)["flux"][:, 0]
+        center = (depth * wavelength).sum(dim=1) / depth.sum(dim=1)
+        width = (depth * (wavelength - center[:, None]) ** 2).sum(dim=1) / depth.sum(dim=1)
+        return center, width.sqrt()
+
+    velocity = (moments(radial_velocity=100.0)[0] / 4400 - 1) * 299_792
+    assert velocity.std() == pytest.approx(100, rel=0.1) and abs(velocity.mean()) < 15
+    added = (moments(smoothing=2.0)[1] ** 2 - 40.0**2).clamp(min=0).sqrt() / 20  # pixels of 20 A
+    assert added.max() == pytest.approx(2.0, abs=0.1) and added.median() == pytest.approx(1.0, abs=0.2)
+
+    batch = SpectraFMCollator(plain, ["teff"], snr=[10, 100])(rows)
+    snr = ((1 + batch["flux"]) / batch["flux_error"])[:, 0].median(dim=1).values
+    assert 8 < snr.min() < 12 and 85 < snr.max() < 120
+    assert snr.median() == pytest.approx(np.sqrt(10 * 100), rel=0.2)
+    with pytest.raises(ValueError, match=r"snr: expected two positive numbers, the least first, got \[30, 10\]"):
+        SpectraFMCollator(plain, ["teff"], snr=[30, 10])
+
+
+def test_a_resampled_batch_has_fewer_tokens_of_wider_pixels():
+    torch.manual_seed(0)
+    collator = SpectraFMCollator(TOKENIZER, ["teff"], resampling=0.5)
+    layouts = {
+        (batch["flux"].shape[1], round(batch["wavelength_step"][0, 0].item()))
+        for batch in map(collator, [make_rows()] * 30)
+    }
+    assert layouts == {(5, 20), (3, 40), (2, 60)}
+    rows = make_rows()
+    for key in ("wavelength", "flux", "flux_error", "mask"):
+        rows[0][key] = rows[0][key][:17]
+    everything = {"radial_velocity": 5, "smoothing": 1, "resampling": 1, "snr": (5, 50), "tilt": 0.1, "noise": 1}
+    batch = SpectraFMCollator(TOKENIZER, ["teff"], **everything, noise_correlation=1)(rows)
+    assert torch.isfinite(batch["flux"]).all() and batch["attention_mask"].sum(dim=1)[0] == 1
+
+
+def test_the_draws_of_the_stars_decide_their_augmentation_and_nothing_else_does():
+    rows = {**Dataset.from_list(make_rows()).with_format("numpy")[:], "draw": np.arange(6)}
+    settings = {"noise": 1.0, "pixel_dropout": 0.2, "snr": (5, 50), "smoothing": 1.0}
+    collator = SpectraFMCollator(TOKENIZER, ["teff"], **settings)
+    first, torch_state = collator(rows), torch.get_rng_state()
+    assert torch.equal(first["flux"], collator(rows)["flux"])
+    assert torch.equal(torch_state, torch.get_rng_state())
+    assert not torch.equal(first["flux"], collator({**rows, "draw": rows["draw"] + 6})["flux"])
+    assert not torch.equal(first["flux"], SpectraFMCollator(TOKENIZER, ["teff"], seed=1, **settings)(rows)["flux"])

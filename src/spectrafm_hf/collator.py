@@ -1,12 +1,13 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """Rows of a data set -> batches for the model, with augmentation in training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from .augmentation import Spectrum, degrade, rebin, shift, smooth
 from .instruments import extinction_curve, gaussian_noise
 from .models import SpectraFMTokenizer
 
@@ -37,13 +38,25 @@ class SpectraFMCollator:
         magnitudes (negative: dereddened), with the extinction curve of Gordon et al. 2023 (ApJ 950, 86) for
         R(V) = 3.1. The labels of a star do not know the dust before it. For spectra that are not normalised by their
         continuum.
-
     tilt : float
         Each spectrum is multiplied by exp of a sum of Legendre polynomials of degree 1 to 3 over its range, with
         factors from a normal distribution of this width: errors of flux calibration or continuum.
     wavelength_cut : float
         Chance of a batch to keep only a window of wavelength, the same for all its stars, of a tenth to nine tenths of
         the pixels; the other pixels are masked.
+    snr : (low, high), optional
+        Each spectrum is made worse until the median S/N of its pixels is one drawn log-uniformly in between; unlike
+        with `noise`, the errors given to the model grow with it. See [`augmentation.degrade`].
+    radial_velocity : float
+        Residual velocity of each star, km/s, from a normal distribution of this width. The stars keep their
+        wavelengths; see [`augmentation.shift`].
+    smoothing : float
+        Each spectrum is smoothed with a Gaussian whose width is drawn uniformly from 0 to so many pixels (one sigma).
+    resampling : float
+        Chance of a batch to be averaged over groups of two or three pixels. A token then covers as many pixels as
+        ever, so two or three times the range, which the model is told by `wavelength_step`: the view that it gets of
+        an instrument with wider pixels. (Whitening, if any, knows the pixels of the training set only; it is a fixed
+        linear map then, which loses nothing.)
 
     seed : int
         Of the augmentation, which follows from it and from the numbers of the draws of the stars, the column `draw`
@@ -62,6 +75,10 @@ class SpectraFMCollator:
         reddening: float = 0.0,
         tilt: float = 0.0,
         wavelength_cut: float = 0.0,
+        snr: Sequence[float] = (),
+        radial_velocity: float = 0.0,
+        smoothing: float = 0.0,
+        resampling: float = 0.0,
         seed: int = 0,
     ):
         self.tokenizer = tokenizer
@@ -74,6 +91,12 @@ class SpectraFMCollator:
         self.reddening = reddening
         self.tilt = tilt
         self.wavelength_cut = wavelength_cut
+        if snr and not (len(snr) == 2 and 0 < snr[0] <= snr[1]):
+            raise ValueError(f"snr: expected two positive numbers, the least first, got {list(snr)}")
+        self.snr = tuple(snr)
+        self.radial_velocity = radial_velocity
+        self.smoothing = smoothing
+        self.resampling = resampling
         self.seed = seed
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -84,6 +107,12 @@ class SpectraFMCollator:
         n_stars = len(columns["flux"])
         draws = rows["draw"] if "draw" in rows else [int(torch.randint(2**62, ()))]
         generator = np.random.default_rng([self.seed, *(int(draw) for draw in draws)])
+        if self.radial_velocity:
+            self._change(columns, shift, self.radial_velocity * generator.standard_normal(n_stars))
+        if self.smoothing:
+            self._change(columns, smooth, self.smoothing * generator.random(n_stars))
+        if self.resampling and generator.random() < self.resampling:
+            self._change(columns, rebin, np.full(n_stars, generator.integers(2, 4)))
         if self.noise:
             level = self.noise * generator.random(n_stars)
             columns["flux"] = self._by_star(
@@ -94,6 +123,11 @@ class SpectraFMCollator:
                 columns["flux_error"],
                 level,
             )
+        if self.snr:
+            low, high = np.log(self.snr)
+            snr = np.exp(generator.uniform(low, high, n_stars))
+            noise = [gaussian_noise(generator, np.shape(flux), self.noise_correlation) for flux in columns["flux"]]
+            self._change(columns, degrade, snr, noise)
         if self.reddening:
             extinction = self.reddening * generator.standard_normal(n_stars)
             factors = self._by_star(
@@ -139,6 +173,15 @@ class SpectraFMCollator:
             unknown = torch.from_numpy(generator.random(n_stars) < self.error_dropout)
             inputs["flux_error"] = inputs["flux_error"] * ~unknown[:, None, None]
         return dict(inputs)
+
+    @staticmethod
+    def _change(columns: dict[str, Any], function: Callable[..., Spectrum], *draws: Any) -> None:
+        """Apply to the spectrum of each star, with what was drawn for it, in place."""
+        spectra = zip(*(map(np.asarray, columns[name]) for name in columns), *draws, strict=True)
+        changed = zip(*(function(spectrum[:4], *spectrum[4:]) for spectrum in spectra), strict=True)
+        for name, values in zip(columns, changed, strict=True):
+            one_length = len({len(row) for row in values}) == 1
+            columns[name] = np.stack(values) if one_length else list(values)
 
     @staticmethod
     def _by_star(function, first, *others):

@@ -78,6 +78,8 @@ class Recipe:
     stars_per_epoch : int
         For `sources`: a pass through them.
     noise, noise_correlation, pixel_dropout, error_dropout, reddening, tilt, wavelength_cut : float
+    snr : [low, high]
+    radial_velocity, smoothing, resampling : float
         Augmentation, see [`SpectraFMCollator`].
     muon_learning_rate, muon_weight_decay : float
         For the matrices inside the layers; everything else is AdamW's, with the rates of `TrainingArguments`.
@@ -107,6 +109,10 @@ class Recipe:
     reddening: float = 0.0
     tilt: float = 0.0
     wavelength_cut: float = 0.0
+    snr: list[float] = field(default_factory=list)
+    radial_velocity: float = 0.0
+    smoothing: float = 0.0
+    resampling: float = 0.0
     muon_learning_rate: float = 3e-3
     muon_weight_decay: float = 0.01
     ema_decay: float = 0.0
@@ -123,6 +129,10 @@ AUGMENTATIONS = (
     "reddening",
     "tilt",
     "wavelength_cut",
+    "snr",
+    "radial_velocity",
+    "smoothing",
+    "resampling",
 )
 
 
