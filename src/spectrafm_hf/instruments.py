@@ -401,6 +401,8 @@ class Instrument:
         flux: Array,
         generator: np.random.Generator,
         resolving_power: float | None = None,
+        a_v: Array | None = None,
+        factors: Array | None = None,
     ) -> dict[str, Array]:
         """
         Observe some stars.
@@ -413,6 +415,10 @@ class Instrument:
         generator : numpy.random.Generator
         resolving_power : float, optional
             See [`Instrument.response`].
+        a_v : array, shape (stars,), optional
+            Their extinction A(V) [mag], instead of one that is drawn.
+        factors : array, shape (stars, own pixels), optional
+            What the noiseless flux is multiplied with.
 
         Returns
         -------
@@ -429,8 +435,9 @@ class Instrument:
         n_stars = len(flux)
         matrix = self.response(np.asarray(wavelength, np.float64), resolving_power)
         columns: dict[str, Array] = {}
-        if self.extinction:
+        if self.extinction and a_v is None:
             a_v = self.extinction.draw(generator, n_stars)
+        if a_v is not None:
             flux = flux * 10 ** (-0.4 * np.outer(a_v, extinction_curve(wavelength))).astype(np.float32)
             columns["ak_targ"] = (a_v * extinction_curve(np.array([K_BAND]))).astype(np.float32)
         clean = self._observe(matrix, np.asarray(flux, np.float32))
@@ -438,8 +445,10 @@ class Instrument:
         if self.tilt:
             amplitude, degree = self.tilt
             x = np.interp(own, own[[0, -1]], [-1, 1])
-            factors = amplitude * generator.standard_normal((n_stars, degree))
-            clean *= np.exp(factors @ legendre.legvander(x, degree)[:, 1:].T).astype(np.float32)
+            drawn = amplitude * generator.standard_normal((n_stars, degree))
+            clean *= np.exp(drawn @ legendre.legvander(x, degree)[:, 1:].T).astype(np.float32)
+        if factors is not None:
+            clean *= factors
         level = np.median(clean, axis=1)
         if not np.all(good := (level > 0) & np.isfinite(clean.sum(axis=1))):
             i = int(np.argmin(good))

@@ -105,6 +105,12 @@ class _Stars:
         """Columns of `n` stars but for identifiers, and `clean`, the flux without noise."""
         labels = self._labels(n, generator)
         wavelength, flux = self._synthesize(labels)
+        # One in some 200,000 cool stars, far from all that the emulator was fitted to, has next to no positive flux.
+        while (failed := np.mean(flux > 0, axis=1) < 0.75).any():
+            again = self._labels(int(failed.sum()), generator)
+            for name, values in again.items():
+                labels[name][failed] = values
+            flux[failed] = self._synthesize(again)[1]
         columns = self.instrument.apply(wavelength, flux, generator, self.resolving_power)
         labels["alpha_m"] = np.mean([labels[name] for name in ALPHA_ELEMENTS], axis=0, dtype=np.float32)
         columns |= labels | {f"{name}_err": np.zeros(n, np.float32) for name in LABELS}
