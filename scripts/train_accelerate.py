@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, TrainingArguments, get_scheduler
 
 from spectrafm_hf.optimization import Ema
+from spectrafm_hf.throughput import Throughput
 from spectrafm_hf.training import (
     Recipe,
     calibrate_errors,
@@ -131,7 +132,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
         max_steps,
         scheduler_specific_kwargs=cast(dict[str, Any], args.lr_scheduler_kwargs),
     )
-    progress = Progress()
+    progress, throughput = Progress(), Throughput()
     accelerator.register_for_checkpointing(*(part for part in (scheduler, progress, ema) if part is not None))
     output = Path(args.output_dir or "runs")
     if args.resume_from_checkpoint:
@@ -191,7 +192,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
             loss = torch.zeros((), device=accelerator.device)
             for number, batch in enumerate(group, 1):
                 wait = number < len(group)  # the processes exchange their gradients once for each step
-                with accelerator.no_sync(model) if wait else contextlib.nullcontext():
+                with throughput.batch(batch), accelerator.no_sync(model) if wait else contextlib.nullcontext():
                     # A tuple: DistributedDataParallel would look for a method `values`, which is a field of the output.
                     part = model(**batch, return_dict=False)[0] / len(group)
                     accelerator.backward(part)
@@ -212,15 +213,17 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
                 log(loss=mean_loss, grad_norm=float(gradient_norm), learning_rate=rate)
                 progress.unlogged_loss, progress.unlogged_steps = 0.0, 0
             if due(args.eval_strategy, args.eval_steps or args.logging_steps):
-                with ema.in_place_of(plain) if ema is not None else contextlib.nullcontext():
+                with throughput.paused(), ema.in_place_of(plain) if ema is not None else contextlib.nullcontext():
                     metrics = evaluate_all()
                 log(**metrics)
                 note_best(metrics)
                 stopped = 0 < recipe.early_stopping_patience <= progress.worse
             if due(args.save_strategy, args.save_steps):
-                save()
+                with throughput.paused():
+                    save()
 
     # ---------------------------------------------------------------------------------------------------- the end
+    log(**throughput.report(accelerator.num_processes))
     log_history = progress.log_history
     if args.load_best_model_at_end and progress.best_step:
         accelerator.load_state(str(output / f"checkpoint-{progress.best_step}"))

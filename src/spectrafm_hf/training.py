@@ -34,6 +34,7 @@ from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from .optimization import Ema, MuonWithAdamW, split_parameters
 from .prediction import TrainingRange
 from .preparation import add_lora, freeze, prepare_checkpoint, prepare_model
+from .throughput import Throughput
 
 
 #: Stars of each instrument that standardisation and whitening are measured on.
@@ -365,6 +366,7 @@ class SpectraFMTrainer(Trainer):
         )
         self.recipe = recipe
         self.task = task
+        self.throughput = Throughput()
         self.ema = Ema(recipe.ema_decay, task.model) if recipe.ema_decay else None
         self.add_callback(StepCallback(task.draws, self.ema))
 
@@ -383,6 +385,10 @@ class SpectraFMTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         return self.task.draws
 
+    def training_step(self, model, inputs, *args, **kwargs):
+        with self.throughput.batch(inputs):
+            return super().training_step(model, inputs, *args, **kwargs)
+
     def compute_loss(self, model, inputs, *args, **kwargs):
         # A tuple: DistributedDataParallel would look for a method `values`, which is a field of the output.
         return super().compute_loss(model, {**inputs, "return_dict": not model.training}, *args, **kwargs)
@@ -391,7 +397,7 @@ class SpectraFMTrainer(Trainer):
         # The Trainer evaluates several sets by calling this again for each.
         outermost = not isinstance(eval_dataset, str)
         mean = self.ema.in_place_of(self.model) if self.ema is not None and outermost and self.is_in_train else None
-        with mean or contextlib.nullcontext():
+        with self.throughput.paused(), mean or contextlib.nullcontext():
             metrics = super().evaluate(eval_dataset, *args, **kwargs)
         if outermost and "eval_loss" not in metrics:
             metrics["eval_loss"] = float(np.mean([value for name, value in metrics.items() if name.endswith("_loss")]))
@@ -413,7 +419,8 @@ class SpectraFMTrainer(Trainer):
             folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
             folder.mkdir(parents=True, exist_ok=True)
             save_file(self.ema.state_dict(), folder / EMA_FILE)
-        super()._save_checkpoint(model, trial)
+        with self.throughput.paused():
+            super()._save_checkpoint(model, trial)
 
 
 def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
@@ -490,6 +497,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     args.label_names = ["labels", "label_errors"]
     trainer = SpectraFMTrainer(recipe, task, args)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.log(trainer.throughput.report(args.world_size))
     stars = task.validation_stars
     answers = [cast(Any, trainer.predict(part)) for part in (stars.values() if isinstance(stars, dict) else [stars])]
     mean, log_variance = (np.concatenate([answer.predictions[i] for answer in answers]) for i in (0, 1))
@@ -503,7 +511,10 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
 
 
 def write_curves(path: Path, log_history: Sequence[Mapping[str, Any]]):
-    """The Trainer's log as CSV: a line for each step that was logged or evaluated, a column for each quantity."""
+    """
+    The log of a run as CSV: a line for each step that was logged or evaluated, a column for each quantity. The speed
+    of the run (see [`Throughput.report`]) is in the last one.
+    """
     lines: dict[int, dict[str, Any]] = {}
     for entry in log_history:
         lines.setdefault(entry["step"], {}).update(entry)

@@ -1,0 +1,95 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""How fast a training run is, and how fast the machine could be."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+
+
+#: Attention on a CPU, of which the counter does not know, counts as it does on a GPU.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
+
+
+def measure_peak(size: int = 1024, seconds: float = 0.5) -> float:
+    """
+    Operations a second of float32 matrix products, in this process and with its threads: the best of several.
+
+    Parameters
+    ----------
+    size : int
+        Of the square matrices; a product takes `2 * size**3` operations.
+    seconds : float
+        To spend on it.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = torch.randn(2, size, size, device=device).unbind()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # which waits for a GPU
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
+
+
+class Throughput:
+    """
+    Stars, tokens and operations of a run, and the time of it that is neither evaluation nor saving.
+
+    Operations are those of the forward and backward passes as `torch.utils.flop_counter` counts them (matrix products
+    and attention; not the optimizer), counted once for each shape of a batch.
+    """
+
+    def __init__(self) -> None:
+        self.stars = self.tokens = 0
+        self.operations = self.seconds = 0.0
+        self._by_shape: dict[tuple[torch.Size, ...], float] = {}
+        self._start: float | None = None
+
+    @contextlib.contextmanager
+    def batch(self, inputs: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Around the forward and backward pass of a batch."""
+        if self._start is None:
+            self._start = time.perf_counter()  # what comes before the first batch does not count
+        shape = tuple(tensor.shape for tensor in inputs.values())
+        if shape in self._by_shape:
+            yield
+        else:
+            with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+                yield
+            self._by_shape[shape] = float(counter.get_total_flops())
+        self.stars += len(inputs["flux"])
+        self.tokens += int(inputs["attention_mask"].sum())
+        self.operations += self._by_shape[shape]
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what does not count."""
+        running = self._start is not None
+        self.stop()
+        yield
+        self._start = time.perf_counter() if running else None
+
+    def stop(self) -> None:
+        if self._start is not None:
+            self.seconds += time.perf_counter() - self._start
+            self._start = None
+
+    def report(self, processes: int = 1) -> dict[str, float]:
+        """
+        Of the whole run, in which each of `processes` does as much: `stars_per_s`, `tokens_per_s`, `gflop_per_s`, and
+        `share_of_peak`, which is that of the matrix products of [`measure_peak`].
+        """
+        self.stop()
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "stars_per_s": processes * self.stars / seconds,
+            "tokens_per_s": processes * self.tokens / seconds,
+            "gflop_per_s": processes * self.operations / seconds / 1e9,
+            "share_of_peak": self.operations / seconds / measure_peak(),
+        }
