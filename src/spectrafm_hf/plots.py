@@ -540,7 +540,7 @@ def plot_explanation(
         below.set_yticks([])
         lowest, highest = np.nanmin(flux[inside]), np.nanmax(flux[inside])
         axes.set_ylim(lowest - 0.9 * (highest - lowest or 1.0), highest + 0.08 * (highest - lowest or 1.0))
-        for line in _lines_within(low, high, peaks):
+        for line in _lines_within(np.nanmin(x[inside]), np.nanmax(x[inside]), peaks):
             _name(axes, line)
         axes.ticklabel_format(useOffset=False)
         axes.locator_params(axis="x", nbins=4)
@@ -569,12 +569,12 @@ def _apart(peaks: Sequence[Peak], distance: float, number: int) -> list[Peak]:
 
 
 def _lines_within(low: float, high: float, peaks: Sequence[Peak]) -> list[Line]:
-    """Lines that have room for their names: those at the most prominent peaks first, then the best known."""
+    """Lines of a close-up with room for their names: those at the most prominent peaks first, then the best known."""
     at_peaks = [peak.line for peak in peaks if peak.line]
     others = sorted((line for line in line_list() if line not in at_peaks), key=lambda line: line.rank)
     chosen: list[Line] = []
     for line in [*at_peaks, *others]:
-        room = all(abs(line.wavelength - other.wavelength) > 0.09 * (high - low) for other in chosen)
+        room = all(abs(line.wavelength - other.wavelength) > 0.09 * ZOOM_WIDTH for other in chosen)
         if low < line.wavelength < high and room:
             chosen.append(line)
     return chosen
