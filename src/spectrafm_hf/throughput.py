@@ -2,17 +2,30 @@
 """How fast a training run is, and how fast the machine could be."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode
 
 
-#: Attention on a CPU, of which the counter does not know, counts as it does on a GPU.
+# Attention on a CPU, of which the counter does not know.
+
+
+def _attention(query, key, value, *args, **kwargs) -> int:
+    """Of the shapes (B, heads, N, head_dim): scores, and the sum that they weight."""
+    return 4 * math.prod(query) * key[-2]
+
+
+def _attention_backward(gradient, query, key, value, *args, **kwargs) -> int:
+    """Scores again, and two products for each of the two forward."""
+    return 10 * math.prod(query) * key[-2]
+
+
 CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 
 
