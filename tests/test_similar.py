@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import make_tiny_model
 
 from spectrafm_cli import DEMO_STARS
 from spectrafm_hf import load_checkpoint
@@ -16,8 +17,6 @@ from spectrafm_hf.similar import (
     neighbours,
     read_embeddings,
 )
-
-from conftest import make_tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -483,8 +483,8 @@ def plot_explanation(
     row = explanation.labels.index(label)
     wavelength = explanation.wavelength
     step = np.diff(wavelength)
-    # Lines end at gaps.
-    gaps = np.flatnonzero(step > 20 * explanation.step) + 1 if explanation.step else np.empty(0, int)
+    # Lines end at gaps and where pixels are masked.
+    gaps = np.flatnonzero(step > 2.5 * explanation.step) + 1 if explanation.step else np.empty(0, int)
     x = np.insert(wavelength, gaps, np.nan)
     flux, attention, response = (
         np.insert(curve, gaps, np.nan)
