@@ -529,7 +529,8 @@ def plot_explanation(
     for column, peak in enumerate(sorted(chosen, key=lambda peak: peak.wavelength)):
         axes = figure.add_subplot(grid[3, column])
         low, high = peak.wavelength - ZOOM_WIDTH / 2, peak.wavelength + ZOOM_WIDTH / 2
-        inside = (x > low) & (x < high)
+        within = np.flatnonzero((x > low) & (x < high))
+        inside = slice(within[0], within[-1] + 1)  # with the gaps, at which x is NaN
         axes.plot(x[inside], flux[inside], color=INK, lw=1.2, drawstyle="steps-mid")
         axes.set_xlim(low, high)
         below = axes.twinx()
