@@ -131,3 +131,20 @@ def test_scalars_that_the_files_tell_are_kept(tmp_path):
     (row,) = everything(build_from_files([tmp_path / "xp.csv"], tmp_path / "set")[0]).to_pylist()
     assert row["survey"] == "gaia-xp"
     np.testing.assert_allclose(np.array(row["flux"]) * row["medflux"], flux, rtol=1e-5)
+
+
+def test_labels_that_a_data_set_brings_are_kept_and_those_of_the_person_go_first(tmp_path, files):
+    table = pq.read_table(files[0])
+    n = len(table)
+    for name, value in {"teff": 4500.0, "teff_err": 50.0, "mg_fe": 0.1, "mg_fe_err": 0.02}.items():
+        table = table.append_column(name, pa.array([value] * n, pa.float32()))
+    pq.write_table(table, tmp_path / "labelled.parquet")
+    first = table["object_id"][0].as_py()
+    (tmp_path / "own.csv").write_text(f"object_id,teff,teff_err\n{first},6000,10\n")
+    source = find_files([tmp_path / "labelled.parquet"])
+    folder, report = build_from_files(source, tmp_path / "kept")
+    assert everything(folder)["teff"].to_pylist() == [4500.0] * n and report.n_labelled == n
+    folder, _ = build_from_files(source, tmp_path / "joined", labels=tmp_path / "own.csv")
+    rows = {row["object_id"]: row for row in everything(folder).to_pylist()}
+    assert rows[first]["teff"] == 6000 and rows[first]["mg_fe"] == pytest.approx(0.1)
+    assert [row["teff"] for name, row in rows.items() if name != first] == [4500.0] * (n - 1)

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .building import SPLITS, Card, write_dataset
 from .labels import LabelIndex, label_columns, read_labels
 from .readers import Failure, Row, batched, read_spectra
-from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, pixel_column, spectrum_features
+from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, label_names_of, pixel_column, spectrum_features
 
 
 CHUNK_ROWS = 256
@@ -77,7 +77,8 @@ def build_from_files(
     out_dir : path
         Folder to make. It appears under this name only when it is complete.
     labels : path, optional
-        Table that `read_labels` reads. A spectrum that matches none of its rows has labels of NaN.
+        Table that `read_labels` reads. A spectrum that matches none of its rows has the labels that its file brings, as
+        data sets do, else NaN.
     id_column : str, optional
         Its column of identifiers; see `join_labels`.
     split_by : str
@@ -114,6 +115,8 @@ def build_from_files(
     usable = _usable(read, failures)
     # The first rows show what scalars the files tell.
     first = list(itertools.islice(usable, CHUNK_ROWS))
+    in_files = label_names_of({name for row in first for name in row})
+    names += sorted(set(in_files) - set(names))
     told = {"radial_velocity", *(() if table is None else table.column_names), *(name for row in first for name in row)}
     scalars = [name for name in SCALAR_UNITS if name in told and name not in names]
     features = spectrum_features(names, scalars)
@@ -125,7 +128,8 @@ def build_from_files(
             splits = _splits(batch, table, index, split_by)
             report.splits.update(splits.tolist())
             report.surveys.update(str(row["survey"]) for row in batch)
-            report.n_labelled += int((index >= 0).sum())
+            own = [any(np.isfinite(row.get(name, np.nan)) for name in names) for row in batch]
+            report.n_labelled += int(((index >= 0) | own).sum())
             report.n_not_at_rest += sum(row.get("rest_frame") is False for row in batch)
             whole = pa.table(columns)
             for split in np.unique(splits).tolist():
@@ -199,9 +203,10 @@ def _columns(
             joined = labels[name].take(pa.array(np.maximum(found, 0))) if len(labels) else pa.nulls(len(rows))
             values = pc.fill_null(joined.cast(pa.float64()), np.nan).to_numpy()
             values = np.where(found >= 0, values, np.nan)
-        # What a file says of its own spectrum goes first.
-        own = np.array([row.get(name, np.nan) for row in rows], np.float64) if name in scalars else values
-        columns[name] = _float32(np.where(np.isfinite(own), own, values))
+        own = np.array([row.get(name, np.nan) for row in rows], np.float64)
+        # What a file says of its own spectrum goes first; labels are what the person gives.
+        first, second = (own, values) if name in scalars else (values, own)
+        columns[name] = _float32(np.where(np.isfinite(first), first, second))
     columns["rest_frame"] = pa.array([row.get("rest_frame") is not False for row in rows])
     columns["file"] = pa.array([Path(row["file"]).name for row in rows])
     return columns, found
@@ -250,7 +255,7 @@ def _card(report: Report, n_files: int, command: str, split_by: str) -> Card:
         "rest_frame": "False = the wavelengths are not at rest, as the velocity of the star is not known",
         "file": "name of the file that the spectrum comes from",
         "flux": "as in the file",
-        **{name: f"{unit}; from the table of labels" for name, unit in LABEL_UNITS.items()},
+        **{name: f"{unit}; from the table of labels, else from the file" for name, unit in LABEL_UNITS.items()},
     }
     return Card(
         title="Stellar spectra",
