@@ -15,7 +15,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer  # noqa: E402
-from spectrafm_hf.data.readers import find_files, read_spectra
+from spectrafm_hf.data.readers import find_files, read_spectra  # noqa: E402
 from spectrafm_hf.data.sources import cache_dir  # noqa: E402
 from spectrafm_hf.synthesis.atmospheres import MarcsGrid  # noqa: E402
 
