@@ -146,10 +146,12 @@ def test_a_data_set_is_made_of_what_can_be_used(tmp_path, good, hostile):
     check_failed(tmp_path / "failed.csv", result.stderr, hostile)
     rows = pq.read_table(tmp_path / "set" / "data" / "train-00000-of-00001.parquet").to_pandas()
     assert rows["object_id"].tolist() == ["a table", "mixed", "HD 1 ü", "星", "星", "table"]
-    assert rows["teff"].fillna(0).tolist() == [0, 0, 0, 5000, 5000, 0]
+    # "HD 1 ü" brings its own, as a data set does.
+    own = pq.read_table(good[2])["teff"][0].as_py()
+    assert rows["teff"].fillna(0).tolist() == [0, 0, own, 5000, 5000, 0]
     for name in PIXELS:
         np.testing.assert_array_equal(np.stack(rows[name][:2]), np.stack([rows[name][5]] * 2))
-    assert "spectra with labels: 2 of 6" in result.stdout
+    assert "spectra with labels: 3 of 6" in result.stdout
     assert "labels that match no spectrum: 1: HD 2" in result.stdout
     assert "labels that are there more than once (the first row counts): 1: 星" in result.stdout
     assert not (tmp_path / "trace").exists()
