@@ -57,7 +57,6 @@ class SpectraFMCollator:
         ever, so two or three times the range, which the model is told by `wavelength_step`: the view that it gets of
         an instrument with wider pixels. (Whitening, if any, knows the pixels of the training set only; it is a fixed
         linear map then, which loses nothing.)
-
     seed : int
         Of the augmentation, which follows from it and from the numbers of the draws of the stars, the column `draw`
         (see [`spectrafm_hf.training.Draws`]); without such a column, from torch's global generator.

@@ -10,7 +10,6 @@ dense enough hit any list of lines.
 from __future__ import annotations
 
 import contextlib
-import copy
 import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from scipy.signal import find_peaks
 
 from .files import complete_file
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
-from .prediction import _tokenize
+from .prediction import _tokenize, schema_tokenizer
 
 
 #: log g that parts giants from dwarfs, and Teff (K) that parts cool from hot stars.
@@ -315,13 +314,6 @@ def spread_over_line(
         total[:, shift:] += weight * gradient[:, :-shift]
         total[:, :-shift] += weight * gradient[:, shift:]
     return total
-
-
-def schema_tokenizer(tokenizer: SpectraFMTokenizer) -> SpectraFMTokenizer:
-    """One that takes rows of this project's schema, whatever units it is set to."""
-    tokenizer = copy.copy(tokenizer)
-    tokenizer.wavelength_unit, tokenizer.wavelength_medium, tokenizer.error_type = "Angstrom", "vacuum", "sigma"
-    return tokenizer
 
 
 def star_types(row: Mapping[str, Any], predicted: Mapping[str, float]) -> list[str]:

@@ -194,8 +194,7 @@ def predict_batches(
     """
     names = list(requests if requests is not None else tokenizer.requests or tokenizer.label_names)
     tokenizer.label_ids(names)
-    tokenizer = copy.copy(tokenizer)
-    tokenizer.wavelength_unit, tokenizer.wavelength_medium, tokenizer.error_type = "Angstrom", "vacuum", "sigma"
+    tokenizer = schema_tokenizer(tokenizer)
     model.eval()
     for rows in batches:
         values = np.full((len(rows), len(names)), np.nan, np.float32)
@@ -220,6 +219,13 @@ def predict_batches(
         for j, name in enumerate(names):
             batch |= {name: values[:, j], f"{name}_err": errors[:, j]}
         yield {**batch, "flags": np.array(reasons, dtype=object)}
+
+
+def schema_tokenizer(tokenizer: SpectraFMTokenizer) -> SpectraFMTokenizer:
+    """One that takes rows of this project's schema, whatever units it is set to."""
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.wavelength_unit, tokenizer.wavelength_medium, tokenizer.error_type = "Angstrom", "vacuum", "sigma"
+    return tokenizer
 
 
 def _tokenize(

@@ -26,10 +26,9 @@ import torch
 from numpy.typing import NDArray
 
 from .data.schema import label_names_of
-from .explain import schema_tokenizer
 from .metrics import robust_scatter
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
-from .prediction import _tokenize
+from .prediction import _tokenize, schema_tokenizer
 
 
 #: Stars whose neighbours are looked for at once.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..instruments import K_BAND, Instrument, extinction_curve
 from ..models.modeling_emulator import default_vmicro
-from .synthetic import ALPHA_ELEMENTS, LABELS, SyntheticStars
+from .synthetic import ALPHA_ELEMENTS, SyntheticStars
 
 
 Array = NDArray[Any]
@@ -189,10 +189,7 @@ class CalibratedStars(SyntheticStars):
             # The residuals hold the noise of the stars they were measured on.
             columns["flux"] = columns["clean"] + np.float32(0.5) * (columns["flux"] - columns["clean"])
         labels = dict(zip(self._stars.emulator.config.label_names, labelled.T.copy(), strict=True))
-        labels["alpha_m"] = np.mean([labels[name] for name in ALPHA_ELEMENTS], axis=0, dtype=np.float32)
-        columns |= labels | {f"{name}_err": np.zeros(n, np.float32) for name in LABELS}
-        columns["wavelength"] = np.broadcast_to(columns["wavelength"], columns["flux"].shape)
-        return columns
+        return self._stars.labelled(columns, labels)
 
 
 CATALOGUE = ("teff", "logg", "fe_h", "alpha_m", "ak_targ")

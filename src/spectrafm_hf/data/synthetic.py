@@ -112,10 +112,15 @@ class _Stars:
                 labels[name][failed] = values
             flux[failed] = self._synthesize(again)[1]
         columns = self.instrument.apply(wavelength, flux, generator, self.resolving_power)
-        labels["alpha_m"] = np.mean([labels[name] for name in ALPHA_ELEMENTS], axis=0, dtype=np.float32)
-        columns |= labels | {f"{name}_err": np.zeros(n, np.float32) for name in LABELS}
-        columns["wavelength"] = np.broadcast_to(columns["wavelength"], columns["flux"].shape)
-        return columns
+        return self.labelled(columns, labels)
+
+    @staticmethod
+    def labelled(columns: dict[str, NDArray[Any]], labels: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """What the instrument recorded, with the labels of the stars, which are exact."""
+        alpha: NDArray[Any] = np.asarray(np.mean([labels[name] for name in ALPHA_ELEMENTS], axis=0, dtype=np.float32))
+        errors: dict[str, NDArray[Any]] = {f"{name}_err": np.zeros(len(alpha), np.float32) for name in LABELS}
+        wavelength = np.broadcast_to(columns["wavelength"], columns["flux"].shape)
+        return columns | labels | {"alpha_m": alpha} | errors | {"wavelength": wavelength}
 
     # On the way to another process torch would move the weights into shared memory; doing so for several processes
     # crashes now and then. A copy for each is a few MB.

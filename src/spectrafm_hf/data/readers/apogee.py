@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from astropy.io import fits
 
-from .base import AT_REST, BY_VELOCITY, VACUUM, OpenFile, Options, Row, SpectrumFormat
+from .base import AT_REST, BY_VELOCITY, SDSS_FLUX, VACUUM, OpenFile, Options, Row, SpectrumFormat
 
 
 #: Errors from here on are those of pixels without data (1e10 in DR13).
@@ -107,15 +107,13 @@ def read_aspcap_star(file: OpenFile, options: Options) -> Iterator[Row]:
     }
 
 
-_PHYSICAL = "1e-17 erg s-1 cm-2 Angstrom-1"
-
 FORMATS = (
     SpectrumFormat(
         name="apogee-apstar",
         survey="apogee",
         wavelength_medium=VACUUM,
         rest_frame=AT_REST,
-        flux_unit=_PHYSICAL,
+        flux_unit=SDSS_FLUX,
         resolving_power="22,500",
         normalisation="none",
         note="the combined spectrum, or its visits on request; pixels masked by bit",
@@ -127,7 +125,7 @@ FORMATS = (
         survey="apogee",
         wavelength_medium=VACUUM,
         rest_frame=BY_VELOCITY,
-        flux_unit=_PHYSICAL,
+        flux_unit=SDSS_FLUX,
         resolving_power="22,500",
         normalisation="none",
         note="as observed from Earth, shifted by VRAD; pixels masked by bit",

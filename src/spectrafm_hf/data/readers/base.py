@@ -35,6 +35,7 @@ AT_REST = "at rest"
 BY_VELOCITY = "shifted by the velocity in the file"
 NOT_AT_REST = "not at rest, needs a velocity"
 TOO_COARSE = "not shifted, too coarse for it to matter"
+SDSS_FLUX = "1e-17 erg s-1 cm-2 Angstrom-1"
 
 #: What is wrong with a pixel of APOGEE, by bit (APOGEE_PIXMASK, Holtzman et al. 2015, AJ 150, 148, table 12, and
 #: sdss.org/dr17/irspec/apogee-bitmasks).

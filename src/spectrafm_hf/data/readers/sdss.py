@@ -13,7 +13,7 @@ import numpy as np
 from astropy.io import fits
 
 from ...models.tokenization_spectrafm import SPEED_OF_LIGHT
-from .base import AT_REST, BY_VELOCITY, VACUUM, OpenFile, Options, Row, SpectrumFormat, sigma
+from .base import AT_REST, BY_VELOCITY, SDSS_FLUX, VACUUM, OpenFile, Options, Row, SpectrumFormat, sigma
 
 
 def velocity(redshift: float) -> float:
@@ -76,15 +76,13 @@ def read_mwm(file: OpenFile, options: Options) -> Iterator[Row]:
             }
 
 
-_PHYSICAL = "1e-17 erg s-1 cm-2 Angstrom-1"
-
 FORMATS = (
     SpectrumFormat(
         name="sdss-spec",
         survey="sdss",
         wavelength_medium=VACUUM,
         rest_frame=BY_VELOCITY,
-        flux_unit=_PHYSICAL,
+        flux_unit=SDSS_FLUX,
         resolving_power="1,500 to 2,500",
         normalisation="none",
         note="the sum of the exposures, shifted by Z; masked where AND_MASK is set",
@@ -96,7 +94,7 @@ FORMATS = (
         survey="sdss-v",
         wavelength_medium=VACUUM,
         rest_frame=AT_REST,
-        flux_unit=_PHYSICAL,
+        flux_unit=SDSS_FLUX,
         resolving_power="22,500 (APOGEE), 2,000 (BOSS)",
         normalisation="none",
         note="mwmStar and mwmVisit: a row for each instrument and telescope, or visit; APOGEE pixels masked by bit",
