@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from spectrafm_hf import SpectraFMTokenizer
+from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.collator import SpectraFMCollator, extinction_curve, gaussian_noise
 
 
@@ -210,3 +210,113 @@ def test_the_draws_of_the_stars_decide_their_augmentation_and_nothing_else_does(
     assert torch.equal(torch_state, torch.get_rng_state())
     assert not torch.equal(first["flux"], collator({**rows, "draw": rows["draw"] + 6})["flux"])
     assert not torch.equal(first["flux"], SpectraFMCollator(TOKENIZER, ["teff"], seed=1, **settings)(rows)["flux"])
+
+
+def test_patches_of_a_batch_may_start_elsewhere():
+    torch.manual_seed(0)
+    collator = SpectraFMCollator(TOKENIZER, ["teff"], patch_phase=0.7)
+    first = [round((collator(make_rows())["wavelength"][0, 0].item() - 4070) / 20) for _ in range(60)]
+    assert set(first) == set(range(8)), "pixels that are lost"
+    assert 0.15 < np.mean(np.array(first) == 0) < 0.45
+
+
+# ------------------------------------------------------------------------------------------- flux asked, labels given
+
+GENERATION = {"flux_requests": 12, "flux_request_share": 1.0}
+
+
+def generation_batches(rows, n=40, **settings):
+    tokenizer = SpectraFMTokenizer(
+        label_names=["teff", "bp_rp"], patch_size=8, continuum="median", standardize_scale=0.5, request_scale=0.1,
+        request_center=1.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    collator = SpectraFMCollator(tokenizer, ["teff"], ["bp_rp"], **{**GENERATION, **settings})
+    return [collator(rows) for _ in range(n)]
+
+
+def test_flux_is_asked_for_of_a_window_of_the_spectrum_or_of_known_labels_alone():
+    rows = make_rows()
+    for row in rows:
+        row["bp_rp"] = np.float32(1.0)
+    rows[0]["mask"][::2] = True
+    flux, wavelength = (np.stack([row[name] for row in rows]) for name in ("flux", "wavelength"))
+    flux[0, ::2] = np.nan
+    seen = set()
+    for batch in generation_batches(rows, scalar_inputs=0.3):
+        assert (batch["request_ids"][:, 2:] == 1).all() and batch["request_ids"].shape == (6, 14)
+        pixels = np.rint((batch["request_wavelength"][:, 2:].numpy() - 4000) / 20).astype(int)
+        np.testing.assert_array_equal(batch["labels"][:, 2:], np.take_along_axis(flux, pixels, axis=1))
+        np.testing.assert_allclose(batch["label_errors"][:, 2:], 0.01)
+        # What is given is not asked for, and the other way round.
+        known = batch.get("scalar_ids", torch.zeros((6, 0), dtype=int))
+        for column, row in ((0, 2), (1, 3)):
+            asked = torch.isfinite(batch["labels"][:, column])
+            assert torch.equal(asked, ~(known == row).any(dim=1))
+        if batch["flux"].shape[1] == 0:
+            assert (known != 0).any(dim=1).all() and (batch["request_wavelength_step"] == 0).all()
+            # The level is that of the whole spectrum.
+            median = np.nanmedian(flux, axis=1, keepdims=True)
+            np.testing.assert_allclose(batch["flux_scale"][:, 2:], np.repeat(0.1 * median, 12, 1), rtol=1e-5)
+        else:
+            window = batch["pixel_mask"][1].flatten().numpy()
+            assert 0 < window.sum() < 40
+            # The level is that of the window, as for who asks has nothing else.
+            level = batch["flux_scale"][1, 2].numpy() / 0.1
+            np.testing.assert_allclose(
+                level, np.median((1 + 0.5 * batch["flux"][1].flatten()[window]) * level), rtol=1e-5
+            )
+        seen.add((batch["flux"].shape[1] > 0, known.shape[1] > 0, bool((known != 0).all() and known.shape[1] == 2)))
+    assert {(False, True, True), (False, True, False), (True, False, False)} <= seen
+
+
+def test_a_model_takes_stars_without_a_spectrum_and_learns_from_flux_and_labels():
+    model = SpectraFMForPrediction(
+        SpectraFMConfig(label_names=["teff", "bp_rp"], label_units=["K", ""], label_centers=[5000.0, 1.0],
+                        label_scales=[500.0, 0.5], patch_size=8, hidden_size=32)
+    )  # fmt: skip
+    rows = make_rows()
+    for row in rows:
+        row["bp_rp"] = np.float32(1.0)
+    shapes = set()
+    for batch in generation_batches(rows, n=8):
+        loss = model(**batch).loss
+        loss.backward()
+        shapes.add(batch["flux"].shape[1] == 0)
+        assert torch.isfinite(loss)
+    assert shapes == {True, False}
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_star_of_which_nothing_is_known_keeps_its_spectrum():
+    rows = make_rows()
+    rows[3]["teff"] = rows[3]["bp_rp"] = np.float32("nan")
+    assert all(batch["flux"].shape[1] > 0 for batch in generation_batches(rows, n=12))
+
+
+def test_scalars_may_be_labels_that_are_known():
+    rows = make_rows(n_stars=200)
+    for row in rows:
+        row["bp_rp"] = np.float32(1.0)
+    tokenizer = SpectraFMTokenizer(label_names=["teff", "bp_rp", "logg"], patch_size=8)
+    torch.manual_seed(0)
+    collator = SpectraFMCollator(tokenizer, ["teff", "bp_rp"], scalar_inputs=0.5)
+    given = []
+    for _ in range(40):
+        batch = collator(rows)
+        asked = torch.isfinite(batch["labels"])
+        assert torch.equal(asked.sum(1), 2 - (batch.get("scalar_ids", torch.zeros((200, 1))) != 0).sum(1))
+        given.append(1 - asked.float().mean().item())
+    assert 0.3 < np.mean(np.array(given) > 0) < 0.7
+    assert np.std([share for share in given if share]) > 0.15, "some of them, many or few"
+
+
+def test_flux_is_asked_for_of_stars_that_share_their_wavelengths():
+    rows = make_rows()
+    rows[0]["wavelength"] = rows[0]["wavelength"] + 1
+    with pytest.raises(ValueError, match="flux_requests: expected stars that share their wavelengths"):
+        generation_batches(rows, n=1)
+    for key in ("wavelength", "flux", "flux_error", "mask"):
+        rows[0][key] = rows[0][key][:17]
+    with pytest.raises(ValueError, match="flux_requests: expected stars that share their wavelengths"):
+        generation_batches(rows, n=1)

@@ -116,6 +116,26 @@ def degrade(spectrum: Spectrum, snr: float, noise: Array) -> Spectrum:
     return wavelength, flux + added * noise, total, mask
 
 
+def without_first(spectrum: Spectrum, n_pixels: int) -> Spectrum:
+    """
+    Without the first `n_pixels` of each detector, so that patches start elsewhere; a spectrum of which nothing good
+    would be left stays whole.
+    """
+    wavelength, flux, _, mask = spectrum
+    pixel, starts = np.arange(len(wavelength)), np.append(0, _detector_starts(wavelength))
+    kept = pixel - starts[np.searchsorted(starts, pixel, side="right") - 1] >= n_pixels
+    if not np.any(kept & ~mask & np.isfinite(flux)):
+        return spectrum
+    wavelength, flux, error, mask = (column[kept] for column in spectrum)
+    return wavelength, flux, error, mask
+
+
+def _detector_starts(wavelength: Array) -> NDArray[np.intp]:
+    """First pixels of all detectors but the first."""
+    step = np.diff(wavelength)
+    return np.flatnonzero(step > DETECTOR_GAP * np.median(step)) + 1 if len(step) else np.array([], np.intp)
+
+
 def _by_detector(function: Callable[[Spectrum], Spectrum], spectrum: Spectrum) -> Spectrum:
     wavelength, flux, error, mask = spectrum
     unknown = not np.isfinite(error).any()
@@ -126,9 +146,8 @@ def _by_detector(function: Callable[[Spectrum], Spectrum], spectrum: Spectrum) -
     elif bad.any():
         pixel, good = np.arange(len(flux)), np.flatnonzero(~bad)
         flux, error = (np.interp(pixel, good, column[good]).astype(column.dtype) for column in (flux, error))
-    step = np.diff(wavelength)
-    ends = np.flatnonzero(step > DETECTOR_GAP * np.median(step)) + 1 if len(step) else np.array([], int)
-    parts = zip(*(np.split(column, ends) for column in (wavelength, flux, error, bad)), strict=True)
+    starts = _detector_starts(wavelength)
+    parts = zip(*(np.split(column, starts) for column in (wavelength, flux, error, bad)), strict=True)
     columns = zip(*(function(part) for part in parts), strict=True)
     wavelength, flux, error, mask = (np.concatenate(column) for column in columns)
     return wavelength, flux, error, mask

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .augmentation import Spectrum, degrade, rebin, shift, smooth
+from .augmentation import Spectrum, degrade, rebin, shift, smooth, without_first
 from .instruments import extinction_curve, gaussian_noise
 from .models import SpectraFMTokenizer
 
@@ -57,6 +57,19 @@ class SpectraFMCollator:
         ever, so two or three times the range, which the model is told by `wavelength_step`: the view that it gets of
         an instrument with wider pixels. (Whitening, if any, knows the pixels of the training set only; it is a fixed
         linear map then, which loses nothing.)
+    patch_phase : float
+        Chance of a batch to lose the first pixels of each detector, fewer than a patch has, so that patches start
+        elsewhere; see [`augmentation.without_first`].
+    flux_requests : int
+        Besides the labels, ask for the flux of so many pixels in a share of the batches; the stars share their
+        wavelengths. The flux that is asked for is the recorded one, its error counts as that of a label. Half of these
+        batches see a window of the spectrum, as with `wavelength_cut`; the other half no spectrum at all, but labels
+        and scalars, some or all of them; what is not given is asked for. These batches are not tilted.
+    flux_request_share : float
+        Chance of a batch to be one of these.
+    scalar_inputs : float
+        Chance of a batch with a spectrum to give some of the labels and scalars as known; the other labels are asked
+        for. Scalars are then not given otherwise.
     seed : int
         Of the augmentation, which follows from it and from the numbers of the draws of the stars, the column `draw`
         (see [`spectrafm_hf.training.Draws`]); without such a column, from torch's global generator.
@@ -78,6 +91,10 @@ class SpectraFMCollator:
         radial_velocity: float = 0.0,
         smoothing: float = 0.0,
         resampling: float = 0.0,
+        patch_phase: float = 0.0,
+        flux_requests: int = 0,
+        flux_request_share: float = 0.5,
+        scalar_inputs: float = 0.0,
         seed: int = 0,
     ):
         self.tokenizer = tokenizer
@@ -96,6 +113,10 @@ class SpectraFMCollator:
         self.radial_velocity = radial_velocity
         self.smoothing = smoothing
         self.resampling = resampling
+        self.patch_phase = patch_phase
+        self.flux_requests = flux_requests
+        self.flux_request_share = flux_request_share
+        self.scalar_inputs = scalar_inputs
         self.seed = seed
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -112,6 +133,10 @@ class SpectraFMCollator:
             self._change(columns, smooth, self.smoothing * generator.random(n_stars))
         if self.resampling and generator.random() < self.resampling:
             self._change(columns, rebin, np.full(n_stars, generator.integers(2, 4)))
+        if self.patch_phase and generator.random() < self.patch_phase:
+            n_pixels = generator.integers(1, max(self.tokenizer.patch_size, 2))
+            self._change(columns, without_first, np.full(n_stars, n_pixels))
+        asks_flux = self.flux_requests > 0 and generator.random() < self.flux_request_share
         if self.noise:
             level = self.noise * generator.random(n_stars)
             columns["flux"] = self._by_star(
@@ -136,12 +161,17 @@ class SpectraFMCollator:
             )
             for name in ("flux", "flux_error"):
                 columns[name] = self._by_star(np.multiply, columns[name], factors)
-        if self.tilt:
+        if self.tilt and not asks_flux:
             amplitudes = self.tilt * generator.standard_normal((n_stars, 3))
             factors = self._by_star(_smooth_factors, columns["wavelength"], amplitudes)
             for name in ("flux", "flux_error"):
                 columns[name] = self._by_star(np.multiply, columns[name], factors)
-        if self.wavelength_cut and generator.random() < self.wavelength_cut:
+        sees_spectrum = not asks_flux or generator.random() < 0.5
+        known, given = self._draw_known(rows, n_stars, asks_flux, sees_spectrum, generator)
+        # With neither spectrum nor scalar there would be nothing to answer from.
+        sees_spectrum = sees_spectrum or not np.all(given.any(axis=1))
+        requested = self._draw_pixels(columns, generator) if asks_flux else None
+        if sees_spectrum and (asks_flux or (self.wavelength_cut and generator.random() < self.wavelength_cut)):
             wavelength = np.sort(columns["wavelength"][0])
             kept = int(np.ceil(generator.uniform(0.1, 0.9) * len(wavelength)))
             first = generator.integers(len(wavelength) - kept + 1)
@@ -155,23 +185,63 @@ class SpectraFMCollator:
                 lambda mask: mask | (generator.random(mask.shape) < self.pixel_dropout), columns["mask"]
             )
 
-        def side(names, suffix=""):
-            given = (name for name in names if name + suffix in rows)
-            return {name: np.asarray(rows[name + suffix], dtype=np.float64) for name in given}
-
+        is_given = dict(zip(known, given.T, strict=True))
+        asked = [name for name in known if name in self.label_names or asks_flux]
         inputs = self.tokenizer(
             **columns,
-            scalars=side(self.scalar_names) or None,
-            labels=side(self.label_names),
-            label_errors=side(self.label_names, "_err"),
+            scalars={name: np.where(is_given[name], known[name], np.nan) for name in known if is_given[name].any()},
+            requests=None if requested is None else [*asked, *requested["wavelength"]],
+            labels={name: np.where(is_given[name], np.nan, known[name]) for name in asked},
+            label_errors={name: np.asarray(rows[f"{name}_err"], float) for name in asked if f"{name}_err" in rows},
         )
-        if self.label_names:
+        if requested is not None:
+            unknown = torch.full(inputs["request_ids"].shape, torch.nan)
+            for field, column in (("labels", "flux"), ("label_errors", "flux_error")):
+                inputs[field] = inputs.get(field, unknown.clone())
+                inputs[field][:, len(asked) :] = torch.from_numpy(requested[column])
+        if not sees_spectrum:
+            # As the tokenizer leaves it to stars of which only scalars are known.
+            for field in self.tokenizer.model_input_names:
+                inputs[field] = inputs[field][:, :0]
+            if requested is not None:
+                inputs["request_wavelength_step"] = torch.zeros_like(inputs["request_wavelength_step"])
+        if "labels" in inputs:
             # The Trainer evaluates only what has both.
             inputs.setdefault("label_errors", torch.full_like(inputs["labels"], torch.nan))
         if self.error_dropout:
             unknown = torch.from_numpy(generator.random(n_stars) < self.error_dropout)
             inputs["flux_error"] = inputs["flux_error"] * ~unknown[:, None, None]
         return dict(inputs)
+
+    def _draw_known(
+        self, rows: Mapping[str, Any], n_stars: int, asks_flux: bool, sees_spectrum: bool, generator
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Labels and scalars, and which of them, (stars, names), the model is given; those are finite."""
+        names = [name for name in dict.fromkeys([*self.label_names, *self.scalar_names]) if name in rows]
+        known = {name: np.asarray(rows[name], dtype=np.float64) for name in names}
+        finite = np.isfinite(np.reshape(list(known.values()), (len(names), n_stars)).T)
+        if not (asks_flux or self.scalar_inputs):
+            return known, finite & np.array([name in self.scalar_names for name in names], dtype=bool)
+        if sees_spectrum and generator.random() >= self.scalar_inputs:
+            return known, np.zeros_like(finite)
+        # All of them in half of the batches that have flux to ask for.
+        share = (1.0 + asks_flux) * generator.random()
+        given = finite & (generator.random(finite.shape) < share)
+        return known, given if sees_spectrum else np.where(given.any(axis=1, keepdims=True), given, finite)
+
+    def _draw_pixels(self, columns: Mapping[str, Any], generator) -> dict[str, np.ndarray]:
+        """Pixels to ask for: `wavelength` (requests,), `flux` and `flux_error` (stars, requests), NaN where bad."""
+        one_length = len({len(row) for row in columns["wavelength"]}) == 1
+        if not one_length or np.any(np.asarray(columns["wavelength"]) != columns["wavelength"][0]):
+            raise ValueError("flux_requests: expected stars that share their wavelengths, got spectra on several grids")
+        wavelength, flux, error, mask = (np.asarray(columns[name]) for name in columns)
+        pixels = generator.permutation(len(wavelength[0]))[: self.flux_requests]
+        bad = (mask | ~np.isfinite(flux))[:, pixels]
+        return {
+            "wavelength": wavelength[0, pixels],
+            "flux": np.where(bad, np.float32(np.nan), flux[:, pixels]),
+            "flux_error": error[:, pixels],
+        }
 
     @staticmethod
     def _change(columns: dict[str, Any], function: Callable[..., Spectrum], *draws: Any) -> None:

@@ -184,8 +184,11 @@ def add_instrument(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer,
         )
     grid = _measure(sample, tokenizer.to_dict(), model.config)
     order = np.argsort(np.concatenate([known, grid.wavelength]))
-    for field, values in (("wavelength", grid.wavelength), ("center", grid.center), ("scale", grid.scale)):
-        field = f"standardize_{field}"
+    tables = {"wavelength": grid.wavelength, "center": grid.center, "scale": grid.scale}
+    tables = {f"standardize_{field}": values for field, values in tables.items()}
+    if tokenizer.request_scale is not None:
+        tables["request_center"], tables["request_scale"] = _center_and_scatter(grid)
+    for field, values in tables.items():
         setattr(tokenizer, field, np.concatenate([getattr(tokenizer, field), values])[order].tolist())
     if model.config.whitening_wavelength:
         embedding: Any = model.model.embeddings.patch_embedding
@@ -196,6 +199,33 @@ def add_instrument(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer,
         embedding.whitening_wavelength = tuple(nodes[order].tolist())
         model.config.whitening_wavelength = nodes[order].tolist()
     return True
+
+
+def standardise_requests(
+    model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, samples: Sequence[Mapping[str, Any]]
+) -> None:
+    """
+    Give the tokenizer tables of centre and scatter of the flux, for flux that is asked for, where it has none and
+    standardises its input as a ratio to a typical star (`flux_softening`).
+
+    Parameters
+    ----------
+    model, tokenizer
+    samples : sequence of mappings
+        As in [`prepare_model`]. Where there are no stars, the tables are those of the input.
+    """
+    if not model.config.flux_softening or not tokenizer.standardize_wavelength or tokenizer.request_scale is not None:
+        return
+    known = np.asarray(tokenizer.standardize_wavelength)
+    center, scale = np.array(tokenizer.standardize_center), np.array(tokenizer.standardize_scale)
+    for sample in samples:
+        grid = _measure(sample, tokenizer.to_dict(), model.config)
+        within = (known >= grid.wavelength[0]) & (known <= grid.wavelength[-1])
+        for table, values in zip((center, scale), _center_and_scatter(grid), strict=True):
+            table[within] = np.interp(known[within], grid.wavelength, values)
+    tokenizer.request_center, tokenizer.request_scale = (
+        [float(f"{value:.4g}") for value in table] for table in (center, scale)
+    )
 
 
 def freeze(model: SpectraFMForPrediction, names: Sequence[str]) -> None:
@@ -277,7 +307,7 @@ def _measure(sample: Mapping[str, Any], settings: Mapping[str, Any], config: Spe
     flat = np.ones_like(wavelength)
     # Through the tokenizer, so that continuum and masks are those of training, in patches that end at gaps alone.
     raw = {"standardize_wavelength": None, "standardize_center": 0.0, "standardize_scale": 1.0, "max_length": None}
-    settings = {**settings, **raw, "clip": None}
+    settings = {**settings, **raw, "clip": None, "request_center": None, "request_scale": None}
     whole = SpectraFMTokenizer(**{**settings, "patch_size": len(wavelength)})
     lengths = whole(wavelength, flat, return_tensors="np")["pixel_mask"][0].sum(axis=-1)
     tokens = whole(spectra[0], spectra[1], spectra[2], spectra[3], return_tensors="np")
@@ -305,6 +335,12 @@ def _measure(sample: Mapping[str, Any], settings: Mapping[str, Any], config: Spe
         patches["wavelength"][0].astype(float).tolist(),
         [slice(start, end) for start, end in zip(starts, ends, strict=True)],
     )
+
+
+def _center_and_scatter(grid: _Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Of the flux over the continuum, (pixels,) each; a pixel in which all stars are alike has a little scatter."""
+    center, scatter = robust_center_and_scale(grid.flux)
+    return center, np.maximum(scatter, 1e-3 * np.nanmax(np.abs(center)))
 
 
 def _whitening(grid: _Grid, embedding: Any, clip: float) -> np.ndarray:

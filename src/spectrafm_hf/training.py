@@ -33,7 +33,7 @@ from .metrics import label_metrics
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from .optimization import Ema, MuonWithAdamW, split_parameters
 from .prediction import TrainingRange
-from .preparation import add_lora, freeze, prepare_checkpoint, prepare_model
+from .preparation import add_lora, freeze, prepare_checkpoint, prepare_model, standardise_requests
 from .throughput import Throughput
 
 
@@ -80,8 +80,10 @@ class Recipe:
         For `sources`: a pass through them.
     noise, noise_correlation, pixel_dropout, error_dropout, reddening, tilt, wavelength_cut : float
     snr : [low, high]
-    radial_velocity, smoothing, resampling : float
-        Augmentation, see [`SpectraFMCollator`].
+    radial_velocity, smoothing, resampling, patch_phase : float
+    flux_requests : int
+    flux_request_share, scalar_inputs : float
+        Augmentation and what is asked, see [`SpectraFMCollator`].
     muon_learning_rate, muon_weight_decay : float
         For the matrices inside the layers; everything else is AdamW's, with the rates of `TrainingArguments`.
     ema_decay : float
@@ -114,6 +116,10 @@ class Recipe:
     radial_velocity: float = 0.0
     smoothing: float = 0.0
     resampling: float = 0.0
+    patch_phase: float = 0.0
+    flux_requests: int = 0
+    flux_request_share: float = 0.5
+    scalar_inputs: float = 0.0
     muon_learning_rate: float = 3e-3
     muon_weight_decay: float = 0.01
     ema_decay: float = 0.0
@@ -134,6 +140,10 @@ AUGMENTATIONS = (
     "radial_velocity",
     "smoothing",
     "resampling",
+    "patch_phase",
+    "flux_requests",
+    "flux_request_share",
+    "scalar_inputs",
 )
 
 
@@ -280,6 +290,8 @@ def set_up(recipe: Recipe, args: TrainingArguments, train_set, validation_set) -
         samples = [train_set.with_format("numpy")[:MEASURED_STARS]]
     prepare = prepare_checkpoint if recipe.checkpoint else prepare_model
     model, tokenizer, training_range = prepare(recipe, samples)
+    if recipe.flux_requests:
+        standardise_requests(model, tokenizer, samples)
     freeze(model, recipe.freeze)
     train_stars = train_set if isinstance(train_set, Mixture) else Columns(train_set)
     several = isinstance(validation_set, Mapping)
@@ -295,7 +307,8 @@ def set_up(recipe: Recipe, args: TrainingArguments, train_set, validation_set) -
         # Stars of a mixture are drawn at random in any case.
         draws=Draws(len(train_stars), not isinstance(train_stars, Mixture), args.seed),
         train_collator=SpectraFMCollator(tokenizer, recipe.labels, recipe.scalars, seed=args.seed, **augmentation),
-        collator=SpectraFMCollator(tokenizer, recipe.labels, recipe.scalars),
+        # A model that can do without scalars is judged without them.
+        collator=SpectraFMCollator(tokenizer, recipe.labels, () if recipe.scalar_inputs else recipe.scalars),
     )
 
 

@@ -646,6 +646,17 @@ def test_flux_center_and_scale_lead_back_to_the_units_given(continuum, wavelengt
     np.testing.assert_allclose(inputs["request_wavelength_step"][:, 1:], 0.5, rtol=1e-3)
 
 
+def test_flux_that_is_asked_for_may_have_a_center_and_scale_of_its_own():
+    tables = {"standardize_wavelength": [5000.0, 5010.0], "standardize_center": [0, 0], "standardize_scale": [2, 4]}
+    own = {"request_center": [1.0, 3.0], "request_scale": [0.1, 0.3]}
+    spectrum = (np.linspace(5000, 5010, 11), np.full(11, 8.0))
+    plain, tokenizer = (SpectraFMTokenizer(patch_size=1, continuum="median", **tables, **more) for more in ({}, own))
+    inputs = tokenizer(*spectrum, requests=["teff", 5005.0])
+    torch.testing.assert_close(inputs["flux"], plain(*spectrum)["flux"])
+    np.testing.assert_allclose(inputs["flux_center"], [[0, 8 * 2.0]])
+    np.testing.assert_allclose(inputs["flux_scale"], [[1, 8 * 0.2]], rtol=1e-6)
+
+
 def test_labels_become_the_requests_and_nan_is_unknown():
     inputs = SpectraFMTokenizer()(
         *spectrum(2), labels={"logg": [2.0, np.nan], "teff": 5000.0}, label_errors={"logg": [0.1, np.nan]}
@@ -716,6 +727,8 @@ def all_settings() -> SpectraFMTokenizer:
         standardize_wavelength=np.float32([5000.1, 5001.3]),
         standardize_center=[0.1, 1 / 3],
         standardize_scale=(0.2, 0.7),
+        request_center=[0.8, 0.9],
+        request_scale=[0.01, 0.02],
         clip=3,
         clip_mode="mask",
         max_length=np.int64(5),
@@ -959,6 +972,8 @@ def test_a_spectrum_that_the_settings_leave_nothing_of_is_refused(settings_, flu
         ({"standardize_wavelength": [1.0, 2.0]}, r"standardize_center: .*standardize_wavelength, \(2,\), got \(\)"),
         ({"standardize_center": [1.0, 2.0]}, r"standardize_center: .*standardize_wavelength, \(\), got \(2,\)"),
         ({"standardize_scale": 0.0}, "standardize_scale: expected positive numbers, got 0"),
+        ({"request_center": 0.0, "request_scale": -1.0}, "request_scale: expected positive numbers, got -1"),
+        ({"request_scale": 1.0}, r"request_center: expected the shape of standardize_wavelength, \(\), got None"),
         ({"requests": ["age"]}, r"requests: expected names out of .* got \['age'\]"),
         ({"requests": "teff"}, "requests: expected a list of different names, got 'teff'"),
         ({"label_names": "teff"}, "label_names: expected a list of different names, got 'teff'"),

@@ -102,6 +102,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     standardize_wavelength, standardize_center, standardize_scale : list[float] or float
         Flux becomes (flux - center) / scale. With `standardize_wavelength` (Angstrom, increasing) the two are tables,
         interpolated linearly; without it, two numbers.
+    request_center, request_scale : list[float] or float, optional
+        The same for flux that is asked for, in the shape of the other two, where an answer wants another scale than the
+        input: a ratio to a typical star says nothing of how much stars differ there. By default the other two.
     clip : float, optional
         Standardised values beyond +-clip are clamped or masked, as `clip_mode` says.
     clip_mode : {"clamp", "mask"}
@@ -136,6 +139,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         standardize_wavelength: Sequence[float] | None = None,
         standardize_center: Sequence[float] | float = 1.0,
         standardize_scale: Sequence[float] | float = 1.0,
+        request_center: Sequence[float] | float | None = None,
+        request_scale: Sequence[float] | float | None = None,
         clip: float | None = 10.0,
         clip_mode: str = "clamp",
         max_length: int | None = None,
@@ -160,6 +165,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         self.standardize_wavelength = _plain("standardize_wavelength", standardize_wavelength)
         self.standardize_center = _plain("standardize_center", standardize_center)
         self.standardize_scale = _plain("standardize_scale", standardize_scale)
+        self.request_center = _plain("request_center", request_center)
+        self.request_scale = _plain("request_scale", request_scale)
         self.clip = None if clip is None else _number("clip", clip)
         self.clip_mode = clip_mode
         self.max_length = None if max_length is None else _check_integer("max_length", max_length, 1)
@@ -184,11 +191,16 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if self.standardize_wavelength is not None:
             increasing = np.ndim(self.standardize_wavelength) == 1 and np.all(np.diff(self.standardize_wavelength) > 0)
             demand(increasing, "standardize_wavelength", "increasing wavelengths")
-        for field in ("standardize_center", "standardize_scale"):
-            if (actual := np.shape(getattr(self, field))) != shape:
+        fields = ["standardize_center", "standardize_scale"]
+        if self.request_center is not None or self.request_scale is not None:
+            fields += ["request_center", "request_scale"]
+        for field in fields:
+            if (value := getattr(self, field)) is None or np.shape(value) != shape:
+                actual = None if value is None else np.shape(value)
                 raise ValueError(f"{field}: expected the shape of standardize_wavelength, {shape}, got {actual}")
-        if not (lowest := np.min(self.standardize_scale)) > 0:
-            raise ValueError(f"standardize_scale: expected positive numbers, got {lowest:g}")
+        for field in fields[1::2]:
+            if not (lowest := np.min(getattr(self, field))) > 0:
+                raise ValueError(f"{field}: expected positive numbers, got {lowest:g}")
         if self.requests is not None:
             self.label_ids(self.requests)
 
@@ -507,15 +519,15 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             continuum[:, piece] = curve
         return continuum
 
-    def _center_and_scale(self, wavelength: np.ndarray) -> tuple[Any, Any]:
-        """What standardises the flux at each wavelength."""
+    def _center_and_scale(self, wavelength: np.ndarray, requested: bool = False) -> tuple[Any, Any]:
+        """What standardises the flux at each wavelength, that of the input or that which is asked for."""
+        center, scale = self.standardize_center, self.standardize_scale
+        if requested and self.request_scale is not None:
+            center, scale = self.request_center, self.request_scale
         if self.standardize_wavelength is None:
-            return self.standardize_center, self.standardize_scale
+            return center, scale
         grid = np.asarray(self.standardize_wavelength)
-        return (
-            np.interp(wavelength, grid, np.asarray(self.standardize_center)),
-            np.interp(wavelength, grid, np.asarray(self.standardize_scale)),
-        )
+        return np.interp(wavelength, grid, np.asarray(center)), np.interp(wavelength, grid, np.asarray(scale))
 
     def _standardise(self, pixels: dict[str, np.ndarray]):
         """Centre, scale and clip in place, to float32; what is not valid becomes 0."""
@@ -666,7 +678,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 )
                 level[star] = np.interp(where[star], wavelength, height)
                 step[star] = np.interp(where[star], wavelength, spacing)
-        center, scale = self._center_and_scale(where)
+        center, scale = self._center_and_scale(where, requested=True)
         return {
             "request_ids": ids,
             "request_wavelength": where.astype(np.float32),
