@@ -110,9 +110,12 @@ def test_a_prediction_that_is_not_finite_is_flagged(tiny_model, tiny_tokenizer, 
     assert np.isnan(predicted["teff_err"]).all()
 
 
-def test_the_training_range_survives_its_file_and_is_none_without_one(tmp_path):
+@pytest.mark.parametrize(
+    "limits", [((3360.0, 10200.0), (20.0, 20.0)), (((3360.0, 10200.0), (15152.0, 16960.0)), ((20.0, 20.0), (0.2, 0.3)))]
+)
+def test_the_training_range_survives_its_file_and_is_none_without_one(tmp_path, limits):
     assert TrainingRange.load(tmp_path) is None
-    training_range = TrainingRange({"teff": (3000.0, 8000.0)}, (3360.0, 10200.0), (20.0, 20.0))
+    training_range = TrainingRange({"teff": (3000.0, 8000.0)}, *limits)
     assert training_range.save(tmp_path).name == "training_range.json"
     assert TrainingRange.load(tmp_path) == training_range
     assert sorted(path.name for path in tmp_path.iterdir()) == ["training_range.json"]
@@ -120,7 +123,15 @@ def test_the_training_range_survives_its_file_and_is_none_without_one(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["[1, 2]", "{", '{"wavelength": [1, 2]}', '{"labels": {"teff": [2, 1]}}', '{"labels": {}, "colour": [0, 1]}'],
+    [
+        "[1, 2]",
+        "{",
+        '{"wavelength": [1, 2]}',
+        '{"labels": {"teff": [2, 1]}}',
+        '{"labels": {}, "colour": [0, 1]}',
+        '{"labels": {}, "wavelength": [[1, 2], [4, 3]]}',
+        '{"labels": {}, "wavelength": [[1, 2], [3, 4]], "wavelength_step": [1, 1]}',
+    ],
 )
 def test_a_damaged_training_range_is_a_clear_error(tmp_path, content):
     (tmp_path / "training_range.json").write_text(content)
@@ -151,6 +162,16 @@ def test_flags_name_what_lies_outside_the_training_range():
     assert training_range.flags(star_at(np.arange(4000, 5001, 2)[::-1] * (1 + 1e2 / 3e5)), inside) == []
     whole["mask"][: len(whole["mask"]) // 2] = True
     assert training_range.flags(whole, inside) == ["wavelength"]
+
+
+def test_a_spectrum_of_one_of_several_instruments_is_judged_by_that_one():
+    training_range = TrainingRange({}, ((4000.0, 5000.0), (15000.0, 16000.0)), ((2.0, 2.0), (0.2, 0.3)))
+    optical, infrared = np.arange(4000, 5001, 2), np.arange(15000, 16000, 0.25)
+    assert training_range.flags(star_at(optical), {}) == training_range.flags(star_at(infrared), {}) == []
+    assert training_range.flags(star_at(infrared[::8]), {}) == ["wavelength_step"]
+    assert training_range.flags(star_at(optical[:400]), {}) == ["wavelength"]
+    assert training_range.flags(star_at(np.arange(6000, 14000, 2)), {}) == ["wavelength"], "between the two"
+    assert "wavelength" in training_range.flags(star_at(np.concatenate([optical, infrared])), {}), "both at once"
 
 
 def test_flags_of_a_star_are_joined_in_the_table(tiny_model, tiny_tokenizer, stars):

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from transformers import TrainingArguments
 
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
 from spectrafm_hf.data import spectrum_features
+from spectrafm_hf.data.synthetic import SyntheticStars
 from spectrafm_hf.optimization import Muon, MuonWithAdamW
 from spectrafm_hf.prediction import TrainingRange
 from spectrafm_hf.preparation import freeze, prepare_checkpoint, prepare_model, whitening_matrices
-from spectrafm_hf.training import Columns, Draws, Recipe, last_checkpoint, train
+from spectrafm_hf.training import Columns, Draws, Recipe, calibrated_stars, last_checkpoint, load_stars, train
 
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +77,8 @@ def make_recipe(**changes) -> Recipe:
         "muon_learning_rate": 2e-2,
         "ema_decay": 0.9,
     }
+    if "checkpoint" in changes:
+        del settings["model"]
     return Recipe(**{**settings, **changes})
 
 
@@ -317,13 +320,45 @@ def test_a_label_that_a_checkpoint_lacks_is_added_with_the_centre_and_scale_of_t
     assert training_range.labels.keys() == {"teff", "fe_h", "twice"} and training_range.labels["twice"][0] < 1.1
 
 
+def test_a_recipe_changes_dropout_and_requests_of_a_checkpoint_and_nothing_else_of_it(trained, stars):
+    rows, folder = stars["train"].with_format("numpy")[:], str(trained[1] / "final")
+    changes = {"model": {"dropout": 0.5}, "tokenizer": {"requests": ["fe_h"]}}
+    model, tokenizer, _ = prepare_checkpoint(make_recipe(checkpoint=folder, **changes), [rows])
+    assert tokenizer.requests == ["fe_h"] and model.config.dropout == 0.5
+    model.train()
+    inputs = tokenizer(rows["wavelength"][:4], rows["flux"][:4])
+    answers = {model(**inputs).values[0, 0].item() for _ in range(4)}
+    assert len(answers) == 4
+    for wrong in ({"model": {"patch_size": 4}}, {"tokenizer": {"clip": 3.0}}):
+        with pytest.raises(ValueError, match="expected nothing but .* beside a checkpoint, got"):
+            prepare_checkpoint(make_recipe(checkpoint=folder, **wrong), [rows])
+
+
+def test_calibrated_stars_are_a_source_and_not_a_validation_set(tmp_path, monkeypatch):
+    stars = SyntheticStars("gaia-xp").draw(30, np.random.default_rng(0))
+    names = ["wavelength", "flux", "flux_error", "mask", "teff", "logg", "fe_h", "alpha_m", "ak_targ"]
+    data = Dataset.from_dict({name: list(stars[name]) for name in names})
+    DatasetDict(train=data, validation=data).save_to_disk(tmp_path)
+    monkeypatch.setattr("spectrafm_hf.training._hosted", lambda name: {"gaia-xp": str(tmp_path)}[name])
+    monkeypatch.setattr("spectrafm_hf.training.load_dataset", load_from_disk)
+    mixture, validation = load_stars(Recipe(sources={"gaia-xp": 0, "calibrated-gaia-xp": 1}), seed=0)
+    assert list(validation) == ["gaia-xp"]
+    drawn = mixture.__getitems__(list(range(64)))
+    assert drawn["flux"].shape == (64, stars["flux"].shape[1]) and np.isfinite(drawn["alpha_m"]).all()
+    assert not set(drawn["teff"]) & set(stars["teff"]), "stars of their own"
+    low, high = stars["teff"].min(), stars["teff"].max()
+    assert low - 300 < drawn["teff"].min() < drawn["teff"].max() < high + 300
+    with pytest.raises(ValueError, match="sources: expected the columns .* got no {'ak_targ'}"):
+        calibrated_stars("gaia-xp", data.remove_columns("ak_targ"))
+
+
 def test_an_instrument_that_a_checkpoint_lacks_is_added_and_what_it_knew_stays(trained, stars):
     recipe = make_recipe(checkpoint=str(trained[1] / "final"))
     blue = stars["train"].with_format("numpy")[:]
     red = {**blue, "wavelength": blue["wavelength"] * 2, "flux": 3.0 * blue["flux"]}
     before, before_tokenizer = load_checkpoint(recipe.checkpoint)
     model, tokenizer, training_range = prepare_checkpoint(recipe, [red])
-    assert len(tokenizer.standardize_wavelength) == 80 and training_range.wavelength is None
+    assert len(tokenizer.standardize_wavelength) == 80 and training_range.wavelength == (8000, 9560)
     tokens = tokenizer(red["wavelength"], red["flux"])
     assert tokens["flux"].median().abs() < 0.05 and 0.7 < tokens["flux"].std() < 1.5
     embedding = model.model.embeddings.patch_embedding
@@ -390,7 +425,9 @@ def test_two_instruments_share_a_model_and_their_tables_lie_side_by_side(stars):
     model, tokenizer, training_range = prepare_model(recipe, [red, blue])
     assert np.all(np.diff(tokenizer.standardize_wavelength) > 0) and len(tokenizer.standardize_wavelength) == 80
     assert len(model.config.whitening_wavelength) == len(model.model.embeddings.patch_embedding.whitening) == 10
-    assert training_range.wavelength is None and training_range.labels["mg_fe"][1] > 1
+    assert training_range.labels["mg_fe"][1] > 1 and len(training_range.wavelength) == 2
+    assert training_range.flags({name: column[0] for name, column in red.items()}, {}) == []
+    assert training_range.flags({name: column[0] for name, column in blue.items()}, {}) == []
     for sample in (blue, red):
         tokens = tokenizer(sample["wavelength"], sample["flux"])["flux"]
         assert tokens.median().abs() < 0.05 and 0.7 < tokens.std() < 1.5

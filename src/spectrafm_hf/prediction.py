@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +45,8 @@ MIN_COVERAGE = 0.95
 #: A relative difference from a limit that is rounding (float32 wavelengths, spectra not shifted to the rest frame).
 TOLERANCE = 2e-3
 
+Pair = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class TrainingRange:
@@ -55,28 +57,34 @@ class TrainingRange:
         {"labels": {"teff": [3100.0, 7900.0], "logg": [-0.4, 5.1]},
          "wavelength": [3360.0, 10200.0], "wavelength_step": [20.0, 20.0]}
 
+    or, for a model of several instruments, with a pair for each, such as `[[3360.0, 10200.0], [15152.0, 16960.0]]`.
+
     Attributes
     ----------
     labels : dict of str to (low, high)
         Least and greatest value of each label among the training stars, in the units of the checkpoint.
-    wavelength : (low, high)
+    wavelength : (low, high), or one such pair for each instrument
         First and last wavelength of the training spectra, Angstrom, vacuum, rest frame.
-    wavelength_step : (low, high)
-        Least and greatest median spacing of the pixels of a training spectrum, Angstrom.
+    wavelength_step : (low, high), or one such pair for each instrument
+        Least and greatest spacing of the pixels of a training spectrum, Angstrom.
     """
 
-    labels: dict[str, tuple[float, float]] = field(default_factory=dict)
-    wavelength: tuple[float, float] | None = None
-    wavelength_step: tuple[float, float] | None = None
+    labels: dict[str, Pair] = field(default_factory=dict)
+    wavelength: Pair | Sequence[Pair] | None = None
+    wavelength_step: Pair | Sequence[Pair] | None = None
 
     def __post_init__(self) -> None:
-        limits: dict[str, tuple[float, float] | None] = {
-            f"labels[{name!r}]": pair for name, pair in self.labels.items()
-        }
-        limits |= {"wavelength": self.wavelength, "wavelength_step": self.wavelength_step}
-        for name, pair in limits.items():
-            if pair is not None and not (len(pair) == 2 and np.all(np.isfinite(pair)) and pair[0] <= pair[1]):
+        limits = [(f"labels[{name!r}]", pair) for name, pair in self.labels.items()]
+        for name in ("wavelength", "wavelength_step"):
+            limits += [(name, pair) for pair in _pairs(getattr(self, name))]
+        for name, pair in limits:
+            if not (len(pair) == 2 and np.all(np.isfinite(pair)) and pair[0] <= pair[1]):
                 raise ValueError(f"{name}: expected two numbers, the least first, got {pair}")
+        if len({len(_pairs(limits)) for limits in (self.wavelength, self.wavelength_step)} - {0}) > 1:
+            raise ValueError(
+                "wavelength_step: expected one pair for each of wavelength, got "
+                f"{self.wavelength_step} for {self.wavelength}"
+            )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `training_range.json` into the folder of a checkpoint."""
@@ -106,7 +114,7 @@ class TrainingRange:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             labels = {name: tuple(pair) for name, pair in content.pop("labels").items()}
-            return cls(labels, **{name: pair and tuple(pair) for name, pair in content.items()})
+            return cls(labels, **{name: _as_tuples(limits) for name, limits in content.items()})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: expected labels, wavelength and wavelength_step, got {error}") from error
 
@@ -124,7 +132,8 @@ class TrainingRange:
         -------
         list of str
             `"teff>6500"` or `"teff<3500"` for a label; `"wavelength"` for a spectrum that has pixels outside the range
-            or covers less than 95 percent of it; `"wavelength_step"` for one that is sampled differently.
+            or covers less than 95 percent of it; `"wavelength_step"` for one that is sampled differently. Of several
+            instruments, that counts which the spectrum shares most wavelengths with.
         """
         found = []
         for name, (low, high) in self.labels.items():
@@ -133,17 +142,33 @@ class TrainingRange:
             elif name in values and values[name] > high:
                 found.append(f"{name}>{high:g}")
         wavelength = np.sort(np.asarray(row["wavelength"], np.float64)[valid_pixels(row)])
-        if wavelength.size and self.wavelength is not None:
-            low, high = self.wavelength
-            outside = wavelength[0] < low * (1 - TOLERANCE) or wavelength[-1] > high * (1 + TOLERANCE)
-            covered = min(wavelength[-1], high) - max(wavelength[0], low)
-            if outside or covered < MIN_COVERAGE * (high - low):
+        if not wavelength.size:
+            return found
+        first, last = wavelength[[0, -1]]
+        ranges, steps = _pairs(self.wavelength), _pairs(self.wavelength_step)
+        shared = [min(last, high) - max(first, low) for low, high in ranges]
+        instrument = int(np.argmax(shared)) if shared else 0
+        if ranges:
+            low, high = ranges[instrument]
+            outside = first < low * (1 - TOLERANCE) or last > high * (1 + TOLERANCE)
+            if outside or shared[instrument] < MIN_COVERAGE * (high - low):
                 found.append("wavelength")
-        if wavelength.size > 1 and self.wavelength_step is not None:
-            low, high = self.wavelength_step
+        if wavelength.size > 1 and steps:
+            low, high = steps[instrument]
             if not low * 0.99 <= np.median(np.diff(wavelength)) <= high * 1.01:
                 found.append("wavelength_step")
         return found
+
+
+def _pairs(limits: Pair | Sequence[Pair] | None) -> list[Pair]:
+    """One pair, or one for each instrument."""
+    if limits is None:
+        return []
+    return [cast(Pair, limits)] if np.ndim(limits) == 1 else list(cast(Sequence[Pair], limits))
+
+
+def _as_tuples(values: Any) -> Any:
+    return tuple(map(_as_tuples, values)) if isinstance(values, list) else values
 
 
 def valid_pixels(row: Mapping[str, Any]) -> NDArray[np.bool_]:

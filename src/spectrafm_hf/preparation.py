@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def prepare_model(
     -------
     model, tokenizer
     training_range : TrainingRange
-        Of the labels; of wavelength, if there is one sample.
+        Of the labels, and of the wavelengths of each sample.
 
     Raises
     ------
@@ -89,13 +89,7 @@ def prepare_model(
         embedding = model.model.embeddings.patch_embedding
         matrices = [_whitening(grid, embedding, tokenizer.clip or np.inf) for grid in grids]
         embedding.whitening.copy_(torch.from_numpy(np.concatenate(matrices)))
-    wavelength = grids[0].wavelength
-    one = len(grids) == 1
-    training_range = TrainingRange(
-        labels={name: _limits(column) for name, column in columns.items()},
-        wavelength=_limits(wavelength) if one else None,
-        wavelength_step=_limits(np.diff(wavelength)) if one else None,
-    )
+    training_range = TrainingRange({name: _limits(column) for name, column in columns.items()}, **_instruments(samples))
     return model, tokenizer, training_range
 
 
@@ -118,14 +112,17 @@ def prepare_checkpoint(
     -------
     model, tokenizer
     training_range : TrainingRange or None
-        Of the checkpoint, if it has one, and widened to the labels of the samples.
+        Of the checkpoint, if it has one, widened to the labels of the samples; of wavelength, that of the samples: what
+        the checkpoint knew of others, training on these may make it forget.
 
     Raises
     ------
     ValueError
-        If there is no such checkpoint, a label is in no sample, or an instrument overlaps in part with what is known.
+        If there is no such checkpoint, a label is in no sample, an instrument overlaps in part with what is known, or
+        the recipe wants the model to be another one.
     """
     model, tokenizer = load_checkpoint(str(recipe.checkpoint))
+    _override(recipe, model, tokenizer)
     training_range = TrainingRange.load(str(model.name_or_path))
     columns = _label_columns(recipe, samples)
     units = dict(zip(recipe.labels, recipe.units, strict=True))
@@ -134,16 +131,30 @@ def prepare_checkpoint(
             center, scale = robust_center_and_scale(column)
             model.add_label(name, units.get(name, ""), float(center), float(scale))
             tokenizer.add_label(name)
-    tokenizer.requests = list(dict.fromkeys([*(tokenizer.requests or tokenizer.label_names), *recipe.labels]))
-    added = [add_instrument(model, tokenizer, sample) for sample in samples]
+    if "requests" not in recipe.tokenizer:
+        tokenizer.requests = list(dict.fromkeys([*(tokenizer.requests or tokenizer.label_names), *recipe.labels]))
+    for sample in samples:
+        add_instrument(model, tokenizer, sample)
     if training_range is not None:
         limits = {name: _limits(column) for name, column in columns.items()}
         for name, (low, high) in training_range.labels.items():
             limits[name] = (min(low, limits[name][0]), max(high, limits[name][1])) if name in limits else (low, high)
-        training_range = replace(training_range, labels=limits)
-        if any(added):  # a range with a hole in it cannot be told
-            training_range = replace(training_range, wavelength=None, wavelength_step=None)
+        training_range = TrainingRange(limits, **_instruments(samples))
     return model, tokenizer, training_range
+
+
+def _override(recipe: Recipe, model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> None:
+    """What a recipe may change of a checkpoint besides training it, in place."""
+    for field, settings, known in (("model", recipe.model, "dropout"), ("tokenizer", recipe.tokenizer, "requests")):
+        if set(settings) - {known}:
+            raise ValueError(f"{field}: expected nothing but {known} beside a checkpoint, got {list(settings)}")
+    if "dropout" in recipe.model:
+        model.config.dropout = recipe.model["dropout"]
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = model.config.dropout
+    if "requests" in recipe.tokenizer:
+        tokenizer.requests = list(recipe.tokenizer["requests"])
 
 
 @torch.no_grad()
@@ -266,6 +277,18 @@ def add_lora(model: SpectraFMForPrediction, settings: Mapping[str, Any]) -> nn.M
         return get_peft_model(model, LoraConfig(**settings))  # type: ignore[arg-type]
     except TypeError as error:
         raise ValueError(f"lora: expected arguments of peft.LoraConfig, got {dict(settings)} ({error})") from error
+
+
+def _instruments(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Range and spacing of the wavelengths of each sample, once where they are the same (of real and of like stars)."""
+    found = {}
+    for sample in samples:
+        grids = [np.sort(np.asarray(grid, dtype=np.float64)) for grid in sample["wavelength"][:1000]]
+        steps = np.array([np.median(np.diff(grid)) for grid in grids])
+        found[_limits(np.concatenate(grids))] = _limits(steps)
+    one = len(found) == 1
+    names = {"wavelength": tuple(found), "wavelength_step": tuple(found.values())}
+    return {name: limits[0] if one else limits for name, limits in names.items()}
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from transformers import (
 
 from .checkpoints import save_checkpoint
 from .collator import SpectraFMCollator
+from .data.calibrated import CATALOGUE, CalibratedStars
 from .data.mixture import HostedStars, Mixture
 from .data.sources import cache_dir
 from .data.synthetic import SyntheticStars
@@ -42,6 +43,8 @@ MEASURED_STARS = 40_000
 #: Of `synthetic-<instrument>` as a data set: as many as the paper's.
 SYNTHETIC_STARS = 90_000
 VALIDATION_STARS = 2000
+#: Of calibrated stars: rare [Fe/H] comes more often than in the catalogue, but the common one stays the common one.
+FLATNESS = 0.5
 
 
 @dataclass
@@ -65,8 +68,10 @@ class Recipe:
     whitening : bool
         Decorrelate the pixels of each patch; for spectra on one common wavelength grid.
     checkpoint : str
-        A bundled checkpoint, a folder or a hub name to go on from, with its tokenizer; then `model`, `tokenizer` and
-        `whitening` play no part. Labels and instruments that it lacks are added. None by default.
+        A bundled checkpoint, a folder or a hub name to go on from, with its tokenizer. Then `whitening` plays no part,
+        and nothing may stand in `model` but `dropout`, and in `tokenizer` but `requests` (the labels that are asked
+        for where none are named; by default those of before and those that are learnt). Labels and instruments that
+        it lacks are added. None by default.
     freeze : list[str]
         Parts that are not trained, by module name. The paper's last stage: `[decoder, encoder.layers.1]`.
     lora : dict
@@ -74,8 +79,10 @@ class Recipe:
         the end is the model with the adapters merged into its weights, like any other.
     sources : dict[str, float]
         Instead of `data`: several instruments at once, each batch from one of them, and how often.
-        `synthetic-<instrument>` draws stars without end; everything else is as in `data`. Several validation sets are
-        evaluated one after the other; `eval_loss` is the mean of theirs.
+        `synthetic-<instrument>` draws stars without end, `calibrated-<data set>` too, with the labels, the extinction
+        and the residuals of the training stars of that data set (see [`CalibratedStars`]; `gaia-xp` has what it takes);
+        everything else is as in `data`. Several validation sets are evaluated one after the other, calibrated stars
+        are none; `eval_loss` is the mean of theirs.
     stars_per_epoch : int
         For `sources`: a pass through them.
     noise, noise_correlation, pixel_dropout, error_dropout, reddening, tilt, wavelength_cut : float
@@ -192,11 +199,24 @@ def load_stars(recipe: Recipe, seed: int) -> tuple[Any, Any]:
         if name.startswith("synthetic-"):
             sources.append(SyntheticStars(name.removeprefix("synthetic-")))
             validation[name] = sources[-1].draw(VALIDATION_STARS, np.random.default_rng([seed, 2]))
+        elif name.startswith("calibrated-"):
+            name = name.removeprefix("calibrated-")
+            data = load_dataset(_hosted(name))[recipe.train_split]
+            sources.append(calibrated_stars(name, data))
         else:
             data = load_dataset(_hosted(name))
             sources.append(HostedStars(data[recipe.train_split]))
             validation[name] = data[recipe.validation_split]
     return Mixture(sources, list(recipe.sources.values()), recipe.stars_per_epoch, seed), validation
+
+
+def calibrated_stars(instrument: str, data: Any) -> CalibratedStars:
+    """Synthetic stars of an instrument that look as those of a data set do, which is read whole."""
+    needed = [*CATALOGUE, "wavelength", "flux", "mask"]
+    if missing := set(needed) - set(data.column_names):
+        raise ValueError(f"sources: expected the columns {needed} to calibrate {instrument} with, got no {missing}")
+    observed = data.select_columns(needed).with_format("numpy")[:]
+    return CalibratedStars(instrument, observed, observed, flatness=FLATNESS)
 
 
 def _hosted(name: str) -> str:
