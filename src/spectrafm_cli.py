@@ -114,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--line-width", type=float, metavar="ANGSTROM", help="full width at half depth of a line (default: 3 pixels)"
     )
+    explain.add_argument(
+        "--phases",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="look N times, with the tokens laid elsewhere each time: finer attention (default: 1)",
+    )
     explain.add_argument("--by-type", action="store_true", help="giants, dwarfs, cool and hot stars apart as well")
     explain.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="stars at once (default: 32)")
     explain.set_defaults(run=_explain)
@@ -462,6 +469,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         head=arguments.head,
         line_width=arguments.line_width,
         by_type=arguments.by_type,
+        phases=arguments.phases,
     )
     rows = read_spectra(files, failures=failures, **_how(arguments))
     with tqdm(total=_count(files), desc="explaining", unit=" stars", delay=DELAY) as progress:

@@ -149,6 +149,31 @@ def test_a_star_of_other_wavelengths_is_told(tiny_model, tokenizer, stars):
     assert explainer.explanations()["all"].n_stars == 1
 
 
+def test_phases_are_the_mean_over_tokens_that_start_elsewhere(tiny_model, tokenizer, stars):
+    star = {**stars[0], "mask": np.zeros(len(stars[0]["flux"]), bool)}
+    explainer = Explainer(tiny_model, tokenizer, ["fe_h"], phases=4)
+    assert explainer.add([star]) == {} and explainer.n_stars["all"] == 1
+    found = explainer.explanations()["all"]
+    cut = [{name: value if np.ndim(value) == 0 else value[k:] for name, value in star.items()} for k in range(4)]
+    parts = [attributions(tiny_model, tokenizer, tokenizer(part, requests=["fe_h"])) for part in cut]
+    for curve in ("attention", "gradient"):
+        values = [getattr(part, curve)[0, 0][part.valid[0]] for part in parts]
+        total = sum(np.pad(value, (k, 0)) for k, value in enumerate(values))
+        expected = total / np.minimum(np.arange(1, len(total) + 1), 4)
+        n_found = found.wavelength.size  # pixels that few of the phases have are left out
+        assert len(expected) - 2 <= n_found < len(expected)
+        np.testing.assert_allclose(getattr(found, curve)[0], expected[-n_found:], rtol=1e-6)
+    once = Explainer(tiny_model, tokenizer, ["fe_h"])
+    once.add([star])
+    steps = [np.count_nonzero(np.diff(e.attention[0])) for e in (found, once.explanations()["all"])]
+    assert steps[0] > 3 * steps[1], "attention changes within a token"
+
+
+def test_more_phases_than_a_token_has_pixels_are_a_clear_error(tiny_model, tokenizer):
+    with pytest.raises(ValueError, match="phases: expected 1 to 4, the pixels of a token, got 5"):
+        Explainer(tiny_model, tokenizer, phases=5)
+
+
 def test_stars_are_told_apart_by_their_own_labels_and_else_by_the_predicted():
     assert star_types({"teff": 4500.0, "logg": 2.0}, {"teff": 6000.0, "logg": 4.5}) == ["all", "giants", "cool"]
     assert star_types({"teff": np.nan}, {"teff": 6000.0, "logg": 4.5}) == ["all", "dwarfs", "hot"]

@@ -23,6 +23,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.signal import find_peaks
 
+from .augmentation import without_first
+from .data.schema import PIXEL_COLUMNS
 from .files import complete_file
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
 from .prediction import _tokenize, schema_tokenizer
@@ -35,7 +37,8 @@ TYPES = ("all", "giants", "dwarfs", "cool", "hot")
 ALL_LABELS = "all"
 #: What has peaks: `gradient`, pixel by pixel, is in the table only.
 CURVES = ("attention", "response")
-#: A line and a peak this near (Angstrom) are the same; half the width of a line or token, where that is more.
+#: A line and a peak this near (Angstrom) are the same; half the width of a line, or of the part of a token by which the
+#: phases differ, where that is more.
 TOLERANCE = 1.0
 #: Angstrom a pixel: in coarser spectra most lines are blends.
 COARSE_STEP = 5.0
@@ -174,6 +177,8 @@ class Explanation:
         other; so this, and not the gradient of one pixel, says what a line does.
     step, token_width, line_width : float
         Of a pixel, of a token, and of a line at half its depth, Angstrom.
+    phases : int
+        So many times were the tokens laid, each time by an equal part of `token_width` further on.
     """
 
     labels: list[str]
@@ -186,6 +191,7 @@ class Explanation:
     step: float
     token_width: float
     line_width: float
+    phases: int = 1
 
 
 class Explainer:
@@ -204,11 +210,14 @@ class Explainer:
         Full width at half depth, Angstrom. Default: `LINE_PIXELS` pixels.
     by_type : bool
         Keep the `TYPES` apart, by the `teff` and `logg` of the rows or, where these are not known, of the model.
+    phases : int
+        Look at each star so many times, without ever more of the first pixels of each detector, and take the mean: the
+        tokens of one time overlap those of another, and what their attention has in common is narrower than a token.
 
     Raises
     ------
     ValueError
-        For an unknown label, or a width that is not positive.
+        For an unknown label, a width that is not positive, or more phases than a token has pixels.
     """
 
     def __init__(
@@ -221,6 +230,7 @@ class Explainer:
         head: int | None = None,
         line_width: float | None = None,
         by_type: bool = False,
+        phases: int = 1,
     ) -> None:
         self.model, self.tokenizer = model.eval(), schema_tokenizer(tokenizer)
         self.requests = list(requests if requests is not None else tokenizer.requests or tokenizer.label_names)
@@ -229,7 +239,9 @@ class Explainer:
         self.scales = np.array([scales[name] for name in self.requests])
         if line_width is not None and not line_width > 0:
             raise ValueError(f"line_width: expected a positive number, got {line_width:g}")
-        self.layer, self.head, self.line_width = layer, head, line_width
+        if not 1 <= phases <= tokenizer.patch_size:
+            raise ValueError(f"phases: expected 1 to {tokenizer.patch_size}, the pixels of a token, got {phases}")
+        self.layer, self.head, self.line_width, self.phases = layer, head, line_width, phases
         self.types = TYPES if by_type else TYPES[:1]
         self.grid = np.empty(0)
         self.token_width = 0.0
@@ -239,23 +251,30 @@ class Explainer:
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
         """Add a batch of rows in the schema of this project; which of them could not be used, and why."""
-        reasons = [""] * len(rows)
-        inputs, members = _tokenize(self.tokenizer, rows, self.requests, reasons)
-        if inputs is not None:
-            found = attributions(
-                self.model, self.tokenizer, inputs.to(self.model.device), layer=self.layer, head=self.head
-            )
-            if not self.grid.size:
-                wavelength = np.asarray(rows[members[0]]["wavelength"], np.float64)
-                self.grid = np.unique(wavelength[np.isfinite(wavelength)])
-                self.sums = {name: np.zeros((2 + 2 * len(self.requests), self.grid.size)) for name in self.types}
-                self.token_width = float(np.median(np.ptp(found.wavelength[0], axis=-1)))
-            for i, member in enumerate(members):
-                reasons[member] = self._add_star(found, i, rows[member])
+        reasons = self._add_phase(rows, first=True)
+        for phase in range(1, self.phases):
+            n_pixels = phase * self.tokenizer.patch_size // self.phases
+            self._add_phase([_without_first(row, n_pixels) for row, why in zip(rows, reasons, strict=True) if not why])
         return {i: reason for i, reason in enumerate(reasons) if reason}
 
-    def _add_star(self, found: Attributions, i: int, row: Mapping[str, Any]) -> str:
-        """Add one star; why not, if it does not fit."""
+    def _add_phase(self, rows: Sequence[Mapping[str, Any]], first: bool = False) -> list[str]:
+        """Add rows as they are; for each, why not, if it could not be used."""
+        reasons = [""] * len(rows)
+        inputs, members = _tokenize(self.tokenizer, rows, self.requests, reasons)
+        if inputs is None:
+            return reasons
+        found = attributions(self.model, self.tokenizer, inputs.to(self.model.device), layer=self.layer, head=self.head)
+        if not self.grid.size:
+            wavelength = np.asarray(rows[members[0]]["wavelength"], np.float64)
+            self.grid = np.unique(wavelength[np.isfinite(wavelength)])
+            self.sums = {name: np.zeros((2 + 2 * len(self.requests), self.grid.size)) for name in self.types}
+            self.token_width = float(np.median(np.ptp(found.wavelength[0], axis=-1)))
+        for i, member in enumerate(members):
+            reasons[member] = self._add_star(found, i, rows[member], first)
+        return reasons
+
+    def _add_star(self, found: Attributions, i: int, row: Mapping[str, Any], first: bool) -> str:
+        """Add one star, and count it if this is the first time; why not, if it does not fit."""
         valid = found.valid[i]
         wavelength = found.wavelength[i][valid]
         right = np.searchsorted(self.grid, wavelength).clip(1, max(self.grid.size - 1, 1))
@@ -272,7 +291,7 @@ class Explainer:
             if name in self.sums:
                 for total, column in zip(self.sums[name], columns, strict=True):
                     np.add.at(total, pixel[near], column[near])
-                self.n_stars[name] += 1
+                self.n_stars[name] += first
         return ""
 
     def explanations(self) -> dict[str, Explanation]:
@@ -298,7 +317,7 @@ class Explainer:
             )
         return Explanation(
             labels, self.n_stars[name], wavelength, flux / count, attention, gradient, response,
-            step, self.token_width, width,
+            step, self.token_width, width, self.phases,
         )  # fmt: skip
 
 
@@ -328,6 +347,11 @@ def star_types(row: Mapping[str, Any], predicted: Mapping[str, float]) -> list[s
     if np.isfinite(teff):
         types.append("hot" if teff > HOT_TEFF else "cool")
     return types
+
+
+def _without_first(row: Mapping[str, Any], n_pixels: int) -> dict[str, Any]:
+    spectrum = tuple(np.asarray(row[name]) for name in PIXEL_COLUMNS)
+    return {**row, **dict(zip(PIXEL_COLUMNS, without_first(spectrum, n_pixels), strict=True))}
 
 
 # ------------------------------------------------------------------------------------------------------ peaks and lines
@@ -473,7 +497,9 @@ def match_lines(explanation: Explanation) -> list[Match]:
     for curve in CURVES:
         if curve == "attention" and np.ptp(explanation.wavelength) < MIN_TOKENS * explanation.token_width:
             continue
-        width = explanation.token_width if curve == "attention" else explanation.line_width
+        width = explanation.line_width
+        if curve == "attention":
+            width = explanation.token_width / explanation.phases
         tolerance = max(TOLERANCE, 0.5 * width)
         for label, values in zip(explanation.labels, getattr(explanation, curve), strict=True):
             peaks = peaks_of(explanation.wavelength, values, lines, tolerance)
