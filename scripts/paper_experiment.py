@@ -6,19 +6,20 @@
     python scripts/paper_experiment.py --tune              # search the settings of all methods again
 
 Each method gets the same 100 stars with the same pixels, and its settings were chosen by the same rule: the smallest
-RMSE on 500 other stars of the kind that the 100 are, [Fe/H] > -1, averaged over three draws
-(scripts/recipes/paper-experiment.json holds all that was tried). The same 500 make the errors right on their kind. No
-iron-poor star plays a part in any choice. What has been computed stays in the output folder, and a later run goes on
-from there.
+RMSE on other stars of the kind that the 100 are, averaged over three draws (scripts/recipes/paper-experiment.json
+holds all that was tried). The same stars make the errors right on their kind. No iron-poor star plays a part in any
+choice. What has been computed stays in the output folder, and a later run goes on from there.
 """
 
+import functools
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,17 +28,185 @@ from tqdm.auto import tqdm
 
 from spectrafm_cli import Parser
 from spectrafm_hf.baselines import Baseline, CannonBaseline, MLPBaseline, RidgeBaseline, Spectra, transform_flux
-from spectrafm_hf.data import build_gaia_xp, cache_dir, flat_pixels
+from spectrafm_hf.data import build_gaia_xp, build_miles, cache_dir, flat_pixels
 from spectrafm_hf.files import complete_file
+from spectrafm_hf.instruments import Instrument
 from spectrafm_hf.metrics import label_metrics
 
 
 RECIPE = Path(__file__).parent / "recipes" / "paper-experiment.json"
-N_STARS, N_CHOOSING, IRON_POOR = 100, 500, -1.0
-#: The pixels of the last stage, Angstrom.
-TASKS = {"xp-red": (6400.0, 10200.0), "xp-narrow": (8400.0, 8900.0)}
+SHARED = Path(os.environ.get("SPECTRAFM_SHARED") or Path(__file__).parents[2] / "shared")
+N_STARS = 100
 LABELS = ("fe_h", "teff", "logg")
+FIGURES = {"rmse": "RMSE", "bias": "bias", "robust_scatter": "MAD", "robust_z": "error/sigma"}
 Columns = dict[str, NDArray[Any]]
+
+
+# --------------------------------------------------------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Stars of one draw. None of those that are asked is in another part."""
+
+    hundred: Columns
+    #: All observed stars, whatever their kind, of stage 2 and of the ceiling.
+    training: Columns
+    #: Stars of the kind of the 100, the same in all draws: they choose settings and make the errors right.
+    choosing: Columns
+    asked: Columns
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    Observed stars, the pixels that the 100 are seen in, and what makes a star iron-rich.
+
+    Attributes
+    ----------
+    name : str
+    window : (lowest, highest)
+        Angstrom.
+    iron_rich, iron_poor : float
+        The 100 have a higher [Fe/H] than the one; there are figures for the stars below the other.
+    read : callable
+        Columns in the project's schema of a split, `"all"` where there are no splits; ValueError if they are not there.
+    instrument : callable
+        What observes synthetic stars on the pixels of the columns.
+    n_choosing : int
+    splits : bool
+        Whether the data set has splits of thousands of stars. Otherwise, what is left of all stars beside the 100 and
+        those that choose is halved in each draw: one half is asked, the other belongs to `training`.
+    """
+
+    name: str
+    window: tuple[float, float]
+    iron_rich: float
+    iron_poor: float
+    read: Callable[[str], Columns]
+    instrument: Callable[[], Instrument]
+    n_choosing: int = 500
+    splits: bool = True
+
+    def draw(self, stars: Columns, n: int, seed: int) -> Columns:
+        """Iron-rich stars with all labels, drawn at random."""
+        return take(stars, np.random.default_rng(seed).choice(self._rich(stars), n, replace=False))
+
+    def parts(self, split: str, draw: int) -> Parts:
+        """The stars of a draw. Few stars are asked as `"test"` only; as `"validation"`, those that choose."""
+        if self.splits:
+            training, validation = self.read("train"), self.read("validation")
+            asked = validation if split == "validation" else self.read(split)
+            return Parts(self.draw(training, N_STARS, draw), training, self.draw(validation, self.n_choosing, 0), asked)
+        stars = self.read("all")
+        rich = np.random.default_rng(0).permutation(self._rich(stars))
+        generator = np.random.default_rng([1, draw])
+        hundred = generator.choice(rich[self.n_choosing :], N_STARS, replace=False)
+        rest = np.setdiff1d(np.arange(len(stars["fe_h"])), [*rich[: self.n_choosing], *hundred])
+        rest = generator.permutation(rest)
+        asked, training = np.split(rest, [len(rest) // 2])
+        choosing = take(stars, rich[: self.n_choosing])
+        return Parts(
+            take(stars, hundred),
+            take(stars, np.concatenate([hundred, training])),
+            choosing,
+            choosing if split == "validation" else take(stars, asked),
+        )
+
+    def _rich(self, stars: Columns) -> NDArray[Any]:
+        labels = [stars[name] for name in ("teff", "logg", "alpha_m", "ak_targ") if name in stars]
+        return np.flatnonzero((stars["fe_h"] > self.iron_rich) & np.isfinite(np.sum(labels, axis=0)))
+
+
+def take(stars: Columns, rows: NDArray[Any]) -> Columns:
+    return {name: column[rows] for name, column in stars.items()}
+
+
+def read_columns(folder: Path, split: str, names: list[str]) -> Columns:
+    """Stars of a data set with a known [Fe/H] and no masked pixel."""
+    files = sorted((folder / "data").glob(f"{split}-*.parquet"))
+    table = pq.read_table(files, columns=["wavelength", "flux", "flux_error", "mask", *names])
+    stars = {name: table[name].to_numpy() for name in names}
+    for name in ("wavelength", "flux", "flux_error", "mask"):
+        stars[name] = flat_pixels(table[name])[0].reshape(len(table), -1)
+    return take(stars, np.isfinite(stars["fe_h"]) & ~stars["mask"].any(axis=1))
+
+
+@functools.cache
+def read_gaia_xp(split: str) -> Columns:
+    errors = [f"{name}_err" for name in LABELS]
+    return read_columns(build_gaia_xp(cache_dir() / "gaia-xp"), split, [*LABELS, *errors, "alpha_m", "ak_targ"])
+
+
+@functools.cache
+def read_miles(split: str) -> Columns:
+    """FGK stars of all splits. The library states no errors: S/N counts as 100."""
+    folder = build_miles(cache_dir() / "miles")
+    stars = read_columns(folder, "*", [*LABELS, *(f"{name}_err" for name in LABELS)])
+    stars["flux_error"] = np.float32(0.01) * stars["flux"]
+    return take(stars, np.isfinite(stars["logg"]) & (stars["teff"] > 4000) & (stars["teff"] < 7000))
+
+
+@functools.cache
+def read_apogee_dr12(split: str) -> Columns:
+    """336 giants of APOGEE DR12, 100 pixels each."""
+    path = SHARED / "data" / "apogee_dr12_window.npz"
+    if not path.is_file():
+        raise ValueError(f"apogee-dr12: expected the file {path}: set SPECTRAFM_SHARED to the folder that holds data/")
+    with np.load(path) as file:
+        stars = {name: file[name] for name in (*LABELS, "alpha_m", "flux")}
+        stars["flux_error"], wavelength = file["flux_err"], file["wavelength_A"]
+    stars |= {f"{name}_err": np.full(len(stars["fe_h"]), np.nan) for name in LABELS}
+    stars["wavelength"] = np.broadcast_to(wavelength, stars["flux"].shape)
+    return stars | {"mask": np.zeros(stars["flux"].shape, bool)}
+
+
+def apogee_window() -> Instrument:
+    """APOGEE on the pixels of `read_apogee_dr12`, half a pixel beside those of the apStar grid."""
+    grid = {"log10_start": 4.179003, "log10_step": 6.0e-6, "first": 322, "last": 421}
+    settings = dict(Instrument.load("apogee").settings)
+    settings["wavelength"] = {"medium": "vacuum", "detectors": [grid]}
+    settings["noise"] = {"snr": settings["noise"]["snr"], "flux_power": 0.5}
+    return Instrument.from_settings(settings | {"name": "apogee-dr12"})
+
+
+def _gaia_xp(name: str, window: tuple[float, float]) -> Task:
+    return Task(name, window, -1.0, -1.0, read_gaia_xp, lambda: Instrument.load("gaia-xp"))
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        _gaia_xp("xp-red", (6400.0, 10200.0)),
+        _gaia_xp("xp-narrow", (8400.0, 8900.0)),
+        # From H beta to Fe 5406: 688 pixels.
+        Task("miles", (4840.0, 5460.0), -0.5, -0.5, read_miles, lambda: Instrument.load("miles"), 100, False),
+        # Three of the 336 have [Fe/H] < -1, 36 have [Fe/H] < -0.3.
+        Task("apogee-dr12", (15168.0, 15190.0), -0.1, -0.3, read_apogee_dr12, apogee_window, 50, False),
+    )
+}
+
+
+# ------------------------------------------------------------------------------------------------------------- methods
+
+
+class Method(Protocol):
+    """What takes part: its title, what is tried for each of its settings, and how it goes about it."""
+
+    title: str
+    tried: Mapping[str, list[Any]]
+
+    def fit_predict(
+        self,
+        task: Task,
+        settings: Mapping[str, Any],
+        hundred: Columns,
+        training: Columns,
+        choosing: Columns,
+        asked: Columns,
+        draw: int,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """[Fe/H] and its error for the stars that are asked. Only stage 2 and the ceiling look at `training`."""
 
 
 class GradientBoosting(Baseline):
@@ -80,32 +249,56 @@ class GradientBoosting(Baseline):
 
 
 @dataclass(frozen=True)
-class Method:
+class Classical:
     """How one is made, which labels it is fitted to, and what is tried for each of its settings."""
 
-    name: str
+    title: str
     make: Callable[..., Baseline]
     labels: tuple[str, ...]
     tried: Mapping[str, list[Any]]
 
+    def fit_predict(self, task, settings, hundred, training, choosing, asked, draw):
+        """Fitted to the 100 stars alone; errors calibrated on the stars of their kind."""
+        model = self.make(**settings).fit(spectra(hundred, task.window, self.labels))
+        model.calibrate(spectra(choosing, task.window, self.labels))
+        given = spectra(asked, task.window, self.labels)
+        values, errors = model.predict(given.flux, given.flux_error)
+        column = self.labels.index("fe_h")
+        return values[:, column], errors[:, column]
+
+
+def spectra(stars: Columns, window: tuple[float, float], labels: tuple[str, ...]) -> Spectra:
+    """The pixels of the window, over their median."""
+    wavelength = stars["wavelength"][0]
+    pixels = (wavelength >= window[0]) & (wavelength <= window[1])
+    flux, error = stars["flux"][:, pixels], stars["flux_error"][:, pixels]
+    level = np.median(flux, axis=1, keepdims=True)
+    return Spectra(
+        flux / level,
+        error / level,
+        np.stack([stars[name] for name in labels], axis=1),
+        np.stack([stars[f"{name}_err"] for name in labels], axis=1),
+        stars["ak_targ"][:, None] if "ak_targ" in stars else np.empty((len(flux), 0)),
+    )
+
 
 METHODS: dict[str, Method] = {
-    "ridge": Method(
+    "ridge": Classical(
         "ridge", RidgeBaseline, ("fe_h",), {"alpha": [1e-4, 1e-3, 1e-2, 0.1, 1.0], "transform": ["log", "asinh", "raw"]}
     ),
-    "cannon": Method(
+    "cannon": Classical(
         "quadratic Cannon",
         CannonBaseline,
         LABELS,
         {"alpha": [0.0, 0.01, 0.1, 1.0], "decorrelate": [False, True], "use_prior": [False, True]},
     ),
-    "boosting": Method(
+    "boosting": Classical(
         "gradient boosting",
         GradientBoosting,
         ("fe_h",),
         {"n_components": [10, 20, 40], "learning_rate": [0.02, 0.05], "max_iter": [100, 300], "leaves": [3, 6]},
     ),
-    "mlp": Method(
+    "mlp": Classical(
         "MLP of the paper, from scratch",
         lambda **settings: MLPBaseline(widths=(2048, 1280, 1024), batch_size=50, **settings),
         ("fe_h",),
@@ -120,108 +313,91 @@ METHODS: dict[str, Method] = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------- data
-
-
-def read_gaia_xp(split: str) -> Columns:
-    """Stars with a known [Fe/H] and no masked pixel."""
-    folder = build_gaia_xp(cache_dir() / "gaia-xp")
-    names = [*LABELS, *(f"{name}_err" for name in LABELS), "alpha_m", "ak_targ"]
-    table = pq.read_table(
-        sorted((folder / "data").glob(f"{split}-*.parquet")),
-        columns=["wavelength", "flux", "flux_error", "mask", *names],
-    )
-    stars = {name: table[name].to_numpy() for name in names}
-    for name in ("wavelength", "flux", "flux_error", "mask"):
-        stars[name] = flat_pixels(table[name])[0].reshape(len(table), -1)
-    return take(stars, np.isfinite(stars["fe_h"]) & ~stars["mask"].any(axis=1))
-
-
-def take(stars: Columns, rows: NDArray[Any]) -> Columns:
-    return {name: column[rows] for name, column in stars.items()}
-
-
-def draw_stars(stars: Columns, n: int, seed: int) -> Columns:
-    """Iron-rich stars with all labels, drawn at random."""
-    known = np.isfinite(stars["teff"] + stars["logg"] + stars["alpha_m"] + stars["ak_targ"])
-    candidates = np.flatnonzero((stars["fe_h"] > IRON_POOR) & known)
-    return take(stars, np.random.default_rng(seed).choice(candidates, n, replace=False))
-
-
-def spectra(stars: Columns, window: tuple[float, float], labels: tuple[str, ...]) -> Spectra:
-    """The pixels of the window, over their median."""
-    wavelength = stars["wavelength"][0]
-    pixels = (wavelength >= window[0]) & (wavelength <= window[1])
-    flux, error = stars["flux"][:, pixels], stars["flux_error"][:, pixels]
-    level = np.median(flux, axis=1, keepdims=True)
-    return Spectra(
-        flux / level,
-        error / level,
-        np.stack([stars[name] for name in labels], axis=1),
-        np.stack([stars[f"{name}_err"] for name in labels], axis=1),
-        stars["ak_targ"][:, None],
-    )
-
-
 # ----------------------------------------------------------------------------------------------------------- computing
 
 
-def fit_predict(
-    method: Method, settings: Mapping[str, Any], window, training: Columns, choosing: Columns, asked: Columns
-):
-    """[Fe/H] and its error for the stars that are asked."""
-    model = method.make(**settings).fit(spectra(training, window, method.labels))
-    model.calibrate(spectra(choosing, window, method.labels))
-    given = spectra(asked, window, method.labels)
-    values, errors = model.predict(given.flux, given.flux_error)
-    column = method.labels.index("fe_h")
-    return values[:, column], errors[:, column]
-
-
-def tune(method: Method, window, training: Columns, choosing: Columns) -> dict[str, Any]:
+def tune(task: Task, method: Method) -> dict[str, Any]:
     """The settings with the smallest RMSE on stars of the same kind, and all that were tried."""
     trials = []
     combinations = [
         dict(zip(method.tried, values, strict=True)) for values in itertools.product(*method.tried.values())
     ]
-    for settings in tqdm(combinations, desc=method.name, unit="settings", delay=2):
+    draws = [task.parts("validation", draw) for draw in range(3)]
+    for settings in tqdm(combinations, desc=f"{task.name}, {method.title}", unit="settings", delay=2):
         errors = []
-        for draw in range(3):
-            values, _ = fit_predict(method, settings, window, draw_stars(training, N_STARS, draw), choosing, choosing)
-            errors.append(float(np.sqrt(np.mean((values - choosing["fe_h"]) ** 2))))
+        for draw, parts in enumerate(draws):
+            chosen_on = parts.choosing
+            values, _ = method.fit_predict(task, settings, parts.hundred, parts.training, chosen_on, chosen_on, draw)
+            errors.append(float(np.sqrt(np.mean((values - chosen_on["fe_h"]) ** 2))))
         trials.append({"settings": settings, "rmse": round(float(np.mean(errors)), 4)})
     return {"chosen": min(trials, key=lambda trial: trial["rmse"])["settings"], "trials": trials}
 
 
-def figures(values: NDArray[Any], errors: NDArray[Any], stars: Columns) -> dict[str, dict[str, float]]:
-    """Figures of merit for all stars and for the iron-poor ones."""
-    groups = {"all": np.ones(len(values), bool), "iron-poor": stars["fe_h"] < IRON_POOR}
+def figures(task: Task, values: NDArray[Any], errors: NDArray[Any], stars: Columns) -> dict[str, dict[str, float]]:
+    """Figures of merit for all stars and, where there are any, for the iron-poor ones."""
+    groups = {"all": np.ones(len(values), bool), "iron-poor": stars["fe_h"] < task.iron_poor}
     return {
         name: dict(label_metrics(values[rows], errors[rows], stars["fe_h"][rows], stars["fe_h_err"][rows]))
         for name, rows in groups.items()
+        if rows.any()
     }
 
 
 def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with complete_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def summary(output: Path, tasks, methods, draws: int) -> str:
-    """Table of mean and scatter over the draws, as Markdown."""
-    lines = []
+def compute(path: Path, task: Task, method: Method, settings: Mapping[str, Any], split: str, draw: int) -> None:
+    """One draw of one method: figures, and the answers they are made from."""
+    parts = task.parts(split, draw)
+    values, errors = method.fit_predict(
+        task, settings, parts.hundred, parts.training, parts.choosing, parts.asked, draw
+    )
+    answers = {"fe_h": parts.asked["fe_h"], "value": values, "error": errors}
+    lists = {name: np.round(np.asarray(column, float), 4).tolist() for name, column in answers.items()}
+    write_json(path, figures(task, values, errors, parts.asked) | {"settings": dict(settings), "answers": lists})
+
+
+def results_of(output: Path, task: str, name: str, draws: int) -> list[dict[str, Any]]:
+    return [json.loads((output / task / f"{name}-{draw}.json").read_text()) for draw in range(draws)]
+
+
+def summary(output: Path, tasks: list[str], methods: list[str], draws: int) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation over the draws, by task, method, group of stars and figure."""
+    table: dict[str, dict[str, Any]] = {}
     for task, name in itertools.product(tasks, methods):
-        results = [json.loads((output / task / f"{name}-{draw}.json").read_text()) for draw in range(draws)]
-        line = [task, METHODS[name].name]
-        for group, figure in itertools.product(("all", "iron-poor"), ("rmse", "bias", "robust_scatter", "robust_z")):
-            numbers = [result[group][figure] for result in results]
-            line.append(f"{np.mean(numbers):.3f} ± {np.std(numbers):.3f}")
-        lines.append(line)
-    header = [
-        f"{group}: {figure}" for group in ("all", "iron-poor") for figure in ("RMSE", "bias", "MAD", "error/sigma")
-    ]
-    rows = [["task", "method", *header], ["---"] * (2 + len(header)), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        results = results_of(output, task, name, draws)
+        table.setdefault(task, {})[name] = {
+            group: {
+                figure: [
+                    float(statistic([result[group][figure] for result in results])) for statistic in (np.mean, np.std)
+                ]
+                for figure in ("n", *FIGURES)
+            }
+            for group in ("all", "iron-poor")
+            if all(group in result for result in results)
+        }
+    return table
+
+
+def as_markdown(table: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table for each task; iron-poor RMSE of the MLP from scratch over that of the method in the last column."""
+    parts = []
+    for task, methods in table.items():
+        limit = TASKS[task].iron_poor
+        header = [f"{group}: {title}" for group in ("all", f"[Fe/H] < {limit:g}") for title in FIGURES.values()]
+        rows = [[task, *header, "MLP / this"], ["---"] * (2 + len(header))]
+        for name, groups in methods.items():
+            row = [METHODS[name].title]
+            for group, figure in itertools.product(("all", "iron-poor"), FIGURES):
+                row.append("{:.3f} ± {:.3f}".format(*groups[group][figure]) if group in groups else "")
+            both = "mlp" in methods and "iron-poor" in groups
+            row.append(f"{methods['mlp']['iron-poor']['rmse'][0] / groups['iron-poor']['rmse'][0]:.2f}" if both else "")
+            rows.append(row)
+        parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return "\n\n".join(parts)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -234,27 +410,34 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tune", action="store_true", help="search the settings again, and write them to the recipe")
     arguments = parser.parse_args(argv)
 
-    training, validation = read_gaia_xp("train"), read_gaia_xp("validation")
-    choosing = draw_stars(validation, N_CHOOSING, 0)
+    tasks = []
+    for name in arguments.tasks:
+        try:
+            TASKS[name].parts("validation", 0)
+        except ValueError as error:
+            print(f"left out: {error}", file=sys.stderr)
+        else:
+            tasks.append(name)
     recipe = json.loads(RECIPE.read_text()) if RECIPE.exists() else {}
     if arguments.tune:
-        for task, name in itertools.product(arguments.tasks, arguments.methods):
-            recipe.setdefault(task, {})[name] = tune(METHODS[name], TASKS[task], training, choosing)
-            write_json(RECIPE, recipe)
+        for task, name in itertools.product(tasks, arguments.methods):
+            if METHODS[name].tried:
+                recipe.setdefault(task, {})[name] = tune(TASKS[task], METHODS[name])
+                write_json(RECIPE, recipe)
         return 0
-    asked = validation if arguments.split == "validation" else read_gaia_xp("test")
     output = arguments.output / arguments.split
-    jobs = list(itertools.product(arguments.tasks, arguments.methods, range(arguments.draws)))
+    jobs = list(itertools.product(tasks, arguments.methods, range(arguments.draws)))
     for task, name, draw in tqdm(jobs, desc="experiment", unit="fits", delay=2):
         path = output / task / f"{name}-{draw}.json"
-        if path.exists():
-            continue
-        hundred = draw_stars(training, N_STARS, draw)
-        settings = recipe[task][name]["chosen"]
-        values, errors = fit_predict(METHODS[name], settings, TASKS[task], hundred, choosing, asked)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, figures(values, errors, asked))
-    print(summary(output, arguments.tasks, arguments.methods, arguments.draws))
+        if not path.exists():
+            settings = recipe.get(task, {}).get(name, {"chosen": {}})["chosen"]
+            compute(path, TASKS[task], METHODS[name], settings, arguments.split, draw)
+    table = summary(output, tasks, arguments.methods, arguments.draws)
+    write_json(output / "summary.json", table)
+    text = as_markdown(table)
+    with complete_file(output / "summary.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    print(text)
     return 0
 
 
