@@ -37,7 +37,7 @@ def test_help_names_the_options(capsys):
     [
         (
             ["--instrument", "hubble"],
-            "instrument: expected one of ['apogee', 'gaia-xp', 'miles'] or a YAML file, got 'hubble'",
+            "instrument: expected one of ['apogee', 'apogee-apstar', 'gaia-xp', 'miles'] or a YAML file, got 'hubble'",
         ),
         (["--range", "teff", "4000", "9e9"], "teff: expected a range within"),
         (["--range", "li_fe", "0", "1"], "label_ranges: expected labels out of"),

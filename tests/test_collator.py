@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
-from spectrafm_hf.collator import SpectraFMCollator, extinction_curve, gaussian_noise
+from spectrafm_hf.collator import SpectraFMCollator, _runs, extinction_curve, gaussian_noise
 
 
 def make_rows(n_stars: int = 6, n_pixels: int = 40) -> list[dict]:
@@ -98,6 +98,24 @@ def test_pixel_and_error_dropout_hide_their_share():
     assert abs(batch["pixel_mask"].float().mean().item() - 0.75) < 0.02
     without_errors = (batch["flux_error"] == 0).all(dim=-1).all(dim=-1).float().mean().item()
     assert 0.4 < without_errors < 0.6
+
+
+def test_sky_lines_mask_runs_of_the_share_that_is_drawn_for_each_star():
+    share = np.linspace(0, 0.4, 200)
+    masked = _runs((200, 4000), share[:, None], np.random.default_rng(0))
+    np.testing.assert_allclose(masked.mean(axis=1), 1 - np.exp(-share), atol=0.12)  # they overlap
+    assert masked.mean() == pytest.approx(np.mean(1 - np.exp(-share)), abs=0.01)
+    edges = np.diff(np.pad(masked, ((0, 0), (1, 1))).astype(int), axis=1).ravel()
+    lengths = np.flatnonzero(edges < 0) - np.flatnonzero(edges > 0)
+    assert 12 < np.median(lengths) < 24 and (lengths < 3).mean() < 0.02
+    assert np.abs(masked.mean(axis=0) - masked.mean()).max() < 0.12, "anywhere alike"
+
+
+def test_sky_lines_hide_pixels_of_each_star_but_not_their_wavelengths():
+    rows = make_rows(50, 400)
+    plain, batch = (SpectraFMCollator(TOKENIZER, ["teff"], sky_lines=share)(rows) for share in (0.0, 0.4))
+    shares = [1 - part["pixel_mask"].sum(dim=(1, 2)).numpy() / 400 for part in (plain, batch)]
+    assert (shares[0] == 0).all() and shares[1].mean() == pytest.approx(0.18, abs=0.05) and shares[1].std() > 0.05
 
 
 def test_reddening_dims_the_blue_more_than_the_red_and_keeps_the_signal_to_noise():

@@ -67,11 +67,11 @@ def robust_std(values: np.ndarray) -> float:
     return float(1.4826 * np.median(np.abs(values - np.median(values))))
 
 
-# ----------------------------------------------------------------------------------------------- the three instruments
+# ----------------------------------------------------------------------------------------------- the four instruments
 
 
-def test_three_instruments_come_with_the_package():
-    assert instrument_names() == ["apogee", "gaia-xp", "miles"]
+def test_four_instruments_come_with_the_package():
+    assert instrument_names() == ["apogee", "apogee-apstar", "gaia-xp", "miles"]
 
 
 def test_apogee_has_the_pixels_that_the_paper_used():
@@ -296,7 +296,8 @@ def test_correlated_noise_has_unit_variance():
 
 def test_an_unknown_instrument_is_refused_with_the_names_there_are():
     with pytest.raises(
-        ValueError, match=r"instrument: expected one of \['apogee', 'gaia-xp', 'miles'\] or a YAML file, got"
+        ValueError,
+        match=r"instrument: expected one of \['apogee', 'apogee-apstar', 'gaia-xp', 'miles'\] or a YAML file, got",
     ):
         Instrument.load("hubble")
 

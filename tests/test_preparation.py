@@ -1,10 +1,18 @@
 """The scale of flux that is asked for, measured on training stars."""
 
 import numpy as np
+import pytest
 import torch
 
 from spectrafm_hf.data.synthetic import SyntheticStars
-from spectrafm_hf.preparation import prepare_checkpoint, prepare_model, robust_center_and_scale, standardise_requests
+from spectrafm_hf.prediction import TrainingRange
+from spectrafm_hf.preparation import (
+    _instruments,
+    prepare_checkpoint,
+    prepare_model,
+    robust_center_and_scale,
+    standardise_requests,
+)
 from spectrafm_hf.training import Recipe
 
 
@@ -42,6 +50,34 @@ def test_flux_that_is_asked_for_is_in_units_of_its_scatter_where_the_input_is_a_
     center, scale = robust_center_and_scale(asked(tokenizer, new, slice(0, 7514, 500)))
     np.testing.assert_allclose(center, 0, atol=0.02)
     np.testing.assert_allclose(scale, 1, atol=0.02)
+
+
+def test_another_continuum_beside_a_checkpoint_is_standardised_anew(tmp_path):
+    samples = [SyntheticStars(name).draw(60, np.random.default_rng(0)) for name in ("apogee", "apogee-apstar")]
+    recipe = Recipe(model={**MODEL, "flux_softening": 0.2}, tokenizer={"continuum": "median"})
+    model, tokenizer, _ = prepare_model(recipe, samples[1:])
+    assert np.isfinite(tokenizer.standardize_scale).all(), "also between the detectors, where all is masked"
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    typical = [{**sample, "flux": 5 * sample["flux"]} for sample in samples]
+    changes = {"continuum": "percentile", "continuum_window": 0.02}
+    for settings in ({}, changes):
+        _, changed, _ = prepare_checkpoint(Recipe(checkpoint=str(tmp_path), tokenizer=settings), typical)
+        for sample in typical:
+            inputs = changed(sample["wavelength"], sample["flux"], sample["flux_error"], sample["mask"])
+            assert np.median(inputs["flux"][inputs["pixel_mask"]]) == pytest.approx(1, abs=2e-3)
+    assert (changed.continuum, changed.continuum_window) == ("percentile", 0.02)
+    assert np.median(changed.standardize_scale) < np.median(tokenizer.standardize_scale) - 0.005
+
+
+def test_both_grids_of_apogee_are_one_range_of_wavelength():
+    samples = [SyntheticStars(name).draw(20, np.random.default_rng(0)) for name in ("apogee", "apogee-apstar")]
+    for order in (samples, samples[::-1]):
+        found = _instruments(order)
+        assert len(np.ravel(found["wavelength"])) == 2 and 15151 < found["wavelength"][0] < 15153
+        training_range = TrainingRange({}, **found)
+        for sample in samples:
+            assert training_range.flags({name: column[0] for name, column in sample.items()}, {}) == []
 
 
 def test_without_a_table_or_a_ratio_nothing_changes():

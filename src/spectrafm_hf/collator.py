@@ -31,6 +31,9 @@ class SpectraFMCollator:
         that is independent from pixel to pixel. Sampled Gaia XP spectra have 343 pixels of about 110 coefficients.
     pixel_dropout : float
         Chance of a pixel to be masked.
+    sky_lines : float
+        Each spectrum is masked in runs of 3 to 30 pixels, as at lines of the night sky, which make up a share of it
+        drawn uniformly from 0 to this (less where they overlap).
     error_dropout : float
         Chance of a spectrum to come without errors.
     reddening : float
@@ -95,6 +98,7 @@ class SpectraFMCollator:
         flux_requests: int = 0,
         flux_request_share: float = 0.5,
         scalar_inputs: float = 0.0,
+        sky_lines: float = 0.0,
         seed: int = 0,
     ):
         self.tokenizer = tokenizer
@@ -117,6 +121,7 @@ class SpectraFMCollator:
         self.flux_requests = flux_requests
         self.flux_request_share = flux_request_share
         self.scalar_inputs = scalar_inputs
+        self.sky_lines = sky_lines
         self.seed = seed
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -183,6 +188,13 @@ class SpectraFMCollator:
         if self.pixel_dropout:
             columns["mask"] = self._by_star(
                 lambda mask: mask | (generator.random(mask.shape) < self.pixel_dropout), columns["mask"]
+            )
+
+        if self.sky_lines:
+            columns["mask"] = self._by_star(
+                lambda mask, share: mask | _runs(mask.shape, share, generator),
+                columns["mask"],
+                self.sky_lines * generator.random(n_stars),
             )
 
         is_given = dict(zip(known, given.T, strict=True))
@@ -266,6 +278,22 @@ def _smooth_factors(wavelength: np.ndarray, amplitudes: np.ndarray) -> np.ndarra
     x = 2.0 * (wavelength - low) / (high - low) - 1.0
     basis = np.polynomial.legendre.legvander(x, amplitudes.shape[-1])[..., 1:]
     return np.exp(np.einsum("...pd,...d->...p", basis, amplitudes)).astype(np.float32)
+
+
+RUNS = (3, 31)  # of masked pixels, the least and the first that is too long
+
+
+def _runs(shape: tuple[int, ...], share: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """True in runs at random places; `share` of the pixels but for overlaps, (stars, 1) or one number."""
+    n_stars, n_pixels = int(np.prod(shape[:-1])), shape[-1]
+    n_runs = generator.poisson(np.reshape(share, -1) * n_pixels / (0.5 * (RUNS[0] + RUNS[1] - 1)), n_stars)
+    star = np.repeat(np.arange(n_stars), n_runs)
+    length = generator.integers(*RUNS, len(star))
+    first = generator.integers(1 - length, n_pixels)
+    edges = np.zeros((n_stars, n_pixels + 1), np.int32)
+    np.add.at(edges, (star, first.clip(min=0)), 1)
+    np.add.at(edges, (star, (first + length).clip(max=n_pixels)), -1)
+    return (np.cumsum(edges[:, :-1], axis=1) > 0).reshape(shape)
 
 
 def _cut(mask: np.ndarray, wavelength: np.ndarray, flux: np.ndarray, low: float, high: float) -> np.ndarray:

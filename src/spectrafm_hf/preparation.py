@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,10 @@ LORA_TARGETS = r".*\.layers\.\d+\.(attention\.\w+_proj|mlp\.fc\d)"
 
 def robust_center_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Median and robust standard deviation along the first axis, NaN ignored."""
-    center = np.nanmedian(values, axis=0)
-    return center, MAD_TO_SIGMA * np.nanmedian(np.abs(values - center), axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NaN in all rows stays NaN
+        center = np.nanmedian(values, axis=0)
+        return center, MAD_TO_SIGMA * np.nanmedian(np.abs(values - center), axis=0)
 
 
 def prepare_model(
@@ -122,7 +125,7 @@ def prepare_checkpoint(
         the recipe wants the model to be another one.
     """
     model, tokenizer = load_checkpoint(str(recipe.checkpoint))
-    _override(recipe, model, tokenizer)
+    _override(recipe, model, tokenizer, samples)
     training_range = TrainingRange.load(str(model.name_or_path))
     columns = _label_columns(recipe, samples)
     units = dict(zip(recipe.labels, recipe.units, strict=True))
@@ -143,10 +146,21 @@ def prepare_checkpoint(
     return model, tokenizer, training_range
 
 
-def _override(recipe: Recipe, model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> None:
+CONTINUUM = ("continuum", "continuum_percentile", "continuum_window", "continuum_degree")
+
+
+def _override(
+    recipe: Recipe,
+    model: SpectraFMForPrediction,
+    tokenizer: SpectraFMTokenizer,
+    samples: Sequence[Mapping[str, Any]],
+) -> None:
     """What a recipe may change of a checkpoint besides training it, in place."""
-    for field, settings, known in (("model", recipe.model, "dropout"), ("tokenizer", recipe.tokenizer, "requests")):
-        if set(settings) - {known}:
+    for field, settings, known in (
+        ("model", recipe.model, ("dropout",)),
+        ("tokenizer", recipe.tokenizer, ("requests", *CONTINUUM)),
+    ):
+        if set(settings) - set(known):
             raise ValueError(f"{field}: expected nothing but {known} beside a checkpoint, got {list(settings)}")
     if "dropout" in recipe.model:
         model.config.dropout = recipe.model["dropout"]
@@ -155,6 +169,39 @@ def _override(recipe: Recipe, model: SpectraFMForPrediction, tokenizer: SpectraF
                 module.p = model.config.dropout
     if "requests" in recipe.tokenizer:
         tokenizer.requests = list(recipe.tokenizer["requests"])
+    continuum = {name: value for name, value in recipe.tokenizer.items() if name in CONTINUUM}
+    for name, value in continuum.items():
+        setattr(tokenizer, name, value)
+    if continuum and tokenizer.standardize_wavelength is not None:
+        # What is typical over one continuum is not over another.
+        standardised = (tokenizer.standardize_center, tokenizer.standardize_scale)
+        tokenizer.standardize_center, tokenizer.standardize_scale = _tables(
+            tokenizer, standardised, samples, model.config, lambda grid: (grid.center, grid.scale)
+        )
+        if tokenizer.request_scale is not None:
+            tokenizer.request_center, tokenizer.request_scale = _tables(
+                tokenizer, (tokenizer.request_center, tokenizer.request_scale), samples, model.config,
+                _center_and_scatter,
+            )  # fmt: skip
+
+
+def _tables(
+    tokenizer: SpectraFMTokenizer,
+    before: tuple[Any, Any],
+    samples: Sequence[Mapping[str, Any]],
+    config: SpectraFMConfig,
+    measure: Callable[[_Grid], tuple[np.ndarray, np.ndarray]],
+) -> tuple[list[float], list[float]]:
+    """Centre and scale at the wavelengths of the standardisation: measured where there are stars, else as before."""
+    known = np.asarray(tokenizer.standardize_wavelength)
+    center, scale = (np.array(values) for values in before)
+    for sample in samples:
+        grid = _measure(sample, tokenizer.to_dict(), config)
+        within = (known >= grid.wavelength[0]) & (known <= grid.wavelength[-1])
+        for table, values in zip((center, scale), measure(grid), strict=True):
+            table[within] = np.interp(known[within], grid.wavelength, values)
+    first, second = ([float(f"{value:.4g}") for value in table] for table in (center, scale))
+    return first, second
 
 
 @torch.no_grad()
@@ -227,15 +274,9 @@ def standardise_requests(
     """
     if not model.config.flux_softening or not tokenizer.standardize_wavelength or tokenizer.request_scale is not None:
         return
-    known = np.asarray(tokenizer.standardize_wavelength)
-    center, scale = np.array(tokenizer.standardize_center), np.array(tokenizer.standardize_scale)
-    for sample in samples:
-        grid = _measure(sample, tokenizer.to_dict(), model.config)
-        within = (known >= grid.wavelength[0]) & (known <= grid.wavelength[-1])
-        for table, values in zip((center, scale), _center_and_scatter(grid), strict=True):
-            table[within] = np.interp(known[within], grid.wavelength, values)
-    tokenizer.request_center, tokenizer.request_scale = (
-        [float(f"{value:.4g}") for value in table] for table in (center, scale)
+    standardised = (tokenizer.standardize_center, tokenizer.standardize_scale)
+    tokenizer.request_center, tokenizer.request_scale = _tables(
+        tokenizer, standardised, samples, model.config, _center_and_scatter
     )
 
 
@@ -283,7 +324,9 @@ def _instruments(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Range and spacing of the wavelengths of each sample, once where they are the same (of real and of like stars)."""
     found = {}
     for sample in samples:
-        grids = [np.sort(np.asarray(grid, dtype=np.float64)) for grid in sample["wavelength"][:1000]]
+        spectra = zip(sample["wavelength"][:1000], sample["mask"][:1000], strict=True)
+        grids = [np.sort(np.asarray(grid, dtype=np.float64)[~np.asarray(mask)]) for grid, mask in spectra]
+        grids = [grid for grid in grids if len(grid) > 1]
         steps = np.array([np.median(np.diff(grid)) for grid in grids])
         found[_limits(np.concatenate(grids))] = _limits(steps)
     one = len(found) == 1
@@ -341,7 +384,7 @@ def _measure(sample: Mapping[str, Any], settings: Mapping[str, Any], config: Spe
         np.concatenate([values[complete, i, :length] for i, length in enumerate(lengths)], axis=1)
         for values in (np.where(tokens["pixel_mask"], tokens[name], np.nan) for name in ("flux", "flux_error"))
     )
-    center, scale = robust_center_and_scale(flux)
+    center, scale = (_filled(wavelength, values) for values in robust_center_and_scale(flux))
     if config.flux_softening:
         # Where the typical star has next to no flux, a ratio to it would be all noise.
         center, scale = np.zeros_like(center), np.maximum(center, 0.01 * np.nanmax(center))
@@ -360,9 +403,15 @@ def _measure(sample: Mapping[str, Any], settings: Mapping[str, Any], config: Spe
     )
 
 
+def _filled(wavelength: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Pixels that are masked in all stars get what lies between their neighbours."""
+    known = np.isfinite(values)
+    return np.interp(wavelength, wavelength[known], values[known])
+
+
 def _center_and_scatter(grid: _Grid) -> tuple[np.ndarray, np.ndarray]:
     """Of the flux over the continuum, (pixels,) each; a pixel in which all stars are alike has a little scatter."""
-    center, scatter = robust_center_and_scale(grid.flux)
+    center, scatter = (_filled(grid.wavelength, values) for values in robust_center_and_scale(grid.flux))
     return center, np.maximum(scatter, 1e-3 * np.nanmax(np.abs(center)))
 
 
@@ -397,7 +446,9 @@ def whitening_matrices(
     array of shape (patches, patch_size, patch_size), float32
     """
     flux = np.nan_to_num(flux)
-    noise = np.nanmedian(flux_error**2, axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # pixels that are masked in all stars
+        noise = np.nan_to_num(np.nanmedian(flux_error**2, axis=0))
     matrices = np.tile(np.eye(patch_size, dtype=np.float32), (len(patches), 1, 1))
     for matrix, pixels in zip(matrices, patches, strict=True):
         count = pixels.stop - pixels.start

@@ -69,9 +69,9 @@ class Recipe:
         Decorrelate the pixels of each patch; for spectra on one common wavelength grid.
     checkpoint : str
         A bundled checkpoint, a folder or a hub name to go on from, with its tokenizer. Then `whitening` plays no part,
-        and nothing may stand in `model` but `dropout`, and in `tokenizer` but `requests` (the labels that are asked
-        for where none are named; by default those of before and those that are learnt). Labels and instruments that
-        it lacks are added. None by default.
+        and nothing may stand in `model` but `dropout`, and in `tokenizer` but `continuum` and what belongs to it, and
+        `requests` (the labels that are asked for where none are named; by default those of before and those that are
+        learnt). Labels and instruments that it lacks are added. None by default.
     freeze : list[str]
         Parts that are not trained, by module name. The paper's last stage: `[decoder, encoder.layers.1]`.
     lora : dict
@@ -89,7 +89,7 @@ class Recipe:
     snr : [low, high]
     radial_velocity, smoothing, resampling, patch_phase : float
     flux_requests : int
-    flux_request_share, scalar_inputs : float
+    flux_request_share, scalar_inputs, sky_lines : float
         Augmentation and what is asked, see [`SpectraFMCollator`].
     muon_learning_rate, muon_weight_decay : float
         For the matrices inside the layers; everything else is AdamW's, with the rates of `TrainingArguments`.
@@ -127,6 +127,7 @@ class Recipe:
     flux_requests: int = 0
     flux_request_share: float = 0.5
     scalar_inputs: float = 0.0
+    sky_lines: float = 0.0
     muon_learning_rate: float = 3e-3
     muon_weight_decay: float = 0.01
     ema_decay: float = 0.0
@@ -151,6 +152,7 @@ AUGMENTATIONS = (
     "flux_requests",
     "flux_request_share",
     "scalar_inputs",
+    "sky_lines",
 )
 
 
