@@ -4,6 +4,7 @@
     python scripts/evaluate.py                      # the final table: test stars of Gaia XP x APOGEE
     python scripts/evaluate.py --split validation   # during development
     python scripts/evaluate.py --tune               # search the settings of the baselines again
+    python scripts/evaluate.py --data DIR --model NAME --baselines none   # any data set with labels, such as synthetic
 
 The baselines are refitted to the training stars with the settings in scripts/recipes/baselines-gaia-xp.json, which
 `--tune` chose on validation stars; it holds everything that was tried. The factors that make the errors of the
@@ -127,6 +128,7 @@ class Stars:
     label_names: list[str]
     snr: NDArray[np.float32]
     sha256: str
+    split_rule: str = SPLIT_RULE
 
     def label(self, name: str) -> NDArray[Any]:
         return self.spectra.labels[:, self.label_names.index(name)]
@@ -177,7 +179,8 @@ def read_stars(folder: Path, split: str) -> Stars:
     for file in files:
         checksum.update(file.read_bytes())
     object_id, snr = table["object_id"].to_numpy(), table["snr"].to_numpy()
-    return Stars(object_id, wavelength[0], spectra, label_names, snr, checksum.hexdigest())
+    rule = SPLIT_RULE if "gaia_source_id" in table.column_names else "as the card of the data set says"
+    return Stars(object_id, wavelength[0], spectra, label_names, snr, checksum.hexdigest(), rule)
 
 
 # ----------------------------------------------------------------------------------------------------------- baselines
@@ -292,7 +295,8 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> None:
     report: dict[str, Any] = {
         "command": shlex.join(["python", "scripts/evaluate.py", *arguments.given]),
         "split": arguments.split,
-        "split_rule": SPLIT_RULE,
+        "data": folder.name,
+        "split_rule": stars.split_rule,
         "stars": {name: int(mask.sum()) for name, mask in stars.selections().items()},
         "data_sha256": {arguments.split: stars.sha256},
         "versions": {
@@ -341,7 +345,7 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> None:
     spectra = stars.spectra
     labels = dict(zip(stars.label_names, spectra.labels.T, strict=True))
     label_errors = dict(zip(stars.label_names, spectra.label_errors.T, strict=True))
-    print(f"{arguments.split} stars ({SPLIT_RULE}) of {folder.name}, SHA-256 {stars.sha256[:12]}")
+    print(f"{arguments.split} stars ({stars.split_rule}) of {folder.name}, SHA-256 {stars.sha256[:12]}")
     print("each cell: 1.4826 MAD of predicted - true (its median, RMSE, 1.4826 MAD of error/sigma)")
     if arguments.baselines:
         print("sigma of the baselines: one factor a label from validation stars", end="")
