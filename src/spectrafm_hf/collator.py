@@ -67,7 +67,8 @@ class SpectraFMCollator:
         Besides the labels, ask for the flux of so many pixels in a share of the batches; the stars share their
         wavelengths. The flux that is asked for is the recorded one, its error counts as that of a label. Half of these
         batches see a window of the spectrum, as with `wavelength_cut`; the other half no spectrum at all, but labels
-        and scalars, some or all of them; what is not given is asked for. These batches are not tilted.
+        and scalars, all of them or some. What is not given is asked for, beside no more pixels than there are labels.
+        These batches are not tilted.
     flux_request_share : float
         Chance of a batch to be one of these.
     scalar_inputs : float
@@ -175,7 +176,11 @@ class SpectraFMCollator:
         known, given = self._draw_known(rows, n_stars, asks_flux, sees_spectrum, generator)
         # With neither spectrum nor scalar there would be nothing to answer from.
         sees_spectrum = sees_spectrum or not np.all(given.any(axis=1))
-        requested = self._draw_pixels(columns, generator) if asks_flux else None
+        requested = None
+        if asks_flux:
+            from_labels = not sees_spectrum and not given.all()
+            n_pixels = min(self.flux_requests, len(known)) if from_labels else self.flux_requests
+            requested = self._draw_pixels(columns, n_pixels, generator)
         if sees_spectrum and (asks_flux or (self.wavelength_cut and generator.random() < self.wavelength_cut)):
             wavelength = np.sort(columns["wavelength"][0])
             kept = int(np.ceil(generator.uniform(0.1, 0.9) * len(wavelength)))
@@ -241,13 +246,13 @@ class SpectraFMCollator:
         given = finite & (generator.random(finite.shape) < share)
         return known, given if sees_spectrum else np.where(given.any(axis=1, keepdims=True), given, finite)
 
-    def _draw_pixels(self, columns: Mapping[str, Any], generator) -> dict[str, np.ndarray]:
-        """Pixels to ask for: `wavelength` (requests,), `flux` and `flux_error` (stars, requests), NaN where bad."""
+    def _draw_pixels(self, columns: Mapping[str, Any], n_pixels: int, generator) -> dict[str, np.ndarray]:
+        """Of up to `n_pixels`: `wavelength` (requests,), `flux` and `flux_error` (stars, requests), NaN where bad."""
         one_length = len({len(row) for row in columns["wavelength"]}) == 1
         if not one_length or np.any(np.asarray(columns["wavelength"]) != columns["wavelength"][0]):
             raise ValueError("flux_requests: expected stars that share their wavelengths, got spectra on several grids")
         wavelength, flux, error, mask = (np.asarray(columns[name]) for name in columns)
-        pixels = generator.permutation(len(wavelength[0]))[: self.flux_requests]
+        pixels = generator.permutation(len(wavelength[0]))[:n_pixels]
         bad = (mask | ~np.isfinite(flux))[:, pixels]
         return {
             "wavelength": wavelength[0, pixels],

@@ -650,11 +650,28 @@ def test_flux_that_is_asked_for_may_have_a_center_and_scale_of_its_own():
     tables = {"standardize_wavelength": [5000.0, 5010.0], "standardize_center": [0, 0], "standardize_scale": [2, 4]}
     own = {"request_center": [1.0, 3.0], "request_scale": [0.1, 0.3]}
     spectrum = (np.linspace(5000, 5010, 11), np.full(11, 8.0))
-    plain, tokenizer = (SpectraFMTokenizer(patch_size=1, continuum="median", **tables, **more) for more in ({}, own))
+    plain, tokenizer = (SpectraFMTokenizer(patch_size=1, **tables, **more) for more in ({}, own))
     inputs = tokenizer(*spectrum, requests=["teff", 5005.0])
     torch.testing.assert_close(inputs["flux"], plain(*spectrum)["flux"])
-    np.testing.assert_allclose(inputs["flux_center"], [[0, 8 * 2.0]])
-    np.testing.assert_allclose(inputs["flux_scale"], [[1, 8 * 0.2]], rtol=1e-6)
+    np.testing.assert_allclose(inputs["flux_center"], [[0, 2.0]])
+    np.testing.assert_allclose(inputs["flux_scale"], [[1, 0.2]], rtol=1e-6)
+
+
+def test_the_level_of_a_part_of_a_spectrum_is_that_of_the_same_part_of_a_typical_star():
+    wavelength = np.linspace(5000, 5100, 21)
+    typical = 1 + 0.5 * (wavelength - 5050) / 50
+    tokenizer = SpectraFMTokenizer(
+        patch_size=1, continuum="median", standardize_wavelength=wavelength, standardize_center=np.zeros(21),
+        standardize_scale=typical, request_center=typical, request_scale=np.full(21, 0.1),
+    )  # fmt: skip
+    asked = [5010.0, 5090.0]
+    for part in (slice(0, 21), slice(0, 5), slice(9, 20)):
+        inputs = tokenizer(wavelength[part], 7 * typical[part], requests=asked)
+        np.testing.assert_allclose(inputs["flux_center"][0], 7 * np.interp(asked, wavelength, typical), rtol=1e-6)
+        np.testing.assert_allclose(inputs["flux_scale"][0], 0.7, rtol=1e-6)
+    # A star that is known by its labels alone is answered over its median.
+    inputs = tokenizer(scalars={"teff": [5000.0]}, requests=asked)
+    np.testing.assert_allclose(inputs["flux_scale"][0], 0.1, rtol=1e-6)
 
 
 def test_labels_become_the_requests_and_nan_is_unknown():
@@ -719,6 +736,7 @@ def all_settings() -> SpectraFMTokenizer:
         wavelength_unit="nm",
         wavelength_medium="air",
         error_type="ivar",
+        wavelength_ranges=[[3000.0, 20000.0]],
         valid_flux=[0.05, 1.2],
         continuum="percentile",
         continuum_percentile=80,
@@ -1172,3 +1190,25 @@ def test_no_number_that_is_accepted_becomes_nan_or_infinite(wavelength, flux, er
         assert torch.all(torch.isfinite(values.double())), key
     assert torch.all(inputs["pixel_mask"].any(dim=-1) == inputs["attention_mask"])
     assert torch.all(inputs["attention_mask"].any(dim=-1))
+
+
+def test_pixels_outside_the_wavelength_ranges_are_as_good_as_absent():
+    wavelength = np.arange(5000.0, 5100.0)
+    flux = np.random.default_rng(0).uniform(0.5, 1.5, (3, 100))
+    settings = {"patch_size": 8, "continuum": "percentile"}
+    ranges = [[5003, 5040], [5061, 5090.5]]
+    tokenizer = SpectraFMTokenizer(**settings, wavelength_ranges=ranges)
+    found = tokenizer(wavelength, flux, radial_velocity=10.0)  # 0.17 Angstrom: the ranges are at rest
+    shifted = wavelength * np.sqrt((1 - 10 / 299_792.458) / (1 + 10 / 299_792.458))
+    kept = ((shifted >= 5003) & (shifted <= 5040)) | ((shifted >= 5061) & (shifted <= 5090.5))
+    expected = SpectraFMTokenizer(**settings)(wavelength[kept], flux[:, kept], radial_velocity=10.0)
+    assert found["wavelength"].shape == (3, 9) and found.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-6, atol=1e-6)
+    again = SpectraFMTokenizer.from_dict(tokenizer.to_dict())
+    assert again.wavelength_ranges == ranges
+    with pytest.raises(ValueError, match="wavelength: expected valid pixels within .* got none in spectrum 0"):
+        tokenizer(wavelength + 1000, flux)
+    for wrong in ([], [5000, 5100], [[5100, 5000]], [[5000, 5100], [5050, 5200]]):
+        with pytest.raises(ValueError, match="wavelength_ranges: expected increasing"):
+            SpectraFMTokenizer(wavelength_ranges=wrong)

@@ -92,6 +92,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         What the wavelengths given are measured in; air ends at 2,000 Angstrom.
     error_type : {"sigma", "ivar"}
         What `flux_error` holds: one-sigma errors, or inverse variances (0 = masked).
+    wavelength_ranges : list of [low, high], optional
+        Angstrom, vacuum, rest frame: pixels outside are left out, so that patches start where each range does. For
+        spectra that bring pixels of no use, such as apStar files, whose gaps between detectors are filled with zeros.
     valid_flux : [low, high], optional
         Pixels whose flux over the continuum lies outside are masked.
     continuum : {"none", "median", "percentile", "polynomial"}
@@ -104,7 +107,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         interpolated linearly; without it, two numbers.
     request_center, request_scale : list[float] or float, optional
         The same for flux that is asked for, in the shape of the other two, where an answer wants another scale than the
-        input: a ratio to a typical star says nothing of how much stars differ there. By default the other two.
+        input: a ratio to a typical star says nothing of how much stars differ there. By default the other two. With a
+        "median" continuum, `request_center` is a typical star over its median, and where only a part of a spectrum is
+        given, its level is found by comparing it with the same part of that star.
     clip : float, optional
         Standardised values beyond +-clip are clamped or masked, as `clip_mode` says.
     clip_mode : {"clamp", "mask"}
@@ -131,6 +136,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         wavelength_unit: str = "Angstrom",
         wavelength_medium: str = "vacuum",
         error_type: str = "sigma",
+        wavelength_ranges: Sequence[Sequence[float]] | None = None,
         valid_flux: Sequence[float] | None = None,
         continuum: str = "none",
         continuum_percentile: float = 90.0,
@@ -157,6 +163,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         self.wavelength_unit = wavelength_unit
         self.wavelength_medium = wavelength_medium
         self.error_type = error_type
+        self.wavelength_ranges = _plain("wavelength_ranges", wavelength_ranges)
         self.valid_flux = _plain("valid_flux", valid_flux)
         self.continuum = continuum
         self.continuum_percentile = _number("continuum_percentile", continuum_percentile)
@@ -185,6 +192,11 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         demand(0 <= self.continuum_percentile <= 100, "continuum_percentile", "0 to 100")
         demand(self.continuum_window > 0, "continuum_window", "a positive width in ln wavelength")
         demand(self.clip is None or self.clip > 0, "clip", "a positive number")
+        if self.wavelength_ranges is not None:
+            edges = np.asarray(self.wavelength_ranges, dtype=float)
+            pairs = edges.ndim == 2 and edges.shape[1] == 2 and len(edges) > 0
+            increasing = pairs and np.all(edges > 0) and np.all(np.diff(edges.ravel()) > 0)
+            demand(increasing, "wavelength_ranges", "increasing [low, high] that do not overlap")
         limits = self.valid_flux
         demand(limits is None or (np.shape(limits) == (2,) and limits[0] < limits[1]), "valid_flux", "[low, high]")
         shape = () if self.standardize_wavelength is None else (np.size(self.standardize_wavelength),)
@@ -431,6 +443,16 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 raise ValueError(f"radial_velocity: expected km/s below the speed of light, got {value:g}")
             with np.errstate(over="ignore"):
                 wavelength = wavelength * _one_row_if_equal(np.sqrt((1 - beta) / (1 + beta)))
+        if self.wavelength_ranges is not None:
+            inside = np.any(
+                [(wavelength >= low) & (wavelength <= high) for low, high in self.wavelength_ranges], axis=0
+            )
+            valid, in_range = valid & inside, in_range & inside
+            if not np.all(good := valid.any(axis=1)):
+                raise ValueError(
+                    f"wavelength: expected valid pixels within {self.wavelength_ranges} Angstrom in each spectrum, "
+                    f"got none in spectrum {np.argmin(good)}"
+                )
         # Alone in its token, a pixel that does not count is as good as absent. In a patch it keeps its place.
         exists = _one_row_if_equal(valid) if self.patch_size == 1 else present & in_range
         pixels = {
@@ -670,13 +692,17 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             return {"request_ids": ids}
 
         level, step = np.ones(where.shape), np.zeros(where.shape)
+        typical = np.ones_like(pixels["wavelength"])
+        if self.continuum == "median" and self.request_center is not None:
+            typical = typical * self._center_and_scale(pixels["wavelength"], requested=True)[0]
         for star, valid in enumerate(pixels["valid"]):
             if valid.any():
                 wavelength, spacing, height = (
                     np.broadcast_to(array[star % len(array)], valid.shape)[valid]
                     for array in (pixels["wavelength"], pixels["step"], continuum)
                 )
-                level[star] = np.interp(where[star], wavelength, height)
+                typical_level = np.median(typical[star % len(typical)][valid])
+                level[star] = np.interp(where[star], wavelength, height) / (typical_level if typical_level > 0 else 1.0)
                 step[star] = np.interp(where[star], wavelength, spacing)
         center, scale = self._center_and_scale(where, requested=True)
         return {
