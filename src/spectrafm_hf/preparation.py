@@ -147,6 +147,7 @@ def prepare_checkpoint(
 
 
 CONTINUUM = ("continuum", "continuum_percentile", "continuum_window", "continuum_degree")
+CHANGEABLE = ("requests", "wavelength_ranges", *CONTINUUM)
 
 
 def _override(
@@ -158,7 +159,7 @@ def _override(
     """What a recipe may change of a checkpoint besides training it, in place."""
     for field, settings, known in (
         ("model", recipe.model, ("dropout",)),
-        ("tokenizer", recipe.tokenizer, ("requests", *CONTINUUM)),
+        ("tokenizer", recipe.tokenizer, CHANGEABLE),
     ):
         if set(settings) - set(known):
             raise ValueError(f"{field}: expected nothing but {known} beside a checkpoint, got {list(settings)}")
@@ -169,6 +170,8 @@ def _override(
                 module.p = model.config.dropout
     if "requests" in recipe.tokenizer:
         tokenizer.requests = list(recipe.tokenizer["requests"])
+    if "wavelength_ranges" in recipe.tokenizer:
+        tokenizer.wavelength_ranges = recipe.tokenizer["wavelength_ranges"]
     continuum = {name: value for name, value in recipe.tokenizer.items() if name in CONTINUUM}
     for name, value in continuum.items():
         setattr(tokenizer, name, value)

@@ -29,6 +29,7 @@ from .data.calibrated import CATALOGUE, CalibratedStars
 from .data.mixture import HostedStars, Mixture
 from .data.sources import cache_dir
 from .data.synthetic import SyntheticStars
+from .data.taught import TaughtStars
 from .files import complete_file
 from .metrics import label_metrics
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
@@ -69,9 +70,9 @@ class Recipe:
         Decorrelate the pixels of each patch; for spectra on one common wavelength grid.
     checkpoint : str
         A bundled checkpoint, a folder or a hub name to go on from, with its tokenizer. Then `whitening` plays no part,
-        and nothing may stand in `model` but `dropout`, and in `tokenizer` but `continuum` and what belongs to it, and
-        `requests` (the labels that are asked for where none are named; by default those of before and those that are
-        learnt). Labels and instruments that it lacks are added. None by default.
+        and nothing may stand in `model` but `dropout`, and in `tokenizer` but `continuum` and what belongs to it,
+        `wavelength_ranges`, and `requests` (the labels that are asked for where none are named; by default those of
+        before and those that are learnt). Labels and instruments that it lacks are added. None by default.
     freeze : list[str]
         Parts that are not trained, by module name. The paper's last stage: `[decoder, encoder.layers.1]`.
     lora : dict
@@ -83,6 +84,8 @@ class Recipe:
         and the residuals of the training stars of that data set (see [`CalibratedStars`]; `gaia-xp` has what it takes);
         everything else is as in `data`. Several validation sets are evaluated one after the other, calibrated stars
         are none; `eval_loss` is the mean of theirs.
+    teachers : list[str]
+        Checkpoints whose answers are the labels of calibrated stars, see [`TaughtStars`]; none by default.
     stars_per_epoch : int
         For `sources`: a pass through them.
     noise, noise_correlation, pixel_dropout, error_dropout, reddening, tilt, wavelength_cut : float
@@ -111,6 +114,7 @@ class Recipe:
     freeze: list[str] = field(default_factory=list)
     lora: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)
+    teachers: list[str] = field(default_factory=list)
     stars_per_epoch: int = 1_000_000
     noise: float = 0.0
     noise_correlation: float = 0.0
@@ -204,7 +208,8 @@ def load_stars(recipe: Recipe, seed: int) -> tuple[Any, Any]:
         elif name.startswith("calibrated-"):
             name = name.removeprefix("calibrated-")
             data = load_dataset(_hosted(name))[recipe.train_split]
-            sources.append(calibrated_stars(name, data))
+            stars = calibrated_stars(name, data)
+            sources.append(TaughtStars(stars, recipe.teachers, recipe.labels) if recipe.teachers else stars)
         else:
             data = load_dataset(_hosted(name))
             sources.append(HostedStars(data[recipe.train_split]))
