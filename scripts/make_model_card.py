@@ -45,7 +45,7 @@ def table(results: dict, labels: list[str], units: dict[str, str]) -> str:
             figures = by_label[label]
             best = min(other[label]["robust_scatter"] for other in results.values())
             scatter = number(label, figures["robust_scatter"])
-            scatter = f"**{scatter}**" if figures["robust_scatter"] == best else scatter
+            scatter = f"**{scatter}**" if figures["robust_scatter"] == best and len(results) > 1 else scatter
             bias, rmse = number(label, figures["bias"]), number(label, figures["rmse"])
             cells.append(f"{scatter} ({bias}, {rmse}, {figures['robust_z']:.2f})")
         lines.append(f"| {model} | " + " | ".join(cells) + " |")

@@ -330,8 +330,9 @@ def _instruments(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         spectra = zip(sample["wavelength"][:1000], sample["mask"][:1000], strict=True)
         grids = [np.sort(np.asarray(grid, dtype=np.float64)[~np.asarray(mask)]) for grid, mask in spectra]
         grids = [grid for grid in grids if len(grid) > 1]
-        steps = np.array([np.median(np.diff(grid)) for grid in grids])
-        found[_limits(np.concatenate(grids))] = _limits(steps)
+        # Without gaps; what is left of a spectrum may be its finest or its widest pixels.
+        steps = [step[step < 2 * np.median(step)] for step in map(np.diff, grids)]
+        found[_limits(np.concatenate(grids))] = _limits(np.concatenate(steps))
     one = len(found) == 1
     names = {"wavelength": tuple(found), "wavelength_step": tuple(found.values())}
     return {name: limits[0] if one else limits for name, limits in names.items()}
