@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -32,12 +33,15 @@ from spectrafm_hf.data import build_gaia_xp, build_miles, cache_dir, flat_pixels
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.instruments import Instrument
 from spectrafm_hf.metrics import label_metrics
+from spectrafm_hf.plots import BLUE, GREY, INK, ORANGE
 
 
 RECIPE = Path(__file__).parent / "recipes" / "paper-experiment.json"
 SHARED = Path(os.environ.get("SPECTRAFM_SHARED") or Path(__file__).parents[2] / "shared")
 N_STARS = 100
 LABELS = ("fe_h", "teff", "logg")
+#: Methods that pictures tell from the others.
+BEST, CEILING = "spectrafm", "ceiling"
 FIGURES = {"rmse": "RMSE", "bias": "bias", "robust_scatter": "MAD", "robust_z": "error/sigma"}
 Columns = dict[str, NDArray[Any]]
 
@@ -193,8 +197,11 @@ TASKS = {
 class Method(Protocol):
     """What takes part: its title, what is tried for each of its settings, and how it goes about it."""
 
-    title: str
-    tried: Mapping[str, list[Any]]
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def tried(self) -> Mapping[str, list[Any]]: ...
 
     def fit_predict(
         self,
@@ -257,7 +264,16 @@ class Classical:
     labels: tuple[str, ...]
     tried: Mapping[str, list[Any]]
 
-    def fit_predict(self, task, settings, hundred, training, choosing, asked, draw):
+    def fit_predict(
+        self,
+        task: Task,
+        settings: Mapping[str, Any],
+        hundred: Columns,
+        training: Columns,
+        choosing: Columns,
+        asked: Columns,
+        draw: int,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Fitted to the 100 stars alone; errors calibrated on the stars of their kind."""
         model = self.make(**settings).fit(spectra(hundred, task.window, self.labels))
         model.calibrate(spectra(choosing, task.window, self.labels))
@@ -400,6 +416,69 @@ def as_markdown(table: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
+def draw_summary(path: Path, task: Task, results: Mapping[str, list[dict[str, Any]]]) -> None:
+    """RMSE of all and of iron-poor stars by method: each draw, and their mean; the ceiling as a line."""
+    groups = [
+        group for group in ("all", "iron-poor") if all(group in draw for draws in results.values() for draw in draws)
+    ]
+    shown = [name for name in results if name != CEILING]
+    figure = Figure(figsize=(5 + 4 * len(groups), 1.6 + 0.42 * len(shown)), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, group in zip(panels, groups, strict=True):
+        for place, name in enumerate(shown):
+            rmse = [draw[group]["rmse"] for draw in results[name]]
+            color = ORANGE if name == BEST else BLUE
+            axes.plot(rmse, np.full(len(rmse), place), "o", color=color, ms=4, alpha=0.35, mew=0)
+            axes.plot(np.mean(rmse), place, "o", color=color, ms=9)
+            axes.annotate(f"{np.mean(rmse):.3f}", (np.mean(rmse), place), (0, 8), textcoords="offset points",
+                          ha="center", fontsize=9, color=INK)  # fmt: skip
+        if CEILING in results:
+            ceiling = np.mean([draw[group]["rmse"] for draw in results[CEILING]])
+            axes.axvline(ceiling, color=GREY, lw=1.2, ls="--")
+            axes.annotate("all training stars", (ceiling, 0), (4, 3), xycoords=axes.get_xaxis_transform(),
+                          textcoords="offset points", fontsize=9, color=GREY)  # fmt: skip
+        number = results[shown[0]][0][group]["n"]
+        what = "all stars" if group == "all" else f"stars with [Fe/H] < {task.iron_poor:g}"
+        axes.set_title(f"{number:,} {what}", loc="left", fontsize=11, color=INK)
+        axes.set_xlabel("RMSE of [Fe/H] [dex]")
+        axes.set_xlim(left=0)
+        axes.set_ylim(len(shown) - 0.4, -0.7)
+        axes.set_yticks(range(len(shown)), [METHODS[name].title for name in shown])
+        axes.grid(axis="x", color=GREY, alpha=0.25, lw=0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.suptitle(
+        f"{task.name}, {task.window[0]:,.0f}-{task.window[1]:,.0f} Angstrom, learned from {N_STARS} stars with "
+        f"[Fe/H] > {task.iron_rich:g}",
+        x=0.01, ha="left", fontsize=12, color=INK,
+    )  # fmt: skip
+    save_figure(figure, path)
+
+
+def draw_stars(path: Path, task: Task, results: Mapping[str, dict[str, Any]]) -> None:
+    """Predicted over true [Fe/H] of one draw."""
+    figure = Figure(figsize=(1 + 4.2 * len(results), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(results), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (name, result) in zip(panels, results.items(), strict=True):
+        truth, value = (np.array(result["answers"][column]) for column in ("fe_h", "value"))
+        size = 3 if len(truth) > 1000 else 12
+        axes.axvspan(truth.min() - 0.15, task.iron_poor, color=GREY, alpha=0.12, lw=0)
+        axes.scatter(truth, value, s=size, color=ORANGE if name == BEST else BLUE, alpha=0.5, lw=0, rasterized=True)
+        limits = truth.min() - 0.15, truth.max() + 0.15
+        axes.plot(limits, limits, color=INK, lw=1)
+        axes.set(xlim=limits, ylim=(limits[0] - 0.3, limits[1] + 0.3), xlabel="true [Fe/H]")
+        rmse = ", ".join(f"{result[group]['rmse']:.2f} {group}" for group in ("all", "iron-poor") if group in result)
+        axes.set_title(f"{METHODS[name].title}\nRMSE {rmse}", loc="left", fontsize=10, color=INK)
+        axes.tick_params(direction="in", top=True, right=True)
+    panels[0].set_ylabel("predicted [Fe/H]")
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    with complete_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="paper_experiment.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/paper-experiment"), metavar="DIR")
@@ -437,6 +516,11 @@ def main(argv: list[str] | None = None) -> int:
     text = as_markdown(table)
     with complete_file(output / "summary.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+    for task in tasks:
+        results = {name: results_of(output, task, name, arguments.draws) for name in arguments.methods}
+        draw_summary(output / f"{task}.png", TASKS[task], results)
+        few = [name for name in ("mlp", BEST, CEILING) if name in results] or list(results)[:3]
+        draw_stars(output / f"{task}-stars.png", TASKS[task], {name: results[name][0] for name in few})
     print(text)
     return 0
 
