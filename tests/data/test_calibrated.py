@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spectrafm_hf.data.calibrated import CalibratedStars
+from spectrafm_hf.data.calibrated import CalibratedStars, extended_catalogue, mean_alpha
 
 
 N = 60
@@ -97,3 +97,48 @@ def test_observed_stars_that_cannot_be_used_are_named(catalogue, observed, chang
 def test_a_catalogue_without_stars_in_range_is_named(catalogue):
     with pytest.raises(ValueError, match="catalogue: expected stars that the emulator covers, got none of 400"):
         CalibratedStars("gaia-xp", {**catalogue, "teff": catalogue["teff"] + 9000})
+
+
+def test_a_small_catalogue_is_extended_to_iron_poor_stars_of_its_kind(catalogue):
+    rich = {name: column[catalogue["fe_h"] > -1][:100] for name, column in catalogue.items()}
+    wide = extended_catalogue(rich, 5000, lowest=-2.0)
+    assert wide["fe_h"].min() < -1.99 and wide["fe_h"].max() < rich["fe_h"].max()
+    assert np.std(np.histogram(wide["fe_h"], 10)[0]) < 60, "as many of each [Fe/H]"
+    np.testing.assert_allclose(np.mean(wide["logg"]), np.mean(rich["logg"]), atol=0.1)
+    # Iron-poor giants are hotter, and richer in alpha elements.
+    poor = wide["fe_h"] < -1.5
+    assert np.mean(wide["teff"][poor]) > np.mean(wide["teff"][~poor]) + 150
+    added = mean_alpha(-1.75) - mean_alpha(-0.2)
+    np.testing.assert_allclose(np.mean(wide["alpha_m"][poor]), 0.1 + added, atol=0.03)
+    np.testing.assert_array_equal(wide["teff"], extended_catalogue(rich, 5000, lowest=-2.0)["teff"])
+    stars = CalibratedStars("gaia-xp", wide).draw(300, np.random.default_rng(0))
+    assert np.mean(stars["fe_h"] < -1) > 0.3
+
+
+def test_without_alpha_and_extinction_stars_have_the_mean_of_the_one_and_none_of_the_other(catalogue):
+    few = {name: catalogue[name] for name in ("teff", "logg", "fe_h")}
+    assert set(extended_catalogue(few, 10)) == {"teff", "logg", "fe_h", "alpha_m"}
+    stars = CalibratedStars("gaia-xp", few).draw(1000, np.random.default_rng(1))
+    np.testing.assert_array_equal(stars["ak_targ"], 0.0)
+    poor = stars["fe_h"] < -1
+    np.testing.assert_allclose(np.median(stars["mg_fe"][poor]), 0.22, atol=0.03)
+    np.testing.assert_allclose(np.median(stars["mg_fe"][~poor]), 0.045, atol=0.03)
+
+
+@pytest.mark.parametrize("name", ["miles", "apogee"])
+def test_what_is_wrong_with_other_instruments_is_found_too(catalogue, name):
+    few = {label: catalogue[label][:40] for label in ("teff", "logg", "fe_h")}
+    plain = CalibratedStars(name, few, flatness=0.0)
+    _, table, covered = plain._table(plain.catalogue)
+    wavelength = plain._stars.instrument.wavelength
+    shared = 0.02 * np.sin(np.arange(wavelength.size) / 7.0)
+    factors = np.broadcast_to(np.exp(shared).astype(np.float32), (len(table), wavelength.size))
+    columns = plain._observe(plain._stars.instrument, table, np.zeros(len(table)), factors, np.random.default_rng(2))
+    columns["flux"], columns["wavelength"] = columns["clean"], np.tile(columns["wavelength"], (len(table), 1))
+    columns |= dict(zip(("teff", "logg", "fe_h"), plain.catalogue.T[:3], strict=True))
+    inside = (wavelength > 15160) & (wavelength < 15300) if name == "apogee" else (wavelength > 4840)
+    columns["mask"] = np.tile(~inside, (len(table), 1))
+    stars = CalibratedStars(name, extended_catalogue(few, 500), columns, tilt=0.0)
+    assert np.all(stars.coefficients[:, ~inside] == 0), "masked in all"
+    assert np.corrcoef(stars.coefficients[0, inside], shared[inside])[0, 1] > 0.95
+    assert np.isfinite(stars.draw(20, np.random.default_rng(3))["flux"]).all()

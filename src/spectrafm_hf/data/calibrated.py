@@ -28,8 +28,6 @@ JITTER = {"teff": 60.0, "logg": 0.1, "fe_h": 0.05, "a_v": 0.3}
 ELEMENT_JITTER = {"alpha": 0.05, "c_fe": 0.12, "n_fe": 0.12, "al_fe": 0.12, "mn_fe": 0.05, "ni_fe": 0.05}
 #: A label this far outside the range of the emulator is moved to its edge; beyond, the star is left out.
 TOLERANCE = {"teff": 60.0, "logg": 0.2, "fe_h": 0.25}
-#: Scatter of Legendre polynomials of degree 1 to 3 over the calibrated pixels, in ln flux.
-TILT = 0.03
 FAINT = 0.02  # of the median flux; below, a logarithm would be all noise
 
 
@@ -42,12 +40,15 @@ class CalibratedStars(SyntheticStars):
     instrument, emulator, seed
         See [`SyntheticStars`].
     catalogue : mapping of str to array of shape (stars,)
-        `teff`, `logg`, `fe_h`, `alpha_m` and `ak_targ`. Stars with an unknown one, or outside the emulator's range, are
-        left out.
+        `teff`, `logg` and `fe_h`; `alpha_m`, by default its mean at that [Fe/H]; `ak_targ`, by default no extinction.
+        Stars with an unknown one, or outside the emulator's range, are left out. [`extended_catalogue`] makes a large
+        one from a small one.
     observed : mapping of str to array, optional
         Columns of observed stars in the project's schema, with the same labels: [`calibrate`] is called with them.
     flatness : float
         Power by which stars of rare [Fe/H] come more often: 0 as in the catalogue, 1 equally often in bins of 0.1 dex.
+    tilt : float
+        Scatter of Legendre polynomials of degree 1 to 3 over the calibrated pixels, in ln flux.
     """
 
     def __init__(
@@ -57,12 +58,15 @@ class CalibratedStars(SyntheticStars):
         observed: Mapping[str, Any] | None = None,
         *,
         flatness: float = 1.0,
+        tilt: float = 0.03,
         emulator: Any = None,
         seed: int = 0,
     ):
         super().__init__(instrument, emulator, seed)
-        self.catalogue = np.stack([np.asarray(catalogue[name], float) for name in CATALOGUE], axis=1)
-        known = np.isfinite(self.catalogue).all(axis=1)
+        self.tilt = tilt
+        self._dusty = "ak_targ" in catalogue
+        self.catalogue = _labels(catalogue)
+        known = np.asarray(np.isfinite(self.catalogue).all(axis=1))
         self.catalogue = self.catalogue[known]
         self.catalogue = self.catalogue[self._table(self.catalogue)[2]]
         if not len(self.catalogue):
@@ -97,7 +101,8 @@ class CalibratedStars(SyntheticStars):
     def _features(self, stars: Array) -> Array:
         """What the mean difference between observed and synthetic spectra is linear in, (stars, 4)."""
         teff, logg, _, _, ak_targ = stars.T
-        return np.stack([np.ones(len(stars)), (teff - 4800) / 800, (logg - 2.5) / 1.3, ak_targ / A_K - 1], axis=1)
+        dust = ak_targ / A_K - 1 if self._dusty else 0 * ak_targ
+        return np.stack([np.ones(len(stars)), (teff - 4800) / 800, (logg - 2.5) / 1.3, dust], axis=1)
 
     def calibrate(self, observed: Mapping[str, Any], ridge: float = 3.0):
         """
@@ -116,7 +121,7 @@ class CalibratedStars(SyntheticStars):
         ValueError
             If there are fewer than ten stars, or another grid.
         """
-        stars = np.stack([np.asarray(observed[name], float) for name in CATALOGUE], axis=1)
+        stars = _labels(observed)
         wavelength, flux, mask = (np.asarray(observed[name]) for name in ("wavelength", "flux", "mask"))
         own = self._stars.instrument.wavelength
         if wavelength.shape[1:] != own.shape or not np.allclose(wavelength, own, rtol=1e-6):
@@ -166,7 +171,9 @@ class CalibratedStars(SyntheticStars):
         n = len(stars)
         one, other = self.residuals[generator.integers(len(self.residuals), size=(2, n))]
         angle = 2 * np.pi * generator.random((n, 1))
-        scatter = np.cos(angle) * one + np.sin(angle) * other + TILT * generator.standard_normal((n, 3)) @ self.smooth
+        scatter = (
+            np.cos(angle) * one + np.sin(angle) * other + self.tilt * generator.standard_normal((n, 3)) @ self.smooth
+        )
         return np.exp(self._features(stars) @ self.coefficients + scatter).astype(np.float32)
 
     def _observe(self, instrument: Instrument, table: Array, a_v: Array, factors: Array | None, generator):
@@ -182,7 +189,7 @@ class CalibratedStars(SyntheticStars):
         labelled, table, covered = self._table(stars, generator)
         if not covered.all():  # scatter has led out of the range
             labelled[~covered], table[~covered], _ = self._table(stars[~covered])
-        a_v = stars[:, -1] / A_K + JITTER["a_v"] * generator.standard_normal(n)
+        a_v = stars[:, -1] / A_K + self._dusty * JITTER["a_v"] * generator.standard_normal(n)
         factors = self._factors(stars, generator)
         columns = self._observe(self._stars.instrument, table, a_v, factors, generator)
         if factors is not None:
@@ -190,6 +197,44 @@ class CalibratedStars(SyntheticStars):
             columns["flux"] = columns["clean"] + np.float32(0.5) * (columns["flux"] - columns["clean"])
         labels = dict(zip(self._stars.emulator.config.label_names, labelled.T.copy(), strict=True))
         return self._stars.labelled(columns, labels)
+
+
+def mean_alpha(fe_h: Array) -> Array:
+    """Mean `alpha_m` of stars of this [Fe/H]: that of the train split of the Gaia XP stars, in APOGEE DR17."""
+    return np.interp(fe_h, (-2.3, -1.5, -0.9, -0.5, -0.1, 0.1), (0.29, 0.22, 0.16, 0.105, 0.025, 0.0))
+
+
+def extended_catalogue(
+    catalogue: Mapping[str, Array], n: int, *, lowest: float = -2.5, scatter: float = 1.0, seed: int = 0
+) -> dict[str, Array]:
+    """
+    `n` stars around those of a small catalogue, of any [Fe/H] from `lowest` to the highest there.
+
+    Teff and log g are those of a star of the catalogue, with a scatter of 250 K and 0.35 dex times `scatter`; giants
+    move with [Fe/H] as the giant branch does. `alpha_m` follows its mean trend with [Fe/H].
+    """
+    generator = np.random.default_rng(seed)
+    stars = _labels(catalogue)
+    stars = stars[np.isfinite(stars).all(axis=1)]
+    teff, logg, old, alpha, ak_targ = stars[generator.integers(len(stars), size=n)].T
+    fe_h = generator.uniform(lowest, stars[:, 2].max(), n)
+    # The slope of `spectrafm_hf.synthesis.labels`.
+    teff = teff + np.where(logg < 3.6, (117 * logg - 495) * (fe_h - old), 0.0)
+    columns = {
+        "teff": teff + 250 * scatter * generator.standard_normal(n),
+        "logg": logg + 0.35 * scatter * generator.standard_normal(n),
+        "fe_h": fe_h,
+        "alpha_m": alpha + mean_alpha(fe_h) - mean_alpha(old) + 0.06 * scatter * generator.standard_normal(n),
+    }
+    return columns | ({"ak_targ": ak_targ} if "ak_targ" in catalogue else {})
+
+
+def _labels(columns: Mapping[str, Array]) -> Array:
+    """(stars, labels of CATALOGUE), with the defaults of those that may be left out."""
+    teff, logg, fe_h = (np.asarray(columns[name], float) for name in CATALOGUE[:3])
+    alpha = np.asarray(columns["alpha_m"], float) if "alpha_m" in columns else mean_alpha(fe_h)
+    ak_targ = np.asarray(columns["ak_targ"], float) if "ak_targ" in columns else np.zeros_like(fe_h)
+    return np.stack([teff, logg, fe_h, alpha, ak_targ], axis=1)
 
 
 CATALOGUE = ("teff", "logg", "fe_h", "alpha_m", "ak_targ")
