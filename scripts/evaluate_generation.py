@@ -48,7 +48,7 @@ SEED = 20_000
 FITTED = 4000
 REQUESTS, BATCH = 2000, 16
 #: Angstrom; blue and red half of XP, first and third detector of APOGEE.
-XP_HALVES, APOGEE_DETECTORS = ((3360.0, 6400.0), (6400.0, 10_200.0)), ((15_100.0, 15_820.0), (16_470.0, 17_000.0))
+XP_HALVES, APOGEE_DETECTORS = ((3360.0, 6400.0), (6400.0, 10_210.0)), ((15_100.0, 15_820.0), (16_470.0, 17_000.0))
 # What is asked of other labels. `alpha_m` is the mean of elements that are among them: it is not given.
 FROM_LABELS = {
     "mg_fe": ("teff", "logg", "fe_h", "o_fe", "c_fe", "n_fe"),
@@ -157,9 +157,9 @@ def read_observed(folder: Path, split: str, n_stars: int) -> dict[str, NDArray[A
 
 
 def within(stars: Columns, window: Window, flux: str = "flux") -> dict[str, NDArray[Any]]:
-    """Pixels of the window, upper end excluded but for the last."""
+    """Pixels of the window, upper end excluded."""
     wavelength = stars["wavelength"][0]
-    kept = (wavelength >= window[0]) & ((wavelength < window[1]) | (wavelength == wavelength[-1]))
+    kept = (wavelength >= window[0]) & (wavelength < window[1])
     names = {"wavelength": "wavelength", "flux": flux, "flux_error": "flux_error", "mask": "mask"}
     return {name: stars[column][:, kept] for name, column in names.items()}
 
@@ -228,7 +228,7 @@ def spectrum_to_spectrum(
 
 def labels_to_labels(model: Model, n_stars: int) -> dict[str, Any]:
     """Each label of FROM_LABELS that the model knows, asked of synthetic stars whose other labels are given."""
-    source = SyntheticStars("apogee")
+    source = SyntheticStars("gaia-xp")  # the spectra play no part, and these are made faster
     stars, fitted = draw(source, n_stars, 2), draw(source, FITTED, 3)
     figures = {}
     for name, given in FROM_LABELS.items():
@@ -276,10 +276,11 @@ def embedding_neighbours(model: Model, stars: Columns, n_neighbours: int = 5) ->
 
 def as_markdown(report: Mapping[str, Any]) -> str:
     """Tables of all figures."""
-    lines = ["| flux | model | quadratic fit | median spectrum | errors of the observed flux |", "|---|---|---|---|---|"]
+    columns = ("model", "quadratic fit", "median spectrum", "errors of the observed flux")
+    lines = [f"| flux | {' | '.join(columns)} |", "|---|---|---|---|---|"]
     for title, part in report["flux"].items():
         cells = []
-        for name in ("model", "quadratic fit", "median spectrum", "errors of the observed flux"):
+        for name in columns:
             figures = part["figures"].get(name)
             cells.append(f"{figures['rms']:.4f} ({figures['median_star_rms']:.4f})" if figures else "")
         lines.append(f"| {title}, {part['stars']:,} stars | {' | '.join(cells)} |")
@@ -308,11 +309,11 @@ def plot(path: Path, parts: Mapping[str, Mapping[str, Any]], windows: Mapping[st
         for axes, quantile in zip(row, (0.1, 0.5, 0.9), strict=True):
             star = int(np.nanargmin(np.abs(teff - np.nanquantile(teff, quantile))))
             scale = level(truth)[star]
-            for spectra in filter(None, (part.get("given"), truth)):
-                flux = np.where(spectra["mask"][star], np.nan, spectra["flux"][star] / scale)
-                pixels = shown if spectra is truth else slice(None)
-                color = INK if spectra is truth else GREY
-                axes.plot(spectra["wavelength"][star][pixels], flux[pixels], color=color, lw=1.0)
+            given = None if title in windows else part.get("given")  # a close-up does not show it
+            for spectra, color, pixels in ((given, GREY, slice(None)), (truth, INK, shown)):
+                if spectra is not None:
+                    flux = np.where(spectra["mask"][star], np.nan, spectra["flux"][star] / scale)
+                    axes.plot(spectra["wavelength"][star][pixels], flux[pixels], color=color, lw=1.0)
             axes.plot(wavelength[shown], part["answer"][star][shown] / scale, color=ORANGE, lw=1.0)
             labels = (f"{part['stars'][name][star]:{form}}" for name, form in (("teff", ".0f"), ("logg", ".1f")))
             axes.set_title("{} K, log g {}, ".format(*labels) + f"[Fe/H] {part['stars']['fe_h'][star]:.1f}", fontsize=9)

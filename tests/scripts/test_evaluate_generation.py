@@ -25,7 +25,7 @@ def script():
     module = importlib.util.module_from_spec(spec)
     sys.modules["evaluate_generation"] = module
     spec.loader.exec_module(module)
-    module.FITTED = 300
+    module.FITTED = 250
     yield module
     del sys.modules["evaluate_generation"]
 
@@ -94,6 +94,15 @@ def test_answers_do_not_depend_on_how_they_are_asked_for(script, checkpoint, mon
     # In the unit of the spectrum.
     twice = {**given, "flux": 2 * given["flux"], "flux_error": 2 * given["flux_error"]}
     np.testing.assert_allclose(model.flux(wavelength, spectra=twice), 2 * answers, rtol=1e-4)
+
+
+def test_a_window_holds_its_pixels_and_no_other(script):
+    stars = script.draw(SyntheticStars("gaia-xp"), 2, 0)
+    blue, red = (script.within(stars, half) for half in script.XP_HALVES)
+    assert blue["wavelength"][0].tolist() == list(range(3360, 6400, 20))
+    assert red["wavelength"][0].tolist() == list(range(6400, 10_220, 20))
+    assert blue["flux"].shape == blue["mask"].shape == (2, 152)
+    np.testing.assert_array_equal(script.within(stars, (0, 5000), "clean")["flux"], stars["clean"][:, :82])
 
 
 def test_errors_are_relative_to_the_flux_that_is_asked_for_and_leave_out_bad_pixels(script):
