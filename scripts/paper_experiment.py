@@ -300,7 +300,10 @@ def spectra(stars: Columns, window: tuple[float, float], labels: tuple[str, ...]
 
 METHODS: dict[str, Method] = {
     "ridge": Classical(
-        "ridge", RidgeBaseline, ("fe_h",), {"alpha": [1e-4, 1e-3, 1e-2, 0.1, 1.0], "transform": ["log", "asinh", "raw"]}
+        "ridge",
+        RidgeBaseline,
+        ("fe_h",),
+        {"alpha": [1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0], "transform": ["log", "asinh", "raw"]},
     ),
     "cannon": Classical(
         "quadratic Cannon",
