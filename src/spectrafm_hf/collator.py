@@ -140,8 +140,8 @@ class SpectraFMCollator:
         if self.resampling and generator.random() < self.resampling:
             self._change(columns, rebin, np.full(n_stars, generator.integers(2, 4)))
         if self.patch_phase and generator.random() < self.patch_phase:
-            n_pixels = generator.integers(1, max(self.tokenizer.patch_size, 2))
-            self._change(columns, without_first, np.full(n_stars, n_pixels))
+            first = generator.integers(1, max(self.tokenizer.patch_size, 2))
+            self._change(columns, without_first, np.full(n_stars, first))
         asks_flux = self.flux_requests > 0 and generator.random() < self.flux_request_share
         if self.noise:
             level = self.noise * generator.random(n_stars)
