@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from paper_methods import Columns, PretrainedMLP, SpectraFM, spectra
 from spectrafm_cli import Parser
 from spectrafm_hf.baselines import Baseline, CannonBaseline, MLPBaseline, RidgeBaseline, Spectra, transform_flux
 from spectrafm_hf.data import build_gaia_xp, build_miles, cache_dir, flat_pixels
@@ -43,7 +44,6 @@ LABELS = ("fe_h", "teff", "logg")
 #: Methods that pictures tell from the others.
 BEST, CEILING = "spectrafm", "ceiling"
 FIGURES = {"rmse": "RMSE", "bias": "bias", "robust_scatter": "MAD", "robust_z": "error/sigma"}
-Columns = dict[str, NDArray[Any]]
 
 
 # --------------------------------------------------------------------------------------------------------------- tasks
@@ -78,6 +78,8 @@ class Task:
     instrument : callable
         What observes synthetic stars on the pixels of the columns.
     n_choosing : int
+    stage_2 : (lowest, highest), optional
+        Range in which observed stars of all kinds are seen before the 100.
     splits : bool
         Whether the data set has splits of thousands of stars. Otherwise, what is left of all stars beside the 100 and
         those that choose is halved in each draw: one half is asked, the other belongs to `training`.
@@ -91,6 +93,7 @@ class Task:
     instrument: Callable[[], Instrument]
     n_choosing: int = 500
     splits: bool = True
+    stage_2: tuple[float, float] | None = None
 
     def draw(self, stars: Columns, n: int, seed: int) -> Columns:
         """Iron-rich stars with all labels, drawn at random."""
@@ -108,13 +111,13 @@ class Task:
         hundred = generator.choice(rich[self.n_choosing :], N_STARS, replace=False)
         rest = np.setdiff1d(np.arange(len(stars["fe_h"])), [*rich[: self.n_choosing], *hundred])
         rest = generator.permutation(rest)
-        asked, training = np.split(rest, [len(rest) // 2])
+        rows, others = np.split(rest, [len(rest) // 2])
         choosing = take(stars, rich[: self.n_choosing])
         return Parts(
             take(stars, hundred),
-            take(stars, np.concatenate([hundred, training])),
+            take(stars, np.concatenate([hundred, others])),
             choosing,
-            choosing if split == "validation" else take(stars, asked),
+            choosing if split == "validation" else take(stars, rows),
         )
 
     def _rich(self, stars: Columns) -> NDArray[Any]:
@@ -175,7 +178,7 @@ def apogee_window() -> Instrument:
 
 
 def _gaia_xp(name: str, window: tuple[float, float]) -> Task:
-    return Task(name, window, -1.0, -1.0, read_gaia_xp, lambda: Instrument.load("gaia-xp"))
+    return Task(name, window, -1.0, -1.0, read_gaia_xp, lambda: Instrument.load("gaia-xp"), stage_2=(3360.0, 6399.0))
 
 
 TASKS = {
@@ -283,21 +286,6 @@ class Classical:
         return values[:, column], errors[:, column]
 
 
-def spectra(stars: Columns, window: tuple[float, float], labels: tuple[str, ...]) -> Spectra:
-    """The pixels of the window, over their median."""
-    wavelength = stars["wavelength"][0]
-    pixels = (wavelength >= window[0]) & (wavelength <= window[1])
-    flux, error = stars["flux"][:, pixels], stars["flux_error"][:, pixels]
-    level = np.median(flux, axis=1, keepdims=True)
-    return Spectra(
-        flux / level,
-        error / level,
-        np.stack([stars[name] for name in labels], axis=1),
-        np.stack([stars[f"{name}_err"] for name in labels], axis=1),
-        stars["ak_targ"][:, None] if "ak_targ" in stars else np.empty((len(flux), 0)),
-    )
-
-
 METHODS: dict[str, Method] = {
     "ridge": Classical(
         "ridge",
@@ -329,6 +317,15 @@ METHODS: dict[str, Method] = {
             "degrees_of_freedom": [0.0, 3.0],
         },
     ),
+    "mlp-pretrained": PretrainedMLP(
+        "MLP, synthetic stars, then the 100", False, {"epochs": [3, 10, 30, 100], "learning_rate": [3e-5, 3e-4]}
+    ),
+    "mlp-calibrated": PretrainedMLP("MLP, synthetic stars calibrated on the 100", True, {"pretraining": [8, 15, 30]}),
+    BEST: SpectraFM("SpectraFM, three stages", tried={"max_steps": [150, 600], "dropout": [0.0, 0.2]}),
+    "spectrafm-no-stage-1": SpectraFM("SpectraFM without stage 1", stage_1=False),
+    "spectrafm-no-stage-2": SpectraFM("SpectraFM without stage 2", stage_2=False),
+    "spectrafm-alone": SpectraFM("SpectraFM, stage 3 as in the paper", stage_3="alone"),
+    CEILING: SpectraFM("SpectraFM on all training stars (ceiling)", stage_3="everything"),
 }
 
 

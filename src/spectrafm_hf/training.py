@@ -95,7 +95,8 @@ class Recipe:
     flux_request_share, scalar_inputs, sky_lines : float
         Augmentation and what is asked, see [`SpectraFMCollator`].
     muon_learning_rate, muon_weight_decay : float
-        For the matrices inside the layers; everything else is AdamW's, with the rates of `TrainingArguments`.
+        For the matrices inside the layers; everything else is AdamW's, with the rates of `TrainingArguments`. With a
+        rate of 0, AdamW has the matrices too: for short runs with small batches, in which a step of Muon costs most.
     ema_decay : float
         Decay by step of the running mean of the weights that is evaluated and saved; 0 for none.
     early_stopping_patience : int
@@ -342,6 +343,8 @@ def set_up(recipe: Recipe, args: TrainingArguments, train_set, validation_set) -
 def make_optimizer(model: nn.Module, recipe: Recipe, args: TrainingArguments) -> MuonWithAdamW:
     """For the parameters that are not frozen."""
     muon, decayed, plain = split_parameters(model)
+    if not recipe.muon_learning_rate:
+        muon, decayed = [], [*muon, *decayed]
     return MuonWithAdamW(
         {"params": muon, "lr": recipe.muon_learning_rate, "weight_decay": recipe.muon_weight_decay},
         [

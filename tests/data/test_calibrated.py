@@ -142,3 +142,30 @@ def test_what_is_wrong_with_other_instruments_is_found_too(catalogue, name):
     assert np.all(stars.coefficients[:, ~inside] == 0), "masked in all"
     assert np.corrcoef(stars.coefficients[0, inside], shared[inside])[0, 1] > 0.95
     assert np.isfinite(stars.draw(20, np.random.default_rng(3))["flux"]).all()
+
+
+def test_by_depth_iron_poor_stars_have_less_of_what_lines_have_wrong(catalogue):
+    rich = {label: catalogue[label][catalogue["fe_h"] > -1][:40] for label in ("teff", "logg", "fe_h")}
+    plain = CalibratedStars("miles", rich, flatness=0.0)
+    _, table, _ = plain._table(plain.catalogue)
+    columns = plain._observe(plain._stars.instrument, table, np.zeros(len(table)), None, np.random.default_rng(2))
+    # The lines are 10 % weaker.
+    wavelength, depth = columns["wavelength"], plain._depth(table)
+    columns["flux"] = columns["clean"] * (1 - 0.9 * depth) / (1 - depth)
+    columns["wavelength"] = np.tile(wavelength, (len(table), 1))
+    columns["mask"] = np.tile(wavelength < 4840, (len(table), 1))
+    columns |= dict(zip(("teff", "logg", "fe_h"), plain.catalogue.T[:3], strict=True))
+    poor = extended_catalogue(rich, 2000, lowest=-1.8)
+    poor = {name: column[poor["fe_h"] < -1.5] for name, column in poor.items()}
+
+    def error(by_depth):
+        stars = CalibratedStars("miles", poor, columns, by_depth=by_depth, tilt=0.0)
+        few = stars.catalogue[:50]
+        depth = stars._depth(stars._table(few)[1])
+        wanted = np.log((1 - 0.9 * depth) / (1 - depth))[:, wavelength > 4840]
+        stars.residuals[:] = 0
+        made = np.log(stars._factors(few, np.random.default_rng(0)))[:, wavelength > 4840]
+        wanted, made = (value - np.median(value, axis=1, keepdims=True) for value in (wanted, made))
+        return np.sqrt(np.mean((made - wanted) ** 2))
+
+    assert error(True) < 0.6 * error(False)

@@ -47,6 +47,11 @@ class CalibratedStars(SyntheticStars):
         Columns of observed stars in the project's schema, with the same labels: [`calibrate`] is called with them.
     flatness : float
         Power by which stars of rare [Fe/H] come more often: 0 as in the catalogue, 1 equally often in bins of 0.1 dex.
+    inflation : float
+        Factor by which residuals are drawn larger than they were measured: other kinds of stars have others.
+    by_depth : bool
+        Make the mean difference of a pixel as much larger or smaller as what lines absorb there. Where single lines
+        are resolved, the difference is that of their strengths, and iron-poor stars have less of it.
     tilt : float
         Scatter of Legendre polynomials of degree 1 to 3 over the calibrated pixels, in ln flux.
     """
@@ -58,12 +63,15 @@ class CalibratedStars(SyntheticStars):
         observed: Mapping[str, Any] | None = None,
         *,
         flatness: float = 1.0,
+        inflation: float = 1.0,
+        by_depth: bool = False,
         tilt: float = 0.03,
         emulator: Any = None,
         seed: int = 0,
     ):
         super().__init__(instrument, emulator, seed)
-        self.tilt = tilt
+        self.inflation, self.tilt = inflation, tilt
+        self.by_depth = by_depth
         self._dusty = "ak_targ" in catalogue
         self.catalogue = _labels(catalogue)
         known = np.asarray(np.isfinite(self.catalogue).all(axis=1))
@@ -158,8 +166,9 @@ class CalibratedStars(SyntheticStars):
         self.residuals = np.zeros((len(residual), own.size))
         self.coefficients[:, pixels] = coefficients
         self.residuals[:, pixels] = residual
-        position = np.interp(own, own[pixels][[0, -1]], [-1, 1])
+        self.depth = self._depth(table[good]).mean(axis=0)
         self._stars.instrument = still  # what its tilt stood for has been measured
+        position = np.interp(own, own[pixels][[0, -1]], [-1, 1])
         self.smooth = np.where(pixels, np.polynomial.legendre.legvander(position, 3)[:, 1:].T, 0.0)
 
     def _factors(self, stars: Array, generator: np.random.Generator) -> Array | None:
@@ -171,10 +180,20 @@ class CalibratedStars(SyntheticStars):
         n = len(stars)
         one, other = self.residuals[generator.integers(len(self.residuals), size=(2, n))]
         angle = 2 * np.pi * generator.random((n, 1))
-        scatter = (
-            np.cos(angle) * one + np.sin(angle) * other + self.tilt * generator.standard_normal((n, 3)) @ self.smooth
-        )
-        return np.exp(self._features(stars) @ self.coefficients + scatter).astype(np.float32)
+        turned = np.cos(angle) * one + np.sin(angle) * other
+        scatter = self.inflation * turned + self.tilt * generator.standard_normal((n, 3)) @ self.smooth
+        mean = self._features(stars) @ self.coefficients
+        if self.by_depth:
+            mean *= np.minimum(self._depth(self._table(stars)[1]) / self.depth, 1.5)
+        return np.exp(mean + scatter).astype(np.float32)
+
+    def _depth(self, table: Array) -> Array:
+        """What lines absorb of the continuum, (stars, pixels); at least 0.003."""
+        stars = self._stars
+        labels = dict(zip(stars.emulator.config.label_names, table.T, strict=True))
+        wavelength, flux = stars.emulator.synthesize(normalized=True, **labels)
+        matrix = stars.instrument.response(wavelength, stars.resolving_power)
+        return np.maximum(1 - (matrix @ flux.T).T, 0.003)
 
     def _observe(self, instrument: Instrument, table: Array, a_v: Array, factors: Array | None, generator):
         stars = self._stars

@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .synthetic import SyntheticStars
-
 
 Columns = dict[str, NDArray[Any]]
+
+
+class Source(Protocol):
+    """Anything that stars can be drawn from: [`HostedStars`], or `SyntheticStars`."""
+
+    def draw(self, n: int, generator: np.random.Generator) -> Columns:
+        """Columns of `n` stars that share their pixels."""
+        ...
 
 
 class HostedStars:
@@ -36,7 +42,7 @@ class Mixture(torch.utils.data.Dataset):
 
     Parameters
     ----------
-    sources : sequence of HostedStars or SyntheticStars
+    sources : sequence of Source
     shares : sequence of float
         How often a batch comes from each, in any unit.
     length : int
@@ -44,9 +50,7 @@ class Mixture(torch.utils.data.Dataset):
     seed : int
     """
 
-    def __init__(
-        self, sources: Sequence[HostedStars | SyntheticStars], shares: Sequence[float], length: int, seed: int
-    ):
+    def __init__(self, sources: Sequence[Source], shares: Sequence[float], length: int, seed: int):
         if len(shares) != len(sources) or min(shares) < 0 or not 0 < sum(shares) < np.inf:
             raise ValueError(f"shares: expected a positive number for each of {len(sources)} sources, got {shares}")
         self.sources = list(sources)
