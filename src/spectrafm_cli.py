@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 DEFAULT_MODEL = "spectrafm-gaia-xp-small"
+#: For spectra of which half lies in here, Angstrom.
+APOGEE_MODEL, H_BAND = "spectrafm-apogee", (15_000.0, 17_100.0)
 DEMO_STARS = Path(__file__).parent / "spectrafm_hf" / "resources" / "gaia_xp_demo.parquet"
 PRINTED_STARS = 20
 PLOTTED_STARS = 20
@@ -64,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = verbs.add_parser("demo", help="predict 64 real stars that come with the package, and draw the result")
     demo.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where spectrafm-demo.png goes")
-    demo.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    demo.add_argument(
+        "--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=f"{_MODELS} (default: {DEFAULT_MODEL})"
+    )
     demo.set_defaults(run=_demo)
 
     predict = verbs.add_parser(
@@ -75,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "names, folders of such files, or data set folders. What cannot be used is left out, and listed at the end and "
         "in failed.csv beside the output; the exit code is then 1.",
     )
-    predict.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    predict.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
     predict.add_argument(
         "--output", type=Path, metavar="FILE", help="table to write, one row a spectrum: .csv, .parquet or .fits"
     )
@@ -104,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "the label responds to a line that gets 1 percent deeper, and the known lines at the peaks of both. Written to "
         "DIR: a picture for each label, curves.csv and peaks.csv.",
     )
-    explain.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    explain.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
     explain.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
     explain.add_argument("--labels", nargs="+", metavar="LABEL", help="default: all that the model predicts")
     explain.add_argument(
@@ -128,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     embed = verbs.add_parser(
         "embed", parents=[_reading()], help="a vector for each spectrum, near for stars that are alike"
     )
-    embed.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    embed.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
     embed.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .parquet file")
     embed.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
     embed.set_defaults(run=_embed)
@@ -140,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         "--to", type=Path, required=True, metavar="PATH", help="data set folder, or what `spectrafm embed` wrote"
     )
     similar.add_argument("-n", type=_positive, default=5, metavar="N", help="neighbours (default: 5)")
-    similar.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    similar.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
     similar.add_argument("--output", type=Path, metavar="FILE", help="table of all neighbours, .csv")
     similar.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
     similar.set_defaults(run=_similar)
@@ -242,7 +246,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _WHEEL_HELP = "a copy of the source, instead of the download"
-_MODEL_HELP = f"a bundled checkpoint, a folder, or a name on the Hugging Face hub (default: {DEFAULT_MODEL})"
+_MODELS = "a bundled checkpoint, a folder, or a name on the Hugging Face hub"
+_MODEL_HELP = f"{_MODELS} (default: {APOGEE_MODEL} if the first spectrum is of the H band, else {DEFAULT_MODEL})"
 
 
 def _reading() -> Parser:
@@ -319,6 +324,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
+    arguments.model = arguments.model or _suitable_model(arguments)
     model, tokenizer = _load(arguments.model)
     names, units = _labels(model, tokenizer)
     training_range = TrainingRange.load(str(model.name_or_path))
@@ -459,6 +465,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
+    arguments.model = arguments.model or _suitable_model(arguments)
     model, tokenizer = _load(arguments.model)
     _, units = _labels(model, tokenizer)
     explainer = Explainer(
@@ -512,7 +519,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     from spectrafm_hf.similar import EmbeddingWriter
 
     failures: list[Failure] = []
-    model, tokenizer = _load(arguments.model)
+    model, tokenizer = _load(arguments.model or _suitable_model(arguments))
     n_stars = 0
     with EmbeddingWriter(arguments.output, model) as writer:
         for part in _embeddings(arguments, arguments.input, model, tokenizer, failures):
@@ -530,7 +537,7 @@ def _similar(arguments: argparse.Namespace) -> int:
     if arguments.output and not arguments.output.parent.is_dir():
         raise ValueError(f"output: expected a folder that exists, got {arguments.output.parent}")
     failures: list[Failure] = []
-    model, tokenizer = _load(arguments.model)
+    model, tokenizer = _load(arguments.model or _suitable_model(arguments))
     names, units = _labels(model, tokenizer)
     others = read_embeddings(arguments.to, model) if arguments.to.is_file() else None
     if others is None:
@@ -806,6 +813,23 @@ def _data_synthetic(arguments: argparse.Namespace) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _suitable_model(arguments: argparse.Namespace) -> str:
+    """The bundled checkpoint for the first spectrum that can be read."""
+    import numpy as np
+
+    from spectrafm_hf.checkpoints import bundled_names
+    from spectrafm_hf.data.readers import find_files, read_spectra
+
+    if APOGEE_MODEL not in bundled_names("spectrafm"):
+        return DEFAULT_MODEL
+    files = find_files(arguments.input, arguments.split, [])
+    row = next(iter(read_spectra(files, failures=[], **_how(arguments))), None)
+    if row is None or not len(row["wavelength"]):
+        return DEFAULT_MODEL
+    low, high = H_BAND
+    return APOGEE_MODEL if low < np.nanmedian(row["wavelength"]) < high else DEFAULT_MODEL
 
 
 def _load(name_or_path: str) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
