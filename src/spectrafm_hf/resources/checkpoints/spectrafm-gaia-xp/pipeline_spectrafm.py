@@ -1,0 +1,114 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""The task `stellar-labels` of `transformers.pipeline`: spectra in, labels with one-sigma errors out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import Pipeline
+
+
+class StellarLabelsPipeline(Pipeline):
+    """
+    Stellar labels, with one-sigma errors, from spectra.
+
+    One spectrum is a row of a data set in the project's schema (a mapping with `wavelength`, `flux` and where known
+    `flux_error`, `mask` and `object_id`), a tuple (wavelength, flux[, flux_error[, mask]]) or a `specutils.Spectrum`.
+    A list of them gives a list of answers; a data set or a generator is streamed and gives an iterator.
+
+    Examples
+    --------
+    >>> from transformers import pipeline
+    >>> predict = pipeline("stellar-labels", model=folder, trust_remote_code=True)  # doctest: +SKIP
+    >>> predict((wavelength, flux, flux_error))  # doctest: +SKIP
+    {'teff': 4801.2, 'teff_err': 43.0, 'logg': 2.61, 'logg_err': 0.11, ...}
+    """
+
+    # The tokenizer is loaded as a feature extractor: of a "tokenizer" the batching of the base class expects a text
+    # tokenizer's padding token, and of a "processor" its base class.
+    _load_feature_extractor = None
+    _load_tokenizer: Any = False
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+
+    def __init__(self, model, tokenizer=None, feature_extractor=None, processor=None, **kwargs):
+        given = [part for part in (feature_extractor, tokenizer, processor) if part is not None]
+        if not given:
+            raise ValueError(
+                "tokenizer: expected a SpectraFMTokenizer, or a checkpoint that holds one (preprocessor_config.json), "
+                "got None"
+            )
+        super().__init__(model=model, feature_extractor=given[0], **kwargs)
+
+    def __call__(self, inputs, **kwargs):  # type: ignore[override]
+        """
+        Parameters
+        ----------
+        inputs : see the class
+        requests : sequence of names or wavelengths, optional
+            What is asked for; by default all labels, or those that the checkpoint names. A number is a wavelength in
+            the tokenizer's unit, at which the flux is predicted.
+        scalars : sequence of str, optional
+            Columns of the rows that the model is given beside the spectrum.
+        batch_size : int, optional
+            Spectra that go through the model together; 1 by default.
+        num_workers : int, optional
+            Processes that tokenize; by default none but this one.
+
+        Returns
+        -------
+        dict, list of dict, or iterator of dict
+            For each star `object_id`, where it was given, and of each request its value and error in physical units,
+            as `teff` and `teff_err`; a flux at 15000 Angstrom as `flux_15000` and `flux_15000_err`.
+
+        Raises
+        ------
+        ValueError
+            Naming the field of the spectrum that is wrong, the expectation and the value.
+        """
+        if isinstance(inputs, list) and not inputs:
+            return []
+        if hasattr(inputs, "with_format"):
+            # The base class would take a data set of the library `datasets` for one input.
+            inputs = (row for row in inputs.with_format("numpy"))
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(  # type: ignore[override]
+        self, requests: Sequence[Any] | None = None, scalars: Sequence[str] | None = None
+    ):
+        given = {"requests": requests, "scalars": scalars}
+        return {name: value for name, value in given.items() if value is not None}, {}, {}
+
+    def preprocess(self, input_, requests=None, scalars=None) -> dict[str, Any]:  # type: ignore[override]
+        tokenizer: Any = self.feature_extractor
+        spectrum = input_ if isinstance(input_, tuple) else (input_,)
+        if scalars is not None and not isinstance(input_, Mapping):
+            raise ValueError(f"scalars: expected rows that hold {list(scalars)}, got a {type(input_).__name__}")
+        inputs = tokenizer(*spectrum, scalars=scalars, requests=requests)
+        if len(inputs["flux"]) != 1:
+            raise ValueError(f"flux: expected one spectrum, or a list of them, got {len(inputs['flux'])} in one")
+        if requests is None:
+            requests = tokenizer.label_names if tokenizer.requests is None else tokenizer.requests
+        names = [request if isinstance(request, str) else f"flux_{request}" for request in requests]
+        object_id = input_.get("object_id") if isinstance(input_, Mapping) else None
+        if isinstance(object_id, np.generic):
+            object_id = object_id.item()
+        return {**inputs, "object_id": object_id, "names": names}
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        about = {name: model_inputs.pop(name) for name in ("object_id", "names")}
+        outputs = self.model(**model_inputs)
+        return {"values": outputs.values, "errors": outputs.errors, **about}
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        object_id = model_outputs["object_id"]
+        star: dict[str, Any] = {} if object_id is None else {"object_id": object_id}
+        values, errors = (model_outputs[key][0].tolist() for key in ("values", "errors"))
+        for name, value, error in zip(model_outputs["names"], values, errors, strict=True):
+            star[name] = value
+            star[f"{name}_err"] = error
+        return star
+
+
+__all__ = ["StellarLabelsPipeline"]
