@@ -80,6 +80,9 @@ class Task:
     n_choosing : int
     stage_2 : (lowest, highest), optional
         Range in which observed stars of all kinds are seen before the 100.
+    by_depth : bool
+        Whether observed and synthetic spectra differ by their lines rather than by the calibration of the flux; see
+        `CalibratedStars`.
     splits : bool
         Whether the data set has splits of thousands of stars. Otherwise, what is left of all stars beside the 100 and
         those that choose is halved in each draw: one half is asked, the other belongs to `training`.
@@ -94,6 +97,7 @@ class Task:
     n_choosing: int = 500
     splits: bool = True
     stage_2: tuple[float, float] | None = None
+    by_depth: bool = False
 
     def draw(self, stars: Columns, n: int, seed: int) -> Columns:
         """Iron-rich stars with all labels, drawn at random."""
@@ -187,9 +191,11 @@ TASKS = {
         _gaia_xp("xp-red", (6400.0, 10200.0)),
         _gaia_xp("xp-narrow", (8400.0, 8900.0)),
         # From H beta to Fe 5406: 688 pixels.
-        Task("miles", (4840.0, 5460.0), -0.5, -0.5, read_miles, lambda: Instrument.load("miles"), 100, False),
+        Task(
+            "miles", (4840.0, 5460.0), -0.5, -0.5, read_miles, lambda: Instrument.load("miles"), 100, False, None, True
+        ),
         # Three of the 336 have [Fe/H] < -1, 36 have [Fe/H] < -0.3.
-        Task("apogee-dr12", (15168.0, 15190.0), -0.1, -0.3, read_apogee_dr12, apogee_window, 50, False),
+        Task("apogee-dr12", (15168.0, 15190.0), -0.1, -0.3, read_apogee_dr12, apogee_window, 50, False, None, True),
     )
 }
 

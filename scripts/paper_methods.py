@@ -99,7 +99,9 @@ def calibrated_stars(task: Task, hundred: Columns, training: Columns, seed: int)
     """
     catalogue = training if task.stage_2 else extended_catalogue(hundred, POOL, seed=seed)
     seen = hundred | {"mask": hundred["mask"] | outside(hundred, task.window)}
-    stars = CalibratedStars(task.instrument(), catalogue, seen, flatness=FLATNESS, inflation=INFLATION)
+    stars = CalibratedStars(
+        task.instrument(), catalogue, seen, flatness=FLATNESS, inflation=INFLATION, by_depth=task.by_depth
+    )
     return draw_pool(stars, POOL, seed)
 
 

@@ -350,8 +350,9 @@ def star_types(row: Mapping[str, Any], predicted: Mapping[str, float]) -> list[s
 
 
 def _without_first(row: Mapping[str, Any], n_pixels: int) -> dict[str, Any]:
-    spectrum = tuple(np.asarray(row[name]) for name in PIXEL_COLUMNS)
-    return {**row, **dict(zip(PIXEL_COLUMNS, without_first(spectrum, n_pixels), strict=True))}
+    wavelength, flux, flux_error, mask = (np.asarray(row[name]) for name in PIXEL_COLUMNS)
+    shorter = without_first((wavelength, flux, flux_error, mask), n_pixels)
+    return {**row, **dict(zip(PIXEL_COLUMNS, shorter, strict=True))}
 
 
 # ------------------------------------------------------------------------------------------------------ peaks and lines

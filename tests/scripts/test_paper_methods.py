@@ -27,6 +27,7 @@ class Task:
     stars: dict
     window: tuple = WINDOW
     stage_2: tuple | None = None
+    by_depth: bool = False
 
     def instrument(self):
         return Instrument.load("gaia-xp")
