@@ -524,7 +524,13 @@ def calibrate_errors(config: SpectraFMConfig, label_names: Sequence[str], mean, 
     config.label_error_factors = [round(factors[name], 4) for name in config.label_names]
 
 
-def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) -> SpectraFMTrainer:
+def train(
+    recipe: Recipe,
+    args: TrainingArguments,
+    train_set,
+    validation_set,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> SpectraFMTrainer:
     """
     Train a model as the recipe says and save it, with tokenizer and training range, into `args.output_dir`.
 
@@ -534,11 +540,14 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
         In the project's schema.
     validation_set : datasets.Dataset, or mapping of name to data set or to columns
         The same; several are evaluated one after the other.
+    callbacks : sequence of transformers.TrainerCallback
     """
     task = set_up(recipe, args, train_set, validation_set)
     args.remove_unused_columns = False  # the collator reads columns that `forward` does not name
     args.label_names = ["labels", "label_errors"]
     trainer = SpectraFMTrainer(recipe, task, args)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.log(trainer.throughput.report(args.world_size))
     stars = task.validation_stars
