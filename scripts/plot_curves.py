@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 
 from spectrafm_hf.files import complete_file
 
@@ -50,6 +51,8 @@ def plot(path: Path, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
             below.plot(steps, values / values[-1], "o-", ms=3, label=f"{label}, {values[-1]:.3g} at the end")
     above.set(ylabel="loss")
     below.set(xlabel="step", ylabel="1.4826 MAD / that at the end", yscale="log")
+    for axis_ticks in (below.yaxis.set_major_formatter, below.yaxis.set_minor_formatter):
+        axis_ticks(FormatStrFormatter("%g"))  # 1.2, not 1.2 x 10^0
     for axes in (above, below):
         axes.legend(fontsize=7, ncols=2)
     with complete_file(path) as temporary:
