@@ -50,8 +50,8 @@ class CalibratedStars(SyntheticStars):
     inflation : float
         Factor by which residuals are drawn larger than they were measured: other kinds of stars have others.
     by_depth : bool
-        Make the mean difference of a pixel as much larger or smaller as what lines absorb there. Where single lines
-        are resolved, the difference is that of their strengths, and iron-poor stars have less of it.
+        Make mean difference and residuals of a pixel as much larger or smaller as what lines absorb there. Where single
+        lines are resolved, they are differences of line strengths, and iron-poor stars have less of them.
     tilt : float
         Scatter of Legendre polynomials of degree 1 to 3 over the calibrated pixels, in ln flux.
     """
@@ -181,11 +181,11 @@ class CalibratedStars(SyntheticStars):
         one, other = self.residuals[generator.integers(len(self.residuals), size=(2, n))]
         angle = 2 * np.pi * generator.random((n, 1))
         turned = np.cos(angle) * one + np.sin(angle) * other
-        scatter = self.inflation * turned + self.tilt * generator.standard_normal((n, 3)) @ self.smooth
-        mean = self._features(stars) @ self.coefficients
+        difference = self._features(stars) @ self.coefficients + self.inflation * turned
         if self.by_depth:
-            mean *= np.minimum(self._depth(self._table(stars)[1]) / self.depth, 1.5)
-        return np.exp(mean + scatter).astype(np.float32)
+            difference *= np.minimum(self._depth(self._table(stars)[1]) / self.depth, 1.5)
+        tilt = self.tilt * generator.standard_normal((n, 3)) @ self.smooth
+        return np.exp(difference + tilt).astype(np.float32)
 
     def _depth(self, table: Array) -> Array:
         """What lines absorb of the continuum, (stars, pixels); at least 0.003."""
