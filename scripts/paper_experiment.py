@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from paper_methods import Columns, PretrainedMLP, SpectraFM, spectra
+from paper_methods import Columns, Parts, PretrainedMLP, SpectraFM, spectra
 from spectrafm_cli import Parser
 from spectrafm_hf.baselines import Baseline, CannonBaseline, MLPBaseline, RidgeBaseline, Spectra, transform_flux
 from spectrafm_hf.data import build_gaia_xp, build_miles, cache_dir, flat_pixels
@@ -47,18 +47,6 @@ FIGURES = {"rmse": "RMSE", "bias": "bias", "robust_scatter": "MAD", "robust_z": 
 
 
 # --------------------------------------------------------------------------------------------------------------- tasks
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Stars of one draw. None of those that are asked is in another part."""
-
-    hundred: Columns
-    #: All observed stars, whatever their kind, of stage 2 and of the ceiling.
-    training: Columns
-    #: Stars of the kind of the 100, the same in all draws: they choose settings and make the errors right.
-    choosing: Columns
-    asked: Columns
 
 
 @dataclass(frozen=True)
@@ -216,13 +204,10 @@ class Method(Protocol):
         self,
         task: Task,
         settings: Mapping[str, Any],
-        hundred: Columns,
-        training: Columns,
-        choosing: Columns,
-        asked: Columns,
+        parts: Parts,
         draw: int,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """[Fe/H] and its error for the stars that are asked. Only stage 2 and the ceiling look at `training`."""
+        """[Fe/H] and its error for the stars that are asked. Only stage 2 and the ceiling look at `parts.training`."""
 
 
 class GradientBoosting(Baseline):
@@ -277,16 +262,13 @@ class Classical:
         self,
         task: Task,
         settings: Mapping[str, Any],
-        hundred: Columns,
-        training: Columns,
-        choosing: Columns,
-        asked: Columns,
+        parts: Parts,
         draw: int,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Fitted to the 100 stars alone; errors calibrated on the stars of their kind."""
-        model = self.make(**settings).fit(spectra(hundred, task.window, self.labels))
-        model.calibrate(spectra(choosing, task.window, self.labels))
-        given = spectra(asked, task.window, self.labels)
+        model = self.make(**settings).fit(spectra(parts.hundred, task.window, self.labels))
+        model.calibrate(spectra(parts.choosing, task.window, self.labels))
+        given = spectra(parts.asked, task.window, self.labels)
         values, errors = model.predict(given.flux, given.flux_error)
         column = self.labels.index("fe_h")
         return values[:, column], errors[:, column]
@@ -348,9 +330,8 @@ def tune(task: Task, method: Method) -> dict[str, Any]:
     for settings in tqdm(combinations, desc=f"{task.name}, {method.title}", unit="settings", delay=2):
         errors = []
         for draw, parts in enumerate(draws):
-            chosen_on = parts.choosing
-            values, _ = method.fit_predict(task, settings, parts.hundred, parts.training, chosen_on, chosen_on, draw)
-            errors.append(float(np.sqrt(np.mean((values - chosen_on["fe_h"]) ** 2))))
+            values, _ = method.fit_predict(task, settings, replace(parts, asked=parts.choosing), draw)
+            errors.append(float(np.sqrt(np.mean((values - parts.choosing["fe_h"]) ** 2))))
         trials.append({"settings": settings, "rmse": round(float(np.mean(errors)), 4)})
     return {"chosen": min(trials, key=lambda trial: trial["rmse"])["settings"], "trials": trials}
 
@@ -374,9 +355,7 @@ def write_json(path: Path, content: Any) -> None:
 def compute(path: Path, task: Task, method: Method, settings: Mapping[str, Any], split: str, draw: int) -> None:
     """One draw of one method: figures, and the answers they are made from."""
     parts = task.parts(split, draw)
-    values, errors = method.fit_predict(
-        task, settings, parts.hundred, parts.training, parts.choosing, parts.asked, draw
-    )
+    values, errors = method.fit_predict(task, settings, parts, draw)
     answers = {"fe_h": parts.asked["fe_h"], "value": values, "error": errors}
     lists = {name: np.round(np.asarray(column, float), 4).tolist() for name, column in answers.items()}
     write_json(path, figures(task, values, errors, parts.asked) | {"settings": dict(settings), "answers": lists})

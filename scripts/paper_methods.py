@@ -55,6 +55,18 @@ WHITENING_FLOOR = 1e-4
 # --------------------------------------------------------------------------------------------------------------- stars
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Stars of one draw. None of those that are asked is in another part."""
+
+    hundred: Columns
+    #: All observed stars, whatever their kind, of stage 2 and of the ceiling.
+    training: Columns
+    #: Stars of the kind of the 100, the same in all draws: they choose settings and make the errors right.
+    choosing: Columns
+    asked: Columns
+
+
 class Drawn:
     """Stars that are there, drawn at random, for a [`Mixture`]."""
 
@@ -137,10 +149,7 @@ class SpectraFM:
         self,
         task: Task,
         settings: Mapping[str, Any],
-        hundred: Columns,
-        training: Columns,
-        choosing: Columns,
-        asked: Columns,
+        parts: Parts,
         draw: int,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """[Fe/H] and its error for the stars that are asked."""
@@ -151,10 +160,12 @@ class SpectraFM:
         given = {"max_steps": 600, "learning_rate": 1e-3, "dropout": 0.0} | dict(settings)
         with tempfile.TemporaryDirectory() as folder:
             if self.stage_3 == "calibrated":
-                stars = calibrated_stars(task, hundred, training, draw)
+                stars = calibrated_stars(task, parts.hundred, parts.training, draw)
             else:
-                stars = hundred if self.stage_3 == "alone" else training
-            stars, choosing, asked = (within(part, task.window, patch_size) for part in (stars, choosing, asked))
+                stars = parts.hundred if self.stage_3 == "alone" else parts.training
+            stars, choosing, asked = (
+                within(part, task.window, patch_size) for part in (stars, parts.choosing, parts.asked)
+            )
             whitened(start, stars, Path(folder) / "start")
             trained = fit(
                 {
@@ -327,22 +338,21 @@ class PretrainedMLP:
         self,
         task: Task,
         settings: Mapping[str, Any],
-        hundred: Columns,
-        training: Columns,
-        choosing: Columns,
-        asked: Columns,
+        parts: Parts,
         draw: int,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """[Fe/H] and its error for the stars that are asked."""
         given = dict(settings)
-        pool = calibrated_stars(task, hundred, training, draw) if self.calibrated else synthetic_stars(task, 0)
+        pool = (
+            calibrated_stars(task, parts.hundred, parts.training, draw) if self.calibrated else synthetic_stars(task, 0)
+        )
         epochs = given.pop("pretraining", 15)
         model = MLPBaseline(2e-3, 0.05, epochs=epochs, degrees_of_freedom=3.0, n_components=80, seed=draw)
         model.fit(spectra(pool, task.window, LABELS))
         if not self.calibrated:
-            fine_tune(model, spectra(hundred, task.window, LABELS), **given, seed=draw)
-        model.calibrate(spectra(choosing, task.window, LABELS))
-        stars = spectra(asked, task.window, LABELS)
+            fine_tune(model, spectra(parts.hundred, task.window, LABELS), **given, seed=draw)
+        model.calibrate(spectra(parts.choosing, task.window, LABELS))
+        stars = spectra(parts.asked, task.window, LABELS)
         values, errors = model.predict(stars.flux, stars.flux_error)
         return values[:, 0], errors[:, 0]
 

@@ -819,11 +819,8 @@ def _suitable_model(arguments: argparse.Namespace) -> str:
     """The bundled checkpoint for the first spectrum that can be read."""
     import numpy as np
 
-    from spectrafm_hf.checkpoints import bundled_names
     from spectrafm_hf.data.readers import find_files, read_spectra
 
-    if APOGEE_MODEL not in bundled_names("spectrafm"):
-        return DEFAULT_MODEL
     files = find_files(arguments.input, arguments.split, [])
     row = next(iter(read_spectra(files, failures=[], **_how(arguments))), None)
     if row is None or not len(row["wavelength"]):

@@ -98,7 +98,7 @@ def test_a_method_learns_from_a_hundred_stars(task, name):
         pytest.importorskip("sklearn")
     parts = task.parts("validation", 0)
     method = experiment.METHODS[name]
-    values, errors = method.fit_predict(task, {}, parts.hundred, parts.training, parts.choosing, parts.choosing, 0)
+    values, errors = method.fit_predict(task, {}, dataclasses.replace(parts, asked=parts.choosing), 0)
     fe_h = parts.choosing["fe_h"]
     assert np.std(values - fe_h) < 0.5 * np.std(fe_h)
     assert experiment.figures(task, values, errors, parts.choosing)["all"]["robust_z"] == pytest.approx(1.0, abs=0.1)
@@ -109,7 +109,8 @@ def test_stars_without_extinction_are_no_obstacle(task):
     hundred, choosing = (
         {k: v for k, v in stars.items() if k != "ak_targ"} for stars in (parts.hundred, parts.choosing)
     )
-    values, _ = experiment.METHODS["cannon"].fit_predict(task, {"alpha": 0.1}, hundred, hundred, choosing, choosing, 0)
+    parts = experiment.Parts(hundred, hundred, choosing, choosing)
+    values, _ = experiment.METHODS["cannon"].fit_predict(task, {"alpha": 0.1}, parts, 0)
     assert np.std(values - choosing["fe_h"]) < 0.5 * np.std(choosing["fe_h"])
 
 

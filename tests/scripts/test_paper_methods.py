@@ -51,7 +51,7 @@ def few(monkeypatch):
 
 def fit_predict(method, task, asked, settings):
     hundred = {name: column[:100] for name, column in task.stars.items()}
-    return method.fit_predict(task, settings, hundred, task.stars, hundred, asked, 0)
+    return method.fit_predict(task, settings, methods.Parts(hundred, task.stars, hundred, asked), 0)
 
 
 def test_patches_of_a_window_start_where_they_do_in_a_whole_spectrum(stars):

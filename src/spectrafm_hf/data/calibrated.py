@@ -166,7 +166,8 @@ class CalibratedStars(SyntheticStars):
         self.residuals = np.zeros((len(residual), own.size))
         self.coefficients[:, pixels] = coefficients
         self.residuals[:, pixels] = residual
-        self.depth = self._depth(table[good]).mean(axis=0)
+        if self.by_depth:
+            self.depth = self._depth(table[good]).mean(axis=0)
         self._stars.instrument = still  # what its tilt stood for has been measured
         position = np.interp(own, own[pixels][[0, -1]], [-1, 1])
         self.smooth = np.where(pixels, np.polynomial.legendre.legvander(position, 3)[:, 1:].T, 0.0)
