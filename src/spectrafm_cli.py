@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from spectrafm_hf.similar import Embeddings
 
 
+#: What `suitable_checkpoint` chooses from; here for `--help`, which imports nothing.
 DEFAULT_MODEL = "spectrafm-gaia-xp-small"
-#: For spectra of which half lies in here, Angstrom.
-APOGEE_MODEL, H_BAND = "spectrafm-apogee", (15_000.0, 17_100.0)
+APOGEE_MODEL = "spectrafm-apogee"
 DEMO_STARS = Path(__file__).parent / "spectrafm_hf" / "resources" / "gaia_xp_demo.parquet"
 PRINTED_STARS = 20
 PLOTTED_STARS = 20
@@ -817,16 +817,12 @@ def _data_synthetic(arguments: argparse.Namespace) -> None:
 
 def _suitable_model(arguments: argparse.Namespace) -> str:
     """The bundled checkpoint for the first spectrum that can be read."""
-    import numpy as np
-
+    from spectrafm_hf.checkpoints import suitable_checkpoint
     from spectrafm_hf.data.readers import find_files, read_spectra
 
     files = find_files(arguments.input, arguments.split, [])
     row = next(iter(read_spectra(files, failures=[], **_how(arguments))), None)
-    if row is None or not len(row["wavelength"]):
-        return DEFAULT_MODEL
-    low, high = H_BAND
-    return APOGEE_MODEL if low < np.nanmedian(row["wavelength"]) < high else DEFAULT_MODEL
+    return suitable_checkpoint([] if row is None else row["wavelength"])
 
 
 def _load(name_or_path: str) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:

@@ -4,13 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTimeSeriesPrediction
 
+from spectrafm_cli import APOGEE_MODEL, DEFAULT_MODEL
 from spectrafm_hf import SpectraFMModel, SpectraFMTokenizer, load_checkpoint, save_checkpoint
+from spectrafm_hf.checkpoints import suitable_checkpoint
 
 
 @pytest.fixture
@@ -206,3 +209,18 @@ def test_a_copied_checkpoint_loads_without_its_code(tmp_path, checkpoint, tiny_m
     loaded, _ = load_checkpoint(tmp_path / "copy")
     assert not loaded.training
     assert all(a.equal(b) for a, b in zip(loaded.parameters(), tiny_model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wavelength", "expected"),
+    [
+        (np.linspace(15_150.0, 16_950.0, 8575), APOGEE_MODEL),
+        (np.append(np.full(10, np.nan), 16_000.0), APOGEE_MODEL),
+        (np.arange(3360.0, 10_201.0, 20.0), DEFAULT_MODEL),
+        (np.linspace(3000.0, 25_000.0, 50), DEFAULT_MODEL),
+        ([np.nan], DEFAULT_MODEL),
+        ([], DEFAULT_MODEL),
+    ],
+)
+def test_the_wavelengths_choose_the_checkpoint(wavelength, expected):
+    assert suitable_checkpoint(wavelength) == expected

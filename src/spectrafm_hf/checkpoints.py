@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub.errors import StrictDataclassError
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from transformers.utils import logging
 
@@ -17,6 +19,9 @@ from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 
 
 _BUNDLED = Path(__file__).parent / "resources" / "checkpoints"
+DEFAULT_CHECKPOINT = "spectrafm-gaia-xp-small"
+#: For spectra of which half lies in here, Angstrom.
+APOGEE_CHECKPOINT, H_BAND = "spectrafm-apogee", (15_000.0, 17_100.0)
 
 
 def bundled_names(model_type: str | None = None) -> list[str]:
@@ -42,6 +47,14 @@ def bundled(name: str) -> str:
     if name not in bundled_names():
         raise ValueError(f"name: expected one of the bundled checkpoints {bundled_names()}, got {name!r}")
     return str(_BUNDLED / name)
+
+
+def suitable_checkpoint(wavelength: ArrayLike) -> str:
+    """Name of the bundled checkpoint for a spectrum with these wavelengths (Angstrom), whatever else they are."""
+    known = np.asarray(wavelength, np.float64)
+    known = known[np.isfinite(known)]
+    low, high = H_BAND
+    return APOGEE_CHECKPOINT if known.size and low < np.median(known) < high else DEFAULT_CHECKPOINT
 
 
 def save_checkpoint(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, folder: str | os.PathLike) -> None:

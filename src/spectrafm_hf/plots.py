@@ -1,12 +1,12 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of spectra and of predicted labels. Every function writes one PNG file."""
+"""Pictures of spectra and of predicted labels. Every function that begins with `plot_` writes one PNG file."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,6 +24,8 @@ from .prediction import valid_pixels
 #: Angstrom of spectrum in a close-up.
 ZOOM_WIDTH = 24.0
 INK, BLUE, ORANGE, GREY = "#222222", "#1f5fa8", "#d9730d", "#9a9a9a"
+#: Of small letters: orange enough, and dark enough to be read.
+RUST = "#9c4a00"
 SYMBOLS = {"teff": r"$T_\mathrm{eff}$", "logg": r"$\log g$", "vmicro": r"$v_\mathrm{micro}$", "vsini": r"$v \sin i$"}
 
 
@@ -173,8 +175,11 @@ def find_gaps(row: Mapping[str, Any]) -> list[tuple[float, float]]:
     return [(float(wavelength[i]), float(wavelength[i + 1])) for i in wide]
 
 
-def mark_lines(axes: Axes, row: Mapping[str, Any]) -> None:
-    """Mark the lines that have room for their names above the axes; in a coarse spectrum those of rank 1 only."""
+def mark_lines(axes: Axes, row: Mapping[str, Any], room: float = 0.011) -> None:
+    """Mark the lines that have room for their names above the axes; in a coarse spectrum those of rank 1 only.
+
+    `room` is that of a name, as a share of the width of the axes.
+    """
     low, high = axes.get_xlim()
     wavelength = np.sort(np.asarray(row["wavelength"], np.float64)[valid_pixels(row)])
     coarse = wavelength.size > 1 and np.median(np.diff(wavelength)) > 5
@@ -183,7 +188,7 @@ def mark_lines(axes: Axes, row: Mapping[str, Any]) -> None:
     for line in sorted(line_list(), key=lambda line: line.rank):
         place = line.wavelength
         hidden = any(first < place < last for first, last in gaps)
-        crowded = any(abs(place - other) < 0.011 * (high - low) for other in marked)
+        crowded = any(abs(place - other) < room * (high - low) for other in marked)
         unknown = line.rank > (1 if coarse else 3)
         if low < place < high and not (hidden or crowded or unknown):
             marked.append(place)
@@ -480,17 +485,8 @@ def plot_explanation(
     units : mapping of label to str
     title : str
     """
-    row = explanation.labels.index(label)
     wavelength = explanation.wavelength
-    step = np.diff(wavelength)
-    # Lines end at gaps and where pixels are masked.
-    gaps = np.flatnonzero(step > 2.5 * explanation.step) + 1 if explanation.step else np.empty(0, int)
-    x = np.insert(wavelength, gaps, np.nan)
-    flux, attention, response = (
-        np.insert(curve, gaps, np.nan)
-        for curve in (explanation.flux, explanation.attention[row], explanation.response[row])
-    )
-    number = axis_label(label, units) if label in units else "all labels, scaled"
+    x, flux, _, response = _curves(explanation, label)
     size = len(wavelength)
     chosen = _apart(peaks, ZOOM_WIDTH, 5) if size > 2000 else []
     figure = Figure(figsize=(13.33, 7.5), layout=ConstrainedLayoutEngine(h_pad=0.04, w_pad=0.06, hspace=0.03))
@@ -501,17 +497,10 @@ def plot_explanation(
     width = 1.4 if size < 1000 else 0.5
     top.plot(x, flux, color=INK, lw=width, drawstyle="steps-mid")
     top.set_ylim(_flux_limits(explanation.flux))
-    middle.fill_between(x, attention, color=BLUE, lw=0, step="mid", alpha=0.75)
-    middle.axhline(1, color=GREY, lw=0.8, ls="--")
-    middle.set_ylim(0, 1.08 * np.nanmax(attention))
-    middle.annotate("even", (1, 1), (3, 0), xycoords=middle.get_yaxis_transform(), textcoords="offset points",
-                    va="center", fontsize=9, color=GREY)  # fmt: skip
-    bottom.fill_between(x, response, color=ORANGE, lw=0.6, step="mid")
-    bottom.axhline(0, color=GREY, lw=0.6)
+    _draw_attention(middle, explanation, label)
+    _draw_response(bottom, explanation, label, units)
     top.set_xlim(wavelength[0], wavelength[-1])
     top.set_ylabel("Flux", fontsize=12)
-    middle.set_ylabel("Attention\n/ even", fontsize=12)
-    bottom.set_ylabel(f"{number}\nfor a line\n1 % deeper", fontsize=12)
     for axes in (top, middle):
         axes.tick_params(labelbottom=False)
     room = 0.014 * (wavelength[-1] - wavelength[0])
@@ -560,6 +549,79 @@ def plot_explanation(
     _save(figure, path)
 
 
+def plot_explained_star(
+    path: str | os.PathLike[str] | BinaryIO,
+    row: Mapping[str, Any],
+    explanation: Explanation,
+    label: str,
+    units: Mapping[str, str],
+    *,
+    wavelength_range: tuple[float, float] | None = None,
+    narrow: bool = False,
+) -> None:
+    """One spectrum with its errors and masked pixels, and below it what a model looks at in it for one label.
+
+    Parameters
+    ----------
+    path : path or binary stream
+        PNG file to write.
+    row : mapping
+        A spectrum in the schema of this project.
+    explanation : Explanation
+        Of this spectrum.
+    label : str
+        One of `explanation.labels`.
+    units : mapping of label to str
+    wavelength_range : (low, high), optional
+        Draw this part only, Angstrom.
+    narrow : bool
+        For the screen of a phone, upright.
+    """
+    figure = Figure(figsize=(5.0, 6.4) if narrow else (11.5, 6.6), layout=ConstrainedLayoutEngine(hspace=0.03))
+    top, middle, bottom = figure.subplots(3, sharex=True, height_ratios=[2.2, 1, 1.3])
+    draw_spectrum(top, row, wavelength_range)
+    mark_lines(top, row, 0.036 if narrow else 0.014)
+    top.set_xlabel("")
+    top.set_ylabel("Flux", fontsize=12)
+    _draw_attention(middle, explanation, label)
+    _draw_response(bottom, explanation, label, units)
+    for axes in (middle, bottom):
+        _style(axes)
+    bottom.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=12)
+    if narrow:
+        bottom.locator_params(axis="x", nbins=4)
+    figure.align_ylabels()
+    figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=11)
+    _save(figure, path)
+
+
+def _curves(explanation: Explanation, label: str) -> list[NDArray[np.float64]]:
+    """Wavelength, flux, attention and response; lines end at gaps and where pixels are masked."""
+    row = explanation.labels.index(label)
+    step = np.diff(explanation.wavelength)
+    gaps = np.flatnonzero(step > 2.5 * explanation.step) + 1 if explanation.step else np.empty(0, int)
+    curves = explanation.wavelength, explanation.flux, explanation.attention[row], explanation.response[row]
+    return [np.insert(curve, gaps, np.nan) for curve in curves]
+
+
+def _draw_attention(axes: Axes, explanation: Explanation, label: str) -> None:
+    x, _, attention, _ = _curves(explanation, label)
+    axes.fill_between(x, attention, color=BLUE, lw=0, step="mid", alpha=0.75)
+    axes.axhline(1, color=GREY, lw=0.8, ls="--")
+    axes.set_ylim(0, 1.08 * np.nanmax(attention))
+    axes.annotate("even", (1, 1), (3, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+                  va="center", fontsize=9, color=INK)  # fmt: skip
+    axes.set_ylabel("Attention\n/ even", fontsize=12)
+
+
+def _draw_response(axes: Axes, explanation: Explanation, label: str, units: Mapping[str, str]) -> None:
+    x, _, _, response = _curves(explanation, label)
+    axes.fill_between(x, response, color=ORANGE, lw=0.6, step="mid")
+    axes.axhline(0, color=GREY, lw=0.6)
+    number = axis_label(label, units) if label in units else "all labels, scaled"
+    axes.set_ylabel(f"{number}\nfor a line\n1 % deeper", fontsize=12)
+
+
 def _apart(peaks: Sequence[Peak], distance: float, number: int) -> list[Peak]:
     """The first peaks that are this far from each other."""
     chosen: list[Peak] = []
@@ -586,7 +648,7 @@ def _name(axes: Axes, line: Line) -> None:
     axes.axvline(line.wavelength, color=ORANGE, lw=0.8, alpha=0.7, zorder=0)
     axes.text(
         line.wavelength, 1.02, line.name, transform=axes.get_xaxis_transform(), rotation=90, ha="center", va="bottom",
-        fontsize=10, color=ORANGE,
+        fontsize=10, color=RUST,
     )  # fmt: skip
 
 
@@ -596,8 +658,12 @@ def _style(axes: Axes) -> None:
     axes.tick_params(which="minor", direction="in", top=True, right=True)
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def _save(figure: Figure, path: str | os.PathLike[str] | BinaryIO) -> None:
     """Never half a picture."""
-    with complete_file(path) as temporary, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in a name is no reason to complain
-        figure.savefig(temporary, dpi=150, format="png")
+        if hasattr(path, "write"):
+            figure.savefig(cast(BinaryIO, path), dpi=150, format="png")
+            return
+        with complete_file(path) as temporary:
+            figure.savefig(temporary, dpi=150, format="png")
