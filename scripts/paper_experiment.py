@@ -308,8 +308,8 @@ METHODS: dict[str, Method] = {
     "mlp-pretrained": PretrainedMLP(
         "MLP, synthetic stars, then the 100", False, {"epochs": [3, 10, 30, 100], "learning_rate": [3e-5, 3e-4]}
     ),
-    "mlp-calibrated": PretrainedMLP("MLP, synthetic stars calibrated on the 100", True, {"pretraining": [8, 15, 30]}),
-    BEST: SpectraFM("SpectraFM, three stages", tried={"max_steps": [150, 600], "dropout": [0.0, 0.2]}),
+    "mlp-calibrated": PretrainedMLP("MLP, synthetic stars calibrated on the 100", True, {"pretraining": [5, 10, 20]}),
+    BEST: SpectraFM("SpectraFM, three stages", tried={"max_steps": [300, 600], "dropout": [0.0, 0.2]}),
     "spectrafm-no-stage-1": SpectraFM("SpectraFM without stage 1", stage_1=False),
     "spectrafm-no-stage-2": SpectraFM("SpectraFM without stage 2", stage_2=False),
     "spectrafm-alone": SpectraFM("SpectraFM, stage 3 as in the paper", stage_3="alone"),
@@ -490,8 +490,9 @@ def main(argv: list[str] | None = None) -> int:
                 write_json(RECIPE, recipe)
         return 0
     output = arguments.output / arguments.split
-    jobs = list(itertools.product(tasks, arguments.methods, range(arguments.draws)))
-    for task, name, draw in tqdm(jobs, desc="experiment", unit="fits", delay=2):
+    # Methods that are trained on the same synthetic stars come one after the other.
+    jobs = list(itertools.product(tasks, range(arguments.draws), arguments.methods))
+    for task, draw, name in tqdm(jobs, desc="experiment", unit="fits", delay=2):
         path = output / task / f"{name}-{draw}.json"
         if not path.exists():
             settings = recipe.get(task, {}).get(name, {"chosen": {}})["chosen"]

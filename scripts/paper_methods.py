@@ -43,11 +43,11 @@ PIXELS = ("wavelength", "flux", "flux_error", "mask")
 STAGE_1 = "spectrafm-base-synthetic"
 LABELS, UNITS = ["fe_h", "teff", "logg"], ["dex", "K", "dex"]
 #: Synthetic stars that are drawn for a fit.
-POOL = 20_000
+POOL = 40_000
 #: Residuals are drawn larger than the 100 show them: stars of another kind have others.
 INFLATION = 1.7
 #: Of the [Fe/H] of calibrated stars: from 0, as in the catalogue, to 1, all equally often.
-FLATNESS = 1.0
+FLATNESS = 0.75
 #: Below it, in the squares of what the filters of the model see, a component of the spectra is not made larger.
 WHITENING_FLOOR = 1e-4
 
@@ -93,28 +93,33 @@ def within(stars: Columns, window: tuple[float, float], patch_size: int) -> Colu
     return stars | {name: stars[name][:, kept] for name in PIXELS}
 
 
-def draw_pool(source: Any, n: int, seed: int) -> Columns:
-    generator = np.random.default_rng([seed, 3])
-    parts = [source.draw(500, generator) for _ in range(-(-n // 500))]
-    names = (*PIXELS, *LABELS, *(f"{name}_err" for name in LABELS))
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
-
-
-def synthetic_stars(task: Task, seed: int) -> Columns:
-    return draw_pool(SyntheticStars(task.instrument()), POOL, seed)
-
-
-def calibrated_stars(task: Task, hundred: Columns, training: Columns, seed: int) -> Columns:
+@functools.lru_cache(maxsize=3)
+def calibrated_stars(task: Task, draw: int) -> Columns:
     """
-    Synthetic stars that look like the 100 in the window of the task. Their labels are those of the observed stars of
-    stage 2 or, where there is no such stage, of stars around the 100; [Fe/H] is as often low as high.
+    Synthetic stars that look like the 100 of a draw, with the patches that have pixels of the task. Their labels are
+    those of the observed stars of stage 2 or, where there is no such stage, of stars around the 100; [Fe/H] is low more
+    often than in the catalogue.
     """
-    catalogue = training if task.stage_2 else extended_catalogue(hundred, POOL, seed=seed)
-    seen = hundred | {"mask": hundred["mask"] | outside(hundred, task.window)}
+    parts = task.parts("validation", draw)
+    catalogue = parts.training if task.stage_2 else extended_catalogue(parts.hundred, POOL, seed=draw)
+    seen = parts.hundred | {"mask": parts.hundred["mask"] | outside(parts.hundred, task.window)}
     stars = CalibratedStars(
         task.instrument(), catalogue, seen, flatness=FLATNESS, inflation=INFLATION, by_depth=task.by_depth
     )
-    return draw_pool(stars, POOL, seed)
+    return draw_pool(stars, task, draw)
+
+
+@functools.lru_cache(maxsize=1)
+def synthetic_stars(task: Task) -> Columns:
+    return draw_pool(SyntheticStars(task.instrument()), task, 0)
+
+
+def draw_pool(source: Any, task: Task, seed: int) -> Columns:
+    generator = np.random.default_rng([seed, 3])
+    patch_size = SpectraFMConfig.from_pretrained(bundled(STAGE_1)).patch_size
+    names = (*PIXELS, *LABELS, *(f"{name}_err" for name in LABELS))
+    parts = [within(source.draw(500, generator), task.window, patch_size) for _ in range(-(-POOL // 500))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 # ----------------------------------------------------------------------------------------------------------- SpectraFM
@@ -157,15 +162,13 @@ class SpectraFM:
         if self.stage_2 and task.stage_2:
             start = second_stage(start, task, self.stage_1)
         patch_size = SpectraFMConfig.from_pretrained(start).patch_size
-        given = {"max_steps": 600, "learning_rate": 1e-3, "dropout": 0.0} | dict(settings)
+        given = {"max_steps": 600, "learning_rate": 1e-3, "dropout": 0.2} | dict(settings)
         with tempfile.TemporaryDirectory() as folder:
+            choosing, asked = (within(part, task.window, patch_size) for part in (parts.choosing, parts.asked))
             if self.stage_3 == "calibrated":
-                stars = calibrated_stars(task, parts.hundred, parts.training, draw)
+                stars = calibrated_stars(task, draw)
             else:
-                stars = parts.hundred if self.stage_3 == "alone" else parts.training
-            stars, choosing, asked = (
-                within(part, task.window, patch_size) for part in (stars, parts.choosing, parts.asked)
-            )
+                stars = within(parts.hundred if self.stage_3 == "alone" else parts.training, task.window, patch_size)
             whitened(start, stars, Path(folder) / "start")
             trained = fit(
                 {
@@ -343,10 +346,8 @@ class PretrainedMLP:
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """[Fe/H] and its error for the stars that are asked."""
         given = dict(settings)
-        pool = (
-            calibrated_stars(task, parts.hundred, parts.training, draw) if self.calibrated else synthetic_stars(task, 0)
-        )
-        epochs = given.pop("pretraining", 15)
+        pool = calibrated_stars(task, draw) if self.calibrated else synthetic_stars(task)
+        epochs = given.pop("pretraining", 10)
         model = MLPBaseline(2e-3, 0.05, epochs=epochs, degrees_of_freedom=3.0, n_components=80, seed=draw)
         model.fit(spectra(pool, task.window, LABELS))
         if not self.calibrated:

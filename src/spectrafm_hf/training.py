@@ -336,7 +336,13 @@ def set_up(recipe: Recipe, args: TrainingArguments, train_set, validation_set) -
         draws=Draws(len(train_stars), not isinstance(train_stars, Mixture), args.seed),
         train_collator=SpectraFMCollator(tokenizer, recipe.labels, recipe.scalars, seed=args.seed, **augmentation),
         # A model that can do without scalars is judged without them.
-        collator=SpectraFMCollator(tokenizer, recipe.labels, () if recipe.scalar_inputs else recipe.scalars),
+        collator=SpectraFMCollator(
+            tokenizer,
+            recipe.labels,
+            () if recipe.scalar_inputs else recipe.scalars,
+            # A model that has never been shown errors would not know what to do with them.
+            error_dropout=float(recipe.error_dropout == 1.0),
+        ),
     )
 
 

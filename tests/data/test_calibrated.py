@@ -73,6 +73,29 @@ def test_what_comes_and_goes_comes_and_goes_in_the_stars_that_are_drawn(catalogu
     assert 0.7 < np.std(size) < 1.4
 
 
+def test_molecules_that_are_wrong_in_cool_stars_change_none_that_has_no_molecules():
+    generator = np.random.default_rng(6)
+    giants = {
+        "teff": np.append(generator.uniform(3700, 5000, 200), 4000.0),
+        "logg": np.append(generator.uniform(0.8, 2.0, 200), 1.0),
+        "fe_h": np.append(generator.uniform(-0.4, 0.3, 200), -1.5),
+    }
+    stars = CalibratedStars("gaia-xp", giants, flatness=0.0)
+    _, table, _ = stars._table(stars.catalogue)
+    tio = stars._features(stars.catalogue, table)[:, 1]
+    columns = stars._observe(stars._stars.instrument, table, np.zeros(len(table)), None, generator)
+    wavelength = stars._stars.instrument.wavelength
+    band = (wavelength > 7050) & (wavelength < 7250)
+    columns["flux"] = columns["clean"] * np.exp(0.1 * np.outer(np.minimum(tio, 0), band))
+    columns["wavelength"] = np.tile(wavelength, (len(table), 1))
+    columns |= dict(zip(("teff", "logg", "fe_h"), stars.catalogue[:, :3].T, strict=True))
+    stars.calibrate({name: column[:-1] for name, column in columns.items()})
+    change = (stars._features(stars.catalogue, table) @ stars.coefficients)[:, band].mean(axis=1)
+    alike = np.abs(stars.catalogue[:, 0] - 4000) < 100
+    assert np.median(change[alike]) < -0.1
+    assert abs(change[-1]) < 0.5 * abs(np.median(change[alike]))
+
+
 def test_a_star_that_is_something_else_does_not_count(catalogue, observed):
     columns = {name: column.copy() for name, column in observed[0].items()}
     columns["flux"][3] *= np.where(np.arange(343) % 2, 0.3, 1.5)

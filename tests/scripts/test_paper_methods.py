@@ -35,6 +35,10 @@ class Task:
     def read(self, split):
         return self.stars
 
+    def parts(self, split, draw):
+        hundred = {name: column[:100] for name, column in self.stars.items()}
+        return methods.Parts(hundred, self.stars, hundred, self.stars)
+
 
 @pytest.fixture(scope="module")
 def stars() -> dict:
@@ -49,9 +53,8 @@ def few(monkeypatch):
     monkeypatch.setattr(methods, "POOL", 500)
 
 
-def fit_predict(method, task, asked, settings):
-    hundred = {name: column[:100] for name, column in task.stars.items()}
-    return method.fit_predict(task, settings, methods.Parts(hundred, task.stars, hundred, asked), 0)
+def fit_predict(method, task, settings):
+    return method.fit_predict(task, settings, task.parts("test", 0), 0)
 
 
 def test_patches_of_a_window_start_where_they_do_in_a_whole_spectrum(stars):
@@ -74,8 +77,8 @@ def test_pixels_outside_the_window_change_no_answer(stars, few, stage_3):
     other = {name: column.copy() for name, column in stars.items()}
     other["flux"][:, stars["wavelength"][0] < 6400] *= 3.0
     settings = {"max_steps": 2, "per_device_train_batch_size": 16}
-    values, errors = fit_predict(method, Task(stars), stars, settings)
-    again, _ = fit_predict(method, Task(other), other, settings)
+    values, errors = fit_predict(method, Task(stars), settings)
+    again, _ = fit_predict(method, Task(other), settings)
     np.testing.assert_allclose(values, again, atol=1e-5)
     assert np.isfinite(values).all() and (errors > 0).all()
 
@@ -119,6 +122,6 @@ def test_a_whitened_checkpoint_sees_pixels_that_are_not_correlated(stars, tmp_pa
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_the_mlp_learns_from_synthetic_stars(stars, few, calibrated):
     settings = {"pretraining": 100} | ({} if calibrated else {"epochs": 2})
-    values, errors = fit_predict(methods.PretrainedMLP("", calibrated), Task(stars), stars, settings)
+    values, errors = fit_predict(methods.PretrainedMLP("", calibrated), Task(stars), settings)
     assert np.corrcoef(values, stars["fe_h"])[0, 1] > 0.3  # by chance 0.05
     assert np.isfinite(errors).all()

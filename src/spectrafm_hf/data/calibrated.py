@@ -29,6 +29,9 @@ ELEMENT_JITTER = {"alpha": 0.05, "c_fe": 0.12, "n_fe": 0.12, "al_fe": 0.12, "mn_
 #: A label this far outside the range of the emulator is moved to its edge; beyond, the star is left out.
 TOLERANCE = {"teff": 60.0, "logg": 0.2, "fe_h": 0.25}
 FAINT = 0.02  # of the median flux; below, a logarithm would be all noise
+#: Angstrom: the TiO band with its head at 7054, and what lies on either side. Synthetic spectra have it stronger or
+#: weaker than real ones, which is the largest difference between the two and no linear function of any label.
+TIO_BAND, TIO_BESIDE = (7050.0, 7250.0), ((6950.0, 7030.0), (7400.0, 7500.0))
 
 
 class CalibratedStars(SyntheticStars):
@@ -106,11 +109,23 @@ class CalibratedStars(SyntheticStars):
         near = np.all([moved[name] < limit for name, limit in TOLERANCE.items()], axis=0)
         return table.astype(np.float32), inside.astype(np.float32), near & emulator.covers(inside)
 
-    def _features(self, stars: Array) -> Array:
-        """What the mean difference between observed and synthetic spectra is linear in, (stars, 4)."""
+    def _features(self, stars: Array, table: Array) -> Array:
+        """What the mean difference between observed and synthetic spectra is linear in, (stars, features)."""
         teff, logg, _, _, ak_targ = stars.T
         dust = ak_targ / A_K - 1 if self._dusty else 0 * ak_targ
-        return np.stack([np.ones(len(stars)), (teff - 4800) / 800, (logg - 2.5) / 1.3, dust], axis=1)
+        wavelength = self._stars.native
+        if self.by_depth or not wavelength[0] < TIO_BESIDE[0][0] < TIO_BESIDE[1][1] < wavelength[-1]:
+            return np.stack([np.ones(len(stars)), (teff - 4800) / 800, (logg - 2.5) / 1.3, dust], axis=1)
+        _, flux = self._synthesize(table)
+
+        def mean(band):
+            return flux[:, (wavelength > band[0]) & (wavelength < band[1])].mean(axis=1)
+
+        tio = np.log(mean(TIO_BAND) / (0.5 * (mean(TIO_BESIDE[0]) + mean(TIO_BESIDE[1]))))
+        return np.stack([np.ones(len(stars)), (tio - 0.015) / 0.03, dust], axis=1)
+
+    def _synthesize(self, table: Array) -> tuple[Array, Array]:
+        return self._stars._synthesize(dict(zip(self._stars.emulator.config.label_names, table.T, strict=True)))
 
     def calibrate(self, observed: Mapping[str, Any], ridge: float = 3.0):
         """
@@ -153,7 +168,7 @@ class CalibratedStars(SyntheticStars):
         # Level and dust are no residuals: the one is divided out, the other is drawn.
         basis = np.stack([np.ones(pixels.sum()), extinction_curve(own[pixels])], axis=1)
         difference -= difference @ basis @ np.linalg.pinv(basis)
-        features = self._features(stars)
+        features = self._features(stars, table[good])
         penalty = np.diag([1e-3, *[ridge] * (features.shape[1] - 1)])
         for _ in range(2):  # the second time without stars that are something else
             coefficients = np.linalg.solve(features.T @ features + penalty, features.T @ difference)
@@ -182,7 +197,7 @@ class CalibratedStars(SyntheticStars):
         one, other = self.residuals[generator.integers(len(self.residuals), size=(2, n))]
         angle = 2 * np.pi * generator.random((n, 1))
         turned = np.cos(angle) * one + np.sin(angle) * other
-        difference = self._features(stars) @ self.coefficients + self.inflation * turned
+        difference = self._features(stars, self._table(stars)[1]) @ self.coefficients + self.inflation * turned
         if self.by_depth:
             difference *= np.minimum(self._depth(self._table(stars)[1]) / self.depth, 1.5)
         tilt = self.tilt * generator.standard_normal((n, 3)) @ self.smooth
@@ -197,10 +212,8 @@ class CalibratedStars(SyntheticStars):
         return np.maximum(1 - (matrix @ flux.T).T, 0.003)
 
     def _observe(self, instrument: Instrument, table: Array, a_v: Array, factors: Array | None, generator):
-        stars = self._stars
-        labels = dict(zip(stars.emulator.config.label_names, table.T, strict=True))
-        wavelength, flux = stars._synthesize(labels)
-        return instrument.apply(wavelength, flux, generator, stars.resolving_power, a_v, factors)
+        wavelength, flux = self._synthesize(table)
+        return instrument.apply(wavelength, flux, generator, self._stars.resolving_power, a_v, factors)
 
     def draw(self, n: int, generator: np.random.Generator) -> dict[str, Array]:
         """Columns of `n` stars. `flux_error` is that of the instrument, without the scatter from star to star."""
