@@ -13,6 +13,7 @@ SpectraFM goes through the three stages of Koblischke & Bovy 2024:
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -346,16 +347,21 @@ class PretrainedMLP:
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """[Fe/H] and its error for the stars that are asked."""
         given = dict(settings)
-        pool = calibrated_stars(task, draw) if self.calibrated else synthetic_stars(task)
-        epochs = given.pop("pretraining", 10)
-        model = MLPBaseline(2e-3, 0.05, epochs=epochs, degrees_of_freedom=3.0, n_components=80, seed=draw)
-        model.fit(spectra(pool, task.window, LABELS))
+        model = pretrained(task, self.calibrated, given.pop("pretraining", 10), draw)
         if not self.calibrated:
+            model = copy.deepcopy(model)
             fine_tune(model, spectra(parts.hundred, task.window, LABELS), **given, seed=draw)
         model.calibrate(spectra(parts.choosing, task.window, LABELS))
         stars = spectra(parts.asked, task.window, LABELS)
         values, errors = model.predict(stars.flux, stars.flux_error)
         return values[:, 0], errors[:, 0]
+
+
+@functools.lru_cache(maxsize=3)
+def pretrained(task: Task, calibrated: bool, epochs: int, draw: int) -> MLPBaseline:
+    stars = calibrated_stars(task, draw) if calibrated else synthetic_stars(task)
+    model = MLPBaseline(2e-3, 0.05, epochs=epochs, degrees_of_freedom=3.0, n_components=80, seed=draw)
+    return model.fit(spectra(stars, task.window, LABELS))
 
 
 def fine_tune(model: MLPBaseline, stars: Spectra, epochs: int = 30, learning_rate: float = 1e-4, seed: int = 0) -> None:
