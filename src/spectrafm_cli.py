@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The command line: `spectrafm demo`, `predict`, `plot`, `explain`, `embed`, `similar`, `data` and `formats`.
+"""The command line: `spectrafm demo`, `predict`, `plot`, `explain`, `embed`, `similar`, `app`, `data` and `formats`.
 
 It stands beside the package, whose import takes seconds, and imports it inside the verbs: `--help` answers at once.
 """
@@ -148,6 +148,24 @@ def _parser() -> argparse.ArgumentParser:
     similar.add_argument("--output", type=Path, metavar="FILE", help="table of all neighbours, .csv")
     similar.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
     similar.set_defaults(run=_similar)
+
+    app = verbs.add_parser(
+        "app",
+        help="a page in the browser: upload a spectrum, see its labels and what the model looks at",
+        description="Serve a page on which a spectrum can be uploaded, or an example picked: labels with errors, "
+        "masked pixels, what the model looks at, and the nearest known stars. Needs Gradio, the extra `app`. Ctrl-C "
+        "ends it.",
+    )
+    app.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    app.add_argument(
+        "--known",
+        type=Path,
+        metavar="FILE",
+        help="what `spectrafm embed` wrote: stars to find the nearest among (default: those of the package)",
+    )
+    app.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, for this machine only")
+    app.add_argument("--port", type=_positive, default=7860, metavar="N", help="default: 7860")
+    app.set_defaults(run=_app)
 
     verbs.add_parser("formats", help="what files can be read, and what is known of each").set_defaults(run=_formats)
 
@@ -608,6 +626,12 @@ def _recovered(found: Any) -> str:
         f"{found.n_found} of {found.n_lines}; random {found.random:.1f} ± {found.random_spread:.1f}, "
         f"p {max(found.p_value, 1e-4):.2g}"
     )
+
+
+def _app(arguments: argparse.Namespace) -> None:
+    from spectrafm_hf.app import launch
+
+    launch(arguments.model, arguments.known, arguments.host, arguments.port)
 
 
 def _formats(arguments: argparse.Namespace) -> None:

@@ -591,7 +591,10 @@ def plot_explained_star(
     if narrow:
         bottom.locator_params(axis="x", nbins=4)
     figure.align_ylabels()
-    figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=11)
+    handles = top.get_legend_handles_labels()
+    legend = figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=11)
+    for line in legend.get_lines():
+        line.set_linewidth(2.0)
     _save(figure, path)
 
 
