@@ -1,5 +1,6 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The command line: `spectrafm demo`, `predict`, `plot`, `explain`, `embed`, `similar`, `app`, `data` and `formats`.
+"""The command line: `spectrafm demo`, `predict`, `plot`, `explain`, `embed`, `similar`, `app`, `data`, `push` and
+`formats`.
 
 It stands beside the package, whose import takes seconds, and imports it inside the verbs: `--help` answers at once.
 """
@@ -167,6 +168,23 @@ def _parser() -> argparse.ArgumentParser:
     app.add_argument("--port", type=_positive, default=7860, metavar="N", help="default: 7860")
     app.set_defaults(run=_app)
 
+    for verb in (demo, predict, explain, embed, similar):
+        verb.add_argument(
+            "--revision", default="main", metavar="NAME", help="branch, tag or commit of a model on the hub"
+        )
+
+    push = verbs.add_parser(
+        "push",
+        parents=[_pushing()],
+        help="put a checkpoint with its card on the Hugging Face hub",
+        description="Put a checkpoint on the Hugging Face hub in one commit: model, tokenizer, code, card, recipe and "
+        "evaluation. Refused where card or evaluation are missing or belong to other weights "
+        "(scripts/make_model_card.py writes both).",
+    )
+    push.add_argument("path", metavar="PATH", help="a folder, or a bundled checkpoint")
+    push.add_argument("repo", metavar="REPO", help="OWNER/NAME of the model on the hub")
+    push.set_defaults(run=_push)
+
     verbs.add_parser("formats", help="what files can be read, and what is known of each").set_defaults(run=_formats)
 
     data = verbs.add_parser("data", help="build a data set of spectra with labels")
@@ -260,6 +278,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     synthetic.add_argument("--workers", type=_positive, metavar="N", help="processes (default: as many as processors)")
     synthetic.set_defaults(run=_data_synthetic)
+    built = sets.add_parser(
+        "push",
+        parents=[_pushing()],
+        help="put a data set that was built by one of these on the Hugging Face hub",
+        description="Put a data set folder with its card on the Hugging Face hub in one commit.",
+    )
+    built.add_argument("path", metavar="FOLDER", help="made by `spectrafm data`")
+    built.add_argument("repo", metavar="REPO", help="OWNER/NAME of the data set on the hub")
+    built.set_defaults(run=_push)
     return parser
 
 
@@ -324,6 +351,16 @@ def _destination(parser: argparse.ArgumentParser, default: str | None = None) ->
     )
 
 
+def _pushing() -> Parser:
+    """How to push: the same for models and data sets."""
+    pushing = Parser(add_help=False)
+    pushing.add_argument("--private", action="store_true", help="into a repository that its owner alone sees")
+    pushing.add_argument("--revision", metavar="BRANCH", help="made where there is none of that name (default: main)")
+    pushing.add_argument("--message", metavar="TEXT", help="of the commit")
+    pushing.add_argument("--dry-run", action="store_true", help="show the files and the card, and send nothing")
+    return pushing
+
+
 def _positive(text: str) -> int:
     with contextlib.suppress(ValueError):
         if int(text) >= 1:
@@ -343,9 +380,9 @@ def _predict(arguments: argparse.Namespace) -> int:
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
     arguments.model = arguments.model or _suitable_model(arguments)
-    model, tokenizer = _load(arguments.model)
+    model, tokenizer = _load(arguments.model, arguments.revision)
     names, units = _labels(model, tokenizer)
-    training_range = TrainingRange.load(str(model.name_or_path))
+    training_range = TrainingRange.load(str(model.name_or_path), arguments.revision)
     rows = read_spectra(files, failures=failures, **_how(arguments))
     summary = _Summary(names, units)
     with contextlib.ExitStack() as stack:
@@ -443,7 +480,7 @@ class _Summary:
 
 def _plot(arguments: argparse.Namespace) -> None:
     from spectrafm_hf.data.readers import find_files, read_spectra
-    from spectrafm_hf.plots import plot_spectrum
+    from spectrafm_hf.plots import flux_label, plot_spectrum
 
     rows = read_spectra(find_files(arguments.input, arguments.split), **_how(arguments))
     wanted = arguments.object_id
@@ -451,27 +488,9 @@ def _plot(arguments: argparse.Namespace) -> None:
     if row is None:
         raise ValueError(f"INPUT: expected a spectrum{f' of {wanted}' if wanted else ''}, got none")
     picture = arguments.output or Path(f"{_file_name(row['object_id'])}.png")
-    label = _flux_label(row["file"], arguments.format)
+    label = flux_label(row["file"], arguments.format)
     plot_spectrum(picture, row, wavelength_range=arguments.range and tuple(arguments.range), flux_label=label)
     print(f"written: {picture}")
-
-
-def _flux_label(file: Path, name: str | None) -> str:
-    """What the format of a file says of its flux, for an axis."""
-    from astropy import units
-
-    from spectrafm_hf.data.readers import formats
-    from spectrafm_hf.data.readers.base import OpenFile
-
-    with OpenFile(file) as content:
-        format = next(known for known in formats() if (known.name == name if name else known.identify(content)))
-    if format.normalisation.startswith("the "):
-        return f"Flux / {format.normalisation.removeprefix('the ')}"
-    try:
-        unit = units.Unit(format.flux_unit).to_string("latex_inline")
-    except ValueError:
-        unit = "units of the file" if format.flux_unit == "as given" else format.flux_unit
-    return f"Flux [{unit}]".replace("1 \\times ", "")
 
 
 def _explain(arguments: argparse.Namespace) -> int:
@@ -484,7 +503,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
     arguments.model = arguments.model or _suitable_model(arguments)
-    model, tokenizer = _load(arguments.model)
+    model, tokenizer = _load(arguments.model, arguments.revision)
     _, units = _labels(model, tokenizer)
     explainer = Explainer(
         model,
@@ -537,7 +556,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     from spectrafm_hf.similar import EmbeddingWriter
 
     failures: list[Failure] = []
-    model, tokenizer = _load(arguments.model or _suitable_model(arguments))
+    model, tokenizer = _load(arguments.model or _suitable_model(arguments), arguments.revision)
     n_stars = 0
     with EmbeddingWriter(arguments.output, model) as writer:
         for part in _embeddings(arguments, arguments.input, model, tokenizer, failures):
@@ -555,7 +574,7 @@ def _similar(arguments: argparse.Namespace) -> int:
     if arguments.output and not arguments.output.parent.is_dir():
         raise ValueError(f"output: expected a folder that exists, got {arguments.output.parent}")
     failures: list[Failure] = []
-    model, tokenizer = _load(arguments.model or _suitable_model(arguments))
+    model, tokenizer = _load(arguments.model or _suitable_model(arguments), arguments.revision)
     names, units = _labels(model, tokenizer)
     others = read_embeddings(arguments.to, model) if arguments.to.is_file() else None
     if others is None:
@@ -654,7 +673,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     from spectrafm_hf.plots import digits, plot_comparison
     from spectrafm_hf.prediction import predict_batches
 
-    model, tokenizer = _load(arguments.model)
+    model, tokenizer = _load(arguments.model, arguments.revision)
     names, units = _labels(model, tokenizer)
     table = pq.read_table(DEMO_STARS)
     unknown = [name for name in names if name not in table.column_names]
@@ -702,6 +721,17 @@ def _demo(arguments: argparse.Namespace) -> None:
     tokens = list(zip((middle - half).tolist(), (middle + half).tolist(), strict=True))
     plot_comparison(picture, prediction, catalogue, units, example, tokens)
     print(f"written: {picture}")
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from spectrafm_hf.hub import checkpoint_upload, dataset_upload, push
+
+    prepare = checkpoint_upload if arguments.verb == "push" else dataset_upload
+    upload = prepare(arguments.path, arguments.repo)
+    if arguments.dry_run:
+        print(upload.describe())
+    else:
+        print(push(upload, private=arguments.private, revision=arguments.revision, message=arguments.message))
 
 
 def _data_from_files(arguments: argparse.Namespace) -> int:
@@ -795,10 +825,12 @@ def _data_original_zenodo(arguments: argparse.Namespace) -> None:
 
 def _built(folder: Path, arguments: argparse.Namespace) -> None:
     """Say what is in a data set, and push it if that is asked for."""
-    from spectrafm_hf.data.building import push_dataset, split_sizes
+    from spectrafm_hf.data.building import split_sizes
 
     print(f"{folder}: " + ", ".join(f"{size:,} {split}" for split, size in split_sizes(folder).items()))
     if arguments.push_to_hub:
+        from spectrafm_hf.hub import push_dataset
+
         print(push_dataset(folder, arguments.push_to_hub))
 
 
@@ -849,13 +881,13 @@ def _suitable_model(arguments: argparse.Namespace) -> str:
     return suitable_checkpoint([] if row is None else row["wavelength"])
 
 
-def _load(name_or_path: str) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
+def _load(name_or_path: str, revision: str = "main") -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
     """Model, on a GPU if there is one, and tokenizer."""
     import torch
 
     from spectrafm_hf.checkpoints import load_checkpoint
 
-    model, tokenizer = load_checkpoint(name_or_path)
+    model, tokenizer = load_checkpoint(name_or_path, revision)
     if torch.cuda.is_available():
         model.cuda()  # type: ignore[call-arg]  # transformers wraps it without its types
     return model, tokenizer

@@ -108,6 +108,7 @@ def test_the_table_goes_with_the_reading(workbench, demo_file):
         (b"name,colour\nVega,blue\n", "wavelength: expected among the columns"),
         (b"wavelength,flux\n5000,nan\n5001,nan\n", "expected pixels with a flux"),
         (b"\x1f\x8b and no more", "expected a file that can be read"),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0\0" + 99 * b"no deflated data", "expected a file that can be read"),
     ],
 )
 def test_a_bad_file_is_answered_in_words_that_do_not_say_where_the_server_keeps_it(

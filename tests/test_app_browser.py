@@ -264,6 +264,7 @@ def test_the_keyboard_alone_is_enough(visit, tmp_path):
     before = picture(page)
     tab_to("Show from")
     page.keyboard.type("4000")
+    tab_to("Show this part")
     page.keyboard.press("Enter")
     wait_for_another(page, before)
     tab_to("Table of the nearest known stars")

@@ -21,6 +21,7 @@ import threading
 import traceback
 import weakref
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -36,7 +37,7 @@ from .data.readers.base import OpenFile
 from .data.synthetic import SyntheticStars
 from .explain import ALL_LABELS, COARSE_STEP, TOLERANCE, Explainer, Explanation, line_list, peaks_of
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
-from .plots import digits, plot_explained_star, symbol
+from .plots import digits, flux_label, plot_explained_star, symbol
 from .prediction import (
     FLAG_SEPARATOR,
     NOT_AT_REST,
@@ -131,6 +132,8 @@ class Reading:
         As [`predict_batches`] yields it.
     table : Path
         The same as CSV; it is deleted with the reading.
+    flux_label : str
+        For an axis.
     """
 
     rows: list[Row]
@@ -138,6 +141,7 @@ class Reading:
     loaded: LoadedModel
     prediction: dict[str, Any]
     table: Path
+    flux_label: str
     _explained: dict[int, Explanation] = field(default_factory=dict, repr=False)
 
     def flags(self, i: int) -> list[str]:
@@ -281,7 +285,9 @@ class Workbench:
         table = Path(folder, "labels.csv")
         with PredictionWriter(table, loaded.labels, loaded.units) as writer:
             writer.write(prediction)
-        reading = Reading(rows, more, loaded, prediction, table)
+        # What comes from no file is synthetic, over the continuum.
+        flux = flux_label(rows[0]["file"]) if "file" in rows[0] else "Flux / continuum"
+        reading = Reading(rows, more, loaded, prediction, table, flux)
         weakref.finalize(reading, shutil.rmtree, folder, ignore_errors=True)
         return reading
 
@@ -330,7 +336,7 @@ def _check_size(path: Path) -> None:
             with OpenFile(path) as file:
                 metadata = file.parquet.metadata
                 unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    except (OSError, EOFError, zipfile.BadZipFile):
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile):
         return  # the reader says what is wrong with it
     if unpacked > most:
         raise ValueError(f"expected at most {MAX_UNPACKED_MEGABYTES} MB when unpacked, got more")
@@ -362,20 +368,17 @@ def _heading(label: str, units: Mapping[str, str]) -> str:
 
 def summary_html(reading: Reading, i: int) -> str:
     """What was read, by which model, and what to beware of."""
-    row, loaded = reading.rows[i], reading.loaded
-    valid = valid_pixels(row)
-    wavelength = np.asarray(row["wavelength"], np.float64)
-    facts = [html.escape(str(row["survey"]))] if row.get("survey") else []
-    if valid.any():
-        first, last = np.min(wavelength[valid]), np.max(wavelength[valid])
-        facts.append(f"{first:,.0f} to {last:,.0f} Å in vacuum")
-    facts.append(f"{wavelength.size:,} pixels, {np.count_nonzero(~valid):,} of them masked")
-    if np.isfinite(row.get("snr", np.nan)):
-        facts.append(f"S/N {row['snr']:.0f} a pixel")
-    text = (
-        f"<h2>{html.escape(str(row['object_id']))}</h2>"
-        f"<p>{', '.join(facts)}. Read by <code>{html.escape(loaded.name)}</code>.</p>"
-    )
+    row = reading.rows[i]
+    text = f"<h2>{html.escape(str(row['object_id']))}</h2>"
+    if not reading.why_not(i):
+        valid = valid_pixels(row)
+        wavelength = np.asarray(row["wavelength"], np.float64)
+        facts = [html.escape(str(row["survey"]))] if row.get("survey") else []
+        facts.append(f"{np.min(wavelength[valid]):,.0f} to {np.max(wavelength[valid]):,.0f} Å in vacuum")
+        facts.append(f"{wavelength.size:,} pixels, {np.count_nonzero(~valid):,} of them masked")
+        if np.isfinite(row.get("snr", np.nan)):
+            facts.append(f"S/N {row['snr']:.0f} a pixel")
+        text += f"<p>{', '.join(facts)}. Read by <code>{html.escape(reading.loaded.name)}</code>.</p>"
     if reading.more:
         text += f"<p>The file holds more spectra: these are the first {MAX_SPECTRA}.</p>"
     warnings = _warnings(reading, i)
@@ -513,6 +516,7 @@ def picture_html(
             label,
             reading.loaded.units,
             wavelength_range=wavelength_range,
+            flux_label=reading.flux_label,
             narrow=narrow,
         )
         sources.append(f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}")
@@ -669,6 +673,7 @@ def build(workbench: Workbench) -> gr.Blocks:
                     with gr.Row():
                         low = gr.Number(None, label="Show from [Å]", min_width=120)
                         high = gr.Number(None, label="to [Å]", min_width=120)
+                        part = gr.Button("Show this part", min_width=120)
                     picture = gr.HTML(elem_classes="page", elem_id="picture")
                     gr.HTML("<h2>Nearest known stars</h2>", elem_classes="page")
                     nearest = gr.HTML(elem_classes="page", elem_id="nearest")
@@ -722,10 +727,10 @@ def build(workbench: Workbench) -> gr.Blocks:
                 return nothing(_FORGOTTEN)
             explanation = workbench.explain(reading, i or 0)
             try:
-                part = _part(explanation, *limits)
+                wavelength_range = _part(explanation, *limits)
             except ValueError as error:
                 return {picture: f'<div class="alert" role="alert"><p>{html.escape(str(error))}</p></div>'}
-            return {picture: picture_html(reading, i or 0, explanation, name, part)}
+            return {picture: picture_html(reading, i or 0, explanation, name, wavelength_range)}
 
         def guarded(answers: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, Any]]:
             """A mistake of this program is for its log; the visitor is told that it is none of the file."""
@@ -755,7 +760,7 @@ def build(workbench: Workbench) -> gr.Blocks:
         which.input(guarded(on_spectrum), [state, which, label], **how)
         how["show_progress_on"] = [picture]
         gr.on(
-            [label.input, low.submit, high.submit, low.blur, high.blur],
+            [label.input, low.submit, high.submit, part.click],
             guarded(on_view),
             [state, which, label, low, high],
             **how,

@@ -6,15 +6,19 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+from astropy.units import Unit
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike, NDArray
 
+from .data.readers import formats
+from .data.readers.base import OpenFile
 from .explain import COARSE_STEP, Explanation, Line, Peak, line_list
 from .files import complete_file
 from .metrics import label_metrics, robust_scatter
@@ -47,6 +51,19 @@ def digits(unit: str) -> int:
 
 def axis_label(label: str, units: Mapping[str, str], prefix: str = "") -> str:
     return f"{prefix}{symbol(label)}" + (f" [{units[label]}]" if units.get(label) else "")
+
+
+def flux_label(file: str | os.PathLike[str], format: str | None = None) -> str:
+    """What the format of a file (that of this name, or the one that knows it) says of its flux, for an axis."""
+    with OpenFile(Path(file)) as content:
+        found = next(known for known in formats() if (known.name == format if format else known.identify(content)))
+    if found.normalisation.startswith("the "):
+        return f"Flux / {found.normalisation.removeprefix('the ')}"
+    try:
+        unit = Unit(found.flux_unit).to_string("latex_inline")
+    except ValueError:
+        unit = "units of the file" if found.flux_unit == "as given" else found.flux_unit
+    return f"Flux [{unit}]".replace("1 \\times ", "")
 
 
 def plot_star(
@@ -557,6 +574,7 @@ def plot_explained_star(
     units: Mapping[str, str],
     *,
     wavelength_range: tuple[float, float] | None = None,
+    flux_label: str = "Flux",
     narrow: bool = False,
 ) -> None:
     """One spectrum with its errors and masked pixels, and below it what a model looks at in it for one label.
@@ -574,6 +592,8 @@ def plot_explained_star(
     units : mapping of label to str
     wavelength_range : (low, high), optional
         Draw this part only, Angstrom.
+    flux_label : str
+        Of the vertical axis.
     narrow : bool
         For the screen of a phone, upright.
     """
@@ -582,7 +602,7 @@ def plot_explained_star(
     draw_spectrum(top, row, wavelength_range)
     mark_lines(top, row, 0.036 if narrow else 0.014)
     top.set_xlabel("")
-    top.set_ylabel("Flux", fontsize=12)
+    top.set_ylabel(flux_label, fontsize=11)
     _draw_attention(middle, explanation, label)
     _draw_response(bottom, explanation, label, units)
     for axes in (middle, bottom):
