@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot write must not stop a run
             stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
+    arguments.given = list(sys.argv[1:] if argv is None else argv)
     try:
         return arguments.run(arguments) or 0
     except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -185,6 +186,41 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("repo", metavar="REPO", help="OWNER/NAME of the model on the hub")
     push.set_defaults(run=_push)
 
+    finetune = verbs.add_parser(
+        "finetune",
+        parents=[_reading("--spectra")],
+        help="train a checkpoint further on spectra and labels of yours",
+        description="Train a checkpoint further on spectra of yours and a table of labels: for labels or an instrument "
+        "that are new to it, or to do better on yours. Spectra and labels are joined and split by star, and what cannot be "
+        "used is told. DIR gets the checkpoint with its card, its figures on test stars beside those of classical models, "
+        "and pictures. The same command again goes on where it was interrupted.",
+    )
+    finetune.add_argument("--labels", type=Path, required=True, metavar="TABLE", help=".csv, .ecsv, .fits or .parquet")
+    finetune.add_argument("--out", type=Path, required=True, metavar="DIR", help="its name is that of the checkpoint")
+    finetune.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    finetune.add_argument(
+        "--label",
+        nargs="+",
+        metavar="NAME",
+        help="columns to learn (default: those with a unit, age[Gyr], or an error, age_err, and those known by name)",
+    )
+    finetune.add_argument(
+        "--units", nargs="+", default=[], metavar="LABEL=UNIT", help="of labels (default: as the table says)"
+    )
+    finetune.add_argument(
+        "--id-column", metavar="NAME", help="with the object_id or the file of each spectrum (default: what fits best)"
+    )
+    finetune.add_argument(
+        "--train",
+        choices=("all", "frozen", "lora", "head"),
+        help="everything; all but the decoder and a layer; adapters; the readout (default: by the number of stars)",
+    )
+    finetune.add_argument("--steps", type=_positive, metavar="N", help="of training (default: by the number of stars)")
+    finetune.add_argument("--batch-size", type=_positive, metavar="N", help="default: by the number of stars")
+    finetune.add_argument("--seed", type=int, default=0, help="default: 0")
+    finetune.add_argument("--overwrite", action="store_true", help="begin again where DIR holds another fine-tuning")
+    finetune.set_defaults(run=_finetune)
+
     verbs.add_parser("formats", help="what files can be read, and what is known of each").set_defaults(run=_formats)
 
     data = verbs.add_parser("data", help="build a data set of spectra with labels")
@@ -295,10 +331,14 @@ _MODELS = "a bundled checkpoint, a folder, or a name on the Hugging Face hub"
 _MODEL_HELP = f"{_MODELS} (default: {APOGEE_MODEL} if the first spectrum is of the H band, else {DEFAULT_MODEL})"
 
 
-def _reading() -> Parser:
-    """What to read, and how: the same for all verbs that read spectra."""
+def _reading(option: str | None = None) -> Parser:
+    """What to read, in place or by an option, and how: the same for all verbs that read spectra."""
     reading = Parser(add_help=False)
-    reading.add_argument("input", nargs="+", type=Path, metavar="INPUT")
+    if option is None:
+        reading.add_argument("input", nargs="+", type=Path, metavar="INPUT")
+    else:
+        text = "files, folders of files, or data set folders"
+        reading.add_argument(option, dest="input", nargs="+", type=Path, required=True, metavar="INPUT", help=text)
     how = reading.add_argument_group("reading")
     how.add_argument("--format", metavar="NAME", help="as `spectrafm formats` names it (default: what the file shows)")
     how.add_argument("--visits", action="store_true", help="the visits of an apStar instead of their combination")
@@ -732,6 +772,44 @@ def _push(arguments: argparse.Namespace) -> None:
         print(upload.describe())
     else:
         print(push(upload, private=arguments.private, revision=arguments.revision, message=arguments.message))
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    import shlex
+
+    from spectrafm_hf.data.readers import find_files
+    from spectrafm_hf.finetuning import finetune, summary
+
+    units = {}
+    for given in arguments.units:
+        name, equals, unit = given.partition("=")
+        if not equals:
+            raise ValueError(f"--units: expected LABEL=UNIT, such as age=Gyr, got {given}")
+        units[name] = unit
+    failures: list[Failure] = []
+    files = find_files(arguments.input, arguments.split, failures)
+    tuned = finetune(
+        files,
+        arguments.labels,
+        arguments.out,
+        model=arguments.model,
+        names=arguments.label,
+        units=units,
+        id_column=arguments.id_column,
+        what=arguments.train,
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        failures=failures,
+        command=shlex.join(["spectrafm", *arguments.given]),
+        overwrite=arguments.overwrite,
+        say=lambda line: print(line, flush=True),
+        **_how(arguments),
+    )
+    print(f"\n{tuned.sizes['test']:,} test spectra: 1.4826 MAD of predicted - given (median, RMSE, that of error/sigma)")
+    print(summary(tuned))
+    print(f"\nwritten: {arguments.out} (README.md tells all; spectrafm predict FILES --model {arguments.out})")
+    return 1 if tuned.kept.dropped else 0
 
 
 def _data_from_files(arguments: argparse.Namespace) -> int:

@@ -2,8 +2,10 @@
 A small hub on localhost that speaks enough of the Hugging Face Hub's endpoints for the real `huggingface_hub` client.
 
 Repositories are kept in memory as commits (path -> bytes) and refs (branch or tag -> commit). A model is called
-`owner/name`, a data set `datasets/owner/name`. Every answer is noted in `log`, so that a test can say what went over
-the wire. A new endpoint is a method of `_Handler` and a line in its `ROUTES`.
+`owner/name`, a data set `datasets/owner/name`. Who writes, or reads what is private, needs the token `TOKEN`. Large
+files go over LFS, as from clients without Xet (HF_HUB_DISABLE_XET), which it does not speak. Every answer is noted
+in `log`, so that a test can say what went over the wire. A new endpoint is a method of `_Handler` and a line in its
+`ROUTES`.
 """
 
 import base64
@@ -20,6 +22,9 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
+TOKEN = "hf_localhost"
+
+
 @dataclass
 class Answer:
     """One line of the log: what was asked, the status, and the bytes of the body."""
@@ -34,6 +39,8 @@ class Answer:
 class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    messages: dict[str, str] = field(default_factory=dict)
+    private: bool = False
 
     def commit_of(self, revision: str) -> str | None:
         return revision if revision in self.commits else self.refs.get(revision)
@@ -98,6 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
             routes = self.UPLOAD_ROUTES if self.command in ("POST", "PUT") else self.ROUTES
             for pattern, answer in routes:
                 if match := re.fullmatch(pattern, path):
+                    if answer in self.WRITING and not self._has_token():
+                        self._body()
+                        self._send(401, headers={"X-Error-Message": "Invalid username or password."})
+                        return
                     getattr(self, answer)(**{name: unquote(text) for name, text in match.groupdict("").items()})
                     return
             self._send(404)
@@ -134,12 +145,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _files(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]]:
         """Commit id and files; `_NotFound` as the hub would say it."""
         repository = self.hub.repositories.get(repo)
-        if repository is None:
+        if repository is None or (repository.private and not self._has_token()):
             raise _NotFound("RepoNotFound")
         commit = repository.commit_of(revision or "main")
         if commit is None:
             raise _NotFound("RevisionNotFound")
         return commit, repository.commits[commit]
+
+    def _has_token(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def resolve(self, repo: str, revision: str, path: str):
         """The content of a file, or a part of it; HEAD tells its ETag, size and commit."""
@@ -164,7 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo = repo if kind == "models" else f"{kind}/{repo}"
         commit, files = self._files(repo, revision)
         siblings = [{"rfilename": path} for path in sorted(files)]
-        self._send_json({"id": repo, "sha": commit, "siblings": siblings, "private": False, "tags": []})
+        private = self.hub.repositories[repo].private
+        self._send_json({"id": repo, "sha": commit, "siblings": siblings, "private": private, "tags": []})
 
     def tree(self, kind: str, repo: str, revision: str, folder: str):
         """The files in a folder (all of the repository without one), with `recursive` those below it, too."""
@@ -198,7 +213,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(409, json.dumps({"url": f"{self.hub.url}/{repo}"}).encode())
             return
         self.hub.commit_files(repo, {})
-        self._send_json({"url": f"{self.hub.url}/{repo}", "id": name, "private": asked.get("visibility") == "private"})
+        private = self.hub.repositories[repo].private = asked.get("visibility") == "private"
+        self._send_json({"url": f"{self.hub.url}/{repo}", "id": name, "private": private})
+
+    def branch(self, kind: str, repo: str, branch: str):
+        asked = json.loads(self._body() or b"{}")
+        repo = repo if kind == "models" else f"{kind}/{repo}"
+        commit, _ = self._files(repo, asked.get("startingPoint", "main"))
+        refs = self.hub.repositories[repo].refs
+        if branch in refs:
+            self._send(409)
+            return
+        refs[branch] = commit
+        self._send(200)
 
     def validate_yaml(self):
         self._body()
@@ -206,7 +233,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def preupload(self, **_: str):
         files = json.loads(self._body())["files"]
-        modes = {file["path"]: "lfs" if file["path"].endswith(".parquet") else "regular" for file in files}
+        modes = {
+            file["path"]: "lfs" if file["path"].endswith((".parquet", ".safetensors")) else "regular" for file in files
+        }
         self._send_json(
             {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]}
         )
@@ -236,7 +265,10 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.uploads[value["oid"]]
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
+            elif line["key"] == "header":
+                message = value["summary"]
         commit = self.hub.commit_files(repo, files, revision)
+        self.hub.repositories[repo].messages[commit] = message
         self._send_json({"commitUrl": f"{self.hub.url}/{repo}/commit/{commit}", "commitOid": commit})
 
     def paths_info(self, kind: str, repo: str, revision: str):
@@ -253,9 +285,12 @@ class _Handler(BaseHTTPRequestHandler):
                 found.append({"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest()})
         self._send_json(found)
 
+    # Without `lfs_upload`: its address is given to one that has shown a token.
+    WRITING = ("create", "branch", "preupload", "lfs_batch", "push")
     UPLOAD_ROUTES = (
         (r"/api/repos/create", "create"),
         (r"/api/validate-yaml", "validate_yaml"),
+        (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)/branch/(?P<branch>[^/]+)", "branch"),
         (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
         (r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
         (r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_upload"),

@@ -116,7 +116,8 @@ def write_model_card(
     base_model : str, optional
         What it was trained on from. Default: the `checkpoint` of the recipe.
     remarks : str
-        Markdown that follows the figures, for what the caller knows of them; not kept when the card is written again.
+        Markdown that follows the figures, for what the caller knows of them. By default what an earlier card of these
+        weights has there.
 
     Returns
     -------
@@ -174,7 +175,7 @@ def write_model_card(
         label_ranges="\n".join(_label_range(label, units[label], ranges) for label in labels),
         wavelength_ranges="\n".join(_wavelength_ranges(ranges)),
         evaluations="\n\n".join(_tables(group, name, units) for group in groups),
-        remarks=remarks.strip(),
+        remarks=remarks.strip() or (_remarks(old) if old is not None and weights_of_card(old) == checksum else ""),
         calibration=_calibration(groups, name, factors),
         failures="\n".join(_failures(groups, name, units)),
         recipe=recipe_text.strip(),
@@ -184,15 +185,15 @@ def write_model_card(
     # Jinja leaves empty lines where a condition stood.
     text = re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
     if old is not None:
-        if checksum not in old and any(free_texts(old).values()):
+        if weights_of_card(old) != checksum and any(free_texts(old).values()):
             logger.warning("%s: the free text was written for other weights: read it again", checkpoint / "README.md")
         text = keep_free_texts(text, old)
     _write(checkpoint / "recipe.yaml", recipe_text)
     _write(checkpoint / "evaluation.json", json.dumps(plain, indent=1, allow_nan=False) + "\n")
     shutil.rmtree(checkpoint / ".eval_results", ignore_errors=True)
     (checkpoint / ".eval_results").mkdir()
-    for file, entries in eval_results(groups, name, units).items():
-        _write(checkpoint / ".eval_results" / file, yaml.safe_dump(eval_result_entries_to_yaml(entries), width=120))
+    for file, content in eval_results(groups, name, units).items():
+        _write(checkpoint / ".eval_results" / file, content)
     _write(checkpoint / "README.md", text)
     return checkpoint / "README.md"
 
@@ -250,8 +251,8 @@ def group_evaluations(evaluations: Sequence[Mapping[str, Any]], checksum: str, n
     return list(groups.values())
 
 
-def eval_results(groups: Sequence[Group], name: str, units: Mapping[str, str]) -> dict[str, list[EvalResultEntry]]:
-    """The figures of the main tables for `.eval_results`, a file for each data set."""
+def eval_results(groups: Sequence[Group], name: str, units: Mapping[str, str]) -> dict[str, str]:
+    """The figures of the main tables for `.eval_results`: YAML by name of file, one for each data set."""
     files: dict[str, list[EvalResultEntry]] = {}
     for group in groups:
         entries = files.setdefault(f"{re.sub(r'[^A-Za-z0-9.-]+', '-', group.data)}.yaml", [])
@@ -259,7 +260,16 @@ def eval_results(groups: Sequence[Group], name: str, units: Mapping[str, str]) -
             unit = "" if figure == "robust_z" or not units[label] else f" [{units[label]}]"
             about = f"{FIGURES[figure]} of {label}{unit}; {group.stars[group.main]} {group.split} stars, {group.main}"
             entries.append(EvalResultEntry(group.data, f"{label}_{figure}", value, notes=about))
-    return files
+    return {
+        file: yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, width=120)
+        for file, entries in files.items()
+    }
+
+
+def weights_of_card(card: str) -> str | None:
+    """The SHA-256 of the weights that a card is of; None if it does not say."""
+    found = re.search(r"Weights: `model\.safetensors`, SHA-256\s+`([0-9a-f]{64})`", card)
+    return found and found[1]
 
 
 def read_evaluations(checkpoint: Path) -> list[dict[str, Any]]:
@@ -287,6 +297,11 @@ def _read_card(checkpoint: Path) -> str | None:
     if not marked:
         raise ValueError(f"{path}: expected a card with marks for free text, got another text; move it away to go on")
     return text
+
+
+def _remarks(card: str) -> str:
+    found = re.search(r"^<!-- remarks -->\n(.*?)^<!-- end of remarks -->$", card, re.MULTILINE | re.DOTALL)
+    return found[1].strip() if found else ""
 
 
 def _plain(value: Any) -> Any:
@@ -400,26 +415,30 @@ def _failures(groups: Sequence[Group], name: str, units: Mapping[str, str]) -> I
     """What the tables tell of where it fails, a line each."""
     found = False
     for group in groups:
-        title, main = TITLES.get(group.data, group.data), group.results[group.main]
+        main = group.results[group.main].get(name, {})
         for selection, results in group.results.items():
-            said = []
+            worse, misjudged, tailed = [], [], []
             for label in _evaluated(results, name):
-                figures, unit = results[name][label], units[label]
-                scatter, z = figures["robust_scatter"], figures["robust_z"]
-                usual = main[name].get(label, {}).get("robust_scatter")
-                if selection != group.main and usual and scatter > WORSE * usual:
-                    said.append(
-                        f"the scatter of {label} is {scatter / usual:.1f} times that of the stars with {group.main}"
-                    )
-                if z > MISJUDGED or z < 1 / MISJUDGED:
-                    said.append(f"the errors of {label} are too {'small' if z > 1 else 'large'}: error/sigma {z:.2f}")
-                if figures["rmse"] > TAILED * scatter:
-                    said.append(
-                        f"a few stars are far off in {label}, beyond what their errors say: RMSE "
-                        f"{_number(figures['rmse'], unit)}, scatter {_number(scatter, unit)}"
-                    )
+                figures, usual = results[name][label], main.get(label, {}).get("robust_scatter")
+                scatter, z, rmse = (figures[figure] for figure in ("robust_scatter", "robust_z", "rmse"))
+                if usual and scatter > WORSE * usual:
+                    worse.append(f"{label} {scatter / usual:.1f}")
+                if not 1 / MISJUDGED <= z <= MISJUDGED:
+                    misjudged.append(f"{label} {z:.2f}")
+                if rmse > TAILED * scatter:
+                    tailed.append(f"{label} {_number(rmse, units[label])} ({_number(scatter, units[label])})")
+            said = [
+                f"{what}: {', '.join(labels)}"
+                for what, labels in (
+                    (f"scatter over that of the stars with {group.main}", worse),
+                    ("errors too small (error/sigma above 1) or too large", misjudged),
+                    ("a few stars far off, beyond what their errors say, RMSE (scatter)", tailed),
+                )
+                if labels
+            ]
             if said:
                 found = True
+                title = TITLES.get(group.data, group.data)
                 yield f"- {title}, {selection} ({group.stars[selection]:,} stars): {'; '.join(said)}."
     if not found:
         yield "The tables above tell of none."

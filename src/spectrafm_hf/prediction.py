@@ -94,8 +94,8 @@ class TrainingRange:
         return path
 
     @classmethod
-    def load(cls, name_or_path: str | os.PathLike[str]) -> TrainingRange | None:
-        """The range of a checkpoint (a folder, or a name on the hub), None if it has none.
+    def load(cls, name_or_path: str | os.PathLike[str], revision: str = "main") -> TrainingRange | None:
+        """The range of a checkpoint (a folder, or a name on the hub at a revision), None if it has none.
 
         Raises
         ------
@@ -105,6 +105,7 @@ class TrainingRange:
         path = cached_file(
             str(name_or_path),
             RANGE_FILE,
+            revision=revision,
             _raise_exceptions_for_gated_repo=False,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,

@@ -1,7 +1,7 @@
 """Spectra with labels as Hugging Face data sets: schema, sources and builders."""
 
 from .apogee import build_apogee_demo, build_apogee_dr17
-from .building import Card, push_dataset, write_dataset
+from .building import Card, write_dataset
 from .from_files import build_from_files
 from .gaia_xp import build_gaia_xp, demo_stars, split_of_star
 from .miles import build_miles
@@ -41,7 +41,6 @@ __all__ = [
     "from_multimodal_universe",
     "label_names_of",
     "pixel_column",
-    "push_dataset",
     "read_member",
     "spectrum_features",
     "split_of_star",

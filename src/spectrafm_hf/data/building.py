@@ -2,7 +2,7 @@
 """What all builders of data sets share: a folder that is whole or not there, Parquet shards, the card, the hub.
 
 A built folder holds ``data/SPLIT-00000-of-00003.parquet``, ``README.md`` (the card) and ``build.json`` (the settings
-that made it). `datasets.load_dataset` loads it as it is, and [`push_dataset`] puts it on the hub as it is.
+that made it). `datasets.load_dataset` loads it as it is, and `spectrafm_hf.hub` puts it on the hub.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.info import DatasetInfosDict
-from huggingface_hub import DatasetCardData, HfApi
+from huggingface_hub import DatasetCardData
 from tqdm.auto import tqdm
 
 from ..files import complete_file
+from ..free_text import free_part, free_texts, keep_free_texts
 from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, label_names_of, pixel_column, validate_table
 
 
@@ -61,7 +62,7 @@ def build_folder(
     fill : callable
         Gets the hidden folder, in which there is a folder ``data``.
     overwrite : bool
-        Build again where `out_dir` holds a build.
+        Build again where `out_dir` holds a build. What a person wrote into the marked part of its card stays.
 
     Returns
     -------
@@ -90,6 +91,10 @@ def build_folder(
                 "overwrite replaces it"
             )
 
+    old_card = target / "README.md"
+    card = old_card.read_text(encoding="utf-8") if old_card.is_file() else ""
+    free_texts(card)  # before the work, of which it would be the end
+
     partial = target.with_name(f".{target.name}.partial")
     if settings_of(partial) != settings:
         shutil.rmtree(partial, ignore_errors=True)
@@ -103,6 +108,9 @@ def build_folder(
         if not any(partial.glob("data/*-of-*.parquet")):  # nothing to go on from
             shutil.rmtree(partial, ignore_errors=True)
         raise
+    new_card = partial / "README.md"
+    if card and new_card.is_file():
+        new_card.write_text(keep_free_texts(new_card.read_text(encoding="utf-8"), card), encoding="utf-8")
     # Two renames; what is deleted is deleted last.
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -406,6 +414,7 @@ def write_card(folder: str | os.PathLike[str], features: datasets.Features, card
         _table(("column", "type", "unit, meaning"), list(_column_rows(features, card.columns))),
         "## Known flaws\n\n" + "\n".join(f"- {flaw}" for flaw in card.flaws) if card.flaws else "",
         f"## Source\n\n{card.source}",
+        free_part("notes"),
         "## Terms and citation" if card.terms or card.citations else "",
         card.terms,
         "\n".join(f"- {citation}" for citation in card.citations),
@@ -460,44 +469,3 @@ def _size_category(n_rows: int) -> str:
         if n_rows < limit:
             return f"{names[i - 1]}<n<{names[i]}" if i else "n<1K"
     return "n>1B"
-
-
-# ----------------------------------------------------------------------------------------------------------------- hub
-
-
-def push_dataset(folder: str | os.PathLike[str], repo_id: str, *, private: bool = False) -> str:
-    """Put a built folder on the hub as it is; shards of an earlier push that it does not hold are deleted.
-
-    Parameters
-    ----------
-    folder : path
-        A complete build.
-    repo_id : str
-        ``owner/name`` of the data set on the hub; made if it is not there.
-    private : bool
-        Whether a new repository is seen by its owner alone.
-
-    Returns
-    -------
-    str
-        Address of the commit.
-
-    Raises
-    ------
-    ValueError
-        If `folder` holds no complete build.
-    huggingface_hub.errors.HfHubHTTPError
-        If the hub refuses, as it does without a token.
-    """
-    if settings_of(folder) is None or not Path(folder, "README.md").is_file():
-        raise ValueError(f"folder: expected a built data set, got {os.fspath(folder)}")
-    hub = HfApi(library_name="spectrafm_hf")
-    repo_id = hub.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-    commit = hub.upload_folder(
-        repo_id=repo_id,
-        folder_path=Path(folder),
-        repo_type="dataset",
-        commit_message="Upload data set built by spectrafm_hf",
-        delete_patterns="data/*",
-    )
-    return str(commit.commit_url)
