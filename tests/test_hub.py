@@ -66,9 +66,9 @@ def checkpoint(tmp_path) -> Path:
 def hub(monkeypatch, tmp_path):
     """A hub for this process, which is told of it by the settings that HF_ENDPOINT makes in others."""
     with serve() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants._HF_DEFAULT_ENDPOINT, running.url)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -136,14 +136,12 @@ def test_a_revision_is_a_branch_of_its_own_and_is_pulled_by_its_name(hub, checkp
         checkpoint, recipe={**RECIPE, "data": "miles"}, evaluations=[make_evaluation(checkpoint, data="miles")]
     )
     first = hub.repositories["somebody/tiny"].refs["main"]
-    push_checkpoint(checkpoint, "somebody/tiny", revision="bright stars/v2")
-    push_checkpoint(checkpoint, "somebody/tiny", revision="bright stars/v2")
+    push_checkpoint(checkpoint, "somebody/tiny", revision="bright/v2")
+    push_checkpoint(checkpoint, "somebody/tiny", revision="bright/v2")
     assert hub.repositories["somebody/tiny"].refs["main"] == first
-    results = {
-        path for path in pushed_files(hub, "somebody/tiny", "bright stars/v2") if path.startswith(".eval_results")
-    }
+    results = {path for path in pushed_files(hub, "somebody/tiny", "bright/v2") if path.startswith(".eval_results")}
     assert results == {".eval_results/miles.yaml"}, "those of other weights are gone"
-    for revision, seed in (("main", 0), ("bright stars/v2", 1), (first, 0)):
+    for revision, seed in (("main", 0), ("bright/v2", 1), (first, 0)):
         model, _ = load_checkpoint("somebody/tiny", revision)
         expected = make_tiny_model(seed).state_dict()
         assert all(value.equal(expected[name]) for name, value in model.state_dict().items())
