@@ -191,9 +191,9 @@ def _parser() -> argparse.ArgumentParser:
         parents=[_reading("--spectra")],
         help="train a checkpoint further on spectra and labels of yours",
         description="Train a checkpoint further on spectra of yours and a table of labels: for labels or an instrument "
-        "that are new to it, or to do better on yours. Spectra and labels are joined and split by star, and what cannot be "
-        "used is told. DIR gets the checkpoint with its card, its figures on test stars beside those of classical models, "
-        "and pictures. The same command again goes on where it was interrupted.",
+        "that are new to it, or to do better on yours. Spectra and labels are joined and split by star; what cannot be "
+        "used is told. DIR gets the checkpoint with its card, its figures on test stars beside those of classical "
+        "models, and pictures. The same command again goes on where it was interrupted.",
     )
     finetune.add_argument("--labels", type=Path, required=True, metavar="TABLE", help=".csv, .ecsv, .fits or .parquet")
     finetune.add_argument("--out", type=Path, required=True, metavar="DIR", help="its name is that of the checkpoint")
@@ -806,7 +806,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
         say=lambda line: print(line, flush=True),
         **_how(arguments),
     )
-    print(f"\n{tuned.sizes['test']:,} test spectra: 1.4826 MAD of predicted - given (median, RMSE, that of error/sigma)")
+    print(f"\n{tuned.sizes['test']:,} test spectra: 1.4826 MAD of predicted - given (median, RMSE, error/sigma)")
     print(summary(tuned))
     print(f"\nwritten: {arguments.out} (README.md tells all; spectrafm predict FILES --model {arguments.out})")
     return 1 if tuned.kept.dropped else 0

@@ -197,8 +197,13 @@ class RidgeBaseline(Baseline):
             scale = robust_scatter(label[known]) or 1.0
             offset = label[known].mean(dtype=np.float64)
             design, target = x[known] - center, (label[known] - offset) / scale
-            normal = design.T @ design / len(design) + self.alpha * np.eye(x.shape[1])
-            weights.append(np.linalg.solve(normal, design.T @ target / len(design)) * scale)
+            if len(design) < x.shape[1]:  # the same solution, from a matrix of the size of the stars
+                normal = design @ design.T / len(design) + self.alpha * np.eye(len(design))
+                solution = design.T @ np.linalg.solve(normal, target) / len(design)
+            else:
+                normal = design.T @ design / len(design) + self.alpha * np.eye(x.shape[1])
+                solution = np.linalg.solve(normal, design.T @ target / len(design))
+            weights.append(solution * scale)
             offsets.append(offset - center @ weights[-1])
         self.weights, self.offsets = np.array(weights).T, np.array(offsets)
         return self
@@ -397,6 +402,15 @@ class PCAMLP(nn.Module):
         return self.layers(torch.cat([inputs, projected], dim=1)).unflatten(1, (-1, 2))
 
 
+def _principal_components(pixels: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Variances, (components,), and components, (pixels, components): as many as there are pixels, or stars."""
+    if len(pixels) >= pixels.shape[1]:
+        return np.linalg.eigh(np.cov(pixels.T))
+    # Of a few long spectra: the same from a matrix of the size of the stars.
+    _, lengths, vectors = np.linalg.svd(pixels - pixels.mean(axis=0), full_matrices=False)
+    return lengths**2 / (len(pixels) - 1), vectors.T
+
+
 class MLPBaseline(Baseline):
     """Multilayer perceptron on pixels and principal components, with the loss of SpectraFM.
 
@@ -447,8 +461,7 @@ class MLPBaseline(Baseline):
         self.inputs = PixelInputs(train, self.transform, self.errors_as_inputs)
         x, sigma = (torch.from_numpy(a.astype(np.float32)) for a in self.inputs(train.flux, train.flux_error))
         n_pixels = sigma.shape[1]
-        covariance = np.cov(x[:, :n_pixels].double().numpy().T)
-        variances, vectors = np.linalg.eigh(covariance)
+        variances, vectors = _principal_components(x[:, :n_pixels].double().numpy())
         kept = np.argsort(-variances)[: self.n_components]
         # Noise-free toy spectra have fewer components than pixels; the rest must not blow up.
         whitened = vectors[:, kept] / np.sqrt(np.maximum(variances[kept], 1e-6 * variances.max()))

@@ -137,7 +137,7 @@ def prepare_checkpoint(
     if "requests" not in recipe.tokenizer:
         tokenizer.requests = list(dict.fromkeys([*(tokenizer.requests or tokenizer.label_names), *recipe.labels]))
     for sample in samples:
-        add_instrument(model, tokenizer, sample)
+        add_instrument(model, tokenizer, sample, remeasure=recipe.remeasure)
     if training_range is not None:
         limits = {name: _limits(column) for name, column in columns.items()}
         for name, (low, high) in training_range.labels.items():
@@ -208,7 +208,9 @@ def _tables(
 
 
 @torch.no_grad()
-def add_instrument(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, sample: Mapping[str, Any]) -> bool:
+def add_instrument(
+    model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, sample: Mapping[str, Any], *, remeasure: bool = False
+) -> bool:
     """
     Extend the standardisation table, and the nodes of the whitening, by the wavelengths of an instrument, in place.
 
@@ -217,6 +219,8 @@ def add_instrument(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer,
     model, tokenizer
     sample : mapping
         Columns of stars of the instrument in the project's schema, on one grid if it is new.
+    remeasure : bool
+        Replace what is known of its wavelengths.
 
     Returns
     -------
@@ -226,7 +230,7 @@ def add_instrument(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer,
     Raises
     ------
     ValueError
-        If the table covers some of the pixels, but not all.
+        If the table covers some of the pixels, but not all, and `remeasure` is false.
     """
     if tokenizer.standardize_wavelength is None:
         return False
@@ -235,28 +239,40 @@ def add_instrument(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer,
     right = np.searchsorted(known, wavelength).clip(1, len(known) - 1)
     distance = np.minimum(np.abs(wavelength - known[right]), np.abs(wavelength - known[right - 1]))
     covered = distance < COVERED * wavelength
-    if covered.all():
+    if covered.all() and not remeasure:
         return False
-    if covered.any() or np.any((wavelength[0] < known) & (known < wavelength[-1])):
+
+    def outside(known: np.ndarray) -> np.ndarray:
+        """Of some wavelengths, those that stay as they are."""
+        apart = (known < wavelength[0] * (1 - COVERED)) | (known > wavelength[-1] * (1 + COVERED))
+        return apart if remeasure else np.ones(len(known), bool)
+
+    overlaps = covered.any() or np.any((wavelength[0] < known) & (known < wavelength[-1]))
+    if overlaps and not remeasure:
         raise ValueError(
             "wavelength: expected an instrument wholly within the wavelengths that the checkpoint is standardised at, "
             f"or wholly outside them, got {covered.sum()} of {len(wavelength)} pixels from {wavelength[0]:g} to "
             f"{wavelength[-1]:g} Angstrom within"
         )
     grid = _measure(sample, tokenizer.to_dict(), model.config)
-    order = np.argsort(np.concatenate([known, grid.wavelength]))
+    kept = outside(known)
+    order = np.argsort(np.concatenate([known[kept], grid.wavelength]))
     tables = {"wavelength": grid.wavelength, "center": grid.center, "scale": grid.scale}
     tables = {f"standardize_{field}": values for field, values in tables.items()}
     if tokenizer.request_scale is not None:
         tables["request_center"], tables["request_scale"] = _center_and_scatter(grid)
     for field, values in tables.items():
-        setattr(tokenizer, field, np.concatenate([getattr(tokenizer, field), values])[order].tolist())
+        setattr(tokenizer, field, np.concatenate([np.asarray(getattr(tokenizer, field))[kept], values])[order].tolist())
     if model.config.whitening_wavelength:
         embedding: Any = model.model.embeddings.patch_embedding
-        nodes = np.concatenate([embedding.whitening_wavelength, grid.nodes])
+        known = np.asarray(embedding.whitening_wavelength)
+        kept = outside(known)
+        nodes = np.concatenate([known[kept], grid.nodes])
         matrices = torch.from_numpy(_whitening(grid, embedding, tokenizer.clip or np.inf)).to(embedding.whitening)
         order = np.argsort(nodes)
-        embedding.whitening = torch.cat([embedding.whitening, matrices])[torch.from_numpy(order)]
+        embedding.whitening = torch.cat([embedding.whitening[torch.from_numpy(kept)], matrices])[
+            torch.from_numpy(order)
+        ]
         embedding.whitening_wavelength = tuple(nodes[order].tolist())
         model.config.whitening_wavelength = nodes[order].tolist()
     return True

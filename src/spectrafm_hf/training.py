@@ -73,6 +73,9 @@ class Recipe:
         and nothing may stand in `model` but `dropout`, and in `tokenizer` but `continuum` and what belongs to it,
         `wavelength_ranges`, and `requests` (the labels that are asked for where none are named; by default those of
         before and those that are learnt). Labels and instruments that it lacks are added. None by default.
+    remeasure : bool
+        Beside a checkpoint: measure the standardisation, and the whitening, on the training stars also where it knows
+        their wavelengths: for an instrument that samples them otherwise, or is known in part.
     freeze : list[str]
         Parts that are not trained, by module name. The paper's last stage: `[decoder, encoder.layers.1]`.
     lora : dict
@@ -112,6 +115,7 @@ class Recipe:
     tokenizer: dict[str, Any] = field(default_factory=dict)
     whitening: bool = False
     checkpoint: str | None = None
+    remeasure: bool = False
     freeze: list[str] = field(default_factory=list)
     lora: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)
@@ -306,12 +310,20 @@ class Task:
         return model
 
 
-def set_up(recipe: Recipe, args: TrainingArguments, train_set, validation_set) -> Task:
+def set_up(
+    recipe: Recipe,
+    args: TrainingArguments,
+    train_set,
+    validation_set,
+    samples: Sequence[Mapping[str, Any]] | None = None,
+) -> Task:
     """Model, stars and collators of a recipe; parameters as in [`train`]."""
     if recipe.early_stopping_patience and not args.load_best_model_at_end:
         raise ValueError("early_stopping_patience: expected load_best_model_at_end: true beside it, got false")
     torch.manual_seed(args.seed)
-    if isinstance(train_set, Mixture):
+    if samples is not None:
+        samples = list(samples)
+    elif isinstance(train_set, Mixture):
         generator = np.random.default_rng([args.seed, 1])
         samples = [source.draw(MEASURED_STARS // 10, generator) for source in train_set.sources]
     else:
@@ -490,7 +502,9 @@ def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
         stars = np.ones(len(labels), dtype=bool)
         if "teff" in label_names:
             teff = labels[:, list(label_names).index("teff")]
-            stars = (teff > 3500) & (teff < 6500)
+            within = (teff > 3500) & (teff < 6500)
+            # Of hot stars alone, all count.
+            stars = within if within.any() else stars
         return {
             f"{name}_{figure}": value
             for i, name in enumerate(label_names)
@@ -526,7 +540,9 @@ def calibrate_errors(config: SpectraFMConfig, label_names: Sequence[str], mean, 
         rescaled = EvalPrediction(cast(Any, (mean, log_variance + 2.0 * np.log(steps))), truth)
         metrics = make_compute_metrics(config, label_names)(rescaled)
         for name in label_names:
-            factors[name] *= metrics[f"{name}_robust_z"]
+            found = metrics[f"{name}_robust_z"]
+            # Without stars whose label is known, or with one, there is nothing to calibrate by.
+            factors[name] *= found if np.isfinite(found) and found > 0 else 1.0
     config.label_error_factors = [round(factors[name], 4) for name in config.label_names]
 
 
@@ -536,6 +552,7 @@ def train(
     train_set,
     validation_set,
     callbacks: Sequence[TrainerCallback] = (),
+    samples: Sequence[Mapping[str, Any]] | None = None,
 ) -> SpectraFMTrainer:
     """
     Train a model as the recipe says and save it, with tokenizer and training range, into `args.output_dir`.
@@ -547,8 +564,10 @@ def train(
     validation_set : datasets.Dataset, or mapping of name to data set or to columns
         The same; several are evaluated one after the other.
     callbacks : sequence of transformers.TrainerCallback
+    samples : sequence of mappings, optional
+        What standardisation and whitening are measured on, as [`prepare_model`] takes it. Default: the first stars.
     """
-    task = set_up(recipe, args, train_set, validation_set)
+    task = set_up(recipe, args, train_set, validation_set, samples)
     args.remove_unused_columns = False  # the collator reads columns that `forward` does not name
     args.label_names = ["labels", "label_errors"]
     trainer = SpectraFMTrainer(recipe, task, args)

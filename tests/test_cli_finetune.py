@@ -1,0 +1,54 @@
+"""`spectrafm finetune` on real stars of the package: what it says, and that `predict` takes the result."""
+
+import csv
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import spectrafm_hf
+from spectrafm_cli import main
+
+
+STARS = Path(spectrafm_hf.__file__).parent / "resources" / "gaia_xp_demo.parquet"
+
+
+@pytest.fixture
+def labels(tmp_path) -> Path:
+    table = pq.read_table(STARS, columns=["object_id", "teff", "logg"])
+    path = tmp_path / "my.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["source_id", "log_lm[dex]", "log_lm_err"])
+        for star, teff, logg in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+            writer.writerow([star, teff / 1000 - logg, 0.1])
+    return path
+
+
+def test_a_group_gets_a_checkpoint_that_predicts(tmp_path, labels, capsys):
+    out = tmp_path / "log-lm"
+    command = ["finetune", "--spectra", str(STARS), "--labels", str(labels), "--out", str(out), "--steps", "2"]
+    assert main([*command, "--model", "spectrafm-gaia-xp-small"]) == 0
+    said = capsys.readouterr().out
+    for words in ("64 spectra of 64 stars", "log_lm [dex]", "new to the checkpoint: log_lm", "ridge", "PCA + MLP"):
+        assert words in said
+    table = tmp_path / "predicted.csv"
+    assert main(["predict", str(STARS), "--model", str(out), "--output", str(table)]) == 0
+    with table.open() as file:
+        assert {"log_lm", "log_lm_err"} <= set(csv.DictReader(file).fieldnames or ())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--label", "mass"], "labels: expected columns of numbers in my.csv (log_lm), got mass"),
+        (["--units", "Gyr"], "--units: expected LABEL=UNIT, such as age=Gyr, got Gyr"),
+        (["--id-column", "who"], "id_column: expected 'who' among the columns of the labels, got source_id"),
+        (["--model", "no-such-model"], "checkpoint: expected one of the bundled"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, labels, capsys, options, words):
+    command = ["finetune", "--spectra", str(STARS), "--labels", str(labels), "--out", str(tmp_path / "mine")]
+    assert main([*command, *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1

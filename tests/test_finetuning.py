@@ -1,0 +1,270 @@
+"""Fine-tuning by others: what is joined, dropped, split and trained, and that what comes out is what it says."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
+from spectrafm_hf.data import spectrum_features
+from spectrafm_hf.data.building import spectra_table
+from spectrafm_hf.data.readers import find_files, read_spectra
+from spectrafm_hf.finetuning import FROZEN, Join, choose, finetune, read_label_table, split_stars, training_settings
+from spectrafm_hf.prediction import TrainingRange
+
+
+GRID = np.linspace(4000, 4780, 40)
+
+
+def make_rows(n_spectra: int, visits: int = 1, grid: np.ndarray = GRID, seed: int = 0) -> list[dict]:
+    """Spectra whose slope is Teff and whose line is the age; each star has several visits."""
+    generator = np.random.default_rng(seed)
+    teff, age = generator.uniform(4000, 6000, n_spectra), generator.uniform(1, 12, n_spectra)
+    rows = []
+    for i in range(n_spectra):
+        star = i // visits
+        x = (grid - grid.mean()) / np.ptp(grid)
+        flux = 1 + (teff[star] - 5000) / 2000 * x - 0.04 * age[star] * np.exp(-0.5 * (x / 0.08) ** 2)
+        rows.append(
+            {
+                "object_id": f"star {star}",
+                "survey": "test",
+                "wavelength": grid.astype(np.float32),
+                "flux": (flux + 0.01 * generator.standard_normal(grid.size)).astype(np.float32),
+                "flux_error": np.full(grid.size, 0.01, np.float32),
+                "mask": np.zeros(grid.size, bool),
+                "snr": 100.0,
+                "teff": teff[star],
+                "age": age[star],
+            }
+        )
+    return rows
+
+
+def write_spectra(path: Path, rows: list[dict]) -> list[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(spectra_table(rows, spectrum_features([])), path)
+    return [path]
+
+
+def write_labels(path: Path, rows: list[dict], heading: str = "object_id,teff,age[Gyr],age_err") -> Path:
+    lines = dict.fromkeys(f"{row['object_id']},{row['teff']},{row['age']},0.2" for row in rows)
+    path.write_text("\n".join([heading, *lines]) + "\n")
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny_model, tiny_tokenizer) -> Path:
+    """A tiny checkpoint that knows nothing of the age."""
+    folder = tmp_path / "base"
+    save_checkpoint(tiny_model, tiny_tokenizer, folder)
+    TrainingRange({"teff": (3500.0, 7000.0)}, (4000.0, 4780.0), (20.0, 20.0)).save(folder)
+    return folder
+
+
+def tune(tmp_path: Path, checkpoint: Path, rows: list[dict], **options):
+    files = write_spectra(tmp_path / "in" / "spectra.parquet", rows)
+    labels = options.pop("labels", None) or write_labels(tmp_path / "labels.csv", rows)
+    settings = {"model": str(checkpoint), "steps": 20, "batch_size": 8} | options
+    return finetune(files, labels, tmp_path / "mine", **settings)
+
+
+# -------------------------------------------------------------------------------------------------------------- labels
+
+
+def test_units_stand_in_headings_and_capitals_stay(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "object_id,[Fe/H],age [Gyr],age_err,ra\nx,-0.1,4,0.2,10\ny,0.1,5,-1,11\nz,0.2,-9999,1,12\n"
+    )
+    labels = read_label_table(tmp_path / "a.csv")
+    assert labels.units == {"fe_h": "dex", "age": "Gyr"}
+    assert labels.n_missing == 1 and np.isnan(labels.table["age"].to_numpy()[2])
+    assert labels.n_errors == 1 and np.isnan(labels.table["age_err"].to_numpy()[1])
+    assert read_label_table(tmp_path / "a.csv", ["age"], {"age": "yr"}).units == {"age": "yr"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": ["mass"]}, r"labels: expected columns of numbers in a.csv \(age, empty, teff\), got mass"),
+        ({"names": ["empty"]}, "empty: expected values in this column of a.csv, got none in 2 rows"),
+        ({"names": ["age"], "units": {"teff": "K"}}, "units: expected units of labels to learn"),
+        ({"names": ["teff"], "units": {"teff": "eV"}, "known": {"teff": "K"}}, "teff: expected K, the unit of the"),
+    ],
+)
+def test_a_label_that_cannot_be_learnt_is_told(tmp_path, options, message):
+    (tmp_path / "a.csv").write_text("object_id,age,empty,teff\nx,1,-9999,4000\ny,2,-9999,5000\n")
+    with pytest.raises(ValueError, match=message):
+        read_label_table(tmp_path / "a.csv", **options)
+
+
+def test_labels_are_joined_by_file_where_that_fits(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "file,apogee_id,age[Gyr]\nspectra/one.fits,A,1\ntwo,A,2\ntwo,A,2\nthree,B,1\nthree,B,9\n"
+    )
+    labels = read_label_table(tmp_path / "a.csv")
+    rows = [{"object_id": name, "file": Path(f"other/{name}.fits")} for name in ("one", "two", "three", "four")]
+    join = Join(labels, rows)
+    assert (join.column, join.by) == ("file", "file")
+    assert join.find(rows).tolist() == [0, 1, -2, -1]  # what the table says twice and differently is not believed
+    assert join.star(rows[0], 0) == join.star(rows[1], 1) == "A"
+
+
+# --------------------------------------------------------------------------------------------------------------- split
+
+
+def test_no_star_is_in_two_splits_whatever_the_order():
+    stars = [f"star {i // 3}" for i in range(900)]
+    splits = split_stars(stars)
+    assert all(len(set(splits[3 * i : 3 * i + 3])) == 1 for i in range(300))
+    assert [int((splits == name).sum()) for name in ("train", "validation", "test")] == [540, 180, 180]
+    assert np.array_equal(split_stars(stars[::-1])[::-1], splits)
+
+
+def test_more_stars_train_more_and_longer():
+    assert {choose(n) for n in (10, 50_000)} <= FROZEN.keys()
+    few, many = (training_settings(n, "all")[1] for n in (30, 40_000))
+    assert few["max_steps"] < many["max_steps"]
+    assert few["per_device_train_batch_size"] < many["per_device_train_batch_size"]
+    with pytest.raises(ValueError, match="train: expected one of all, frozen, lora, head, got 'half'"):
+        training_settings(30, "half")
+
+
+# ------------------------------------------------------------------------------------------------------------- the run
+
+
+def test_a_new_label_is_learnt_evaluated_and_told_of(tmp_path, checkpoint):
+    rows = make_rows(120, visits=2)
+    labels = write_labels(tmp_path / "labels.csv", rows[:110])
+    said: list[str] = []
+    tuned = tune(
+        tmp_path, checkpoint, rows, labels=labels, what="all", say=said.append, command="spectrafm finetune ..."
+    )
+    out = tuned.folder
+    assert tuned.sizes == {"train": 66, "validation": 22, "test": 22}
+    assert tuned.kept.causes() == {"no row in the table of labels": 10}
+    assert any("dropped 10 spectra" in line for line in said)
+    with (out / "report" / "dropped.csv").open() as file:
+        assert {line["object_id"] for line in csv.DictReader(file)} == {f"star {i}" for i in range(55, 60)}
+    model, tokenizer = load_checkpoint(out)
+    assert list(tokenizer.requests) == ["teff", "age"]
+    assert dict(zip(model.config.label_names, model.config.label_units, strict=True))["age"] == "Gyr"
+    low, high = TrainingRange.load(out).labels["age"]
+    assert low < 3 and high > 10
+    results = json.loads((out / "evaluation.json").read_text())[0]["results"]["all stars"]
+    assert set(results) == {"fine-tuned", "base, as it was", "ridge", "PCA + MLP"}
+    assert set(results["base, as it was"]) == {"teff"}
+    assert results["ridge"]["age"]["n"] == 22 and results["ridge"]["age"]["robust_scatter"] < 1.0
+    with (out / "report" / "predictions.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if line["model"] == "fine-tuned"]
+    star = next(row for row in rows if row["object_id"] == lines[0]["object_id"])
+    assert float(lines[0]["given_age"]) == pytest.approx(star["age"], rel=1e-4)
+    card = (out / "README.md").read_text()
+    assert "spectrafm finetune ..." in card and "age [Gyr]" in card
+    for picture in ("predicted.png", "loss.png"):
+        assert (out / picture).stat().st_size > 10_000
+
+    # The same again changes nothing; another wish is refused, unless it is to begin again.
+    weights = (out / "model.safetensors").read_bytes()
+    again = tune(tmp_path, checkpoint, rows, labels=labels, what="all")
+    assert again.evaluation == tuned.evaluation and (out / "model.safetensors").read_bytes() == weights
+    with pytest.raises(
+        ValueError, match=r"out: expected a fine-tuning with seed=1 in .*, got 0; overwrite begins again"
+    ):
+        tune(tmp_path, checkpoint, rows, labels=labels, what="all", seed=1)
+
+
+def test_a_run_that_was_interrupted_goes_on_to_the_same_end(tmp_path, checkpoint, monkeypatch):
+    rows = make_rows(40)
+    first = tune(tmp_path / "a", checkpoint, rows, what="head")
+    import spectrafm_hf.finetuning as module
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(module, "_evaluate", stop)
+        tune(tmp_path / "b", checkpoint, rows, what="head")
+    run = tmp_path / "b" / "mine" / "work" / "run"
+    # As if it had been killed in training: what it saved last is there, the end is not.
+    shutil.rmtree(run / "final")
+    last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    shutil.rmtree(last)
+    second = tune(tmp_path / "b", checkpoint, rows, what="head")
+    weights = [(tuned.folder / "model.safetensors").read_bytes() for tuned in (first, second)]
+    assert weights[0] == weights[1]
+
+
+def test_an_instrument_that_is_new_is_measured_anew(tmp_path):
+    """Half within the wavelengths of the checkpoint, finer, and each star on a grid of its own."""
+    rows = [
+        row
+        for i in range(40)
+        for row in make_rows(i + 1, grid=np.linspace(9800, 11000, 60) * (1 + 1e-5 * i), seed=5)[-1:]
+    ]
+    tuned = tune(tmp_path, "spectrafm-gaia-xp-small", rows, names=["age"], steps=3)  # type: ignore[arg-type]
+    assert tuned.what == "all"
+    _, tokenizer = load_checkpoint(tuned.folder)
+    table = np.asarray(tokenizer.standardize_wavelength)
+    assert table.min() < 3400 and 9700 < table[table > 9750].min() < 9850 and table.max() > 10_950
+    assert (np.diff(table) > 0).all()
+    low, high = TrainingRange.load(tuned.folder).wavelength
+    assert 9790 < low < 9820 and 10_950 < high < 11_010
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("few", "stars: expected at least 20 with a spectrum and a label, got 12"),
+        (
+            "none",
+            r"labels: expected identifiers of the spectra \(star 0, star 1, star 2, ...\) in the column object_id, got",
+        ),
+        ("constant", "age: expected values that differ, got 5 for most of the training spectra"),
+        ("elsewhere", "out: expected a new folder, or a fine-tuning to go on with, got other files in"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(tmp_path, checkpoint, change, message):
+    rows = make_rows(12 if change == "few" else 40)
+    given = [dict(row) for row in rows]
+    for row in given:
+        if change == "none":
+            row["object_id"] = row["object_id"].replace("star", "object")
+        if change == "constant":
+            row["age"] = 5
+    if change == "elsewhere":
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=message):
+        tune(tmp_path, checkpoint, rows, labels=write_labels(tmp_path / "labels.csv", given))
+
+
+def test_spectra_without_errors_train_too(tmp_path, checkpoint):
+    rows = make_rows(40)
+    for row in rows:
+        row["flux_error"] = np.full(GRID.size, np.nan, np.float32)
+    tuned = tune(tmp_path, checkpoint, rows, what="head", steps=2)
+    assert np.isfinite(tuned.evaluation["results"]["all stars"]["fine-tuned"]["age"]["rmse"])
+
+
+def test_the_table_has_to_name_the_spectra(tmp_path):
+    labels = read_label_table(
+        Path(
+            shutil.copy(write_labels(tmp_path / "a.csv", make_rows(3), "who,teff,age[Gyr],age_err"), tmp_path / "b.csv")
+        )
+    )
+    with pytest.raises(
+        ValueError, match="id_column: expected one of object_id, .* among the columns of the labels, got who, "
+    ):
+        Join(labels, [])
+    assert pa.types.is_string(labels.table.schema.field("who").type)
+
+
+def test_the_spectra_that_are_written_are_those_that_were_read(tmp_path):
+    files = write_spectra(tmp_path / "x.parquet", make_rows(3))
+    assert [row["object_id"] for row in read_spectra(find_files(files))] == ["star 0", "star 1", "star 2"]
