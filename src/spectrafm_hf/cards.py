@@ -243,10 +243,12 @@ def group_evaluations(evaluations: Sequence[Mapping[str, Any]], checksum: str, n
                 group.results.setdefault(title, {}).update({rows[row]: table for row, table in results.items()})
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"evaluation: expected what scripts/evaluate.py writes, got none of {error}") from error
-    for group in groups.values() or [None]:
-        found = group and [about.get("model_sha256") for one in group.sources for about in one["models"].values()]
-        if group is None or found is None or checksum not in found:
-            what = ", ".join(f"{other[:16]}..." for other in found or [] if other) or "none"
+    if not groups:
+        raise ValueError(f"evaluation: expected one of the weights {checksum[:16]}..., got none")
+    for group in groups.values():
+        found = [about.get("model_sha256") for one in group.sources for about in one["models"].values()]
+        if checksum not in found:
+            what = ", ".join(f"{other[:16]}..." for other in found if other) or "none"
             raise ValueError(f"evaluation: expected one of the weights {checksum[:16]}..., got {what}")
     return list(groups.values())
 
@@ -351,11 +353,11 @@ def _label_range(label: str, unit: str, ranges: TrainingRange) -> str:
 
 
 def _wavelength_ranges(ranges: TrainingRange) -> Iterator[str]:
-    pairs, steps = (
-        [] if limits is None else [limits] if isinstance(limits[0], int | float) else list(limits)
-        for limits in (ranges.wavelength, ranges.wavelength_step)
-    )
-    for i, (low, high) in enumerate(pairs):
+    def pairs(limits: Any) -> list[Any]:
+        return [] if limits is None else [limits] if isinstance(limits[0], int | float) else list(limits)
+
+    steps = pairs(ranges.wavelength_step)
+    for i, (low, high) in enumerate(pairs(ranges.wavelength)):
         step = " to ".join(dict.fromkeys(f"{limit:.3g}" for limit in steps[i])) if steps else "?"
         yield f"| {low:,.0f} to {high:,.0f} | {step} |"
 
@@ -446,7 +448,9 @@ def _failures(groups: Sequence[Group], name: str, units: Mapping[str, str]) -> I
 
 def _data(datasets: Sequence[str]) -> str:
     """What the data sets are, their terms and whom to cite, each once."""
-    about, terms, citations = [], {}, {}
+    about: list[str] = []
+    terms: dict[str, None] = {}
+    citations: dict[str, None] = {}
     for dataset in datasets:
         name = Path(dataset).name
         modules = next((found for start, found in BUILDERS.items() if dataset.startswith(start)), ())

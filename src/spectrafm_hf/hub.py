@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 
@@ -173,7 +174,7 @@ def push(upload: Upload, *, private: bool = False, revision: str | None = None, 
         If the hub cannot be reached, or refuses (`HfHubHTTPError`), as it does without a token.
     """
     hub = HfApi(library_name="spectrafm_hf")
-    where = {"repo_id": upload.repo_id, "repo_type": upload.repo_type}
+    where: dict[str, Any] = {"repo_id": upload.repo_id, "repo_type": upload.repo_type}
     try:
         hub.create_repo(**where, private=private or None, exist_ok=True)
         if private and not hub.repo_info(**where).private:
@@ -183,12 +184,10 @@ def push(upload: Upload, *, private: bool = False, revision: str | None = None, 
         contents = upload.contents()
         there = hub.list_repo_files(**where, revision=revision)
         stale = [path for path in there if fnmatch(path, REPLACED[upload.repo_type]) and path not in contents]
+        additions = [CommitOperationAdd(path, content) for path, content in sorted(contents.items())]
         commit = hub.create_commit(
             **where,
-            operations=[
-                *(CommitOperationAdd(path, content) for path, content in sorted(contents.items())),
-                *(CommitOperationDelete(path) for path in stale),
-            ],
+            operations=[*additions, *map(CommitOperationDelete, stale)],
             commit_message=message or f"Upload {upload.repo_type} with spectrafm_hf",
             revision=revision,
         )
