@@ -133,6 +133,8 @@ def training_settings(
         "greater_is_better": False,
         "logging_steps": max(1, often // 2),
         "report_to": "none",
+        # Without an accelerator the loader warns of it.
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "seed": seed,
     }
     return recipe, arguments
