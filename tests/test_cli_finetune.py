@@ -25,6 +25,7 @@ def labels(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_group_gets_a_checkpoint_that_predicts(tmp_path, labels, capsys):
     out = tmp_path / "log-lm"
     command = ["finetune", "--spectra", str(STARS), "--labels", str(labels), "--out", str(out), "--steps", "2"]

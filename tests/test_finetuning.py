@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from spectrafm_hf import finetuning
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
 from spectrafm_hf.data import spectrum_features
 from spectrafm_hf.data.building import spectra_table
@@ -19,6 +20,12 @@ from spectrafm_hf.prediction import TrainingRange
 
 
 GRID = np.linspace(4000, 4780, 40)
+
+
+@pytest.fixture(autouse=True)
+def short_baseline(monkeypatch):
+    """The MLP that one compares with is trained for a moment: nothing here is about how good it is."""
+    monkeypatch.setattr(finetuning, "MLP_STEPS", 20)
 
 
 def make_rows(n_spectra: int, visits: int = 1, grid: np.ndarray = GRID, seed: int = 0) -> list[dict]:
@@ -138,6 +145,7 @@ def test_more_stars_train_more_and_longer():
 # ------------------------------------------------------------------------------------------------------------- the run
 
 
+@pytest.mark.slow
 def test_a_new_label_is_learnt_evaluated_and_told_of(tmp_path, checkpoint):
     rows = make_rows(120, visits=2)
     labels = write_labels(tmp_path / "labels.csv", rows[:110])
@@ -179,20 +187,21 @@ def test_a_new_label_is_learnt_evaluated_and_told_of(tmp_path, checkpoint):
         tune(tmp_path, checkpoint, rows, labels=labels, what="all", seed=1)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_to_the_same_end(tmp_path, checkpoint, monkeypatch):
     rows = make_rows(40)
     first = tune(tmp_path / "a", checkpoint, rows, what="head")
-    import spectrafm_hf.finetuning as module
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
-        context.setattr(module, "_evaluate", stop)
+        context.setattr(finetuning, "_evaluate", stop)
         tune(tmp_path / "b", checkpoint, rows, what="head")
     run = tmp_path / "b" / "mine" / "work" / "run"
     # As if it had been killed in training: what it saved last is there, the end is not.
     shutil.rmtree(run / "final")
+    (run / "curves.csv").unlink()
     last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     shutil.rmtree(last)
     second = tune(tmp_path / "b", checkpoint, rows, what="head")
@@ -200,6 +209,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_end(tmp_path, checkpoint
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_an_instrument_that_is_new_is_measured_anew(tmp_path):
     """Half within the wavelengths of the checkpoint, finer, and each star on a grid of its own."""
     rows = [
@@ -244,6 +254,7 @@ def test_what_cannot_be_done_is_told_in_one_line(tmp_path, checkpoint, change, m
         tune(tmp_path, checkpoint, rows, labels=write_labels(tmp_path / "labels.csv", given))
 
 
+@pytest.mark.slow
 def test_spectra_without_errors_train_too(tmp_path, checkpoint):
     rows = make_rows(40)
     for row in rows:
