@@ -1,5 +1,6 @@
 """The page in a real browser, as a visitor uses it: slow, and skipped where there is no Chromium."""
 
+import contextlib
 import csv
 import io
 import os
@@ -24,11 +25,23 @@ WAIT = 120_000  # milliseconds: the machine may be busy
 FIRST, SECOND, *_, APOGEE = app.EXAMPLES
 
 
+@contextlib.contextmanager
+def served(*command: str, **settings):
+    """Address of the page while a process of its own serves it."""
+    with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, **settings) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("The page is at")
+            yield f"http://127.0.0.1:{line.split(':')[2].partition('/')[0]}"
+            assert process.poll() is None
+        finally:
+            process.terminate()
+
+
 @pytest.fixture(scope="module")
 def address():
-    page = app.launch(port=free_port(), block=False)
-    yield page.local_url
-    page.close()
+    with served("-m", "spectrafm_cli", "app", "--port", str(free_port())) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +189,7 @@ def test_a_file_that_is_too_large_is_refused_by_the_browser_already(chromium, ad
     page.goto(address)
     page.wait_for_selector("#picture img")
     with (tmp_path / "large.csv").open("wb") as file:
-        file.truncate(1_000_000 * app.MAX_MEGABYTES + 1_000_000)
+        file.truncate(2**20 * app.MAX_MEGABYTES + 1)  # whose MB are larger than ours
     upload(page, tmp_path / "large.csv")
     page.get_by_text(f"exceed the maximum allowed size of {app.MAX_MEGABYTES}").wait_for()
     page.close()
@@ -297,16 +310,11 @@ def test_the_space_runs_as_it_is_put_on_the_hub(visit, tmp_path):
     space = tmp_path / "space"
     shutil.copytree(ROOT / "scripts" / "space", space)
     shutil.copytree(ROOT / "src", space, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    port = free_port()
-    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port)}
-    process = subprocess.Popen(
-        [sys.executable, "app.py"], cwd=space, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout.readline().startswith("The page is at")
-        page = visit(f"http://127.0.0.1:{port}")
+    # That no other copy is used shows in the title.
+    copy = space / "spectrafm_hf" / "app.py"
+    copy.write_text(copy.read_text().replace('title="Stellar labels', 'title="A copy: stellar labels'))
+    with served("app.py", cwd=space, env={**os.environ, "GRADIO_SERVER_PORT": str(free_port())}) as url:
+        page = visit(url)
         assert page.locator("table.labels").is_visible()
-    finally:
-        process.terminate()
-        process.wait()
-    assert (space / "spectrafm_hf" / "__pycache__").is_dir()  # that copy was imported
+        assert page.title().startswith("A copy:")
+        page.context.close()

@@ -15,6 +15,7 @@ import html
 import io
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -809,8 +810,12 @@ def launch(
     Raises
     ------
     OSError
-        If the port is taken.
+        If the port is taken, or the host is not this machine.
     """
+    try:
+        socket.create_server((host, port)).close()
+    except (OSError, OverflowError) as error:
+        raise OSError(f"host, port: expected a free port of this machine, got {host}, {port}: {error}") from error
     page = build(Workbench(model, known))
     font = ["system-ui", "sans-serif"]  # those of the machine: none are fetched
     page.launch(
