@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from datasets import load_dataset
@@ -59,7 +59,7 @@ def measure(case: str, n_stars: int, what: str, seed: int, judged: int, steps: i
             trained = trained.add_column("ak_targ_err", [float("nan")] * len(trained))
         trainer = train(recipe, TrainingArguments(output_dir=folder, **arguments), trained, validation)
         answers: Any = trainer.predict(trainer.eval_dataset)  # type: ignore[arg-type]
-    config = trainer.model.config
+    config = cast(Any, trainer.model).config
     columns = [list(config.label_names).index(name) for name in labels]
     center, scale = (np.array(values)[columns] for values in (config.label_centers, config.label_scales))
     values, truth = answers.predictions[0] * scale + center, answers.label_ids[0]

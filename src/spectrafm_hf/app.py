@@ -577,54 +577,72 @@ def alert_html(words: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- the page
 
 
-#: Colours come from the theme, so that they change with it to dark.
-_CSS = """
-.gradio-container { max-width: 1320px !important; }
-.gradio-container :is(a, button, input, select, [tabindex="0"]):focus-visible {
-  outline: 3px solid #d9730d !important; outline-offset: 2px; }
-.gradio-container label:has(input[type="radio"]:focus-visible) { outline: 3px solid #d9730d; }
-.page h1 { font-size: 1.7rem; margin: .2rem 0; } .page h2 { font-size: 1.2rem; margin: .6rem 0 .2rem; }
-.page p { margin: .3rem 0; line-height: 1.45; } .page ul { padding-left: 1.2rem; } .page li { margin: .2rem 0; }
-.page table { border-collapse: collapse; width: 100%; margin: 0; font-variant-numeric: tabular-nums; }
-.page :is(table, thead, tbody, tr) { border: 0 !important; }
-.page :is(th, td) { text-align: left; padding: .4rem .8rem .4rem 0; vertical-align: middle;
-  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
-.page th { font-weight: normal; } .page thead th { font-size: .85rem; vertical-align: bottom; }
-.page .labels th[scope="row"] { white-space: nowrap; } .page .unit { font-size: .85rem; }
-.page .value { font-size: 1.1rem; font-weight: 600 !important; white-space: nowrap; }
-.page .error { font-weight: normal; }
-.page .own > * { font-weight: 600 !important; } .page .scroll table { font-size: .9rem; }
-.page .scroll { overflow-x: auto; } .page .scroll :is(td, th) { white-space: nowrap; }
-.page .alert { border-left: 5px solid #c2410c; background: var(--background-fill-secondary); padding: .4rem .8rem;
-  margin: .5rem 0; overflow-wrap: anywhere; }
-.page .bar { position: relative; height: 14px; max-width: 340px; }
-.page .bar span { position: absolute; display: block; }
-.page .bar .trained { top: 3px; height: 8px; background: #9dbbe0; border-radius: 4px; }
-.page .bar .sigma { top: 5px; height: 4px; min-width: 2px; background: var(--body-text-color); }
-.page .bar .mark { top: 0; width: 4px; height: 14px; margin-left: -2px; background: var(--body-text-color);
-  outline: 1px solid var(--body-background-fill); }
-.page .bar .off { background: #c2410c; } .page .words { font-size: .85rem; max-width: 340px; }
-.page .outside { color: #c2410c; } .dark .page .outside { color: #fdba74; }
-.page img { width: 100%; height: auto; margin: 0; background: white; border-radius: 6px; }
-@media (max-width: 640px) {
-  .gradio-container main { padding: .5rem !important; } .page :is(th, td) { padding-right: .5rem; }
-  .page .value { font-size: 1rem; } .page h1 { font-size: 1.4rem; }
+#: Colours come from the theme, so that they change with it to dark. In the head of the page, as what Gradio gets as
+#: its `css` loses the rules of narrow screens; the class twice, to come before the rules of Gradio.
+_STYLE = """<style>
+.gradio-container.gradio-container {
+  max-width: 1320px;
+  :is(a, button, input, select, [tabindex="0"]):focus-visible { outline: 3px solid #d9730d; outline-offset: 2px; }
+  label:has(input[type="radio"]:focus-visible) { outline: 3px solid #d9730d; }
+  .page h1 { font-size: 1.7rem; margin: .2rem 0; }
+  .page h2 { font-size: 1.2rem; margin: .6rem 0 .2rem; }
+  .page p { margin: .3rem 0; line-height: 1.45; }
+  .page ul { padding-left: 1.2rem; }
+  .page li { margin: .2rem 0; }
+  .page table { border-collapse: collapse; width: 100%; margin: 0; font-variant-numeric: tabular-nums; }
+  .page :is(table, thead, tbody, tr) { border: 0; }
+  .page :is(th, td) { text-align: left; padding: .4rem .8rem .4rem 0; vertical-align: middle; font-weight: normal;
+    border: 0; border-bottom: 1px solid var(--border-color-primary); }
+  .page thead th { font-size: .85rem; vertical-align: bottom; }
+  .page .labels th[scope="row"] { white-space: nowrap; }
+  .page .unit { font-size: .85rem; }
+  .page td.value { font-size: 1.1rem; font-weight: 600; white-space: nowrap; }
+  .page .error { font-weight: normal; }
+  .page .own > :is(th, td) { font-weight: 600; }
+  .page .scroll { overflow-x: auto; }
+  .page .scroll table { font-size: .9rem; }
+  .page .scroll :is(td, th) { white-space: nowrap; }
+  .page .alert { border-left: 5px solid #c2410c; background: var(--background-fill-secondary); padding: .4rem .8rem;
+    margin: .5rem 0; overflow-wrap: anywhere; }
+  .page .bar { position: relative; height: 14px; max-width: 340px; }
+  .page .bar span { position: absolute; display: block; }
+  .page .bar .trained { top: 3px; height: 8px; background: #9dbbe0; border-radius: 4px; }
+  .page .bar .sigma { top: 5px; height: 4px; min-width: 2px; background: var(--body-text-color); }
+  .page .bar .mark { top: 0; width: 4px; height: 14px; margin-left: -2px; background: var(--body-text-color);
+    outline: 1px solid var(--body-background-fill); }
+  .page .bar .off { background: #c2410c; }
+  .page .words { font-size: .85rem; max-width: 340px; }
+  .page .outside { color: #c2410c; }
+  .dark & .page .outside { color: #fdba74; }
+  .page img { width: 100%; height: auto; margin: 0; background: white; border-radius: 6px; }
+  #upload .or { color: inherit; }
+  @media (max-width: 640px) {
+    .main { padding: .5rem; }
+    .html-container { padding: 10px 2px; }
+    .page :is(th, td) { padding-right: .5rem; }
+    .page td.value { font-size: 1rem; }
+    .page h1 { font-size: 1.4rem; }
+  }
 }
-"""
-#: Gradio leaves groups of radio buttons, and the button that opens a file, without names. On a narrow screen the answer
-#: stands below what was pressed: go there.
+</style>"""
+#: Gradio leaves groups of radio buttons, and the button that opens a file, without names, and gives each radio button a
+#: group of its own, in which the arrow keys lead nowhere.
 _NAMES = """() => {
   const name = (element, text) => {
     if (element && text && element.getAttribute('aria-label') !== text) element.setAttribute('aria-label', text);
   };
   const all = () => {
-    for (const group of document.querySelectorAll('fieldset'))
-      name(group, group.querySelector('[data-testid=block-info]')?.textContent.trim());
+    for (const group of document.querySelectorAll('fieldset')) {
+      const text = group.querySelector('[data-testid=block-info]')?.textContent.trim();
+      name(group, text);
+      for (const button of group.querySelectorAll('input[type=radio]')) button.name = text;
+    }
     name(document.querySelector('#upload button:not([aria-label=Clear])'), 'Your spectrum file: choose or drop it');
   };
   new MutationObserver(all).observe(document.body, {childList: true, subtree: true});
   all();
 }"""
+#: On a narrow screen the answer stands below what was pressed: go there.
 _SCROLL = "() => { if (innerWidth < 768) document.getElementById('answer').scrollIntoView({behavior: 'smooth'}); }"
 #: What is said in a live region, a screen reader reads out.
 _LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
@@ -828,7 +846,7 @@ def launch(
         footer_links=[],
         max_file_size=f"{MAX_MEGABYTES}mb",
         theme=gr.themes.Default(primary_hue="blue", font=font, font_mono=["ui-monospace", "monospace"]),
-        css=_CSS,
+        head=_STYLE,
         prevent_thread_lock=True,
     )
     print(f"The page is at {page.local_url} (Ctrl-C ends it)", flush=True)

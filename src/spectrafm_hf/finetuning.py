@@ -67,7 +67,7 @@ TRAINED = {
     "head": "the readout",
 }
 LORA = {"r": 8, "lora_alpha": 16, "modules_to_save": ["value_embedding", "readout"]}
-#: From so many training stars on; measured, see scripts/recipes/finetune.tried.md.
+#: From so many training stars on. Not measured, see scripts/recipes/finetune.tried.md.
 CHOICES = ((0, "frozen"), (1000, "all"))
 
 
@@ -1054,9 +1054,9 @@ def _baselines(
         scatter = [robust_scatter(column[np.isfinite(column)]) for column in residuals.T]
         spread = [robust_scatter(column[np.isfinite(column)]) or 1.0 for column in train_spectra.labels.T]
         fitted.append((float(np.mean(np.log(np.maximum(scatter, 1e-12) / np.array(spread)))), alpha, ridge))
-    score, alpha, ridge = min(fitted, key=lambda fit: fit[0])
+    _, alpha, best = min(fitted, key=lambda fit: fit[0])
     about = {"grid": grid, "training_spectra": len(train_stars)}
-    yield "ridge", ridge.calibrate(held_out), {**about, "alpha": alpha, "transform": "asinh"}
+    yield "ridge", best.calibrate(held_out), {**about, "alpha": alpha, "transform": "asinh"}
     batch_size = int(np.clip(len(train_stars) // 4, 16, 256))
     settings: dict[str, Any] = {
         "batch_size": batch_size,
