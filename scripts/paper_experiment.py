@@ -423,8 +423,8 @@ def draw_summary(path: Path, task: Task, results: Mapping[str, list[dict[str, An
             axes.annotate("all training stars", (ceiling, 0), (4, 3), xycoords=axes.get_xaxis_transform(),
                           textcoords="offset points", fontsize=9, color=GREY)  # fmt: skip
         number = results[shown[0]][0][group]["n"]
-        what = "all stars" if group == "all" else f"stars with [Fe/H] < {task.iron_poor:g}"
-        axes.set_title(f"{number:,} {what}", loc="left", fontsize=11, color=INK)
+        what = f"all {number:,} stars" if group == "all" else f"{number:,} stars with [Fe/H] < {task.iron_poor:g}"
+        axes.set_title(what, loc="left", fontsize=11, color=INK)
         axes.set_xlabel("RMSE of [Fe/H] [dex]")
         axes.set_xlim(left=0)
         axes.set_ylim(len(shown) - 0.4, -0.7)
