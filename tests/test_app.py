@@ -294,7 +294,7 @@ def test_a_mistake_of_the_program_is_told_as_such_and_logged(workbench, capsys, 
     page = in_a_loop(lambda: app.build(workbench))
     monkeypatch.setattr(workbench, "example", lambda name: 1 / 0)
     answer = next(function.fn for function in page.fns.values() if function.fn is not None)
-    words = [value for value in answer(app.EXAMPLES[0], None).values() if isinstance(value, str)]
+    words = [value for value in answer(app.EXAMPLES[0], None, None).values() if isinstance(value, str)]
     assert len(words) == 1 and "no fault of the file" in words[0] and "Traceback" not in words[0]
     assert "ZeroDivisionError" in capsys.readouterr().err
 

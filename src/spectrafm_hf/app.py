@@ -577,8 +577,8 @@ def alert_html(words: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- the page
 
 
-#: Colours come from the theme, so that they change with it to dark. In the head of the page, as what Gradio gets as
-#: its `css` loses the rules of narrow screens; the class twice, to come before the rules of Gradio.
+#: Colours come from the theme, so that they change with it to dark. In the head of the page, as Gradio garbles what
+#: it gets as `css` where that has lists in brackets; the class twice, to come before the rules of Gradio.
 _STYLE = """<style>
 .gradio-container.gradio-container {
   max-width: 1320px;
@@ -726,8 +726,9 @@ def build(workbench: Workbench) -> gr.Blocks:
             hidden = {which: gr.Dropdown([], value=None, visible=False), answer: gr.Column(visible=False)}
             return {state: None, summary: alert_html(words), **hidden}
 
-        def on_example(name: str, wanted: str | None) -> dict[Any, Any]:
-            return {upload: None, **first(workbench.example(name), wanted)}
+        def on_example(name: str, wanted: str | None, path: str | None) -> dict[Any, Any]:
+            # The button that opens a file would lose the focus where there is nothing to take away.
+            return {**({upload: None} if path else {}), **first(workbench.example(name), wanted)}
 
         def on_file(path: str | None, speed: float | None, unit: str, air: bool, wanted: str | None) -> dict[Any, Any]:
             if path is None:
@@ -771,9 +772,9 @@ def build(workbench: Workbench) -> gr.Blocks:
             "api_visibility": "private",
         }
         reading_file = {"fn": guarded(on_file), "inputs": [upload, velocity, unit, air, label], **how}
-        page.load(guarded(on_example), [example, label], **how)
+        page.load(guarded(on_example), [example, label, upload], **how)
         page.load(None, js=_NAMES)
-        example.input(guarded(on_example), [example, label], **how).then(None, js=_SCROLL)
+        example.input(guarded(on_example), [example, label, upload], **how).then(None, js=_SCROLL)
         upload.upload(**reading_file).then(None, js=_SCROLL)
         again.click(**reading_file).then(None, js=_SCROLL)
         which.input(guarded(on_spectrum), [state, which, label], **how)
