@@ -1,6 +1,6 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The command line: `spectrafm demo`, `predict`, `plot`, `explain`, `embed`, `similar`, `app`, `data`, `push` and
-`formats`.
+"""The command line: `spectrafm demo`, `predict`, `plot`, `explain`, `embed`, `similar`, `app`, `data`, `push`,
+`finetune` and `formats`.
 
 It stands beside the package, whose import takes seconds, and imports it inside the verbs: `--help` answers at once.
 """

@@ -197,9 +197,10 @@ class CalibratedStars(SyntheticStars):
         one, other = self.residuals[generator.integers(len(self.residuals), size=(2, n))]
         angle = 2 * np.pi * generator.random((n, 1))
         turned = np.cos(angle) * one + np.sin(angle) * other
-        difference = self._features(stars, self._table(stars)[1]) @ self.coefficients + self.inflation * turned
+        table = self._table(stars)[1]
+        difference = self._features(stars, table) @ self.coefficients + self.inflation * turned
         if self.by_depth:
-            difference *= np.minimum(self._depth(self._table(stars)[1]) / self.depth, 1.5)
+            difference *= np.minimum(self._depth(table) / self.depth, 1.5)
         tilt = self.tilt * generator.standard_normal((n, 3)) @ self.smooth
         return np.exp(difference + tilt).astype(np.float32)
 
