@@ -243,6 +243,8 @@ LOW_CONTRAST = """() => {
 
 def test_the_keyboard_alone_is_enough(visit, tmp_path):
     page = visit()
+    # Chromium opens its own dialogue, of which nobody hears, until it has heard that somebody listens: tell it early.
+    page.on("filechooser", lambda chooser: None)
     save_spectrum(tmp_path / "mine.csv")
 
     def tab_to(name: str) -> None:
