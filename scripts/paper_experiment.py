@@ -365,10 +365,15 @@ def results_of(output: Path, task: str, name: str, draws: int) -> list[dict[str,
     return [json.loads((output / task / f"{name}-{draw}.json").read_text()) for draw in range(draws)]
 
 
-def summary(output: Path, tasks: list[str], methods: list[str], draws: int) -> dict[str, dict[str, Any]]:
+def taking_part(task: Task, methods: list[str]) -> list[str]:
+    """Where a task has no stage 2, the model without it is the model."""
+    return [name for name in methods if task.stage_2 or name != "spectrafm-no-stage-2"]
+
+
+def summary(output: Path, methods: Mapping[str, list[str]], draws: int) -> dict[str, dict[str, Any]]:
     """Mean and standard deviation over the draws, by task, method, group of stars and figure."""
     table: dict[str, dict[str, Any]] = {}
-    for task, name in itertools.product(tasks, methods):
+    for task, name in ((task, name) for task, names in methods.items() for name in names):
         results = results_of(output, task, name, draws)
         table.setdefault(task, {})[name] = {
             group: {
@@ -491,7 +496,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     output = arguments.output / arguments.split
     # Methods that are trained on the same synthetic stars come one after the other.
-    jobs = list(itertools.product(tasks, range(arguments.draws), arguments.methods))
+    methods = {task: taking_part(TASKS[task], arguments.methods) for task in tasks}
+    jobs = [(task, draw, name) for task in tasks for draw in range(arguments.draws) for name in methods[task]]
     for task, draw, name in tqdm(jobs, desc="experiment", unit="fits", delay=2):
         path = output / task / f"{name}-{draw}.json"
         if not path.exists():
@@ -499,13 +505,13 @@ def main(argv: list[str] | None = None) -> int:
             searched = recipe.get(task, {}).get(name if METHODS[name].tried else BEST, {"chosen": {}})
             settings = searched["chosen"]
             compute(path, TASKS[task], METHODS[name], settings, arguments.split, draw)
-    table = summary(output, tasks, arguments.methods, arguments.draws)
+    table = summary(output, methods, arguments.draws)
     write_json(output / "summary.json", table)
     text = as_markdown(table)
     with complete_file(output / "summary.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     for task in tasks:
-        results = {name: results_of(output, task, name, arguments.draws) for name in arguments.methods}
+        results = {name: results_of(output, task, name, arguments.draws) for name in methods[task]}
         draw_summary(output / f"{task}.png", TASKS[task], results)
         few = [name for name in ("mlp", BEST, CEILING) if name in results] or list(results)[:3]
         draw_stars(output / f"{task}-stars.png", TASKS[task], {name: results[name][0] for name in few})
