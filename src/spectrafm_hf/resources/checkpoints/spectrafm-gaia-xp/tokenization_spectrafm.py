@@ -475,7 +475,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         continuum = np.ones((len(flux), 1))
         if self.continuum != "none" and flux.shape[1] > 0:
             if self.continuum == "median":
-                continuum = np.nanmedian(np.where(valid, flux, np.nan), axis=1, keepdims=True)
+                continuum = _median(flux, valid)
             else:
                 fit = self._running_percentile if self.continuum == "percentile" else self._polynomial
                 continuum = np.zeros_like(flux)
@@ -982,6 +982,14 @@ def _range(numbers: np.ndarray) -> str:
 def _one_row_if_equal(array: np.ndarray) -> np.ndarray:
     """(stars, n) -> (1, n) where all rows are the same."""
     return array[:1] if len(array) > 1 and np.all(array == array[0]) else array
+
+
+def _median(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """(stars, pixels) twice -> (stars, 1), of what is valid; like `np.nanmedian`, which goes star by star."""
+    ordered = np.sort(np.where(valid, values, np.inf), axis=1)
+    count = valid.sum(axis=1, keepdims=True)
+    middle = np.take_along_axis(ordered, np.concatenate(((count - 1) // 2, count // 2), axis=1), axis=1)
+    return middle.mean(axis=1, keepdims=True)
 
 
 def _read_errors(error: np.ndarray, valid: np.ndarray, error_type: str) -> tuple[np.ndarray, np.ndarray]:
