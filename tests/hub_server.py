@@ -2,7 +2,7 @@
 A small hub on localhost that speaks enough of the Hugging Face Hub's endpoints for the real `huggingface_hub` client.
 
 Repositories are kept in memory as commits (path -> bytes) and refs (branch or tag -> commit). A model is called
-`owner/name`, a data set `datasets/owner/name`. Who writes, or reads what is private, needs the token `TOKEN`. Large
+`owner/name`, a data set `datasets/owner/name`, a Space `spaces/owner/name`. Who writes, or reads what is private, needs the token `TOKEN`. Large
 files go over LFS, as from clients without Xet (HF_HUB_DISABLE_XET), which it does not speak. Every answer is noted
 in `log`, so that a test can say what went over the wire. A new endpoint is a method of `_Handler` and a line in its
 `ROUTES`.
@@ -290,15 +290,18 @@ class _Handler(BaseHTTPRequestHandler):
     UPLOAD_ROUTES = (
         (r"/api/repos/create", "create"),
         (r"/api/validate-yaml", "validate_yaml"),
-        (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)/branch/(?P<branch>[^/]+)", "branch"),
-        (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
-        (r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+        (r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)/branch/(?P<branch>[^/]+)", "branch"),
+        (r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
+        (r"/(?P<repo>(?:datasets/|spaces/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
         (r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_upload"),
-        (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", "push"),
-        (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<revision>[^/]+)", "paths_info"),
+        (r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", "push"),
+        (r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<revision>[^/]+)", "paths_info"),
     )
     ROUTES = (
-        (r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
-        (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?", "info"),
-        (r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", "tree"),
+        (r"/(?P<repo>(?:datasets/|spaces/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        (r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?", "info"),
+        (
+            r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?",
+            "tree",
+        ),
     )

@@ -5,14 +5,17 @@ import csv
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import hub_server
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hub_server import TOKEN
 from test_app import DEMO_STARS, ROOT, free_port
 
 from spectrafm_hf import app
@@ -307,11 +310,20 @@ def test_every_control_has_a_name(visit):
     assert page.locator("h1").count() == 1
 
 
-def test_the_space_runs_as_it_is_put_on_the_hub(visit, tmp_path):
-    """The two folders that are uploaded, beside each other, in a process that knows of no other copy of the package."""
+def test_the_space_runs_as_the_commands_of_its_card_put_it_on_the_hub(visit, tmp_path):
+    """Uploaded and fetched by the hub's own client, in a process that knows of no other copy of the package."""
     space = tmp_path / "space"
-    shutil.copytree(ROOT / "scripts" / "space", space)
-    shutil.copytree(ROOT / "src", space, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    card = (ROOT / "scripts" / "space" / "README.md").read_text()
+    commands = [shlex.split(line) for line in card.replace("OWNER", "somebody").splitlines() if line.startswith("hf ")]
+    assert len(commands) == 2
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    with hub_server.serve() as hub:
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        fetch = ["hf", "download", "somebody/stellar-labels", "--repo-type", "space", "--local-dir", str(space)]
+        for command in [*commands, fetch]:
+            command[0] = str(Path(sys.executable).with_name("hf"))
+            subprocess.run(command, cwd=ROOT, env={**clean, **settings}, check=True, timeout=200)
+    assert not [path for path in space.rglob("*") if path.suffix == ".pyc" or path.name.endswith(".egg-info")]
     # That no other copy is used shows in the title.
     copy = space / "spectrafm_hf" / "app.py"
     copy.write_text(copy.read_text().replace('title="Stellar labels', 'title="A copy: stellar labels'))
