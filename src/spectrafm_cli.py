@@ -1,6 +1,6 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """The command line: `spectrafm demo`, `predict`, `plot`, `explain`, `embed`, `similar`, `app`, `data`, `push`,
-`finetune` and `formats`.
+`export`, `finetune` and `formats`.
 
 It stands beside the package, whose import takes seconds, and imports it inside the verbs: `--help` answers at once.
 """
@@ -169,7 +169,17 @@ def _parser() -> argparse.ArgumentParser:
     app.add_argument("--port", type=_positive, default=7860, metavar="N", help="default: 7860")
     app.set_defaults(run=_app)
 
-    for verb in (demo, predict, explain, embed, similar):
+    export = verbs.add_parser(
+        "export",
+        help="write a checkpoint as ONNX, for programs without PyTorch",
+        description="Write a checkpoint as one ONNX file, for any number of stars, tokens and requests, whose answers "
+        "are checked to be those of the checkpoint. Needs the extra `onnx`.",
+    )
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help=_MODELS)
+    export.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .onnx file")
+    export.set_defaults(run=_export)
+
+    for verb in (demo, predict, explain, embed, similar, export):
         verb.add_argument(
             "--revision", default="main", metavar="NAME", help="branch, tag or commit of a model on the hub"
         )
@@ -691,6 +701,16 @@ def _app(arguments: argparse.Namespace) -> None:
     from spectrafm_hf.app import launch
 
     launch(arguments.model, arguments.known, arguments.host, arguments.port)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from spectrafm_hf.export import OPSET, export_onnx
+
+    exported = export_onnx(arguments.checkpoint, arguments.output, revision=arguments.revision)
+    print(
+        f"written: {exported.path} (ONNX, opset {OPSET}); ONNX Runtime's answers to {exported.n_spectra} spectra differ "
+        f"from PyTorch's by at most {exported.deviation:.1e} of their errors"
+    )
 
 
 def _formats(arguments: argparse.Namespace) -> None:
