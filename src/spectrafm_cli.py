@@ -32,6 +32,7 @@ PRINTED_STARS = 20
 PLOTTED_STARS = 20
 #: The overview picture holds no more, so that the memory does not grow with the number of stars.
 OVERVIEW_STARS = 100_000
+FAILED = "failed.csv"
 DELAY = 2  # seconds before a progress bar shows
 
 
@@ -83,7 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
     predict.add_argument(
-        "--output", type=Path, metavar="FILE", help="table to write, one row a spectrum: .csv, .parquet or .fits"
+        "--output",
+        type=Path,
+        metavar="FILE_OR_DIR",
+        help="table to write, one row a spectrum: .csv, .parquet or .fits; or, for a survey, a folder, which gets a "
+        "Parquet file for each of the input, and is gone on with when the same command runs again. Several processes "
+        "(`accelerate launch`) share the files; the input may be hf://datasets/OWNER/NAME",
     )
     predict.add_argument(
         "--plot", type=Path, metavar="DIR", help=f"draw the first {PLOTTED_STARS} spectra and an overview"
@@ -427,6 +433,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
     from spectrafm_hf.prediction import PredictionWriter, TrainingRange, predict_batches
 
+    if arguments.output and (arguments.output.is_dir() or not arguments.output.suffix):
+        return _predict_survey(arguments)
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
     arguments.model = arguments.model or _suitable_model(arguments)
@@ -454,6 +462,45 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         summary.draw(arguments.plot)
     return _report(failures, arguments.output)
+
+
+def _predict_survey(arguments: argparse.Namespace) -> int:
+    """A file for each shard, in this process those that are its own."""
+    from tqdm.auto import tqdm
+
+    from spectrafm_hf.data.readers import Failure
+    from spectrafm_hf.prediction import TrainingRange
+    from spectrafm_hf.survey import ShardPredictor, is_on_the_hub, list_shards, process_number
+
+    if arguments.plot:
+        raise ValueError("--plot: expected a table as the output to draw from, not a folder")
+    if arguments.model is None and any(map(is_on_the_hub, arguments.input)):
+        raise ValueError("--model: expected one for spectra on the hub, got none")
+    rank, world_size = process_number()
+    failures: list[Failure] = []
+    shards = list_shards(arguments.input, arguments.split, failures)
+    model, tokenizer = _load(arguments.model or _suitable_model(arguments), arguments.revision)
+    training_range = TrainingRange.load(str(model.name_or_path), arguments.revision)
+    predictor = ShardPredictor(
+        model, tokenizer, arguments.output, training_range, arguments.batch_size, _how(arguments)
+    )
+    own = shards[rank::world_size]
+    left = [shard for shard in own if not predictor.is_done(shard)]
+    with tqdm(desc="predicting", unit=" stars", delay=DELAY, disable=None if rank == 0 else True) as progress:
+        for number, shard in enumerate(left, start=1):
+            progress.set_postfix_str(f"shard {number} of {len(left)}")
+            try:
+                failures += predictor(shard, progress.update)
+            except (ValueError, OSError) as error:
+                failures.append(Failure(Path(shard.files[0]), str(error)))
+    process = f"process {rank} of {world_size}: " if world_size > 1 else ""
+    done = sum(map(predictor.is_done, own))
+    print(
+        f"{process}{done:,} of {len(own):,} shards in {arguments.output}, {len(own) - len(left):,} of them from before"
+    )
+    if own and not done:
+        raise ValueError(_nothing(failures, len(own), arguments.output))
+    return _report(failures, arguments.output, f"_failed-{rank}.csv" if rank else f"_{FAILED}")
 
 
 class _Summary:
@@ -1027,15 +1074,15 @@ def _nothing(failures: Sequence[Failure], n_files: int, output: Path | None) -> 
     return f"INPUT: expected a spectrum that can be used, got {len(failures):,} that cannot, see {path}; first: {first}"
 
 
-def _report(failures: Sequence[Failure], output: Path | None) -> int:
+def _report(failures: Sequence[Failure], output: Path | None, name: str = FAILED) -> int:
     """List what failed; the exit code."""
     if not failures:
         # That of an earlier run would say what is no longer true.
-        old = _failed_csv(output)
+        old = _failed_csv(output, name)
         if old.is_file() and old.read_bytes().startswith(b"file,cause\r\n"):
             old.unlink()
         return 0
-    print(f"{len(failures):,} failed, see {_write_failures(failures, output)}:", file=sys.stderr)
+    print(f"{len(failures):,} failed, see {_write_failures(failures, output, name)}:", file=sys.stderr)
     for failure in failures[:PRINTED_STARS]:
         print(f"  {_failure_text(failure)}", file=sys.stderr)
     if len(failures) > PRINTED_STARS:
@@ -1047,17 +1094,19 @@ def _failure_text(failure: Failure) -> str:
     return f"{failure.file}: {' '.join(failure.cause.removeprefix(f'{failure.file}: ').split())}"
 
 
-def _failed_csv(output: Path | None) -> Path:
-    return (output.parent if output else Path()) / "failed.csv"
+def _failed_csv(output: Path | None, name: str = FAILED) -> Path:
+    """Beside a file, in a folder."""
+    folder = Path() if output is None else output if output.is_dir() else output.parent
+    return folder / name
 
 
-def _write_failures(failures: Sequence[Failure], output: Path | None) -> Path:
-    """`failed.csv` beside the output, else in the working folder."""
+def _write_failures(failures: Sequence[Failure], output: Path | None, name: str = FAILED) -> Path:
+    """`failed.csv` at the output, else in the working folder."""
     import csv
 
     from spectrafm_hf.files import complete_file
 
-    path = _failed_csv(output)
+    path = _failed_csv(output, name)
     with complete_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="replace") as lines:
         table = csv.writer(lines)
         table.writerow(["file", "cause"])

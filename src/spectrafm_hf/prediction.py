@@ -284,6 +284,8 @@ def _tokenize(
 # -------------------------------------------------------------------------------------------------------------- tables
 
 TABLE_SUFFIXES = (".csv", ".parquet", ".fits")
+#: A Parquet file of many small groups of rows is slow to open. These are 4 MB of labels.
+ROW_GROUP = 2**16
 
 
 class PredictionWriter:
@@ -298,6 +300,8 @@ class PredictionWriter:
     label_names : sequence of str
     label_units : mapping of str to str
         For the columns of a FITS file.
+    metadata : mapping of bytes to bytes
+        For the schema of a Parquet file.
 
     Raises
     ------
@@ -306,7 +310,11 @@ class PredictionWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], label_names: Sequence[str], label_units: Mapping[str, str]
+        self,
+        path: str | os.PathLike[str],
+        label_names: Sequence[str],
+        label_units: Mapping[str, str],
+        metadata: Mapping[bytes, bytes] | None = None,
     ) -> None:
         self.path = Path(path)
         self.units = dict(label_units)
@@ -318,9 +326,11 @@ class PredictionWriter:
         if self.path.is_dir():
             raise ValueError(f"output: expected the name of a file, got the folder {self.path}")
         numbers = [pa.field(column, pa.float32()) for name in label_names for column in (name, f"{name}_err")]
-        self.schema = pa.schema([pa.field("object_id", pa.string()), *numbers, pa.field("flags", pa.string())])
+        columns = [pa.field("object_id", pa.string()), *numbers, pa.field("flags", pa.string())]
+        self.schema = pa.schema(columns, dict(metadata or {}))
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         self._widths = dict.fromkeys(("object_id", "flags"), 1)
+        self._waiting: list[pa.Table] = []
 
     def __enter__(self) -> Self:
         # FITS states the number of rows and the widths of texts ahead of them: Parquet keeps the rows until then.
@@ -336,12 +346,21 @@ class PredictionWriter:
         columns = [pa.array(batch[column.name], type=column.type, from_pandas=False) for column in self.schema]
         for name, width in self._widths.items():
             self._widths[name] = max(width, *(len(_ascii(text)) for text in batch[name]))
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=self.schema))
+        self._waiting.append(pa.Table.from_arrays(columns, schema=self.schema))
+        if self.suffix == ".csv" or sum(map(len, self._waiting)) >= ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting))
+            self._waiting.clear()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
+            if kind is None:
+                self._flush()
             self._writer.close()
             if kind is None:
                 if self.suffix == ".fits":
