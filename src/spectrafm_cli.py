@@ -755,8 +755,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
     exported = export_onnx(arguments.checkpoint, arguments.output, revision=arguments.revision)
     print(
-        f"written: {exported.path} (ONNX, opset {OPSET}); ONNX Runtime's answers to {exported.n_spectra} spectra differ "
-        f"from PyTorch's by at most {exported.deviation:.1e} of their errors"
+        f"written: {exported.path} (ONNX, opset {OPSET}); ONNX Runtime's answers to {exported.n_spectra} spectra "
+        f"differ from PyTorch's by at most {exported.deviation:.1e} of their errors"
     )
 
 

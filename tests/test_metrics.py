@@ -1,9 +1,11 @@
 import math
 
+import evaluate
 import numpy as np
 import pytest
+import torch
 
-from spectrafm_hf.metrics import FIGURES, format_table, label_metrics, table_metrics
+from spectrafm_hf.metrics import EVALUATE_METRIC, FIGURES, format_table, label_metrics, table_metrics
 
 
 def test_figures_of_a_small_example_are_those_worked_out_by_hand():
@@ -115,3 +117,58 @@ def test_a_formatted_table_has_a_row_for_each_model_and_says_what_it_cannot_comp
     assert cells[2] == ["ridge", "54.3 (-1.3, 101.0, 0.93)", "0.0931 (+0.0010, 0.2000, 1.00)"]
     assert cells[3] == ["Cannon", "54.3 (-1.3, 101.0, 0.93)", ""]
     assert len({len(line) for line in lines}) == 1
+
+
+# ----------------------------------------------------------------------------------------- the library `evaluate`
+
+
+@pytest.fixture
+def load_metric(tmp_path):
+    """`evaluate.load`, with its files in a folder of this test."""
+    return lambda *config: evaluate.load(EVALUATE_METRIC, *config, cache_dir=str(tmp_path))
+
+
+def make_stars(n: int = 60):
+    random = np.random.default_rng(3)
+    references = random.normal(4700, 500, n)
+    references[5] = np.nan
+    predictions = references + random.normal(10, 50, n)
+    predictions[5] = 4000.0
+    return predictions, references, random.uniform(30, 60, n), random.uniform(5, 20, n)
+
+
+def test_evaluate_loads_the_metric_and_gives_the_same_figures(load_metric):
+    predictions, references, errors, reference_errors = make_stars()
+    expected = label_metrics(predictions, errors, references)
+    found = load_metric().compute(predictions=predictions, references=references)
+    assert found == {name: expected[name] for name in ("n", "robust_scatter", "bias", "rmse")}
+    assert found["n"] == 59
+    with_errors = load_metric("with_errors").compute(
+        predictions=predictions, references=references, errors=errors, reference_errors=reference_errors
+    )
+    assert with_errors == label_metrics(predictions, errors, references, reference_errors)
+
+
+def test_batches_and_single_stars_add_up_to_the_figures_of_all(load_metric):
+    predictions, references, *_ = make_stars()
+    metric = load_metric()
+    for first in range(0, 50, 16):
+        part = slice(first, min(first + 16, 50))
+        metric.add_batch(predictions=torch.tensor(predictions[part]), references=references[part].tolist())
+    for prediction, reference in zip(predictions[50:], references[50:], strict=True):
+        metric.add(prediction=prediction, reference=reference)
+    expected = metric.compute()
+    assert expected == metric.compute(predictions=predictions, references=references)
+    assert expected["n"] == 59
+
+
+def test_the_metric_combines_with_others_and_says_what_it_needs(load_metric):
+    predictions, references, errors, _ = make_stars()
+    both = evaluate.combine([load_metric(), load_metric()], force_prefix=True)
+    assert len(both.compute(predictions=predictions, references=references)) == 8
+    with pytest.raises(ValueError, match=r"inputs are missing: \['reference_errors'\]"):
+        load_metric("with_errors").compute(predictions=predictions, references=references, errors=errors)
+    with pytest.raises(ValueError, match="config_name: expected none or 'with_errors', got 'robust'"):
+        load_metric("robust")
+    with pytest.raises(ValueError, match="values: expected finite numbers, got nan"):
+        load_metric().compute(predictions=[np.nan, 1.0], references=[1.0, 1.0])

@@ -6,6 +6,7 @@ decide the comparison of two models.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 #: Median absolute deviation of a Gaussian, times this, is its standard deviation.
 MAD_TO_SIGMA = 1.4826
 FIGURES = ("robust_scatter", "bias", "rmse", "robust_z")
+#: These figures as a metric of the library `evaluate`: `evaluate.load(EVALUATE_METRIC)`, or, with the errors of what is
+#: predicted and of what is taken for the truth, `evaluate.load(EVALUATE_METRIC, "with_errors")`.
+EVALUATE_METRIC = str(Path(__file__).parent / "resources" / "stellar_labels")
 
 
 def robust_scatter(values: ArrayLike) -> float:
