@@ -1,0 +1,367 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""What a star costs: SpectraFM, the published model, and what a person would use instead, on the same spectra.
+
+    python scripts/benchmark.py --output benchmark             # some minutes: JSON, and a table
+    python scripts/benchmark.py --output benchmark --curves    # cost against stars, pixels, patch, batch: pictures
+
+All are measured in turn, round after round, so that a machine that is busy for a while is so for all of them. A figure
+is the median of the rounds, a ratio the median of the ratios within each round. Shares are of the float32 matrix
+product of this machine, measured in the same round with the same threads; operations are those of
+`torch.utils.flop_counter`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from spectrafm_cli import Parser
+from spectrafm_hf import (
+    SpectraFMConfig,
+    SpectraFMForPrediction,
+    SpectraFMTokenizer,
+    SpectrumEmulator,
+    bundled,
+    load_checkpoint,
+)
+from spectrafm_hf.baselines import CannonBaseline, Spectra
+from spectrafm_hf.data.readers import batched, read_spectra
+from spectrafm_hf.data.schema import pixel_column
+from spectrafm_hf.data.synthetic import SyntheticStars
+from spectrafm_hf.files import complete_file
+from spectrafm_hf.instruments import Instrument
+from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
+from spectrafm_hf.plots import BLUE, GREY, INK, ORANGE
+from spectrafm_hf.prediction import TrainingRange
+from spectrafm_hf.survey import ShardPredictor, list_shards
+from spectrafm_hf.throughput import CPU_ATTENTION, measure_peak
+
+
+LABELS = ("teff", "logg", "fe_h")
+PIXELS = ("wavelength", "flux", "flux_error", "mask")
+#: The published model sees this many pixels at once; a spectrum takes 15 such windows.
+WINDOW = 512
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Work on some stars, again and again; operations are counted where matrix products are what it is made of."""
+
+    title: str
+    stars: int
+    work: Callable[[], Any]
+    operations: float = 0.0
+
+
+# ----------------------------------------------------------------------------------------------------- what is measured
+
+
+@functools.cache
+def spectra(instrument: str, n: int) -> Columns:
+    """Synthetic stars with noise."""
+    return SyntheticStars(Instrument.load(instrument)).draw(n, np.random.default_rng(0))
+
+
+def on_one_grid(instrument: str, n: int) -> dict[str, Any]:
+    """Arguments of the tokenizer: the stars share their wavelengths."""
+    stars = {name: spectra(instrument, n)[name] for name in PIXELS}
+    return stars | {"wavelength": stars["wavelength"][0]}
+
+
+def counted(work: Callable[[], Any]) -> float:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def of_a_checkpoint(name: str, instrument: str, n: int) -> list[Measured]:
+    """Tokenizing, the forward pass, both, and a step of training."""
+    model, tokenizer = load_checkpoint(name)
+    stars = on_one_grid(instrument, n)
+    tokens = tokenizer(**stars)
+    values = torch.zeros(n, len(model.config.label_names))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+
+    @torch.inference_mode()
+    def forward(inputs: Mapping[str, Any] = tokens) -> None:
+        model.eval()(**inputs)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        requests = torch.arange(values.shape[1]) + FIRST_LABEL_ID
+        model.train()(**{**tokens, "request_ids": requests.expand(n, -1), "labels": values}).loss.backward()
+        optimizer.step()
+
+    return [
+        Measured(f"{name}: tokenizer", n, lambda: tokenizer(**stars)),
+        Measured(f"{name}: forward pass", n, forward, counted(forward)),
+        Measured(f"{name}: spectra to labels", n, lambda: forward(tokenizer(**stars))),
+        Measured(f"{name}: training step", n, step, counted(step)),
+    ]
+
+
+def of_the_original() -> list[Measured]:
+    """The published architecture, untrained: 15 windows of a spectrum one after the other, or as one batch."""
+    model = SpectraFMForPrediction(SpectraFMConfig.original()).eval()
+    tokenizer = SpectraFMTokenizer(patch_size=1, continuum="none", label_names=model.config.label_names)
+    stars = on_one_grid("apogee", 8)
+    one_star = {name: column[0] for name, column in stars.items() if name != "wavelength"}
+    tokens = tokenizer(stars["wavelength"], **one_star)
+    order = torch.randperm(tokens["flux"].shape[1], generator=torch.Generator().manual_seed(0))
+    order = order[: len(order) // WINDOW * WINDOW]  # the published program repeats pixels to fill the last window
+    windows = {
+        name: value[0, order].unflatten(0, (-1, WINDOW)) if value.shape[1] > len(model.config.label_names) else value
+        for name, value in tokens.items()
+    }
+    requests = windows.pop("request_ids")
+
+    @torch.inference_mode()
+    def one_by_one() -> None:
+        for i in range(len(windows["flux"])):
+            model(**{name: value[i : i + 1] for name, value in windows.items()}, request_ids=requests)
+
+    @torch.inference_mode()
+    def together() -> None:
+        model(**windows, request_ids=requests.expand(len(windows["flux"]), -1))
+
+    return [
+        Measured("published model: window by window", 1, one_by_one, counted(one_by_one)),
+        Measured("published model: a star's windows as a batch", 1, together, counted(together)),
+    ]
+
+
+def of_a_cannon(n: int = 16) -> Measured:
+    """A quadratic Cannon of three labels, fitted to each star by least squares."""
+
+    def as_spectra(stars: Columns) -> Spectra:
+        labels = np.stack([stars[name] for name in LABELS], axis=1)
+        flux, error = (np.where(stars["mask"], np.nan, stars[name]) for name in ("flux", "flux_error"))
+        return Spectra(flux, error, labels, np.full_like(labels, 0.01), np.empty((len(labels), 0)))
+
+    model = CannonBaseline().fit(as_spectra(spectra("apogee", 400)))
+    asked = as_spectra(spectra("apogee", n))
+    return Measured("quadratic Cannon, 3 labels", n, lambda: model.raw_predict(asked.flux, asked.flux_error))
+
+
+def of_a_payne(n: int = 1) -> Measured:
+    """Our emulator, observed by the instrument, fitted to each star with scipy: eight labels, from the Sun."""
+    emulator = SpectrumEmulator.from_pretrained(bundled("emulator-hband")).eval()
+    instrument, stars = Instrument.load("apogee"), spectra("apogee", 8)
+    wavelength = emulator.wavelength.double().numpy()
+    matrix = instrument.response(wavelength)
+    low, high = np.array(emulator.config.label_minimum), np.array(emulator.config.label_maximum)
+    start = np.clip(emulator.label_table({"teff": 5000.0, "logg": 3.0, "fe_h": -0.2})[0], low, high)
+
+    @torch.inference_mode()
+    def fit() -> None:
+        for i in range(n):
+            good = ~stars["mask"][i]
+            flux, error = stars["flux"][i][good], stars["flux_error"][i][good]
+
+            def misfit(scaled: NDArray[Any], good=good, flux=flux, error=error) -> NDArray[Any]:
+                labels = torch.from_numpy((low + scaled * (high - low))[None])
+                made = (matrix @ emulator(labels)[0][0].double().numpy())[good]
+                return (made / np.median(made) - flux / np.median(flux)) / error
+
+            least_squares(misfit, (start - low) / (high - low), bounds=(0, 1), diff_step=1e-3)
+
+    return Measured(f"fit with the emulator and scipy, {len(start)} labels", n, fit)
+
+
+def of_files(folder: Path, n: int = 4096) -> Measured:
+    """A shard of Gaia XP spectra, Parquet to Parquet, with flags."""
+    stars = spectra("gaia-xp", 512)
+    columns: dict[str, Any] = {name: pixel_column(stars[name]) for name in PIXELS}
+    table = pa.table({"object_id": [str(i) for i in range(512)], "survey": ["gaia-xp"] * 512, **columns})
+    pq.write_table(pa.concat_tables([table] * (n // 512)), folder / "stars.parquet")
+    path = bundled("spectrafm-gaia-xp-small")
+    predictor = ShardPredictor(*load_checkpoint(path), folder / "labels", TrainingRange.load(path), 512)
+    (shard,) = list_shards([folder / "stars.parquet"])
+    return Measured("spectrafm-gaia-xp-small: Parquet to Parquet", n, lambda: predictor(shard))
+
+
+def of_a_reader(folder: Path) -> Measured:
+    files = [folder / "stars.parquet"]
+    return Measured(
+        "Gaia XP: reading Parquet", pq.read_metadata(files[0]).num_rows, lambda: list(batched(read_spectra(files), 512))
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+
+
+def measure(everything: Iterable[Measured], rounds: int) -> dict[str, Any]:
+    """Stars a second of each, and shares of the peak, in each round."""
+    everything = list(everything)
+    found: dict[str, Any] = {part.title: {"stars_per_s": [], "share_of_peak": []} for part in everything}
+    peaks = []
+    with tqdm(total=rounds * len(everything), desc="measuring", delay=2) as progress:
+        for _ in range(rounds):
+            peaks.append(measure_peak())
+            for part in everything:
+                start = time.perf_counter()
+                part.work()
+                seconds = time.perf_counter() - start
+                found[part.title]["stars_per_s"].append(part.stars / seconds)
+                if part.operations:
+                    found[part.title]["share_of_peak"].append(part.operations / seconds / peaks[-1])
+                progress.update()
+    return {"peak_gflop_per_s": [peak / 1e9 for peak in peaks], "measured": found}
+
+
+def machine() -> dict[str, Any]:
+    packages = ("spectrafm_hf", "torch", "transformers", "numpy", "scipy")
+    return {
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def as_markdown(content: Mapping[str, Any]) -> str:
+    measured = content["measured"]
+    ours = np.array(measured["spectrafm-apogee: spectra to labels"]["stars_per_s"])
+    lines = ["| what | stars a second | share of the peak | spectrafm-apogee / this |", "|---|---|---|---|"]
+    for title, figures in measured.items():
+        speed = np.array(figures["stars_per_s"])
+        share = f"{np.median(figures['share_of_peak']):.2f}" if figures["share_of_peak"] else ""
+        ratio = "" if "xp" in title.lower() else f"{np.median(ours / speed):,.1f}"
+        lines.append(f"| {title} | {np.median(speed):,.4g} | {share} | {ratio} |")
+    peak = np.median(content["peak_gflop_per_s"])
+    threads = content["machine"]["threads"]
+    return "\n".join([*lines, "", f"Matrix product in float32: {peak:.0f} GFLOP/s with {threads} threads."])
+
+
+# --------------------------------------------------------------------------------------------------------------- curves
+
+
+def curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
+    """Milliseconds a star against one thing after the other."""
+    found: dict[str, list[tuple[float, float]]] = {}
+
+    def seconds(work: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))
+
+    with tqdm(desc="curves", unit=" points", delay=2) as progress:
+
+        def add(curve: str, x: float, n: int, work: Callable[[], Any], once: bool = False) -> None:
+            start = time.perf_counter()
+            work()
+            taken = time.perf_counter() - start if once else seconds(work)
+            found.setdefault(curve, []).append((x, 1000 * taken / n))
+            progress.update()
+
+        for n in (100, 1000, 10_000, 100_000, 1_000_000):
+            (folder / str(n)).mkdir()
+            measured = of_files(folder / str(n), max(n // 512, 1) * 512)
+            add("stars (Gaia XP, Parquet to Parquet)", measured.stars, measured.stars, measured.work, once=True)
+        for size in (1, 4, 16, 64, 256):
+            both = of_a_checkpoint("spectrafm-apogee", "apogee", size)[2]
+            add("stars in a batch (APOGEE)", size, size, both.work)
+        model, tokenizer = load_checkpoint("spectrafm-gaia-xp-small")
+        for pixels in (100, 1000, 10_000, 100_000):
+            n = max(1, min(64, 200_000 // pixels))
+            wavelength = np.geomspace(3400.0, 10200.0, pixels)
+            flux = np.random.default_rng(0).normal(1, 0.1, (n, pixels))
+
+            @torch.inference_mode()
+            def read_off(wavelength=wavelength, flux=flux) -> None:
+                model.eval()(**tokenizer(wavelength, flux, 0.1 * np.ones_like(flux)))
+
+            add("pixels of a spectrum", pixels, n, read_off)
+        stars = on_one_grid("apogee", 16)
+        settings = load_checkpoint("spectrafm-apogee")[0].config.to_dict()
+        for patch in (8, 16, 32, 64, 128, 256):
+            config = SpectraFMConfig(**{**settings, "patch_size": patch, "whitening_wavelength": []})
+            other = SpectraFMForPrediction(config).eval()
+            cut = SpectraFMTokenizer(patch_size=patch, label_names=config.label_names)
+
+            @torch.inference_mode()
+            def forward_of(other=other, cut=cut) -> None:
+                other(**cut(**stars))
+
+            add("pixels of a token (APOGEE)", patch, 16, forward_of)
+    return found
+
+
+def draw_curves(path: Path, found: Mapping[str, list[tuple[float, float]]]) -> None:
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    for axes, (name, points) in zip(figure.subplots(2, 2).flat, found.items(), strict=True):
+        x, y = np.transpose(points)
+        axes.loglog(x, y, "o-", color=BLUE)
+        axes.annotate(f"{y[-1]:.3g} ms", (x[-1], y[-1]), (0, 8), textcoords="offset points", ha="right", color=ORANGE)
+        axes.set_xlabel(name, color=INK)
+        axes.set_ylabel("time per star [ms]", color=INK)
+        axes.grid(color=GREY, alpha=0.25, lw=0.6)
+        axes.set_ylim(y.min() / 3, y.max() * 3)
+    figure.suptitle(f"What a star costs, {torch.get_num_threads()} threads", x=0.01, ha="left", color=INK)
+    with complete_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+
+
+def write_json(path: Path, content: Any) -> None:
+    with complete_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="benchmark.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("benchmark"), metavar="DIR")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
+    parser.add_argument("--stars", type=int, default=128, metavar="N", help="in a batch (default: 128)")
+    parser.add_argument("--curves", action="store_true", help="cost curves instead of the table")
+    arguments = parser.parse_args(argv)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="spectrafm-") as folder:
+        if arguments.curves:
+            found = curves(Path(folder))
+            write_json(arguments.output / "curves.json", {"machine": machine(), "milliseconds_per_star": found})
+            draw_curves(arguments.output / "curves.png", found)
+            return 0
+        files = of_files(Path(folder))
+        everything = [
+            *of_a_checkpoint("spectrafm-apogee", "apogee", arguments.stars),
+            *of_the_original(),
+            of_a_cannon(),
+            of_a_payne(),
+            *of_a_checkpoint("spectrafm-gaia-xp-small", "gaia-xp", 4 * arguments.stars),
+            of_a_reader(Path(folder)),
+            files,
+        ]
+        content = {"machine": machine(), **measure(everything, arguments.rounds)}
+    write_json(arguments.output / "benchmark.json", content)
+    text = as_markdown(content)
+    with complete_file(arguments.output / "benchmark.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
