@@ -218,7 +218,8 @@ def _parser() -> argparse.ArgumentParser:
         "--label",
         nargs="+",
         metavar="NAME",
-        help="columns to learn (default: those with a unit, age[Gyr], or an error, age_err, and those known by name)",
+        help="columns to learn (default: those with a unit, age[Gyr], or an error, age_err, and those known by name; "
+        "without such, all numbers but coordinates, magnitudes and the like; without any, these)",
     )
     finetune.add_argument(
         "--units", nargs="+", default=[], metavar="LABEL=UNIT", help="of labels (default: as the table says)"
@@ -232,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
         help="everything; all but the decoder and a layer; adapters; the readout (default: by the number of stars)",
     )
     finetune.add_argument("--steps", type=_positive, metavar="N", help="of training (default: by the number of stars)")
+    finetune.add_argument("--minutes", type=float, metavar="N", help="train no longer; the best step so far counts")
     finetune.add_argument("--batch-size", type=_positive, metavar="N", help="default: by the number of stars")
     finetune.add_argument("--seed", type=int, default=0, help="default: 0")
     finetune.add_argument("--overwrite", action="store_true", help="begin again where DIR holds another fine-tuning")
@@ -845,7 +847,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
     import shlex
 
     from spectrafm_hf.data.readers import find_files
-    from spectrafm_hf.finetuning import finetune, summary
+    from spectrafm_hf.finetuning import finetune
 
     units = {}
     for given in arguments.units:
@@ -865,6 +867,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
         id_column=arguments.id_column,
         what=arguments.train,
         steps=arguments.steps,
+        minutes=arguments.minutes,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         failures=failures,
@@ -874,9 +877,9 @@ def _finetune(arguments: argparse.Namespace) -> int:
         **_how(arguments),
     )
     print(f"\n{tuned.sizes['test']:,} test spectra: 1.4826 MAD of predicted - given (median, RMSE, error/sigma)")
-    print(summary(tuned))
+    print(tuned.summary())
     print(f"\nwritten: {arguments.out} (README.md tells all; spectrafm predict FILES --model {arguments.out})")
-    return 1 if tuned.kept.dropped else 0
+    return 1 if tuned.dropped else 0
 
 
 def _data_from_files(arguments: argparse.Namespace) -> int:

@@ -6,16 +6,25 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from spectrafm_hf import finetuning
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
 from spectrafm_hf.data import spectrum_features
 from spectrafm_hf.data.building import spectra_table
 from spectrafm_hf.data.readers import find_files, read_spectra
-from spectrafm_hf.finetuning import FROZEN, Join, choose, finetune, read_label_table, split_stars, training_settings
+from spectrafm_hf.finetuning import (
+    FROZEN,
+    choose,
+    finetune,
+    join,
+    join_columns,
+    read_label_table,
+    split_stars,
+    training_settings,
+)
 from spectrafm_hf.prediction import TrainingRange
 
 
@@ -90,9 +99,28 @@ def test_units_stand_in_headings_and_capitals_stay(tmp_path):
     )
     labels = read_label_table(tmp_path / "a.csv")
     assert labels.units == {"fe_h": "dex", "age": "Gyr"}
-    assert labels.n_missing == 1 and np.isnan(labels.table["age"].to_numpy()[2])
-    assert labels.n_errors == 1 and np.isnan(labels.table["age_err"].to_numpy()[1])
+    assert np.isnan(labels.values["age"]).tolist() == [False, False, True]
+    assert np.isnan(labels.values["age_err"]).tolist() == [False, True, False]
+    assert [note.split(":")[0] for note in labels.notes] == [
+        "columns of numbers that are not learnt (--label names those that are)",
+        "age",
+        "age_err",
+    ]
     assert read_label_table(tmp_path / "a.csv", ["age"], {"age": "yr"}).units == {"age": "yr"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "learnt"),
+    [
+        ("source_id,ak_targ", {"ak_targ": ""}),  # what else could be meant
+        ("source_id,ra,vsini[km/s],e_vsini", {"vsini": "km/s"}),
+        ("source_id,ra,age,j", {"age": ""}),
+        ("source_id,teff,age,age_err", {"teff": "K", "age": ""}),
+    ],
+)
+def test_the_labels_to_learn_are_seen_from_the_table(tmp_path, columns, learnt):
+    (tmp_path / "a.csv").write_text(f"{columns}\n" + ",".join(["1"] * (columns.count(",") + 1)) + "\n")
+    assert read_label_table(tmp_path / "a.csv").units == learnt
 
 
 @pytest.mark.parametrize(
@@ -115,11 +143,10 @@ def test_labels_are_joined_by_file_where_that_fits(tmp_path):
         "file,apogee_id,age[Gyr]\nspectra/one.fits,A,1\ntwo,A,2\ntwo,A,2\nthree,B,1\nthree,B,9\n"
     )
     labels = read_label_table(tmp_path / "a.csv")
-    rows = [{"object_id": name, "file": Path(f"other/{name}.fits")} for name in ("one", "two", "three", "four")]
-    join = Join(labels, rows)
-    assert (join.column, join.by) == ("file", "file")
-    assert join.find(rows).tolist() == [0, 1, -2, -1]  # what the table says twice and differently is not believed
-    assert join.star(rows[0], 0) == join.star(rows[1], 1) == "A"
+    names = ["one", "two", "three", "four"]
+    rows, stars, how = join(labels, names, [f"other/{name}.fits" for name in names])
+    assert rows.tolist() == [0, 1, -2, -1]  # what the table says twice and differently is not believed
+    assert stars == ["A", "A", "three", "four"] and how == "file = column file"
 
 
 # --------------------------------------------------------------------------------------------------------------- split
@@ -155,7 +182,7 @@ def test_a_new_label_is_learnt_evaluated_and_told_of(tmp_path, checkpoint):
     )
     out = tuned.folder
     assert tuned.sizes == {"train": 66, "validation": 22, "test": 22}
-    assert tuned.kept.causes() == {"no row in the table of labels": 10}
+    assert tuned.dropped == {"no row in the table of labels": 10}
     assert any("dropped 10 spectra" in line for line in said)
     with (out / "report" / "dropped.csv").open() as file:
         assert {line["object_id"] for line in csv.DictReader(file)} == {f"star {i}" for i in range(55, 60)}
@@ -185,6 +212,18 @@ def test_a_new_label_is_learnt_evaluated_and_told_of(tmp_path, checkpoint):
         ValueError, match=r"out: expected a fine-tuning with seed=1 in .*, got 0; overwrite begins again"
     ):
         tune(tmp_path, checkpoint, rows, labels=labels, what="all", seed=1)
+
+
+@pytest.mark.slow
+def test_where_training_only_does_harm_the_start_is_kept(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setitem(finetuning.LEARNING_RATES, "all", 10.0)
+    said: list[str] = []
+    tuned = tune(tmp_path, checkpoint, make_rows(40), names=["teff"], what="all", minutes=0.0, say=said.append)
+    assert "0 minutes are over: training ends after 1 steps" in said
+    assert any(line.startswith("No step was better on the validation spectra than the start") for line in said)
+    weights = [load_checkpoint(path)[0].state_dict() for path in (checkpoint, tuned.folder)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert "its weights are kept" in (tuned.folder / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -264,16 +303,11 @@ def test_spectra_without_errors_train_too(tmp_path, checkpoint):
 
 
 def test_the_table_has_to_name_the_spectra(tmp_path):
-    labels = read_label_table(
-        Path(
-            shutil.copy(write_labels(tmp_path / "a.csv", make_rows(3), "who,teff,age[Gyr],age_err"), tmp_path / "b.csv")
-        )
-    )
-    with pytest.raises(
-        ValueError, match="id_column: expected one of object_id, .* among the columns of the labels, got who, "
-    ):
-        Join(labels, [])
-    assert pa.types.is_string(labels.table.schema.field("who").type)
+    labels = read_label_table(write_labels(tmp_path / "a.csv", make_rows(3), "who,teff,age[Gyr],age_err"))
+    expected = "id_column: expected one of object_id, .* among the columns of the labels, got who, "
+    with pytest.raises(ValueError, match=expected):
+        join_columns(labels.table)
+    assert join_columns(labels.table, "Who") == ["who"]
 
 
 def test_the_spectra_that_are_written_are_those_that_were_read(tmp_path):

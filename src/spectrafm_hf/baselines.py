@@ -489,7 +489,7 @@ class MLPBaseline(Baseline):
                 optimizer,
                 lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1.0))),
             )
-            for _ in tqdm(range(self.epochs), desc="PCA + MLP", unit="epoch", delay=2, leave=False):
+            for _ in tqdm(range(self.epochs), desc="PCA + MLP", unit="epoch", delay=2, leave=False, disable=None):
                 for rows in torch.randperm(len(x)).split(self.batch_size):
                     batch = x[rows]
                     if self.noise:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -386,6 +387,66 @@ def plot_comparison(
         fontsize=12,
         color=INK,
     )
+    _save(figure, path)
+
+
+def plot_given(
+    path: Path,
+    values: Mapping[str, NDArray[Any]],
+    errors: Mapping[str, NDArray[Any]],
+    given: Any,
+    units: Mapping[str, str],
+) -> None:
+    """Predicted over given labels with the errors of both, above error over sigma.
+
+    Parameters
+    ----------
+    path : path
+        PNG file to write.
+    values, errors : mapping of label to array, shape (spectra,)
+    given : data set, or mapping of array
+        `<label>` and `<label>_err` of the same spectra.
+    units : mapping of label to str
+        The labels to show.
+    """
+    figure = Figure(figsize=(4.2 * len(units), 6.6), layout="constrained")
+    axes = figure.subplots(2, len(units), squeeze=False, height_ratios=[2.2, 1])
+    for above, below, name in zip(*axes, units, strict=True):
+        columns = [np.asarray(c[:]) for c in (given[name], given[f"{name}_err"], values[name], errors[name])]
+        truth, truth_error, value, error = (column[np.isfinite(columns[0])] for column in columns)
+        truth_error = np.nan_to_num(truth_error)
+        above.errorbar(
+            truth, value, error, truth_error if truth_error.any() else None, fmt="o", ms=3 if truth.size < 2000 else 1,
+            color=BLUE, ecolor=GREY, elinewidth=0.5, alpha=0.7, rasterized=True,
+        )  # fmt: skip
+        above.axline((truth[0], truth[0]), slope=1, color=ORANGE, lw=1)
+        figures = label_metrics(value, error, truth, truth_error)
+        text = f"{truth.size:,} test spectra: scatter {figures['robust_scatter']:.3g}, bias {figures['bias']:.2g}"
+        above.set_title(text, loc="left", fontsize=10, color=INK)
+        above.set(xlabel=axis_label(name, units, "Given "), ylabel=axis_label(name, units, "Predicted "))
+        z = (value - truth) / np.hypot(error, truth_error)
+        below.hist(np.clip(z, -5, 5), np.linspace(-5, 5, 31), density=True, color=BLUE, alpha=0.6)
+        normal = np.linspace(-5, 5, 200)
+        below.plot(normal, np.exp(-(normal**2) / 2) / np.sqrt(2 * np.pi), color=INK, lw=1)
+        below.set(xlabel=r"(predicted $-$ given) / $\sigma$", yticks=[], xlim=(-5, 5))
+        _style(above)
+        _style(below)
+    _save(figure, path)
+
+
+def plot_curves(path: str | os.PathLike[str], curves: str | os.PathLike[str], kept: int) -> None:
+    """The loss of training and validation stars over the steps, from `curves.csv` of a run, and which step was kept."""
+    with open(curves, encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, text, color in (("loss", "training", GREY), ("eval_loss", "validation", BLUE)):
+        points = [(float(line["step"]), float(line[name])) for line in lines if line.get(name)]
+        axes.plot([step for step, _ in points], [loss for _, loss in points], "o-", ms=3, color=color, label=text)
+    axes.axvline(kept, color=ORANGE, lw=1, zorder=0, label="kept")
+    axes.set(xlabel="Steps of the optimizer", ylabel="Loss (negative log-likelihood)")
+    axes.legend(frameon=False)
+    _style(axes)
     _save(figure, path)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import (
     EvalPrediction,
     HfArgumentParser,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -465,6 +466,14 @@ class SpectraFMTrainer(Trainer):
             self.log({"eval_loss": metrics["eval_loss"]})
         return metrics
 
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
+        # With eval_on_start, the start is a candidate for the best model, in a resumed run it was one already.
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if self.args.load_best_model_at_end and self.state.global_step == 0:
+            self._determine_best_metric(metrics, trial)
+            self._save_checkpoint(self.model, trial)
+        return metrics
+
     def _determine_best_metric(self, metrics, trial):
         # The callback of transformers does not see the mean of several sets, and forgets in a resumed run.
         is_best = super()._determine_best_metric(metrics, trial)
@@ -553,6 +562,8 @@ def train(
     validation_set,
     callbacks: Sequence[TrainerCallback] = (),
     samples: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    quiet: bool = False,
 ) -> SpectraFMTrainer:
     """
     Train a model as the recipe says and save it, with tokenizer and training range, into `args.output_dir`.
@@ -566,11 +577,16 @@ def train(
     callbacks : sequence of transformers.TrainerCallback
     samples : sequence of mappings, optional
         What standardisation and whitening are measured on, as [`prepare_model`] takes it. Default: the first stars.
+    quiet : bool
+        Do not print the log, nor show the bars of the Trainer.
     """
     task = set_up(recipe, args, train_set, validation_set, samples)
+    args.disable_tqdm |= quiet
     args.remove_unused_columns = False  # the collator reads columns that `forward` does not name
     args.label_names = ["labels", "label_errors"]
     trainer = SpectraFMTrainer(recipe, task, args)
+    if quiet:
+        trainer.remove_callback(PrinterCallback)
     for callback in callbacks:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
