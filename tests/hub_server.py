@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from huggingface_hub import ModelCard
+
 
 TOKEN = "hf_localhost"
 
@@ -179,7 +181,12 @@ class _Handler(BaseHTTPRequestHandler):
         commit, files = self._files(repo, revision)
         siblings = [{"rfilename": path} for path in sorted(files)]
         private = self.hub.repositories[repo].private
-        self._send_json({"id": repo, "sha": commit, "siblings": siblings, "private": private, "tags": []})
+        answer = {"id": repo, "sha": commit, "siblings": siblings, "private": private, "tags": []}
+        if "config.json" in files:
+            answer["config"] = json.loads(files["config.json"])
+        if "README.md" in files:
+            answer["library_name"] = ModelCard(files["README.md"].decode()).data.get("library_name")
+        self._send_json(answer)
 
     def tree(self, kind: str, repo: str, revision: str, folder: str):
         """The files in a folder (all of the repository without one), with `recursive` those below it, too."""

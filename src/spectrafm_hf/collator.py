@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .augmentation import Spectrum, degrade, rebin, shift, smooth, without_first
+from .data.schema import PIXEL_COLUMNS
 from .instruments import extinction_curve, gaussian_noise
 from .models import SpectraFMTokenizer
 
@@ -129,7 +130,12 @@ class SpectraFMCollator:
         """Rows, or columns as a data set with format "numpy" returns them for a list of indices."""
         if not isinstance(rows, Mapping):
             rows = {key: [row[key] for row in rows] for key in rows[0]}
-        columns = {key: rows[key] for key in ("wavelength", "flux", "flux_error", "mask")}
+        if missing := [key for key in PIXEL_COLUMNS if key not in rows]:
+            raise ValueError(
+                f"{missing[0]}: expected among the columns of the data set, got {list(rows)} (a Trainer drops columns "
+                "unless remove_unused_columns=False)"
+            )
+        columns = {key: rows[key] for key in PIXEL_COLUMNS}
         n_stars = len(columns["flux"])
         draws = rows["draw"] if "draw" in rows else [int(torch.randint(2**62, ()))]
         generator = np.random.default_rng([self.seed, *(int(draw) for draw in draws)])

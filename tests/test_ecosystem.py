@@ -1,0 +1,312 @@
+"""What people bring from the libraries around it works as it is: pipelines over data sets, the Trainer, own loops.
+
+No class of this project is subclassed here, and no helper of its training is used but the collator and the metrics.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import accelerate
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import make_tiny_model
+from hub_server import serve
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments, default_data_collator, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+import spectrafm_hf
+from spectrafm_hf import SpectraFMTokenizer, bundled, load_checkpoint
+from spectrafm_hf.collator import SpectraFMCollator
+from spectrafm_hf.data.readers import read_spectra
+from spectrafm_hf.prediction import predict_batches
+from spectrafm_hf.training import make_compute_metrics
+
+
+SMALL = "spectrafm-gaia-xp-small"
+COLUMNS = ("wavelength", "flux", "flux_error", "mask")
+LABELS = ["teff", "logg"]
+
+
+# ------------------------------------------------------------------------------------------- pipelines, map, streams
+
+
+@pytest.fixture(scope="module")
+def demo() -> datasets.Dataset:
+    """Observed stars; every third lacks the red end, so that numbers of pixels and of tokens differ."""
+    rows = []
+    for i, row in enumerate(read_spectra([Path(spectrafm_hf.__file__).parent / "resources" / "gaia_xp_demo.parquet"])):
+        pixels = slice(0, 150 if i % 3 == 1 else 343)
+        rows.append({"object_id": row["object_id"], **{name: row[name][pixels] for name in COLUMNS}})
+    return datasets.Dataset.from_list(rows[:20])
+
+
+@pytest.fixture(scope="module")
+def expected(demo) -> list[dict]:
+    """What `spectrafm predict` finds."""
+    model, tokenizer = load_checkpoint(SMALL)
+    [batch] = predict_batches(model, tokenizer, [list(demo.with_format("numpy"))])
+    columns = {name: values.tolist() for name, values in batch.items() if name != "flags"}
+    return [dict(zip(columns, star, strict=True)) for star in zip(*columns.values(), strict=True)]
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, rows):
+        self.rows = list(rows)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return self.rows[i]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+FORMS = {
+    "data set": lambda data: data,
+    "in torch format": lambda data: data.with_format("torch"),
+    "stream": lambda data: data.to_iterable_dataset(num_shards=2),
+    "mapped stream": lambda data: data.to_iterable_dataset().map(lambda row: {**row, "flux": row["flux"]}),
+    "generator": lambda data: (row for row in data),
+    "list": list,
+    "torch Dataset": Rows,
+    "torch IterableDataset": Stream,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pipeline_answers_any_form_of_data_in_batches_as_predict_does(form, demo, expected):
+    predict = pipeline("stellar-labels", model=bundled(SMALL), device="cpu")
+    for batch_size in (1, 7):
+        answers = list(predict(FORMS[form](demo), batch_size=batch_size))
+        assert [star["object_id"] for star in answers] == [star["object_id"] for star in expected]
+        for answer, star in zip(answers, expected, strict=True):
+            assert answer.keys() == star.keys()
+            for name in predict.model.config.label_names:
+                assert answer[name] == pytest.approx(star[name], abs=1e-3 * star[f"{name}_err"])
+                assert answer[f"{name}_err"] == pytest.approx(star[f"{name}_err"], rel=1e-3)
+
+
+def test_a_pipeline_reads_one_column_of_a_data_set_and_tokenizes_in_processes_of_its_own(demo, expected):
+    predict = pipeline("stellar-labels", model=bundled(SMALL), device="cpu")
+    spectra = [{"spectrum": {name: row[name] for name in COLUMNS}} for row in demo]
+    nested = datasets.Dataset.from_list(spectra)
+    for workers in (0, 2):
+        answers = list(predict(KeyDataset(nested, "spectrum"), batch_size=4, num_workers=workers))
+        assert [star["teff"] for star in answers] == pytest.approx([star["teff"] for star in expected], abs=0.05)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_tokenizer_maps_a_data_set_in_batches(streaming, demo, expected):
+    model, tokenizer = load_checkpoint(SMALL)
+    data = demo.to_iterable_dataset() if streaming else demo
+
+    def tokenize(rows):
+        return tokenizer(rows, return_tensors="np")
+
+    mapped = data.map(tokenize, batched=True, batch_size=5, remove_columns=data.column_names)
+    loader = DataLoader(mapped.with_format("torch"), batch_size=5, collate_fn=default_data_collator)
+    with torch.no_grad():
+        values = torch.cat([model(**batch).values for batch in loader])
+    assert values[:, 0].tolist() == pytest.approx([star["teff"] for star in expected], abs=0.05)
+
+
+def test_the_tokenizer_is_a_transform_of_a_data_set(demo, expected):
+    model, tokenizer = load_checkpoint(SMALL)
+    inputs = demo.with_transform(tokenizer)[:3]
+    with torch.no_grad():
+        values = model(**inputs).values
+    assert values[:, 0].tolist() == pytest.approx([star["teff"] for star in expected[:3]], abs=0.05)
+
+
+# ------------------------------------------------------------------------------------------------------ the Trainer
+
+
+@pytest.fixture
+def labelled(stars) -> datasets.Dataset:
+    """Made-up stars of different lengths, with labels; one has no logg."""
+    rows = [
+        {**star, "survey": "made up", "teff": 4000.0 + 300.0 * i, "teff_err": 30.0, "logg": 2.0 + 0.3 * i}
+        for i, star in enumerate(stars * 3)
+    ]
+    rows[4]["logg"] = float("nan")
+    return datasets.Dataset.from_list(rows)
+
+
+def make_trainer(folder: Path, data, seed: int = 0, collator=None, **arguments) -> Trainer:
+    tokenizer = SpectraFMTokenizer(patch_size=4, standardize_scale=0.1)
+    model = make_tiny_model(seed)
+    arguments = {
+        "remove_unused_columns": False,
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "learning_rate": 1e-2,
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **arguments,
+    }
+    return Trainer(
+        model,
+        TrainingArguments(str(folder), **arguments),
+        data_collator=collator or SpectraFMCollator(tokenizer, LABELS),
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+        compute_metrics=make_compute_metrics(model.config, LABELS),
+    )
+
+
+def losses(trainer: Trainer, key: str = "loss") -> list[float]:
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_plain_trainer_trains_evaluates_saves_and_resumes(streaming, labelled, tmp_path):
+    data = labelled.to_iterable_dataset() if streaming else labelled
+    trainer = make_trainer(tmp_path, data, load_best_model_at_end=True, metric_for_best_model="teff_rmse")
+    trainer.train()
+    assert len(losses(trainer)) == 4 and np.all(np.isfinite(losses(trainer)))
+    assert len(losses(trainer, "eval_teff_rmse")) == len(losses(trainer, "eval_logg_robust_z")) == 2
+
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    resumed = make_trainer(tmp_path, data, seed=7)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(trainer)
+    torch.testing.assert_close(resumed.evaluate()["eval_loss"], losses(trainer, "eval_loss")[-1], rtol=0, atol=0)
+
+    resumed.save_model(str(tmp_path / "final"))
+    for folder in ("checkpoint-4", "final"):
+        model, tokenizer = load_checkpoint(tmp_path / folder)
+        torch.testing.assert_close(model.state_dict(), resumed.model.state_dict(), rtol=0, atol=0)
+        assert tokenizer.to_dict() == resumed.processing_class.to_dict()
+
+
+def test_the_plain_trainer_predicts_stars_with_and_without_labels(labelled, tmp_path):
+    trainer = make_trainer(tmp_path, labelled)
+    found = trainer.predict(labelled)
+    (mean, log_variance), (truth, truth_error) = found.predictions, found.label_ids
+    assert mean.shape == log_variance.shape == truth.shape == truth_error.shape == (15, 2)
+    np.testing.assert_allclose(truth[:, 0], labelled["teff"])
+    assert np.flatnonzero(np.isnan(truth[:, 1])).tolist() == [4]
+    assert np.isfinite(found.metrics["test_loss"]) and found.metrics["test_teff_rmse"] > 0
+
+    unlabelled = labelled.select_columns(["object_id", *COLUMNS])
+    ignored = ["mean", "log_variance", "encoder_last_hidden_state"]
+    found = trainer.predict(unlabelled, ignore_keys=ignored)
+    assert found.label_ids is None and "test_loss" not in found.metrics
+    values, errors = found.predictions
+    rows = list(labelled.with_format("numpy"))
+    [same] = predict_batches(trainer.model, trainer.processing_class, [rows])
+    for i, name in enumerate(trainer.processing_class.label_names):
+        np.testing.assert_allclose(values[:, i], same[name], rtol=1e-4)
+        np.testing.assert_allclose(errors[:, i], same[f"{name}_err"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("known_errors", [False, True])
+def test_the_trainer_of_the_examples_takes_a_mapped_data_set(known_errors, stars, tmp_path):
+    """With its own settings: it drops the columns that `forward` does not name, and its collator stacks the rest."""
+    tokenizer = SpectraFMTokenizer(patch_size=4, standardize_scale=0.1)
+    errors = {"teff_err": 30.0} if known_errors else {}
+    data = datasets.Dataset.from_list([{**star, **errors, "teff": 4000.0 + 100.0 * i} for i, star in enumerate(stars)])
+
+    def tokenize(rows):
+        return tokenizer(rows, labels=["teff"], return_tensors="np")
+
+    data = data.map(tokenize, batched=True)  # in one batch, so that all have as many tokens
+    # The Trainer evaluates what has all labels that `forward` names, `label_errors` among them.
+    names = None if known_errors else ["labels"]
+    trainer = make_trainer(
+        tmp_path, data, collator=default_data_collator, remove_unused_columns=True, label_names=names
+    )
+    trainer.compute_metrics = None
+    trainer.train()
+    assert len(losses(trainer, "eval_loss")) == 2 and np.isfinite(losses(trainer, "eval_loss")).all()
+    truth = trainer.predict(data).label_ids
+    np.testing.assert_array_equal(truth[0] if known_errors else truth, np.array([data["teff"]]).T)
+
+
+def test_columns_that_the_trainer_drops_are_missed_by_name(labelled, tmp_path):
+    trainer = make_trainer(tmp_path, labelled, remove_unused_columns=True)
+    with pytest.raises(ValueError, match=r"mask: expected among the columns .* remove_unused_columns=False"):
+        trainer.train()
+
+
+# ------------------------------------------------------------------------------------------------- loops of one's own
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_loop_of_torch_and_one_of_accelerate_learn_the_same(streaming, labelled):
+    data = labelled.to_iterable_dataset() if streaming else labelled
+    tokenizer = SpectraFMTokenizer(patch_size=4, standardize_scale=0.1)
+
+    def train(accelerator: accelerate.Accelerator | None) -> tuple[list[float], torch.Tensor]:
+        model = make_tiny_model().train()
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+        loader = DataLoader(data, batch_size=4, collate_fn=SpectraFMCollator(tokenizer, LABELS))
+        if accelerator:
+            model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        steps, values = [], []
+        for batch in loader:
+            outputs = model(**batch)
+            if accelerator:
+                accelerator.backward(outputs.loss)
+            else:
+                outputs.loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            steps.append(outputs.loss.item())
+            values.append(accelerator.gather_for_metrics(outputs.values) if accelerator else outputs.values)
+        return steps, torch.cat(values).detach()
+
+    plain, accelerated = train(None), train(accelerate.Accelerator(cpu=True))
+    assert len(plain[0]) == 4 and plain[1].shape == (15, 2)
+    assert plain[0] == accelerated[0]
+    torch.testing.assert_close(*(found[1] for found in (plain, accelerated)), rtol=0, atol=0)
+
+
+# --------------------------------------------------------------------------------------------------- estimate-memory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", spectrafm_hf.bundled_names("spectrafm"))
+def test_accelerate_estimates_the_memory_of_a_checkpoint_on_the_hub(name, tmp_path):
+    """It takes the name of a repository, of which it loads the configuration and the code, and no weights."""
+    model, _ = load_checkpoint(name)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    with serve() as hub:
+        hub.commit(f"somebody/{name}", Path(bundled(name)))
+        command = ["estimate-memory", f"somebody/{name}", "--trust_remote_code", "--dtypes", "float32", "float16"]
+        run = subprocess.run(
+            [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command],
+            env={**clean, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"},
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            timeout=200,
+        )
+        assert run.returncode == 0, run.stderr
+        assert not any("safetensors" in answer.path for answer in hub.log)
+    [found] = re.findall(r"float32\W+[\d.]+ MB\W+([\d.]+) MB\W+([\d.]+) MB", run.stdout)
+    megabytes = 4 * sum(tensor.numel() for tensor in model.state_dict().values()) / 2**20
+    assert float(found[0]) == pytest.approx(megabytes, abs=0.01)
+    assert float(found[1]) == pytest.approx(4 * megabytes, abs=0.03)  # weights, gradients, Adam's two moments
