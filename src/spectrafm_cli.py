@@ -846,8 +846,15 @@ def _push(arguments: argparse.Namespace) -> None:
 def _finetune(arguments: argparse.Namespace) -> int:
     import shlex
 
+    import datasets
+    from transformers.utils import logging
+
     from spectrafm_hf.data.readers import find_files
     from spectrafm_hf.finetuning import finetune
+
+    # Of writing a checkpoint, and of reading what was just written: a moment each, ten times.
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
 
     units = {}
     for given in arguments.units:
