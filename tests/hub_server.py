@@ -2,10 +2,10 @@
 A small hub on localhost that speaks enough of the Hugging Face Hub's endpoints for the real `huggingface_hub` client.
 
 Repositories are kept in memory as commits (path -> bytes) and refs (branch or tag -> commit). A model is called
-`owner/name`, a data set `datasets/owner/name`, a Space `spaces/owner/name`. Who writes, or reads what is private, needs the token `TOKEN`. Large
-files go over LFS, as from clients without Xet (HF_HUB_DISABLE_XET), which it does not speak. Every answer is noted
-in `log`, so that a test can say what went over the wire. A new endpoint is a method of `_Handler` and a line in its
-`ROUTES`.
+`owner/name`, a data set `datasets/owner/name`, a Space `spaces/owner/name`. Who writes, or reads what is private,
+needs the token `TOKEN`. Large files go over LFS, as from clients without Xet (HF_HUB_DISABLE_XET), which it does not
+speak. Every answer is noted in `log`, so that a test can say what went over the wire. A new endpoint is a method of
+`_Handler` and a line in its `ROUTES`.
 """
 
 import base64
