@@ -471,6 +471,8 @@ class SpectraFMTrainer(Trainer):
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         if self.args.load_best_model_at_end and self.state.global_step == 0:
             self._determine_best_metric(metrics, trial)
+            # For the Trainer, step 0 is none, and it does not set this.
+            self.state.best_model_checkpoint = str(Path(self._get_output_dir(trial=trial), "checkpoint-0"))
             self._save_checkpoint(self.model, trial)
         return metrics
 
