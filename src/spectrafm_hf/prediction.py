@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from astropy import units
 from astropy.io import fits
 from numpy.typing import NDArray
@@ -31,6 +33,7 @@ from .models import SpectraFMForPrediction, SpectraFMTokenizer
 from .models.tokenization_spectrafm import HUGE
 
 
+logger = logging.getLogger(__name__)
 #: Between the flags of a star.
 FLAG_SEPARATOR = ";"
 NO_PIXEL = "no valid pixel"
@@ -211,7 +214,8 @@ def predict_batches(
     dict of arrays of shape (stars,), one a batch
         `object_id` (str); for each request `<label>` and `<label>_err` (float32, physical units, one sigma); `flags`
         (str, empty if all is well; `not_at_rest` where the row has a `rest_frame` of False). A star that cannot be
-        predicted has labels of NaN, and the reason as its flag.
+        predicted has labels of NaN, and the reason as its flag. Where the memory does not suffice for a batch, the
+        model gets half of it at a time from then on, and a warning is logged.
 
     Raises
     ------
@@ -222,16 +226,14 @@ def predict_batches(
     tokenizer.label_ids(names)
     tokenizer = schema_tokenizer(tokenizer)
     model.eval()
+    most = 0
     for rows in batches:
         values = np.full((len(rows), len(names)), np.nan, np.float32)
         errors = values.copy()
         reasons = [""] * len(rows)
         inputs, members = _tokenize(tokenizer, rows, names, reasons)
         if inputs is not None:
-            with torch.inference_mode():
-                output = model(**inputs.to(model.device))
-            values[members] = output.values.float().cpu().numpy()
-            errors[members] = output.errors.float().cpu().numpy()
+            values[members], errors[members], most = _answers(model, inputs, most or len(members))
         for i in np.flatnonzero(~np.isfinite(values + errors).all(axis=1)).tolist():
             reasons[i] = reasons[i] or "prediction not finite"
             values[i] = errors[i] = np.nan
@@ -245,6 +247,31 @@ def predict_batches(
         for j, name in enumerate(names):
             batch |= {name: values[:, j], f"{name}_err": errors[:, j]}
         yield {**batch, "flags": np.array(reasons, dtype=object)}
+
+
+def _answers(
+    model: SpectraFMForPrediction, inputs: Mapping[str, torch.Tensor], most: int
+) -> tuple[NDArray[Any], NDArray[Any], int]:
+    """Values and errors, (stars, labels), at most so many stars at a time; and how many there is memory for."""
+    values, errors, start = [], [], 0
+    n_stars = len(inputs["flux"])
+    while start < n_stars:
+        part = {name: value[start : start + most].to(model.device) for name, value in inputs.items()}
+        try:
+            with torch.inference_mode():
+                output = model(**part)
+        except RuntimeError as error:
+            n_part = len(part["flux"])
+            # The second is what oneDNN, which does some of the work on a CPU, says of it.
+            if n_part == 1 or not (should_reduce_batch_size(error) or "could not create a" in str(error)):
+                raise
+            most = n_part // 2
+            logger.warning(f"out of memory with {n_part} stars at once: {most} from now on")
+            continue
+        values.append(output.values.float().cpu().numpy())
+        errors.append(output.errors.float().cpu().numpy())
+        start += most
+    return np.concatenate(values), np.concatenate(errors), most
 
 
 def schema_tokenizer(tokenizer: SpectraFMTokenizer) -> SpectraFMTokenizer:

@@ -1,0 +1,52 @@
+"""Too large a batch for the memory that there is: real, by a limit on the address space of a process."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+SCRIPT = """
+    import resource, sys
+    import numpy as np
+    import torch
+    from conftest import make_tiny_model
+    from spectrafm_hf import SpectraFMTokenizer
+    from spectrafm_hf.prediction import predict_batches
+
+    torch.set_num_threads(1)
+    random = np.random.default_rng(0)
+    pixels = 800
+    rows = [
+        {"object_id": str(i), "wavelength": np.arange(5000.0, 5000 + pixels), "flux": random.normal(1, 0.1, pixels),
+         "flux_error": np.full(pixels, 0.1), "mask": np.zeros(pixels, bool)}
+        for i in range(512)
+    ]
+    model, tokenizer = make_tiny_model(), SpectraFMTokenizer(patch_size=4)
+    few = list(predict_batches(model, tokenizer, [rows[:8], rows[8:16]]))
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    free = int(sys.argv[1]) * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (used + free, used + free))
+    many = list(predict_batches(model, tokenizer, [rows, rows[:300]]))
+    assert [len(batch["flags"]) for batch in many] == [512, 300]
+    assert np.isfinite(many[0]["teff"]).all()
+    np.testing.assert_allclose(many[0]["teff"][:8], few[0]["teff"], rtol=1e-4)
+    np.testing.assert_array_equal(many[1]["teff"][:8], many[0]["teff"][:8])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS and /proc")
+@pytest.mark.parametrize(("free", "halved"), [(50, True), (2000, False)])
+def test_a_batch_that_is_too_large_goes_through_in_parts(free, halved, pytestconfig):
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(free)],
+        cwd=pytestconfig.rootpath / "tests",
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert run.returncode == 0, run.stderr
+    assert ("out of memory with 512 stars at once" in run.stderr) == halved
+    # It is not tried again with the next batch.
+    assert run.stderr.count("with 512") == halved and "with 300" not in run.stderr
