@@ -215,13 +215,18 @@ def test_a_new_label_is_learnt_evaluated_and_told_of(tmp_path, checkpoint):
 
 
 @pytest.mark.slow
-def test_where_training_only_does_harm_the_start_is_kept(tmp_path, checkpoint, monkeypatch):
+def test_where_training_only_does_harm_the_start_is_kept(tmp_path, monkeypatch):
     monkeypatch.setitem(finetuning.LEARNING_RATES, "all", 0.1)
-    said: list[str] = []
-    tuned = tune(tmp_path, checkpoint, make_rows(40), names=["teff"], what="all", say=said.append)
+    stars = Path(finetuning.__file__).parent / "resources" / "gaia_xp_demo.parquet"  # with labels
+    base, said = "spectrafm-gaia-xp-small", []
+    tuned = finetune(
+        [stars], stars, tmp_path / "mine", model=base, names=["teff"], what="all", steps=4, say=said.append
+    )
     assert any(line.startswith("No step was better on the validation spectra than the start") for line in said)
-    weights = [load_checkpoint(path)[0].state_dict() for path in (checkpoint, tuned.folder)]
+    weights = [load_checkpoint(path)[0].state_dict() for path in (base, tuned.folder)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    results = tuned.evaluation["results"]["all stars"]
+    assert results["fine-tuned"]["teff"]["rmse"] == results[f"{base}, as it was"]["teff"]["rmse"]
     assert "its weights are kept" in (tuned.folder / "README.md").read_text()
 
 
