@@ -81,14 +81,11 @@ def training_settings(
 
     Parameters
     ----------
-    n_stars : int
-        Stars to train on.
-    what : str
-        A name of `FROZEN`.
-    steps : int, optional
-        Of the optimizer. Default: 200 for up to 100 stars, more with the square root of their number, 5,000 at most.
-    batch_size : int, optional
-        Default: a sixteenth of the stars, between 16 and 128.
+    n_stars, what
+        Training stars, and what is trained: a name of `FROZEN`.
+    steps, batch_size : int, optional
+        Default: 200 steps for up to 100 stars, more with the square root of their number, 5,000 at most; batches of a
+        sixteenth of the stars, between 16 and 128.
     seed : int
         Of order, noise and dropout.
     """
@@ -319,6 +316,8 @@ def join(
     """
     Which row of the labels belongs to a spectrum: by identifier or, where that fits more, by name of the file.
 
+    By default the column is the one out of `ID_COLUMNS` and `FILE_COLUMNS` that fits most spectra.
+
     Returns
     -------
     rows : array of int, shape (spectra,)
@@ -426,10 +425,12 @@ def _label(stars: Dataset, labels: Labels, id_column: str | None) -> tuple[Datas
 def _check_labels(parts: Mapping[str, Dataset], names: Sequence[str]) -> None:
     """Each label has enough values in each split, and they differ."""
     for name in names:
-        for split, part in parts.items():
-            if (n_known := len(_finite(part, name))) < 3:
-                raise ValueError(f"{name}: expected at least 3 {split} spectra whose value is known, got {n_known}")
-        if robust_scatter(values := _finite(parts["train"], name)) == 0:
+        for split in ("test", "validation", "train"):
+            values = np.asarray(parts[split][name][:], np.float64)
+            values = values[np.isfinite(values)]
+            if len(values) < 3:
+                raise ValueError(f"{name}: expected at least 3 {split} spectra whose value is known, got {len(values)}")
+        if robust_scatter(values) == 0:
             raise ValueError(
                 f"{name}: expected values that differ, got {np.median(values):g} for most of the training spectra"
             )
@@ -437,11 +438,6 @@ def _check_labels(parts: Mapping[str, Dataset], names: Sequence[str]) -> None:
 
 def _texts(stars: Dataset, name: str) -> list[str]:
     return [str(text) for text in stars[name][:]]
-
-
-def _finite(stars: Dataset, name: str) -> NDArray[np.float64]:
-    values = np.asarray(stars[name][:], np.float64)
-    return values[np.isfinite(values)]
 
 
 # ---------------------------------------------------------------------------------------------------------- instruments
@@ -549,27 +545,21 @@ def finetune(
 
     Parameters
     ----------
-    files : sequence of path
+    files, failures
         As `find_files` returns them.
-    labels, names, units
-        See [`read_label_table`]; `<label>_err` is used where it is there.
+    labels, names, units, id_column
+        See [`read_label_table`] and [`join`].
     out : path
         Folder for the checkpoint, its card and pictures. In `out/report` are tables of what was dropped, of the splits
         and of the predictions for test stars; in `out/work` the data set and the run, from which a call with the same
         arguments goes on. (None of the two is pushed to the hub.)
-    model : str, optional
-        Checkpoint to go on from. Default: the bundled one for the first spectrum.
-    id_column : str, optional
-        Column to join by. Default: the one out of `ID_COLUMNS` and `FILE_COLUMNS` that fits most spectra.
-    what : str, optional
-        What is trained, out of `FROZEN`. Default: by the number of training stars, see [`choose`]; for a new instrument
-        everything, as the layers that read pixels must learn it.
+    model, what : str, optional
+        Checkpoint to go on from (default: the bundled one for the first spectrum), and what of it is trained, out of
+        `FROZEN` (default: see [`choose`]; for a new instrument everything, as the layers that read pixels must learn).
     steps, batch_size, seed
         See [`training_settings`].
     minutes : float, optional
         Train no longer; what else is done takes its own time.
-    failures : sequence of Failure
-        Of files that were looked for in vain, to be told with the rest.
     command : str
         For the card.
     overwrite : bool

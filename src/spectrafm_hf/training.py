@@ -382,6 +382,23 @@ def seed_step(seed: int, step: int, process: int):
     torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0] >> 1))
 
 
+def demand_finite(loss: torch.Tensor, inputs: Mapping[str, torch.Tensor], folder: str | Path, step: int) -> None:
+    """
+    Stop where a loss is not finite: the weights are of no use from here on, those of the last checkpoint are.
+
+    Raises
+    ------
+    ValueError
+        Naming the file that the batch was saved to, `step-<number>.safetensors` in `folder`.
+    """
+    if not torch.isfinite(loss):
+        path = Path(folder) / f"step-{step}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(path) as temporary:
+            save_file({name: value.contiguous().cpu() for name, value in inputs.items()}, temporary)
+        raise ValueError(f"loss: expected a finite number at step {step}, got {loss.item()}; the batch is in {path}")
+
+
 EMA_FILE = "ema.safetensors"
 
 
@@ -449,7 +466,9 @@ class SpectraFMTrainer(Trainer):
 
     def training_step(self, model, inputs, *args, **kwargs):
         with self.throughput.batch(inputs):
-            return super().training_step(model, inputs, *args, **kwargs)
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        demand_finite(loss, inputs, self.args.output_dir or "runs", self.state.global_step)
+        return loss
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         # A tuple: DistributedDataParallel would look for a method `values`, which is a field of the output.
@@ -583,7 +602,7 @@ def train(
         Do not print the log, nor show the bars of the Trainer.
     """
     task = set_up(recipe, args, train_set, validation_set, samples)
-    args.disable_tqdm |= quiet
+    args.disable_tqdm = args.disable_tqdm or quiet
     args.remove_unused_columns = False  # the collator reads columns that `forward` does not name
     args.label_names = ["labels", "label_errors"]
     trainer = SpectraFMTrainer(recipe, task, args)
