@@ -34,6 +34,7 @@ from spectrafm_hf.throughput import Throughput
 from spectrafm_hf.training import (
     Recipe,
     calibrate_errors,
+    demand_finite,
     load_stars,
     make_compute_metrics,
     make_optimizer,
@@ -197,6 +198,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
                     part = model(**batch, return_dict=False)[0] / len(group)
                     accelerator.backward(part)
                 loss += part.detach()
+                demand_finite(part.detach(), batch, args.output_dir or "runs", progress.step)
             gradient_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
             rate = scheduler.get_last_lr()[0]
             optimizer.step()
