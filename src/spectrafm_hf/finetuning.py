@@ -110,9 +110,12 @@ def training_settings(
         "weight_decay": 0.01,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
-        # Where nothing beats the start on validation stars, the start stays.
+        # Where nothing beats the start on validation stars, the start stays. The loss would take the step before errors
+        # become too small, which calibration mends, and the answers go on getting better.
         "eval_on_start": True,
         "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_residual",
+        "greater_is_better": False,
         "eval_strategy": "steps",
         "eval_steps": often,
         "save_steps": often,
@@ -127,7 +130,7 @@ def training_settings(
 
 
 class Progress(TrainerCallback):
-    """A bar with the validation loss, or a line for each evaluation where there is no terminal; an end to training.
+    """A bar with figures of validation, or a line for each evaluation where there is no terminal; an end to training.
 
     Parameters
     ----------
@@ -151,9 +154,12 @@ class Progress(TrainerCallback):
             control.should_training_stop = control.should_evaluate = control.should_save = True
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        self.bar.set_postfix(validation_loss=f"{metrics['eval_loss']:.4f}")
+        self.bar.set_postfix(loss=f"{metrics['eval_loss']:.4f}", residual=f"{metrics['eval_residual']:.4f}")
         if self.bar.disable:
-            self.say(f"step {state.global_step:,} of {state.max_steps:,}: validation loss {metrics['eval_loss']:.4f}")
+            self.say(
+                f"step {state.global_step:,} of {state.max_steps:,}: validation loss {metrics['eval_loss']:.4f}, "
+                f"residuals {metrics['eval_residual']:.4f} of the scatter of the labels"
+            )
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
@@ -722,8 +728,8 @@ def _working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> 
 def best_step(curves: Path) -> int:
     """The step whose weights were kept, from `curves.csv` of a run."""
     with curves.open(encoding="utf-8") as file:
-        losses = {int(line["step"]): float(line["eval_loss"]) for line in csv.DictReader(file) if line.get("eval_loss")}
-    return min(losses, key=lambda step: losses[step])
+        lines = [line for line in csv.DictReader(file) if line.get("eval_residual")]
+    return int(min(lines, key=lambda line: float(line["eval_residual"]))["step"])
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -443,7 +443,7 @@ def plot_curves(path: str | os.PathLike[str], curves: str | os.PathLike[str], ke
     for name, text, color in (("loss", "training", GREY), ("eval_loss", "validation", BLUE)):
         points = [(float(line["step"]), float(line[name])) for line in lines if line.get(name)]
         axes.plot([step for step, _ in points], [loss for _, loss in points], "o-", ms=3, color=color, label=text)
-    axes.axvline(kept, color=ORANGE, lw=1, zorder=0, label="kept")
+    axes.axvline(kept, color=ORANGE, lw=1, zorder=0, label="kept (least residuals)")
     axes.set(xlabel="Steps of the optimizer", ylabel="Loss (negative log-likelihood)")
     axes.legend(frameon=False)
     _style(axes)

@@ -517,7 +517,9 @@ class SpectraFMTrainer(Trainer):
 def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
     """
     `compute_metrics` for the Trainer, in physical units: for each label bias, robust scatter (1.4826 MAD), RMSE and
-    the robust standard deviation of error over sigma, for stars whose true `teff` lies in 3,500-6,500 K.
+    the robust standard deviation of error over sigma, for stars whose true `teff` lies in 3,500-6,500 K. And
+    `residual`, to choose among steps by whatever their sigmas, which are calibrated in the end: the mean of
+    |predicted - true| over the scale of the label, geometric mean over the labels.
     """
     columns = [config.label_names.index(name) for name in label_names]
     center = np.array(config.label_centers)[columns]
@@ -535,7 +537,10 @@ def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
             within = (teff > 3500) & (teff < 6500)
             # Of hot stars alone, all count.
             stars = within if within.any() else stars
-        return {
+        residuals = np.abs(values - labels)[stars] / scale
+        known = np.isfinite(residuals).any(axis=0)
+        residual = np.exp(np.mean(np.log(np.nanmean(residuals[:, known], axis=0)))) if known.any() else np.nan
+        return {"residual": float(residual)} | {
             f"{name}_{figure}": value
             for i, name in enumerate(label_names)
             for figure, value in label_metrics(
