@@ -233,16 +233,12 @@ def test_the_trainer_of_the_examples_takes_a_mapped_data_set(known_errors, stars
         return tokenizer(rows, labels=["teff"], return_tensors="np")
 
     data = data.map(tokenize, batched=True)  # in one batch, so that all have as many tokens
-    # The Trainer evaluates what has all labels that `forward` names, `label_errors` among them.
-    names = None if known_errors else ["labels"]
-    trainer = make_trainer(
-        tmp_path, data, collator=default_data_collator, remove_unused_columns=True, label_names=names
-    )
+    trainer = make_trainer(tmp_path, data, collator=default_data_collator, remove_unused_columns=True)
     trainer.compute_metrics = None
     trainer.train()
     assert len(losses(trainer, "eval_loss")) == 2 and np.isfinite(losses(trainer, "eval_loss")).all()
     truth = trainer.predict(data).label_ids
-    np.testing.assert_array_equal(truth[0] if known_errors else truth, np.array([data["teff"]]).T)
+    np.testing.assert_array_equal(truth[0], np.array([data["teff"]]).T)
 
 
 def test_columns_that_the_trainer_drops_are_missed_by_name(labelled, tmp_path):

@@ -44,6 +44,7 @@ def test_the_answer_does_not_depend_on_how_stars_are_given_or_batched(predict, s
     assert same(predict(stars, batch_size=2), expected)
     assert same(list(predict(star for star in stars)), expected)
     assert same(list(predict((star for star in stars), batch_size=3)), expected)
+    assert same(list(predict(iter(stars), batch_size=3)), expected)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -1,7 +1,7 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """The task `stellar-labels` of `transformers.pipeline`: spectra in, labels with one-sigma errors out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,9 @@ class StellarLabelsPipeline(Pipeline):
         if hasattr(inputs, "with_format"):
             # The base class would take a data set of the library `datasets` for one input.
             inputs = (row for row in inputs.with_format("numpy"))
+        elif isinstance(inputs, Iterator):
+            # Of iterators it knows generators only.
+            inputs = (row for row in inputs)
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(  # type: ignore[override]
