@@ -63,7 +63,8 @@ TRAINED = {
     "head": "the readout",
 }
 LORA = {"r": 8, "lora_alpha": 16, "modules_to_save": ["value_embedding", "readout"]}
-#: What to train from so many training stars on, and how fast: measured, see scripts/recipes/finetune.tried.md.
+#: What to train from so many training stars on, and how fast. Measured: freezing more is no better with many stars, nor
+#: clearly so with 50, see scripts/recipes/finetune.tried.md.
 CHOICES = ((0, "all"),)
 LEARNING_RATES = {"all": 3e-4, "frozen": 3e-4, "lora": 1e-3, "head": 1e-3}
 
