@@ -38,8 +38,8 @@ def symbol(label: str) -> str:
     """How astronomers write a label: `fe_h` is [Fe/H]."""
     if label in SYMBOLS:
         return SYMBOLS[label]
-    numerator, slash, denominator = label.partition("_")
-    if not slash:
+    numerator, _, denominator = label.partition("_")
+    if denominator not in ("fe", "h", "m"):
         return label
     above = r"$\alpha$" if numerator == "alpha" else numerator.capitalize()
     return f"[{above}/{denominator.capitalize()}]"
