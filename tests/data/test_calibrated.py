@@ -34,7 +34,7 @@ def observed(catalogue):
     a_v = stars.catalogue[:, -1] / 0.1066
     still = np.exp(shared + size * own).astype(np.float32)
     instrument = stars._stars.instrument
-    columns = stars._observe(instrument, table, a_v, still, np.random.default_rng(2))
+    columns = stars._observe(instrument, *stars._synthesize(table), a_v, still, np.random.default_rng(2))
     columns["flux"] = columns["clean"]
     columns["wavelength"] = np.tile(columns["wavelength"], (len(table), 1))
     columns["mask"][:, :50] = True
@@ -192,3 +192,27 @@ def test_by_depth_iron_poor_stars_have_less_of_what_lines_have_wrong(catalogue):
         return np.sqrt(np.mean((made - wanted) ** 2))
 
     assert error(True) < 0.6 * error(False)
+
+
+def test_a_star_for_which_the_emulator_has_no_flux_is_drawn_again(catalogue):
+    """One that came up in 160,000."""
+    labels = {"teff": 3329.2117, "logg": 1.0778025, "fe_h": 0.26907015, "c_fe": -0.38023293, "n_fe": -0.018609853,
+              "o_fe": 0.19309494, "mg_fe": 0.14725192, "si_fe": 0.27459371, "al_fe": -0.0690523237,
+              "ca_fe": 0.150526464, "ti_fe": 0.27191788, "mn_fe": 0.021433377, "ni_fe": 0.0618683286,
+              "vmicro": 1.66640019}  # fmt: skip
+
+    class Unlucky(CalibratedStars):
+        drawn = 0
+
+        def _draw_labels(self, n, generator):
+            stars, labelled, table = super()._draw_labels(n, generator)
+            self.drawn += n
+            if n > 1:
+                table[2] = [labels[name] for name in self._stars.emulator.config.label_names]
+            return stars, labelled, table
+
+    stars = Unlucky("miles", catalogue)
+    columns = stars.draw(5, np.random.default_rng(0))
+    assert stars.drawn == 6
+    assert np.isfinite(columns["flux"]).all() and (np.median(columns["clean"], axis=1) > 0).all()
+    assert 4000 < columns["teff"].min()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..instruments import K_BAND, Instrument, extinction_curve
 from ..models.modeling_emulator import default_vmicro
-from .synthetic import ALPHA_ELEMENTS, SyntheticStars
+from .synthetic import ALPHA_ELEMENTS, SyntheticStars, without_flux
 
 
 Array = NDArray[Any]
@@ -158,7 +158,8 @@ class CalibratedStars(SyntheticStars):
         stars, flux, mask = stars[good], flux[good].astype(float), mask[good]
         pixels = mask.mean(axis=0) < 0.5
         still = dataclasses.replace(self._stars.instrument, tilt=None)
-        clean = self._observe(still, table[good], stars[:, -1] / A_K, None, np.random.default_rng(0))["clean"]
+        made = self._synthesize(table[good])
+        clean = self._observe(still, *made, stars[:, -1] / A_K, None, np.random.default_rng(0))["clean"]
 
         def logarithm(values):
             level = np.nanmedian(np.where(mask[:, pixels], np.nan, values[:, pixels]), axis=1, keepdims=True)
@@ -212,20 +213,28 @@ class CalibratedStars(SyntheticStars):
         matrix = stars.instrument.response(wavelength, stars.resolving_power)
         return np.maximum(1 - (matrix @ flux.T).T, 0.003)
 
-    def _observe(self, instrument: Instrument, table: Array, a_v: Array, factors: Array | None, generator):
-        wavelength, flux = self._synthesize(table)
+    def _observe(self, instrument: Instrument, wavelength: Array, flux: Array, a_v: Array, factors, generator):
         return instrument.apply(wavelength, flux, generator, self._stars.resolving_power, a_v, factors)
 
-    def draw(self, n: int, generator: np.random.Generator) -> dict[str, Array]:
-        """Columns of `n` stars. `flux_error` is that of the instrument, without the scatter from star to star."""
+    def _draw_labels(self, n: int, generator: np.random.Generator) -> tuple[Array, Array, Array]:
+        """Stars of the catalogue, (n, catalogue); the emulator's labels, with scatter, and moved into its range."""
         rows = np.searchsorted(self._cumulative, generator.random(n)).clip(max=len(self.catalogue) - 1)
         stars = self.catalogue[rows]
         labelled, table, covered = self._table(stars, generator)
         if not covered.all():  # scatter has led out of the range
             labelled[~covered], table[~covered], _ = self._table(stars[~covered])
+        return stars, labelled, table
+
+    def draw(self, n: int, generator: np.random.Generator) -> dict[str, Array]:
+        """Columns of `n` stars. `flux_error` is that of the instrument, without the scatter from star to star."""
+        stars, labelled, table = self._draw_labels(n, generator)
+        wavelength, flux = self._synthesize(table)
+        while (failed := without_flux(flux)).any():
+            stars[failed], labelled[failed], table[failed] = self._draw_labels(int(failed.sum()), generator)
+            flux[failed] = self._synthesize(table[failed])[1]
         a_v = stars[:, -1] / A_K + self._dusty * JITTER["a_v"] * generator.standard_normal(n)
         factors = self._factors(stars, generator)
-        columns = self._observe(self._stars.instrument, table, a_v, factors, generator)
+        columns = self._observe(self._stars.instrument, wavelength, flux, a_v, factors, generator)
         if factors is not None:
             # The residuals hold the noise of the stars they were measured on.
             columns["flux"] = columns["clean"] + np.float32(0.5) * (columns["flux"] - columns["clean"])

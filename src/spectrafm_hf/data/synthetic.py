@@ -112,8 +112,7 @@ class _Stars:
         """Columns of `n` stars but for identifiers, and `clean`, the flux without noise."""
         labels = self._labels(n, generator)
         wavelength, flux = self._synthesize(labels)
-        # One in some 200,000 cool stars, far from all that the emulator was fitted to, has next to no positive flux.
-        while (failed := np.mean(flux > 0, axis=1) < 0.75).any():
+        while (failed := without_flux(flux)).any():
             again = self._labels(int(failed.sum()), generator)
             for name, values in again.items():
                 labels[name][failed] = values
@@ -144,6 +143,14 @@ class _Stars:
         for name, tensor in sorted(self.emulator.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
+
+
+def without_flux(flux: NDArray[Any]) -> NDArray[np.bool_]:
+    """
+    Which spectra, (stars, pixels), have next to no positive flux: so the emulator says of one in some 200,000 cool
+    stars, far from all that it was fitted to.
+    """
+    return np.mean(flux > 0, axis=1) < 0.75
 
 
 # ------------------------------------------------------------------------------------------------------- without a disk
