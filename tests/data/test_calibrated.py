@@ -83,7 +83,7 @@ def test_molecules_that_are_wrong_in_cool_stars_change_none_that_has_no_molecule
     stars = CalibratedStars("gaia-xp", giants, flatness=0.0)
     _, table, _ = stars._table(stars.catalogue)
     tio = stars._features(stars.catalogue, table)[:, 1]
-    columns = stars._observe(stars._stars.instrument, table, np.zeros(len(table)), None, generator)
+    columns = stars._observe(stars._stars.instrument, *stars._synthesize(table), np.zeros(len(table)), None, generator)
     wavelength = stars._stars.instrument.wavelength
     band = (wavelength > 7050) & (wavelength < 7250)
     columns["flux"] = columns["clean"] * np.exp(0.1 * np.outer(np.minimum(tio, 0), band))
@@ -156,7 +156,9 @@ def test_what_is_wrong_with_other_instruments_is_found_too(catalogue, name):
     wavelength = plain._stars.instrument.wavelength
     shared = 0.02 * np.sin(np.arange(wavelength.size) / 7.0)
     factors = np.broadcast_to(np.exp(shared).astype(np.float32), (len(table), wavelength.size))
-    columns = plain._observe(plain._stars.instrument, table, np.zeros(len(table)), factors, np.random.default_rng(2))
+    columns = plain._observe(
+        plain._stars.instrument, *plain._synthesize(table), np.zeros(len(table)), factors, np.random.default_rng(2)
+    )
     columns["flux"], columns["wavelength"] = columns["clean"], np.tile(columns["wavelength"], (len(table), 1))
     columns |= dict(zip(("teff", "logg", "fe_h"), plain.catalogue.T[:3], strict=True))
     inside = (wavelength > 15160) & (wavelength < 15300) if name == "apogee" else (wavelength > 4840)
@@ -171,7 +173,9 @@ def test_by_depth_iron_poor_stars_have_less_of_what_lines_have_wrong(catalogue):
     rich = {label: catalogue[label][catalogue["fe_h"] > -1][:40] for label in ("teff", "logg", "fe_h")}
     plain = CalibratedStars("miles", rich, flatness=0.0)
     _, table, _ = plain._table(plain.catalogue)
-    columns = plain._observe(plain._stars.instrument, table, np.zeros(len(table)), None, np.random.default_rng(2))
+    columns = plain._observe(
+        plain._stars.instrument, *plain._synthesize(table), np.zeros(len(table)), None, np.random.default_rng(2)
+    )
     # The lines are 10 % weaker.
     wavelength, depth = columns["wavelength"], plain._depth(table)
     columns["flux"] = columns["clean"] * (1 - 0.9 * depth) / (1 - depth)
