@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import io
 import re
 import sys
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="spectrafm", description="Stellar labels with errors, from spectra.")
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("spectrafm_hf"))
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     demo = verbs.add_parser("demo", help="predict 64 real stars that come with the package, and draw the result")

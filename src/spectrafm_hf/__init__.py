@@ -43,6 +43,9 @@ PIPELINE_REGISTRY.register_pipeline(
 )
 SpectraFMConfig._pipeline_is_registered = True
 
+#: The one place where it stands; pyproject.toml reads it, tests hold CITATION.cff and CHANGELOG.md to it.
+__version__ = "0.1.0"
+
 __all__ = [
     "SpectraFMConfig",
     "SpectraFMForPrediction",
