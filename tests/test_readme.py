@@ -1,9 +1,17 @@
 """The README: its commands come first, its Python runs, and the files that it names are there."""
 
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
+import pytest
+
 import spectrafm_cli
+from spectrafm_hf import bundled
 
 
 ROOT = Path(__file__).parents[1]
@@ -21,18 +29,98 @@ def test_the_first_two_commands_install_and_run_the_demo_and_the_tests():
     assert second.startswith("python3 -m venv") and second.endswith("pytest")
 
 
-def test_the_python_of_the_readme_runs_from_top_to_bottom():
+def commands() -> list[str]:
+    """Each line of the README that is for a shell, without its comment."""
+    lines = "\n".join(blocks("bash")).splitlines()
+    return [line.partition(" #")[0].strip() for line in lines if line.strip()]
+
+
+#: What takes too long, or reaches other machines, by how it begins, and the test that runs the same with less.
+ELSEWHERE = {
+    "python3 -m venv": ".ci/run",
+    'pip install ".[': ".ci/run",
+    "spectrafm plot": "tests/test_cli_files.py::test_plot_draws_the_star_and_the_range_that_are_asked_for",
+    "accelerate launch": "tests/test_survey.py::test_processes_share_the_shards",
+    "spectrafm predict hf://": "tests/test_survey.py::test_a_data_set_on_the_hub_is_read_shard_by_shard_and_not_kept",
+    "spectrafm data gaia-xp": "tests/data/test_gaia_xp.py::test_the_data_set_holds_what_the_source_holds",
+    "spectrafm finetune": "tests/test_cli_finetune.py::test_a_group_gets_a_checkpoint_that_predicts",
+    "spectrafm app": "tests/test_app_browser.py::test_an_example_shows_labels_pictures_and_neighbours",
+    "python scripts/paper_experiment.py": "tests/scripts/test_paper_experiment.py"
+    "::test_the_command_writes_answers_figures_a_table_and_pictures_and_goes_on_from_there",
+    "python scripts/synthesize_grid.py": ".ci/run",
+    "python scripts/train_emulator.py": "tests/test_emulation.py::test_the_script_measures_what_it_saves",
+    "python scripts/train.py": "tests/scripts/test_train_accelerate.py"
+    "::test_both_scripts_give_the_same_curves_and_the_same_weights_to_the_last_bit",
+    "python scripts/evaluate.py": "tests/scripts/test_evaluate.py"
+    "::test_one_command_compares_a_checkpoint_with_all_baselines",
+    "python scripts/benchmark.py": "tests/scripts/test_benchmark.py"
+    "::test_it_prints_a_table_and_keeps_the_figures_of_each_round",
+    "python scripts/convert_original_checkpoint.py": "tests/test_conversion.py::test_the_command_converts_a_fixture",
+    "spectrafm push CHECKPOINT OWNER/NAME --private": "tests/test_hub.py"
+    "::test_the_command_line_pushes_and_predicts_with_what_it_pulls",
+    "spectrafm predict spectra/ --model OWNER/NAME": "tests/test_hub.py"
+    "::test_the_command_line_pushes_and_predicts_with_what_it_pulls",
+    "spectrafm data push": "tests/test_hub.py::test_a_data_set_is_loaded_and_streamed_from_the_hub_as_it_was_written",
+}
+
+
+def elsewhere(command: str) -> str | None:
+    return next((where for begin, where in ELSEWHERE.items() if command.startswith(begin)), None)
+
+
+def test_every_command_is_understood_and_those_that_are_run_elsewhere_are():
+    assert len(commands()) > 25
+    for command in commands():
+        if command.startswith("spectrafm "):
+            spectrafm_cli._parser().parse_args(shlex.split(command)[1:])
+    for begin, where in ELSEWHERE.items():
+        file, _, test = where.partition("::")
+        if file != ".ci/run":
+            assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), begin
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_other_commands_run_one_after_the_other_as_they_stand(tmp_path, monkeypatch, capsys):
+    """In a folder with what they name: spectra, a data set, a checkpoint, a recipe and an evaluation."""
+    stars = pq.read_table(spectrafm_cli.DEMO_STARS)
+    for name, begin, end in (
+        ("spectra/stars", 0, 12),
+        ("survey/a", 0, 20),
+        ("survey/b", 20, 40),
+        ("gaia-xp/data/test-00000-of-00001", 0, 64),
+    ):
+        path = tmp_path / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(stars.slice(begin, end - begin), path)
+    shutil.copytree(bundled("spectrafm-gaia-xp-small"), tmp_path / "CHECKPOINT")
+    shutil.copy(ROOT / "scripts" / "recipes" / "gaia-xp-small.yaml", tmp_path / "RECIPE.yaml")
+    shutil.copy(ROOT / "model_cards" / "evaluations" / "spectrafm-gaia-xp-small.json", tmp_path / "evaluation.json")
+    monkeypatch.chdir(tmp_path)
+    run = 0
+    for command in filter(lambda command: elsewhere(command) is None, commands()):
+        program, *arguments = shlex.split(command)
+        if program == "spectrafm":
+            code = spectrafm_cli.main(arguments)
+            assert code == 0, (command, capsys.readouterr())
+        else:
+            script = str(ROOT / arguments[0])
+            subprocess.run([sys.executable, script, *arguments[1:]], check=True, timeout=300)
+        run += 1
+    assert run >= 11
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in blocks("python"):
+        # What `spectrafm export` has written before.
+        if "model.onnx" in block:
+            spectrafm_cli.main(["export", "spectrafm-gaia-xp-small", "--output", "model.onnx"])
         exec(block, names)
     assert names["outputs"].values.shape == (1, 4)
     assert (names["outputs"].errors > 0).all()
-
-
-def test_the_commands_of_the_readme_are_known_to_the_command_line():
-    verbs = set(re.findall(r"spectrafm (\w+)", "\n".join(blocks("bash"))))
-    help_text = spectrafm_cli._parser().format_help()
-    assert verbs and all(verb in help_text for verb in verbs)
 
 
 def test_the_files_that_the_readme_names_exist():
