@@ -43,6 +43,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class _Version(argparse.Action):
+    """As argparse has it, but for that the version is looked up where it is asked for."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(importlib.metadata.version("spectrafm_hf"))
+        parser.exit()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -66,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="spectrafm", description="Stellar labels with errors, from spectra.")
-    parser.add_argument("--version", action="version", version=importlib.metadata.version("spectrafm_hf"))
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     demo = verbs.add_parser("demo", help="predict 64 real stars that come with the package, and draw the result")
@@ -502,9 +510,11 @@ def _predict_survey(arguments: argparse.Namespace) -> int:
     print(
         f"{process}{done:,} of {len(own):,} shards in {arguments.output}, {len(own) - len(left):,} of them from before"
     )
+    inside = arguments.output / FAILED
     if own and not done:
-        raise ValueError(_nothing(failures, len(own), arguments.output))
-    return _report(failures, arguments.output, f"_failed-{rank}.csv" if rank else f"_{FAILED}")
+        raise ValueError(_nothing(failures, len(own), inside))
+    # The underscore keeps it from being taken for a part of the table.
+    return _report(failures, inside, f"_failed-{rank}.csv" if rank else f"_{FAILED}")
 
 
 class _Summary:
@@ -1107,13 +1117,11 @@ def _failure_text(failure: Failure) -> str:
 
 
 def _failed_csv(output: Path | None, name: str = FAILED) -> Path:
-    """Beside a file, in a folder."""
-    folder = Path() if output is None else output if output.is_dir() else output.parent
-    return folder / name
+    return (output.parent if output else Path()) / name
 
 
 def _write_failures(failures: Sequence[Failure], output: Path | None, name: str = FAILED) -> Path:
-    """`failed.csv` at the output, else in the working folder."""
+    """`failed.csv` beside the output, else in the working folder."""
     import csv
 
     from spectrafm_hf.files import complete_file

@@ -40,12 +40,12 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def evaluate():
-    spec = importlib.util.spec_from_file_location("evaluate", SCRIPT)
+    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["evaluate"] = module  # dataclasses look their module up
+    sys.modules["evaluate_script"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     yield module
-    del sys.modules["evaluate"]
+    del sys.modules["evaluate_script"]
 
 
 def write_split(folder: Path, split: str, n: int, seed: int) -> dict[str, np.ndarray]:

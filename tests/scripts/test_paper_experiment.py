@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "paper_experiment.py"
 SPEC = importlib.util.spec_from_file_location("paper_experiment", SCRIPT)
 experiment = importlib.util.module_from_spec(SPEC)
 sys.modules[SPEC.name] = experiment
-sys.path.insert(0, str(SCRIPT.parent))  # its neighbours, as Python does for a script
+sys.path.append(str(SCRIPT.parent))  # its neighbours; last, as one has the name of a library, evaluate
 SPEC.loader.exec_module(experiment)
 
 WINDOW = (6400.0, 10200.0)

@@ -13,7 +13,7 @@ from spectrafm_hf.data.synthetic import SyntheticStars
 from spectrafm_hf.instruments import Instrument
 
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))  # as Python does for a script
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))  # last, as one has the name of a library, evaluate
 import paper_methods as methods
 
 
