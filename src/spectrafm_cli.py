@@ -498,18 +498,17 @@ def _predict_survey(arguments: argparse.Namespace) -> int:
     )
     own = shards[rank::world_size]
     left = [shard for shard in own if not predictor.is_done(shard)]
+    done = before = len(own) - len(left)
     with tqdm(desc="predicting", unit=" stars", delay=DELAY, disable=None if rank == 0 else True) as progress:
         for number, shard in enumerate(left, start=1):
             progress.set_postfix_str(f"shard {number} of {len(left)}")
             try:
                 failures += predictor(shard, progress.update)
+                done += 1
             except (ValueError, OSError) as error:
                 failures.append(Failure(Path(shard.files[0]), str(error)))
     process = f"process {rank} of {world_size}: " if world_size > 1 else ""
-    done = sum(map(predictor.is_done, own))
-    print(
-        f"{process}{done:,} of {len(own):,} shards in {arguments.output}, {len(own) - len(left):,} of them from before"
-    )
+    print(f"{process}{done:,} of {len(own):,} shards in {arguments.output}, {before:,} of them from before")
     inside = arguments.output / FAILED
     if own and not done:
         raise ValueError(_nothing(failures, len(own), inside))

@@ -313,3 +313,10 @@ def test_a_saved_range_is_plain_json(tmp_path):
     TrainingRange({"teff": (3000.0, 8000.0)}, (3360.0, 10200.0)).save(tmp_path)
     content = json.loads((tmp_path / "training_range.json").read_text())
     assert content == {"labels": {"teff": [3000.0, 8000.0]}, "wavelength": [3360.0, 10200.0], "wavelength_step": None}
+
+
+def test_a_first_batch_of_few_stars_does_not_make_the_next_ones_smaller(tiny_model, tiny_tokenizer, stars):
+    sizes = []
+    tiny_model.register_forward_pre_hook(lambda module, args, given: sizes.append(len(given["flux"])), with_kwargs=True)
+    list(predict_batches(tiny_model, tiny_tokenizer, [stars[:1], stars, stars[:2]]))
+    assert sizes == [1, 5, 2]

@@ -226,14 +226,14 @@ def predict_batches(
     tokenizer.label_ids(names)
     tokenizer = schema_tokenizer(tokenizer)
     model.eval()
-    most = 0
+    most = 0  # stars that there is memory for at once; 0 until it is found to end
     for rows in batches:
         values = np.full((len(rows), len(names)), np.nan, np.float32)
         errors = values.copy()
         reasons = [""] * len(rows)
         inputs, members = _tokenize(tokenizer, rows, names, reasons)
         if inputs is not None:
-            values[members], errors[members], most = _answers(model, inputs, most or len(members))
+            values[members], errors[members], most = _answers(model, inputs, most)
         for i in np.flatnonzero(~np.isfinite(values + errors).all(axis=1)).tolist():
             reasons[i] = reasons[i] or "prediction not finite"
             values[i] = errors[i] = np.nan
@@ -252,11 +252,12 @@ def predict_batches(
 def _answers(
     model: SpectraFMForPrediction, inputs: Mapping[str, torch.Tensor], most: int
 ) -> tuple[NDArray[Any], NDArray[Any], int]:
-    """Values and errors, (stars, labels), at most so many stars at a time; and how many there is memory for."""
+    """Values and errors, (stars, labels), at most so many stars at a time (0: all); and the same for the next batch."""
     values, errors, start = [], [], 0
     n_stars = len(inputs["flux"])
     while start < n_stars:
-        part = {name: value[start : start + most].to(model.device) for name, value in inputs.items()}
+        end = start + (most or n_stars)
+        part = {name: value[start:end].to(model.device) for name, value in inputs.items()}
         try:
             with torch.inference_mode():
                 output = model(**part)
@@ -270,7 +271,7 @@ def _answers(
             continue
         values.append(output.values.float().cpu().numpy())
         errors.append(output.errors.float().cpu().numpy())
-        start += most
+        start = end
     return np.concatenate(values), np.concatenate(errors), most
 
 
