@@ -2,8 +2,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """What a survey costs: time and memory of `spectrafm predict FOLDER --output FOLDER`, Gaia XP spectra, as it is run.
 
-    python scripts/benchmark_survey.py --output survey                          # 250,000 and 1,000,000 stars: JSON, table
-    python scripts/benchmark_survey.py --output survey --stars 1000 4000        # a try
+    python scripts/benchmark_survey.py --output survey                    # 250,000 and 1,000,000 stars: JSON, table
+    python scripts/benchmark_survey.py --output survey --stars 10000      # a try
 
 A shard of synthetic spectra is written once and stands in the folder under as many names as it takes (hard links), so
 that the disk holds one; the command reads them all, as it would others. Its process, which is a new one for each

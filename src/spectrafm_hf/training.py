@@ -29,6 +29,7 @@ from .collator import SpectraFMCollator
 from .data.calibrated import CATALOGUE, CalibratedStars
 from .data.mixture import HostedStars, Mixture
 from .data.sources import cache_dir
+from .data.streaming import StreamedStars, load_streamed
 from .data.synthetic import SyntheticStars
 from .data.taught import TaughtStars
 from .files import complete_file
@@ -42,6 +43,8 @@ from .throughput import Throughput
 
 #: Stars of each instrument that standardisation and whitening are measured on.
 MEASURED_STARS = 40_000
+#: Of `sources`, where nothing is said.
+STARS_PER_EPOCH = 1_000_000
 #: Of `synthetic-<instrument>` as a data set: as many as the paper's.
 SYNTHETIC_STARS = 90_000
 VALIDATION_STARS = 2000
@@ -90,8 +93,11 @@ class Recipe:
         are none; `eval_loss` is the mean of theirs.
     teachers : list[str]
         Checkpoints whose answers are the labels of calibrated stars, see [`TaughtStars`]; none by default.
+    streaming : bool
+        Read the training stars of `data` as they are needed, out of its Parquet files, here or on the hub, see
+        [`StreamedStars`]: for data sets that neither memory nor disk hold.
     stars_per_epoch : int
-        For `sources`: a pass through them.
+        For `sources`, and for `streaming`: a pass through them. Default: 1,000,000 of sources, all of a stream.
     noise, noise_correlation, pixel_dropout, error_dropout, reddening, tilt, wavelength_cut : float
     snr : [low, high]
     radial_velocity, smoothing, resampling, patch_phase : float
@@ -121,7 +127,8 @@ class Recipe:
     lora: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)
     teachers: list[str] = field(default_factory=list)
-    stars_per_epoch: int = 1_000_000
+    streaming: bool = False
+    stars_per_epoch: int = 0
     noise: float = 0.0
     noise_correlation: float = 0.0
     pixel_dropout: float = 0.0
@@ -202,6 +209,11 @@ def load_stars(recipe: Recipe, seed: int) -> tuple[Any, Any]:
     Training and validation stars, as [`train`] takes them; `gaia-xp` and `synthetic-<instrument>` are built where
     they are not there.
     """
+    if recipe.streaming:
+        if recipe.sources:
+            raise ValueError(f"streaming: expected data without sources, got sources {list(recipe.sources)}")
+        name = _hosted(recipe.data)
+        return load_streamed(name, recipe.train_split, recipe.validation_split, recipe.stars_per_epoch, seed)
     if not recipe.sources:
         data = load_dataset(_hosted(recipe.data))
         return data[recipe.train_split], data[recipe.validation_split]
@@ -220,7 +232,8 @@ def load_stars(recipe: Recipe, seed: int) -> tuple[Any, Any]:
             data = load_dataset(_hosted(name))
             sources.append(HostedStars(data[recipe.train_split]))
             validation[name] = data[recipe.validation_split]
-    return Mixture(sources, list(recipe.sources.values()), recipe.stars_per_epoch, seed), validation
+    stars_per_epoch = recipe.stars_per_epoch or STARS_PER_EPOCH
+    return Mixture(sources, list(recipe.sources.values()), stars_per_epoch, seed), validation
 
 
 def calibrated_stars(instrument: str, data: Any) -> CalibratedStars:
@@ -327,6 +340,8 @@ def set_up(
     elif isinstance(train_set, Mixture):
         generator = np.random.default_rng([args.seed, 1])
         samples = [source.draw(MEASURED_STARS // 10, generator) for source in train_set.sources]
+    elif isinstance(train_set, StreamedStars):
+        samples = [train_set.first(MEASURED_STARS)]
     else:
         samples = [train_set.with_format("numpy")[:MEASURED_STARS]]
     prepare = prepare_checkpoint if recipe.checkpoint else prepare_model
@@ -334,7 +349,10 @@ def set_up(
     if recipe.flux_requests:
         standardise_requests(model, tokenizer, samples)
     freeze(model, recipe.freeze)
-    train_stars = train_set if isinstance(train_set, Mixture) else Columns(train_set)
+    if isinstance(train_set, StreamedStars):
+        train_set.set_batch_size(args.per_device_train_batch_size * args.world_size)
+    in_order = isinstance(train_set, Mixture | StreamedStars)
+    train_stars = train_set if in_order else Columns(train_set)
     several = isinstance(validation_set, Mapping)
     augmentation = {name: getattr(recipe, name) for name in AUGMENTATIONS}
     return Task(
@@ -345,8 +363,8 @@ def set_up(
         validation_stars=(
             {name: Columns(stars) for name, stars in validation_set.items()} if several else Columns(validation_set)
         ),
-        # Stars of a mixture are drawn at random in any case.
-        draws=Draws(len(train_stars), not isinstance(train_stars, Mixture), args.seed),
+        # Stars of a mixture, or of a stream, are drawn at random in any case.
+        draws=Draws(len(train_stars), not in_order, args.seed),
         train_collator=SpectraFMCollator(tokenizer, recipe.labels, recipe.scalars, seed=args.seed, **augmentation),
         # A model that can do without scalars is judged without them.
         collator=SpectraFMCollator(
@@ -596,7 +614,7 @@ def train(
 
     Parameters
     ----------
-    train_set : datasets.Dataset or Mixture
+    train_set : datasets.Dataset, Mixture or StreamedStars
         In the project's schema.
     validation_set : datasets.Dataset, or mapping of name to data set or to columns
         The same; several are evaluated one after the other.
