@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from benchmark import PIXELS, machine, write_json
 from tqdm.auto import tqdm
 
+from benchmark import PIXELS, machine, write_json
 from spectrafm_cli import Parser
 from spectrafm_hf.data.schema import pixel_column
 from spectrafm_hf.data.synthetic import SyntheticStars

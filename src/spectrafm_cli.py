@@ -14,7 +14,7 @@ import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from spectrafm_hf.data.readers import Failure, Row
     from spectrafm_hf.models import SpectraFMForPrediction, SpectraFMTokenizer
     from spectrafm_hf.similar import Embeddings
+    from spectrafm_hf.survey import Outcome
 
 
 #: What `suitable_checkpoint` chooses from; here for `--help`, which imports nothing.
@@ -105,6 +106,14 @@ def _parser() -> argparse.ArgumentParser:
         "--plot", type=Path, metavar="DIR", help=f"draw the first {PLOTTED_STARS} spectra and an overview"
     )
     predict.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
+    predict.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="share the files of a survey among the machines of a Ray cluster: that at ADDRESS, at RAY_ADDRESS or on "
+        "this machine, where one is started if there is none (needs the extra `ray`)",
+    )
     predict.set_defaults(run=_predict)
 
     plot = verbs.add_parser(
@@ -447,6 +456,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     if arguments.output and (arguments.output.is_dir() or not arguments.output.suffix):
         return _predict_survey(arguments)
+    if arguments.ray is not None:
+        raise ValueError(f"--ray: expected a folder as the output, got {arguments.output}")
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
     arguments.model = arguments.model or _suitable_model(arguments)
@@ -480,7 +491,6 @@ def _predict_survey(arguments: argparse.Namespace) -> int:
     """A file for each shard, in this process those that are its own."""
     from tqdm.auto import tqdm
 
-    from spectrafm_hf.data.readers import Failure
     from spectrafm_hf.prediction import TrainingRange
     from spectrafm_hf.survey import ShardPredictor, is_on_the_hub, list_shards, process_number
 
@@ -489,9 +499,12 @@ def _predict_survey(arguments: argparse.Namespace) -> int:
     if arguments.model is None and any(map(is_on_the_hub, arguments.input)):
         raise ValueError("--model: expected one for spectra on the hub, got none")
     rank, world_size = process_number()
+    if arguments.ray is not None and world_size > 1:
+        raise ValueError(f"--ray: expected one process, which Ray makes more of, got {world_size}")
     failures: list[Failure] = []
     shards = list_shards(arguments.input, arguments.split, failures)
-    model, tokenizer = _load(arguments.model or _suitable_model(arguments), arguments.revision)
+    name = arguments.model or _suitable_model(arguments)
+    model, tokenizer = _load(name, arguments.revision)
     training_range = TrainingRange.load(str(model.name_or_path), arguments.revision)
     predictor = ShardPredictor(
         model, tokenizer, arguments.output, training_range, arguments.batch_size, _how(arguments)
@@ -500,13 +513,26 @@ def _predict_survey(arguments: argparse.Namespace) -> int:
     left = [shard for shard in own if not predictor.is_done(shard)]
     done = before = len(own) - len(left)
     with tqdm(desc="predicting", unit=" stars", delay=DELAY, disable=None if rank == 0 else True) as progress:
-        for number, shard in enumerate(left, start=1):
-            progress.set_postfix_str(f"shard {number} of {len(left)}")
-            try:
-                failures += predictor(shard, progress.update)
-                done += 1
-            except (ValueError, OSError) as error:
-                failures.append(Failure(Path(shard.files[0]), str(error)))
+        outcomes: Iterable[Outcome]
+        if arguments.ray is None:
+            outcomes = (predictor.outcome(shard, progress.update) for shard in left)
+        else:
+            from spectrafm_hf.survey_ray import predict_on_ray
+
+            outcomes = predict_on_ray(
+                left,
+                name,
+                arguments.output,
+                revision=arguments.revision,
+                batch_size=arguments.batch_size,
+                how=_how(arguments),
+                address=arguments.ray or None,
+                progress=progress.update,
+            )
+        for number, outcome in enumerate(outcomes, start=1):
+            progress.set_postfix_str(f"{number} of {len(left)} shards")
+            failures += outcome.failures
+            done += outcome.written
     process = f"process {rank} of {world_size}: " if world_size > 1 else ""
     print(f"{process}{done:,} of {len(own):,} shards in {arguments.output}, {before:,} of them from before")
     inside = arguments.output / FAILED

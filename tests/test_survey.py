@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_tiny_model
@@ -204,6 +206,25 @@ def test_after_an_error_nothing_of_a_shard_is_left(survey, tiny_model, tmp_path,
     assert not predictor.is_done(shard)
     predictor(shard)
     assert predictor.is_done(shard)
+
+
+def test_four_times_the_stars_take_no_more_memory(tiny_model, tmp_path, monkeypatch):
+    """Of Python and NumPy; what a whole process takes, with torch and Arrow, is in scripts/test_benchmark_survey.py."""
+    monkeypatch.setattr("spectrafm_hf.prediction.ROW_GROUP", 256)  # what waits to be written: 9 MB of a large shard
+    stars = pq.read_table(build(tmp_path / "few", test=10) / "data")
+    for name, times in (("small", 40), ("large", 160)):
+        pq.write_table(pa.concat_tables([stars] * times), tmp_path / f"{name}.parquet")
+    small, large = list_shards([tmp_path / "small.parquet", tmp_path / "large.parquet"])
+    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(patch_size=4), tmp_path / "labels", batch_size=32)
+    peaks = []
+    for shard in (small, small, large):  # the first time, modules are loaded
+        tracemalloc.start()
+        predictor(shard)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    print(peaks)  # pytest shows it where the test fails
+    # Whoever kept the stars, or their labels, would need four times as much; garbage is not collected after each batch.
+    assert peaks[2] < 1.5 * peaks[1]
 
 
 def test_rows_are_written_in_groups_that_are_quick_to_read(tmp_path):

@@ -62,6 +62,28 @@ class Shard:
     revision: str = ""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """
+    How it went with a shard.
+
+    Attributes
+    ----------
+    shard : Shard
+    written : bool
+        Whether its file is there.
+    stars : int
+        That were predicted.
+    failures : list of Failure
+        What `ShardPredictor` returns, or why there is no file.
+    """
+
+    shard: Shard
+    written: bool
+    stars: int
+    failures: list[Failure]
+
+
 # -------------------------------------------------------------------------------------------------------------- shards
 
 
@@ -185,7 +207,7 @@ class ShardPredictor:
         self.output, self.batch_size, self.how = Path(output), batch_size, dict(how or {})
         self.names = list(tokenizer.requests or tokenizer.label_names)
         # What changes an answer, beside the spectra; the size of a batch does not.
-        settings = json.dumps([tokenizer.to_dict(), self.how], sort_keys=True, default=str)
+        settings = json.dumps([tokenizer.to_dict(), self.how], sort_keys=True, default=lambda array: array.tolist())
         self._own_state = hashlib.sha256((fingerprint(model) + settings).encode()).hexdigest()
 
     def path(self, shard: Shard) -> Path:
@@ -245,6 +267,20 @@ class ShardPredictor:
                 if failures:
                     writer.write(self._rows_of(failures))
         return failures
+
+    def outcome(self, shard: Shard, progress: Callable[[int], Any] = lambda stars: None) -> Outcome:
+        """Predict a shard, and say so where that cannot be done: the other shards of a survey can do without it."""
+        counts: list[int] = []
+
+        def count(stars: int) -> None:
+            counts.append(stars)
+            progress(stars)
+
+        try:
+            failures = self(shard, count)
+        except (ValueError, OSError) as error:
+            return Outcome(shard, False, sum(counts), [Failure(Path(shard.files[0]), str(error))])
+        return Outcome(shard, True, sum(counts), failures)
 
     def _rows_of(self, failures: Sequence[Failure]) -> dict[str, NDArray[Any]]:
         unknown = np.full(len(failures), np.nan, np.float32)
