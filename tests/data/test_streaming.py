@@ -1,11 +1,14 @@
 """A streamed training set: which star a draw is depends on nothing but its number, and each shard has one reader."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
+from hub_server import serve
+from test_hub import in_new_process
 from torch.utils.data import BatchSampler
 
 from spectrafm_hf.data import spectrum_features
@@ -130,3 +133,23 @@ def test_what_is_no_streamed_data_set_is_refused(tmp_path):
     recipe = Recipe(sources={"gaia-xp": 1.0}, streaming=True)
     with pytest.raises(ValueError, match="streaming: expected data without sources, got sources"):
         load_stars(recipe, 0)
+
+
+HUB_SCRIPT = """
+    import json
+    from spectrafm_hf.data.streaming import load_streamed
+    stars, validation = load_streamed("somebody/stars", "train", "validation", 0, 3)
+    stars.set_batch_size(8)
+    print(json.dumps([stars.__getitems__(list(range(16)))["object_id"].tolist(), len(stars), len(validation)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_data_set_on_the_hub_is_streamed_and_not_kept(open_stars, tmp_path):
+    here = open_stars(20, 20, 20, batch_size=8)
+    with serve() as hub:
+        hub.commit("datasets/somebody/stars", tmp_path)
+        found = json.loads(in_new_process(hub, tmp_path / "home", HUB_SCRIPT))
+    assert found == [names(here, range(16)), len(here), 5]
+    kept = [path for path in (tmp_path / "home").rglob("*") if path.is_file() and path.stat().st_size > 1000]
+    assert not [path for path in kept if "train" in path.name]
