@@ -1,17 +1,20 @@
 """The README: its commands come first, its Python runs, and the files that it names are there."""
 
+import argparse
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 import spectrafm_cli
-from spectrafm_hf import bundled
+from spectrafm_hf import bundled, training
 
 
 ROOT = Path(__file__).parents[1]
@@ -66,16 +69,80 @@ def elsewhere(command: str) -> str | None:
     return next((where for begin, where in ELSEWHERE.items() if command.startswith(begin)), None)
 
 
-def test_every_command_is_understood_and_those_that_are_run_elsewhere_are():
+class Understood(Exception):
+    """Raised in place of what a script does once it has read its arguments."""
+
+
+@pytest.fixture
+def read_arguments(monkeypatch):
+    """Run a script as far as that: either of these reads the arguments of each of them."""
+
+    def stop_after(read):
+        def stop(*args, **kwargs):
+            read(*args, **kwargs)
+            raise Understood
+
+        return stop
+
+    def run(script: str, *arguments: str):
+        with monkeypatch.context() as patch:
+            patch.chdir(ROOT)
+            patch.setattr(sys, "argv", [script, *arguments])
+            # Its neighbours; last, as one has the name of a library, evaluate.
+            patch.setattr(sys, "path", [*sys.path, str(ROOT / "scripts")])
+            patch.setattr(argparse.ArgumentParser, "parse_args", stop_after(argparse.ArgumentParser.parse_args))
+            patch.setattr(training, "read_recipe", stop_after(training.read_recipe))
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+
+    return run
+
+
+def test_every_command_is_understood(read_arguments):
     assert len(commands()) > 25
     for command in commands():
-        if command.startswith("spectrafm "):
-            spectrafm_cli._parser().parse_args(shlex.split(command)[1:])
+        program, *arguments = shlex.split(re.sub(r"^accelerate launch .* -m spectrafm_cli", "spectrafm", command))
+        if program == "spectrafm":
+            spectrafm_cli._parser().parse_args(arguments)
+        elif program == "python":
+            with pytest.raises(Understood):
+                read_arguments(*arguments)
+        else:
+            assert program in ("python3", "pip")
+
+
+def test_an_option_that_a_script_does_not_have_is_seen(read_arguments):
+    with pytest.raises(SystemExit):
+        read_arguments("scripts/evaluate.py", "--modle", "none")
+    with pytest.raises(SystemExit):
+        read_arguments("scripts/train.py", "scripts/recipes/gaia-xp-small.yaml", "--output_dri", "runs/mine")
+
+
+def test_every_command_that_is_run_elsewhere_is():
     for begin, where in ELSEWHERE.items():
         assert any(command.startswith(begin) for command in commands()), begin
         file, _, test = where.partition("::")
         if file != ".ci/run":
             assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), begin
+
+
+def test_every_command_that_is_left_to_ci_is_run_there():
+    if not (ROOT / ".ci").is_dir():
+        pytest.skip("the source distribution is without .ci")
+    run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    left = [command for command in commands() if elsewhere(command) == ".ci/run"]
+    # It takes these from here, as they stand.
+    begin = "python3 -m venv "
+    first_two = [line for line in README.splitlines() if line.startswith(begin)]
+    assert first_two == [command for command in left if command.startswith(begin)] and len(first_two) == 2
+    assert f"grep -E '^{begin}' README.md | head -n 2" in run
+    # The second of them installs all extras.
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    installed = re.search(r"spectrafm_hf\[(.*)\]", " ".join(groups["test"]))[1].split(",")
+    for command in left:
+        if command.startswith("pip install"):
+            assert re.search(r'"\.\[(.*)\]"', command)[1] in installed
+        elif not command.startswith(begin):
+            assert command.rpartition(" ")[0] in run  # into another folder
 
 
 @pytest.mark.slow
