@@ -14,9 +14,9 @@ package that a change of bytes reaches. Each runs in a process of its own, so th
 and the next goes on behind it.
 
 An input is refused with a clear error where that is a ValueError (or, of files, an OSError) of one line that names
-field or file. All else is a fault: other exceptions, also those that the readers wrap, where it is the package's own
-code that stumbled; running out of memory, dying, hanging; warnings of the package's arithmetic or a flood of others; an
-answer that is NaN without a flag. The exit code is 1 where there is any.
+field or file. All else is a fault: other exceptions, running out of memory (even where a reader names the file), dying,
+hanging; warnings of the package's arithmetic or a flood of others; an answer that is NaN without a flag. The exit code
+is 1 where there is any.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -231,8 +232,10 @@ def try_config(case: Case, folder: Path) -> None:
         return
     with changed(checkpoints() / part / name, case.content) as checkpoint:
         if part == "emulator":
+            if not isinstance(settings := json.loads(case.content), dict):
+                raise ValueError(f"config.json: expected names of settings with their values, got {settings!r:.100}")
             try:
-                SpectrumEmulatorConfig.from_pretrained(checkpoint)
+                SpectrumEmulatorConfig(**settings)
             except StrictDataclassError as error:  # as documented; its second line is the cause
                 raise ValueError(" ".join(str(error).split())) from None
         elif name == "training_range.json":
@@ -280,8 +283,8 @@ def unclear(error: BaseException) -> str:
     cause = error.__cause__ or error
     frames = traceback.extract_tb(cause.__traceback__)
     ours = bool(frames) and frames[-1].filename.startswith(PACKAGE)
-    if isinstance(cause, MemoryError | RecursionError) or (ours and not isinstance(cause, ValueError | OSError)):
-        return f"{type(cause).__name__} of the package, wrapped"
+    if isinstance(cause, MemoryError | RecursionError) or (ours and isinstance(cause, NameError | AssertionError)):
+        return f"{type(cause).__name__}, wrapped"
     return ""
 
 
@@ -308,7 +311,8 @@ def outcome(target: str, case: Case, folder: Path) -> Outcome:
             trace = "".join(traceback.format_exception(error))
             return Outcome("fault", f"{what} at {where}" if where else what, trace)
     arithmetic = [w for w in caught if issubclass(w.category, RuntimeWarning) and w.filename.startswith(PACKAGE)]
-    if arithmetic or len(caught) > FLOOD:
+    # What Python shows by default: each once.
+    if arithmetic or len({(str(w.message), w.lineno) for w in caught}) > FLOOD:
         first = (arithmetic or caught)[0]
         where = f"{Path(first.filename).name}:{first.lineno}"
         return Outcome("fault", f"{len(arithmetic or caught)} warnings, {first.message} at {where}"[:200])
@@ -335,49 +339,52 @@ def strategies(target: str, seeds: Sequence[Case]) -> Any:
         max_leaves=4,
     )
 
+    dice = st.integers(0, 11)
+    few, small, places = st.integers(0, 3), st.integers(0, 9), st.integers(0, 40)
+    ways, shapes = st.sampled_from([0, 0, 0, 3, 4, 5, 9]), st.sampled_from([6, 7, 8])
+
     def rarely(strange: Any, usual: Any) -> Any:
-        return st.integers(0, 11).flatmap(lambda n: strange if n == 7 else usual)
+        return dice.flatmap(lambda n: strange if n == 7 else usual)
 
-    def encoded(array: Any, kind: str) -> dict[str, Any]:
-        array = np.ascontiguousarray(array)
-        return {"dtype": array.dtype.str, "shape": list(array.shape), "bytes": array.tobytes().hex(), "as": kind}
-
-    @st.composite
     def pixels(draw: Any, usual: Any, units: Sequence[str] = ("",), types: str = "f4 f8 >f4 i4 f2 u1 i8") -> Any:
         """An array like `usual`, in some type and container, with values and a shape that nobody expects."""
+        if draw(dice) == 7:
+            return draw(junk)
         array = np.array(usual)
-        for _ in range(draw(st.integers(0, 3))):
+        for _ in range(draw(few)):
+            if not array.size:
+                break
             with np.errstate(all="ignore"):
-                match draw(rarely(st.integers(6, 8), st.sampled_from([0, 0, 0, 3, 4, 5, 9]))):
+                match draw(shapes if draw(dice) == 7 else ways):
                     case 0:
-                        array.flat[draw(st.integers(0, max(array.size - 1, 0))) :][:1] = draw(numbers)
+                        array.flat[draw(places) % array.size] = draw(numbers)
                     case 3:
                         array = array * draw(numbers)
                     case 4:
                         array = array[..., ::-1]
                     case 5:
-                        array = np.random.default_rng(draw(st.integers(0, 9))).permutation(array, axis=-1)
+                        array = np.random.default_rng(draw(small)).permutation(array, axis=-1)
                     case 6:
                         array = np.sort(array)[..., np.arange(array.shape[-1]) // 2]
                     case 7:
-                        array = array[..., : draw(st.integers(0, 3))]
+                        array = array[..., : draw(few)]
                     case 8:
-                        array = np.repeat(array[None], draw(st.integers(0, 3)), axis=0)
+                        array = np.repeat(array[None], draw(few), axis=0)
                     case 9:
-                        array[..., draw(st.integers(0, 40)) :] = draw(numbers)
-            if not array.size:
-                break
-        kind = draw(rarely(st.sampled_from(types.split()), st.just(np.asarray(usual).dtype.str)))
+                        array[..., draw(places) :] = draw(numbers)
+        kind = draw(st.sampled_from(types.split())) if draw(dice) == 7 else np.asarray(usual).dtype.str
         with np.errstate(all="ignore"):
-            array = array.astype(kind)
+            array = np.ascontiguousarray(array.astype(kind))
         containers = ["array", "list", "masked", *(["tensor"] if array.dtype.isnative else [])]
         containers += [f"quantity:{unit}" for unit in units]
-        return encoded(array, draw(rarely(st.sampled_from(containers), st.just("array"))))
+        container = draw(st.sampled_from(containers)) if draw(dice) == 7 else "array"
+        about = {"dtype": array.dtype.str, "shape": list(array.shape)}
+        return {**about, "bytes": array.tobytes().hex(), "as": container}
 
     labels = st.sampled_from(["teff", "logg", "fe_h", "alpha_m"])
     values = rarely(junk, rarely(numbers, st.floats(-1, 1)))
     columns = st.dictionaries(rarely(st.sampled_from(["nope", "flux", ""]), labels), values, max_size=3)
-    tables = [[None, 1.0, 0.1], [None, 0.0, 1.0], [[5000.0, 5020.0], [1.0, 1.2], [0.1, 0.2]]]
+    standards = [[None, 1.0, 0.1], [None, 0.0, 1.0], [[5000.0, 5020.0], [1.0, 1.2], [0.1, 0.2]]]
     known: dict[str, Any] = {
         "wavelength_unit": st.sampled_from(["Angstrom", "Angstrom", "nm", "um", "m"]),
         "wavelength_medium": st.sampled_from(["vacuum", "air"]),
@@ -395,7 +402,7 @@ def strategies(target: str, seeds: Sequence[Case]) -> Any:
         "sampling": st.sampled_from(["even", "random"]),
         "seed": st.integers(0, 5),
         "requests": st.lists(labels, min_size=1, max_size=3, unique=True),
-        "standardize": st.sampled_from(tables),
+        "standardize": st.sampled_from(standards),
     }
     settings = st.lists(st.sampled_from(sorted(known)), max_size=3, unique=True).flatmap(
         lambda names: st.fixed_dictionaries({name: rarely(junk | numbers, known[name]) for name in names})
@@ -415,13 +422,13 @@ def strategies(target: str, seeds: Sequence[Case]) -> Any:
         flux = 1 + 0.1 * np.sin(np.arange(n_stars * n_pixels)).reshape(n_stars, n_pixels)
         flux = flux[0] if n_stars == 1 and draw(st.booleans()) else flux
         call: dict[str, Any] = {
-            "wavelength": draw(rarely(junk, pixels(wavelength, ["Angstrom", "nm", "m", "K", "1/cm"]))),
-            "flux": draw(rarely(junk, pixels(flux, ["Jy", "K", ""]))),
+            "wavelength": pixels(draw, wavelength, ["Angstrom", "nm", "m", "K", "1/cm"]),
+            "flux": pixels(draw, flux, ["Jy", "K", ""]),
         }
         if draw(st.booleans()):
-            call["flux_error"] = draw(rarely(junk, pixels(0.02 * flux, ["Jy", "mJy", "m"])))
+            call["flux_error"] = pixels(draw, 0.02 * flux, ["Jy", "mJy", "m"])
         if draw(st.booleans()):
-            call["mask"] = draw(rarely(junk, pixels(flux > 1.05, types="? u1 f8")))
+            call["mask"] = pixels(draw, flux > 1.05, types="? u1 f8")
         spectrum = {name: call[name] for name in ("wavelength", "flux", "flux_error", "mask") if name in call}
         match draw(st.integers(0, 11)):
             case 5:
@@ -511,7 +518,9 @@ def strategies(target: str, seeds: Sequence[Case]) -> Any:
             if name == "mask":
                 spectrum[name] = np.arange(40) % draw(st.integers(1, 9)) == 0
             else:
-                spectrum[name] = decoded({**draw(pixels(usual[name])), "as": "array"})
+                drawn = pixels(draw, usual[name])
+                known_kind = isinstance(drawn, dict) and "dtype" in drawn
+                spectrum[name] = decoded({**drawn, "as": "array"}) if known_kind else usual[name]
         stream = io.BytesIO()
         match draw(st.sampled_from(["npz", "npy", "parquet", "fits", "csv", "txt"])):
             case "npz":
@@ -613,12 +622,13 @@ def strategies(target: str, seeds: Sequence[Case]) -> Any:
         length = draw(rarely(st.sampled_from([0, 1, 2**31, 2**63]), st.just(len(text))))
         return Case(name, struct.pack("<Q", length) + text + bytes(data))
 
-    return {
+    made: dict[str, Callable[[], Any]] = {
         "tokenizer": calls,
         "readers": lambda: tables() | damaged() | cards(),
         "config": documents,
         "safetensors": lambda: weights() | weights() | damaged(),
-    }[target]()
+    }
+    return made[target]()
 
 
 # ---------------------------------------------------------------------------------------------------------- the seeds
@@ -687,9 +697,7 @@ class Worker:
             return
         self.current.write_bytes(case.name.encode() + b"\n" + case.content)
         self.save(trying=1)
-        faulthandler.dump_traceback_later(HANG, exit=True)
         found = outcome(self.target, case, self.folder)
-        faulthandler.cancel_dump_traceback_later()
         self.counts["inputs"] += 1
         self.counts[found.kind] += 1
         if found.kind == "fault":
@@ -729,11 +737,13 @@ def by_atheris(worker: Worker, seeds: Sequence[Case], seed: int) -> None:
     if worker.target == "tokenizer":
         import hypothesis
 
-        quiet = hypothesis.settings(database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
-        decide = quiet(hypothesis.given(strategies(worker.target, seeds))(worker)).hypothesis.fuzz_one_input
+        @hypothesis.settings(database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.given(strategies(worker.target, seeds))
+        def decide(case: Case) -> None:
+            worker(case)
 
         def attempt(data: bytes) -> None:
-            decide(data)
+            decide.hypothesis.fuzz_one_input(data)  # type: ignore[attr-defined]
 
     else:
         names = sorted({seed.name for seed in seeds})
@@ -757,7 +767,7 @@ def by_atheris(worker: Worker, seeds: Sequence[Case], seed: int) -> None:
         for i in range(50):
             (corpus / str(i)).write_bytes(generator.randbytes(2000))
     options = {"seed": seed + 1, "max_len": SEED_BYTES, "rss_limit_mb": 0, "timeout": 10 * int(HANG), "verbosity": 0}
-    options["len_control"] = 0
+    options |= {"len_control": 0, "handle_abrt": 0, "handle_segv": 0}
     atheris.Setup(
         [
             "fuzz",
@@ -771,6 +781,7 @@ def by_atheris(worker: Worker, seeds: Sequence[Case], seed: int) -> None:
 
 
 def work(target: str, engine: str, n: int, seed: int, output: Path, seed_folder: Path) -> int:
+    faulthandler.enable()
     # Of what transformers and hypothesis say by the ten thousand, nothing is read.
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="spectrafm-fuzz-") as folder:
@@ -792,7 +803,7 @@ def fuzz(target: str, engine: str, n: int, seed: int, output: Path, seed_folder:
     names = {part: output / f".{target}-{engine}.{part}" for part in ("counts", "current", "faults", "log")}
     names["faults"].unlink(missing_ok=True)
     deaths: list[dict[str, Any]] = []
-    start, attempt = time.perf_counter(), 0
+    start, cpu, attempt = time.perf_counter(), children(), 0
     with tqdm(total=n, desc=f"{target}, {engine}", unit=" inputs") as bar:
         while total["inputs"] < n:
             left = n - total["inputs"]
@@ -803,16 +814,17 @@ def fuzz(target: str, engine: str, n: int, seed: int, output: Path, seed_folder:
             with names["log"].open("wb") as log, subprocess.Popen(
                 command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}
             ) as process:  # fmt: skip
-                while process.poll() is None:
-                    time.sleep(0.2)
-                    bar.update(total["inputs"] + read_counts(names["counts"])["inputs"] - bar.n)
+                before = total["inputs"]
+                watch(process, names["counts"], lambda done, before=before: bar.update(before + done - bar.n))  # type: ignore[misc]
             counts = read_counts(names["counts"])
             total = {name: total[name] + counts[name] for name in total}
             if counts["inputs"] < left:
                 said = names["log"].read_text(errors="replace")
                 if not counts.get("trying"):
                     raise ValueError(f"{target}, {engine}: expected a process that tries inputs, got {said[-1000:]}")
-                what = "hangs" if "Timeout (" in said else f"the process ends with {process.returncode}"
+                what = (
+                    "hangs" if process.returncode == -signal.SIGABRT else f"the process ends with {process.returncode}"
+                )
                 name, _, content = names["current"].read_bytes().partition(b"\n")
                 deaths.append({"what": what, "name": name.decode(), "content": content.hex(), "trace": said[-4000:]})
                 total["inputs"] += 1
@@ -833,8 +845,28 @@ def fuzz(target: str, engine: str, n: int, seed: int, output: Path, seed_folder:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes.fromhex(kind["content"]))
         distinct.append({"what": kind["what"], "inputs": kind["inputs"], "file": path.name, "trace": kind["trace"]})
-    seconds = round(time.perf_counter() - start, 1)
-    return {"target": target, "engine": engine, **total, "seconds": seconds, "faults": distinct}
+    taken = {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(children() - cpu, 1)}
+    return {"target": target, "engine": engine, **total, **taken, "faults": distinct}
+
+
+def children() -> float:
+    """CPU seconds of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def watch(process: subprocess.Popen[bytes], counts: Path, show: Callable[[int], Any]) -> None:
+    """Until it ends; it is made to where an input takes too long."""
+    last, since = (0, 0), time.monotonic()
+    while process.poll() is None:
+        time.sleep(0.2)
+        now = read_counts(counts)
+        show(now["inputs"])
+        if (now["inputs"], now.get("trying", 0)) != last or not now.get("trying"):
+            last, since = (now["inputs"], now.get("trying", 0)), time.monotonic()
+        elif time.monotonic() - since > HANG:
+            process.send_signal(signal.SIGABRT)  # faulthandler then says where it was
+            process.wait()
 
 
 def read_counts(path: Path) -> dict[str, int]:
@@ -844,11 +876,11 @@ def read_counts(path: Path) -> dict[str, int]:
 
 
 def as_markdown(runs: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| target | engine | inputs | refused with a clear error | answered | faults | minutes |"]
+    lines = ["| target | engine | inputs | refused with a clear error | answered | faults | CPU minutes |"]
     lines.append("|" + "---|" * 7)
     for run in runs:
         numbers = [f"{run[name]:,}" for name in ("inputs", "refused", "answered", "fault")]
-        lines.append(f"| {run['target']} | {run['engine']} | {' | '.join(numbers)} | {run['seconds'] / 60:.1f} |")
+        lines.append(f"| {run['target']} | {run['engine']} | {' | '.join(numbers)} | {run['cpu_seconds'] / 60:.1f} |")
     for run in runs:
         for fault in run["faults"]:
             lines.append(f"{fault['file']}: {fault['inputs']} times {fault['what']}")

@@ -122,8 +122,8 @@ def load_checkpoint(
     Raises
     ------
     ValueError
-        If there is no such checkpoint, it is not one of SpectraFM, its weights are truncated, missing, superfluous or
-        of the wrong shape, or the tokenizer does not fit the model.
+        If there is no such checkpoint, it is not one of SpectraFM, its weights are truncated, missing, superfluous,
+        not finite or of the wrong shape, or the tokenizer does not fit the model.
     OSError
         If a file is missing, cannot be read or cannot be had from the hub.
     """
@@ -148,6 +148,8 @@ def load_checkpoint(
             tokenizer = SpectraFMTokenizer.from_pretrained(where, revision=revision)
         model, report = loaded
         _check_weights(report)
+        if broken := [key for key, value in model.state_dict().items() if not value.isfinite().all()]:
+            raise ValueError(f"expected finite weights, got others in {broken[0]}")
         _check_fit(model.config, tokenizer)
     except SafetensorError as error:
         raise ValueError(f"checkpoint {name!r}: the weight file is truncated or damaged ({error})") from error
@@ -156,6 +158,12 @@ def load_checkpoint(
     except OSError as error:
         # The first line says what is wrong; transformers adds paragraphs of advice.
         raise OSError(f"checkpoint {name!r}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # what transformers or torch stumble over in files that hold anything
+        cause = " ".join(str(error).split())
+        raise ValueError(
+            f"checkpoint {name!r}: expected files as those of a checkpoint are, got "
+            f"{type(error).__name__}: {cause[:500]}"
+        ) from error
     return model, tokenizer
 
 

@@ -181,14 +181,29 @@ def read_recipe(file: str | Path, options: Sequence[str] = ()) -> tuple[Recipe, 
     ----------
     options : sequence of str
         `--name value`, over those of the file. `--resume_from_checkpoint last` is the last one that is whole.
+
+    Raises
+    ------
+    ValueError
+        If the file is no YAML of such fields.
     """
-    settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: expected YAML, got {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: expected names of settings with their values, got {type(settings).__name__}")
     parser = HfArgumentParser([Recipe, TrainingArguments])  # type: ignore[list-item]
     known, unknown = parser.parse_known_args(list(options))
     if unknown:
         raise ValueError(f"options: expected fields of Recipe or of TrainingArguments, got {unknown}")
     given = {name for name in vars(known) if any(option.split("=")[0].lstrip("-") == name for option in options)}
-    recipe, args = parser.parse_dict({**settings, **{name: getattr(known, name) for name in given}})
+    try:
+        recipe, args = parser.parse_dict({**settings, **{name: getattr(known, name) for name in given}})
+    except Exception as error:  # TrainingArguments checks some of its fields, and stumbles over others
+        raise ValueError(
+            f"{file}: expected fields of Recipe and of TrainingArguments, got {' '.join(str(error).split())}"
+        ) from error
     if args.resume_from_checkpoint in ("last", "True", "true"):
         args.resume_from_checkpoint = last_checkpoint(args.output_dir)
     return recipe, args

@@ -735,7 +735,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
 def _names(field: str, names) -> list[str]:
     """Settings: different names, as JSON can hold them."""
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+    listed = np.iterable(names) and not isinstance(names, str)
+    if not (listed and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)):
         raise ValueError(f"{field}: expected a list of different names, got {names!r}")
     return [str(name) for name in names]
 
@@ -924,7 +925,8 @@ def _array(field: str, values, unit: Any = "", factor: float = 1.0) -> np.ndarra
     kinds = "biu" if field == "mask" else "fiu"
     if array.dtype.kind not in kinds:
         expected = "True and False" if field == "mask" else "real numbers"
-        raise ValueError(f"{field}: expected {expected}, got {array.dtype} {np.array2string(array, threshold=4)}")
+        found = " ".join(np.array2string(array, threshold=4).split())
+        raise ValueError(f"{field}: expected {expected}, got {array.dtype} {found[:200]}")
     if field == "mask":
         return array.astype(bool) | hidden
     with np.errstate(over="ignore"):

@@ -51,6 +51,8 @@ SUFFIXES = (
     *(".fits", ".fit", ".parquet", ".csv", ".ecsv", ".txt", ".dat", ".ascii", ".xml", ".vot", ".votable"),
     *(".npy", ".npz"),
 )
+#: Of a message, in characters: it may quote names out of a file.
+LONGEST_CAUSE = 1000
 
 
 def formats() -> list[SpectrumFormat]:
@@ -197,6 +199,7 @@ def read_spectra(
     bits = BAD_BITS if bad_bits is None else tuple(bad_bits)
     options = Options(visits, bits, angstrom_per(wavelength_unit), wavelengths)
     for path in map(Path, files):
+        found = None
         try:
             with OpenFile(path) as file:
                 found = next((known for known in chosen if format is not None or known.identify(file)), None)
@@ -207,15 +210,17 @@ def read_spectra(
                 for row in _at_least_one(rows, path):
                     yield {**row, "file": path}
         except Exception as error:  # Files hold anything, and any of the many libraries may stumble over it.
-            _fail(path, error, failures)
+            _fail(path, error, failures, found)
 
 
-def _fail(path: Path, error: Exception, failures: list[Failure] | None) -> None:
+def _fail(path: Path, error: Exception, failures: list[Failure] | None, format: SpectrumFormat | None = None) -> None:
     """One line that names the file and the cause, kept or raised."""
     cause = " ".join(str(error).split()) or type(error).__name__
+    cause = cause if len(cause) <= LONGEST_CAUSE else f"{cause[:LONGEST_CAUSE]} ..."
     if not (isinstance(error, ValueError) and str(path) in cause):
-        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
-        cause = f"{path}: expected a file that can be read, got {kind}{cause}"
+        known = isinstance(error, (ValueError, OSError))
+        what = "that can be read" if known or format is None else f"as those of {format.name} are"
+        cause = f"{path}: expected a file {what}, got {'' if known else f'{type(error).__name__}: '}{cause}"
     if failures is None:
         raise ValueError(cause) from error
     failures.append(Failure(path, cause))

@@ -260,7 +260,8 @@ def finish(row: Row, format: SpectrumFormat, medium: str | None, radial_velocity
 
 
 def _float32(values: Any) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # becomes infinite, and is masked
+    # What becomes infinite is masked; NaN of every kind may be converted.
+    with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(values).astype(np.float32, copy=False)
 
 

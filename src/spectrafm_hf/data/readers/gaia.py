@@ -140,7 +140,8 @@ def _array(values: Any) -> np.ndarray:
     if isinstance(values, str):
         numbers = (number.strip() for number in values.strip("[]() ").split(","))
         values = ["nan" if number in ("", "null", "None") else number for number in numbers]
-    return np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
+    with np.errstate(invalid="ignore"):  # NaN of every kind may be converted
+        return np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
 
 
 def _read(product: str, grid: np.ndarray, file: OpenFile) -> Iterator[Row]:
@@ -160,7 +161,8 @@ def read_xp(file: OpenFile, options: Options) -> Iterator[Row]:
             warnings.simplefilter("ignore", RuntimeWarning)  # on nothing but NaN
             median = np.nanmedian(row["flux"])
         # As the data set gaia-xp, which the bundled checkpoint was trained on.
-        row["flux"], row["flux_error"] = row["flux"] / median, row["flux_error"] / median
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # is masked
+            row["flux"], row["flux_error"] = row["flux"] / median, row["flux_error"] / median
         yield {**row, "medflux": float(median)}
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """The task `stellar-labels` of `transformers.pipeline`: spectra in, labels with one-sigma errors out."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -65,7 +66,8 @@ class StellarLabelsPipeline(Pipeline):
         Raises
         ------
         ValueError
-            Naming the field of the spectrum that is wrong, the expectation and the value.
+            Naming the field of the spectrum that is wrong, or the request whose answer is no number, the expectation
+            and the value.
         """
         if isinstance(inputs, list) and not inputs:
             return []
@@ -109,6 +111,8 @@ class StellarLabelsPipeline(Pipeline):
         star: dict[str, Any] = {} if object_id is None else {"object_id": object_id}
         values, errors = (model_outputs[key][0].tolist() for key in ("values", "errors"))
         for name, value, error in zip(model_outputs["names"], values, errors, strict=True):
+            if not (math.isfinite(value) and math.isfinite(error)):
+                raise ValueError(f"{name}: expected a finite answer, got {value} with the error {error} ({object_id})")
             star[name] = value
             star[f"{name}_err"] = error
         return star
