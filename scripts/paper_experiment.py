@@ -411,7 +411,7 @@ def draw_summary(path: Path, task: Task, results: Mapping[str, list[dict[str, An
     groups = [
         group for group in ("all", "iron-poor") if all(group in draw for draws in results.values() for draw in draws)
     ]
-    shown = [name for name in results if name != CEILING]
+    shown = [name for name in results if name != CEILING] or list(results)
     figure = Figure(figsize=(5 + 4 * len(groups), 1.6 + 0.42 * len(shown)), layout="constrained")
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, group in zip(panels, groups, strict=True):

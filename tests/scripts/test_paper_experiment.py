@@ -172,6 +172,10 @@ def test_the_command_writes_answers_figures_a_table_and_pictures_and_goes_on_fro
     summary = json.loads((tmp_path / "test" / "summary.json").read_text())["made-up"]["ridge"]
     assert summary["all"]["bias"][0] == pytest.approx((7.0 + results[0]["all"]["bias"]) / 2)
 
+    # The ceiling, a line in the picture of the others, may be asked for by itself.
+    experiment.draw_summary(tmp_path / "ceiling.png", experiment.TASKS["made-up"], {"ceiling": results})
+    assert (tmp_path / "ceiling.png").stat().st_size > 1000
+
 
 def test_a_task_whose_stars_are_not_there_is_left_out_with_a_line_that_says_why(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "SHARED", tmp_path / "nowhere")
