@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import math
 import platform
-import re
 import shutil
 import time
 from collections import Counter
@@ -35,7 +34,7 @@ from .baselines import Baseline, MLPBaseline, RidgeBaseline, Spectra
 from .cards import read_evaluations, sha256, write_model_card
 from .checkpoints import load_checkpoint, suitable_checkpoint
 from .data.from_files import build_from_files
-from .data.labels import ID_COLUMNS, LabelIndex, label_columns, read_labels
+from .data.labels import ID_COLUMNS, LabelIndex, heading_units, label_columns, read_labels
 from .data.readers import SUFFIXES, Failure, batched, read_spectra
 from .data.schema import LABEL_UNITS, SCALAR_UNITS
 from .files import complete_file
@@ -176,8 +175,6 @@ NO_LABELS = {*SCALAR_UNITS, *COORDINATES, "snr", "rv", "vhelio_avg"}
 #: Below this a number stands for nothing, as -9999 does.
 MISSING = -9990.0
 MIN_STARS = 20
-#: A heading with a unit, `age[Gyr]` or `age [Gyr]_err`.
-HEADING = re.compile(r"^(.+?)\s*\[([^\]]*)\]\s*(_err)?$")
 
 
 @dataclass(frozen=True)
@@ -227,7 +224,8 @@ def read_label_table(
         For a label that is not there, not of numbers, without a value, or in another unit than the checkpoint's.
     """
     known, asked = known or {}, {name.lower(): unit for name, unit in (units or {}).items()}
-    table, found = _without_units(path, read_labels(path))
+    table = read_labels(path)
+    found = heading_units(table)
     numbers = [
         column.name
         for column in table.schema
@@ -267,28 +265,6 @@ def read_label_table(
             raise ValueError(f"{name}: expected {known[name]}, the unit of the checkpoint, got {unit}")
         final[name] = unit or known.get(name) or LABEL_UNITS.get(name, "").split(" ")[0]
     return Labels(table, values, final, notes)
-
-
-def _without_units(path: Path, table: pa.Table) -> tuple[pa.Table, dict[str, str]]:
-    """Columns without the units in their headings, and these units."""
-    headings = list(table.column_names)
-    if path.name.lower().endswith(".csv"):
-        # As they were written: names come in lower case, units must not.
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            headings = [heading.strip() for heading in next(csv.reader(file), [])]
-    names, units = [], {}
-    for name, heading in zip(table.column_names, headings, strict=True):
-        match = HEADING.match(heading)
-        names.append(name if match is None else _lower(match[1]) + (match[3] or ""))
-        if match and not match[3]:
-            units[names[-1]] = match[2]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path.name}: expected each column once, got {', '.join(twice)} again")
-    return table.rename_columns(names), units
-
-
-def _lower(name: str) -> str:
-    return re.sub(r"\[(\w+)/(\w+)\]", r"\1_\2", name).lower()
 
 
 def _numbers(table: pa.Table, name: str) -> NDArray[np.float64]:

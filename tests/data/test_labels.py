@@ -11,6 +11,7 @@ from spectrafm_hf.data import labels as labels_module
 from spectrafm_hf.data.labels import (
     CUTS,
     apply_cuts,
+    heading_units,
     join_labels,
     label_columns,
     read_allstar,
@@ -135,6 +136,19 @@ def test_tables_of_labels_are_the_same_from_all_formats(tmp_path):
         assert read["id"].to_pylist() == ["U 1" if suffix == "fits" else "Ü 1", "b"]
         assert read["teff_err"].to_pylist() == [50.0, 60.0]
         assert label_columns(read) == ["teff", "fe_h"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "ecsv", "parquet"])
+def test_a_unit_in_a_heading_is_kept_beside_the_name(tmp_path, suffix):
+    headings = ["ID", "vsini[km/s]", "e_vsini", "Age [Gyr]", "Age [Gyr]_err", "[Fe/H]", "e_[Fe/H]", "[Mg/H] [dex]"]
+    table = pa.table({heading: [1.0] for heading in headings})
+    if suffix == "parquet":
+        pq.write_table(table, tmp_path / "t.parquet")
+    else:
+        Table(table.to_pydict()).write(tmp_path / f"t.{suffix}")
+    read = read_labels(tmp_path / f"t.{suffix}")
+    assert read.column_names == ["id", "vsini", "vsini_err", "age", "age_err", "fe_h", "fe_h_err", "mg_h"]
+    assert heading_units(read) == {"vsini": "km/s", "age": "Gyr", "mg_h": "dex"}
 
 
 def test_an_allstar_is_known_by_its_columns(tmp_path):

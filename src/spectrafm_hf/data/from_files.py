@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .building import SPLITS, Card, write_dataset
-from .labels import LabelIndex, label_columns, read_labels
+from .labels import LabelIndex, heading_units, label_columns, read_labels
 from .readers import Failure, Row, batched, read_spectra
 from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, label_names_of, pixel_column, spectrum_features
 
@@ -111,8 +111,8 @@ def build_from_files(
     split_by = split_by.lower()
     if split_by not in ("star", "none") and split_by not in (table.column_names if table is not None else ()):
         raise ValueError(f"split_by: expected star, none or a column of the labels, got {split_by!r}")
-    read = tqdm(read_spectra(files, failures=failures, **reading), desc="reading", unit=" spectra", delay=2)
-    usable = _usable(read, failures)
+    spectra = read_spectra(files, failures=failures, **reading)
+    usable = _usable(tqdm(spectra, desc="reading", unit=" spectra", delay=2, disable=None), failures)
     # The first rows show what scalars the files tell.
     first = list(itertools.islice(usable, CHUNK_ROWS))
     in_files = label_names_of({name for row in first for name in row})
@@ -146,7 +146,7 @@ def build_from_files(
         out_dir,
         tables(),
         features=features,
-        card=lambda: _card(report, len(files), command, split_by),
+        card=lambda: _card(report, len(files), command, split_by, {} if table is None else heading_units(table)),
         settings=settings,
         overwrite=overwrite,
     )
@@ -227,7 +227,7 @@ def _splits(rows: Sequence[Row], labels: pa.Table | None, index: NDArray[np.int6
     return np.array(splits)
 
 
-def _card(report: Report, n_files: int, command: str, split_by: str) -> Card:
+def _card(report: Report, n_files: int, command: str, split_by: str, units: Mapping[str, str]) -> Card:
     n = report.splits.total()
     surveys = ", ".join(
         f"{count:,} {survey or 'of no stated survey'}" for survey, count in report.surveys.most_common()
@@ -255,7 +255,10 @@ def _card(report: Report, n_files: int, command: str, split_by: str) -> Card:
         "rest_frame": "False = the wavelengths are not at rest, as the velocity of the star is not known",
         "file": "name of the file that the spectrum comes from",
         "flux": "as in the file",
-        **{name: f"{unit}; from the table of labels, else from the file" for name, unit in LABEL_UNITS.items()},
+        **{
+            name: f"{unit}; from the table of labels, else from the file"
+            for name, unit in {**LABEL_UNITS, **units}.items()
+        },
     }
     return Card(
         title="Stellar spectra",

@@ -30,6 +30,8 @@ from .schema import LABEL_UNITS, label_names_of
 
 #: Where the identifiers of a table are looked for, in this order, if nobody says.
 ID_COLUMNS = ("object_id", "apogee_id", "source_id", "gaiaedr3_source_id", "sdss_id", "id", "name")
+#: A heading with a unit, `age[Gyr]` or `age [Gyr]_err`; VizieR's `e_[Fe/H]` has none.
+HEADING = re.compile(r"^(?!e_\[)(.+?)\s*\[([^\]]*)\]\s*(_err)?$")
 
 
 def read_labels(path: str | os.PathLike[str]) -> pa.Table:
@@ -44,7 +46,8 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
     -------
     pyarrow.Table
         Names in lower case; those of VizieR are turned into ours, `e_Teff` into `teff_err` and `[Fe/H]` into `fe_h`.
-        Columns that hold several numbers a star are left out.
+        Of a heading `age[Gyr]` or `age [Gyr]` the name is `age`; `heading_units` has its unit. Columns that hold
+        several numbers a star are left out.
 
     Raises
     ------
@@ -71,14 +74,25 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
             raise ValueError("expected a name that ends in .csv, .ecsv, .fits or .parquet")
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise ValueError(f"{path}: expected a table of labels that can be read, got: {_one_line(error)}") from error
-    names = _our_names(table.column_names)
+    headings = [heading.strip() for heading in table.column_names]
+    matches = [HEADING.match(heading) for heading in headings]
+    plain = [m[1] + (m[3] or "") if m else heading for m, heading in zip(matches, headings, strict=True)]
+    names = _our_names(plain)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: expected each column once, as capitals do not count, got {', '.join(twice)} again")
-    return table.rename_columns(names)
+    units = [{"unit": m[2]} if m and not m[3] else None for m in matches]
+    described = zip(names, table.schema.types, units, strict=True)
+    schema = pa.schema([pa.field(name, kind, metadata=unit) for name, kind, unit in described])
+    return pa.Table.from_arrays(table.columns, schema=schema)
+
+
+def heading_units(table: pa.Table) -> dict[str, str]:
+    """Units that stood in the headings of a table of labels, by column."""
+    return {field.name: field.metadata[b"unit"].decode() for field in table.schema if b"unit" in (field.metadata or {})}
 
 
 def _our_names(names: Sequence[str]) -> list[str]:
-    names = [re.sub(r"\[(\w+)/(\w+)\]", r"\1_\2", name.strip()).lower() for name in names]
+    names = [re.sub(r"\[(\w+)/(\w+)\]", r"\1_\2", name).lower() for name in names]
     return [f"{name[2:]}_err" if name.startswith("e_") and name[2:] in names else name for name in names]
 
 
