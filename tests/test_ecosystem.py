@@ -222,6 +222,16 @@ def test_the_plain_trainer_predicts_stars_with_and_without_labels(labelled, tmp_
         np.testing.assert_allclose(errors[:, i], same[f"{name}_err"], rtol=1e-4)
 
 
+def test_the_metrics_refuse_outputs_that_are_not_standardised(labelled, tmp_path):
+    trainer = make_trainer(tmp_path, labelled)
+    metrics = trainer.predict(labelled).metrics
+    # More outputs after the two are no harm.
+    assert trainer.predict(labelled, ignore_keys=[]).metrics["test_teff_rmse"] == metrics["test_teff_rmse"]
+    for ignored in (["mean", "log_variance", "encoder_last_hidden_state"], ["mean"], ["log_variance"]):
+        with pytest.raises(ValueError, match="predictions: expected mean and log_variance, .* ignore_keys must not"):
+            trainer.predict(labelled, ignore_keys=ignored)
+
+
 @pytest.mark.parametrize("known_errors", [False, True])
 def test_the_trainer_of_the_examples_takes_a_mapped_data_set(known_errors, stars, tmp_path):
     """With its own settings: it drops the columns that `forward` does not name, and its collator stacks the rest."""

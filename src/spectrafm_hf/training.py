@@ -553,6 +553,9 @@ def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
     the robust standard deviation of error over sigma, for stars whose true `teff` lies in 3,500-6,500 K. And
     `residual`, to choose among steps by whatever their sigmas, which are calibrated in the end: the mean of
     |predicted - true| over the scale of the label, geometric mean over the labels.
+
+    It raises a ValueError where `ignore_keys` of `trainer.predict` or `evaluate` leave something else than `mean` and
+    `log_variance` first: arrays of another shape, or numbers that no standardised label has, as temperatures in K.
     """
     columns = [config.label_names.index(name) for name in label_names]
     center = np.array(config.label_centers)[columns]
@@ -561,8 +564,15 @@ def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         outputs: Any = prediction.predictions
         truth: Any = prediction.label_ids
-        mean, log_variance = outputs[:2]
         labels, label_errors = truth
+        shapes = [np.shape(output) for output in outputs[:2]]
+        # Values and errors in physical units would pass for them: only their size can tell.
+        if shapes != [labels.shape] * 2 or any(np.median(np.abs(output), axis=0).max() > 100 for output in outputs[:2]):
+            raise ValueError(
+                "predictions: expected mean and log_variance, in standardised units, as the first two outputs, got "
+                f"arrays of shape {shapes}, the first star's {outputs[0][:1]}; ignore_keys must not hold these two"
+            )
+        mean, log_variance = outputs[:2]
         values, errors = mean * scale + center, np.exp(0.5 * log_variance) * scale
         stars = np.ones(len(labels), dtype=bool)
         if "teff" in label_names:
