@@ -165,6 +165,10 @@ def test_more_stars_train_more_and_longer():
     few, many = (training_settings(n, "all")[1] for n in (30, 40_000))
     assert few["max_steps"] < many["max_steps"]
     assert few["per_device_train_batch_size"] < many["per_device_train_batch_size"]
+    # An instrument that the checkpoint has never seen takes more.
+    new = training_settings(30, "all", new_instrument=True)[1]
+    assert new["max_steps"] > few["max_steps"] and new["learning_rate"] > few["learning_rate"]
+    assert training_settings(30, "all", new_instrument=True, steps=7)[1]["max_steps"] == 7
     with pytest.raises(ValueError, match="train: expected one of all, frozen, lora, head, got 'half'"):
         training_settings(30, "half")
 

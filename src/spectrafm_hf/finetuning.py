@@ -66,6 +66,8 @@ LORA = {"r": 8, "lora_alpha": 16, "modules_to_save": ["value_embedding", "readou
 #: clearly so with 50, see scripts/recipes/finetune.tried.md.
 CHOICES = ((0, "all"),)
 LEARNING_RATES = {"all": 3e-4, "frozen": 3e-4, "lora": 1e-3, "head": 1e-3}
+#: An instrument that is new to the checkpoint takes more to learn, and the same place says how that was measured.
+NEW_INSTRUMENT_RATE, NEW_INSTRUMENT_STEPS = 1e-3, 3
 
 
 def choose(n_stars: int) -> str:
@@ -74,7 +76,13 @@ def choose(n_stars: int) -> str:
 
 
 def training_settings(
-    n_stars: int, what: str, *, steps: int | None = None, batch_size: int | None = None, seed: int = 0
+    n_stars: int,
+    what: str,
+    *,
+    new_instrument: bool = False,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     Arguments of [`Recipe`] and of `transformers.TrainingArguments`.
@@ -83,15 +91,17 @@ def training_settings(
     ----------
     n_stars, what
         Training stars, and what is trained: a name of `FROZEN`.
+    new_instrument : bool
+        Whether the checkpoint has never seen spectra of the kind.
     steps, batch_size : int, optional
-        Default: 200 steps for up to 100 stars, more with the square root of their number, 5,000 at most; batches of a
-        sixteenth of the stars, between 16 and 128.
+        Default: 200 steps for up to 100 stars, more with the square root of their number, 5,000 at most, three times as
+        many for a new instrument; batches of a sixteenth of the stars, between 16 and 128.
     seed : int
         Of order, noise and dropout.
     """
     if what not in FROZEN:
         raise ValueError(f"train: expected one of {', '.join(FROZEN)}, got {what!r}")
-    steps = steps or int(np.clip(20 * math.sqrt(n_stars), 200, 5000))
+    steps = steps or int(np.clip(20 * math.sqrt(n_stars), 200, 5000)) * (NEW_INSTRUMENT_STEPS if new_instrument else 1)
     often = max(1, steps // 10)
     recipe: dict[str, Any] = {
         "freeze": FROZEN[what],
@@ -105,7 +115,7 @@ def training_settings(
         "max_steps": steps,
         "per_device_train_batch_size": batch_size or int(np.clip(n_stars // 16, 16, 128)),
         "per_device_eval_batch_size": 256,
-        "learning_rate": LEARNING_RATES[what],
+        "learning_rate": NEW_INSTRUMENT_RATE if new_instrument else LEARNING_RATES[what],
         "adam_beta2": 0.98,
         "weight_decay": 0.01,
         "lr_scheduler_type": "cosine",
@@ -614,7 +624,9 @@ def finetune(
     is_new, changes = _fit(tokenizer, training_range, grid)
     n_train = len(set(_texts(parts["train"], "object_id")))
     what = what or ("all" if is_new else choose(n_train))
-    recipe_settings, argument_settings = training_settings(n_train, what, steps=steps, batch_size=batch_size, seed=seed)
+    recipe_settings, argument_settings = training_settings(
+        n_train, what, new_instrument=is_new, steps=steps, batch_size=batch_size, seed=seed
+    )
     recipe = Recipe(
         data=out.resolve().name,
         checkpoint=model,
