@@ -1,4 +1,7 @@
+import multiprocessing
 import os
+import runpy
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -6,18 +9,19 @@ from pathlib import Path
 
 # Before anything imports the Hugging Face libraries: no test reaches the network by accident (those that load over
 # HTTP do so from a server on localhost, in processes of their own), nor writes into the user's cache.
-_home = tempfile.TemporaryDirectory(prefix="hf-home-")
-os.environ["HF_HOME"] = _home.name
-os.environ["HF_HUB_OFFLINE"] = "1"
+if multiprocessing.parent_process() is None:  # those that it starts have its environment
+    _home = tempfile.TemporaryDirectory(prefix="hf-home-")
+    os.environ["HF_HOME"] = _home.name
+    os.environ["HF_HUB_OFFLINE"] = "1"
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import pytest
+import torch
 
-from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer  # noqa: E402
-from spectrafm_hf.data.readers import find_files, read_spectra  # noqa: E402
-from spectrafm_hf.data.sources import cache_dir  # noqa: E402
-from spectrafm_hf.synthesis.atmospheres import MarcsGrid  # noqa: E402
+from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
+from spectrafm_hf.data.readers import find_files, read_spectra
+from spectrafm_hf.data.sources import cache_dir
+from spectrafm_hf.synthesis.atmospheres import MarcsGrid
 
 
 def make_tiny_model(seed: int = 0) -> SpectraFMForPrediction:
@@ -114,6 +118,22 @@ def package_members(tmp_path_factory):
         return [folder / Path(member).name for member in members]
 
     return extract
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Run a script of `scripts/` in this process: exit code, standard output, standard error."""
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [name, *map(str, arguments)])
+            with pytest.raises(SystemExit) as stopped:
+                runpy.run_path(str(Path(__file__).parents[1] / "scripts" / name), run_name="__main__")
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

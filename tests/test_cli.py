@@ -1,7 +1,7 @@
 """The command line as people use it, on real files."""
 
 import csv
-import os
+import io
 import re
 import shutil
 import subprocess
@@ -288,10 +288,11 @@ def test_only_the_first_of_many_failures_are_printed_and_all_are_kept(run, tmp_p
     assert (tmp_path / "here" / "failed.csv").read_text() == "my notes"
 
 
-def test_a_terminal_that_knows_ascii_only_does_not_stop_a_run(checkpoint, tmp_path):
+def test_a_terminal_that_knows_ascii_only_does_not_stop_a_run(checkpoint, tmp_path, monkeypatch):
     table = pq.read_table(DEMO_STARS).slice(0, 1)
     pq.write_table(table.set_column(0, "object_id", pa.array(["HD ü"])), tmp_path / "star.parquet")
-    command = [sys.executable, "-m", "spectrafm_cli", "predict", "star.parquet", "--model", str(checkpoint)]
-    result = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True)
-    assert result.returncode == 0
-    assert b"HD ?" in result.stdout
+    terminal = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, encoding="ascii"))
+    assert main(["predict", str(tmp_path / "star.parquet"), "--model", str(checkpoint)]) == 0
+    sys.stdout.flush()
+    assert b"HD ?" in terminal.getvalue()

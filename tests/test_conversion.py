@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, Spectra
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
-SCRIPT = Path(__file__).parents[1] / "scripts" / "convert_original_checkpoint.py"
+SCRIPT = "convert_original_checkpoint.py"
 NAMES = ("original_tiny", "original_tiny_ddp")
 
 
@@ -348,21 +346,16 @@ def test_a_file_without_wavelengths_is_a_clear_error(tmp_path, name, content, me
 # -------------------------------------------------------------------------------------------------------- command line
 
 
-def run(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, check=False)
-
-
-def test_the_command_converts_a_fixture(tmp_path):
+def test_the_command_converts_a_fixture(tmp_path, run_script):
     source = FIXTURES / "original_tiny_ddp"
-    result = run(source, tmp_path / "out", "--wavelengths", source / "expected.npz")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == f"wrote {tmp_path / 'out'}\n"
+    result = run_script(SCRIPT, source, tmp_path / "out", "--wavelengths", source / "expected.npz")
+    assert result[:2] == (0, f"wrote {tmp_path / 'out'}\n")
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_the_command_says_what_is_wrong_in_one_line_with_exit_code_2(tmp_path):
-    result = run(FIXTURES / "original_tiny", tmp_path / "out")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: wavelengths: expected those of the 40 pixels")
-    assert result.stderr.count("\n") == 1
+def test_the_command_says_what_is_wrong_in_one_line_with_exit_code_2(tmp_path, run_script):
+    code, printed, errors = run_script(SCRIPT, FIXTURES / "original_tiny", tmp_path / "out")
+    assert (code, printed) == (2, "")
+    assert errors.startswith("error: wavelengths: expected those of the 40 pixels")
+    assert errors.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -1,9 +1,6 @@
 """From a grid of spectra to an emulator."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +9,6 @@ from spectrafm_hf import SpectrumEmulator
 from spectrafm_hf.emulation import Grid, emulator_errors, fit_emulator, read_grid
 
 
-ROOT = Path(__file__).parents[1]
 NAMES = ["teff", "logg", "fe_h", "mg_fe"]
 
 
@@ -42,7 +38,7 @@ def test_an_emulator_reproduces_stars_that_it_was_not_fitted_to(continuum):
     assert held_out.flux.std(axis=0).max() > 0.05
 
 
-def test_the_script_measures_what_it_saves(tmp_path):
+def test_the_script_measures_what_it_saves(tmp_path, run_script):
     grid = make_grid(260)
     np.savez(
         tmp_path / "grid.npz",
@@ -51,10 +47,9 @@ def test_the_script_measures_what_it_saves(tmp_path):
         norm_u16=np.round(grid.flux * 65535 / 1.2).astype(np.uint16),
         wavelength=grid.wavelength,
     )
-    command = [sys.executable, ROOT / "scripts" / "train_emulator.py", tmp_path / "grid.npz", "--steps", "40"]
-    command += ["--components", "3", "5"]
     output = tmp_path / "emulator"
-    subprocess.run([*command, "--output", output, "--held-out", "40"], check=True, capture_output=True)
+    command = ["train_emulator.py", tmp_path / "grid.npz", "--steps", 40, "--components", 3, 5, "--output", output]
+    assert run_script(*command, "--held-out", 40)[0] == 0
     emulator = SpectrumEmulator.from_pretrained(output)
     held_out = read_grid(tmp_path / "grid.npz")[-40:]
     held_out = held_out[emulator.covers(held_out.labels)]
@@ -63,9 +58,9 @@ def test_the_script_measures_what_it_saves(tmp_path):
     assert row["median"] == pytest.approx(100 * np.median(emulator_errors(emulator, held_out)), rel=1e-3, abs=1e-4)
     assert f"{row['median']:.3f}" in (output / "README.md").read_text()
 
-    failed = subprocess.run([*command, "--output", output, "--held-out", "400"], capture_output=True, text=True)
-    assert failed.returncode == 2
-    assert failed.stderr == "train_emulator: --held-out: expected 1 to 59 of 260, got 400\n"
+    code, _, errors = run_script(*command, "--held-out", 400)
+    assert code == 2
+    assert errors == "train_emulator: --held-out: expected 1 to 59 of 260, got 400\n"
 
 
 def test_a_grid_without_its_parts_is_an_error(tmp_path):

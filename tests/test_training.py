@@ -2,8 +2,6 @@
 
 import csv
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,6 @@ from spectrafm_hf.preparation import freeze, prepare_checkpoint, prepare_model, 
 from spectrafm_hf.training import Columns, Draws, Recipe, calibrated_stars, last_checkpoint, load_stars, train
 
 
-ROOT = Path(__file__).parents[1]
 PIXELS = np.linspace(4000, 4780, 40, dtype=np.float32)
 
 
@@ -476,7 +473,7 @@ def test_the_optimizer_moves_matrices_and_vectors_and_follows_a_scheduler():
     assert torch.equal(matrix, moved[0]) and torch.equal(vector, moved[1])
 
 
-def test_the_training_script_runs_a_recipe_from_yaml_with_overrides(stars, tmp_path):
+def test_the_training_script_runs_a_recipe_from_yaml_with_overrides(stars, tmp_path, monkeypatch, run_script):
     for split, data in stars.items():
         (tmp_path / "data" / "data").mkdir(parents=True, exist_ok=True)
         data.to_parquet(tmp_path / "data" / "data" / f"{split}-00000-of-00001.parquet")
@@ -484,9 +481,9 @@ def test_the_training_script_runs_a_recipe_from_yaml_with_overrides(stars, tmp_p
     recipe = {**vars(make_recipe()), "data": str(tmp_path / "data")}
     arguments = {"per_device_train_batch_size": 64, "num_train_epochs": 1, "report_to": "none", "use_cpu": True}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **arguments, "output_dir": "elsewhere"}))
-    command = [sys.executable, ROOT / "scripts" / "train.py", "recipe.yaml", "--output_dir", "out", "--max_steps", "3"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = run_script("train.py", "recipe.yaml", "--output_dir", "out", "--max_steps", 3)
+    assert code == 0, errors
     assert (tmp_path / "out" / "final" / "model.safetensors").exists()
     with (tmp_path / "out" / "curves.csv").open() as file:
         curves = list(csv.DictReader(file))

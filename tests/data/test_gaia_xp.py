@@ -4,9 +4,6 @@ import gzip
 import io
 import logging
 import signal
-import subprocess
-import sys
-import textwrap
 import zipfile
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
+from forked import run_forked
 
 from spectrafm_hf.data.building import SPLITS
 from spectrafm_hf.data.gaia_xp import (
@@ -219,7 +217,7 @@ def test_a_build_killed_half_way_leaves_no_output_and_does_not_stop_the_next(whe
         building.validate_table = die_at_the_second_file
         gaia_xp.build_gaia_xp({str(out)!r}, source={str(wheel)!r}, shard_rows=20)
     """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True)
+    run = run_forked(script)
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert not out.exists()
     assert len(list(tmp_path.glob(".out.partial/data/*.parquet"))) == 1

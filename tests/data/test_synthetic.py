@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from forked import run_forked
 from torch.utils.data import DataLoader
 
 from spectrafm_hf import SpectraFMTokenizer, bundled
@@ -143,7 +144,7 @@ def killed_at_the_second_shard(out: Path) -> None:
         building.validate_table = die_at_the_second_file
         synthetic.build_synthetic({str(out)!r}, {STARS}, "gaia-xp", splits=(80, 10, 10), shard_rows=40)
     """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True)
+    run = run_forked(script)
     assert run.returncode == -signal.SIGKILL, run.stderr
 
 

@@ -1,15 +1,13 @@
 """What people and disks do to files: each gives one line that names file and cause, and the others go on."""
 
 import gzip
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
+from forked import run_forked
 
 from spectrafm_hf.data.readers import Failure, find_files, formats, read_spectra
 from spectrafm_hf.data.schema import pixel_column
@@ -154,7 +152,7 @@ def test_a_file_without_read_permission_is_one_line(tmp_path):
     )
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
-    run = subprocess.run([sys.executable, "-c", command, file], capture_output=True, text=True, env={**os.environ})
+    run = run_forked(command, file)
     assert run.stdout.startswith(f"[] {file}: expected a file that can be read, got [Errno 13] Permission denied"), (
         run.stderr
     )
