@@ -16,6 +16,7 @@ import copy
 import itertools
 import json
 import math
+import pickle
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field
@@ -26,12 +27,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, skip_first_batches  # type: ignore[attr-defined]
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, TrainingArguments, get_scheduler
 
 from spectrafm_hf.optimization import Ema
 from spectrafm_hf.throughput import Throughput
 from spectrafm_hf.training import (
+    EMA_FILE,
     Recipe,
     calibrate_errors,
     demand_finite,
@@ -134,10 +137,23 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
         scheduler_specific_kwargs=cast(dict[str, Any], args.lr_scheduler_kwargs),
     )
     progress, throughput = Progress(), Throughput()
-    accelerator.register_for_checkpointing(*(part for part in (scheduler, progress, ema) if part is not None))
     output = Path(args.output_dir or "runs")
+
+    # Not `register_for_checkpointing`: Accelerate unpickles what is registered, and that could run any code.
+    def load_state(folder: str | Path):
+        try:
+            accelerator.load_state(str(folder))
+        except pickle.UnpicklingError as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"resume_from_checkpoint: expected numbers in {folder}, got {reason}") from error
+        state = json.loads(Path(folder, STATE_FILE).read_text())
+        scheduler.load_state_dict(state.pop("scheduler"))
+        progress.load_state_dict(state)
+        if ema is not None:
+            ema.load_state_dict(load_file(Path(folder, EMA_FILE)))
+
     if args.resume_from_checkpoint:
-        accelerator.load_state(args.resume_from_checkpoint)
+        load_state(args.resume_from_checkpoint)
 
     # --------------------------------------------------------------------------------------- what is done at times
     def due(strategy: str, every: float, at_end: bool = True) -> bool:
@@ -171,7 +187,10 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         accelerator.save_state(str(unfinished))
         if accelerator.is_main_process:
-            (unfinished / STATE_FILE).write_text(json.dumps(progress.state_dict()))
+            if ema is not None:
+                save_file(ema.state_dict(), unfinished / EMA_FILE)
+            state = {**progress.state_dict(), "scheduler": scheduler.state_dict()}
+            (unfinished / STATE_FILE).write_text(json.dumps(state))
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
             steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-[0-9]*"))
@@ -228,7 +247,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     log(**throughput.report(accelerator.num_processes))
     log_history = progress.log_history
     if args.load_best_model_at_end and progress.best_step:
-        accelerator.load_state(str(output / f"checkpoint-{progress.best_step}"))
+        load_state(output / f"checkpoint-{progress.best_step}")
     if ema is not None:
         ema.swap(plain)
     answers = [evaluate(accelerator, model, eval_loader, compute_metrics)[1] for eval_loader in eval_loaders.values()]

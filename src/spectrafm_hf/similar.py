@@ -172,7 +172,7 @@ def read_embeddings(path: str | os.PathLike[str], model: SpectraFMForPrediction)
         metadata = pq.read_schema(path).metadata or {}
         if MODEL_KEY not in metadata:
             return None
-        if metadata[MODEL_KEY].decode() != fingerprint(model):
+        if metadata[MODEL_KEY] != fingerprint(model).encode():
             raise ValueError(f"{path}: expected embeddings of this model, got those of another one")
         table = pq.read_table(path)
         vectors = table["embedding"].combine_chunks()

@@ -4,6 +4,7 @@
 import contextlib
 import csv
 import json
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -658,7 +659,12 @@ def train(
         trainer.remove_callback(PrinterCallback)
     for callback in callbacks:
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    except pickle.UnpicklingError as error:  # torch refuses what could run code
+        reason = str(error).partition("\n")[0]
+        folder = args.resume_from_checkpoint
+        raise ValueError(f"resume_from_checkpoint: expected numbers in {folder}, got {reason}") from error
     trainer.log(trainer.throughput.report(args.world_size))
     stars = task.validation_stars
     answers = [cast(Any, trainer.predict(part)) for part in (stars.values() if isinstance(stars, dict) else [stars])]

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from astropy.io import fits
 from astropy.table import Table
+from astropy.table.meta import YamlParseError
 from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
@@ -72,7 +73,7 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
             table = pa.table({key: _arrow(stars[key]) for key in stars.colnames if stars[key].ndim == 1})
         else:
             raise ValueError("expected a name that ends in .csv, .ecsv, .fits or .parquet")
-    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+    except (OSError, ValueError, TypeError, pa.ArrowException, YamlParseError) as error:
         raise ValueError(f"{path}: expected a table of labels that can be read, got: {_one_line(error)}") from error
     headings = [heading.strip() for heading in table.column_names]
     matches = [HEADING.match(heading) for heading in headings]

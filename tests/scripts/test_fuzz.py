@@ -1,0 +1,81 @@
+"""The nightly fuzzing, with few inputs, and that it finds what is planted."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "fuzz.py"
+#: In place of the readers: an error that is none, a NaN, a message of several lines, the end of the process.
+PLANTED = """
+    import os, sys
+    sys.path.insert(0, {scripts!r})
+    import fuzz
+
+    def broken(case, folder):
+        kind = broken.count = broken.count + 1
+        if kind % 10 == 3:
+            raise KeyError("flux")
+        if kind % 10 == 5:
+            raise fuzz.Fault("teff: 1 that are not finite, without a flag")
+        if kind % 10 == 7:
+            raise ValueError("flux: expected\\nsomething")
+        if kind % 10 == 8:
+            raise ValueError("flux: expected numbers, got none")
+        if kind == 29:
+            os._exit(3)
+
+    broken.count = 0
+    fuzz.TRY["safetensors"] = broken
+    sys.exit(fuzz.main())
+"""
+
+
+def run(script: Path, folder: Path, *options: str) -> tuple[subprocess.CompletedProcess, list[dict]]:
+    command = [sys.executable, str(script), "--output", str(folder / "out"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode in (0, 1), done.stderr
+    return done, json.loads((folder / "out" / "fuzz.json").read_text())["runs"]
+
+
+def test_a_planted_fault_is_found_counted_and_kept(tmp_path):
+    text = "\n".join(line[4:] for line in PLANTED.format(scripts=str(SCRIPT.parent)).splitlines())
+    (tmp_path / "planted.py").write_text(text)
+    options = ("--targets", "safetensors", "--engines", "hypothesis", "--inputs", "40")
+    done, [found] = run(tmp_path / "planted.py", tmp_path, *options)
+    assert done.returncode == 1
+    assert found["inputs"] == 40 == found["refused"] + found["answered"] + found["fault"]
+    kinds = {fault["what"].partition(" at ")[0]: fault for fault in found["faults"]}
+    assert kinds.keys() == {
+        "KeyError",
+        "teff: 1 that are not finite, without a flag",
+        "ValueError that is not one line with a name",
+        "the process ends with 3",
+    }
+    assert kinds["KeyError"]["inputs"] == 4 and "KeyError: 'flux'" in kinds["KeyError"]["trace"]
+    kept = {path.name for path in (tmp_path / "out" / "faults").iterdir()}
+    assert kept == {fault["file"] for fault in found["faults"]}
+    assert "| safetensors | hypothesis | 40 |" in done.stdout
+
+
+@pytest.mark.slow  # half a minute: each target is a process that loads all libraries
+def test_each_target_has_no_fault_in_a_few_inputs(tmp_path):
+    pixels = {"wavelength": np.arange(5000.0, 5040.0), "flux": np.linspace(0.9, 1.1, 40)}
+    (tmp_path / "seeds").mkdir()
+    np.savez(tmp_path / "seeds" / "a.npz", **pixels)
+    from astropy.table import Table
+
+    Table(pixels).write(tmp_path / "seeds" / "a.fits")
+    engines = ["hypothesis", *(["atheris"] if importlib.util.find_spec("atheris") else [])]
+    options = ("--inputs", "20", "--seeds", str(tmp_path / "seeds"), "--engines", *engines)
+    done, runs = run(SCRIPT, tmp_path, *options)
+    assert [(found["target"], found["inputs"]) for found in runs] == [
+        (target, 20) for target in ("tokenizer", "readers", "config", "safetensors") for _ in engines
+    ]
+    assert done.returncode == int(any(found["fault"] for found in runs))
+    assert all(found["faults"] == [] for found in runs), done.stdout
