@@ -4,6 +4,7 @@
     python scripts/paper_experiment.py                     # test stars, ten draws of the 100
     python scripts/paper_experiment.py --split validation  # during development
     python scripts/paper_experiment.py --tune              # search the settings of all methods again
+    python scripts/paper_experiment.py --show scripts/recipes/paper-experiment.summary.json    # what came out here
 
 Each method gets the same 100 stars with the same pixels, and its settings were chosen by the same rule: the smallest
 RMSE on other stars of the kind that the 100 are, averaged over three draws (scripts/recipes/paper-experiment.json
@@ -406,29 +407,25 @@ def as_markdown(table: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def draw_summary(path: Path, task: Task, results: Mapping[str, list[dict[str, Any]]]) -> None:
-    """RMSE of all and of iron-poor stars by method: each draw, and their mean; the ceiling as a line."""
-    groups = [
-        group for group in ("all", "iron-poor") if all(group in draw for draws in results.values() for draw in draws)
-    ]
-    shown = [name for name in results if name != CEILING] or list(results)
+def draw_summary(path: Path, task: Task, methods: Mapping[str, Any]) -> None:
+    """RMSE of all and of iron-poor stars by method, mean and spread of the draws; the ceiling as a line."""
+    groups = [group for group in ("all", "iron-poor") if all(group in figures for figures in methods.values())]
+    shown = [name for name in methods if name != CEILING] or list(methods)
     figure = Figure(figsize=(5 + 4 * len(groups), 1.6 + 0.42 * len(shown)), layout="constrained")
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, group in zip(panels, groups, strict=True):
         for place, name in enumerate(shown):
-            rmse = [draw[group]["rmse"] for draw in results[name]]
-            color = ORANGE if name == BEST else BLUE
-            axes.plot(rmse, np.full(len(rmse), place), "o", color=color, ms=4, alpha=0.35, mew=0)
-            axes.plot(np.mean(rmse), place, "o", color=color, ms=9)
-            axes.annotate(f"{np.mean(rmse):.3f}", (np.mean(rmse), place), (0, 8), textcoords="offset points",
+            rmse, spread = methods[name][group]["rmse"]
+            axes.errorbar(rmse, place, xerr=spread, fmt="o", ms=8, lw=2, color=ORANGE if name == BEST else BLUE)
+            axes.annotate(f"{rmse:.3f}", (rmse, place), (0, 8), textcoords="offset points",
                           ha="center", fontsize=9, color=INK)  # fmt: skip
-        if CEILING in results:
-            ceiling = np.mean([draw[group]["rmse"] for draw in results[CEILING]])
+        if CEILING in methods:
+            ceiling = methods[CEILING][group]["rmse"][0]
             axes.axvline(ceiling, color=GREY, lw=1.2, ls="--")
             axes.annotate("all training stars", (ceiling, 0), (4, 3), xycoords=axes.get_xaxis_transform(),
                           textcoords="offset points", fontsize=9, color=GREY)  # fmt: skip
-        number = results[shown[0]][0][group]["n"]
-        what = f"all {number:,} stars" if group == "all" else f"{number:,} stars with [Fe/H] < {task.iron_poor:g}"
+        number = methods[shown[0]][group]["n"][0]
+        what = f"all {number:,.0f} stars" if group == "all" else f"{number:,.0f} stars with [Fe/H] < {task.iron_poor:g}"
         axes.set_title(what, loc="left", fontsize=11, color=INK)
         axes.set_xlabel("RMSE of [Fe/H] [dex]")
         axes.set_xlim(left=0)
@@ -464,6 +461,16 @@ def draw_stars(path: Path, task: Task, results: Mapping[str, dict[str, Any]]) ->
     save_figure(figure, path)
 
 
+def show(output: Path, table: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a summary, and write it as a table and as pictures."""
+    text = as_markdown(table)
+    with complete_file(output / "summary.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    for task, methods in table.items():
+        draw_summary(output / f"{task}.png", TASKS[task], methods)
+    print(text)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     with complete_file(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
@@ -477,7 +484,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--tune", action="store_true", help="search the settings again, and write them to the recipe")
+    parser.add_argument("--show", type=Path, metavar="JSON", help="only table and pictures of a summary.json")
     arguments = parser.parse_args(argv)
+    if arguments.show:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        show(arguments.output, json.loads(arguments.show.read_text()))
+        return 0
 
     tasks = []
     for name in arguments.tasks:
@@ -507,15 +519,11 @@ def main(argv: list[str] | None = None) -> int:
             compute(path, TASKS[task], METHODS[name], settings, arguments.split, draw)
     table = summary(output, methods, arguments.draws)
     write_json(output / "summary.json", table)
-    text = as_markdown(table)
-    with complete_file(output / "summary.md") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
     for task in tasks:
-        results = {name: results_of(output, task, name, arguments.draws) for name in methods[task]}
-        draw_summary(output / f"{task}.png", TASKS[task], results)
-        few = [name for name in ("mlp", BEST, CEILING) if name in results] or list(results)[:3]
-        draw_stars(output / f"{task}-stars.png", TASKS[task], {name: results[name][0] for name in few})
-    print(text)
+        few = [name for name in ("mlp", BEST, CEILING) if name in methods[task]] or methods[task][:3]
+        first = {name: results_of(output, task, name, 1)[0] for name in few}
+        draw_stars(output / f"{task}-stars.png", TASKS[task], first)
+    show(output, table)
     return 0
 
 

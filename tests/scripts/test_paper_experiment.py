@@ -172,8 +172,13 @@ def test_the_command_writes_answers_figures_a_table_and_pictures_and_goes_on_fro
     summary = json.loads((tmp_path / "test" / "summary.json").read_text())["made-up"]["ridge"]
     assert summary["all"]["bias"][0] == pytest.approx((7.0 + results[0]["all"]["bias"]) / 2)
 
+    # A summary is enough for table and pictures.
+    kept = tmp_path / "test" / "summary.json"
+    assert experiment.main(["--show", str(kept), "--output", str(tmp_path / "again")]) == 0
+    for name in ("summary.md", "made-up.png"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "test" / name).read_bytes()
     # The ceiling, a line in the picture of the others, may be asked for by itself.
-    experiment.draw_summary(tmp_path / "ceiling.png", experiment.TASKS["made-up"], {"ceiling": results})
+    experiment.draw_summary(tmp_path / "ceiling.png", experiment.TASKS["made-up"], {"ceiling": summary})
     assert (tmp_path / "ceiling.png").stat().st_size > 1000
 
 
