@@ -171,7 +171,8 @@ def try_readers(case: Case, folder: Path) -> None:
             raise Fault(f"types of a row: {kinds}")
         if not isinstance(row["object_id"], str):
             raise Fault(f"object_id: {row['object_id']!r}")
-        if row["flux"].shape == row["mask"].shape and not (np.isfinite(row["flux"]) | row["mask"]).all():
+        same = row["flux"].shape == row["flux_error"].shape == row["mask"].shape
+        if same and not (np.isfinite(row["flux"]) | row["mask"]).all():
             raise Fault("flux: not finite and not masked")
     answer(rows)
 

@@ -143,7 +143,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     def load_state(folder: str | Path):
         try:
             accelerator.load_state(str(folder))
-        except pickle.UnpicklingError as error:
+        except (pickle.UnpicklingError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"resume_from_checkpoint: expected numbers in {folder}, got {reason}") from error
         state = json.loads(Path(folder, STATE_FILE).read_text())

@@ -224,3 +224,18 @@ def test_a_copied_checkpoint_loads_without_its_code(tmp_path, checkpoint, tiny_m
 )
 def test_the_wavelengths_choose_the_checkpoint(wavelength, expected):
     assert suitable_checkpoint(wavelength) == expected
+
+
+def test_weights_that_are_not_finite_are_an_error(checkpoint):
+    rewrite_weights(checkpoint, lambda weights: weights["readout.mean.bias"].fill_(np.nan))
+    with pytest.raises(ValueError, match=r"expected finite weights, got others in readout\.mean\.bias$"):
+        load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"metadata": {}, "weight_map": 5}'])
+def test_an_index_of_shards_that_is_none_is_an_error_of_one_line(checkpoint, index):
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match="expected files as those of a checkpoint are, got ") as error:
+        load_checkpoint(checkpoint)
+    assert "\n" not in str(error.value)

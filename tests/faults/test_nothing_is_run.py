@@ -344,9 +344,11 @@ def test_the_plain_loop_resumes_without_what_accelerate_would_unpickle(tmp_path,
 
     before = go(2, save_strategy="steps", save_steps=2)
     checkpoint = tmp_path / "run" / "checkpoint-2"
-    for number in range(3):
-        assert not (checkpoint / f"custom_checkpoint_{number}.pkl").exists()
-        (checkpoint / f"custom_checkpoint_{number}.pkl").write_bytes(poison)
+    assert not list(checkpoint.glob("custom_checkpoint_*"))
+    (checkpoint / "custom_checkpoint_0.pkl").write_bytes(poison)
+    with pytest.raises(ValueError, match="resume_from_checkpoint: expected numbers in .*, got Number of custom"):
+        go(4, save_strategy="no", resume_from_checkpoint=str(checkpoint))
+    (checkpoint / "custom_checkpoint_0.pkl").unlink()
     after = go(4, save_strategy="no", resume_from_checkpoint=str(checkpoint))
     losses = [[entry["step"] for entry in log if "loss" in entry] for log in (before, after)]
     assert losses == [[1, 2], [1, 2, 3, 4]]
@@ -372,6 +374,7 @@ def test_accelerate_does_not_resume_from_pickles(tmp_path, trace, poison, name):
         accelerator.load_state(str(tmp_path / "state"))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_an_original_checkpoint_of_pickles_is_refused(tmp_path, trace, poison):
     source = tmp_path / "original"
     shutil.copytree(ROOT / "tests" / "fixtures" / "original_tiny", source)

@@ -121,3 +121,10 @@ def test_a_saved_pipeline_is_a_checkpoint(predict, stars, tmp_path):
     predict.save_pretrained(tmp_path / "saved")
     load_checkpoint(tmp_path / "saved")
     assert pipeline("stellar-labels", model=str(tmp_path / "saved"), device="cpu")(stars[0]) == predict(stars[0])
+
+
+def test_an_answer_that_is_no_number_is_an_error(predict, tiny_model, stars):
+    with torch.no_grad():
+        tiny_model.readout.mean.weight.fill_(3e38)
+    with pytest.raises(ValueError, match=r"teff: expected a finite answer, got .* \(star-0\)"):
+        predict(stars[0])

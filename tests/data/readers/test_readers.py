@@ -266,3 +266,15 @@ def test_batches_hold_all_rows_in_order():
 def test_nothing_is_read_before_it_is_asked_for(tmp_path):
     rows = read_spectra([write_parquet(tmp_path / "a.parquet"), tmp_path / "not there.parquet"])
     assert next(rows)["object_id"] == "star 0"
+
+
+def test_a_header_of_another_make_and_names_without_end_are_one_line_that_says_which_format(tmp_path):
+    image = fits.PrimaryHDU(np.ones(40))
+    image.header.update(TPLLIB="MILES", CRPIX1=1, CRVAL1="here", CDELT1=0.9)
+    image.writeto(tmp_path / "m0001V.fits")
+    with pytest.raises(ValueError, match=r"m0001V\.fits: expected a file as those of miles are, got \w+: "):
+        list(read_spectra([tmp_path / "m0001V.fits"]))
+    (tmp_path / "a.csv").write_text(",".join(f"column{i}" for i in range(9000)) + "\n1\n")
+    with pytest.raises(ValueError, match=r"wavelength: expected among the columns of .*a\.csv") as error:
+        list(read_spectra([tmp_path / "a.csv"]))
+    assert len(str(error.value)) < 1100

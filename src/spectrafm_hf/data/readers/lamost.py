@@ -45,7 +45,8 @@ def _about(file: OpenFile) -> Row:
 def _columns(table: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Pixels of a table, whichever way it lies, and its flags."""
     columns = {name.upper(): np.ravel(table[name]) for name in table.names}
-    wavelength = columns["WAVELENGTH"] if "WAVELENGTH" in columns else 10 ** columns["LOGLAM"].astype(np.float64)
+    with np.errstate(over="ignore"):  # the tokenizer judges it
+        wavelength = columns["WAVELENGTH"] if "WAVELENGTH" in columns else 10 ** columns["LOGLAM"].astype(np.float64)
     flags = next((columns[name] for name in ("ANDMASK", "PIXMASK") if name in columns), np.zeros(wavelength.shape))
     return {"wavelength": wavelength, "flux": columns["FLUX"], "flux_error": sigma(columns["IVAR"])}, flags
 

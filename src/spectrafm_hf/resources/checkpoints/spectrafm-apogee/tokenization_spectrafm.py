@@ -360,7 +360,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             rows = _as_columns(wavelength)
             wavelength, flux, flux_error, mask = _pixel_columns(rows)
             if labels is not None and not isinstance(labels, Mapping) and label_errors is None:
-                label_errors = {name: rows[f"{name}_err"] for name in labels if f"{name}_err" in rows}
+                names = _names("labels", labels)
+                label_errors = {name: rows[f"{name}_err"] for name in names if f"{name}_err" in rows}
             scalars, labels = _label_columns("scalars", scalars, rows), _label_columns("labels", labels, rows)
         elif _is_spectra(wavelength):
             wavelength, flux, flux_error, mask = _read_spectra(wavelength)
