@@ -38,6 +38,15 @@ class Answer:
 
 
 @dataclass
+class Fault:
+    """What goes wrong with answers to requests (`GET /path?query`) in which the pattern is found."""
+
+    pattern: str
+    what: str  # "500", "stall" (no answer for a minute) or "cut" (half of the body)
+    times: float
+
+
+@dataclass
 class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
@@ -56,6 +65,12 @@ class Hub:
         self.log: list[Answer] = []
         self.uploads: dict[str, bytes] = {}  # large files by SHA-256, before a commit names them
         self.url = ""
+        self.faults: list[Fault] = []
+        self.stopped = threading.Event()
+
+    def fail(self, pattern: str, what: str, times: float = float("inf")) -> None:
+        """Let so many answers go wrong from now on; see `Fault`."""
+        self.faults.append(Fault(pattern, what, times))
 
     def commit(self, repo: str, folder: Path, *refs: str) -> str:
         """Put the files of `folder` into `repo` as a new commit that `refs` (by default `main`) point to; its id."""
@@ -88,6 +103,7 @@ def serve() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.stopped.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -103,6 +119,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = urlsplit(self.path).path
+        if self._goes_wrong("500"):
+            self._body()
+            self._send(500)
+            return
+        if self._goes_wrong("stall"):
+            self.hub.stopped.wait(60)
+            return
         try:
             routes = self.UPLOAD_ROUTES if self.command in ("POST", "PUT") else self.ROUTES
             for pattern, answer in routes:
@@ -122,8 +145,19 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format, *args):
         pass
 
+    def _goes_wrong(self, what: str) -> bool:
+        asked = f"{self.command} {self.path}"
+        for fault in self.hub.faults:
+            if fault.what == what and fault.times > 0 and re.search(fault.pattern, asked):
+                fault.times -= 1
+                self.close_connection = True
+                return True
+        return False
+
     def _send(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None):
         sent = b"" if self.command == "HEAD" else body
+        if self._goes_wrong("cut"):
+            sent = sent[: len(sent) // 2]
         self.hub.log.append(Answer(self.command, self.path, status, len(sent)))
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():

@@ -2,14 +2,17 @@
 """Checkpoints: those that come with the package, and how to save and load one as a whole."""
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import ArrayLike
 from safetensors import SafetensorError
@@ -137,6 +140,8 @@ def load_checkpoint(
             f"checkpoint: expected one of the bundled {bundled_names('spectrafm')}, a folder, or a hub repository "
             f"owner/name, got {name!r}"
         )
+    if not os.path.isdir(where):
+        _drop_damaged(where)
     try:
         with _quiet():
             settings, _ = SpectraFMConfig.get_config_dict(where, revision=revision)
@@ -165,6 +170,21 @@ def load_checkpoint(
             f"{type(error).__name__}: {cause[:500]}"
         ) from error
     return model, tokenizer
+
+
+def _drop_damaged(repository: str) -> None:
+    """
+    Delete what is damaged in the cache of the hub, so that it is fetched again: `huggingface_hub` looks at names alone.
+
+    A file there is called by its SHA-256, a small one by that SHA-1 by which git knows it.
+    """
+    for path in Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}", "blobs").glob("*"):
+        if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", path.name):
+            content = path.read_bytes()
+            header = b"" if len(path.name) == 64 else f"blob {len(content)}\0".encode()
+            digest = hashlib.new("sha256" if not header else "sha1", header + content, usedforsecurity=False)
+            if digest.hexdigest() != path.name:
+                path.unlink()
 
 
 def _check_weights(report: dict) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from numpy.typing import NDArray
 
@@ -127,9 +128,14 @@ def is_on_the_hub(name: str | os.PathLike[str]) -> bool:
 
 def _on_the_hub(name: str, split: str | None) -> Iterator[Shard]:
     repository, _, revision = name.partition("datasets/")[2].partition("@")
-    info = HfApi().dataset_info(repository, revision=revision or "main")
-    tree = HfApi().list_repo_tree(repository, recursive=True, revision=info.sha, repo_type="dataset")
-    files = {entry.path: entry.blob_id for entry in tree if isinstance(entry, RepoFile)}
+    try:
+        info = HfApi().dataset_info(repository, revision=revision or "main")
+        tree = HfApi().list_repo_tree(repository, recursive=True, revision=info.sha, repo_type="dataset")
+        files = {entry.path: entry.blob_id for entry in tree if isinstance(entry, RepoFile)}
+    except HfHubHTTPError:
+        raise  # says it
+    except HTTPError as error:
+        raise OSError(f"{name}: the hub cannot be reached, or does not answer as it should ({error})") from error
     shards = [path for path in sorted(files) if path.endswith(".parquet") and not path.startswith(".")]
     if split is not None:
         shards = [path for path in shards if PurePosixPath(path).name.startswith(f"{split}-")]
@@ -278,7 +284,7 @@ class ShardPredictor:
 
         try:
             failures = self(shard, count)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, HTTPError) as error:
             return Outcome(shard, False, sum(counts), [Failure(Path(shard.files[0]), str(error))])
         return Outcome(shard, True, sum(counts), failures)
 

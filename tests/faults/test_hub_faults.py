@@ -1,0 +1,104 @@
+"""A hub that answers 500, stalls, or cuts what it sends, and a damaged cache: right in the end, or one line."""
+
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_tiny_model
+from fault_table import tried
+from huggingface_hub import constants
+from test_hub import build, hub  # noqa: F401
+
+import spectrafm_cli
+from spectrafm_hf import SpectraFMTokenizer, load_checkpoint, save_checkpoint
+
+
+SHARD = "GET .*/resolve/.*train-00001"
+FAULTS = {"500": "answers 500", "stall": "stalls", "cut": "cuts the body"}
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Time-outs of a second, and no waiting before the client asks again."""
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        monkeypatch.setattr(constants, name, 0.3)
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
+
+
+@pytest.fixture
+def tiny(hub, tmp_path):  # noqa: F811
+    """A checkpoint, on the hub as somebody/tiny."""
+    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "tiny")
+    hub.commit("somebody/tiny", tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def is_right(name: str) -> bool:
+    expected = make_tiny_model().state_dict()
+    return all(value.equal(expected[key]) for key, value in load_checkpoint(name)[0].state_dict().items())
+
+
+def one_line(capsys, verb: str, *mentioned: str) -> None:
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("spectrafm ")]
+    assert len(error) == 1 and error[0].startswith(f"spectrafm {verb}: "), error
+    assert any(name in error[0] for name in mentioned), error
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("what", FAULTS)
+@pytest.mark.parametrize("times", [1, float("inf")])
+def test_a_checkpoint_is_pulled_whole_or_not_at_all(hub, tiny, impatient, tmp_path, capsys, what, times, file):  # noqa: F811
+    often = "once" if times == 1 else "always"
+    with tried(f"the hub {FAULTS[what]} ({often}): a checkpoint", "nothing; one line where it does not end", 1):
+        hub.fail(f"GET .*/resolve/.*{file}", what, times)
+        spectra = build(tmp_path / "stars", test=3)
+        command = ["predict", str(spectra), "--model", "somebody/tiny", "--output", str(tmp_path / "labels.csv")]
+        code = spectrafm_cli.main(command)
+        if code:
+            assert code == 2
+            one_line(capsys, "predict", "somebody/tiny")
+            assert not (tmp_path / "labels.csv").exists()
+            hub.faults.clear()
+            assert spectrafm_cli.main(command) == 0
+        else:
+            assert times == 1, "a fault that nobody met"
+        assert (tmp_path / "labels.csv").exists() and is_right("somebody/tiny")
+
+
+@pytest.mark.parametrize("spoil", ["truncated", "changed"])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_damaged_file_in_the_cache_of_the_hub_is_fetched_again(hub, tiny, tmp_path, caplog, spoil, file):  # noqa: F811
+    with tried(f"a file in the cache of the hub {spoil}", "nothing: its hash is checked, it is fetched again", 1):
+        assert is_right("somebody/tiny")
+        (cached,) = Path(constants.HF_HUB_CACHE).rglob(f"snapshots/*/{file}")
+        whole = cached.read_bytes()
+        damaged = whole[: len(whole) // 2] if spoil == "truncated" else whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+        cached.resolve().write_bytes(damaged)
+        before = len(hub.downloads())
+        assert is_right("somebody/tiny")
+        assert cached.read_bytes() == whole
+        assert [path for path in hub.downloads()[before:] if file in path], "from the hub"
+        before = len(hub.downloads())
+        assert is_right("somebody/tiny") and len(hub.downloads()) == before, "and only then"
+
+
+@pytest.mark.parametrize(("what", "asked"), [*((what, SHARD) for what in FAULTS), ("500", "GET /api/datasets")])
+def test_a_survey_on_the_hub_loses_no_shard_for_good(hub, tiny, impatient, tmp_path, capsys, what, asked):  # noqa: F811
+    with tried(f"the hub {FAULTS[what]} (always): a survey", "nothing; the next run predicts the shard", 1):
+        survey = build(tmp_path / "survey", train=30)
+        hub.commit("datasets/somebody/survey", survey)
+        hub.fail(asked, what)
+        command = ["predict", "hf://datasets/somebody/survey", "--model", str(tiny), "--output"]
+        command.append(str(tmp_path / "labels"))
+        code = spectrafm_cli.main(command)
+        if "resolve" in asked:
+            assert code == 1 and "2 of 3 shards" in capsys.readouterr().out
+            assert len(pq.read_table(tmp_path / "labels")) == 20
+        else:
+            assert code == 2
+            one_line(capsys, "predict", "somebody/survey")
+        hub.faults.clear()
+        assert spectrafm_cli.main(command) == 0
+        assert pq.read_table(tmp_path / "labels")["object_id"].to_pylist() == [f"train {i}" for i in range(30)]
