@@ -38,11 +38,33 @@ PLANTED = """
 
 def run(script: Path, folder: Path, *options: str) -> tuple[subprocess.CompletedProcess, list[dict]]:
     command = [sys.executable, str(script), "--output", str(folder / "out"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode in (0, 1), done.stderr
     return done, json.loads((folder / "out" / "fuzz.json").read_text())["runs"]
 
 
+def test_planted_faults_are_told_from_answers_and_clear_errors(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import fuzz
+
+    def broken(case, folder):
+        content = json.loads(case.content)
+        if content["settings"]:
+            raise KeyError("flux")
+        if "labels" in content["call"]:
+            raise ValueError("labels: expected numbers, got none")
+
+    monkeypatch.setitem(fuzz.TRY, "tokenizer", broken)
+    worker = fuzz.Worker("tokenizer", "hypothesis", 30, tmp_path, tmp_path)
+    fuzz.by_hypothesis(worker, [], seed=0)
+    assert worker.counts["inputs"] == 30 == sum(worker.counts[kind] for kind in ("refused", "answered", "fault"))
+    assert worker.counts["fault"] > 3 and worker.counts["answered"] > 3
+    first, *others = map(json.loads, worker.log.read_text().splitlines())
+    assert len(others) == worker.counts["fault"] - 1 and first["what"] == "KeyError"
+    assert json.loads(bytes.fromhex(first["content"]))["settings"]
+
+
+@pytest.mark.slow  # it starts three processes, each of which loads all libraries
 def test_a_planted_fault_is_found_counted_and_kept(tmp_path):
     text = "\n".join(line[4:] for line in PLANTED.format(scripts=str(SCRIPT.parent)).splitlines())
     (tmp_path / "planted.py").write_text(text)
@@ -63,7 +85,8 @@ def test_a_planted_fault_is_found_counted_and_kept(tmp_path):
     assert "| safetensors | hypothesis | 40 |" in done.stdout
 
 
-@pytest.mark.slow  # half a minute: each target is a process that loads all libraries
+@pytest.mark.timeout(900)
+@pytest.mark.slow  # each target is a process that loads all libraries
 def test_each_target_has_no_fault_in_a_few_inputs(tmp_path):
     pixels = {"wavelength": np.arange(5000.0, 5040.0), "flux": np.linspace(0.9, 1.1, 40)}
     (tmp_path / "seeds").mkdir()
