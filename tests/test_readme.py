@@ -44,12 +44,18 @@ ELSEWHERE = {
     'pip install ".[': ".ci/run",
     "spectrafm plot": "tests/test_cli_files.py::test_plot_draws_the_star_and_the_range_that_are_asked_for",
     "accelerate launch": "tests/test_survey.py::test_processes_share_the_shards",
+    "spectrafm predict survey/ --output labels --ray": "tests/test_survey_ray.py"
+    "::test_ray_writes_the_files_that_one_process_writes_and_goes_on_with_them",
     "spectrafm predict hf://": "tests/test_survey.py::test_a_data_set_on_the_hub_is_read_shard_by_shard_and_not_kept",
     "spectrafm data gaia-xp": "tests/data/test_gaia_xp.py::test_the_data_set_holds_what_the_source_holds",
     "spectrafm finetune": "tests/test_cli_finetune.py::test_a_group_gets_a_checkpoint_that_predicts",
     "spectrafm app": "tests/test_app_browser.py::test_an_example_shows_labels_pictures_and_neighbours",
     "python scripts/paper_experiment.py": "tests/scripts/test_paper_experiment.py"
     "::test_the_command_writes_answers_figures_a_table_and_pictures_and_goes_on_from_there",
+    "python scripts/benchmark.py": "tests/scripts/test_benchmark.py"
+    "::test_it_prints_a_table_and_keeps_the_figures_of_each_round",
+    "python scripts/benchmark_survey.py": "tests/scripts/test_benchmark_survey.py"
+    "::test_the_memory_of_a_survey_is_that_of_a_quarter_of_it",
     "python scripts/synthesize_grid.py": ".ci/run",
     "python scripts/train_emulator.py": "tests/test_emulation.py::test_the_script_measures_what_it_saves",
     "python scripts/train.py": "tests/scripts/test_train_accelerate.py"
