@@ -1,10 +1,48 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and folders that one process writes."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+
+try:
+    import fcntl
+except ImportError:  # a system without it, where nobody is kept out
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def only_writer(folder: str | os.PathLike) -> Iterator[None]:
+    """
+    Make a folder, and keep other processes out of blocks like this one, until it ends or the process does.
+
+    Where a file system has no locks, nobody is kept out.
+
+    Raises
+    ------
+    ValueError
+        If another one is writing there.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = not path.exists() or not os.path.samestat(path.stat(), os.fstat(descriptor))
+        except OSError as error:
+            taken = error.errno == errno.EWOULDBLOCK
+        if taken:
+            raise ValueError(f"output: expected a folder that no other process writes at this time, got {path}")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 import yaml
 from datasets import load_dataset
+from datasets.exceptions import DatasetGenerationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -30,10 +33,10 @@ from .collator import SpectraFMCollator
 from .data.calibrated import CATALOGUE, CalibratedStars
 from .data.mixture import HostedStars, Mixture
 from .data.sources import cache_dir
-from .data.streaming import StreamedStars, load_streamed
+from .data.streaming import StreamedStars, count_rows, load_streamed
 from .data.synthetic import SyntheticStars
 from .data.taught import TaughtStars
-from .files import complete_file
+from .files import complete_file, only_writer
 from .metrics import label_metrics
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from .optimization import Ema, MuonWithAdamW, split_parameters
@@ -231,7 +234,7 @@ def load_stars(recipe: Recipe, seed: int) -> tuple[Any, Any]:
         name = _hosted(recipe.data)
         return load_streamed(name, recipe.train_split, recipe.validation_split, recipe.stars_per_epoch, seed)
     if not recipe.sources:
-        data = load_dataset(_hosted(recipe.data))
+        data = _load(recipe.data)
         return data[recipe.train_split], data[recipe.validation_split]
     sources: list[Any] = []
     validation: dict[str, Any] = {}
@@ -241,11 +244,11 @@ def load_stars(recipe: Recipe, seed: int) -> tuple[Any, Any]:
             validation[name] = sources[-1].draw(VALIDATION_STARS, np.random.default_rng([seed, 2]))
         elif name.startswith("calibrated-"):
             name = name.removeprefix("calibrated-")
-            data = load_dataset(_hosted(name))[recipe.train_split]
+            data = _load(name)[recipe.train_split]
             stars = calibrated_stars(name, data)
             sources.append(TaughtStars(stars, recipe.teachers, recipe.labels) if recipe.teachers else stars)
         else:
-            data = load_dataset(_hosted(name))
+            data = _load(name)
             sources.append(HostedStars(data[recipe.train_split]))
             validation[name] = data[recipe.validation_split]
     stars_per_epoch = recipe.stars_per_epoch or STARS_PER_EPOCH
@@ -259,6 +262,18 @@ def calibrated_stars(instrument: str, data: Any) -> CalibratedStars:
         raise ValueError(f"sources: expected the columns {needed} to calibrate {instrument} with, got no {missing}")
     observed = data.select_columns(needed).with_format("numpy")[:]
     return CalibratedStars(instrument, observed, observed, flatness=FLATNESS)
+
+
+def _load(name: str) -> Any:
+    """All splits of a data set, from the cache of `datasets`."""
+    hosted = _hosted(name)
+    try:
+        return load_dataset(hosted)
+    except (DatasetGenerationError, pa.ArrowInvalid) as error:
+        for path in sorted(Path(hosted).rglob("*.parquet")):  # which of them, the error does not say
+            count_rows(str(path))
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"data: expected a data set that can be read in {hosted}, got {cause}") from error
 
 
 def _hosted(name: str) -> str:
@@ -316,6 +331,15 @@ class Columns(torch.utils.data.Dataset):
         return {**columns, "draw": np.array(draws)}
 
 
+@contextlib.contextmanager
+def _saving(folder: str | Path) -> Iterator[None]:
+    """What safetensors and torch raise where a disk is full is no OSError."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(f"{folder}: cannot be written ({' '.join(str(error).split())[:200]})") from error
+
+
 @dataclass
 class Task:
     """A recipe made ready: what is trained on what, whichever the loop."""
@@ -334,7 +358,8 @@ class Task:
         model = self.model.merge_and_unload() if hasattr(self.model, "merge_and_unload") else self.model
         # The Trainer sets it on every config; this model has no cache, and a loaded config would not keep it.
         model.config.__dict__.pop("use_cache", None)
-        save_checkpoint(model, self.tokenizer, folder)
+        with _saving(folder):
+            save_checkpoint(model, self.tokenizer, folder)
         if self.training_range is not None:
             self.training_range.save(folder)
         return model
@@ -543,8 +568,9 @@ class SpectraFMTrainer(Trainer):
         if self.ema is not None and self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(self.ema.state_dict(), folder / EMA_FILE)
-        with self.throughput.paused():
+            with _saving(folder):
+                save_file(self.ema.state_dict(), folder / EMA_FILE)
+        with self.throughput.paused(), _saving(self._get_output_dir(trial=trial)):
             super()._save_checkpoint(model, trial)
 
 
@@ -649,32 +675,40 @@ def train(
         What standardisation and whitening are measured on, as [`prepare_model`] takes it. Default: the first stars.
     quiet : bool
         Do not print the log, nor show the bars of the Trainer.
+
+    Raises
+    ------
+    ValueError
+        If another process trains into that folder, and where the recipe does not fit the data.
     """
-    task = set_up(recipe, args, train_set, validation_set, samples)
-    args.disable_tqdm = args.disable_tqdm or quiet
-    args.remove_unused_columns = False  # the collator reads columns that `forward` does not name
-    args.label_names = ["labels", "label_errors"]
-    trainer = SpectraFMTrainer(recipe, task, args)
-    if quiet:
-        trainer.remove_callback(PrinterCallback)
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    try:
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    except pickle.UnpicklingError as error:  # torch refuses what could run code
-        reason = str(error).partition("\n")[0]
-        folder = args.resume_from_checkpoint
-        raise ValueError(f"resume_from_checkpoint: expected numbers in {folder}, got {reason}") from error
-    trainer.log(trainer.throughput.report(args.world_size))
-    stars = task.validation_stars
-    answers = [cast(Any, trainer.predict(part)) for part in (stars.values() if isinstance(stars, dict) else [stars])]
-    mean, log_variance = (np.concatenate([answer.predictions[i] for answer in answers]) for i in (0, 1))
-    truth = tuple(np.concatenate([answer.label_ids[i] for answer in answers]) for i in (0, 1))
-    calibrate_errors(task.model.config, recipe.labels, mean, log_variance, truth)
-    if args.should_save:
-        final = Path(args.output_dir or "runs") / "final"
-        trainer.model = task.save(final)
-        write_curves(final.with_name("curves.csv"), trainer.state.log_history)
+    with only_writer(args.output_dir or "runs") if args.should_save else contextlib.nullcontext():
+        task = set_up(recipe, args, train_set, validation_set, samples)
+        args.disable_tqdm = args.disable_tqdm or quiet
+        args.remove_unused_columns = False  # the collator reads columns that `forward` does not name
+        args.label_names = ["labels", "label_errors"]
+        trainer = SpectraFMTrainer(recipe, task, args)
+        if quiet:
+            trainer.remove_callback(PrinterCallback)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        try:
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        except pickle.UnpicklingError as error:  # torch refuses what could run code
+            reason = str(error).partition("\n")[0]
+            folder = args.resume_from_checkpoint
+            raise ValueError(f"resume_from_checkpoint: expected numbers in {folder}, got {reason}") from error
+        trainer.log(trainer.throughput.report(args.world_size))
+        stars = task.validation_stars
+        answers = [
+            cast(Any, trainer.predict(part)) for part in (stars.values() if isinstance(stars, dict) else [stars])
+        ]
+        mean, log_variance = (np.concatenate([answer.predictions[i] for answer in answers]) for i in (0, 1))
+        truth = tuple(np.concatenate([answer.label_ids[i] for answer in answers]) for i in (0, 1))
+        calibrate_errors(task.model.config, recipe.labels, mean, log_variance, truth)
+        if args.should_save:
+            final = Path(args.output_dir or "runs") / "final"
+            trainer.model = task.save(final)
+            write_curves(final.with_name("curves.csv"), trainer.state.log_history)
     return trainer
 
 

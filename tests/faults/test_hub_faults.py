@@ -1,5 +1,6 @@
 """A hub that answers 500, stalls, or cuts what it sends, and a damaged cache: right in the end, or one line."""
 
+import re
 import time
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import pytest
 from conftest import make_tiny_model
 from fault_table import tried
 from huggingface_hub import constants
-from test_hub import build, hub  # noqa: F401
+from test_hub import build, checkpoint, hub, pushed_files  # noqa: F401
 
 import spectrafm_cli
 from spectrafm_hf import SpectraFMTokenizer, load_checkpoint, save_checkpoint
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 SHARD = "GET .*/resolve/.*train-00001"
 FAULTS = {"500": "answers 500", "stall": "stalls", "cut": "cuts the body"}
 
@@ -41,8 +43,9 @@ def is_right(name: str) -> bool:
 
 
 def one_line(capsys, verb: str, *mentioned: str) -> None:
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("spectrafm ")]
-    assert len(error) == 1 and error[0].startswith(f"spectrafm {verb}: "), error
+    captured = capsys.readouterr().err
+    error = re.findall(r"spectrafm .*", captured)  # the bar of an upload may stand before it
+    assert len(error) == 1 and error[0].startswith(f"spectrafm {verb}: "), captured
     assert any(name in error[0] for name in mentioned), error
 
 
@@ -102,3 +105,19 @@ def test_a_survey_on_the_hub_loses_no_shard_for_good(hub, tiny, impatient, tmp_p
         hub.faults.clear()
         assert spectrafm_cli.main(command) == 0
         assert pq.read_table(tmp_path / "labels")["object_id"].to_pylist() == [f"train {i}" for i in range(30)]
+
+
+@pytest.mark.parametrize(
+    "asked", ["POST /api/repos/create", pytest.param("PUT /lfs", marks=pytest.mark.slow), "POST .*/commit/"]
+)
+def test_a_push_is_one_commit_or_none(hub, checkpoint, impatient, capsys, asked):  # noqa: F811
+    with tried("the hub answers 500 (always): a push", "nothing: no commit, the next push makes it", 1):
+        hub.fail(asked, "500")
+        assert spectrafm_cli.main(["push", str(checkpoint), "somebody/pushed"]) == 2
+        one_line(capsys, "push", "somebody/pushed", "/lfs/", "/api/repos/create", "model.safetensors")
+        repository = hub.repositories.get("somebody/pushed")
+        assert repository is None or list(repository.commits.values()) == [{}]
+        hub.faults.clear()
+        assert spectrafm_cli.main(["push", str(checkpoint), "somebody/pushed"]) == 0
+        pushed = pushed_files(hub, "somebody/pushed")
+        assert pushed["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()

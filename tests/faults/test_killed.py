@@ -1,5 +1,6 @@
 """SIGKILL at random moments, again and again: whoever begins anew gets what an undisturbed run would have made."""
 
+import csv
 import random
 import shutil
 from collections.abc import Callable
@@ -7,9 +8,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+import yaml
 from conftest import make_tiny_model
 from fault_table import tried
+from safetensors.torch import load_file
 from test_hub import build
+from test_training import make_recipe, make_stars
 from warm import Warm, warm
 
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
@@ -73,6 +78,36 @@ def kill_again_and_again(
         check_end()
 
 
+FROM_FILES = ["from-files", "survey"]
+SYNTHETIC = ["synthetic", "--instrument", "gaia-xp", "--n", 200, "--shard-rows", 20, "--workers", 1]
+
+
+@pytest.mark.parametrize(("builder", "kills"), [(FROM_FILES, 20), pytest.param(SYNTHETIC, 60, marks=pytest.mark.slow)])
+def test_a_data_set_whose_building_is_killed_is_whole_or_not_there(forked, tmp_path, builder, kills):
+    build(tmp_path / "survey", train=200)
+    arguments = ["data", *builder]
+    assert forked.run(tmp_path, "spectrafm", *arguments, "--out", "whole") == 0, (tmp_path / "log").read_text()
+    whole = contents(tmp_path / "whole")
+
+    def check() -> None:
+        if (tmp_path / "set").exists():
+            assert contents(tmp_path / "set").keys() == whole.keys()
+        for path in (tmp_path / ".set.partial").glob("data/[!.]*-of-*"):
+            assert path.read_bytes() == whole[f"data/{path.name}"]
+
+    def check_end() -> None:
+        assert contents(tmp_path / "set") == whole
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "set", "survey", "whole"]
+
+    def clear() -> None:
+        for name in ("set", ".set.partial"):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+
+    kill_again_and_again(forked, tmp_path, ["spectrafm", *arguments, "--out", "set"], kills,
+                         "building a data set killed (SIGKILL)", "the shard that was being written",
+                         check, check_end, clear)  # fmt: skip
+
+
 @pytest.mark.parametrize("kills", KILLS)
 def test_a_survey_whose_prediction_is_killed_has_each_star_once(forked, tmp_path, kills):
     survey = build(tmp_path / "survey", train=300)
@@ -94,3 +129,40 @@ def test_a_survey_whose_prediction_is_killed_has_each_star_once(forked, tmp_path
     kill_again_and_again(forked, tmp_path, [*command, "labels"], kills,
                          "predicting a survey killed (SIGKILL)", "the shard that was being predicted",
                          check, check_end, lambda: shutil.rmtree(tmp_path / "labels", ignore_errors=True))  # fmt: skip
+
+
+@pytest.mark.parametrize("kills", KILLS)
+def test_a_training_that_is_killed_ends_in_the_same_weights_to_the_last_bit(forked, tmp_path, kills):
+    (tmp_path / "data").mkdir()
+    for split, size, seed in (("train", 256, 1), ("validation", 64, 2)):
+        make_stars(size, seed).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    settings = {"per_device_train_batch_size": 32, "num_train_epochs": 2, "learning_rate": 2e-3, "report_to": "none",
+                "eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 2,
+                "save_total_limit": 2, "logging_steps": 1, "disable_tqdm": True, "use_cpu": True}  # fmt: skip
+    recipe = {**vars(make_recipe(noise=0.5, ema_decay=0.9)), "data": str(tmp_path / "data"), **settings}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = ["train.py", "recipe.yaml", "--resume_from_checkpoint", "last", "--output_dir"]
+    assert forked.run(tmp_path, *command, "whole") == 0, (tmp_path / "log").read_text()
+
+    def curves(folder: str) -> list[tuple[str, ...]]:
+        with (tmp_path / folder / "curves.csv").open() as file:
+            return [tuple(row[name] for name in ("step", "loss", "grad_norm", "eval_loss")) for row in
+                    csv.DictReader(file)]  # fmt: skip
+
+    whole, weights = curves("whole"), load_file(tmp_path / "whole" / "final" / "model.safetensors")
+    assert [row[0] for row in whole] == [str(step) for step in range(1, 17)]
+
+    def check() -> None:
+        if (tmp_path / "run" / "final").exists():
+            found = load_file(tmp_path / "run" / "final" / "model.safetensors")
+            assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+    def check_end() -> None:
+        check()
+        assert (tmp_path / "run" / "final" / "training_range.json").is_file()
+        assert curves("run") == whole
+
+    kill_again_and_again(forked, tmp_path, [*command, "run"], kills,
+                         "training killed (SIGKILL)", "the steps since the last checkpoint; loss and weights end the "
+                         "same to the last bit",
+                         check, check_end, lambda: shutil.rmtree(tmp_path / "run", ignore_errors=True))  # fmt: skip

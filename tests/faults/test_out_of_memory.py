@@ -5,6 +5,7 @@ import sys
 import textwrap
 
 import pytest
+from fault_table import tried
 
 
 SCRIPT = """
@@ -39,14 +40,15 @@ SCRIPT = """
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS and /proc")
 @pytest.mark.parametrize(("free", "halved"), [(50, True), (2000, False)])
 def test_a_batch_that_is_too_large_goes_through_in_parts(free, halved, pytestconfig):
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(free)],
-        cwd=pytestconfig.rootpath / "tests",
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert run.returncode == 0, run.stderr
-    assert ("out of memory with 512 stars at once" in run.stderr) == halved
-    # It is not tried again with the next batch.
-    assert run.stderr.count("with 512") == halved and "with 300" not in run.stderr
+    with tried("batch too large for the memory", "nothing: half of it at a time", int(halved)):
+        run = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(SCRIPT), str(free)],
+            cwd=pytestconfig.rootpath / "tests",
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert run.returncode == 0, run.stderr
+        assert ("out of memory with 512 stars at once" in run.stderr) == halved
+        # It is not tried again with the next batch.
+        assert run.stderr.count("with 512") == halved and "with 300" not in run.stderr

@@ -105,6 +105,8 @@ def run(folder: Path, program: str, *arguments: str) -> None:
             code = spectrafm_cli.main(list(arguments))
         else:
             code = runpy.run_path(str(SCRIPTS / program))["main"](list(arguments))
+    except SystemExit as ended:
+        code = ended.code
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

@@ -26,7 +26,7 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 from tqdm.auto import tqdm
 
-from ..files import complete_file
+from ..files import complete_file, only_writer
 from ..free_text import free_part, free_texts, keep_free_texts
 from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, label_names_of, pixel_column, validate_table
 
@@ -72,10 +72,14 @@ def build_folder(
     Raises
     ------
     ValueError
-        If `out_dir` holds a build with other settings (without `overwrite`), or something that is not a build at all.
+        If `out_dir` holds a build with other settings (without `overwrite`), or something that is not a build at all,
+        or if another process is building it.
     """
     target = Path(out_dir).absolute()
     settings = json.loads(json.dumps(settings))  # as they are read back
+    old = target.with_name(f".{target.name}.old")
+    if not target.exists() and settings_of(old) is not None:  # of a run that was killed between its last two steps
+        old.rename(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         built = settings_of(target)
         if built is None:
@@ -96,28 +100,29 @@ def build_folder(
     free_texts(card)  # before the work, of which it would be the end
 
     partial = target.with_name(f".{target.name}.partial")
-    if settings_of(partial) != settings:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "data").mkdir(parents=True)
-        (partial / "build.json").write_text(json.dumps(settings, indent=2) + "\n")
-    for stale in partial.glob("data/.*"):  # of a run that was killed
-        stale.unlink()
-    try:
-        fill(partial)
-    except BaseException:
-        if not any(partial.glob("data/*-of-*.parquet")):  # nothing to go on from
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    new_card = partial / "README.md"
-    if card and new_card.is_file():
-        new_card.write_text(keep_free_texts(new_card.read_text(encoding="utf-8"), card), encoding="utf-8")
-    # Two renames; what is deleted is deleted last.
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    with only_writer(partial):
+        if settings_of(partial) != settings:
+            for path in partial.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            (partial / "data").mkdir()
+            (partial / "build.json").write_text(json.dumps(settings, indent=2) + "\n")
+        for stale in partial.glob("data/.*"):  # of a run that was killed
+            stale.unlink()
+        try:
+            fill(partial)
+        except BaseException:
+            if not any(partial.glob("data/*-of-*.parquet")):  # nothing to go on from
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        new_card = partial / "README.md"
+        if card and new_card.is_file():
+            new_card.write_text(keep_free_texts(new_card.read_text(encoding="utf-8"), card), encoding="utf-8")
+        # Two renames; what is deleted is deleted last.
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
     return target
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets.distributed import split_dataset_by_node
@@ -158,9 +159,20 @@ def load_streamed(name: str, train_split: str, validation_split: str, n_stars: i
     validation = datasets.load_dataset(
         "parquet", data_files={validation_split: list(files[validation_split])}, split=validation_split
     )
-    return StreamedStars(train, n_stars or sum(map(_count, files[train_split])), seed), validation
+    return StreamedStars(train, n_stars or sum(map(count_rows, files[train_split])), seed), validation
 
 
-def _count(file: str) -> int:
-    with fsspec.open(file, "rb") as opened:
-        return int(pq.read_metadata(opened).num_rows)
+def count_rows(file: str) -> int:
+    """
+    Rows of a Parquet file, here or on the hub.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or cut off.
+    """
+    try:
+        with fsspec.open(file, "rb") as opened:
+            return int(pq.read_metadata(opened).num_rows)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"data: expected Parquet files, got {file} ({' '.join(str(error).split())})") from error
