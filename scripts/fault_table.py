@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""
-Run the tests of faults (tests/faults) and print what they show as a Markdown table.
+"""Run the tests of faults (tests/faults) and print what they show as a Markdown table.
 
-    python scripts/fault_table.py [PYTEST-OPTION ...]        # such as: -m "slow or not slow"
+python scripts/fault_table.py            # some minutes
+python scripts/fault_table.py --slow     # with those that take longer: 60 kills instead of 20
 """
 
 import json
@@ -13,12 +13,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from spectrafm_cli import Parser
+
 
 def main(argv: list[str] | None = None) -> int:
-    options = sys.argv[1:] if argv is None else argv
-    if options[:1] in (["-h"], ["--help"]):
-        print(__doc__.strip())
-        return 0
+    parser = Parser(prog="fault_table.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--slow", action="store_true", help="the slow tests, too")
+    parser.add_argument("-k", metavar="EXPRESSION", default="", help="only tests with such names, as pytest takes it")
+    arguments = parser.parse_args(argv)
+    options = ["-k", arguments.k, "-m", "slow or not slow" if arguments.slow else "not slow"]
     root = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder, "faults.jsonl")

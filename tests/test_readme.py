@@ -56,6 +56,9 @@ ELSEWHERE = {
     "::test_it_prints_a_table_and_keeps_the_figures_of_each_round",
     "python scripts/benchmark_survey.py": "tests/scripts/test_benchmark_survey.py"
     "::test_the_memory_of_a_survey_is_that_of_a_quarter_of_it",
+    "python scripts/fault_table.py": "tests/scripts/test_fault_table.py"
+    "::test_it_prints_what_the_tests_have_tried_and_ends_as_they_do",
+    "python scripts/fuzz.py": "tests/scripts/test_fuzz.py::test_each_target_has_no_fault_in_a_few_inputs",
     "python scripts/synthesize_grid.py": ".ci/run",
     "python scripts/train_emulator.py": "tests/test_emulation.py::test_the_script_measures_what_it_saves",
     "python scripts/train.py": "tests/scripts/test_train_accelerate.py"

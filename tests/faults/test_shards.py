@@ -44,7 +44,8 @@ def test_a_shard_of_a_survey_that_cannot_be_read_is_told_and_predicted_once_it_c
     shard = sorted((survey / "data").iterdir())[2]
     shutil.copy(shard, tmp_path / "copy")
     command = ["spectrafm", "predict", survey, "--model", tmp_path / "tiny", "--output", "labels"]
-    with tried(f"shard of a survey: {spoil.__name__}", "nothing", 1):
+    what = {truncate: "truncated", close: "made unreadable", Path.unlink: "deleted"}[spoil]
+    with tried(f"shard of a survey {what}", "nothing", 1):
         spoil(shard)
         code = forked.run(tmp_path, *command, closed=True)
         log = (tmp_path / "log").read_text()

@@ -31,6 +31,14 @@ def truncated(tmp_path, file):
     file.write_bytes(fits_bytes(tmp_path, image(np.ones(5000)))[:9000])
 
 
+def negative_size(tmp_path, file):
+    """Which astropy goes back by, to read the same again without end."""
+    whole = fits_bytes(tmp_path, fits.HDUList([image(), fits.ImageHDU(np.ones(PIXELS))]))
+    count = b"GCOUNT  = %20d"
+    assert count % 1 in whole
+    file.write_bytes(whole.replace(count % 1, count % -2))
+
+
 def zero_length(tmp_path, file):
     np.savez(file, wavelength=np.zeros(0), flux=np.zeros(0))
 
@@ -85,6 +93,7 @@ def a_link_to_nothing(tmp_path, file):
 
 HOSTILE = {
     truncated: ("a.fits", "truncated"),
+    negative_size: ("a.fits", "expected a FITS file, got HDU 1 with data of a negative size"),
     zero_length: ("a.npz", "expected pixels with a flux, got none"),
     all_nan: ("a.fits", "expected pixels with a flux, got 200 that are masked or not finite"),
     png_as_fits: ("a.fits", "expected a FITS, Parquet, .* or text file, got one of another kind"),

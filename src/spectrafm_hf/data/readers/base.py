@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -170,7 +171,13 @@ class OpenFile(contextlib.ExitStack):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 hdus = self.enter_context(fits.open(self.path, memmap=self.path.suffix != ".gz"))
-                len(hdus)  # it opens the first one only
+                for number in itertools.count():  # it opens the first one only
+                    try:
+                        span = hdus[number].fileinfo()["datSpan"]
+                    except IndexError:
+                        break
+                    if span < 0:  # astropy would go back by it, and read the same part again without end
+                        raise fits.VerifyError(f"HDU {number} with data of a negative size")
         except (OSError, EOFError, zlib.error, fits.VerifyError) as error:
             raise ValueError(f"{self.path}: expected a FITS file, got {error}") from error
         # To astropy a file that ends too early is worth a warning.

