@@ -22,7 +22,7 @@ SCRIPT = """
     rows = [
         {"object_id": str(i), "wavelength": np.arange(5000.0, 5000 + pixels), "flux": random.normal(1, 0.1, pixels),
          "flux_error": np.full(pixels, 0.1), "mask": np.zeros(pixels, bool)}
-        for i in range(512)
+        for i in range(1536)
     ]
     model, tokenizer = make_tiny_model(), SpectraFMTokenizer(patch_size=4)
     few = list(predict_batches(model, tokenizer, [rows[:8], rows[8:16]]))
@@ -30,7 +30,7 @@ SCRIPT = """
     free = int(sys.argv[1]) * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (used + free, used + free))
     many = list(predict_batches(model, tokenizer, [rows, rows[:300]]))
-    assert [len(batch["flags"]) for batch in many] == [512, 300]
+    assert [len(batch["flags"]) for batch in many] == [1536, 300]
     assert np.isfinite(many[0]["teff"]).all()
     np.testing.assert_allclose(many[0]["teff"][:8], few[0]["teff"], rtol=1e-4)
     np.testing.assert_array_equal(many[1]["teff"][:8], many[0]["teff"][:8])
@@ -38,7 +38,7 @@ SCRIPT = """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS and /proc")
-@pytest.mark.parametrize(("free", "halved"), [(50, True), (2000, False)])
+@pytest.mark.parametrize(("free", "halved"), [(120, True), (2000, False)])
 def test_a_batch_that_is_too_large_goes_through_in_parts(free, halved, pytestconfig):
     with tried("batch too large for the memory", "nothing: half of it at a time", int(halved)):
         run = subprocess.run(
@@ -49,6 +49,6 @@ def test_a_batch_that_is_too_large_goes_through_in_parts(free, halved, pytestcon
             timeout=200,
         )
         assert run.returncode == 0, run.stderr
-        assert ("out of memory with 512 stars at once" in run.stderr) == halved
+        assert ("out of memory with 1536 stars at once" in run.stderr) == halved
         # It is not tried again with the next batch.
-        assert run.stderr.count("with 512") == halved and "with 300" not in run.stderr
+        assert run.stderr.count("with 1536") == halved and "with 300" not in run.stderr
