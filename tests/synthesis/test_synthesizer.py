@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -6,6 +7,9 @@ import pytest
 from spectrafm_hf.models.modeling_emulator import default_vmicro
 from spectrafm_hf.synthesis import LABEL_NAMES, Synthesizer, check_labels
 from spectrafm_hf.synthesis.synthesizer import SOLAR_ABUNDANCES
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("gfortran") is None, reason="no gfortran to build Turbospectrum")
 
 
 def test_labels_left_out_are_solar_and_of_usual_microturbulence():
@@ -58,6 +62,7 @@ def test_solar_abundances_are_those_of_the_marcs_models():
 
 @pytest.mark.slow
 @pytest.mark.network
+@needs_compiler
 def test_a_synthesised_star_has_its_lines_and_reacts_to_its_labels():
     synthesizer = Synthesizer(15890, 15900, 0.05)
     star = {"teff": 4600, "logg": 2.2, "fe_h": 0.0}
@@ -77,6 +82,7 @@ def test_a_synthesised_star_has_its_lines_and_reacts_to_its_labels():
 
 @pytest.mark.slow
 @pytest.mark.network
+@needs_compiler
 def test_spherical_and_plane_parallel_transfer_agree_in_a_giant():
     star = {"teff": 4200, "logg": 0.9}
     flat = Synthesizer(15890, 15900, spherical_below=-1).synthesize(star)
@@ -86,6 +92,7 @@ def test_spherical_and_plane_parallel_transfer_agree_in_a_giant():
 
 @pytest.mark.slow
 @pytest.mark.network
+@needs_compiler
 @pytest.mark.parametrize("start", [16715.0, 5000.03, 22010.77])
 def test_a_range_may_start_anywhere(start):
     wavelength, flux, _ = Synthesizer(start, start + 6).synthesize({"teff": 5800, "logg": 4.4})

@@ -39,6 +39,13 @@ def negative_size(tmp_path, file):
     file.write_bytes(whole.replace(count % 1, count % -2))
 
 
+def more_axes_than_fits_has(tmp_path, file):
+    """Which astropy looks for one by one."""
+    whole = fits_bytes(tmp_path, fits.HDUList([image(), fits.ImageHDU(np.ones(PIXELS))]))
+    axes = b"NAXIS   = %20d"
+    file.write_bytes(gzip.compress(whole.replace(axes % 1, axes % 999999999999)))
+
+
 def zero_length(tmp_path, file):
     np.savez(file, wavelength=np.zeros(0), flux=np.zeros(0))
 
@@ -94,6 +101,7 @@ def a_link_to_nothing(tmp_path, file):
 HOSTILE = {
     truncated: ("a.fits", "truncated"),
     negative_size: ("a.fits", "expected a FITS file, got HDU 1 with data of a negative size"),
+    more_axes_than_fits_has: ("a.fits.gz", "expected a FITS file, got HDU 0 with NAXIS = 999999999999"),
     zero_length: ("a.npz", "expected pixels with a flux, got none"),
     all_nan: ("a.fits", "expected pixels with a flux, got 200 that are masked or not finite"),
     png_as_fits: ("a.fits", "expected a FITS, Parquet, .* or text file, got one of another kind"),

@@ -170,20 +170,30 @@ class OpenFile(contextlib.ExitStack):
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
+                self._check_sizes()
                 hdus = self.enter_context(fits.open(self.path, memmap=self.path.suffix != ".gz"))
-                for number in itertools.count():  # it opens the first one only
-                    try:
-                        span = hdus[number].fileinfo()["datSpan"]
-                    except IndexError:
-                        break
-                    if span < 0:  # astropy would go back by it, and read the same part again without end
-                        raise fits.VerifyError(f"HDU {number} with data of a negative size")
+                len(hdus)  # it opens the first one only
         except (OSError, EOFError, zlib.error, fits.VerifyError) as error:
             raise ValueError(f"{self.path}: expected a FITS file, got {error}") from error
         # To astropy a file that ends too early is worth a warning.
         if cut := [str(warning.message) for warning in caught if "truncated" in str(warning.message)]:
             raise ValueError(f"{self.path}: expected a FITS file, got one that ends too early: {cut[0]}")
         return hdus
+
+    def _check_sizes(self) -> None:
+        """Headers with sizes that astropy would follow without end, forwards or back."""
+        with self.path.open("rb") as raw, gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw as stream:
+            for number in itertools.count():
+                try:
+                    header = fits.Header.fromfile(stream)
+                except (EOFError, OSError):  # the end, or what astropy says more about
+                    return
+                axes = header.get("NAXIS", 0)
+                if not (isinstance(axes, int) and 0 <= axes <= 999):  # FITS 4.0, section 4.4.1.1
+                    raise fits.VerifyError(f"HDU {number} with NAXIS = {axes!r}")
+                if header.data_size_padded < 0:
+                    raise fits.VerifyError(f"HDU {number} with data of a negative size")
+                stream.seek(header.data_size_padded, 1)
 
     @property
     def header(self) -> fits.Header:
