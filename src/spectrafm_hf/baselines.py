@@ -317,7 +317,9 @@ class CannonBaseline(Baseline):
     def raw_predict(self, flux: FloatArray, flux_error: FloatArray) -> tuple[FloatArray, FloatArray]:
         chunks = [
             self._infer(flux[start : start + 256], flux_error[start : start + 256])
-            for start in tqdm(range(0, len(flux), 256), desc="Cannon, 256 stars a step", delay=5, leave=False)
+            for start in tqdm(
+                range(0, len(flux), 256), desc="Cannon, 256 stars a step", delay=5, leave=False, disable=None
+            )
         ]
         values, errors = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
         return values, errors

@@ -186,7 +186,7 @@ def fit_group(group, features: torch.Tensor, targets: torch.Tensor, steps: int, 
         factor = torch.linalg.cholesky(group.covariance(features, features) + (log_noise.exp() + 1e-8) * identity)
         return factor, torch.cholesky_solve(standardised, factor)
 
-    for _ in tqdm(range(steps), desc=description, delay=2):
+    for _ in tqdm(range(steps), desc=description, delay=2, disable=None):
         factor, weights = solve()
         misfit = ((standardised * weights).sum(dim=0) * share).sum()
         loss = 0.5 * misfit + torch.log(torch.diagonal(factor)).sum()

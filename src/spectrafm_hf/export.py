@@ -125,7 +125,10 @@ def export_onnx(
     if rows is None:
         rows = _suitable_spectra(tokenizer, TrainingRange.load(str(model.name_or_path), revision))
     batches = list(_check_batches(tokenizer, rows))
-    with complete_file(path) as temporary, tqdm(total=1 + len(batches), desc="exporting", delay=2) as progress:
+    with (
+        complete_file(path) as temporary,
+        tqdm(total=1 + len(batches), desc="exporting", delay=2, disable=None) as progress,
+    ):
         _write(model, temporary, Path(checkpoint).name)
         progress.update()
         session = onnxruntime.InferenceSession(os.fspath(temporary), providers=["CPUExecutionProvider"])

@@ -681,6 +681,8 @@ def train(
     ------
     ValueError
         If another process trains into that folder, and where the recipe does not fit the data.
+    OSError
+        If a process that makes batches (`dataloader_num_workers`) is killed.
     """
     with only_writer(args.output_dir or "runs") if args.should_save else contextlib.nullcontext():
         task = set_up(recipe, args, train_set, validation_set, samples)
@@ -698,6 +700,14 @@ def train(
             reason = str(error).partition("\n")[0]
             folder = args.resume_from_checkpoint
             raise ValueError(f"resume_from_checkpoint: expected numbers in {folder}, got {reason}") from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            cause = " ".join(str(error).split())
+            raise OSError(
+                f"{args.output_dir}: a process that makes batches ended ({cause}); the training goes on from its last "
+                "checkpoint with --resume_from_checkpoint last"
+            ) from error
         trainer.log(trainer.throughput.report(args.world_size))
         stars = task.validation_stars
         answers = [

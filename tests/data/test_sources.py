@@ -73,14 +73,6 @@ def test_a_wheel_is_fetched_once_and_then_taken_from_the_cache(index, monkeypatc
     assert [file.name for file in cache_dir().iterdir()] == [path.name]
 
 
-def test_a_corrupted_file_in_the_cache_is_fetched_again(index):
-    sha256 = checksum(index)
-    path = fetch_package_file(NAME, VERSION, sha256)
-    path.write_bytes(path.read_bytes()[:50])
-    assert fetch_package_file(NAME, VERSION, sha256) == path
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
-
-
 def test_a_file_with_another_checksum_is_refused_and_both_checksums_are_named(index):
     expected, actual = "0" * 64, checksum(index)
     with pytest.raises(RuntimeError, match=f"{NAME}==1.0: expected SHA-256 {expected}, got {actual}"):

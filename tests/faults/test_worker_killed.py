@@ -1,9 +1,18 @@
-"""One of the processes that share a survey is killed: the others do theirs, and the next run does the rest."""
+"""
+One of the processes that share a survey is killed: the others do theirs, and the next run does the rest. A process
+that makes batches for a training is killed: one line, and the next run goes on from the last checkpoint.
+"""
 
+import time
+
+import psutil
 import pyarrow.parquet as pq
+import yaml
 from conftest import make_tiny_model
 from fault_table import tried
+from safetensors.torch import load_file
 from test_hub import build
+from test_training import make_recipe, make_stars
 from warm import warm
 
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
@@ -31,3 +40,31 @@ def test_of_two_processes_that_share_a_survey_one_may_be_killed(tmp_path, monkey
                 stars = pq.read_table(tmp_path / output)["object_id"].to_pylist()
                 assert stars == [f"train {i}" for i in range(200)]
                 tally.survived += 1
+
+
+def test_where_a_process_that_makes_batches_is_killed_the_training_goes_on_from_its_last_checkpoint(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split, size, seed in (("train", 256, 1), ("validation", 32, 2)):
+        make_stars(size, seed).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    settings = {"per_device_train_batch_size": 32, "max_steps": 24, "report_to": "none", "save_strategy": "steps",
+                "save_steps": 2, "logging_steps": 1, "disable_tqdm": True, "use_cpu": True,
+                "dataloader_num_workers": 2}  # fmt: skip
+    recipe = {**vars(make_recipe(noise=0.5)), "data": str(tmp_path / "data"), **settings}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = ["train.py", "recipe.yaml", "--resume_from_checkpoint", "last", "--output_dir"]
+    with warm() as one, tried("a process that makes batches killed", "the steps since the last checkpoint", 1):
+        assert one.run(tmp_path, *command, "whole") == 0, (tmp_path / "log").read_text()
+        one.start(tmp_path, *command, "run")
+        while not (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").exists():
+            time.sleep(0.01)
+        (training,) = psutil.Process(one.process.pid).children()
+        makers = [process for process in training.children() if process.cmdline() == training.cmdline()]
+        assert len(makers) == 2
+        makers[0].kill()
+        assert one.wait() == 2
+        last = (tmp_path / "log").read_text().splitlines()[-1]
+        assert "run: a process that makes batches ended" in last and "killed by signal" in last
+        assert not (tmp_path / "run" / "final").exists()
+        assert one.run(tmp_path, *command, "run") == 0, (tmp_path / "log").read_text()
+    weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "run")]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])

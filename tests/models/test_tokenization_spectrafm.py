@@ -1,4 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+import copy
 import json
 
 import astropy.units as u
@@ -281,6 +282,19 @@ def test_every_kind_of_input_gives_the_same_tokens(arguments):
 def test_float32_and_integers_are_read_as_they_are():
     inputs = one_pixel_tokens()(WAVELENGTH.astype("f4"), np.arange(6), np.ones(6, "u1"))
     assert inputs["flux"][0, :, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("continuum", ["none", "median", "percentile", "polynomial"])
+def test_single_precision_gives_what_double_precision_gives_and_what_was_given_stays(continuum):
+    wavelength, flux, error = spectrum(3, 400)
+    flux[0, 7], error[1, 9], error[2] = np.nan, 0.0, np.nan
+    given = [(wavelength, flux.astype(kind), error.astype(kind)) for kind in ("f8", "f4", ">f4")]
+    before = copy.deepcopy(given)
+    double, *single = (SpectraFMTokenizer(continuum=continuum)(*arrays, return_tensors="np") for arrays in given)
+    for other in single:
+        same(other, double, rtol=1e-6, atol=3e-6)
+    for spectra, copies in zip(given, before, strict=True):
+        assert all(np.array_equal(*pair, equal_nan=True) for pair in zip(spectra, copies, strict=True))
 
 
 def test_spectra_of_different_lengths_are_padded():

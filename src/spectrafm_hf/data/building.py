@@ -226,7 +226,7 @@ def write_shards(
     """Write the shards of splits of known sizes, but for those that an earlier run has finished."""
     if shard_rows < 1:
         raise ValueError(f"shard_rows: expected at least 1, got {shard_rows}")
-    for shard in tqdm(plan_shards(sizes, shard_rows), desc="writing spectra", unit="files", delay=2):
+    for shard in tqdm(plan_shards(sizes, shard_rows), desc="writing spectra", unit="files", delay=2, disable=None):
         if not (folder / "data" / shard.name).exists():
             write_shard(folder / "data" / shard.name, tables(shard), features)
 

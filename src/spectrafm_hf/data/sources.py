@@ -120,7 +120,9 @@ def read_member(archive: str | os.PathLike[str], member: str) -> bytes:
         with zipfile.ZipFile(archive) as files, files.open(member) as raw:
             size = files.getinfo(member).file_size
             # Shown only if it takes longer than two seconds.
-            with tqdm.wrapattr(raw, "read", total=size, desc=f"reading {Path(member).name}", delay=2) as stream:
+            with tqdm.wrapattr(
+                raw, "read", total=size, desc=f"reading {Path(member).name}", delay=2, disable=None
+            ) as stream:
                 if not member.endswith(".gz"):
                     return stream.read()
                 with gzip.GzipFile(fileobj=stream) as content:

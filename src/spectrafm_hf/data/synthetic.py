@@ -360,7 +360,9 @@ def _write_in_worker(folder: Path, shard: Shard, seed: int) -> int:
 
 def _write_shards(stars: _Stars, folder: Path, shards: list[Shard], seed: int, workers: int, total: int) -> None:
     done = total - sum(shard.stop - shard.start for shard in shards)
-    with tqdm(total=total, initial=done, desc="making synthetic stars", unit=" stars", delay=2) as progress:
+    with tqdm(
+        total=total, initial=done, desc="making synthetic stars", unit=" stars", delay=2, disable=None
+    ) as progress:
         if workers == 1 or len(shards) < 2:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)  # as in a worker: the order of a sum shows in the last digit

@@ -485,6 +485,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                     stars = slice(None) if len(wavelength) == 1 else slice(rows, rows + 1)
                     n = np.isfinite(grid).sum()
                     continuum[stars, :n] = fit(grid[:n], flux[stars, :n], valid[stars, :n])
+            continuum = continuum.astype(flux.dtype, copy=False)
             positive = continuum > 0
             valid &= positive
             if not np.all(good := valid.any(axis=1)):
@@ -504,16 +505,25 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         """(pixels,), (stars, pixels) twice -> percentile in half-overlapping windows, joined by straight lines."""
         position, half = np.log(wavelength), 0.5 * self.continuum_window
         # Windows lie at multiples of their half width, whatever else a spectrum covers.
-        centers = half * np.arange(np.floor(position[0] / half), np.ceil(position[-1] / half) + 1)
-        heights = np.full((len(flux), centers.size), np.nan)
+        centers = half * np.arange(np.floor(position[0] / half), np.floor(position[-1] / half) + 2)
+        heights = np.full((len(flux), centers.size), np.nan, dtype=flux.dtype)
+        masked = np.where(valid, flux, np.array(np.inf, flux.dtype))
         for window, (low, high) in enumerate(np.searchsorted(position, [centers - half, centers + half]).T):
             count = valid[:, low:high].sum(axis=1, keepdims=True)
             if high > low:
-                ordered = np.sort(np.where(valid[:, low:high], flux[:, low:high], np.inf), axis=1)
+                ordered = np.sort(masked[:, low:high], axis=1)
                 rank = np.rint(self.continuum_percentile / 100.0 * np.maximum(count - 1, 0)).astype(int)
                 heights[:, window] = np.where(count > 0, np.take_along_axis(ordered, rank, axis=1), np.nan)[:, 0]
-        known = np.isfinite(heights)
-        return np.stack([np.interp(position, centers[k], h[k]) for h, k in zip(heights, known, strict=True)])
+        for height, known in zip(heights, np.isfinite(heights), strict=True):
+            if not known.all():  # on the line between its neighbours, which changes none
+                height[:] = np.interp(centers, centers[known], height[known])
+        left = np.clip(np.searchsorted(centers, position, side="right"), 1, centers.size - 1) - 1
+        weight = ((position - centers[left]) / half).astype(flux.dtype)
+        count = np.bincount(left, minlength=centers.size - 1)  # pixels in each interval
+        line = np.repeat(np.diff(heights, axis=1), count, axis=1)
+        line *= weight
+        line += np.repeat(heights[:, :-1], count, axis=1)
+        return line
 
     def _polynomial(self, wavelength: np.ndarray, flux: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """(pixels,), (stars, pixels) twice -> a polynomial for each detector, fitted again without what is below it."""
@@ -554,20 +564,25 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
     def _standardise(self, pixels: dict[str, np.ndarray]):
         """Centre, scale and clip in place, to float32; what is not valid becomes 0."""
-        center, scale = self._center_and_scale(pixels["wavelength"])
-        with np.errstate(over="ignore", invalid="ignore"):
-            flux = ((pixels["flux"] - center) / scale).astype(np.float32)
-            error = (pixels["flux_error"] / scale).astype(np.float32)
-        valid = pixels["valid"] & np.isfinite(flux) & np.isfinite(error)
+        flux, error, valid = pixels["flux"], pixels["flux_error"], pixels["valid"]
+        center, scale = (np.asarray(table, flux.dtype) for table in self._center_and_scale(pixels["wavelength"]))
+        known = error > 0
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            flux -= center
+            flux /= scale
+            error /= scale
+            flux, error = flux.astype(np.float32, copy=False), error.astype(np.float32, copy=False)
+        valid &= np.isfinite(flux)
+        valid &= np.isfinite(error)
         if self.clip is not None and self.clip_mode == "mask":
             valid &= np.abs(flux) <= self.clip
         elif self.clip is not None:
-            flux = np.clip(flux, -self.clip, self.clip)
-        pixels["valid"] = valid
-        pixels["flux"] = np.where(valid, flux, np.float32(0))
+            np.clip(flux, -self.clip, self.clip, out=flux)
+        flux[~valid] = 0.0
         # A known error stays known: it may not round to 0.
-        known = valid & (pixels["flux_error"] > 0)
-        pixels["flux_error"] = np.where(known, np.maximum(error, TINY), np.float32(0))
+        np.maximum(error, TINY, out=error)
+        error[~(valid & known)] = 0.0
+        pixels["flux"], pixels["flux_error"] = flux, error
         if valid.shape[1] and not np.all(good := valid.any(axis=1)):
             raise ValueError(
                 f"flux: expected a pixel within valid_flux={self.valid_flux} and clip={self.clip} in each spectrum, "
@@ -585,13 +600,17 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             values = pixels[name]
             flat = np.minimum(index, values.shape[1] - 1).reshape(len(index), -1)
             # The stars often share their layout, and this is the faster way.
-            taken = values[:, flat[0]] if len(flat) == 1 else np.take_along_axis(values, flat, axis=1)
+            taken = values.take(flat[0], axis=1) if len(flat) == 1 else np.take_along_axis(values, flat, axis=1)
             return taken.reshape(len(taken), *index.shape[1:])
 
         def patches_of(name, start, length):
             """-> (stars, tokens, patch_size), 0 beyond the length of a patch."""
-            taken = at(name, start[..., None] + slot)
-            return np.where(slot < length[..., None], taken, np.zeros((), taken.dtype))
+            taken, beyond = at(name, start[..., None] + slot), slot >= length[..., None]
+            if len(beyond) == 1:
+                taken[:, beyond[0]] = 0
+            else:
+                taken[beyond] = 0
+            return taken
 
         start, length = self._layout(pixels["wavelength"])
         chosen, keep = self._choose(patches_of("valid", start, length).any(axis=-1), max_length, rng)
@@ -900,7 +919,10 @@ def _unit(values):
 
 
 def _array(field: str, values, unit: Any = "", factor: float = 1.0) -> np.ndarray:
-    """Numbers of any kind in `unit` (plain ones times `factor`) -> float64, NaN where masked; bool for a mask."""
+    """
+    Numbers of any kind in `unit` (plain ones times `factor`) -> float64, NaN where masked; bool for a mask. Flux of
+    single precision stays so: it takes half the time. It may be what was given itself, and is not to be written to.
+    """
     if isinstance(values, Sequence) and not isinstance(values, str | bytes):
         values = list(values)
     if isinstance(values, list) and _unit(values):
@@ -931,7 +953,9 @@ def _array(field: str, values, unit: Any = "", factor: float = 1.0) -> np.ndarra
     if field == "mask":
         return array.astype(bool) | hidden
     with np.errstate(over="ignore"):
-        array = array.astype(np.float64) * factor
+        single = field in ("flux", "flux_error") and array.dtype.kind == "f" and array.dtype.itemsize == 4
+        array = array.astype(np.float32 if single else np.float64, copy=False)
+        array = array if factor == 1.0 else array * factor
     return np.where(hidden, np.nan, array) if np.any(hidden) else array
 
 
@@ -996,14 +1020,19 @@ def _median(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def _read_errors(error: np.ndarray, valid: np.ndarray, error_type: str) -> tuple[np.ndarray, np.ndarray]:
-    """Sigma or inverse variance -> sigma (0 = unknown), and `valid` without pixels whose error says they are bad."""
-    if np.any(valid & (error < 0)):
+    """
+    Sigma or inverse variance -> sigma (0 = unknown), and `valid` without pixels whose error says they are bad; at
+    pixels that are not valid sigma is anything.
+    """
+    if not np.min(error) >= 0 and np.any(valid & (error < 0)):
         raise ValueError(f"flux_error: expected positive numbers, got {np.min(error, where=valid, initial=0.0):g}")
     if error_type == "ivar":
         with np.errstate(divide="ignore", invalid="ignore"):
             error = 1.0 / np.sqrt(error)
     known = valid & (error > 0) & (error < HUGE)
-    none_known = valid & ~known.any(axis=1, keepdims=True)
+    if np.all(some := known.any(axis=1, keepdims=True)):
+        return error, known
+    none_known = valid & ~some
     if np.any(wrong := np.any(none_known & ~np.isnan(error), axis=1)):
         raise ValueError(
             f"flux_error: expected positive numbers, got only zeros or infinities in spectrum {np.argmax(wrong)}"
