@@ -1,9 +1,8 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Run the tests of faults (tests/faults) and print what they show as a Markdown table.
+"""Run all tests of faults (tests/faults), the slow ones too, and print what they show as a Markdown table.
 
 python scripts/fault_table.py            # some minutes
-python scripts/fault_table.py --slow     # with those that take longer: 60 kills instead of 20
 """
 
 import json
@@ -18,10 +17,9 @@ from spectrafm_cli import Parser
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="fault_table.py", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--slow", action="store_true", help="the slow tests, too")
     parser.add_argument("-k", metavar="EXPRESSION", default="", help="only tests with such names, as pytest takes it")
     arguments = parser.parse_args(argv)
-    options = ["-k", arguments.k, "-m", "slow or not slow" if arguments.slow else "not slow"]
+    options = ["-k", arguments.k, "-m", "slow or not slow"]
     root = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder, "faults.jsonl")

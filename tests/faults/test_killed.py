@@ -20,7 +20,7 @@ from warm import Warm, warm
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
 
 
-KILLS = [20, pytest.param(60, marks=pytest.mark.slow)]
+KILLS = [4, pytest.param(20, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ FROM_FILES = ["from-files", "survey"]
 SYNTHETIC = ["synthetic", "--instrument", "gaia-xp", "--n", 200, "--shard-rows", 20, "--workers", 1]
 
 
-@pytest.mark.parametrize(("builder", "kills"), [(FROM_FILES, 20), pytest.param(SYNTHETIC, 60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("builder", "kills"), [(FROM_FILES, 4), pytest.param(SYNTHETIC, 20, marks=pytest.mark.slow)])
 def test_a_data_set_whose_building_is_killed_is_whole_or_not_there(forked, tmp_path, builder, kills):
     build(tmp_path / "survey", train=200)
     arguments = ["data", *builder]

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_data.py"
 
 
+@pytest.mark.slow
 def test_it_prints_a_table_and_keeps_the_figures(tmp_path):
     command = [sys.executable, str(SCRIPT), "--n", "100", "--json", str(tmp_path / "figures.json"), str(tmp_path)]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
