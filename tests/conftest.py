@@ -24,7 +24,7 @@ from spectrafm_hf.data.sources import cache_dir
 from spectrafm_hf.synthesis.atmospheres import MarcsGrid
 
 
-def make_tiny_model(seed: int = 0) -> SpectraFMForPrediction:
+def make_tiny_model(seed: int = 0, encoder_ffn_dim: int = 16) -> SpectraFMForPrediction:
     """A model of random weights, small enough for any test."""
     torch.manual_seed(seed)
     config = SpectraFMConfig(
@@ -33,7 +33,7 @@ def make_tiny_model(seed: int = 0) -> SpectraFMForPrediction:
         num_filters=4,
         num_frequencies=8,
         encoder_attention_heads=[2],
-        encoder_ffn_dim=[16],
+        encoder_ffn_dim=[encoder_ffn_dim],
         decoder_attention_heads=[2],
         decoder_ffn_dim=[16],
         readout_dims=[8],

@@ -69,6 +69,7 @@ def test_predictions_and_data_sets_go_on_when_there_is_space(forked, tmp_path, d
                 subprocess.run(["rm", "-r", str(path)], check=True)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_the_last_checkpoint_that_is_whole(forked, tmp_path, disk):
     (tmp_path / "data").mkdir()
     for split in ("train", "validation"):

@@ -112,6 +112,7 @@ def test_a_truncated_shard_of_training_data_is_told_by_its_name_before_the_train
         assert shard.name in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_shard_that_goes_while_it_is_streamed_stops_the_training_which_goes_on_from_its_checkpoint(
     data, forked, tmp_path
 ):

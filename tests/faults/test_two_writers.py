@@ -30,7 +30,9 @@ def both(two, folder, *command) -> list[int]:
     return [server.wait() for server in two]
 
 
-@pytest.mark.parametrize("output", ["labels", "labels.csv", "labels.parquet", "labels.fits"])
+@pytest.mark.parametrize(
+    "output", [pytest.param("labels", marks=pytest.mark.slow), "labels.csv", "labels.parquet", "labels.fits"]
+)
 def test_two_that_predict_the_same_leave_it_whole(two, tmp_path, output):
     survey = build(tmp_path / "survey", train=200)
     save_checkpoint(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "tiny")

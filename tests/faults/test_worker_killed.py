@@ -7,6 +7,7 @@ import time
 
 import psutil
 import pyarrow.parquet as pq
+import pytest
 import yaml
 from conftest import make_tiny_model
 from fault_table import tried
@@ -18,6 +19,7 @@ from warm import warm
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
 
 
+@pytest.mark.slow
 def test_of_two_processes_that_share_a_survey_one_may_be_killed(tmp_path, monkeypatch):
     survey = build(tmp_path / "survey", train=200)
     save_checkpoint(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "tiny")
@@ -42,6 +44,7 @@ def test_of_two_processes_that_share_a_survey_one_may_be_killed(tmp_path, monkey
                 tally.survived += 1
 
 
+@pytest.mark.slow
 def test_where_a_process_that_makes_batches_is_killed_the_training_goes_on_from_its_last_checkpoint(tmp_path):
     (tmp_path / "data").mkdir()
     for split, size, seed in (("train", 256, 1), ("validation", 32, 2)):

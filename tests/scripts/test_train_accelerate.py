@@ -133,17 +133,12 @@ def test_both_scripts_give_the_same_curves_and_the_same_weights_to_the_last_bit(
     assert sorted(path.name for path in (folder / "loop").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
 
 
-def test_a_recipe_that_makes_no_sense_is_told_in_one_line(folder):
+def test_a_recipe_that_makes_no_sense_is_told_in_one_line(folder, run_script, monkeypatch):
+    monkeypatch.chdir(folder)
     for script in ("train.py", "train_accelerate.py"):
-        failed = subprocess.run(
-            command(script, "plain", "out", "--early_stopping_patience", "2"),
-            cwd=folder,
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-        )
-        assert failed.returncode == 2
-        assert failed.stderr.splitlines()[-1].startswith(f"{script}: early_stopping_patience: expected load_best_model")
+        code, _, err = run_script(script, "plain.yaml", "--output_dir", "out", "--early_stopping_patience", "2")
+        assert code == 2
+        assert err.splitlines()[-1].startswith(f"{script}: early_stopping_patience: expected load_best_model")
 
 
 @pytest.mark.slow
