@@ -129,14 +129,18 @@ def test_the_training_range_survives_its_file_and_is_none_without_one(tmp_path, 
         '{"wavelength": [1, 2]}',
         '{"labels": {"teff": [2, 1]}}',
         '{"labels": {}, "colour": [0, 1]}',
+        '{"labels": {}, "two\\nlines": [0, 1]}',
         '{"labels": {}, "wavelength": [[1, 2], [4, 3]]}',
         '{"labels": {}, "wavelength": [[1, 2], [3, 4]], "wavelength_step": [1, 1]}',
     ],
 )
 def test_a_damaged_training_range_is_a_clear_error(tmp_path, content):
     (tmp_path / "training_range.json").write_text(content)
-    with pytest.raises(ValueError, match=r"training_range.json: expected labels, wavelength and wavelength_step, got"):
+    with pytest.raises(
+        ValueError, match=r"training_range.json: expected labels, wavelength and wavelength_step, got"
+    ) as error:
         TrainingRange.load(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def star_at(wavelength) -> dict:

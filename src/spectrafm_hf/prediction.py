@@ -120,7 +120,8 @@ class TrainingRange:
             labels = {name: tuple(pair) for name, pair in content.pop("labels").items()}
             return cls(labels, **{name: _as_tuples(limits) for name, limits in content.items()})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: expected labels, wavelength and wavelength_step, got {error}") from error
+            cause = " ".join(str(error).split())
+            raise ValueError(f"{path}: expected labels, wavelength and wavelength_step, got {cause}") from error
 
     def flags(self, row: Mapping[str, Any], values: Mapping[str, float]) -> list[str]:
         """What of a star lies outside.

@@ -73,6 +73,8 @@ def test_labels_have_ids_after_padding_and_flux():
         ({"label_scales": [1.0, 1.0, 0.0, 1.0]}, "label_scales: expected positive numbers"),
         ({"label_error_factors": [1.0]}, "label_error_factors: expected none or one for each label"),
         ({"label_error_factors": [1.0, 1.0, 0.0, 1.0]}, "label_error_factors: expected positive numbers"),
+        ({"min_wavelength_period": 0.0}, "min_wavelength_period: expected 1e-12 to max_wavelength_period, got 0.0"),
+        ({"max_wavelength_period": 1e300}, r"max_wavelength_period: expected 1e-12 to 1e12, got 1e\+300"),
         ({"flux_softening": -1.0}, "flux_softening: expected 0 or more"),
         ({"label_scales": [1.0, 1.0, float("nan"), 1.0]}, "label_scales: expected positive numbers"),
         ({"label_scales": [1.0, 1.0, float("inf"), 1.0]}, "label_scales: expected positive numbers"),

@@ -1206,6 +1206,22 @@ def test_no_number_that_is_accepted_becomes_nan_or_infinite(wavelength, flux, er
     assert torch.all(inputs["attention_mask"].any(dim=-1))
 
 
+@pytest.mark.parametrize("kind", ["f4", "f8"])
+@pytest.mark.parametrize(
+    "limits", [{"valid_flux": [-1e300, 1e300]}, {"clip": 1e39}, {"clip": 1e39, "clip_mode": "mask"}]
+)
+def test_limits_beyond_single_precision_limit_nothing(kind, limits):
+    wavelength, flux, error = spectrum(2)
+    arrays = wavelength, flux.astype(kind), error.astype(kind)
+    same(one_pixel_tokens(**limits)(*arrays), one_pixel_tokens()(*arrays))
+
+
+@pytest.mark.parametrize("value", [9e29, -9e29])
+def test_a_scalar_of_any_size_gives_finite_answers(value, tiny_model):
+    output = tiny_model(**SpectraFMTokenizer(patch_size=4)(scalars={"logg": value}))
+    assert torch.isfinite(output.values).all() and torch.isfinite(output.errors).all()
+
+
 def test_pixels_outside_the_wavelength_ranges_are_as_good_as_absent():
     wavelength = np.arange(5000.0, 5100.0)
     flux = np.random.default_rng(0).uniform(0.5, 1.5, (3, 100))

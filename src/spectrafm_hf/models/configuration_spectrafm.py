@@ -207,6 +207,9 @@ class SpectraFMConfig(PreTrainedConfig):
         demand(math.isfinite(self.flux_softening) and self.flux_softening >= 0, "flux_softening", "0 or more")
         freedom = self.degrees_of_freedom
         demand(math.isfinite(freedom) and freedom >= 0, "degrees_of_freedom", "0 or a positive number")
+        shortest, longest = self.min_wavelength_period, self.max_wavelength_period
+        demand(1e-12 <= longest <= 1e12, "max_wavelength_period", "1e-12 to 1e12")
+        demand(1e-12 <= shortest <= longest, "min_wavelength_period", "1e-12 to max_wavelength_period")
         nodes = self.whitening_wavelength
         demand(
             len(nodes) != 1 and all(a < b for a, b in zip(nodes[:-1], nodes[1:], strict=True)),

@@ -46,6 +46,12 @@ def more_axes_than_fits_has(tmp_path, file):
     file.write_bytes(gzip.compress(whole.replace(axes % 1, axes % 999999999999)))
 
 
+def more_columns_than_fits_has(tmp_path, file):
+    table = fits.BinTableHDU.from_columns([fits.Column("flux", "E", array=np.ones(PIXELS))])
+    columns = b"TFIELDS = %20d"
+    file.write_bytes(fits_bytes(tmp_path, table).replace(columns % 1, columns % 999999999999))
+
+
 def zero_length(tmp_path, file):
     np.savez(file, wavelength=np.zeros(0), flux=np.zeros(0))
 
@@ -102,6 +108,7 @@ HOSTILE = {
     truncated: ("a.fits", "truncated"),
     negative_size: ("a.fits", "expected a FITS file, got HDU 1 with data of a negative size"),
     more_axes_than_fits_has: ("a.fits.gz", "expected a FITS file, got HDU 0 with NAXIS = 999999999999"),
+    more_columns_than_fits_has: ("a.fits", "expected a FITS file, got HDU 1 with TFIELDS = 999999999999"),
     zero_length: ("a.npz", "expected pixels with a flux, got none"),
     all_nan: ("a.fits", "expected pixels with a flux, got 200 that are masked or not finite"),
     png_as_fits: ("a.fits", "expected a FITS, Parquet, .* or text file, got one of another kind"),

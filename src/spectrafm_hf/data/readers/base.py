@@ -188,9 +188,9 @@ class OpenFile(contextlib.ExitStack):
                     header = fits.Header.fromfile(stream)
                 except (EOFError, OSError):  # the end, or what astropy says more about
                     return
-                axes = header.get("NAXIS", 0)
-                if not (isinstance(axes, int) and 0 <= axes <= 999):  # FITS 4.0, section 4.4.1.1
-                    raise fits.VerifyError(f"HDU {number} with NAXIS = {axes!r}")
+                for name in ("NAXIS", "TFIELDS"):  # FITS 4.0, sections 4.4.1.1 and 7.2.1
+                    if not (isinstance(count := header.get(name, 0), int) and 0 <= count <= 999):
+                        raise fits.VerifyError(f"HDU {number} with {name} = {count!r}")
                 if header.data_size_padded < 0:
                     raise fits.VerifyError(f"HDU {number} with data of a negative size")
                 stream.seek(header.data_size_padded, 1)

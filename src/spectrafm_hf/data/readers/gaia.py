@@ -151,7 +151,8 @@ def _read(product: str, grid: np.ndarray, file: OpenFile) -> Iterator[Row]:
             raise ValueError(
                 f"flux: expected {grid.size} values in {file.path}, got {len(columns['flux'])} ({object_id})"
             )
-        wavelength = grid if wavelength is None else np.round(wavelength * 10, 3)
+        with np.errstate(over="ignore"):  # an infinite one is refused
+            wavelength = grid if wavelength is None else np.round(wavelength * 10, 3)
         yield {"object_id": object_id, **columns, "wavelength": wavelength}
 
 

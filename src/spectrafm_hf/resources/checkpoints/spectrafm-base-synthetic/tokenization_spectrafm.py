@@ -498,7 +498,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 flux /= continuum
                 pixels["flux_error"] /= continuum
         if self.valid_flux is not None:
-            valid &= (flux >= self.valid_flux[0]) & (flux <= self.valid_flux[1])
+            with np.errstate(over="ignore"):
+                low, high = np.asarray(self.valid_flux, flux.dtype)
+            valid &= (flux >= low) & (flux <= high)
         return continuum
 
     def _running_percentile(self, wavelength: np.ndarray, flux: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -565,19 +567,20 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     def _standardise(self, pixels: dict[str, np.ndarray]):
         """Centre, scale and clip in place, to float32; what is not valid becomes 0."""
         flux, error, valid = pixels["flux"], pixels["flux_error"], pixels["valid"]
-        center, scale = (np.asarray(table, flux.dtype) for table in self._center_and_scale(pixels["wavelength"]))
         known = error > 0
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            center, scale = (np.asarray(table, flux.dtype) for table in self._center_and_scale(pixels["wavelength"]))
+            clip = np.float32(np.inf if self.clip is None else self.clip)
             flux -= center
             flux /= scale
             error /= scale
             flux, error = flux.astype(np.float32, copy=False), error.astype(np.float32, copy=False)
         valid &= np.isfinite(flux)
         valid &= np.isfinite(error)
-        if self.clip is not None and self.clip_mode == "mask":
-            valid &= np.abs(flux) <= self.clip
+        if self.clip_mode == "mask":
+            valid &= np.abs(flux) <= clip
         elif self.clip is not None:
-            np.clip(flux, -self.clip, self.clip, out=flux)
+            np.clip(flux, -clip, clip, out=flux)
         flux[~valid] = 0.0
         # A known error stays known: it may not round to 0.
         np.maximum(error, TINY, out=error)

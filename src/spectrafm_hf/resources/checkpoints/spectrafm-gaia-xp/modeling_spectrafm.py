@@ -633,7 +633,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         if scalar_ids is not None and scalar_values is not None:
             check_shapes((flux.shape[0], *scalar_ids.shape[-1:]), scalar_ids=scalar_ids, scalar_values=scalar_values)
             center, scale = standardisation(self.config, scalar_ids)
-            scalars = self.embeddings.value_embedding(scalar_ids, (scalar_values.float() - center) / scale)
+            # The squares of larger ones, in normalisation, would be infinite.
+            values = ((scalar_values.float() - center) / scale).clamp(-1e6, 1e6)
+            scalars = self.embeddings.value_embedding(scalar_ids, values)
             tokens = torch.cat((tokens, scalars), dim=1)
             attention_mask = torch.cat((attention_mask.bool(), scalar_ids != PADDING_ID), dim=1)
         return self.encoder(tokens, None, attention_mask, **{**kwargs, "return_dict": True}), attention_mask
