@@ -115,6 +115,14 @@ def test_a_truncated_weight_file_is_a_clear_error(checkpoint, kept):
         AutoModelForTimeSeriesPrediction.from_pretrained(checkpoint)
 
 
+def test_a_weight_file_with_a_name_without_end_is_an_error_of_one_short_line(checkpoint):
+    header = json.dumps({"T" * 100_000: {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}).encode()
+    (checkpoint / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match=r"checkpoint '.*': the weight file is truncated or damaged") as error:
+        load_checkpoint(checkpoint)
+    assert len(str(error.value)) < 1000
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

@@ -157,7 +157,8 @@ def load_checkpoint(
             raise ValueError(f"expected finite weights, got others in {broken[0]}")
         _check_fit(model.config, tokenizer)
     except SafetensorError as error:
-        raise ValueError(f"checkpoint {name!r}: the weight file is truncated or damaged ({error})") from error
+        cause = " ".join(str(error).split())[:200]  # it may hold names of the file, of any length
+        raise ValueError(f"checkpoint {name!r}: the weight file is truncated or damaged ({cause})") from error
     except (StrictDataclassError, ValueError) as error:
         raise ValueError(f"checkpoint {name!r}: {' '.join(str(error).split())}") from error
     except OSError as error:

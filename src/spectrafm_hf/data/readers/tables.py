@@ -168,7 +168,7 @@ def read_fits_table(file: OpenFile, options: Options) -> Iterator[Row]:
         for i in range(len(columns["flux"])):
             # A copy: the file can then be closed.
             row: Row = {name: np.array(column[i]) for name, column in columns.items()}
-            with np.errstate(over="ignore"):  # the tokenizer judges it
+            with np.errstate(over="ignore", invalid="ignore"):  # the tokenizer judges it
                 row["wavelength"] = row["wavelength"] * factor
             # Rows of a table are equally long: shorter spectra are filled up with NaN.
             real = np.isfinite(row["wavelength"])
