@@ -28,15 +28,22 @@ def labels(tmp_path) -> Path:
 @pytest.mark.slow
 def test_a_group_gets_a_checkpoint_that_predicts(tmp_path, labels, capsys):
     out = tmp_path / "log-lm"
+    labels.write_text("".join(labels.read_text().splitlines(keepends=True)[:-4]))
     command = ["finetune", "--spectra", str(STARS), "--labels", str(labels), "--out", str(out), "--steps", "2"]
-    assert main([*command, "--model", "spectrafm-gaia-xp-small"]) == 0
+    command += ["--model", "spectrafm-gaia-xp-small"]
+    assert main(command) == 0, "that a spectrum is of a star without labels is no fault"
     said = capsys.readouterr().out
-    for words in ("64 spectra of 64 stars", "log_lm [dex]", "new to the checkpoint: log_lm", "ridge", "PCA + MLP"):
+    assert "dropped 4 spectra" in said and "no row in the table of labels: 4" in said
+    for words in ("60 spectra of 60 stars", "log_lm [dex]", "new to the checkpoint: log_lm", "ridge", "PCA + MLP"):
         assert words in said
     table = tmp_path / "predicted.csv"
     assert main(["predict", str(STARS), "--model", str(out), "--output", str(table)]) == 0
     with table.open() as file:
         assert {"log_lm", "log_lm_err"} <= set(csv.DictReader(file).fieldnames or ())
+
+    (tmp_path / "broken.fits").write_bytes(b"SIMPLE  =")
+    assert main([*command, "--overwrite", "--spectra", str(tmp_path / "broken.fits"), str(STARS)]) == 1
+    assert "cannot be read: 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

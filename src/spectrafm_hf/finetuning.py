@@ -185,6 +185,7 @@ NO_LABELS = {*SCALAR_UNITS, *COORDINATES, "snr", "rv", "vhelio_avg"}
 #: Below this a number stands for nothing, as -9999 does.
 MISSING = -9990.0
 MIN_STARS = 20
+UNREADABLE = "cannot be read"  # the cause of a dropped spectrum that is a fault, not a star without labels
 
 
 @dataclass(frozen=True)
@@ -390,7 +391,7 @@ def _read(
                     f"{failed[0].cause}"
                 ) from None
             raise
-        unreadable = [{"file": each.file.name, "cause": f"cannot be read: {each.cause}"} for each in failed]
+        unreadable = [{"file": each.file.name, "cause": f"{UNREADABLE}: {each.cause}"} for each in failed]
         found = {"spectra": fingerprint, "unreadable": unreadable}
         _write_json(told, found)
     stars = load_dataset(str(work / "data"), split="train", cache_dir=str(work / "cache"))
