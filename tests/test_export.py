@@ -126,6 +126,7 @@ def test_the_file_holds_no_path_of_the_machine_that_wrote_it(exported):
         assert str(path).encode() not in content
 
 
+@pytest.mark.slow
 def test_a_file_whose_answers_differ_is_not_left_and_an_earlier_one_stays(tiny_model, tiny_tokenizer, stars, tmp_path):
     save_checkpoint(tiny_model, tiny_tokenizer, tmp_path / "tiny")
     path = tmp_path / "model.onnx"

@@ -138,6 +138,7 @@ def test_a_batch_of_broken_files_is_listed_and_the_others_are_predicted(tmp_path
     assert not (tmp_path / "trace").exists()
 
 
+@pytest.mark.slow
 def test_a_data_set_is_made_of_what_can_be_used(tmp_path, good, hostile):
     (tmp_path / "labels.csv").write_text("id,teff,teff_err\n星,5000,50\n星,1,1\nHD 2,4000,50\n", encoding="utf-8")
     arguments = ("--out", "set", "--labels", "labels.csv", "--split-by", "none")

@@ -221,6 +221,7 @@ def test_gradients_are_clipped_before_either_optimizer_sees_them(stars, tmp_path
     assert min(before) > 0.1 and norms == pytest.approx([0.01] * 3, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_what_is_kept_at_the_end_is_the_running_mean_of_the_best_evaluation(stars, tmp_path):
     # So large a rate that the evaluations go up and down.
     recipe = make_recipe(muon_learning_rate=0.2, early_stopping_patience=1)

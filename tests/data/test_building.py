@@ -109,6 +109,7 @@ def test_a_row_group_holds_what_a_reader_can_hold_however_the_tables_come(tmp_pa
         np.testing.assert_equal(pq.read_table(path).to_pylist(), table.to_pylist())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_spectra(tmp_path):
     script = """
         import resource, sys

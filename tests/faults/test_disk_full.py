@@ -44,6 +44,7 @@ def visible(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_predictions_and_data_sets_go_on_when_there_is_space(forked, tmp_path, disk):
     survey = build(tmp_path / "survey", train=100)
     save_checkpoint(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "tiny")

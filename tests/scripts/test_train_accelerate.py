@@ -122,6 +122,7 @@ def by_trainer(folder) -> Path:
     return folder / "trainer"
 
 
+@pytest.mark.slow
 def test_both_scripts_give_the_same_curves_and_the_same_weights_to_the_last_bit(folder, by_trainer):
     run(folder, "train_accelerate.py", "random", "loop", "--gradient_accumulation_steps", "3")
     assert len(curves(by_trainer)) == 6  # 8 batches in an epoch: 3 + 3 + 2, twice

@@ -152,6 +152,7 @@ for done, failed in write_grid(sys.argv[1], labels, ids, BlackBodies(seconds=0.0
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_one_shard_and_leaves_none_that_is_incomplete(tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
