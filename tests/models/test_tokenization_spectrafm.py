@@ -320,6 +320,13 @@ def test_one_wavelength_error_and_mask_serve_for_many_spectra():
     same(one, many)
 
 
+def test_one_error_for_many_spectra_that_is_negative_is_told():
+    wavelength, flux, error = spectrum(3)
+    error[0, 2] = -0.25
+    with pytest.raises(ValueError, match=r"flux_error: expected positive numbers, got -0\.25"):
+        one_pixel_tokens()(wavelength, flux, error[0])
+
+
 def test_a_spectrum_of_many_stars_is_a_batch():
     wavelength, flux, error = spectrum(3)
     expected = one_pixel_tokens()(wavelength, flux, error)
@@ -1214,6 +1221,17 @@ def test_limits_beyond_single_precision_limit_nothing(kind, limits):
     wavelength, flux, error = spectrum(2)
     arrays = wavelength, flux.astype(kind), error.astype(kind)
     same(one_pixel_tokens(**limits)(*arrays), one_pixel_tokens()(*arrays))
+
+
+@pytest.mark.parametrize("value", [9e29, -9e29])
+@pytest.mark.parametrize("mode", ["clamp", "mask"])
+def test_without_clipping_a_flux_of_any_size_gives_finite_answers(value, mode, tiny_model):
+    flux = np.where(np.arange(FLUX.size) == 2, value, FLUX)
+    tokenizer = SpectraFMTokenizer(patch_size=4, clip=None, clip_mode=mode)
+    inputs = tokenizer(WAVELENGTH, flux, ERROR)
+    assert (inputs["flux"] == np.float32(np.sign(value) * 1e12)).sum() == (mode == "clamp")
+    output = tiny_model(**inputs)
+    assert torch.isfinite(output.values).all() and torch.isfinite(output.errors).all()
 
 
 @pytest.mark.parametrize("value", [9e29, -9e29])

@@ -32,8 +32,9 @@ ANGSTROM_PER_UNIT = {"Angstrom": 1.0, "nm": 10.0, "um": 1e4, "mm": 1e7, "cm": 1e
 STEP_JUMP = 1.2
 # A step this many times wider than the usual one separates two detectors for the continuum fit.
 DETECTOR_GAP = 20.0
-# The model computes in float32: numbers beyond TINY and HUGE count as TINY, and as infinite.
-TINY, HUGE = 1e-30, 1e30
+# The model computes in float32: numbers beyond TINY and HUGE count as TINY, and as infinite; of a standardised flux it
+# also needs the square.
+TINY, HUGE, LARGE = 1e-30, 1e30, 1e12
 
 CHOICES = {
     "wavelength_unit": tuple(ANGSTROM_PER_UNIT),
@@ -111,7 +112,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         "median" continuum, `request_center` is a typical star over its median, and where only a part of a spectrum is
         given, its level is found by comparing it with the same part of that star.
     clip : float, optional
-        Standardised values beyond +-clip are clamped or masked, as `clip_mode` says.
+        Standardised values beyond +-clip (without one, or with a larger one: +-1e12) are clamped or masked, as
+        `clip_mode` says.
     clip_mode : {"clamp", "mask"}
     max_length : int, optional
         Keep at most so many spectrum tokens, as `sampling` says.
@@ -570,7 +572,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         known = error > 0
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             center, scale = (np.asarray(table, flux.dtype) for table in self._center_and_scale(pixels["wavelength"]))
-            clip = np.float32(np.inf if self.clip is None else self.clip)
+            clip = np.float32(LARGE if self.clip is None else min(self.clip, LARGE))
             flux -= center
             flux /= scale
             error /= scale
@@ -579,7 +581,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         valid &= np.isfinite(error)
         if self.clip_mode == "mask":
             valid &= np.abs(flux) <= clip
-        elif self.clip is not None:
+        else:
             np.clip(flux, -clip, clip, out=flux)
         flux[~valid] = 0.0
         # A known error stays known: it may not round to 0.
@@ -1028,7 +1030,7 @@ def _read_errors(error: np.ndarray, valid: np.ndarray, error_type: str) -> tuple
     pixels that are not valid sigma is anything.
     """
     if not np.min(error) >= 0 and np.any(valid & (error < 0)):
-        raise ValueError(f"flux_error: expected positive numbers, got {np.min(error, where=valid, initial=0.0):g}")
+        raise ValueError(f"flux_error: expected positive numbers, got {np.where(valid, error, 0.0).min():g}")
     if error_type == "ivar":
         with np.errstate(divide="ignore", invalid="ignore"):
             error = 1.0 / np.sqrt(error)
