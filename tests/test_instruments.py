@@ -386,6 +386,12 @@ def test_an_error_in_a_file_names_file_field_expectation_and_value(tmp_path, cas
         Instrument.load(tmp_path / "mine.yaml")
 
 
+def test_of_a_value_of_any_length_an_error_shows_the_beginning(tmp_path):
+    (tmp_path / "mine.yaml").write_text("name:" + 1000 * "1e999")  # without a space this is one text
+    with pytest.raises(ValueError, match=r"^mine.yaml: file: expected fields .*, got 'name:1e9991e999\w{150,200}$"):
+        Instrument.load(tmp_path / "mine.yaml")
+
+
 def test_an_instrument_sharper_than_the_emulator_is_refused_naming_both():
     instrument = small(
         wavelength={"detectors": [{"start": 16000, "step": 0.2, "last": 99}]}, line_spread={"resolving_power": 40_000}

@@ -482,7 +482,7 @@ class _Reader:
         self.source = source
 
     def fail(self, where: str, expected: str, value: Any) -> NoReturn:
-        raise ValueError(f"{self.source}: {where}: expected {expected}, got {value!r}")
+        raise ValueError(f"{self.source}: {where}: expected {expected}, got {repr(value)[:200]}")
 
     def mapping(self, where: str, value: Any, allowed: Iterable[str], required: Iterable[str] = ()) -> dict[str, Any]:
         allowed = sorted(allowed)
