@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import io
+import itertools
 import re
 import sys
 from collections import Counter
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--plot", type=Path, metavar="DIR", help=f"draw the first {PLOTTED_STARS} spectra and an overview"
     )
-    predict.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
+    predict.add_argument("--batch-size", type=_positive, metavar="N", help="stars at once (default: by their pixels)")
     predict.add_argument(
         "--ray",
         nargs="?",
@@ -451,8 +452,8 @@ def _positive(text: str) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
-    from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
-    from spectrafm_hf.prediction import PredictionWriter, TrainingRange, predict_batches
+    from spectrafm_hf.data.readers import Failure, find_files, read_spectra
+    from spectrafm_hf.prediction import PredictionWriter, TrainingRange, batches_of, predict_batches
 
     if arguments.output and (arguments.output.is_dir() or not arguments.output.suffix):
         return _predict_survey(arguments)
@@ -469,8 +470,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(PredictionWriter(arguments.output, names, units)) if arguments.output else None
         progress = stack.enter_context(tqdm(total=_count(files), desc="predicting", unit=" stars", delay=DELAY))
-        for batch in batched(rows, arguments.batch_size):
-            (prediction,) = predict_batches(model, tokenizer, [batch], names, training_range)
+        batches, same = itertools.tee(batches_of(rows, tokenizer, arguments.batch_size))
+        for batch, prediction in zip(
+            same, predict_batches(model, tokenizer, batches, names, training_range), strict=True
+        ):
             failed = summary.add(batch, prediction)
             failures += [Failure(batch[i]["file"], _cause(prediction, i)) for i in failed]
             if writer:

@@ -14,7 +14,14 @@ import torch
 from astropy.table import Table
 
 from spectrafm_hf.data.readers import batched
-from spectrafm_hf.prediction import PredictionWriter, TrainingRange, predict_batches, valid_pixels
+from spectrafm_hf.prediction import (
+    TOKENS_AT_ONCE,
+    PredictionWriter,
+    TrainingRange,
+    batches_of,
+    predict_batches,
+    valid_pixels,
+)
 
 
 NAMES = ["teff", "logg", "fe_h", "alpha_m"]
@@ -324,3 +331,69 @@ def test_a_first_batch_of_few_stars_does_not_make_the_next_ones_smaller(tiny_mod
     tiny_model.register_forward_pre_hook(lambda module, args, given: sizes.append(len(given["flux"])), with_kwargs=True)
     list(predict_batches(tiny_model, tiny_tokenizer, [stars[:1], stars, stars[:2]]))
     assert sizes == [1, 5, 2]
+
+
+def make_star(n_pixels, number=0):
+    flux = np.random.default_rng(number).normal(1.0, 0.1, n_pixels)
+    wavelength = np.linspace(5000.0, 6000.0, n_pixels)
+    error, mask = np.full(n_pixels, 0.1), np.zeros(n_pixels, bool)
+    return {"object_id": str(number), "wavelength": wavelength, "flux": flux, "flux_error": error, "mask": mask}
+
+
+def given_shapes(model):
+    """Shapes of the fluxes that the model gets, in a list that grows."""
+    shapes = []
+    model.register_forward_pre_hook(
+        lambda module, args, given: shapes.append(tuple(given["flux"].shape)), with_kwargs=True
+    )
+    return shapes
+
+
+def test_a_long_spectrum_does_not_stretch_the_short_ones_of_its_batch(tiny_model, tiny_tokenizer):
+    rows = [make_star(40, i) for i in range(60)]
+    rows[7] = make_star(40_000, 7)
+    expected = [predict(tiny_model, tiny_tokenizer, [row])["teff"][0] for row in rows]
+    shapes = given_shapes(tiny_model)
+    np.testing.assert_allclose(predict(tiny_model, tiny_tokenizer, rows, size=60)["teff"], expected, rtol=1e-5)
+    assert shapes == [(59, 10, 4), (1, 10_000, 4)]
+
+
+def test_one_bad_star_is_found_by_halves(tiny_model, tiny_tokenizer):
+    rows = [make_star(40, i) for i in range(64)]
+    rows[20]["mask"][:] = True
+    shapes = given_shapes(tiny_model)
+    predicted = predict(tiny_model, tiny_tokenizer, rows, size=64)
+    assert predicted["flags"].tolist() == ["no valid pixel" if i == 20 else "" for i in range(64)]
+    assert np.isnan(predicted["teff"]).tolist() == [i == 20 for i in range(64)]
+    assert sum(n for n, *_ in shapes) == 63 and len(shapes) == 6
+
+
+def test_a_star_that_is_too_large_for_the_memory_is_flagged_and_the_others_go_on(tiny_model, tiny_tokenizer, stars):
+    def allocate(module, args, given):
+        if given["flux"].shape[1] > 1000:
+            torch.empty(2**50)  # what the allocator says of it is real
+
+    tiny_model.register_forward_pre_hook(allocate, with_kwargs=True)
+    predicted = predict(tiny_model, tiny_tokenizer, [stars[0], make_star(20_000, 1), stars[1]], size=3)
+    assert predicted["flags"].tolist() == ["", "too large for the memory", ""]
+    assert np.isnan(predicted["teff"]).tolist() == [False, True, False]
+
+
+def test_a_batch_has_as_many_stars_as_the_model_is_fast_with(tiny_tokenizer):
+    rows = [make_star(40, i) for i in range(2 * TOKENS_AT_ONCE // 10)]  # of ten tokens
+    sizes = [len(batch) for batch in batches_of(rows, tiny_tokenizer)]
+    assert sizes == [410, 409]
+    assert [len(batch) for batch in batches_of(rows[:7], tiny_tokenizer, 3)] == [3, 3, 1]
+    long = [make_star(5 * TOKENS_AT_ONCE, i) for i in range(2)]
+    assert [len(batch) for batch in batches_of(long, tiny_tokenizer)] == [1, 1]
+
+
+def test_flags_do_not_depend_on_the_order_of_the_pixels(stars):
+    training_range = TrainingRange({}, (5000.0, 6000.0), (20.0, 30.0))
+    star = make_star(41)
+    order = np.random.default_rng(0).permutation(41)
+    mixed = {**star, **{name: star[name][order] for name in ("wavelength", "flux", "flux_error", "mask")}}
+    assert training_range.flags(star, {}) == training_range.flags(mixed, {}) == []
+    for steps in ((26.0, 30.0), (20.0, 24.0)):
+        wrong = TrainingRange({}, (5000.0, 6000.0), steps)
+        assert wrong.flags(star, {}) == wrong.flags(mixed, {}) == ["wavelength_step"]

@@ -27,7 +27,7 @@ from .augmentation import without_first
 from .data.schema import PIXEL_COLUMNS
 from .files import complete_file
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
-from .prediction import _tokenize, schema_tokenizer
+from .prediction import schema_tokenizer, tokenize_rows
 
 
 #: log g that parts giants from dwarfs, and Teff (K) that parts cool from hot stars.
@@ -260,17 +260,17 @@ class Explainer:
     def _add_phase(self, rows: Sequence[Mapping[str, Any]], first: bool = False) -> list[str]:
         """Add rows as they are; for each, why not, if it could not be used."""
         reasons = [""] * len(rows)
-        inputs, members = _tokenize(self.tokenizer, rows, self.requests, reasons)
-        if inputs is None:
-            return reasons
-        found = attributions(self.model, self.tokenizer, inputs.to(self.model.device), layer=self.layer, head=self.head)
-        if not self.grid.size:
-            wavelength = np.asarray(rows[members[0]]["wavelength"], np.float64)
-            self.grid = np.unique(wavelength[np.isfinite(wavelength)])
-            self.sums = {name: np.zeros((2 + 2 * len(self.requests), self.grid.size)) for name in self.types}
-            self.token_width = float(np.median(np.ptp(found.wavelength[0], axis=-1)))
-        for i, member in enumerate(members):
-            reasons[member] = self._add_star(found, i, rows[member], first)
+        parts = list(tokenize_rows(self.tokenizer, rows, self.requests, reasons))
+        for inputs, members in sorted(parts, key=lambda part: int(part[1].min())):  # the first star comes first
+            inputs = inputs.to(self.model.device)
+            found = attributions(self.model, self.tokenizer, inputs, layer=self.layer, head=self.head)
+            if not self.grid.size:
+                wavelength = np.asarray(rows[members[0]]["wavelength"], np.float64)
+                self.grid = np.unique(wavelength[np.isfinite(wavelength)])
+                self.sums = {name: np.zeros((2 + 2 * len(self.requests), self.grid.size)) for name in self.types}
+                self.token_width = float(np.median(np.ptp(found.wavelength[0], axis=-1)))
+            for i, member in enumerate(members):
+                reasons[member] = self._add_star(found, i, rows[member], first)
         return reasons
 
     def _add_star(self, found: Attributions, i: int, row: Mapping[str, Any], first: bool) -> str:

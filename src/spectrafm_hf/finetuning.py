@@ -35,13 +35,13 @@ from .cards import read_evaluations, sha256, write_model_card
 from .checkpoints import load_checkpoint, suitable_checkpoint
 from .data.from_files import build_from_files
 from .data.labels import ID_COLUMNS, LabelIndex, heading_units, label_columns, read_labels
-from .data.readers import SUFFIXES, Failure, batched, read_spectra
+from .data.readers import SUFFIXES, Failure, read_spectra
 from .data.schema import LABEL_UNITS, SCALAR_UNITS
 from .files import complete_file
 from .metrics import format_table, robust_scatter, table_metrics
 from .models import SpectraFMTokenizer
 from .plots import plot_curves, plot_given
-from .prediction import TrainingRange, predict_batches
+from .prediction import TrainingRange, batches_of, predict_batches
 from .training import Recipe, last_checkpoint, train
 
 
@@ -764,7 +764,7 @@ def _evaluate(
             continue
         model, tokenizer = load_checkpoint(path)
         rows = tqdm(cast(Any, test), desc="test spectra", delay=2, disable=None)
-        found = list(predict_batches(model, tokenizer, batched(rows, 128), wanted))
+        found = list(predict_batches(model, tokenizer, batches_of(rows, tokenizer), wanted))
         columns = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
         if np.isfinite(columns[wanted[0]]).all():
             answers[row] = {n: columns[n] for n in wanted}, {n: columns[f"{n}_err"] for n in wanted}

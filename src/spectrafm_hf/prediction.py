@@ -25,6 +25,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from astropy import units
 from astropy.io import fits
 from numpy.typing import NDArray
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import cached_file
 
 from .data.schema import PIXEL_COLUMNS
@@ -146,9 +147,11 @@ class TrainingRange:
                 found.append(f"{name}<{low:g}")
             elif name in values and values[name] > high:
                 found.append(f"{name}>{high:g}")
-        wavelength = np.sort(np.asarray(row["wavelength"], np.float64)[valid_pixels(row)])
+        wavelength = np.asarray(row["wavelength"], np.float64)[valid_pixels(row)]
         if not wavelength.size:
             return found
+        if np.any(wavelength[1:] < wavelength[:-1]):  # sorting takes longer than to see that there is no need
+            wavelength = np.sort(wavelength)
         first, last = wavelength[[0, -1]]
         ranges, steps = _pairs(self.wavelength), _pairs(self.wavelength_step)
         shared = [min(last, high) - max(first, low) for low, high in ranges]
@@ -160,7 +163,9 @@ class TrainingRange:
                 found.append("wavelength")
         if wavelength.size > 1 and steps:
             low, high = steps[instrument]
-            if not low * 0.99 <= np.median(np.diff(wavelength)) <= high * 1.01:
+            spacing = np.diff(wavelength)
+            # The median lies outside where half of them do: to count takes less time than to find it.
+            if 2 * max(np.sum(spacing < low * 0.99), np.sum(spacing > high * 1.01)) > spacing.size:
                 found.append("wavelength_step")
         return found
 
@@ -188,6 +193,38 @@ def valid_pixels(row: Mapping[str, Any]) -> NDArray[np.bool_]:
 # ---------------------------------------------------------------------------------------------------------- prediction
 
 
+#: Tokens that the model gets at once: with fewer a CPU does not come to its full speed, with many more what passes from
+#: layer to layer leaves its caches (`scripts/benchmark.py --curves`). A number found by a trial would be another one in
+#: each run, and with it the last digit of an answer.
+TOKENS_AT_ONCE = 4096
+NO_MEMORY = "too large for the memory"
+
+
+def batches_of(
+    rows: Iterable[dict[str, Any]], tokenizer: SpectraFMTokenizer, size: int | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """
+    Rows in lists for [`predict_batches`]; the last may be shorter.
+
+    Parameters
+    ----------
+    rows : iterable of rows
+    tokenizer : SpectraFMTokenizer
+    size : int, optional
+        Stars in a list. Default: as many as have the pixels of `TOKENS_AT_ONCE`, at least one.
+    """
+    batch: list[dict[str, Any]] = []
+    pixels = 0
+    for row in rows:
+        batch.append(row)
+        pixels += np.size(row["flux"])
+        if len(batch) == size or (size is None and pixels >= TOKENS_AT_ONCE * tokenizer.patch_size):
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
+
+
 def predict_batches(
     model: SpectraFMForPrediction,
     tokenizer: SpectraFMTokenizer,
@@ -204,7 +241,7 @@ def predict_batches(
     tokenizer : SpectraFMTokenizer
         That of the model. Its settings on units do not matter: the rows are in Angstrom, in vacuum, with sigmas.
     batches : iterable of sequences of rows
-        Rows in the schema of this project, such as `batched(read_spectra(files), 256)`; labels are not read.
+        Rows in the schema of this project, such as `batches_of(read_spectra(files), tokenizer)`; labels are not read.
     requests : sequence of str, optional
         Labels to predict. Default: what the tokenizer asks for by itself.
     training_range : TrainingRange, optional
@@ -215,8 +252,9 @@ def predict_batches(
     dict of arrays of shape (stars,), one a batch
         `object_id` (str); for each request `<label>` and `<label>_err` (float32, physical units, one sigma); `flags`
         (str, empty if all is well; `not_at_rest` where the row has a `rest_frame` of False). A star that cannot be
-        predicted has labels of NaN, and the reason as its flag. Where the memory does not suffice for a batch, the
-        model gets half of it at a time from then on, and a warning is logged.
+        predicted has labels of NaN, and the reason as its flag. Spectra of different lengths are handled apart, as the
+        shorter ones would be padded. Where the memory does not suffice for a batch, the model gets half of it at a time
+        from then on, and a warning is logged.
 
     Raises
     ------
@@ -232,9 +270,8 @@ def predict_batches(
         values = np.full((len(rows), len(names)), np.nan, np.float32)
         errors = values.copy()
         reasons = [""] * len(rows)
-        inputs, members = _tokenize(tokenizer, rows, names, reasons)
-        if inputs is not None:
-            values[members], errors[members], most = _answers(model, inputs, most)
+        for inputs, members in tokenize_rows(tokenizer, rows, names, reasons):
+            most = _answer(model, inputs, members, (values, errors), reasons, most)
         for i in np.flatnonzero(~np.isfinite(values + errors).all(axis=1)).tolist():
             reasons[i] = reasons[i] or "prediction not finite"
             values[i] = errors[i] = np.nan
@@ -250,30 +287,42 @@ def predict_batches(
         yield {**batch, "flags": np.array(reasons, dtype=object)}
 
 
-def _answers(
-    model: SpectraFMForPrediction, inputs: Mapping[str, torch.Tensor], most: int
-) -> tuple[NDArray[Any], NDArray[Any], int]:
-    """Values and errors, (stars, labels), at most so many stars at a time (0: all); and the same for the next batch."""
-    values, errors, start = [], [], 0
-    n_stars = len(inputs["flux"])
-    while start < n_stars:
-        end = start + (most or n_stars)
-        part = {name: value[start:end].to(model.device) for name, value in inputs.items()}
+def _answer(
+    model: SpectraFMForPrediction,
+    inputs: Mapping[str, torch.Tensor],
+    members: NDArray[np.intp],
+    answers: tuple[NDArray[Any], NDArray[Any]],
+    reasons: list[str],
+    most: int,
+) -> int:
+    """
+    Fill in the values and errors of some stars, of which the model gets at most so many at a time (0: all), or a reason
+    why there are none; the most stars to give it from now on.
+    """
+    start = 0
+    while start < len(members):
+        some = members[start : start + (most or len(members))]
+        part = {name: value[start : start + len(some)].to(model.device) for name, value in inputs.items()}
         try:
             with torch.inference_mode():
                 output = model(**part)
-        except RuntimeError as error:
-            n_part = len(part["flux"])
+        except (RuntimeError, MemoryError) as error:
             # The second is what oneDNN, which does some of the work on a CPU, says of it.
-            if n_part == 1 or not (should_reduce_batch_size(error) or "could not create a" in str(error)):
+            known = (
+                isinstance(error, MemoryError) or should_reduce_batch_size(error) or "could not create a" in str(error)
+            )
+            if not known:
                 raise
-            most = n_part // 2
-            logger.warning(f"out of memory with {n_part} stars at once: {most} from now on")
-            continue
-        values.append(output.values.float().cpu().numpy())
-        errors.append(output.errors.float().cpu().numpy())
-        start = end
-    return np.concatenate(values), np.concatenate(errors), most
+            if len(some) > 1:
+                most = len(some) // 2
+                logger.warning(f"out of memory with {len(some)} stars at once: {most} from now on")
+                continue
+            reasons[some[0]] = NO_MEMORY
+        else:
+            for column, found in zip(answers, (output.values, output.errors), strict=True):
+                column[some] = found.float().cpu().numpy()
+        start += len(some)
+    return most
 
 
 def schema_tokenizer(tokenizer: SpectraFMTokenizer) -> SpectraFMTokenizer:
@@ -283,31 +332,71 @@ def schema_tokenizer(tokenizer: SpectraFMTokenizer) -> SpectraFMTokenizer:
     return tokenizer
 
 
-def _tokenize(
+def tokenize_rows(
     tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]], names: list[str], reasons: list[str]
-) -> tuple[Any, list[int]]:
-    """Inputs of a batch and which rows are in them; the others get their reason."""
+) -> Iterator[tuple[BatchFeature, NDArray[np.intp]]]:
+    """
+    Inputs of the model, and of which rows they are.
 
-    def call(chosen: Sequence[int]) -> Any:
-        columns = {name: [rows[i][name] for i in chosen] for name in PIXEL_COLUMNS}
-        return tokenizer(columns, requests=names)
+    Parameters
+    ----------
+    tokenizer : SpectraFMTokenizer
+        As `schema_tokenizer` makes it.
+    rows : sequence of rows
+    names : list of str
+        Labels to ask for.
+    reasons : list of str
+        One for each row. Gets why a row cannot be used, which is then in no inputs.
 
-    everything = list(range(len(rows)))
+    Yields
+    ------
+    inputs, members
+        Of all rows together if they are of one length; of those of similar length otherwise.
+    """
+    for part in _parts(tokenizer, rows):
+        yield from _tokenize(tokenizer, rows, part, names, reasons)
+
+
+def _parts(tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]]) -> Iterator[NDArray[np.intp]]:
+    """
+    Which rows to handle together: so few, of similar length, that with padding they make no more than `TOKENS_AT_ONCE`,
+    or than all rows would if they were as short as the shortest of these.
+    """
+    n_tokens = np.array([-(-np.size(row["flux"]) // tokenizer.patch_size) for row in rows])
+    part: list[int] = []
+    for i in np.argsort(n_tokens, kind="stable"):
+        if part and n_tokens[i] * (len(part) + 1) > max(TOKENS_AT_ONCE, n_tokens[part[0]] * len(rows)):
+            yield np.array(part)
+            part = []
+        part.append(i)
+    yield np.array(part)
+
+
+def _tokenize(
+    tokenizer: SpectraFMTokenizer,
+    rows: Sequence[Mapping[str, Any]],
+    part: NDArray[np.intp],
+    names: list[str],
+    reasons: list[str],
+) -> Iterator[tuple[BatchFeature, NDArray[np.intp]]]:
+    """Inputs of all of a part, or by halves without those that get a reason."""
     try:
-        return call(everything), everything
-    except ValueError:
+        columns = {name: [rows[i][name] for i in part] for name in PIXEL_COLUMNS}
+        if len(part) == 1:
+            row = rows[part[0]]
+            if len({np.shape(row[name]) for name in PIXEL_COLUMNS}) == 1 and not valid_pixels(row).any():
+                raise ValueError(NO_PIXEL)
+        inputs = tokenizer(columns, requests=names)
+    except (ValueError, MemoryError) as error:
         # One bad star refuses the batch: find it, and go on without it.
-        good = []
-        for i in everything:
-            try:
-                if len({np.shape(rows[i][name]) for name in PIXEL_COLUMNS}) == 1 and not valid_pixels(rows[i]).any():
-                    raise ValueError(NO_PIXEL)
-                call([i])
-            except ValueError as error:
-                reasons[i] = " ".join(str(error).removesuffix(" in spectrum 0").split())
-            else:
-                good.append(i)
-        return (call(good) if good else None), good
+        if len(part) == 1:
+            cause = NO_MEMORY if isinstance(error, MemoryError) else str(error).removesuffix(" in spectrum 0")
+            reasons[part[0]] = " ".join(cause.split())
+        else:
+            for half in np.array_split(part, 2):
+                yield from _tokenize(tokenizer, rows, half, names, reasons)
+    else:
+        yield inputs, part
 
 
 # -------------------------------------------------------------------------------------------------------------- tables

@@ -291,7 +291,11 @@ def standardise_requests(
     samples : sequence of mappings
         As in [`prepare_model`]. Where there are no stars, the tables are those of the input.
     """
-    if not model.config.flux_softening or not tokenizer.standardize_wavelength or tokenizer.request_scale is not None:
+    if (
+        not model.config.flux_softening
+        or tokenizer.standardize_wavelength is None
+        or tokenizer.request_scale is not None
+    ):
         return
     standardised = (tokenizer.standardize_center, tokenizer.standardize_scale)
     tokenizer.request_center, tokenizer.request_scale = _tables(

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from .data.schema import label_names_of
 from .metrics import robust_scatter
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
-from .prediction import _tokenize, schema_tokenizer
+from .prediction import schema_tokenizer, tokenize_rows
 
 
 #: Stars whose neighbours are looked for at once.
@@ -95,13 +95,13 @@ class Embedder:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Embeddings, dict[int, str]]:
         """Embed rows in the schema of this project; which of them could not be used, and why."""
         reasons = [""] * len(rows)
-        inputs, members = _tokenize(self.tokenizer, rows, self.requests, reasons)
-        vectors = np.empty((0, self.width), np.float32)
-        if inputs is not None:
+        vectors = np.empty((len(rows), self.width), np.float32)
+        for inputs, members in tokenize_rows(self.tokenizer, rows, self.requests, reasons):
             with torch.inference_mode():
                 states = self.model.model(**inputs.to(self.model.device)).last_hidden_state
-            vectors = states.flatten(1).float().cpu().numpy()
-        good = [rows[i] for i in members]
+            vectors[members] = states.flatten(1).float().cpu().numpy()
+        is_good = np.array([not reason for reason in reasons], bool)
+        vectors, good = vectors[is_good], [rows[i] for i in np.flatnonzero(is_good).tolist()]
         names = dict.fromkeys(name for row in good for name in label_names_of(row))
         labels = {name: np.array([row.get(name, np.nan) for row in good], np.float32) for name in names}
         bad = {i: reason for i, reason in enumerate(reasons) if reason}

@@ -26,9 +26,9 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from numpy.typing import NDArray
 
-from .data.readers import Failure, batched, find_files, read_spectra
+from .data.readers import Failure, find_files, read_spectra
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
-from .prediction import PredictionWriter, TrainingRange, predict_batches
+from .prediction import PredictionWriter, TrainingRange, batches_of, predict_batches
 from .similar import fingerprint
 
 
@@ -195,7 +195,8 @@ class ShardPredictor:
         Folder; made where there is none.
     training_range : TrainingRange, optional
         Flags what lies outside.
-    batch_size : int
+    batch_size : int, optional
+        Default: as `batches_of` has it.
     how : mapping
         Arguments of `read_spectra`.
     """
@@ -206,7 +207,7 @@ class ShardPredictor:
         tokenizer: SpectraFMTokenizer,
         output: str | os.PathLike[str],
         training_range: TrainingRange | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         how: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.training_range = model, tokenizer, training_range
@@ -266,7 +267,7 @@ class ShardPredictor:
             metadata = {MADE_OF: self._made_of(shard)}
             with PredictionWriter(path, self.names, {}, metadata) as writer:
                 rows = read_spectra(files, failures=failures if len(files) > 1 else None, **self.how)
-                batches = batched(rows, self.batch_size)
+                batches = batches_of(rows, self.tokenizer, self.batch_size)
                 for batch in predict_batches(self.model, self.tokenizer, batches, self.names, self.training_range):
                     writer.write(batch)
                     progress(len(batch["flags"]))

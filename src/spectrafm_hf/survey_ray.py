@@ -33,7 +33,7 @@ except ImportError as error:
 class ShardActor:
     """Predictor of shards in a process of Ray's, for which it loads the checkpoint once; see [`predict_on_ray`]."""
 
-    def __init__(self, model: str, revision: str, output: str, batch_size: int, how: Mapping[str, Any]) -> None:
+    def __init__(self, model: str, revision: str, output: str, batch_size: int | None, how: Mapping[str, Any]) -> None:
         loaded, tokenizer = load_checkpoint(model, revision)
         if torch.cuda.is_available():
             loaded.cuda()  # type: ignore[call-arg]  # transformers wraps it without its types
@@ -54,7 +54,7 @@ def predict_on_ray(
     output: str | os.PathLike[str],
     *,
     revision: str = "main",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     how: Mapping[str, Any] | None = None,
     address: str | None = None,
     progress: Callable[[int], Any] = lambda stars: None,
@@ -74,7 +74,8 @@ def predict_on_ray(
         Folder that all machines see.
     revision : str
         Of the checkpoint.
-    batch_size : int
+    batch_size : int, optional
+        As in `ShardPredictor`.
     how : mapping
         Arguments of `read_spectra`.
     address : str, optional

@@ -12,6 +12,7 @@ scalars and requests; below the class, what turns the many forms of input into a
 
 import copy
 import inspect
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -171,11 +172,11 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         self.continuum_percentile = _number("continuum_percentile", continuum_percentile)
         self.continuum_window = _number("continuum_window", continuum_window)
         self.continuum_degree = _check_integer("continuum_degree", continuum_degree, 0)
-        self.standardize_wavelength = _plain("standardize_wavelength", standardize_wavelength)
-        self.standardize_center = _plain("standardize_center", standardize_center)
-        self.standardize_scale = _plain("standardize_scale", standardize_scale)
-        self.request_center = _plain("request_center", request_center)
-        self.request_scale = _plain("request_scale", request_scale)
+        self.standardize_wavelength = _table("standardize_wavelength", standardize_wavelength)
+        self.standardize_center = _table("standardize_center", standardize_center)
+        self.standardize_scale = _table("standardize_scale", standardize_scale)
+        self.request_center = _table("request_center", request_center)
+        self.request_scale = _table("request_scale", request_scale)
         self.clip = None if clip is None else _number("clip", clip)
         self.clip_mode = clip_mode
         self.max_length = None if max_length is None else _check_integer("max_length", max_length, 1)
@@ -183,11 +184,14 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         self.seed = _check_integer("seed", seed, 0)
         self._check_settings()
         self._generator = np.random.default_rng(self.seed)
+        self._last_layout: tuple[np.ndarray, int, Any] = (np.empty((0, 0)), 0, None)
 
     def _check_settings(self):
         def demand(condition, field, expectation):
             if not condition:
-                raise ValueError(f"{field}: expected {expectation}, got {getattr(self, field)!r}")
+                value = getattr(self, field)
+                found = np.array2string(value, threshold=4) if isinstance(value, np.ndarray) else repr(value)
+                raise ValueError(f"{field}: expected {expectation}, got {found}")
 
         for field, known in CHOICES.items():
             demand(getattr(self, field) in known, field, f"one of {known}")
@@ -243,7 +247,11 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, and nothing else."""
-        return {name: copy.deepcopy(getattr(self, name)) for name in self.setting_names()}
+        settings = {name: getattr(self, name) for name in self.setting_names()}
+        return {
+            name: value.tolist() if isinstance(value, np.ndarray) else copy.deepcopy(value)
+            for name, value in settings.items()
+        }
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """
@@ -481,12 +489,15 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 continuum = _median(flux, valid)
             else:
                 fit = self._running_percentile if self.continuum == "percentile" else self._polynomial
-                continuum = np.zeros_like(flux)
-                # Stars that share their wavelengths are fitted together.
-                for rows, grid in enumerate(wavelength):
-                    stars = slice(None) if len(wavelength) == 1 else slice(rows, rows + 1)
-                    n = np.isfinite(grid).sum()
-                    continuum[stars, :n] = fit(grid[:n], flux[stars, :n], valid[stars, :n])
+                lengths = np.isfinite(wavelength).sum(axis=1)
+                if len(wavelength) == 1 and lengths[0] == flux.shape[1]:
+                    # Stars that share their wavelengths are fitted together.
+                    continuum = fit(wavelength[0], flux, valid)
+                else:
+                    continuum = np.zeros_like(flux)
+                    for rows, n in enumerate(lengths):
+                        stars = slice(None) if len(wavelength) == 1 else slice(rows, rows + 1)
+                        continuum[stars, :n] = fit(wavelength[rows, :n], flux[stars, :n], valid[stars, :n])
             continuum = continuum.astype(flux.dtype, copy=False)
             positive = continuum > 0
             valid &= positive
@@ -495,7 +506,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                     f"flux: expected a positive continuum ({self.continuum}) in each spectrum, "
                     f"got none in spectrum {np.argmin(good)}"
                 )
-            continuum = np.where(positive, continuum, 1.0)
+            continuum[~positive] = 1.0
             with np.errstate(over="ignore"):
                 flux /= continuum
                 pixels["flux_error"] /= continuum
@@ -508,25 +519,35 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     def _running_percentile(self, wavelength: np.ndarray, flux: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """(pixels,), (stars, pixels) twice -> percentile in half-overlapping windows, joined by straight lines."""
         position, half = np.log(wavelength), 0.5 * self.continuum_window
-        # Windows lie at multiples of their half width, whatever else a spectrum covers.
+        # Windows lie at multiples of their half width, whatever else a spectrum covers. So a window is made of the two
+        # cells between its centre and those of its neighbours, each of which is sorted once; of pixels that do not
+        # count, first, and of what lies below the percentile of both its windows, nothing is needed.
         centers = half * np.arange(np.floor(position[0] / half), np.floor(position[-1] / half) + 2)
+        edges = np.searchsorted(position, centers)
+        edges[0], edges[-1] = 0, position.size  # whatever rounding says
+        masked = np.where(valid, flux, np.array(-np.inf, flux.dtype))
+        counts = np.stack([valid[:, low:high].sum(axis=1) for low, high in itertools.pairwise(edges)], axis=1)
+        zeros = np.zeros((len(flux), 1), counts.dtype)
+        counts = np.concatenate((zeros, counts), axis=1) + np.concatenate((counts, zeros), axis=1)  # of windows
+        above = counts - 1 - np.rint(self.continuum_percentile / 100.0 * np.maximum(counts - 1, 0)).astype(int)
+        n_top = int(above.max()) + 1
+        cells = [np.sort(masked[:, low:high], axis=1)[:, -n_top:] for low, high in itertools.pairwise(edges)]
+        nothing = masked[:, :0]
         heights = np.full((len(flux), centers.size), np.nan, dtype=flux.dtype)
-        masked = np.where(valid, flux, np.array(np.inf, flux.dtype))
-        for window, (low, high) in enumerate(np.searchsorted(position, [centers - half, centers + half]).T):
-            count = valid[:, low:high].sum(axis=1, keepdims=True)
-            if high > low:
-                ordered = np.sort(masked[:, low:high], axis=1)
-                rank = np.rint(self.continuum_percentile / 100.0 * np.maximum(count - 1, 0)).astype(int)
-                heights[:, window] = np.where(count > 0, np.take_along_axis(ordered, rank, axis=1), np.nan)[:, 0]
+        for window, (left, right) in enumerate(itertools.pairwise([nothing, *cells, nothing])):
+            ordered = np.sort(np.concatenate((left, right), axis=1), axis=1)
+            rank = ordered.shape[1] - 1 - above[:, [window]]
+            known = counts[:, window] > 0
+            heights[known, window] = np.take_along_axis(ordered[known], rank[known], axis=1)[:, 0]
         for height, known in zip(heights, np.isfinite(heights), strict=True):
             if not known.all():  # on the line between its neighbours, which changes none
                 height[:] = np.interp(centers, centers[known], height[known])
-        left = np.clip(np.searchsorted(centers, position, side="right"), 1, centers.size - 1) - 1
-        weight = ((position - centers[left]) / half).astype(flux.dtype)
-        count = np.bincount(left, minlength=centers.size - 1)  # pixels in each interval
-        line = np.repeat(np.diff(heights, axis=1), count, axis=1)
-        line *= weight
-        line += np.repeat(heights[:, :-1], count, axis=1)
+        line = np.empty_like(flux)
+        for cell, (low, high) in enumerate(itertools.pairwise(edges)):
+            weight = ((position[low:high] - centers[cell]) / half).astype(flux.dtype)
+            part, start = line[:, low:high], heights[:, [cell]]
+            np.multiply(heights[:, [cell + 1]] - start, weight, out=part)
+            part += start
         return line
 
     def _polynomial(self, wavelength: np.ndarray, flux: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -636,24 +657,13 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         }
 
     def _layout(self, wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, pixels) -> first pixel and number of pixels of each patch, (rows, tokens); 0 pixels are padding."""
-        n_rows, n_pixels = wavelength.shape
-        exists = np.isfinite(wavelength)
-        steps = _steps(wavelength)
-        # A run of even sampling begins after a step that is wider than one of the steps beside it.
-        begins = np.zeros(exists.shape, dtype=bool)
-        begins[:, 1:] = steps[:, 1:-1] > STEP_JUMP * np.minimum(steps[:, :-2], steps[:, 2:])
-        pixel = np.arange(n_pixels)
-        run = np.maximum.accumulate(np.where(begins, pixel, 0), axis=1)
-        row, first = np.nonzero(exists & ((pixel - run) % self.patch_size == 0))
-
-        end = exists.sum(axis=1, keepdims=True)
-        n_tokens = np.bincount(row, minlength=n_rows)
-        token = np.arange(row.size) - np.repeat(np.cumsum(n_tokens) - n_tokens, n_tokens)
-        start = np.tile(end, (1, int(n_tokens.max(initial=0))))
-        start[row, token] = first
-        # A patch ends where the next one starts.
-        return start, np.diff(start, axis=1, append=end)
+        """[`_runs`], found once for a survey whose spectra share their wavelengths."""
+        of_grid, of_size, found = self._last_layout
+        if of_size != self.patch_size or not np.array_equal(of_grid, wavelength):
+            found = _runs(wavelength, self.patch_size)
+            if len(wavelength) == 1:
+                self._last_layout = wavelength, self.patch_size, found
+        return found
 
     def _choose(
         self, usable: np.ndarray, max_length: int | None, rng: np.random.Generator
@@ -774,6 +784,12 @@ def _plain(field: str, values):
     if not np.all(np.isfinite(array)):
         raise ValueError(f"{field}: expected finite numbers, got {array[~np.isfinite(array)][0]}")
     return array.tolist()
+
+
+def _table(field: str, values):
+    """Settings: a finite number, or an array of such, which stays one, as a list takes longer to read than to use."""
+    plain = _plain(field, values)
+    return np.array(plain) if isinstance(plain, list) else plain
 
 
 def _check_integer(field: str, value, lowest: int) -> int:
@@ -984,6 +1000,14 @@ def _padded(field: str, values, unit: Any = "", factor: float = 1.0) -> tuple[np
     # Many spectra come as a list, a column of a data set, or an array of arrays.
     holds_objects = _is_sequence(values) and getattr(values, "dtype", None) == np.dtype(object)
     if (isinstance(values, Sequence) or holds_objects) and any(_is_sequence(row) for row in values):
+        first = values[0]
+        if (
+            type(first) is np.ndarray
+            and first.dtype != object
+            and first.ndim == 1
+            and all(type(row) is np.ndarray and row.shape == first.shape and row.dtype == first.dtype for row in values)
+        ):
+            return _padded(field, np.stack(values), unit, factor)  # at once, as each by itself takes longer
         rows = [_array(field, row, unit, factor) for row in values]
         shapes = {row.shape for row in rows}
         if any(len(shape) != 1 for shape in shapes):
@@ -1075,6 +1099,27 @@ def _sort(pixels: dict[str, np.ndarray]):
     if again.any():
         wavelength[:, 1:][again] = np.inf
         _sort(pixels)
+
+
+def _runs(wavelength: np.ndarray, patch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, pixels) -> first pixel and number of pixels of each patch, (rows, tokens); 0 pixels are padding."""
+    n_rows, n_pixels = wavelength.shape
+    exists = np.isfinite(wavelength)
+    steps = _steps(wavelength)
+    # A run of even sampling begins after a step that is wider than one of the steps beside it.
+    begins = np.zeros(exists.shape, dtype=bool)
+    begins[:, 1:] = steps[:, 1:-1] > STEP_JUMP * np.minimum(steps[:, :-2], steps[:, 2:])
+    pixel = np.arange(n_pixels)
+    run = np.maximum.accumulate(np.where(begins, pixel, 0), axis=1)
+    row, first = np.nonzero(exists & ((pixel - run) % patch_size == 0))
+
+    end = exists.sum(axis=1, keepdims=True)
+    n_tokens = np.bincount(row, minlength=n_rows)
+    token = np.arange(row.size) - np.repeat(np.cumsum(n_tokens) - n_tokens, n_tokens)
+    start = np.tile(end, (1, int(n_tokens.max(initial=0))))
+    start[row, token] = first
+    # A patch ends where the next one starts.
+    return start, np.diff(start, axis=1, append=end)
 
 
 def _steps(wavelength: np.ndarray) -> np.ndarray:
