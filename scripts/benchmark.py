@@ -7,7 +7,9 @@
 All are measured in turn, round after round, so that a machine that is busy for a while is so for all of them. A figure
 is the median of the rounds, a ratio the median of the ratios within each round. Shares are of the float32 matrix
 product of this machine, measured in the same round with the same threads; operations are those of
-`torch.utils.flop_counter`.
+`torch.utils.flop_counter`. Spectra go through in the batches that `spectrafm predict` makes of them. A training step is
+the forward and backward pass and the update by AdamW, on one such batch; a run is what `scripts/train.py` does with a
+recipe: drawing stars, spoiling them, tokens, Muon.
 """
 
 from __future__ import annotations
@@ -44,22 +46,25 @@ from spectrafm_hf import (
     load_checkpoint,
 )
 from spectrafm_hf.baselines import CannonBaseline, Spectra
-from spectrafm_hf.data.readers import batched, read_spectra
+from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.data.schema import pixel_column
 from spectrafm_hf.data.synthetic import SyntheticStars
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.instruments import Instrument
 from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
 from spectrafm_hf.plots import BLUE, GREY, INK, ORANGE
-from spectrafm_hf.prediction import TrainingRange
+from spectrafm_hf.prediction import TrainingRange, batches_of, predict_batches
 from spectrafm_hf.survey import ShardPredictor, list_shards
 from spectrafm_hf.throughput import CPU_ATTENTION, measure_peak
+from spectrafm_hf.training import load_stars, read_recipe, train
 
 
 LABELS = ("teff", "logg", "fe_h")
 PIXELS = ("wavelength", "flux", "flux_error", "mask")
 #: The published model sees this many pixels at once; a spectrum takes 15 such windows.
 WINDOW = 512
+#: Recipes of bundled checkpoints whose stars need no download.
+RUNS = ("base-synthetic", "apogee")
 Columns = dict[str, NDArray[Any]]
 
 
@@ -82,10 +87,10 @@ def spectra(instrument: str, n: int) -> Columns:
     return SyntheticStars(Instrument.load(instrument)).draw(n, np.random.default_rng(0))
 
 
-def on_one_grid(instrument: str, n: int) -> dict[str, Any]:
-    """Arguments of the tokenizer: the stars share their wavelengths."""
-    stars = {name: spectra(instrument, n)[name] for name in PIXELS}
-    return stars | {"wavelength": stars["wavelength"][0]}
+def as_rows(instrument: str, n: int) -> list[dict[str, Any]]:
+    """The same as readers give them."""
+    stars = spectra(instrument, n)
+    return [{"object_id": str(i), **{name: stars[name][i] for name in PIXELS}} for i in range(n)]
 
 
 def counted(work: Callable[[], Any]) -> float:
@@ -95,28 +100,32 @@ def counted(work: Callable[[], Any]) -> float:
 
 
 def of_a_checkpoint(name: str, instrument: str, n: int) -> list[Measured]:
-    """Tokenizing, the forward pass, both, and a step of training."""
+    """Tokenizing, the forward pass, both with all that prediction does beside, and a step of training."""
     model, tokenizer = load_checkpoint(name)
-    stars = on_one_grid(instrument, n)
-    tokens = tokenizer(**stars)
-    values = torch.zeros(n, len(model.config.label_names))
+    rows = as_rows(instrument, n)
+    batches = list(batches_of(rows, tokenizer))
+    tokens = [tokenizer(batch) for batch in batches]
+    first = tokens[0]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    requests = torch.arange(len(model.config.label_names)) + FIRST_LABEL_ID
+    asked = {"request_ids": requests.expand(len(batches[0]), -1), "labels": torch.zeros(len(batches[0]), len(requests))}
 
     @torch.inference_mode()
-    def forward(inputs: Mapping[str, Any] = tokens) -> None:
-        model.eval()(**inputs)
+    def forward() -> None:
+        model.eval()
+        for inputs in tokens:
+            model(**inputs)
 
     def step() -> None:
         optimizer.zero_grad()
-        requests = torch.arange(values.shape[1]) + FIRST_LABEL_ID
-        model.train()(**{**tokens, "request_ids": requests.expand(n, -1), "labels": values}).loss.backward()
+        model.train()(**{**first, **asked}).loss.backward()
         optimizer.step()
 
     return [
-        Measured(f"{name}: tokenizer", n, lambda: tokenizer(**stars)),
+        Measured(f"{name}: tokenizer", n, lambda: [tokenizer(batch) for batch in batches]),
         Measured(f"{name}: forward pass", n, forward, counted(forward)),
-        Measured(f"{name}: spectra to labels", n, lambda: forward(tokenizer(**stars))),
-        Measured(f"{name}: training step", n, step, counted(step)),
+        Measured(f"{name}: spectra to labels", n, lambda: list(predict_batches(model, tokenizer, batches))),
+        Measured(f"{name}: training step", len(batches[0]), step, counted(step)),
     ]
 
 
@@ -124,9 +133,7 @@ def of_the_original() -> list[Measured]:
     """The published architecture, untrained: 15 windows of a spectrum one after the other, or as one batch."""
     model = SpectraFMForPrediction(SpectraFMConfig.original()).eval()
     tokenizer = SpectraFMTokenizer(patch_size=1, continuum="none", label_names=model.config.label_names)
-    stars = on_one_grid("apogee", 8)
-    one_star = {name: column[0] for name, column in stars.items() if name != "wavelength"}
-    tokens = tokenizer(stars["wavelength"], **one_star)
+    tokens = tokenizer(as_rows("apogee", 8)[:1])
     order = torch.randperm(tokens["flux"].shape[1], generator=torch.Generator().manual_seed(0))
     order = order[: len(order) // WINDOW * WINDOW]  # the published program repeats pixels to fill the last window
     windows = {
@@ -188,23 +195,35 @@ def of_a_payne(n: int = 1) -> Measured:
     return Measured(f"fit with the emulator and scipy, {len(start)} labels", n, fit)
 
 
-def of_files(folder: Path, n: int = 4096) -> Measured:
-    """A shard of Gaia XP spectra, Parquet to Parquet, with flags."""
-    stars = spectra("gaia-xp", 512)
-    columns: dict[str, Any] = {name: pixel_column(stars[name]) for name in PIXELS}
-    table = pa.table({"object_id": [str(i) for i in range(512)], "survey": ["gaia-xp"] * 512, **columns})
-    pq.write_table(pa.concat_tables([table] * -(-n // 512)).slice(0, n), folder / "stars.parquet")
-    path = bundled("spectrafm-gaia-xp-small")
-    predictor = ShardPredictor(*load_checkpoint(path), folder / "labels", TrainingRange.load(path), 512)
-    (shard,) = list_shards([folder / "stars.parquet"])
-    return Measured("spectrafm-gaia-xp-small: Parquet to Parquet", n, lambda: predictor(shard))
+def of_files(name: str, instrument: str, folder: Path, n: int) -> list[Measured]:
+    """A shard of spectra: read, and Parquet to Parquet, with flags."""
+    few = min(n, 512)
+    stars = spectra(instrument, few)
+    columns: dict[str, Any] = {column: pixel_column(stars[column]) for column in PIXELS}
+    table = pa.table({"object_id": [str(i) for i in range(few)], "survey": [instrument] * few, **columns})
+    path = folder / f"{instrument}-{n}.parquet"
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for start in range(0, n, few):
+            writer.write_table(table.slice(0, n - start))
+    predictor = ShardPredictor(*load_checkpoint(bundled(name)), folder / "labels", TrainingRange.load(bundled(name)))
+    (shard,) = list_shards([path])
+    return [
+        Measured(f"{instrument} spectra: reading Parquet", n, lambda: [None for _ in read_spectra([path])]),
+        Measured(f"{name}: Parquet to Parquet", n, lambda: predictor(shard)),
+    ]
 
 
-def of_a_reader(folder: Path) -> Measured:
-    files = [folder / "stars.parquet"]
-    return Measured(
-        "Gaia XP: reading Parquet", pq.read_metadata(files[0]).num_rows, lambda: list(batched(read_spectra(files), 512))
-    )
+def of_a_run(name: str, steps: int) -> dict[str, float]:
+    """What a training by a recipe reports of itself, after as many steps that warm it up."""
+    recipe, arguments = read_recipe(Path(__file__).with_name("recipes") / f"{name}.yaml")
+    arguments.max_steps, arguments.load_best_model_at_end = steps, False
+    arguments.save_strategy = arguments.eval_strategy = arguments.logging_strategy = "no"
+    arguments.report_to = []
+    stars = load_stars(recipe, arguments.seed)
+    with tempfile.TemporaryDirectory(prefix="spectrafm-") as folder:
+        arguments.output_dir = folder
+        train(recipe, arguments, *stars, quiet=True)
+        return train(recipe, arguments, *stars, quiet=True).throughput.report()
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
@@ -246,8 +265,10 @@ def as_markdown(content: Mapping[str, Any]) -> str:
     for title, figures in measured.items():
         speed = np.array(figures["stars_per_s"])
         share = f"{np.median(figures['share_of_peak']):.2f}" if figures["share_of_peak"] else ""
-        ratio = "" if "xp" in title.lower() else f"{np.median(ours / speed):,.1f}"
+        ratio = f"{np.median(ours / speed):,.1f}" if title in content["compared"] else ""
         lines.append(f"| {title} | {np.median(speed):,.4g} | {share} | {ratio} |")
+    for recipe, report in content["runs"].items():
+        lines.append(f"| run of {recipe}.yaml | {report['stars_per_s']:,.4g} | {report['share_of_peak']:.2f} | |")
     peak = np.median(content["peak_gflop_per_s"])
     threads = content["machine"]["threads"]
     return "\n".join([*lines, "", f"Matrix product in float32: {peak:.0f} GFLOP/s with {threads} threads."])
@@ -256,7 +277,7 @@ def as_markdown(content: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------------------------- curves
 
 
-def curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
+def curves(folder: Path, most_stars: int) -> dict[str, list[tuple[float, float]]]:
     """Milliseconds a star against one thing after the other."""
     found: dict[str, list[tuple[float, float]]] = {}
 
@@ -277,13 +298,17 @@ def curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
             found.setdefault(curve, []).append((x, 1000 * taken / n))
             progress.update()
 
-        for n in (100, 1000, 10_000, 100_000, 1_000_000):
-            (folder / str(n)).mkdir()
-            work = of_files(folder / str(n), n).work
-            add("stars (Gaia XP, Parquet to Parquet)", n, n, work, once=n > 1000)
-        for size in (1, 4, 16, 64, 256):
-            both = of_a_checkpoint("spectrafm-apogee", "apogee", size)[2]
-            add("stars in a batch (APOGEE)", size, size, both.work)
+        for n in [n for n in (100, 1000, 10_000, 100_000, 1_000_000) if n <= most_stars]:
+            *_, predict = of_files("spectrafm-gaia-xp-small", "gaia-xp", folder, n)
+            add("stars (Gaia XP, Parquet to Parquet)", n, n, predict.work, once=n > 1000)
+        model, tokenizer = load_checkpoint("spectrafm-apogee")
+        for size in (1, 4, 16, 32, 64, 96, 128, 256, 512):
+
+            @torch.inference_mode()
+            def one_batch(size=size, model=model, tokenizer=tokenizer) -> None:
+                model(**tokenizer(as_rows("apogee", 512)[:size]))
+
+            add("stars in a batch (APOGEE)", size, size, one_batch)
         model, tokenizer = load_checkpoint("spectrafm-gaia-xp-small")
         for pixels in (100, 1000, 10_000, 100_000):
             n = max(1, min(64, 200_000 // pixels))
@@ -291,11 +316,11 @@ def curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
             flux = np.random.default_rng(0).normal(1, 0.1, (n, pixels))
 
             @torch.inference_mode()
-            def read_off(wavelength=wavelength, flux=flux) -> None:
-                model.eval()(**tokenizer(wavelength, flux, 0.1 * np.ones_like(flux)))
+            def read_off(wavelength=wavelength, flux=flux, model=model, tokenizer=tokenizer) -> None:
+                model(**tokenizer(wavelength, flux, 0.1 * np.ones_like(flux)))
 
             add("pixels of a spectrum", pixels, n, read_off)
-        stars = on_one_grid("apogee", 16)
+        stars = as_rows("apogee", 64)
         settings = load_checkpoint("spectrafm-apogee")[0].config.to_dict()
         for patch in (8, 16, 32, 64, 128, 256):
             config = SpectraFMConfig(**{**settings, "patch_size": patch, "whitening_wavelength": []})
@@ -304,9 +329,9 @@ def curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
 
             @torch.inference_mode()
             def forward_of(other=other, cut=cut) -> None:
-                other(**cut(**stars))
+                other(**cut(stars))
 
-            add("pixels of a token (APOGEE)", patch, 16, forward_of)
+            add("pixels of a token (APOGEE)", patch, len(stars), forward_of)
     return found
 
 
@@ -334,27 +359,38 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="benchmark.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("benchmark"), metavar="DIR")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
-    parser.add_argument("--stars", type=int, default=128, metavar="N", help="in a batch (default: 128)")
+    parser.add_argument(
+        "--stars", type=int, default=376, metavar="N", help="of APOGEE; ten times as many of XP (default: 376)"
+    )
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="of each training run (default: 20)")
     parser.add_argument("--curves", action="store_true", help="cost curves instead of the table")
+    parser.add_argument(
+        "--most-stars", type=int, default=1_000_000, metavar="N", help="of the curves (default: 1000000)"
+    )
     arguments = parser.parse_args(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="spectrafm-") as folder:
         if arguments.curves:
-            found = curves(Path(folder))
+            found = curves(Path(folder), arguments.most_stars)
             write_json(arguments.output / "curves.json", {"machine": machine(), "milliseconds_per_star": found})
             draw_curves(arguments.output / "curves.png", found)
             return 0
-        files = of_files(Path(folder))
+        n = arguments.stars
+        others = [*of_the_original(), of_a_cannon(), of_a_payne()]
         everything = [
-            *of_a_checkpoint("spectrafm-apogee", "apogee", arguments.stars),
-            *of_the_original(),
-            of_a_cannon(),
-            of_a_payne(),
-            *of_a_checkpoint("spectrafm-gaia-xp-small", "gaia-xp", 4 * arguments.stars),
-            of_a_reader(Path(folder)),
-            files,
+            *of_a_checkpoint("spectrafm-apogee", "apogee", n),
+            *of_files("spectrafm-apogee", "apogee", Path(folder), 4 * n),
+            *others,
+            *of_a_checkpoint("spectrafm-gaia-xp-small", "gaia-xp", 10 * n),
+            *of_files("spectrafm-gaia-xp-small", "gaia-xp", Path(folder), 40 * n),
         ]
-        content = {"machine": machine(), **measure(everything, arguments.rounds)}
+        content = {
+            "machine": machine(),
+            "stars": {"apogee": n, "gaia-xp": 10 * n},
+            "compared": [part.title for part in others],
+            **measure(everything, arguments.rounds),
+            "runs": {name: of_a_run(name, arguments.steps) for name in RUNS},
+        }
     write_json(arguments.output / "benchmark.json", content)
     text = as_markdown(content)
     with complete_file(arguments.output / "benchmark.md") as temporary:
