@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import json
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -49,6 +51,7 @@ from spectrafm_hf.baselines import CannonBaseline, Spectra
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.data.schema import pixel_column
 from spectrafm_hf.data.synthetic import SyntheticStars
+from spectrafm_hf.export import export_onnx
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.instruments import Instrument
 from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
@@ -127,6 +130,38 @@ def of_a_checkpoint(name: str, instrument: str, n: int) -> list[Measured]:
         Measured(f"{name}: spectra to labels", n, lambda: list(predict_batches(model, tokenizer, batches))),
         Measured(f"{name}: training step", len(batches[0]), step, counted(step)),
     ]
+
+
+def of_other_runtimes(name: str, instrument: str, n: int, folder: Path) -> list[Measured]:
+    """The forward pass by `torch.compile` and by ONNX Runtime, with as many threads, as far as they are at hand."""
+    model, tokenizer = load_checkpoint(name)
+    tokens = [tokenizer(batch) for batch in batches_of(as_rows(instrument, n), tokenizer)]
+    if len(tokens) > 1:
+        tokens = tokens[:-1]  # of one size, as another would be compiled anew
+    n = sum(len(inputs["flux"]) for inputs in tokens)
+    found = []
+    if shutil.which("c++") or shutil.which("g++"):
+        compiled = torch.compile(model.eval())
+
+        @torch.inference_mode()
+        def forward() -> None:
+            for inputs in tokens:
+                compiled(**inputs)
+
+        forward()  # which compiles
+        found.append(Measured(f"{name}: forward pass, torch.compile", n, forward))
+    if importlib.util.find_spec("onnxruntime"):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        path = export_onnx(name, folder / "model.onnx").path
+        session = onnxruntime.InferenceSession(path, options)
+        arrays = [{key: value.numpy() for key, value in inputs.items()} for inputs in tokens]
+        found.append(
+            Measured(f"{name}: forward pass, ONNX Runtime", n, lambda: [session.run(None, inputs) for inputs in arrays])
+        )
+    return found
 
 
 def of_the_original() -> list[Measured]:
@@ -379,6 +414,7 @@ def main(argv: list[str] | None = None) -> int:
         others = [*of_the_original(), of_a_cannon(), of_a_payne()]
         everything = [
             *of_a_checkpoint("spectrafm-apogee", "apogee", n),
+            *of_other_runtimes("spectrafm-apogee", "apogee", n, Path(folder)),
             *of_files("spectrafm-apogee", "apogee", Path(folder), 4 * n),
             *others,
             *of_a_checkpoint("spectrafm-gaia-xp-small", "gaia-xp", 10 * n),

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,8 +29,7 @@ from .prediction import TrainingRange, schema_tokenizer, valid_pixels
 
 try:
     import onnxruntime
-    from onnx import TensorProto
-    from onnxscript import opset20 as op
+    import onnxscript  # noqa: F401  # which torch's exporter needs
 except ImportError as error:
     raise ImportError('ONNX needs its libraries: pip install ".[onnx]" in a clone of the repository') from error
 
@@ -164,20 +163,6 @@ class _Values(torch.nn.Module):
         return outputs.values, outputs.errors
 
 
-def _log(x):
-    return op.CastLike(op.Log(op.Cast(x, to=TensorProto.DOUBLE)), x)
-
-
-def _pow(base, exponent):
-    base = op.Cast(op.Constant(value_float=float(base)), to=TensorProto.DOUBLE)
-    return op.CastLike(op.Pow(base, op.Cast(exponent, to=TensorProto.DOUBLE)), exponent)
-
-
-#: A last digit of ln(wavelength) or of a frequency is a phase of 1e-3 at the highest frequency, and both libraries'
-#: float32 functions are off by one here and there. Rounded from float64 they are PyTorch's.
-_TRANSLATIONS: dict[Callable, Callable] = {torch.ops.aten.log.default: _log, torch.ops.aten.pow.Scalar: _pow}
-
-
 def _write(model: SpectraFMForPrediction, path: Path, name: str) -> None:
     size = (2, 3)  # sizes of 1 would be taken for fixed
     config = model.config
@@ -205,7 +190,6 @@ def _write(model: SpectraFMForPrediction, path: Path, name: str) -> None:
                 output_names=("values", "errors"),
                 dynamic_shapes=shapes,
                 opset_version=OPSET,
-                custom_translation_table=_TRANSLATIONS,
                 verbose=False,
                 dynamo=True,
             )

@@ -675,6 +675,20 @@ def test_half_precision_tells_apart_wavelengths_that_it_cannot_hold(model, dtype
     torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
 
 
+def test_the_fastest_sines_of_a_wavelength_are_right_to_the_last_digits_of_float32():
+    """In float32 their angle, which is 1e4, would be off by 1e-3."""
+    config = make_config("patch", num_frequencies=32, min_wavelength_period=5e-4, max_wavelength_period=8.0)
+    encoding = modeling_spectrafm.SpectraFMLogWavelengthEncoding(config)
+    given = {}
+    encoding.fc1.register_forward_pre_hook(lambda module, args: given.update(features=args[0]))
+    wavelength = torch.linspace(15100.0, 17000.0, 500)[None]
+    encoding(wavelength, torch.full_like(wavelength, 0.2))
+    frequency = 2 * np.pi / np.geomspace(8.0, 5e-4, 32)
+    angle = np.log(wavelength[0].double().numpy() / 5500.0)[:, None] * frequency
+    expected = np.concatenate((np.sin(angle), np.cos(angle)), axis=-1)
+    np.testing.assert_allclose(given["features"][0, :, :64].numpy(), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("how", ["dtype", "autocast"])
 def test_labels_are_not_rounded_to_the_steps_of_half_precision(kind, how):
     model = make_model(kind)

@@ -121,6 +121,17 @@ class SpectraFMPredictionOutput(_OutputWithValues):
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
 
 
+def in_full_precision(wavelength: torch.Tensor) -> torch.Tensor:
+    """
+    Wavelengths in float64 (Apple's GPUs know float32 only), at least 1 as those of padding are 0.
+
+    bfloat16 knows 16,000 A but not 15,987 A. float32 does, but one library rounds the last digit of its logarithm up and
+    another down, which is 1e-3 of the period of the fastest sine, and 1e-3 of an error in the answers.
+    """
+    dtype = torch.float32 if wavelength.device.type == "mps" else torch.float64
+    return wavelength.to(dtype).clamp(min=1.0)
+
+
 class SpectraFMLinearWavelengthEncoding(nn.Module):
     """The paper's encoding: sines and cosines of 1000 (wavelength - 15000 A) / 2000 A times 10000^(-2i/d)."""
 
@@ -146,21 +157,19 @@ class SpectraFMLogWavelengthEncoding(nn.Module):
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
-        self.num_frequencies = config.num_frequencies
-        self.max_period = float(config.max_wavelength_period)
-        self.min_period = float(config.min_wavelength_period)
+        # Geometric between the two periods. In Python's numbers, which every dtype, device and export starts from.
+        longest, shortest, n = config.max_wavelength_period, config.min_wavelength_period, config.num_frequencies
+        self.frequencies = [2 * math.pi / longest * (longest / shortest) ** (i / max(n - 1, 1)) for i in range(n)]
         self.fc1 = nn.Linear(2 * config.num_frequencies + 1, config.hidden_size)
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, wavelength: torch.Tensor, wavelength_step: torch.Tensor) -> torch.Tensor:
         """(B, N) Angstrom, (B, N) Angstrom per pixel -> (B, N, hidden_size)."""
-        # Always float32: bfloat16 knows 16,000 A but not 15,987 A. Padding has wavelength 0.
-        wavelength = wavelength.float().clamp(min=1.0)
-        step = wavelength_step.float() / wavelength
-        exponent = torch.linspace(0.0, 1.0, self.num_frequencies, device=wavelength.device)
-        frequency = (2 * math.pi / self.max_period) * (self.max_period / self.min_period) ** exponent
-        # The origin is arbitrary; near the middle of the range float32 resolves ln(wavelength) best.
+        wavelength = in_full_precision(wavelength)
+        step = wavelength_step.to(wavelength.dtype) / wavelength
+        frequency = torch.tensor(self.frequencies, device=wavelength.device, dtype=wavelength.dtype)
+        # The origin is arbitrary; it lies near the middle of the range.
         angle = torch.log(wavelength / 5500.0)[..., None] * frequency
         # Spacings lie between 1e-6 and 1e-2 of the wavelength: about -2 to 3 here.
         spacing = torch.log(step.clamp(min=1e-9) / 1e-4)[..., None] / 2.0
@@ -227,8 +236,8 @@ class SpectraFMPatchEmbedding(nn.Module):
 
     def whiten(self, flux: torch.Tensor, wavelength: torch.Tensor) -> torch.Tensor:
         """(B, T, patch_size), (B or 1, T) -> (B, T, patch_size)."""
-        nodes = torch.tensor(self.whitening_wavelength, device=wavelength.device).log()
-        position = wavelength.float().clamp(min=1.0).log()
+        position = in_full_precision(wavelength).log()
+        nodes = torch.tensor(self.whitening_wavelength, device=wavelength.device, dtype=position.dtype).log()
         left = (position[..., None] >= nodes[1:-1]).sum(dim=-1)
         fraction = ((position - nodes[left]) / (nodes[left + 1] - nodes[left])).clamp(0.0, 1.0)[..., None]
         index = torch.arange(len(nodes), device=wavelength.device)
