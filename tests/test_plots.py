@@ -152,6 +152,16 @@ def test_a_star_is_drawn_with_or_without_labels_and_errors(tmp_path, stars):
     assert all(ink(path) > 0.01 for path in tmp_path.iterdir())
 
 
+def test_eight_labels_fit_into_the_picture_of_a_star(tmp_path, stars):
+    names = ("teff", "logg", "fe_h", "alpha_m", "mg_fe", "o_fe", "c_fe", "n_fe")
+    units = {name: "K" if name == "teff" else "dex" for name in names}
+    plot_star(tmp_path / "star.png", stars[0], dict.fromkeys(names, -0.25), dict.fromkeys(names, 0.05), units)
+    pixels = image.imread(tmp_path / "star.png")[..., :3]
+    above = pixels[: len(pixels) // 8]
+    assert above.min() < 0.5, "the labels"
+    assert above[:, :5].min() == above[:, -5:].min() == 1.0, "nothing runs off the sides"
+
+
 def test_the_overview_is_drawn_with_unknown_labels_among_the_stars(tmp_path):
     random = np.random.default_rng(0)
     columns = {

@@ -82,7 +82,7 @@ def plot_star(
     path : path
         PNG file to write.
     row : mapping
-        A spectrum in the schema of this project.
+        A spectrum in the schema of this project; with its `file`, the axis has the unit of the flux.
     values, errors, units : mapping of label to number, number, str
     flags : str
         Written below the labels.
@@ -90,13 +90,16 @@ def plot_star(
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     axes = figure.add_subplot()
     draw_spectrum(axes, row)
+    if "file" in row:
+        axes.set_ylabel(flux_label(row["file"]))
     labels = [
         f"{symbol(name)} = {values[name]:.{digits(units[name])}f} $\\pm$ {errors[name]:.{digits(units[name])}f}"
         + (" K" if units[name] == "K" else "")
         for name in values
         if np.isfinite(values[name])
     ]
-    figure.suptitle("     ".join(labels) or "no labels", fontsize=13, color=INK)
+    lines = ["     ".join(labels[first : first + 4]) for first in range(0, len(labels), 4)]
+    figure.suptitle("\n".join(lines) or "no labels", fontsize=13, color=INK)
     figure.legend(loc="outside lower right", ncols=4, frameon=False, fontsize=9)
     axes.set_title(str(row["object_id"]), loc="left", fontsize=10, color=GREY)
     if flags:

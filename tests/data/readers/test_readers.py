@@ -181,11 +181,12 @@ def test_a_csv_file_with_text_for_a_number_or_without_a_column_names_the_file(tm
         ValueError, match=r"^wavelength: expected among the columns of .*names.csv, got \['lambda', 'flux'\]"
     ):
         list(read_spectra([file]))
-    file = write_csv(tmp_path / "ivar.csv", "wavelength,flux,ivar", [(5000, 1, 1)])
-    with pytest.raises(
-        ValueError, match=r"^flux_error: expected one-sigma errors under this name in .*, got \['ivar'\]"
-    ):
-        list(read_spectra([file]))
+    for name in ("ivar", "FLUX_ERROR", "flux_std", "Flux_Err"):
+        file = write_csv(tmp_path / "error.csv", f"wavelength,flux,{name}", [(5000, 1, 1)])
+        with pytest.raises(
+            ValueError, match=rf"^flux_error: expected one-sigma errors under this name in .*, got \['{name}'\]"
+        ):
+            list(read_spectra([file]))
     (tmp_path / "nothing.csv").write_text("")
     with pytest.raises(ValueError, match=r"nothing.csv"):
         list(read_spectra([tmp_path / "nothing.csv"]))

@@ -18,7 +18,12 @@ from .base import AS_GIVEN, AT_REST, BY_VELOCITY, VACUUM, OpenFile, Options, Row
 
 #: Spectra that are held at once: 256 of 8,000 pixels are 30 MB.
 CHUNK_ROWS = 256
-ERROR_NAMES = ("error", "err", "sigma", "uncertainty", "ivar", "flux_err", "flux_ivar", "e_flux", "std")
+#: Names, without case and underscores, under which others keep errors.
+ERROR_NAMES = {
+    f"{flux}{error}"
+    for flux in ("", "flux", "spec", "spectrum")
+    for error in ("error", "err", "sigma", "uncertainty", "unc", "ivar", "var", "variance", "std", "stddev", "noise")
+} | {"eflux", "errflux", "errorflux", "sigmaflux", "fluxerrors", "errors"}
 
 
 def demand_columns(file: Path, names: Iterable[str]) -> list[str]:
@@ -28,7 +33,9 @@ def demand_columns(file: Path, names: Iterable[str]) -> list[str]:
         if name not in names:
             raise ValueError(f"{name}: expected among the columns of {file}, got {names}")
     # Errors under another name would be left out without a word.
-    if "flux_error" not in names and (similar := [name for name in names if name.lower() in ERROR_NAMES]):
+    if "flux_error" not in names and (
+        similar := [name for name in names if name.lower().replace("_", "") in ERROR_NAMES]
+    ):
         raise ValueError(f"flux_error: expected one-sigma errors under this name in {file}, got {similar}")
     return names
 

@@ -125,8 +125,8 @@ def in_full_precision(wavelength: torch.Tensor) -> torch.Tensor:
     """
     Wavelengths in float64 (Apple's GPUs know float32 only), at least 1 as those of padding are 0.
 
-    bfloat16 knows 16,000 A but not 15,987 A. float32 does, but one library rounds the last digit of its logarithm up and
-    another down, which is 1e-3 of the period of the fastest sine, and 1e-3 of an error in the answers.
+    bfloat16 knows 16,000 A but not 15,987 A. float32 does, but one library rounds the last digit of its logarithm up
+    and the next one down, which is 1e-3 of the period of the fastest sine, and 1e-3 of an error in the answers.
     """
     dtype = torch.float32 if wavelength.device.type == "mps" else torch.float64
     return wavelength.to(dtype).clamp(min=1.0)
