@@ -385,6 +385,12 @@ def test_the_whitening_matrices_leave_patches_without_correlation(stars):
     np.testing.assert_allclose(matrices, np.swapaxes(matrices, 1, 2), atol=1e-4)
 
 
+def test_whitening_leaves_small_differences_small_where_nobody_knows_whether_they_are_noise():
+    flux = 0.01 * np.random.default_rng(0).standard_normal((50, 8))
+    exact, unknown = (whitening_matrices(flux, np.full_like(flux, error), 8, [slice(0, 8)])[0] for error in (1e-4, 0.0))
+    assert (flux @ exact).std() > 0.5 > 0.2 > (flux @ unknown).std()
+
+
 def test_the_prepared_model_carries_centres_and_scales_of_the_training_set(stars):
     torch.manual_seed(0)
     model, tokenizer, training_range = prepare_model(make_recipe(), [stars["train"].with_format("numpy")[:]])

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: A pixel counts as covered by a standardisation table if the next of its wavelengths is this close, as a fraction of
 #: wavelength: half of the widest pixels in use, and more than a gap between detectors.
 COVERED = 0.005
+#: Noise of spectra whose errors nobody knows, for the whitening, as the filters of the model see the flux. With less,
+#: what is noise comes out as large as lines, and few stars are learnt by heart: scripts/recipes/finetune.tried.md.
+UNKNOWN_NOISE = 0.1
 #: The linear layers of encoder and decoder.
 LORA_TARGETS = r".*\.layers\.\d+\.(attention\.\w+_proj|mlp\.fc\d)"
 
@@ -460,7 +463,7 @@ def whitening_matrices(
     Parameters
     ----------
     flux, flux_error : array of shape (stars, pixels)
-        As the filters of the model see them, NaN where masked.
+        As the filters of the model see them, NaN where masked. An error of 0 is unknown and counts as `UNKNOWN_NOISE`.
     patch_size : int
     patches : sequence of slices
         The pixels of each patch, at most `patch_size`.
@@ -472,7 +475,7 @@ def whitening_matrices(
     flux = np.nan_to_num(flux)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # pixels that are masked in all stars
-        noise = np.nan_to_num(np.nanmedian(flux_error**2, axis=0))
+        noise = np.nan_to_num(np.nanmedian(np.where(flux_error == 0, UNKNOWN_NOISE, flux_error) ** 2, axis=0))
     matrices = np.tile(np.eye(patch_size, dtype=np.float32), (len(patches), 1, 1))
     for matrix, pixels in zip(matrices, patches, strict=True):
         count = pixels.stop - pixels.start
