@@ -63,8 +63,8 @@ TRAINED = {
 }
 LORA = {"r": 8, "lora_alpha": 16, "modules_to_save": ["value_embedding", "readout"]}
 #: What to train from so many training stars on, and how fast. Measured with three seeds from 50 and 100 stars (of a new
-#: label, from 50), with one from 300: freezing more is nowhere better by more than chance, nor tried with more stars,
-#: see scripts/recipes/finetune.tried.md.
+#: label, from 50), with one from 300: freezing more is nowhere better by more than chance, see
+#: scripts/recipes/finetune.tried.md.
 CHOICES = ((0, "all"),)
 LEARNING_RATES = {"all": 3e-4, "frozen": 3e-4, "lora": 1e-3, "head": 1e-3}
 #: An instrument that is new to the checkpoint takes more to learn, and the same place says how that was measured.
