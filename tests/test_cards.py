@@ -166,6 +166,13 @@ def test_parts_are_found_by_their_marks_alone_on_a_line():
     assert keep_free_texts(new, old) == new.replace("by default", "mine") + "\n\n" + free_part("gone", "too") + "\n"
 
 
+@pytest.mark.parametrize("default", ["", "\n", "\nBy default.\n", "By default.\n\n", "  By default."])
+def test_a_part_is_replaced_however_its_default_text_is_set_out(default):
+    mark = "<!-- free text: a -->"
+    new = f"# Title\n\n{mark}\n{default}\n<!-- end of free text -->\n\nEnd\n"
+    assert keep_free_texts(new, free_part("a", "mine")) == f"# Title\n\n{free_part('a', 'mine')}\n\nEnd\n"
+
+
 def test_an_evaluation_of_other_weights_is_refused_unless_it_is_of_the_same_stars(checkpoint, tmp_path):
     other = make_checkpoint(tmp_path / "other", seed=1)
     own, foreign = make_evaluation(checkpoint), make_evaluation(other, "MLP")

@@ -9,6 +9,7 @@ import re
 
 END = "<!-- end of free text -->"
 _MARK = re.compile(r"^<!-- (?:free text: (?P<name>[\w -]+?)|end of free text) -->$", re.MULTILINE)
+_PART = re.compile(rf"^<!-- free text: (?P<name>[\w -]+?) -->$.*?^{END}$", re.MULTILINE | re.DOTALL)
 
 
 def free_part(name: str, text: str = "") -> str:
@@ -44,11 +45,9 @@ def free_texts(card: str) -> dict[str, str]:
 
 def keep_free_texts(new: str, old: str) -> str:
     """`new` with the free texts of `old`; parts that `new` does not have follow at its end."""
-    texts = free_texts(old)
-    known = free_texts(new)
+    texts, known = free_texts(old), free_texts(new)
+    new = _PART.sub(lambda part: free_part(part["name"], texts.get(part["name"], known[part["name"]])), new)
     for name, text in texts.items():
-        if name in known:
-            new = new.replace(free_part(name, known[name]), free_part(name, text))
-        elif text:
+        if text and name not in known:
             new = f"{new.rstrip()}\n\n{free_part(name, text)}\n"
     return new
