@@ -240,6 +240,19 @@ def test_a_table_holds_all_batches_and_no_temporary_file_is_left(tmp_path, suffi
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".fits"])
+def test_two_writers_of_one_table_do_not_meet_though_their_process_numbers_are_the_same(tmp_path, suffix):
+    path = tmp_path / f"labels{suffix}"
+    with PredictionWriter(path, NAMES, UNITS) as one:
+        with PredictionWriter(path, NAMES, UNITS) as other:
+            for batch in batches_of_predictions():
+                one.write(batch)
+                other.write(batch)
+        assert len(read_table(path)) == 7
+        path.unlink()
+    assert len(read_table(path)) == 7
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".fits"])
 def test_an_error_halfway_leaves_no_file_and_the_older_one_alone(tmp_path, suffix):
     path = tmp_path / f"labels{suffix}"
     path.write_text("an older file")

@@ -106,6 +106,16 @@ def test_embeddings_come_back_from_their_file(tmp_path, tiny_model, stars):
     assert pq.read_schema(path).names == ["object_id", "embedding", "teff"]
 
 
+def test_two_writers_of_one_file_do_not_meet_though_their_process_numbers_are_the_same(tmp_path, tiny_model):
+    path = tmp_path / "embeddings.parquet"
+    with EmbeddingWriter(path, tiny_model) as one:
+        one.write(made_up(3, 6))
+        with EmbeddingWriter(path, tiny_model) as other:
+            other.write(made_up(2, 7))
+        assert len(read_embeddings(path, tiny_model).object_id) == 2
+    assert len(read_embeddings(path, tiny_model).object_id) == 3
+
+
 def test_embeddings_of_another_model_are_a_clear_error(tmp_path, tiny_model):
     path = tmp_path / "embeddings.parquet"
     with EmbeddingWriter(path, tiny_model) as writer:

@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import ArrayLike, NDArray
 
 from spectrafm_hf.data.schema import LABEL_UNITS
+from spectrafm_hf.files import temporary_name
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.models.configuration_spectrafm import PADDING_ID
 
@@ -105,7 +106,7 @@ def convert_original_checkpoint(
         raise ValueError(f"output_dir: expected a new or empty folder, got {target}")
     model, tokenizer = read_original_checkpoint(source, wavelengths)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = temporary_name(target)
     try:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

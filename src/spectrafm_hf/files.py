@@ -4,6 +4,7 @@
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,11 +46,16 @@ def only_writer(folder: str | os.PathLike) -> Iterator[None]:
         os.close(descriptor)
 
 
+def temporary_name(path: str | os.PathLike) -> Path:
+    """A hidden name beside `path` that nobody else has: containers that share a disk have the same process numbers."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
 @contextlib.contextmanager
 def complete_file(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside `path`, which becomes `path` once all is written; after an error it is gone."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_name(path)
     try:
         yield temporary
         temporary.replace(path)

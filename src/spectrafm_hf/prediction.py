@@ -32,7 +32,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import cached_file
 
 from .data.schema import PIXEL_COLUMNS
-from .files import complete_file
+from .files import complete_file, temporary_name
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
 from .models.tokenization_spectrafm import HUGE
 
@@ -492,7 +492,7 @@ class PredictionWriter:
         numbers = [pa.field(column, pa.float32()) for name in label_names for column in (name, f"{name}_err")]
         columns = [pa.field("object_id", pa.string()), *numbers, pa.field("flags", pa.string())]
         self.schema = pa.schema(columns, dict(metadata or {}))
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        self._temporary = temporary_name(self.path)
         self._widths = dict.fromkeys(("object_id", "flags"), 1)
         self._waiting: list[pa.Table] = []
 

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from .data.schema import label_names_of
+from .files import temporary_name
 from .metrics import robust_scatter
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
 from .prediction import schema_tokenizer, tokenize_rows
@@ -128,7 +129,7 @@ class EmbeddingWriter:
         if self.path.suffix != ".parquet" or not self.path.parent.is_dir() or self.path.is_dir():
             raise ValueError(f"output: expected the name of a .parquet file in a folder that exists, got {self.path}")
         self._metadata = {MODEL_KEY: fingerprint(model).encode()}
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        self._temporary = temporary_name(self.path)
         self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> Self:

@@ -15,6 +15,7 @@ import inspect
 import itertools
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -808,7 +809,7 @@ def _random_generator(generator) -> np.random.Generator:
 
 def _write_atomically(path: Path, text: str):
     """Write to a temporary name, then rename: never half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
