@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_model
+from forked import run_forked
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTimeSeriesPrediction
 
@@ -92,6 +94,49 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_and_no_other_file(checkpoin
         save_checkpoint(make_tiny_model(seed=1), tiny_tokenizer, checkpoint)
     assert contents(checkpoint) == before
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+SAVE_AND_FAIL = """
+    import os, signal, sys
+    from conftest import make_tiny_model
+    from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
+
+    failed = []
+
+    def fail(event, arguments):
+        if event == "os.rename" and str(arguments[1]) == sys.argv[1] and not failed:
+            failed.append(event)
+            {failure}
+
+    sys.addaudithook(fail)
+    save_checkpoint(make_tiny_model(seed=1), SpectraFMTokenizer(patch_size=4), sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(
+    "failure", ["raise KeyboardInterrupt", "raise OSError('no')", "os.kill(os.getpid(), signal.SIGKILL)"]
+)
+def test_what_ends_a_save_between_its_last_two_steps_loses_nothing(checkpoint, tiny_tokenizer, failure):
+    (checkpoint / "README.md").write_text("A card that a person wrote.")
+    before = contents(checkpoint)
+    run = run_forked(SAVE_AND_FAIL.format(failure=failure), checkpoint)
+    assert run.returncode != 0
+    killed = run.returncode == -signal.SIGKILL
+    assert killed == ("KILL" in failure), run.stderr
+    left = checkpoint.with_name(".checkpoint.old") if killed else checkpoint
+    assert contents(left) == before
+    save_checkpoint(make_tiny_model(seed=1), tiny_tokenizer, checkpoint)
+    assert (checkpoint / "README.md").read_text() == "A card that a person wrote."
+    assert contents(checkpoint)["model.safetensors"] != before["model.safetensors"]
+    assert not checkpoint.with_name(".checkpoint.old").exists()
+
+
+def test_saving_over_a_link_replaces_what_it_leads_to(checkpoint, tiny_tokenizer):
+    link = checkpoint.with_name("link")
+    link.symlink_to(checkpoint)
+    save_checkpoint(make_tiny_model(seed=1), tiny_tokenizer, link)
+    assert link.is_symlink() and contents(link) == contents(checkpoint)
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["checkpoint", "link"]
 
 
 def test_a_folder_that_holds_something_else_is_not_overwritten(tmp_path, tiny_model, tiny_tokenizer):

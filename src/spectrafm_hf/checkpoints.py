@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from transformers.utils import logging
 
+from .files import replace_folder, restore_folder, temporary_name
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 
 
@@ -65,7 +66,8 @@ def save_checkpoint(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
     Write a model, its tokenizer and the code of both (for `trust_remote_code=True`) into one folder.
 
     The folder appears as a whole or not at all. Saving the same again gives the same bytes. Where `folder` holds a
-    checkpoint already, that one is replaced; what else lies there, such as its card, stays.
+    checkpoint already, that one is replaced; what else lies there, such as its card, stays. A run that is killed in
+    between leaves the old one under the hidden name `.NAME.old` beside it, from where the next one takes it back.
 
     Parameters
     ----------
@@ -80,11 +82,11 @@ def save_checkpoint(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
         If the tokenizer does not fit the model, or `folder` is a file or holds something else.
     """
     _check_fit(model.config, tokenizer)
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()  # what a link leads to, not the link, is replaced
+    restore_folder(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
         raise ValueError(f"folder: expected a new or empty folder, or a checkpoint to replace, got {str(folder)!r}")
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    new = temporary_name(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         if folder.is_dir():
@@ -92,12 +94,9 @@ def save_checkpoint(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
         with _quiet():
             model.save_pretrained(new)
         tokenizer.save_pretrained(new)
-        if folder.is_dir():
-            folder.rename(old)
-        new.rename(folder)
+        replace_folder(folder, new)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_checkpoint(

@@ -1,10 +1,11 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Files that are whole or not there, and folders that one process writes."""
+"""Files and folders that are whole or not there, and folders that one process writes."""
 
 import contextlib
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,3 +62,30 @@ def complete_file(path: str | os.PathLike) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_folder(folder: Path, new: Path) -> None:
+    """
+    `new` becomes `folder`, and what was there is deleted last: after an error, or an interruption, it is there again.
+
+    A run that is killed between the two renames leaves it to [`restore_folder`].
+    """
+    old = _moved_aside(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        restore_folder(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(folder: Path) -> None:
+    """Give a folder back its name, where a [`replace_folder`] that was killed had moved it aside."""
+    if not folder.exists() and _moved_aside(folder).is_dir():
+        _moved_aside(folder).rename(folder)
+
+
+def _moved_aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")

@@ -26,7 +26,7 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 from tqdm.auto import tqdm
 
-from ..files import complete_file, only_writer
+from ..files import complete_file, only_writer, replace_folder, restore_folder
 from ..free_text import free_part, free_texts, keep_free_texts
 from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, label_names_of, pixel_column, validate_table
 
@@ -77,9 +77,7 @@ def build_folder(
     """
     target = Path(out_dir).absolute()
     settings = json.loads(json.dumps(settings))  # as they are read back
-    old = target.with_name(f".{target.name}.old")
-    if not target.exists() and settings_of(old) is not None:  # of a run that was killed between its last two steps
-        old.rename(target)
+    restore_folder(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         built = settings_of(target)
         if built is None:
@@ -117,12 +115,7 @@ def build_folder(
         new_card = partial / "README.md"
         if card and new_card.is_file():
             new_card.write_text(keep_free_texts(new_card.read_text(encoding="utf-8"), card), encoding="utf-8")
-        # Two renames; what is deleted is deleted last.
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(target, partial)
     return target
 
 
