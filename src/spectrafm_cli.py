@@ -435,6 +435,11 @@ def _pushing() -> Parser:
     pushing.add_argument("--private", action="store_true", help="into a repository that its owner alone sees")
     pushing.add_argument("--revision", metavar="BRANCH", help="made where there is none of that name (default: main)")
     pushing.add_argument("--message", metavar="TEXT", help="of the commit")
+    pushing.add_argument(
+        "--free-text",
+        choices=("hub", "folder"),
+        help="whose to keep where a free text of the card on the hub is not that of the folder (default: stop there)",
+    )
     pushing.add_argument("--dry-run", action="store_true", help="show the files and the card, and send nothing")
     return pushing
 
@@ -873,14 +878,19 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    from spectrafm_hf.hub import checkpoint_upload, dataset_upload, push
+    from spectrafm_hf.hub import checkpoint_upload, dataset_upload, preview, push
 
     prepare = checkpoint_upload if arguments.verb == "push" else dataset_upload
     upload = prepare(arguments.path, arguments.repo)
+    how = {"revision": arguments.revision, "free_text": arguments.free_text}
     if arguments.dry_run:
+        try:
+            upload = preview(upload, **how)
+        except OSError as error:
+            print(f"without the free texts that are on the hub: {' '.join(str(error).split())}", file=sys.stderr)
         print(upload.describe())
     else:
-        print(push(upload, private=arguments.private, revision=arguments.revision, message=arguments.message))
+        print(push(upload, private=arguments.private, message=arguments.message, **how))
 
 
 def _finetune(arguments: argparse.Namespace) -> int:

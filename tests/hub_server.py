@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 
 TOKEN = "hf_localhost"
@@ -107,6 +110,50 @@ def serve() -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "other", "unknown")
+
+
+def metadata_errors(data: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong in the metadata of a card by huggingface/hub-docs, modelcard.md and datasetcard.md."""
+    if "license" in data and data["license"] not in LICENSES:
+        yield f'"license" must be one of {LICENSES}'
+    bases = data.get("base_model") or []
+    for key, names in (
+        ("base_model", [bases] if isinstance(bases, str) else bases),
+        ("datasets", data.get("datasets") or []),
+    ):
+        yield from (f'"{key}" with value "{name}" is not valid' for name in names if not is_id(name))
+    for model in data.get("model-index") or []:
+        if not model.get("name") or not model.get("results"):
+            yield '"model-index" needs a name and results'
+        for result in model.get("results") or []:
+            for part, fields in (("task", ("type",)), ("dataset", ("type", "name"))):
+                yield from (f'"{part}.{field}" is required' for field in fields if not result.get(part, {}).get(field))
+            for metric in result.get("metrics") or [{}]:
+                yield from (
+                    f'"metrics.{field}" is required' for field in ("type", "value") if metric.get(field) is None
+                )
+
+
+def eval_result_errors(text: str) -> Iterator[str]:
+    """The same for a file of `.eval_results`, by docs/hub/eval-results.md; whether the data set is there it leaves."""
+    for entry in yaml.safe_load(text):
+        dataset = entry.get("dataset") or {}
+        if not is_id(dataset.get("id")):
+            yield f'"dataset.id" with value "{dataset.get("id")}" is not valid'
+        if not dataset.get("task_id") or entry.get("value") is None:
+            yield '"dataset.task_id" and "value" are required'
+
+
+def is_id(name: Any) -> bool:
+    """Whether a repository could have that name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 class _NotFound(Exception):
@@ -269,8 +316,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200)
 
     def validate_yaml(self):
-        self._body()
-        self._send_json({"errors": [], "warnings": []})
+        errors = list(metadata_errors(ModelCard(json.loads(self._body())["content"]).data.to_dict()))
+        answer = {"errors": [{"message": message} for message in errors], "warnings": []}
+        self._send(400 if errors else 200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def preupload(self, **_: str):
         files = json.loads(self._body())["files"]
@@ -297,7 +345,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def push(self, kind: str, repo: str, revision: str):
         repo = repo if kind == "models" else f"{kind}/{repo}"
-        files = dict(self._files(repo, revision)[1])
+        parent, files = self._files(repo, revision)
+        files = dict(files)
         for line in map(json.loads, self._body().splitlines()):
             value = line["value"]
             if line["key"] == "file":
@@ -308,6 +357,13 @@ class _Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
             elif line["key"] == "header":
                 message = value["summary"]
+                if value.get("parentCommit", parent) != parent:
+                    self._send(412, headers={"X-Error-Message": "A commit has happened since. Please refresh."})
+                    return
+        results = [text.decode() for path, text in files.items() if re.fullmatch(r"\.eval_results/.*\.yaml", path)]
+        if errors := [error for text in results for error in eval_result_errors(text)]:
+            self._send(400, headers={"X-Error-Message": errors[0]})
+            return
         commit = self.hub.commit_files(repo, files, revision)
         self.hub.repositories[repo].messages[commit] = message
         self._send_json({"commitUrl": f"{self.hub.url}/{repo}/commit/{commit}", "commitOid": commit})

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from conftest import make_tiny_model
 from hub_server import TOKEN, Hub, serve
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from test_cards import RECIPE, make_checkpoint, make_evaluation
 
 import spectrafm_cli
@@ -24,8 +24,8 @@ from spectrafm_hf import load_checkpoint
 from spectrafm_hf.cards import write_model_card
 from spectrafm_hf.data.building import Card, write_dataset
 from spectrafm_hf.data.schema import pixel_column, spectrum_features
-from spectrafm_hf.free_text import free_part
-from spectrafm_hf.hub import push_checkpoint, push_dataset
+from spectrafm_hf.free_text import free_part, free_texts
+from spectrafm_hf.hub import checkpoint_upload, push_checkpoint, push_dataset
 from spectrafm_hf.prediction import TrainingRange
 
 
@@ -108,8 +108,11 @@ def files_in(folder: Path) -> dict[str, bytes]:
 # -------------------------------------------------------------------------------------------------------------- models
 
 
-def test_a_checkpoint_goes_to_the_hub_in_one_commit_and_comes_back_whole(hub, checkpoint, stars):
-    (checkpoint / "optimizer.pt").write_bytes(b"not for others")
+def test_a_checkpoint_goes_to_the_hub_in_one_commit_and_comes_back_whole(hub, checkpoint, stars, caplog):
+    left_out = ("optimizer.pt", "secret.json", "evil_spectrafm.py", ".git/config")
+    (checkpoint / ".git").mkdir()
+    for name in left_out:
+        (checkpoint / name).write_bytes(b"not for others")
     address = push_checkpoint(checkpoint, "somebody/tiny", private=True, message="First")
     repository = hub.repositories["somebody/tiny"]
     assert repository.private
@@ -117,7 +120,12 @@ def test_a_checkpoint_goes_to_the_hub_in_one_commit_and_comes_back_whole(hub, ch
     assert address == f"{hub.url}/somebody/tiny/commit/{commit}"
     assert list(repository.messages.values()) == ["First"]
     here = files_in(checkpoint)
-    del here["optimizer.pt"]
+    for name in left_out:
+        del here[name]
+    assert caplog.messages[0] == (
+        f"{checkpoint}: left out, as nothing that belongs on the hub: .git/, evil_spectrafm.py, optimizer.pt, "
+        "secret.json"
+    )
     pushed = dict(repository.commits[commit])
     card = pushed.pop("README.md").decode()
     assert FOLDER_CODE not in card and HUB_CODE in card
@@ -169,7 +177,7 @@ def test_what_is_private_is_seen_with_the_token_alone(hub, checkpoint, monkeypat
     assert len(hub.repositories["somebody/open"].commits) == 2
 
 
-def test_a_dry_run_shows_files_and_card_and_asks_nothing_of_the_hub(hub, checkpoint, capsys):
+def test_a_dry_run_shows_files_and_card_and_changes_nothing_on_the_hub(hub, checkpoint, capsys):
     assert spectrafm_cli.main(["push", str(checkpoint), "somebody/tiny", "--private", "--dry-run"]) == 0
     listing, _, card = capsys.readouterr().out.partition("\n\n")
     shown = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in listing.splitlines()[:-1]}
@@ -178,7 +186,122 @@ def test_a_dry_run_shows_files_and_card_and_asks_nothing_of_the_hub(hub, checkpo
     assert shown == here
     assert listing.splitlines()[-1].endswith("total for somebody/tiny")
     assert HUB_CODE in card and "# spectrafm-tiny" in card
-    assert hub.log == []
+    assert hub.repositories == {}
+
+
+def write_on_the_hub(hub: Hub, repo: str, name: str, text: str, ref: str = "main") -> None:
+    """What a person does who edits a card in the browser."""
+    files = dict(pushed_files(hub, repo, ref))
+    card = files["README.md"].decode()
+    old = free_texts(card)[name]
+    files["README.md"] = card.replace(free_part(name, old), free_part(name, text)).encode()
+    assert text in files["README.md"].decode()
+    hub.commit_files(repo, files, ref)
+
+
+def pushed_texts(hub: Hub, repo: str, ref: str = "main") -> dict[str, str]:
+    return free_texts(pushed_files(hub, repo, ref)["README.md"].decode())
+
+
+@pytest.mark.parametrize("revision", [None, "bright/v2"])
+def test_what_a_person_wrote_into_the_card_on_the_hub_outlives_a_push(hub, checkpoint, capsys, revision):
+    ref = revision or "main"
+    command = ["push", str(checkpoint), "somebody/tiny", "--private", *(["--revision", revision] if revision else [])]
+    assert spectrafm_cli.main(command) == 0
+    write_on_the_hub(hub, "somebody/tiny", "uses", "Written on the hub.", ref)
+    write_on_the_hub(hub, "somebody/tiny", "data", "As well.", ref)
+    card = checkpoint / "README.md"
+    card.write_text(card.read_text().replace(free_part("figures"), free_part("figures", "Written here.")))
+    make_checkpoint(checkpoint, seed=1)
+    write_model_card(checkpoint, recipe=RECIPE, evaluations=[make_evaluation(checkpoint)])
+    capsys.readouterr()
+    assert spectrafm_cli.main([*command, "--dry-run"]) == 0
+    shown = capsys.readouterr().out.partition("\n\n")[2]
+    assert spectrafm_cli.main(command) == 0
+    pushed = pushed_files(hub, "somebody/tiny", ref)["README.md"].decode()
+    assert shown == f"{pushed}\n"
+    texts = {name: text for name, text in free_texts(pushed).items() if text}
+    assert texts == {"uses": "Written on the hub.", "data": "As well.", "figures": "Written here."}
+
+
+def test_a_new_branch_has_the_texts_of_the_main_one(hub, checkpoint):
+    push_checkpoint(checkpoint, "somebody/tiny")
+    write_on_the_hub(hub, "somebody/tiny", "uses", "Written on the hub.")
+    push_checkpoint(checkpoint, "somebody/tiny", revision="v2")
+    assert pushed_texts(hub, "somebody/tiny", "v2")["uses"] == "Written on the hub."
+
+
+def test_of_two_texts_none_is_lost_unless_it_is_said_which(hub, checkpoint, capsys):
+    push_checkpoint(checkpoint, "somebody/tiny")
+    write_on_the_hub(hub, "somebody/tiny", "uses", "Written on the hub.")
+    card = checkpoint / "README.md"
+    card.write_text(card.read_text().replace(free_part("uses"), free_part("uses", "Written here.")))
+    commits = len(hub.repositories["somebody/tiny"].commits)
+    command = ["push", str(checkpoint), "somebody/tiny"]
+    for more in ([], ["--dry-run"], ["--revision", "v2"]):
+        capsys.readouterr()
+        assert spectrafm_cli.main([*command, *more]) == 2
+        assert capsys.readouterr().err == (
+            "spectrafm push: free text: expected 'uses' in README.md of somebody/tiny on the hub as in the folder, got "
+            "another text; --free-text hub or --free-text folder says which to keep\n"
+        )
+    assert (
+        len(hub.repositories["somebody/tiny"].commits) == commits and len(hub.repositories["somebody/tiny"].refs) == 1
+    )
+    for which, text in (("hub", "Written on the hub."), ("folder", "Written here.")):
+        assert spectrafm_cli.main([*command, "--free-text", which]) == 0
+        assert pushed_texts(hub, "somebody/tiny")["uses"] == text
+
+
+@pytest.mark.parametrize("kind", ["", "datasets/"])
+def test_a_card_that_is_all_of_a_person_is_not_replaced(hub, checkpoint, tmp_path, kind):
+    hub.commit_files(f"{kind}somebody/tiny", {"README.md": b"---\nlicense: mit\n---\n# Written wholly by hand\n"})
+    push = push_dataset if kind else push_checkpoint
+    folder = build(tmp_path / "stars", train=3) if kind else checkpoint
+    with pytest.raises(
+        ValueError, match=r"^README.md of somebody/tiny on the hub: expected a card with marks"
+    ) as error:
+        push(folder, "somebody/tiny")
+    assert "\n" not in str(error.value)
+    assert list(pushed_files(hub, f"{kind}somebody/tiny")) == ["README.md"]
+
+
+def test_what_a_person_commits_during_a_push_is_not_lost(hub, checkpoint, capsys, monkeypatch):
+    push_checkpoint(checkpoint, "somebody/tiny")
+    create_commit = HfApi.create_commit
+
+    def late(self, *arguments, **settings):
+        write_on_the_hub(hub, "somebody/tiny", "uses", "Written meanwhile.")
+        return create_commit(self, *arguments, **settings)
+
+    monkeypatch.setattr(HfApi, "create_commit", late)
+    capsys.readouterr()
+    assert spectrafm_cli.main(["push", str(checkpoint), "somebody/tiny"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "spectrafm push: somebody/tiny: somebody else has committed meanwhile, so nothing was: push again"
+    )
+    assert pushed_texts(hub, "somebody/tiny")["uses"] == "Written meanwhile."
+
+
+def test_a_dry_run_without_the_hub_shows_the_card_of_the_folder_and_says_so(hub, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert spectrafm_cli.main(["push", str(checkpoint), "somebody/tiny", "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert HUB_CODE in shown.out
+    assert shown.err.startswith(
+        "without the free texts that are on the hub: somebody/tiny: the hub at http://127.0.0.1"
+    )
+    assert shown.err.count("\n") == 1
+
+
+def test_pictures_go_with_the_card_that_shows_them(checkpoint):
+    for name in ("shown.png", "other.png"):
+        (checkpoint / name).write_bytes(b"picture")
+    card = checkpoint / "README.md"
+    shown = "![A](shown.png) ![B](../other.png) ![C](https://example.org/other.png) ![D](.git/other.png)"
+    card.write_text(card.read_text().replace(free_part("uses"), free_part("uses", shown)))
+    files = checkpoint_upload(checkpoint, "somebody/tiny").files
+    assert "shown.png" in files and not [name for name in files if "other" in name]
 
 
 def other_weights(folder: Path) -> None:
@@ -347,6 +470,34 @@ def test_a_push_of_fewer_shards_takes_the_old_ones_away_and_leaves_what_others_p
     ]
 
 
+def test_what_is_no_part_of_a_data_set_stays_at_home_and_is_told(hub, tmp_path, caplog):
+    folder = build(tmp_path / "stars", train=3)
+    (folder / ".git").mkdir()
+    for name in (".git/config", "notes.txt", "data/notes.txt", "instrument.yaml", "labels.png"):
+        (folder / name).write_bytes(b"mine")
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("Some.", "![Labels](labels.png)"))
+    push_dataset(folder, "somebody/stars")
+    assert sorted(pushed_files(hub, "datasets/somebody/stars")) == [
+        "README.md",
+        "build.json",
+        "data/train-00000-of-00001.parquet",
+        "instrument.yaml",
+        "labels.png",
+    ]
+    assert caplog.messages[0] == (
+        f"{folder}: left out, as nothing that belongs on the hub: .git/, data/notes.txt, notes.txt"
+    )
+
+
+def test_what_a_person_wrote_into_the_card_of_a_data_set_on_the_hub_outlives_a_push(hub, tmp_path):
+    push_dataset(build(tmp_path / "stars", train=3), "somebody/stars", private=True)
+    write_on_the_hub(hub, "datasets/somebody/stars", "notes", "Mind the third star.")
+    push_dataset(build(tmp_path / "more", train=4), "somebody/stars", private=True)
+    assert pushed_texts(hub, "datasets/somebody/stars") == {"notes": "Mind the third star."}
+    assert "| train | 4 |" in pushed_files(hub, "datasets/somebody/stars")["README.md"].decode()
+
+
 def test_a_data_set_is_built_and_pushed_by_one_command(hub, tmp_path, capsys):
     spectra = build(tmp_path / "stars", train=3)
     out = tmp_path / "mine"
@@ -361,7 +512,7 @@ def test_a_dry_run_of_a_data_set_sends_nothing(hub, tmp_path, capsys):
     assert spectrafm_cli.main(["data", "push", str(folder), "somebody/stars", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert " data/train-00000-of-00001.parquet\n" in shown and 'load_dataset("somebody/stars")' in shown
-    assert hub.log == []
+    assert hub.repositories == {}
 
 
 def test_a_folder_that_holds_no_build_or_another_than_its_card_says_is_not_pushed(tmp_path):
