@@ -30,10 +30,10 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
-from transformers.utils import cached_file
 
 from spectrafm_cli import DEFAULT_MODEL, Parser
 from spectrafm_hf.baselines import BASELINES, Baseline, Spectra
+from spectrafm_hf.cards import checksums
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data import LABEL_UNITS, build_gaia_xp, cache_dir, flat_pixels, label_names_of
 from spectrafm_hf.files import complete_file
@@ -259,7 +259,7 @@ def tune(names: Sequence[str], train: Stars, validation: Stars, recipe_file: Pat
 
 
 def predict_checkpoint(model_name: str, stars: Stars) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """Values and errors of the labels that the checkpoint and the data share, and the checksum of its weights."""
+    """Values and errors of the labels that the checkpoint and the data share, and its checksums."""
     model, tokenizer = load_checkpoint(model_name)
     if torch.cuda.is_available():
         model.cuda()  # type: ignore[call-arg]  # transformers wraps it without its types
@@ -283,9 +283,7 @@ def predict_checkpoint(model_name: str, stars: Stars) -> tuple[dict[str, Any], d
 
     answers = list(predict_batches(model, tokenizer, batches(), labels))
     columns = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-    weights = cached_file(str(model.name_or_path), "model.safetensors") or ""
-    checksum = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    about = {"name": model_name, "model_sha256": checksum, "parameters": str(model.num_parameters())}
+    about = {"name": model_name, **checksums(model, tokenizer), "parameters": str(model.num_parameters())}
     return {name: columns[name] for name in labels}, {name: columns[f"{name}_err"] for name in labels}, about
 
 

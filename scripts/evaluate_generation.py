@@ -12,7 +12,6 @@ stars and a quadratic fit to them (`Quadratic`). The folder gets generation.json
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import shlex
 import sys
@@ -27,9 +26,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.sparse.linalg import eigsh
 from tqdm.auto import tqdm
-from transformers.utils import cached_file
 
 from spectrafm_cli import Parser
+from spectrafm_hf.cards import checksums
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data import build_gaia_xp, cache_dir
 from spectrafm_hf.data.synthetic import SyntheticStars
@@ -332,11 +331,10 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     n_stars = arguments.stars
     folder = arguments.data or build_gaia_xp(cache_dir() / "gaia-xp")
     observed = read_observed(folder, arguments.split, 20 * n_stars)
-    weights = cached_file(str(loaded.name_or_path), "model.safetensors") or ""
     report: dict[str, Any] = {
         "command": shlex.join(["python", "scripts/evaluate_generation.py", *arguments.given]),
         "model": Path(arguments.model).name,
-        "model_sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
+        **checksums(loaded, tokenizer),
         "split": arguments.split,
         "flux": {},
     }

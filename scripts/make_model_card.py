@@ -17,6 +17,10 @@ model_cards/evaluations by
     $make $C/spectrafm-base-synthetic $R/base-synthetic.yaml spectrafm-base-synthetic-{apogee,gaia-xp}.json
     $make $C/spectrafm-apogee $R/apogee.yaml spectrafm-apogee-{apogee,apogee-apstar}.json
 
+An evaluation says of which weights and which settings it is (`spectrafm_hf.cards.checksums`). The first bundled ones
+named the weights alone; `settings_sha256` was put into them afterwards: that of the settings at the commit of each
+evaluation, which is that of today.
+
 What a person adds stands between `<!-- free text: NAME -->` and `<!-- end of free text -->`, and stays when the card is
 written again; of a bundled checkpoint, edit either copy (of two that differ the younger counts) and run the command. It
 warns where that text was written for other weights.

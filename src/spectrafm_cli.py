@@ -215,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         parents=[_pushing()],
         help="put a checkpoint with its card on the Hugging Face hub",
         description="Put a checkpoint on the Hugging Face hub in one commit: model, tokenizer, code, card, recipe and "
-        "evaluation. Refused where card or evaluation are missing or belong to other weights "
+        "evaluation. Refused where card or evaluation are missing or belong to other weights or settings "
         "(scripts/make_model_card.py writes both).",
     )
     push.add_argument("path", metavar="PATH", help="a folder, or a bundled checkpoint")

@@ -1,6 +1,7 @@
 """Cards of checkpoints: figures from the evaluation, free text from people, and those that are bundled."""
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub._eval_results import parse_eval_result_entries
 
 import spectrafm_hf
-from spectrafm_hf import SpectraFMTokenizer, bundled, bundled_names, save_checkpoint
-from spectrafm_hf.cards import read_evaluations, sha256, weights_of_card, write_model_card
+from spectrafm_hf import SpectraFMTokenizer, bundled, bundled_names, load_checkpoint, save_checkpoint
+from spectrafm_hf.cards import checksums, checksums_of_card, read_evaluations, sha256, write_model_card
 from spectrafm_hf.free_text import free_part, free_texts, keep_free_texts
 from spectrafm_hf.prediction import TrainingRange
 
@@ -48,7 +49,7 @@ def make_evaluation(folder: Path, name: str = "tiny", *, data: str = "gaia-xp", 
         "stars": {MAIN: 30, POOR: 4},
         "data_sha256": {"test": stars},
         "versions": {"torch": "2.13.0"},
-        "models": {name: {"name": name, "model_sha256": sha256(folder / "model.safetensors")}},
+        "models": {name: {"name": name, **checksums(*load_checkpoint(folder))}},
         "results": {MAIN: table(0.125), POOR: table(0.5)},
     }
 
@@ -100,7 +101,9 @@ def test_a_card_has_the_figures_where_people_and_the_hub_read_them(checkpoint):
     assert (entry.dataset_id, entry.value) == ("gaia-xp", 0.125)
     assert entry.notes == f"1.4826 MAD of logg [dex]; 30 test stars, {MAIN}"
     assert yaml.safe_load((checkpoint / "recipe.yaml").read_text()) == RECIPE
-    assert weights_of_card(card.read_text()) == sha256(checkpoint / "model.safetensors")
+    told = checksums_of_card(card.read_text())
+    assert told == checksums(*load_checkpoint(checkpoint))
+    assert told["model_sha256"] == sha256(checkpoint / "model.safetensors")
     assert "\n\n\n" not in written.text
 
 
@@ -135,7 +138,7 @@ def test_free_text_stays_and_figures_do_not(checkpoint, caplog):
     # Other weights under the same card: what a person said of the old ones may be wrong now.
     make_checkpoint(checkpoint, seed=1)
     write_model_card(checkpoint, recipe=RECIPE, evaluations=[make_evaluation(checkpoint)])
-    assert caplog.messages == [f"{card}: the free text was written for other weights: read it again"]
+    assert caplog.messages == [f"{card}: the free text was written for other weights or settings: read it again"]
     assert free_texts(card.read_text())["failures"] == mine
     assert "Of the first run." not in card.read_text()
 
@@ -176,18 +179,47 @@ def test_a_part_is_replaced_however_its_default_text_is_set_out(default):
 def test_an_evaluation_of_other_weights_is_refused_unless_it_is_of_the_same_stars(checkpoint, tmp_path):
     other = make_checkpoint(tmp_path / "other", seed=1)
     own, foreign = make_evaluation(checkpoint), make_evaluation(other, "MLP")
-    with pytest.raises(ValueError, match=r"evaluation: expected one of the weights [0-9a-f]{16}\.\.\., got "):
+    with pytest.raises(
+        ValueError, match=r"evaluation: expected one of weights [0-9a-f]{16} with settings [0-9a-f]{16}, got weights "
+    ):
         write_model_card(checkpoint, recipe=RECIPE, evaluations=[foreign])
     with pytest.raises(ValueError, match=r"got none$"):
         write_model_card(checkpoint, recipe=RECIPE, evaluations=[])
     elsewhere = copy.deepcopy(foreign) | {"data_sha256": {"test": "cd" * 32}}
-    with pytest.raises(ValueError, match="expected one of the weights"):
+    with pytest.raises(ValueError, match="expected one of weights"):
         write_model_card(checkpoint, recipe=RECIPE, evaluations=[own, elsewhere])
     foreign["results"][MAIN]["MLP"]["logg"] |= {"robust_scatter": 0.1}
     text = write_model_card(checkpoint, recipe=RECIPE, evaluations=[own, foreign]).read_text()
     assert text.index("| spectrafm-tiny | ") < text.index("| MLP | ") < text.index(POOR)
     assert "**0.100** (" in text
     assert [evaluation["command"][-4:] for evaluation in read_evaluations(checkpoint)] == ["tiny", " MLP"]
+
+
+def test_the_settings_of_a_checkpoint_have_a_checksum_that_new_defaults_do_not_change(checkpoint):
+    sums = checksums(*load_checkpoint(checkpoint))
+
+    def changed(file: str, **settings) -> set[str]:
+        """Which sums are others with these settings; None takes one away."""
+        path = checkpoint / file
+        text = path.read_text()
+        merged = json.loads(text) | settings
+        path.write_text(json.dumps({name: value for name, value in merged.items() if value is not None}))
+        now = checksums(*load_checkpoint(checkpoint))
+        path.write_text(text)
+        return {name for name in sums if sums[name] != now[name]}
+
+    n_labels = len(json.loads((checkpoint / "config.json").read_text())["label_names"])
+    for file, settings in (
+        ("config.json", {"label_scales": [2.0] * n_labels}),
+        ("config.json", {"label_error_factors": [2.0] * n_labels}),
+        ("preprocessor_config.json", {"continuum": "median"}),
+        ("training_range.json", {"wavelength": [4000.0, 5100.0]}),
+    ):
+        assert changed(file, **settings) == {"settings_sha256"}, settings
+    assert changed("config.json", transformers_version="9.9.9") == set()
+    assert changed("preprocessor_config.json", clip_mode=None) == set(), (
+        "a setting that came after the file was written"
+    )
 
 
 @pytest.mark.parametrize("missing", ["training_range.json", "model.safetensors"])

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -308,9 +310,9 @@ def other_weights(folder: Path) -> None:
     make_checkpoint(folder, seed=1)
 
 
-def other_evaluation(folder: Path) -> None:
+def other_evaluation(folder: Path, of: str = "model_sha256") -> None:
     text = (folder / "evaluation.json").read_text()
-    digest = json.loads(text)[0]["models"]["tiny"]["model_sha256"]
+    digest = json.loads(text)[0]["models"]["tiny"][of]
     (folder / "evaluation.json").write_text(text.replace(digest, "ab" * 32))
 
 
@@ -319,17 +321,42 @@ def other_figures(folder: Path) -> None:
     (folder / "evaluation.json").write_text(text.replace("0.125", "0.001"))
 
 
+def set_in(file: str, **settings) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+    return change
+
+
+def other_tokenizer(folder: Path) -> None:
+    for file in ("preprocessor_config.json", "tokenizer_config.json"):
+        set_in(file, continuum="median")(folder)
+
+
+def other_code(folder: Path) -> None:
+    path = folder / "modeling_spectrafm.py"
+    path.write_text(path.read_text() + "import os\n")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         ("README.md", "card: expected README.md in "),
         ("evaluation.json", "evaluation: expected evaluation.json in "),
         (".eval_results/gaia-xp.yaml", "evaluation: expected the figures of evaluation.json in "),
-        ("modeling_spectrafm.py", "code: expected modeling_spectrafm.py in "),
+        ("modeling_spectrafm.py", "checkpoint: expected modeling_spectrafm.py in "),
+        (other_code, "checkpoint: expected modeling_spectrafm.py in "),
+        (set_in("config.json", auto_map={"AutoModel": "a/b--c.D"}), "checkpoint: expected config.json in "),
+        (set_in("tokenizer_config.json", clip=1.0), "checkpoint: expected tokenizer_config.json in "),
+        (set_in("config.json", label_scales=[2.0] * 4), "card: expected one of weights "),
+        (set_in("training_range.json", wavelength=[1.0, 2.0]), "card: expected one of weights "),
+        (other_tokenizer, "card: expected one of weights "),
         ("config.json", "PATH: expected a folder with a checkpoint, or a bundled one, got "),
         ("model.safetensors", "checkpoint "),
-        (other_weights, "card: expected one of the weights "),
-        (other_evaluation, "evaluation: expected one of the weights "),
+        (other_weights, "card: expected one of weights "),
+        (other_evaluation, "evaluation: expected one of weights "),
+        (partial(other_evaluation, of="settings_sha256"), "evaluation: expected one of weights "),
         (other_figures, "evaluation: expected the figures of evaluation.json in "),
     ],
 )

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +30,12 @@ from huggingface_hub import (
     ModelCardData,
     eval_result_entries_to_yaml,
 )
+from transformers.utils import cached_file
 
 from .checkpoints import load_checkpoint
 from .files import complete_file
 from .free_text import free_texts, keep_free_texts
+from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from .prediction import RANGE_FILE, TrainingRange
 
 
@@ -93,6 +96,42 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def checksums(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> dict[str, str]:
+    """
+    What decides the answers of a checkpoint, by the names that an evaluation has for it, in hexadecimal digits.
+
+    Parameters
+    ----------
+    model, tokenizer
+        As `load_checkpoint` gives them, unchanged.
+
+    Returns
+    -------
+    dict of str to str
+        `model_sha256` of the file of the weights; `settings_sha256` of the settings of model and tokenizer, and of the
+        training range, which decides the flags. Settings at their defaults do not count: there are more of them in
+        another version of this package or of transformers.
+    """
+    where = str(model.name_or_path)
+    ranges = TrainingRange.load(where)
+    settings = {
+        "model": _beyond(model.config.to_dict(), SpectraFMConfig().to_dict()),
+        "tokenizer": _beyond(tokenizer.to_dict(), SpectraFMTokenizer().to_dict()),
+        "training_range": ranges and asdict(ranges),
+    }
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return {
+        "model_sha256": sha256(cached_file(where, "model.safetensors") or ""),
+        "settings_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
+    }
+
+
+def name_checksums(sums: Mapping[str, Any]) -> str:
+    """The beginnings of `checksums`, for a message."""
+    weights, settings = (str(sums.get(name) or "none")[:16] for name in ("model_sha256", "settings_sha256"))
+    return f"weights {weights} with settings {settings}"
+
+
 def write_model_card(
     checkpoint: Path,
     *,
@@ -111,8 +150,8 @@ def write_model_card(
     recipe : path or mapping
         What it was trained with: a YAML file, or its content.
     evaluations : sequence of mapping
-        What `scripts/evaluate.py --output` writes, the most important first. At least one must be of these weights;
-        one of other models alone adds their rows, and must be on the same stars as one that is.
+        What `scripts/evaluate.py --output` writes, the most important first. At least one must be of these weights with
+        these settings; one of other models alone adds their rows, and must be on the same stars as one that is.
     base_model : str, optional
         What it was trained on from. Default: the `checkpoint` of the recipe.
     remarks : str
@@ -127,8 +166,8 @@ def write_model_card(
     Raises
     ------
     ValueError
-        If the checkpoint is not whole or has no training range; if no evaluation is of its weights, or one is of other
-        weights and other stars; if there is a README.md that is no card with marks for free text, which would be lost.
+        If the checkpoint is not whole or has no training range; if no evaluation is of it (`checksums`), or one is of
+        others and other stars; if there is a README.md that is no card with marks for free text, which would be lost.
     """
     checkpoint = Path(checkpoint)
     old = _read_card(checkpoint)
@@ -137,10 +176,12 @@ def write_model_card(
     if ranges is None or not ranges.labels:
         raise ValueError(f"checkpoint: expected {RANGE_FILE} with the range of each label in {checkpoint}, got none")
     weights = checkpoint / "model.safetensors"
-    checksum = sha256(weights)
+    sums = checksums(model, tokenizer)
     plain = [_plain(evaluation) for evaluation in evaluations]
     name = checkpoint.resolve().name
-    groups = group_evaluations(plain, checksum, name)
+    groups = group_evaluations(plain, sums, name)
+    # An older card says less of what it is of.
+    same = old is not None and bool(told := checksums_of_card(old)) and told.items() <= sums.items()
     recipe_text = (
         recipe.read_text(encoding="utf-8")
         if isinstance(recipe, Path)
@@ -175,18 +216,20 @@ def write_model_card(
         label_ranges="\n".join(_label_range(label, units[label], ranges) for label in labels),
         wavelength_ranges="\n".join(_wavelength_ranges(ranges)),
         evaluations="\n\n".join(_tables(group, name, units) for group in groups),
-        remarks=remarks.strip() or (_remarks(old) if old is not None and weights_of_card(old) == checksum else ""),
+        remarks=remarks.strip() or (_remarks(old) if old is not None and same else ""),
         calibration=_calibration(groups, name, factors),
         failures="\n".join(_failures(groups, name, units)),
         recipe=recipe_text.strip(),
         data=_data(data),
-        model_sha256=checksum,
+        **sums,
     )
     # Jinja leaves empty lines where a condition stood.
     text = re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
     if old is not None:
-        if weights_of_card(old) != checksum and any(free_texts(old).values()):
-            logger.warning("%s: the free text was written for other weights: read it again", checkpoint / "README.md")
+        if not same and any(free_texts(old).values()):
+            logger.warning(
+                "%s: the free text was written for other weights or settings: read it again", checkpoint / "README.md"
+            )
         text = keep_free_texts(text, old)
     _write(checkpoint / "recipe.yaml", recipe_text)
     _write(checkpoint / "evaluation.json", json.dumps(plain, indent=1, allow_nan=False) + "\n")
@@ -219,21 +262,21 @@ predict({{"wavelength": wavelength, "flux": flux, "flux_error": flux_error}})
 ```"""
 
 
-def group_evaluations(evaluations: Sequence[Mapping[str, Any]], checksum: str, name: str) -> list[Group]:
+def group_evaluations(evaluations: Sequence[Mapping[str, Any]], sums: Mapping[str, str], name: str) -> list[Group]:
     """
-    Results of the same stars in one table, in which the rows of the weights `checksum` are called `name`.
+    Results of the same stars in one table, in which the rows of the one with these `checksums` are called `name`.
 
     Raises
     ------
     ValueError
-        If an evaluation is not what `scripts/evaluate.py` writes, or no table has a row of these weights.
+        If an evaluation is not what `scripts/evaluate.py` writes, or a table has no row of this checkpoint.
     """
     groups: dict[tuple[str, str, str], Group] = {}
     for evaluation in evaluations:
         try:
             data, split = evaluation["data"], evaluation["split"]
             key = (data, split, evaluation["data_sha256"][split])
-            own = {row for row, about in evaluation["models"].items() if about.get("model_sha256") == checksum}
+            own = {row for row, about in evaluation["models"].items() if sums.items() <= about.items()}
             others = {row: Path(row).name for row in evaluation["models"] if row not in own}
             rows = dict.fromkeys(own, name)
             rows |= {row: f"{other}, other weights" if other == name else other for row, other in others.items()}
@@ -244,12 +287,12 @@ def group_evaluations(evaluations: Sequence[Mapping[str, Any]], checksum: str, n
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"evaluation: expected what scripts/evaluate.py writes, got none of {error}") from error
     if not groups:
-        raise ValueError(f"evaluation: expected one of the weights {checksum[:16]}..., got none")
+        raise ValueError(f"evaluation: expected one of {name_checksums(sums)}, got none")
     for group in groups.values():
-        found = [about.get("model_sha256") for one in group.sources for about in one["models"].values()]
-        if checksum not in found:
-            what = ", ".join(f"{other[:16]}..." for other in found if other) or "none"
-            raise ValueError(f"evaluation: expected one of the weights {checksum[:16]}..., got {what}")
+        found = [about for one in group.sources for about in one["models"].values()]
+        if not any(sums.items() <= about.items() for about in found):
+            what = ", ".join(name_checksums(about) for about in found if "model_sha256" in about) or "none"
+            raise ValueError(f"evaluation: expected one of {name_checksums(sums)}, got {what}")
     return list(groups.values())
 
 
@@ -268,10 +311,11 @@ def eval_results(groups: Sequence[Group], name: str, units: Mapping[str, str]) -
     }
 
 
-def weights_of_card(card: str) -> str | None:
-    """The SHA-256 of the weights that a card is of; None if it does not say."""
-    found = re.search(r"Weights: `model\.safetensors`, SHA-256\s+`([0-9a-f]{64})`", card)
-    return found and found[1]
+def checksums_of_card(card: str) -> dict[str, str]:
+    """The `checksums` that a card says it is of."""
+    places = {"model_sha256": r"Weights: `model\.safetensors`, SHA-256", "settings_sha256": "training range, SHA-256"}
+    found = {name: re.search(rf"{place}\s+`([0-9a-f]{{64}})`", card) for name, place in places.items()}
+    return {name: match[1] for name, match in found.items() if match}
 
 
 def read_evaluations(checkpoint: Path) -> list[dict[str, Any]]:
@@ -304,6 +348,13 @@ def _read_card(checkpoint: Path) -> str | None:
 def _remarks(card: str) -> str:
     found = re.search(r"^<!-- remarks -->\n(.*?)^<!-- end of remarks -->$", card, re.MULTILINE | re.DOTALL)
     return found[1].strip() if found else ""
+
+
+def _beyond(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are not at their defaults, as JSON has them, without who wrote them and for which class."""
+    settings, defaults = (json.loads(json.dumps(given)) for given in (settings, defaults))
+    ours = settings.keys() - {"transformers_version", "architectures", "_name_or_path"}
+    return {name: settings[name] for name in ours if name not in defaults or settings[name] != defaults[name]}
 
 
 def _plain(value: Any) -> Any:

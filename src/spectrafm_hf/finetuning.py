@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
 from .baselines import Baseline, MLPBaseline, RidgeBaseline, Spectra
-from .cards import read_evaluations, sha256, write_model_card
+from .cards import checksums, read_evaluations, sha256, write_model_card
 from .checkpoints import load_checkpoint, suitable_checkpoint
 from .data.from_files import build_from_files
 from .data.labels import ID_COLUMNS, LabelIndex, heading_units, label_columns, read_labels
@@ -774,7 +774,7 @@ def _evaluate(
             raise ValueError(
                 f"test: expected answers, got none for {columns['object_id'][~np.isfinite(columns[wanted[0]])]}"
             )
-    models["fine-tuned"]["model_sha256"] = sha256(checkpoint / "model.safetensors")
+    models["fine-tuned"] |= checksums(*load_checkpoint(checkpoint))
     for name, baseline, settings, grid in _baselines(parts, names, seed):
         means, sigmas = baseline.predict(*_pixels(test, grid))
         answers[name] = dict(zip(names, means.T, strict=True)), dict(zip(names, sigmas.T, strict=True))

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -24,23 +25,32 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCa
 # Of whichever HTTP library the installed one is built on.
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from .cards import eval_results, group_evaluations, read_evaluations, sha256, usage, weights_of_card
-from .checkpoints import bundled, bundled_names, load_checkpoint
+from .cards import (
+    checksums,
+    checksums_of_card,
+    eval_results,
+    group_evaluations,
+    name_checksums,
+    read_evaluations,
+    usage,
+)
+from .checkpoints import bundled, bundled_names, load_checkpoint, save_checkpoint
 from .data.building import settings_of, split_sizes
 from .free_text import free_part, free_texts, keep_free_texts
 
 
 logger = logging.getLogger(__name__)
 
-#: The modules that `save_checkpoint` writes.
-CODE = {path.name: path for path in Path(__file__).with_name("models").glob("*_spectrafm.py")}
 #: Of a checkpoint folder, beside `.eval_results` and the pictures of its card: what else is in it may be private.
 CHECKPOINT_FILES = (
     "model.safetensors",
     "config.json",
     "preprocessor_config.json",
     "tokenizer_config.json",
-    *CODE,
+    "configuration_spectrafm.py",
+    "modeling_spectrafm.py",
+    "pipeline_spectrafm.py",
+    "tokenization_spectrafm.py",
     "training_range.json",
     "recipe.yaml",
     "evaluation.json",
@@ -105,28 +115,32 @@ def checkpoint_upload(name_or_path: str | os.PathLike[str], repo_id: str) -> Upl
     Raises
     ------
     ValueError
-        If the checkpoint is not whole, or its card or evaluation is missing or belongs to other weights.
+        If the checkpoint is not whole, or its code or what it says of itself is not what `save_checkpoint` writes; if
+        its card or evaluation is missing or belongs to other weights or settings (`checksums`).
     """
     _check_repo(repo_id)
     name = os.fspath(name_or_path)
     folder = Path(bundled(name) if name in bundled_names("spectrafm") else name)
     if not (folder / "config.json").is_file():
         raise ValueError(f"PATH: expected a folder with a checkpoint, or a bundled one, got {name}")
-    model, _ = load_checkpoint(folder)
-    for reference in json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {}).values():
-        module = f"{reference.partition('.')[0]}.py"
-        if not (folder / module).is_file():
-            raise ValueError(f"code: expected {module} in {folder}, as save_checkpoint writes it, got none")
-    checksum = sha256(folder / "model.safetensors")
+    model, tokenizer = load_checkpoint(folder)
+    with tempfile.TemporaryDirectory() as again:
+        save_checkpoint(model, tokenizer, Path(again, "saved"))
+        for path in sorted(Path(again, "saved").iterdir()):
+            there = folder / path.name
+            if path.suffix != ".safetensors" and (not there.is_file() or _content(there) != _content(path)):
+                raise ValueError(
+                    f"checkpoint: expected {path.name} in {folder} as save_checkpoint of this version writes it, got "
+                    f"{'another' if there.is_file() else 'none'}"
+                )
+    sums = checksums(model, tokenizer)
     if not (folder / "README.md").is_file():
         raise ValueError(f"card: expected README.md in {folder}, as scripts/make_model_card.py writes it, got none")
     card = (folder / "README.md").read_text(encoding="utf-8")
-    if (described := weights_of_card(card)) != checksum:
-        raise ValueError(
-            f"card: expected one of the weights {checksum[:16]}..., got one of {(described or 'none')[:16]}"
-        )
+    if (told := checksums_of_card(card)) != sums:
+        raise ValueError(f"card: expected one of {name_checksums(sums)}, got one of {name_checksums(told)}")
     title = folder.resolve().name
-    groups = group_evaluations(read_evaluations(folder), checksum, title)
+    groups = group_evaluations(read_evaluations(folder), sums, title)
     units = dict(zip(model.config.label_names, model.config.label_units, strict=True))
     files = _files(folder, CHECKPOINT_FILES, card)
     for file, text in eval_results(groups, title, units).items():
@@ -282,6 +296,12 @@ def _check_repo(repo_id: str) -> None:
         raise ValueError(f"REPO: expected OWNER/NAME, got {repo_id!r}")
 
 
+def _content(path: Path) -> Any:
+    """Settings without the version of the library that wrote them, or a text."""
+    text = path.read_text(encoding="utf-8")
+    return {**json.loads(text), "transformers_version": None} if path.suffix == ".json" else text
+
+
 def _files(folder: Path, patterns: Sequence[str], card: str) -> dict[str, Path]:
     """Files of a folder that match, and those that the card shows as pictures, by their paths in the repository."""
     pictures = [name for name in re.findall(r"!\[[^\]]*\]\((\w[\w./-]*)\)", card) if "/." not in name]
@@ -324,7 +344,7 @@ def _found(hub: HfApi, upload: Upload, revision: str | None) -> tuple[str | None
     where: dict[str, Any] = {"repo_id": upload.repo_id, "repo_type": upload.repo_type}
     try:
         try:
-            info = hub.repo_info(**where, revision=revision)
+            info: Any = hub.repo_info(**where, revision=revision)
         except RevisionNotFoundError:  # a branch that is made from the main one
             info = hub.repo_info(**where)
     except RepositoryNotFoundError:
