@@ -66,6 +66,7 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("recipe", type=Path, nargs="?")
     parser.add_argument("evaluations", type=Path, nargs="*")
+    parser.add_argument("--license", metavar="ID", help="of the weights [what the card states already]")
     arguments = parser.parse_args()
     card = arguments.checkpoint.resolve() / "README.md"
     copy = CARDS / f"{card.parent.name}.md" if card.parent.parent == BUNDLED else None
@@ -77,6 +78,7 @@ def main() -> int:
             arguments.checkpoint,
             recipe=arguments.recipe or arguments.checkpoint / "recipe.yaml",
             evaluations=evaluations or read_evaluations(arguments.checkpoint),
+            license=arguments.license,
         )
         if copy is not None:
             write(copy, card.read_text(encoding="utf-8"))

@@ -250,6 +250,24 @@ def test_data_come_with_their_terms_also_those_of_ones_own(checkpoint, tmp_path)
     assert str(tmp_path) not in text.partition("recipe.yaml")[0]
 
 
+def test_a_licence_and_data_that_nobody_has_stated_are_not_in_the_card(checkpoint):
+    def write(**settings) -> ModelCard:
+        evaluations = [make_evaluation(checkpoint)]
+        return ModelCard.load(write_model_card(checkpoint, recipe={"data": None}, evaluations=evaluations, **settings))
+
+    card = write()
+    assert {"license", "datasets"}.isdisjoint(card.data.to_dict())
+    assert "For the weights none is stated" in card.text
+    assert "Trained on spectra and labels whose origin and terms are not stated here." in card.text
+    path = checkpoint / "README.md"
+    path.write_text(path.read_text().replace("---\n", "---\nlicense: mit\n", 1))
+    card = write()
+    assert card.data.license == "mit" and "The weights have the licence mit, the code apache-2.0. Please" in card.text
+    card = write(license="apache-2.0")
+    assert card.data.license == "apache-2.0"
+    assert "\nThe weights and the code have the licence apache-2.0. Please cite" in card.text
+
+
 def test_the_card_cites_paper_and_software_as_the_citation_file_does():
     template = (ROOT / "model_cards" / "template.md").read_text()
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())

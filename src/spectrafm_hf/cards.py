@@ -42,7 +42,6 @@ from .prediction import RANGE_FILE, TrainingRange
 logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).parent / "resources" / "model_card.md"
-LICENSE = "apache-2.0"
 FIGURES = {
     "robust_scatter": "1.4826 MAD",
     "bias": "median of predicted - true",
@@ -139,6 +138,7 @@ def write_model_card(
     evaluations: Sequence[Mapping[str, Any]],
     base_model: str | None = None,
     remarks: str = "",
+    license: str | None = None,
 ) -> Path:
     """
     Write the card of a checkpoint, and beside it what it was made of.
@@ -148,7 +148,7 @@ def write_model_card(
     checkpoint : path
         Folder of a whole checkpoint with its `training_range.json`. Its name is the title of the card.
     recipe : path or mapping
-        What it was trained with: a YAML file, or its content.
+        What it was trained with: a YAML file, or its content. `data` of None: on what nobody has named.
     evaluations : sequence of mapping
         What `scripts/evaluate.py --output` writes, the most important first. At least one must be of these weights with
         these settings; one of other models alone adds their rows, and must be on the same stars as one that is.
@@ -157,6 +157,8 @@ def write_model_card(
     remarks : str
         Markdown that follows the figures, for what the caller knows of them. By default what an earlier card of these
         weights has there.
+    license : str, optional
+        Of the weights, by its name on the hub. Default: what an earlier card states; without one, none is.
 
     Returns
     -------
@@ -192,18 +194,18 @@ def write_model_card(
         raise ValueError(f"recipe: expected settings by name, got {type(settings).__name__}")
     base = base_model or settings.get("checkpoint")
     base = Path(base).name if base and Path(base).is_dir() else base
-    data = list(settings.get("sources") or [settings.get("data", "gaia-xp")])
+    data = list(settings.get("sources") or filter(None, [settings.get("data", "gaia-xp")]))
     labels = list(tokenizer.requests or model.config.label_names)
     units = dict(zip(model.config.label_names, model.config.label_units, strict=True))
     factors = dict(zip(model.config.label_names, model.config.label_error_factors or [1.0] * len(units), strict=True))
     card = ModelCard.from_template(
         ModelCardData(
-            license=LICENSE,
+            license=license or (ModelCard(old).data.get("license") if old is not None else None),
             library_name="transformers",
             pipeline_tag="other",
             tags=["astronomy", "spectroscopy", "stellar-labels", "spectrafm"],
             base_model=base,
-            datasets=[Path(dataset).name if Path(dataset).is_dir() else dataset for dataset in data],
+            datasets=[Path(dataset).name if Path(dataset).is_dir() else dataset for dataset in data] or None,
             model_name=name,
             eval_results=list(_index(groups, name)),
         ),
@@ -524,4 +526,5 @@ def _data(datasets: Sequence[str]) -> str:
         else:
             about.append(f"`{name}` (its terms are not known here)")
     listed = "\n".join(f"- {citation}" for citation in citations)
-    return "\n\n".join(filter(None, [f"Trained on {', '.join(about)}.", *terms, listed]))
+    trained_on = ", ".join(about) or "spectra and labels whose origin and terms are not stated here"
+    return "\n\n".join(filter(None, [f"Trained on {trained_on}.", *terms, listed]))

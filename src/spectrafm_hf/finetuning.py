@@ -675,7 +675,7 @@ def finetune(
     told = {name: value for name, value in asdict(recipe).items() if value != getattr(Recipe(), name)}
     write_model_card(
         out,
-        recipe={**told, "data": recipe.data, **argument_settings},
+        recipe={**told, "data": None, **argument_settings},  # whose spectra they are, nobody has said
         evaluations=[evaluation],
         base_model=model,
         remarks=(
