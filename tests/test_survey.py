@@ -18,7 +18,7 @@ from test_hub import COMMANDS, build, in_new_process
 
 import spectrafm_cli
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
-from spectrafm_hf.prediction import ROW_GROUP, PredictionWriter
+from spectrafm_hf.prediction import ROW_GROUP, PredictionWriter, TrainingRange
 from spectrafm_hf.survey import ShardPredictor, list_shards, process_number
 
 
@@ -87,6 +87,32 @@ def test_predictions_of_another_model_or_of_other_spectra_are_not_taken_for_done
     pq.write_table(pq.read_table(shard).slice(1), shard)
     assert "4 of them from before" in predict(survey, model=tmp_path / "other")[1]
     assert len(pd.read_parquet(tmp_path / "labels")) == 36
+
+
+def test_predictions_by_other_settings_or_another_training_range_are_not_taken_for_done(
+    predict, survey, checkpoint, tmp_path
+):
+    def column(name):
+        return pd.read_parquet(tmp_path / "labels")[name]
+
+    predict(survey)
+    before = column("teff_err")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "label_error_factors": [3.0] * 4}))
+    assert "0 of them from before" in predict(survey)[1]
+    np.testing.assert_allclose(column("teff_err"), 3 * before, rtol=1e-5)
+    assert not any(column("flags"))
+    TrainingRange({"teff": (0.0, 1.0)}).save(checkpoint)
+    assert "0 of them from before" in predict(survey)[1]
+    assert set(column("flags")) == {"teff>1"}
+
+
+def test_who_saved_a_checkpoint_and_where_it_lies_does_not_undo_a_shard(predict, survey, checkpoint, tmp_path):
+    predict(survey)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "transformers_version": "5.0.0"}))
+    checkpoint.rename(tmp_path / "elsewhere")
+    assert "5 of them from before" in predict(survey, model=tmp_path / "elsewhere")[1]
 
 
 def test_a_shard_that_cannot_be_read_stops_no_other_and_is_not_taken_for_done(predict, survey, tmp_path):

@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,6 +37,8 @@ FILES_PER_SHARD = 1000
 #: What a name of a data set on the hub begins with; `OWNER/NAME` or `OWNER/NAME@REVISION` follows.
 HUB = "hf://datasets/"
 MADE_OF = b"spectrafm_hf.made_of"
+#: Of a configuration: what changes no answer.
+NO_SETTINGS = ("_name_or_path", "transformers_version", "architectures", "auto_map", "custom_pipelines")
 
 
 @dataclass(frozen=True)
@@ -214,8 +216,11 @@ class ShardPredictor:
         self.output, self.batch_size, self.how = Path(output), batch_size, dict(how or {})
         self.names = list(tokenizer.requests or tokenizer.label_names)
         # What changes an answer, beside the spectra; the size of a batch does not.
-        settings = json.dumps([tokenizer.to_dict(), self.how], sort_keys=True, default=lambda array: array.tolist())
-        self._own_state = hashlib.sha256((fingerprint(model) + settings).encode()).hexdigest()
+        config = {name: value for name, value in model.config.to_dict().items() if name not in NO_SETTINGS}
+        limits = None if training_range is None else asdict(training_range)
+        settings = [config, tokenizer.to_dict(), limits, self.how]
+        text = json.dumps(settings, sort_keys=True, default=lambda array: array.tolist())
+        self._own_state = hashlib.sha256((fingerprint(model) + text).encode()).hexdigest()
 
     def path(self, shard: Shard) -> Path:
         """Where the predictions of a shard are."""
