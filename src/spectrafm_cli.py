@@ -518,7 +518,12 @@ def _predict_survey(arguments: argparse.Namespace) -> int:
         model, tokenizer, arguments.output, training_range, arguments.batch_size, _how(arguments)
     )
     own = shards[rank::world_size]
-    left = [shard for shard in own if not predictor.is_done(shard)]
+    left = []
+    for shard in own:
+        if (known := predictor.failures(shard)) is None:
+            left.append(shard)
+        else:
+            failures += known
     done = before = len(own) - len(left)
     with tqdm(desc="predicting", unit=" stars", delay=DELAY, disable=None if rank == 0 else True) as progress:
         outcomes: Iterable[Outcome]

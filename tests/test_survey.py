@@ -129,19 +129,56 @@ def test_a_shard_that_cannot_be_read_stops_no_other_and_is_not_taken_for_done(pr
     assert len(pd.read_parquet(tmp_path / "labels")) == 37
 
 
-def test_of_many_small_files_one_that_is_broken_has_its_reason_in_the_table(predict, tmp_path):
+@pytest.fixture
+def small_files(tmp_path) -> Path:
+    """A folder with a spectrum in each of three files."""
     folder = tmp_path / "spectra"
     folder.mkdir()
     for star in range(3):
         columns = np.arange(5000.0, 5050), np.linspace(0.9, 1.1, 50), np.full(50, 0.01)
         np.savetxt(folder / f"{star}.csv", np.transpose(columns), delimiter=",", header="wavelength,flux,flux_error",
                    comments="")  # fmt: skip
-    (folder / "1.csv").write_bytes(b"\x00" * 100)
-    code, _, err = predict(folder)
+    return folder
+
+
+def test_of_many_small_files_one_that_is_broken_has_its_reason_in_the_table(predict, small_files, tmp_path):
+    (small_files / "1.csv").write_bytes(b"\x00" * 100)
+    code, _, err = predict(small_files)
     table = pd.read_parquet(tmp_path / "labels")
     assert code == 1 and "1.csv" in err
     assert list(table["object_id"]) == ["0", "2", "1.csv"]
     assert "expected a FITS" in table["flags"][2] and np.isnan(table["teff"][2]) and np.isfinite(table["teff"][0])
+
+
+def test_a_broken_file_is_told_of_in_each_run_until_it_is_mended(predict, small_files, tmp_path):
+    content = (small_files / "1.csv").read_bytes()
+    (small_files / "1.csv").write_bytes(b"\x00" * 100)
+    first, second = predict(small_files), predict(small_files)
+    assert first[0] == second[0] == 1 and first[2] == second[2] and "1.csv" in second[2]
+    assert "1 of 1 shards" in second[1] and "1 of them from before" in second[1]
+    assert "1.csv" in (tmp_path / "labels" / "_failed.csv").read_text()
+    (small_files / "1.csv").write_bytes(content)
+    assert predict(small_files)[0] == 0
+    assert not (tmp_path / "labels" / "_failed.csv").exists()
+    assert np.isfinite(pd.read_parquet(tmp_path / "labels")["teff"]).all()
+
+
+def test_a_file_that_the_system_does_not_give_is_tried_again_by_the_next_run(tiny_model, small_files, tmp_path):
+    """It is a folder when it is read, and itself again afterwards."""
+    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(patch_size=4), tmp_path / "labels")
+    (shard,) = list_shards([small_files])
+    file = small_files / "1.csv"
+    file.rename(tmp_path / "away")
+    file.mkdir()
+    outcome = predictor.outcome(shard)
+    (failure,) = outcome.failures
+    assert not outcome.written and failure.file == file and "Is a directory" in failure.cause
+    assert not predictor.is_done(shard) and not written(tmp_path / "labels")
+    file.rmdir()
+    (tmp_path / "away").rename(file)
+    (again,) = list_shards([small_files])
+    assert again == shard and predictor.outcome(again).failures == []
+    assert len(pd.read_parquet(tmp_path / "labels").dropna()) == 3
 
 
 def test_each_process_has_shards_of_its_own(predict, survey, tmp_path, monkeypatch):

@@ -514,6 +514,10 @@ class PredictionWriter:
         if self.suffix == ".csv" or sum(map(len, self._waiting)) >= ROW_GROUP:
             self._flush()
 
+    def note(self, metadata: Mapping[bytes, bytes]) -> None:
+        """Add to the metadata of a Parquet file what was not known when it was begun."""
+        self._writer.add_key_value_metadata(metadata)
+
     def _flush(self) -> None:
         if self._waiting:
             self._writer.write_table(pa.concat_tables(self._waiting))

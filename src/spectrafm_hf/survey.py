@@ -36,7 +36,7 @@ from .similar import fingerprint
 FILES_PER_SHARD = 1000
 #: What a name of a data set on the hub begins with; `OWNER/NAME` or `OWNER/NAME@REVISION` follows.
 HUB = "hf://datasets/"
-MADE_OF = b"spectrafm_hf.made_of"
+MADE_OF, FAILURES = b"spectrafm_hf.made_of", b"spectrafm_hf.failures"
 #: Of a configuration: what changes no answer.
 NO_SETTINGS = ("_name_or_path", "transformers_version", "architectures", "auto_map", "custom_pipelines")
 
@@ -63,6 +63,14 @@ class Shard:
     state: str
     repository: str = ""
     revision: str = ""
+
+
+class UnreadableNow(OSError):
+    """Some files of a shard cannot be read at this time, though nothing is known to be wrong with them."""
+
+    def __init__(self, failures: list[Failure]) -> None:
+        super().__init__(failures[0].cause)
+        self.failures = failures
 
 
 @dataclass(frozen=True)
@@ -227,12 +235,18 @@ class ShardPredictor:
         return self.output / f"{shard.name}.parquet"
 
     def is_done(self, shard: Shard) -> bool:
-        """Whether they are there, of these spectra and this model. A file that is cut off has no end, which says so."""
+        """Whether they are there, of these spectra and this model."""
+        return self.failures(shard) is not None
+
+    def failures(self, shard: Shard) -> list[Failure] | None:
+        """What could not be read of a shard that is done; None if it is not. A file that is cut off has no end."""
         try:
-            metadata = pq.read_schema(self.path(shard)).metadata or {}
+            metadata = pq.read_metadata(self.path(shard)).metadata or {}
         except (OSError, pa.ArrowInvalid):
-            return False
-        return metadata.get(MADE_OF) == self._made_of(shard)
+            return None
+        if metadata.get(MADE_OF) != self._made_of(shard):
+            return None
+        return [Failure(Path(file), cause) for file, cause in json.loads(metadata.get(FAILURES, b"[]"))]
 
     def _made_of(self, shard: Shard) -> bytes:
         return hashlib.sha256((shard.state + self._own_state).encode()).hexdigest().encode()
@@ -249,15 +263,16 @@ class ShardPredictor:
         Returns
         -------
         list of Failure
-            Of many files, those that cannot be read. Each has a row with the reason as its flag, as has a star that
-            cannot be predicted.
+            Of many files, those that hold what cannot be read. Each has a row with the reason as its flag, as has a
+            star that cannot be predicted. They stand in the metadata of the file, too.
 
         Raises
         ------
         ValueError
             If the only file of the shard cannot be read. Nothing of the shard is written then.
         OSError
-            If the disk is full, or a file on the hub cannot be had. The same.
+            If the disk is full, or a file on the hub cannot be had. The same. `UnreadableNow` if the system does not
+            give one of many files: to write its star as one that has no labels would settle it for good.
         """
         failures: list[Failure] = []
         path = self.path(shard)
@@ -276,8 +291,12 @@ class ShardPredictor:
                 for batch in predict_batches(self.model, self.tokenizer, batches, self.names, self.training_range):
                     writer.write(batch)
                     progress(len(batch["flags"]))
+                if passing := [failure for failure in failures if failure.may_pass]:
+                    raise UnreadableNow(passing)
                 if failures:
                     writer.write(self._rows_of(failures))
+                    told = json.dumps([(os.fspath(failure.file), failure.cause) for failure in failures])
+                    writer.note({FAILURES: told.encode()})
         return failures
 
     def outcome(self, shard: Shard, progress: Callable[[int], Any] = lambda stars: None) -> Outcome:
@@ -290,6 +309,8 @@ class ShardPredictor:
 
         try:
             failures = self(shard, count)
+        except UnreadableNow as error:
+            return Outcome(shard, False, sum(counts), error.failures)
         except (ValueError, OSError, HTTPError) as error:
             return Outcome(shard, False, sum(counts), [Failure(Path(shard.files[0]), str(error))])
         return Outcome(shard, True, sum(counts), failures)

@@ -8,6 +8,7 @@ vacuum, at rest or not, in what units; `formats` lists them.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -223,7 +224,18 @@ def _fail(path: Path, error: Exception, failures: list[Failure] | None, format: 
         cause = f"{path}: expected a file {what}, got {'' if known else f'{type(error).__name__}: '}{cause}"
     if failures is None:
         raise ValueError(cause) from error
-    failures.append(Failure(path, cause))
+    failures.append(Failure(path, cause, _may_pass(error)))
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """
+    Whether the system, not what is in the file, is at fault: only its errors have a number. One of them is that of a
+    place which a damaged file names and does not have.
+    """
+    if error is None:
+        return False
+    by_system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+    return by_system or _may_pass(error.__cause__)
 
 
 def _at_least_one(rows: Iterator[Row], path: Path) -> Iterator[Row]:

@@ -66,10 +66,11 @@ BAD_BITS = (
 
 
 class Failure(NamedTuple):
-    """A file that could not be read, and why, in one line."""
+    """A file that could not be read, why, in one line, and whether the file itself may be all right."""
 
     file: Path
     cause: str
+    may_pass: bool = False
 
 
 @dataclass(frozen=True)
