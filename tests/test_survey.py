@@ -271,6 +271,29 @@ def test_after_an_error_nothing_of_a_shard_is_left(survey, tiny_model, tmp_path,
     assert predictor.is_done(shard)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't allocate memory"), MemoryError()])
+def test_what_torch_or_the_memory_does_not_give_ends_one_shard_only(survey, tiny_model, tmp_path, error):
+    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(patch_size=4), tmp_path / "labels")
+    first, second = list_shards([survey], "test")
+
+    def stop(stars):
+        raise error
+
+    outcome = predictor.outcome(first, stop)
+    assert not outcome.written and outcome.failures == [(Path(first.files[0]), str(error) or "MemoryError", False)]
+    assert predictor.outcome(second).written and not predictor.is_done(first)
+
+
+def test_ctrl_c_ends_a_survey(survey, tiny_model, tmp_path):
+    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(patch_size=4), tmp_path / "labels")
+
+    def stop(stars):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predictor.outcome(list_shards([survey], "test")[0], stop)
+
+
 def test_four_times_the_stars_take_no_more_memory(tiny_model, tmp_path, monkeypatch):
     """Of Python and NumPy; what a whole process takes, with torch and Arrow, is in scripts/test_benchmark_survey.py."""
     monkeypatch.setattr("spectrafm_hf.prediction.ROW_GROUP", 256)  # what waits to be written: 9 MB of a large shard

@@ -311,8 +311,9 @@ class ShardPredictor:
             failures = self(shard, count)
         except UnreadableNow as error:
             return Outcome(shard, False, sum(counts), error.failures)
-        except (ValueError, OSError, HTTPError) as error:
-            return Outcome(shard, False, sum(counts), [Failure(Path(shard.files[0]), str(error))])
+        except (ValueError, OSError, HTTPError, RuntimeError, MemoryError) as error:
+            cause = str(error) or type(error).__name__
+            return Outcome(shard, False, sum(counts), [Failure(Path(shard.files[0]), cause)])
         return Outcome(shard, True, sum(counts), failures)
 
     def _rows_of(self, failures: Sequence[Failure]) -> dict[str, NDArray[Any]]:
