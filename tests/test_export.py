@@ -205,6 +205,13 @@ def test_spectra_that_the_checkpoint_cannot_read_are_an_error(tmp_path, stars):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_spectrum_without_a_pixel_that_counts_is_an_error_that_says_so(tmp_path, demo):
+    rows = [demo[0], {**demo[1], "flux": np.full_like(demo[1]["flux"], np.nan)}]
+    with pytest.raises(ValueError, match="flux: expected at least one valid pixel in each spectrum, got none in spec"):
+        export_onnx(SMALL, tmp_path / "model.onnx", rows)
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_the_extra_the_command_says_what_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.delitem(sys.modules, "spectrafm_hf.export")
