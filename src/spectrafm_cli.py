@@ -33,7 +33,8 @@ APOGEE_MODEL = "spectrafm-apogee"
 DEMO_STARS = Path(__file__).parent / "spectrafm_hf" / "resources" / "gaia_xp_demo.parquet"
 PRINTED_STARS = 20
 PLOTTED_STARS = 20
-#: The overview picture holds no more, so that the memory does not grow with the number of stars.
+#: The overview picture holds no more, and no more names are remembered, so that the memory does not grow with the
+#: number of stars.
 OVERVIEW_STARS = 100_000
 FAILED = "failed.csv"
 DELAY = 2  # seconds before a progress bar shows
@@ -580,13 +581,13 @@ class _Summary:
             self.stars.append((batch[i], {name: column[i] for name, column in prediction.items()}))
         if self.n_stars < OVERVIEW_STARS:
             self.overview.append({name: prediction[name] for name in self.names})
+            identifiers = list(map(hash, prediction["object_id"][: OVERVIEW_STARS - self.n_stars]))
+            self.n_repeated += len(identifiers) - len(set(identifiers) - self._seen)
+            self._seen.update(identifiers)
         for flags in filter(None, prediction["flags"]):
             self.n_flagged += 1
             # Reasons of failure quote numbers: only their first words are counted.
             self.flags.update(flag.partition(":")[0] for flag in flags.split(FLAG_SEPARATOR))
-        identifiers = set(map(hash, prediction["object_id"]))
-        self.n_repeated += len(batch) - len(identifiers - self._seen)
-        self._seen |= identifiers
         self.n_stars += len(batch)
         self.n_good += int((~failed).sum())
         return np.flatnonzero(failed).tolist()
@@ -602,7 +603,8 @@ class _Summary:
             most = ", ".join(f"{flag} ({count:,})" for flag, count in self.flags.most_common(8))
             print(f"{self.n_flagged:,} of {self.n_stars:,} stars flagged: {most}")
         if self.n_repeated:
-            print(f"rows whose object_id came before: {self.n_repeated:,} (rows are in the order of the input)")
+            where = f", of the first {OVERVIEW_STARS:,}" if self.n_stars > OVERVIEW_STARS else ""
+            print(f"rows whose object_id came before: {self.n_repeated:,}{where} (rows are in the order of the input)")
 
     def draw(self, folder: Path) -> None:
         import numpy as np
@@ -717,6 +719,8 @@ def _embed(arguments: argparse.Namespace) -> int:
 
 
 def _similar(arguments: argparse.Namespace) -> int:
+    import csv
+
     from spectrafm_hf.files import complete_file
     from spectrafm_hf.similar import Embeddings, label_distance, neighbours, read_embeddings
 
@@ -742,9 +746,8 @@ def _similar(arguments: argparse.Namespace) -> int:
     header = ["object_id", "rank", "neighbour", "similarity"]
     _print_table([*header, *(_heading(name, units) for name in known)], lines[:PRINTED_STARS])
     if arguments.output:
-        with complete_file(arguments.output) as temporary:
-            text = [",".join(line) for line in [[*header, *known], *lines]]
-            temporary.write_text("\n".join(text) + "\n", encoding="utf-8")
+        with complete_file(arguments.output) as temporary, temporary.open("w", newline="", encoding="utf-8") as table:
+            csv.writer(table, lineterminator="\n").writerows([[*header, *known], *lines])
         print(f"written: {arguments.output}")
     elif len(lines) > PRINTED_STARS:
         print(f"... {len(lines) - PRINTED_STARS:,} more, --output FILE keeps them")

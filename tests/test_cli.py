@@ -16,6 +16,7 @@ from astropy.io import fits
 from astropy.table import Table
 from matplotlib import image
 
+import spectrafm_cli
 from spectrafm_cli import DEMO_STARS, main
 from spectrafm_hf import save_checkpoint
 from spectrafm_hf.prediction import TrainingRange
@@ -199,6 +200,16 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path):
         assert one_line(errors), errors
         assert errors.startswith("spectrafm predict: ")
         assert expected in errors
+
+
+def test_names_of_the_first_stars_only_are_remembered(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(spectrafm_cli, "OVERVIEW_STARS", 128)
+    assert "rows whose object_id came before: 64 (rows" in run("predict", DEMO_STARS, DEMO_STARS, "--batch-size", 64)[1]
+    monkeypatch.setattr(spectrafm_cli, "OVERVIEW_STARS", 64)
+    assert "came before" not in run("predict", DEMO_STARS, DEMO_STARS, "--batch-size", 64)[1]
+    monkeypatch.setattr(spectrafm_cli, "OVERVIEW_STARS", 67)
+    told = run("predict", DEMO_STARS, DEMO_STARS, "--batch-size", 64)[1]
+    assert "rows whose object_id came before: 3, of the first 67 (rows" in told
 
 
 def test_a_file_whose_every_star_fails_is_flagged_among_others_and_an_error_alone(run, tmp_path):

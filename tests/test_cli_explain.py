@@ -109,6 +109,16 @@ def test_embed_and_similar_find_stars_that_are_alike(run, tmp_path):
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "near.csv").read_text()
 
 
+def test_a_comma_in_an_identifier_makes_no_column(run, tmp_path):
+    table = pq.read_table(DEMO_STARS).slice(0, 3)
+    names = pa.array(["a,b", 'c "d"', "e"])
+    pq.write_table(table.set_column(table.schema.get_field_index("object_id"), "object_id", names), "named.parquet")
+    assert run("similar", "named.parquet", "--to", "named.parquet", "-n", 2, "--output", "near.csv")[0] == 0
+    near = rows_of(tmp_path / "near.csv")
+    assert [row["object_id"] for row in near] == ["a,b"] * 2 + ['c "d"'] * 2 + ["e"] * 2
+    assert all(None not in row for row in near)
+
+
 def test_similar_goes_on_without_a_star_that_cannot_be_used(run, few):
     code, printed, errors = run("similar", few, "--to", DEMO_STARS, "-n", 1)
     assert code == 1
