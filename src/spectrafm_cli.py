@@ -1095,14 +1095,12 @@ def _suitable_model(arguments: argparse.Namespace) -> str:
 
 
 def _load(name_or_path: str, revision: str = "main") -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
-    """Model, on a GPU if there is one, and tokenizer."""
-    import torch
-
+    """Model, on the GPU of this process if there is one, and tokenizer."""
     from spectrafm_hf.checkpoints import load_checkpoint
+    from spectrafm_hf.survey import process_device
 
     model, tokenizer = load_checkpoint(name_or_path, revision)
-    if torch.cuda.is_available():
-        model.cuda()  # type: ignore[call-arg]  # transformers wraps it without its types
+    model.to(process_device())  # type: ignore[arg-type]  # transformers wraps it without its types
     return model, tokenizer
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import make_tiny_model
 from hub_server import serve
 from test_hub import COMMANDS, build, in_new_process
@@ -19,7 +20,7 @@ from test_hub import COMMANDS, build, in_new_process
 import spectrafm_cli
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
 from spectrafm_hf.prediction import ROW_GROUP, PredictionWriter, TrainingRange
-from spectrafm_hf.survey import ShardPredictor, list_shards, process_number
+from spectrafm_hf.survey import ShardPredictor, list_shards, process_device, process_number
 
 
 @pytest.fixture
@@ -241,6 +242,38 @@ def test_a_process_number_that_is_none_is_refused(monkeypatch, rank, size):
     monkeypatch.setenv("WORLD_SIZE", size)
     with pytest.raises(ValueError, match="RANK, WORLD_SIZE: expected"):
         process_number()
+
+
+@pytest.mark.parametrize(
+    ("rank", "gpus", "expected"),
+    [
+        (None, 0, "cpu"),
+        ("1", 0, "cpu"),
+        (None, 2, "cuda:0"),
+        ("1", 2, "cuda:1"),
+        ("3", 2, "cuda:1"),
+        ("3", 1, "cuda:0"),
+    ],
+)
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, rank, gpus, expected):
+    """As far as can be tested without one: what torch says of them is made up, and nothing is sent there."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert process_device() == torch.device(expected)
+
+
+def test_the_command_line_puts_the_model_on_the_device_of_the_process(monkeypatch, checkpoint):
+    monkeypatch.setattr("spectrafm_hf.survey.process_device", lambda: torch.device("meta"))
+    assert spectrafm_cli._load(str(checkpoint))[0].device == torch.device("meta")
+
+
+def test_a_local_rank_that_is_no_number_is_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "-1")
+    with pytest.raises(ValueError, match="LOCAL_RANK: expected a number, got -1"):
+        process_device()
 
 
 def test_inputs_that_would_write_the_same_file_are_refused(survey, tmp_path):

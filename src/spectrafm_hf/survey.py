@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.hf_api import RepoFile
@@ -192,6 +193,25 @@ def process_number() -> tuple[int, int]:
     if not all(text.isdecimal() for text in texts) or not int(texts[0]) < int(texts[1]):
         raise ValueError(f"RANK, WORLD_SIZE: expected a number below another, got {texts[0]}, {texts[1]}")
     return int(texts[0]), int(texts[1])
+
+
+def process_device() -> torch.device:
+    """
+    The GPU of this process, by LOCAL_RANK, as `accelerate launch` and torchrun set it; the CPU where there is none.
+
+    More processes than GPUs share them.
+
+    Raises
+    ------
+    ValueError
+        If it is no number.
+    """
+    number = os.environ.get("LOCAL_RANK", "0")
+    if not number.isdecimal():
+        raise ValueError(f"LOCAL_RANK: expected a number, got {number}")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(number) % torch.cuda.device_count())
 
 
 class ShardPredictor:
