@@ -37,6 +37,7 @@ from spectrafm_hf.training import (
     EMA_FILE,
     Recipe,
     calibrate_errors,
+    checkpoints_by_step,
     demand_finite,
     load_stars,
     make_compute_metrics,
@@ -193,10 +194,10 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
             (unfinished / STATE_FILE).write_text(json.dumps(state))
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
-            steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-[0-9]*"))
-            for step in steps[: -args.save_total_limit] if args.save_total_limit else []:
+            steps = checkpoints_by_step(output)
+            for step in sorted(steps)[: -args.save_total_limit] if args.save_total_limit else []:
                 if step != progress.best_step:
-                    shutil.rmtree(output / f"checkpoint-{step}")
+                    shutil.rmtree(steps[step])
         accelerator.wait_for_everyone()
 
     # ---------------------------------------------------------------------------------------------------- training

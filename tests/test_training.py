@@ -187,6 +187,7 @@ def test_a_checkpoint_that_was_cut_short_is_not_resumed_from(trained, tmp_path):
     state.write_text(state.read_text()[:-20])
     assert Path(last_checkpoint(tmp_path)).name == "checkpoint-16"
     (tmp_path / "checkpoint-16" / "trainer_state.json").unlink()
+    shutil.copytree(trained[1] / "checkpoint-8", tmp_path / "checkpoint-8-backup")  # a person's
     assert Path(last_checkpoint(tmp_path)).name == "checkpoint-8"
 
 

@@ -215,12 +215,17 @@ def read_recipe(file: str | Path, options: Sequence[str] = ()) -> tuple[Recipe, 
 
 def last_checkpoint(folder: str | Path) -> str | None:
     """The last `checkpoint-<step>` of a run that is whole, None if there is none: a run may be killed as it saves."""
-    steps = {path: int(path.name.removeprefix("checkpoint-")) for path in Path(folder).glob("checkpoint-[0-9]*")}
-    for path in sorted(steps, key=lambda path: steps[path], reverse=True):
+    for _, path in sorted(checkpoints_by_step(folder).items(), reverse=True):
         with contextlib.suppress(OSError, ValueError):
             json.loads((path / "trainer_state.json").read_bytes())  # written last
             return str(path)
     return None
+
+
+def checkpoints_by_step(folder: str | Path) -> dict[int, Path]:
+    """The folders `checkpoint-<step>` of a run; other names, as `checkpoint-3-backup`, are a person's."""
+    paths = {path.name.removeprefix("checkpoint-"): path for path in Path(folder).glob("checkpoint-*")}
+    return {int(step): path for step, path in paths.items() if step.isdecimal()}
 
 
 def load_stars(recipe: Recipe, seed: int) -> tuple[Any, Any]:
