@@ -45,6 +45,7 @@ from spectrafm_hf.training import (
     read_recipe,
     seed_step,
     set_up,
+    sum_of_zeros,
     write_curves,
 )
 
@@ -184,6 +185,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
             progress.best_step, progress.best_metric, progress.worse = progress.step, metric, 0
 
     def save():
+        demand_finite(sum_of_zeros(model), group, args, progress.step, "weights")
         folder = output / f"checkpoint-{progress.step}"
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         accelerator.save_state(str(unfinished))
@@ -202,7 +204,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
 
     # ---------------------------------------------------------------------------------------------------- training
     model.train()
-    stopped = False
+    stopped, group = False, []
     while progress.step < max_steps and not stopped:
         epoch, done = divmod(progress.step, steps_per_epoch)
         loader.set_epoch(epoch)
@@ -218,8 +220,11 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
                     part = model(**batch, return_dict=False)[0] / len(group)
                     accelerator.backward(part)
                 loss += part.detach()
-                demand_finite(part.detach(), batch, args.output_dir or "runs", progress.step)
+                demand_finite(part.detach(), [batch], args, progress.step, "loss")
             gradient_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
+            # Half precision has such gradients now and then, and its scaler passes over their steps.
+            if accelerator.scaler is None:
+                demand_finite(torch.as_tensor(gradient_norm), group, args, progress.step, "norm of the gradient")
             rate = scheduler.get_last_lr()[0]
             optimizer.step()
             scheduler.step()
@@ -245,6 +250,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
                     save()
 
     # ---------------------------------------------------------------------------------------------------- the end
+    demand_finite(sum_of_zeros(model), group, args, progress.step, "weights")
     log(**throughput.report(accelerator.num_processes))
     log_history = progress.log_history
     if args.load_best_model_at_end and progress.best_step:

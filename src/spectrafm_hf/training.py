@@ -446,21 +446,43 @@ def seed_step(seed: int, step: int, process: int):
     torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0] >> 1))
 
 
-def demand_finite(loss: torch.Tensor, inputs: Mapping[str, torch.Tensor], folder: str | Path, step: int) -> None:
+def demand_finite(
+    number: torch.Tensor, batches: Sequence[Mapping[str, torch.Tensor]], args: TrainingArguments, step: int, name: str
+) -> None:
     """
-    Stop where a loss is not finite: the weights are of no use from here on, those of the last checkpoint are.
+    Stop where the loss, the norm of the gradient or the weights are not finite: the weights are of no use from here on,
+    those of the last checkpoint are.
+
+    Parameters
+    ----------
+    number : torch.Tensor
+        To be finite.
+    batches : sequence of batches
+        Of this step. Of several, the tensors of the second are saved as `flux.1` and so on.
 
     Raises
     ------
     ValueError
-        Naming the file that the batch was saved to, `step-<number>.safetensors` in `folder`.
+        Naming the file that the batches were saved to, `step-<number>.safetensors` in the output, with
+        `-process-<number>` for those of all processes but the first.
     """
-    if not torch.isfinite(loss):
-        path = Path(folder) / f"step-{step}.safetensors"
+    if not torch.isfinite(number):
+        process = f"-process-{args.process_index}" if args.process_index else ""
+        path = Path(args.output_dir or "runs") / f"step-{step}{process}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{key}.{i}" if i else key: value.contiguous().cpu()
+            for i, batch in enumerate(batches)
+            for key, value in batch.items()
+        }
         with complete_file(path) as temporary:
-            save_file({name: value.contiguous().cpu() for name, value in inputs.items()}, temporary)
-        raise ValueError(f"loss: expected a finite number at step {step}, got {loss.item()}; the batch is in {path}")
+            save_file(tensors, temporary)
+        raise ValueError(f"{name}: expected a finite number at step {step}, got {number.item()}; the batch is in {path}")
+
+
+def sum_of_zeros(model: nn.Module) -> torch.Tensor:
+    """0 where all weights are finite, NaN elsewhere."""
+    return cast(torch.Tensor, sum((0.0 * parameter.detach()).sum() for parameter in model.parameters()))
 
 
 EMA_FILE = "ema.safetensors"
@@ -510,6 +532,7 @@ class SpectraFMTrainer(Trainer):
         self.recipe = recipe
         self.task = task
         self.throughput = Throughput()
+        self.batches: list[Any] = []  # of a step
         self.ema = Ema(recipe.ema_decay, task.model) if recipe.ema_decay else None
         self.add_callback(StepCallback(task.draws, self.ema))
 
@@ -528,11 +551,25 @@ class SpectraFMTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         return self.task.draws
 
+    def get_batch_samples(self, *args, **kwargs):
+        self.batches, n_known = super().get_batch_samples(*args, **kwargs)
+        return self.batches, n_known
+
     def training_step(self, model, inputs, *args, **kwargs):
         with self.throughput.batch(inputs):
             loss = super().training_step(model, inputs, *args, **kwargs)
-        demand_finite(loss, inputs, self.args.output_dir or "runs", self.state.global_step)
+        self._demand_finite(loss, "loss", [inputs])
         return loss
+
+    def _demand_finite(self, number, name, batches=None):
+        demand_finite(number, batches or self.batches, self.args, self.state.global_step, name)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # Half precision has such gradients now and then, and its scaler passes over their steps.
+        if self.accelerator.scaler is None:
+            self._demand_finite(torch.as_tensor(grad_norm), "norm of the gradient")
+        return grad_norm
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         # A tuple: DistributedDataParallel would look for a method `values`, which is a field of the output.
@@ -569,6 +606,7 @@ class SpectraFMTrainer(Trainer):
         return is_best
 
     def _save_checkpoint(self, model, trial):
+        self._demand_finite(sum_of_zeros(model), "weights")
         # Before the rest, of which trainer_state.json is the last: see `last_checkpoint`.
         if self.ema is not None and self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
@@ -713,6 +751,7 @@ def train(
                 f"{args.output_dir}: a process that makes batches ended ({cause}); the training goes on from its last "
                 "checkpoint with --resume_from_checkpoint last"
             ) from error
+        demand_finite(sum_of_zeros(task.model), trainer.batches, args, trainer.state.global_step, "weights")
         trainer.log(trainer.throughput.report(args.world_size))
         stars = task.validation_stars
         answers = [
