@@ -38,6 +38,7 @@ from spectrafm_hf.training import (
     Recipe,
     calibrate_errors,
     checkpoints_by_step,
+    count_known,
     demand_finite,
     load_stars,
     make_compute_metrics,
@@ -45,6 +46,7 @@ from spectrafm_hf.training import (
     read_recipe,
     seed_step,
     set_up,
+    share_of_step,
     sum_of_zeros,
     write_curves,
 )
@@ -213,11 +215,13 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
         while not stopped and progress.step < max_steps and (group := list(itertools.islice(batches, accumulation))):
             seed_step(args.seed, progress.step, accelerator.process_index)
             loss = torch.zeros((), device=accelerator.device)
+            n_known = cast(torch.Tensor, accelerator.reduce(count_known(group, accelerator.device), "sum"))
+            n_batches = len(group) * accelerator.num_processes
             for number, batch in enumerate(group, 1):
                 wait = number < len(group)  # the processes exchange their gradients once for each step
                 with throughput.batch(batch), accelerator.no_sync(model) if wait else contextlib.nullcontext():
                     # A tuple: DistributedDataParallel would look for a method `values`, which is a field of the output.
-                    part = model(**batch, return_dict=False)[0] / len(group)
+                    part = share_of_step(model(**batch, return_dict=False)[0], batch, n_known, n_batches) / len(group)
                     accelerator.backward(part)
                 loss += part.detach()
                 demand_finite(part.detach(), [batch], args, progress.step, "loss")

@@ -230,6 +230,35 @@ def test_the_draws_of_the_stars_decide_their_augmentation_and_nothing_else_does(
     assert not torch.equal(first["flux"], SpectraFMCollator(TOKENIZER, ["teff"], seed=1, **settings)(rows)["flux"])
 
 
+def test_a_batch_in_parts_is_augmented_as_the_whole_is():
+    rows = {**Dataset.from_list(make_rows()).with_format("numpy")[:], "draw": np.arange(12, 18)}
+    settings = {
+        **{"noise": 1.0, "noise_correlation": 1.5, "pixel_dropout": 0.2, "error_dropout": 0.5, "reddening": 0.1},
+        **{"tilt": 0.1, "snr": (5, 50), "radial_velocity": 50.0, "smoothing": 1.0, "sky_lines": 0.3},
+        **{"wavelength_cut": 0.5, "resampling": 0.5, "patch_phase": 0.5, "scalar_inputs": 0.5},
+    }
+    layouts = set()
+    for seed in range(6):  # what is drawn for a batch is a chance
+        collator = SpectraFMCollator(TOKENIZER, ["teff"], seed=seed, batch_size=6, **settings)
+        whole = collator(rows)
+        parts = [collator({name: column[part] for name, column in rows.items()}) for part in (slice(2), slice(2, 6))]
+        layouts.add(whole["flux"].shape[1])
+        for name in whole:
+            if name not in ("scalar_ids", "scalar_values"):  # of which a part holds what its stars have
+                torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name], equal_nan=True)
+    assert len(layouts) > 1
+
+
+def test_a_part_whose_spectra_have_one_length_is_augmented_as_within_a_batch_of_several():
+    rows = [{**row, "draw": 40 + i} for i, row in enumerate(make_rows())]
+    for key in ("wavelength", "flux", "flux_error", "mask"):
+        rows[0][key] = rows[0][key][:17]
+    collator = SpectraFMCollator(TOKENIZER, ["teff"], noise=1.0, snr=(5, 50), pixel_dropout=0.2, sky_lines=0.3)
+    whole, part = collator(rows), collator(rows[2:])
+    for name in ("flux", "flux_error", "pixel_mask"):
+        torch.testing.assert_close(whole[name][2:], part[name])
+
+
 def test_patches_of_a_batch_may_start_elsewhere():
     torch.manual_seed(0)
     collator = SpectraFMCollator(TOKENIZER, ["teff"], patch_phase=0.7)

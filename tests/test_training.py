@@ -167,15 +167,18 @@ def test_a_run_resumed_within_an_epoch_goes_on_as_if_it_had_not_been_interrupted
 
 
 def test_each_draw_has_its_number_and_each_epoch_its_order():
-    draws = Draws(10, shuffle=True, seed=3)
+    draws = Draws(10, batch_size=4)
     first = list(draws)
     draws.set_epoch(2)
     third = list(draws)
-    assert sorted(first) == list(range(10)) and sorted(third) == list(range(20, 30))
-    assert [draw - 20 for draw in third] != first != list(range(10))
-    columns = Columns({"teff": np.arange(10.0)}).__getitems__(third)
-    np.testing.assert_array_equal(columns["teff"], np.array(third) - 20)
-    np.testing.assert_array_equal(columns["draw"], third)
+    assert first == list(range(10)) and third == list(range(24, 34)), "from a multiple of the batch size"
+    stars = Columns({"teff": np.arange(10.0)}, draws.epoch_length, seed=3)
+    orders = [list(stars.__getitems__(epoch)["teff"]) for epoch in (first, third, first)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
+    assert orders[0] == orders[2] != orders[1] != list(range(10)) != orders[0]
+    assert list(stars.__getitems__(third[3:5])["teff"]) == orders[1][3:5]
+    np.testing.assert_array_equal(stars.__getitems__(third)["draw"], third)
+    np.testing.assert_array_equal(Columns({"teff": np.arange(10.0)}).__getitems__([3, 1])["teff"], [3, 1])
 
 
 def test_a_checkpoint_that_was_cut_short_is_not_resumed_from(trained, tmp_path):

@@ -1,11 +1,12 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """Rows of a data set -> batches for the model, with augmentation in training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import ndtri
 
 from .augmentation import Spectrum, degrade, rebin, shift, smooth, without_first
 from .data.schema import PIXEL_COLUMNS
@@ -78,6 +79,15 @@ class SpectraFMCollator:
     seed : int
         Of the augmentation, which follows from it and from the numbers of the draws of the stars, the column `draw`
         (see [`spectrafm_hf.training.Draws`]); without such a column, from torch's global generator.
+    batch_size : int
+        Stars of a batch of all processes together, whose draws are numbered from a multiple of it.
+
+    Notes
+    -----
+    What is drawn for a star follows from its own draw, and what is drawn for a batch from the number of that batch, so
+    that two processes with half a batch each give their stars what one would. There are two exceptions, as a process
+    knows the stars of its part alone: where they do not share their wavelengths, the window of `wavelength_cut` is one
+    of those of the first of them; and with `flux_requests`, what is asked depends on what is known of all of them.
     """
 
     def __init__(
@@ -102,6 +112,7 @@ class SpectraFMCollator:
         scalar_inputs: float = 0.0,
         sky_lines: float = 0.0,
         seed: int = 0,
+        batch_size: int = 1,
     ):
         self.tokenizer = tokenizer
         self.label_names = list(label_names)
@@ -125,6 +136,7 @@ class SpectraFMCollator:
         self.scalar_inputs = scalar_inputs
         self.sky_lines = sky_lines
         self.seed = seed
+        self.batch_size = batch_size
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Rows, or columns as a data set with format "numpy" returns them for a list of indices."""
@@ -137,49 +149,50 @@ class SpectraFMCollator:
             )
         columns = {key: rows[key] for key in PIXEL_COLUMNS}
         n_stars = len(columns["flux"])
-        draws = rows["draw"] if "draw" in rows else [int(torch.randint(2**62, ()))]
-        generator = np.random.default_rng([self.seed, *(int(draw) for draw in draws)])
+        draws = np.asarray(rows["draw"]) if "draw" in rows else torch.randint(2**62, (n_stars,)).numpy()
+        stars = _Stars(self.seed, draws)
+        generator = np.random.default_rng([self.seed, int(draws[0]) // self.batch_size])  # of the batch
+        # Whether they are needed or not: to go from star to star is what takes time.
+        velocity, width, level, snr, extinction, *tilt, share, chance = stars.random((n_stars, 10)).T
         if self.radial_velocity:
-            self._change(columns, shift, self.radial_velocity * generator.standard_normal(n_stars))
+            self._change(columns, shift, self.radial_velocity * ndtri(velocity))
         if self.smoothing:
-            self._change(columns, smooth, self.smoothing * generator.random(n_stars))
+            self._change(columns, smooth, self.smoothing * width)
         if self.resampling and generator.random() < self.resampling:
             self._change(columns, rebin, np.full(n_stars, generator.integers(2, 4)))
         if self.patch_phase and generator.random() < self.patch_phase:
             first = generator.integers(1, max(self.tokenizer.patch_size, 2))
             self._change(columns, without_first, np.full(n_stars, first))
         asks_flux = self.flux_requests > 0 and generator.random() < self.flux_request_share
+
+        def noise(generator, shape):
+            return gaussian_noise(generator, shape, self.noise_correlation)
+
         if self.noise:
-            level = self.noise * generator.random(n_stars)
             columns["flux"] = self._by_star(
-                lambda flux, error, level: (
-                    flux + level * gaussian_noise(generator, error.shape, self.noise_correlation) * np.nan_to_num(error)
-                ),
+                lambda flux, error, level, drawn: flux + level * drawn * np.nan_to_num(error),
                 columns["flux"],
                 columns["flux_error"],
-                level,
+                self.noise * level,
+                stars.pixels(noise, columns["flux"]),
             )
         if self.snr:
             low, high = np.log(self.snr)
-            snr = np.exp(generator.uniform(low, high, n_stars))
-            noise = [gaussian_noise(generator, np.shape(flux), self.noise_correlation) for flux in columns["flux"]]
-            self._change(columns, degrade, snr, noise)
+            self._change(columns, degrade, np.exp(low + (high - low) * snr), stars.pixels(noise, columns["flux"]))
         if self.reddening:
-            extinction = self.reddening * generator.standard_normal(n_stars)
             factors = self._by_star(
                 lambda wavelength, extinction: (10 ** (-0.4 * extinction * extinction_curve(wavelength))).astype("f4"),
                 columns["wavelength"],
-                extinction,
+                self.reddening * ndtri(extinction),
             )
             for name in ("flux", "flux_error"):
                 columns[name] = self._by_star(np.multiply, columns[name], factors)
         if self.tilt and not asks_flux:
-            amplitudes = self.tilt * generator.standard_normal((n_stars, 3))
-            factors = self._by_star(_smooth_factors, columns["wavelength"], amplitudes)
+            factors = self._by_star(_smooth_factors, columns["wavelength"], self.tilt * ndtri(np.transpose(tilt)))
             for name in ("flux", "flux_error"):
                 columns[name] = self._by_star(np.multiply, columns[name], factors)
         sees_spectrum = not asks_flux or generator.random() < 0.5
-        known, given = self._draw_known(rows, n_stars, asks_flux, sees_spectrum, generator)
+        known, given = self._draw_known(rows, asks_flux, sees_spectrum, generator, stars)
         # With neither spectrum nor scalar there would be nothing to answer from.
         sees_spectrum = sees_spectrum or not np.all(given.any(axis=1))
         requested = None
@@ -198,15 +211,14 @@ class SpectraFMCollator:
             )
         if self.pixel_dropout:
             columns["mask"] = self._by_star(
-                lambda mask: mask | (generator.random(mask.shape) < self.pixel_dropout), columns["mask"]
-            )
-
-        if self.sky_lines:
-            columns["mask"] = self._by_star(
-                lambda mask, share: mask | _runs(mask.shape, share, generator),
+                lambda mask, number: mask | (number < self.pixel_dropout),
                 columns["mask"],
-                self.sky_lines * generator.random(n_stars),
+                stars.pixels(lambda generator, shape: generator.random(shape), columns["mask"]),
             )
+        if self.sky_lines:
+            spectra = zip(columns["mask"], self.sky_lines * share, stars.each(), strict=True)
+            runs = [_runs(np.shape(mask), masked, star) for mask, masked, star in spectra]
+            columns["mask"] = self._by_star(np.logical_or, columns["mask"], _together(runs))
 
         is_given = dict(zip(known, given.T, strict=True))
         asked = [name for name in known if name in self.label_names or asks_flux]
@@ -232,24 +244,24 @@ class SpectraFMCollator:
             # The Trainer evaluates only what has both.
             inputs.setdefault("label_errors", torch.full_like(inputs["labels"], torch.nan))
         if self.error_dropout:
-            unknown = torch.from_numpy(generator.random(n_stars) < self.error_dropout)
+            unknown = torch.from_numpy(chance < self.error_dropout)
             inputs["flux_error"] = inputs["flux_error"] * ~unknown[:, None, None]
         return dict(inputs)
 
     def _draw_known(
-        self, rows: Mapping[str, Any], n_stars: int, asks_flux: bool, sees_spectrum: bool, generator
+        self, rows: Mapping[str, Any], asks_flux: bool, sees_spectrum: bool, generator, stars: "_Stars"
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Labels and scalars, and which of them, (stars, names), the model is given; those are finite."""
         names = [name for name in dict.fromkeys([*self.label_names, *self.scalar_names]) if name in rows]
         known = {name: np.asarray(rows[name], dtype=np.float64) for name in names}
-        finite = np.isfinite(np.reshape(list(known.values()), (len(names), n_stars)).T)
+        finite = np.isfinite(np.reshape(list(known.values()), (len(names), len(stars.draws))).T)
         if not (asks_flux or self.scalar_inputs):
             return known, finite & np.array([name in self.scalar_names for name in names], dtype=bool)
         if sees_spectrum and generator.random() >= self.scalar_inputs:
             return known, np.zeros_like(finite)
         # All of them in half of the batches that have flux to ask for.
         share = (1.0 + asks_flux) * generator.random()
-        given = finite & (generator.random(finite.shape) < share)
+        given = finite & (stars.random(finite.shape) < share)
         return known, given if sees_spectrum else np.where(given.any(axis=1, keepdims=True), given, finite)
 
     def _draw_pixels(self, columns: Mapping[str, Any], n_pixels: int, generator) -> dict[str, np.ndarray]:
@@ -272,8 +284,7 @@ class SpectraFMCollator:
         spectra = zip(*(map(np.asarray, columns[name]) for name in columns), *draws, strict=True)
         changed = zip(*(function(spectrum[:4], *spectrum[4:]) for spectrum in spectra), strict=True)
         for name, values in zip(columns, changed, strict=True):
-            one_length = len({len(row) for row in values}) == 1
-            columns[name] = np.stack(values) if one_length else list(values)
+            columns[name] = _together(list(values))
 
     @staticmethod
     def _by_star(function, first, *others):
@@ -281,6 +292,54 @@ class SpectraFMCollator:
         if isinstance(first, np.ndarray) and first.ndim == 2:
             return function(first, *(other[:, None] if np.ndim(other) == 1 else other for other in others))
         return [function(*map(np.asarray, star)) for star in zip(first, *others, strict=True)]
+
+
+def _together(values: list[np.ndarray]) -> Any:
+    """An array of (stars, pixels), or the list where their lengths differ."""
+    return np.stack(values) if len({len(row) for row in values}) == 1 else values
+
+
+class _Stars:
+    """
+    Random numbers of the stars of a batch, from a stream for each star and each time that something is drawn: what one
+    is given depends neither on the other stars nor on how many numbers each took before.
+    """
+
+    def __init__(self, seed: int, draws: np.ndarray):
+        self.draws = draws.tolist()
+        # Philox counts, and any place of it can be gone to: a generator for each star would take three times as long.
+        self.bits = np.random.Philox(key=seed)
+        self.start = self.bits.state
+        self.generator = np.random.Generator(self.bits)
+        self.times = 0
+
+    def each(self) -> Iterator[np.random.Generator]:
+        """The generator, set to a new stream of one star after the other."""
+        self.times += 1
+        for draw in self.draws:
+            self.start["state"]["counter"][2:] = self.times, draw
+            self.bits.state = self.start
+            yield self.generator
+
+    def _draw(self, kind: str, shape: Any, dtype: Any) -> np.ndarray:
+        drawn = np.empty(shape, dtype)
+        rows = drawn.reshape(len(self.draws), -1)
+        for row, generator in zip(rows, self.each(), strict=True):
+            getattr(generator, kind)(out=row, dtype=dtype)
+        return drawn
+
+    def random(self, shape: Any, dtype: Any = np.float64) -> np.ndarray:
+        """As a generator does; the stars are the first axis."""
+        return self._draw("random", shape, dtype)
+
+    def standard_normal(self, shape: Any, dtype: Any = np.float64) -> np.ndarray:
+        return self._draw("standard_normal", shape, dtype)
+
+    def pixels(self, draw: Callable[[Any, tuple[int, ...]], np.ndarray], like: Any) -> Any:
+        """What `draw` makes of a generator and a shape: for each pixel, an array or a list as `like` is."""
+        if isinstance(like, np.ndarray) and like.ndim == 2:
+            return draw(self, like.shape)
+        return [draw(generator, np.shape(row)) for row, generator in zip(like, self.each(), strict=True)]
 
 
 def _smooth_factors(wavelength: np.ndarray, amplitudes: np.ndarray) -> np.ndarray:

@@ -295,14 +295,17 @@ def _hosted(name: str) -> str:
 
 class Draws(torch.utils.data.Sampler[int]):
     """
-    Stars in the order of training, numbered through all epochs: draw number d is star d modulo their number.
+    The stars of a run in the order of training, numbered through all epochs, each of which begins with a multiple of
+    the size of the batch of all processes together.
 
-    What is random in a batch follows from the numbers of its draws (see [`Mixture`] and [`SpectraFMCollator`]), so
-    that it does not matter which process or worker makes the batch, or whether the run was interrupted before.
+    Which star a draw is, the data set knows (see [`Columns`], [`Mixture`] and [`StreamedStars`]), and what is random in
+    a batch follows from the numbers of its draws (see [`SpectraFMCollator`]), so that it does not matter which process
+    or worker makes the batch, or whether the run was interrupted before.
     """
 
-    def __init__(self, n_stars: int, shuffle: bool, seed: int):
-        self.n_stars, self.shuffle, self.seed, self.epoch = n_stars, shuffle, seed, 0
+    def __init__(self, n_stars: int, batch_size: int = 1):
+        self.n_stars, self.epoch = n_stars, 0
+        self.epoch_length = -(-n_stars // batch_size) * batch_size
 
     def set_epoch(self, epoch: int):
         self.epoch = epoch
@@ -311,24 +314,34 @@ class Draws(torch.utils.data.Sampler[int]):
         return self.n_stars
 
     def __iter__(self) -> Iterator[int]:
-        first = self.epoch * self.n_stars
-        if not self.shuffle:
-            return iter(range(first, first + self.n_stars))
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter((first + torch.randperm(self.n_stars, generator=generator)).tolist())
+        first = self.epoch * self.epoch_length
+        return iter(range(first, first + self.n_stars))
 
 
 class Columns(torch.utils.data.Dataset):
-    """Stars, as a data set or as columns, that answer a list of draws with columns: no Python object for each."""
+    """
+    Stars, as a data set or as columns, that answer a list of draws with columns: no Python object for each.
 
-    def __init__(self, data: Any):
+    With a `seed`, each epoch of `epoch_length` draws has an order of its own.
+    """
+
+    def __init__(self, data: Any, epoch_length: int = 0, seed: int | None = None):
         self.data = data if isinstance(data, Mapping) else data.with_format("numpy")
+        self.epoch_length, self.seed = epoch_length or len(self), seed
+        self._epoch, self._order = -1, torch.empty(0)
 
     def __len__(self) -> int:
         return len(next(iter(self.data.values()))) if isinstance(self.data, Mapping) else len(self.data)
 
     def __getitems__(self, draws: list[int]) -> dict[str, np.ndarray]:
-        indices = [draw % len(self) for draw in draws]
+        """Columns of the stars that these draws of one epoch are; `draw` holds their numbers."""
+        epoch = draws[0] // self.epoch_length
+        indices = [draw - epoch * self.epoch_length for draw in draws]
+        if self.seed is not None:
+            if epoch != self._epoch:
+                generator = torch.Generator().manual_seed(self.seed + epoch)
+                self._epoch, self._order = epoch, torch.randperm(len(self), generator=generator)
+            indices = self._order[indices].tolist()
         if isinstance(self.data, Mapping):
             columns = {name: column[indices] for name, column in self.data.items()}
         else:
@@ -395,10 +408,13 @@ def set_up(
     if recipe.flux_requests:
         standardise_requests(model, tokenizer, samples)
     freeze(model, recipe.freeze)
+    batch_size = args.per_device_train_batch_size * args.world_size
     if isinstance(train_set, StreamedStars):
-        train_set.set_batch_size(args.per_device_train_batch_size * args.world_size)
+        train_set.set_batch_size(batch_size)
+    draws = Draws(len(train_set), batch_size)
+    # Stars of a mixture, or of a stream, are drawn at random in any case.
     in_order = isinstance(train_set, Mixture | StreamedStars)
-    train_stars = train_set if in_order else Columns(train_set)
+    train_stars = train_set if in_order else Columns(train_set, draws.epoch_length, args.seed)
     several = isinstance(validation_set, Mapping)
     augmentation = {name: getattr(recipe, name) for name in AUGMENTATIONS}
     return Task(
@@ -409,9 +425,10 @@ def set_up(
         validation_stars=(
             {name: Columns(stars) for name, stars in validation_set.items()} if several else Columns(validation_set)
         ),
-        # Stars of a mixture, or of a stream, are drawn at random in any case.
-        draws=Draws(len(train_stars), not in_order, args.seed),
-        train_collator=SpectraFMCollator(tokenizer, recipe.labels, recipe.scalars, seed=args.seed, **augmentation),
+        draws=draws,
+        train_collator=SpectraFMCollator(
+            tokenizer, recipe.labels, recipe.scalars, seed=args.seed, batch_size=batch_size, **augmentation
+        ),
         # A model that can do without scalars is judged without them.
         collator=SpectraFMCollator(
             tokenizer,
@@ -446,6 +463,21 @@ def seed_step(seed: int, step: int, process: int):
     torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0] >> 1))
 
 
+def count_known(batches: Sequence[Mapping[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
+    """Labels that count in the loss."""
+    return torch.stack([(~batch["labels"].isnan()).sum() for batch in batches]).sum().to(device)
+
+
+def share_of_step(
+    loss: torch.Tensor, batch: Mapping[str, torch.Tensor], n_known: torch.Tensor, n_batches: int
+) -> torch.Tensor:
+    """
+    What the loss of a batch, the mean over its known labels, gives to the loss of its step, the mean over all of them:
+    the mean over the `n_batches` of the step, those of all processes, is that loss.
+    """
+    return loss * (count_known([batch], loss.device) * n_batches / n_known.clamp(min=1))
+
+
 def demand_finite(
     number: torch.Tensor, batches: Sequence[Mapping[str, torch.Tensor]], args: TrainingArguments, step: int, name: str
 ) -> None:
@@ -477,7 +509,9 @@ def demand_finite(
         }
         with complete_file(path) as temporary:
             save_file(tensors, temporary)
-        raise ValueError(f"{name}: expected a finite number at step {step}, got {number.item()}; the batch is in {path}")
+        raise ValueError(
+            f"{name}: expected a finite number at step {step}, got {number.item()}; the batch is in {path}"
+        )
 
 
 def sum_of_zeros(model: nn.Module) -> torch.Tensor:
@@ -552,8 +586,10 @@ class SpectraFMTrainer(Trainer):
         return self.task.draws
 
     def get_batch_samples(self, *args, **kwargs):
-        self.batches, n_known = super().get_batch_samples(*args, **kwargs)
-        return self.batches, n_known
+        self.batches, _ = super().get_batch_samples(*args, **kwargs)
+        n_known = count_known(self.batches, self.args.device) if self.batches else None
+        # As many as there are in all processes, which the Trainer cannot count: to it, NaN is a label.
+        return self.batches, n_known if n_known is None else self.accelerator.reduce(n_known, "sum")
 
     def training_step(self, model, inputs, *args, **kwargs):
         with self.throughput.batch(inputs):
@@ -571,9 +607,12 @@ class SpectraFMTrainer(Trainer):
             self._demand_finite(torch.as_tensor(grad_norm), "norm of the gradient")
         return grad_norm
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # A tuple: DistributedDataParallel would look for a method `values`, which is a field of the output.
-        return super().compute_loss(model, {**inputs, "return_dict": not model.training}, *args, **kwargs)
+        loss = super().compute_loss(model, {**inputs, "return_dict": not model.training}, return_outputs)
+        if not model.training:
+            return loss
+        return share_of_step(loss, inputs, num_items_in_batch, len(self.batches) * self.args.world_size)
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
         # The Trainer evaluates several sets by calling this again for each.

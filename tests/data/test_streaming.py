@@ -83,7 +83,7 @@ def test_processes_share_the_batches_of_one_and_each_shard_is_read_by_one_of_the
         parts = []
         for process in range(processes):
             stars, mine = open_stars(batch_size=16), []
-            draws = Draws(len(stars), shuffle=False, seed=0)
+            draws = Draws(len(stars))
             batches = BatchSampler(draws, 16 // processes, drop_last=False)
             for epoch in range(2):
                 draws.set_epoch(epoch)

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from spectrafm_hf.training import last_checkpoint, train
 
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 

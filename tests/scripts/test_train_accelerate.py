@@ -59,6 +59,19 @@ RECIPE = {
     "seed": 5,
 }
 RANDOM = {"noise": 0.5, "pixel_dropout": 0.05, "error_dropout": 0.3, "tilt": 0.02}
+#: Draws numbers for each star and each batch, but leaves the few pixels that there are; labels that some stars have.
+AUGMENTED = {
+    "labels": ["teff", "fe_h"],
+    "units": ["K", "dex"],
+    "noise_correlation": 1.0,
+    "snr": [20, 300],
+    "radial_velocity": 50.0,
+    "smoothing": 0.5,
+    "reddening": 0.1,
+    "resampling": 0.3,
+    "patch_phase": 0.3,
+    "scalar_inputs": 0.3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +94,14 @@ def folder(tmp_path_factory) -> Path:
             "snr": [100.0] * n_stars,
             "teff": teff,
             "teff_err": np.full(n_stars, 20.0),
+            # Known of some stars, and of more of them at the end of the table.
+            "fe_h": np.where(generator.random(n_stars) < np.linspace(0.1, 0.9, n_stars), teff / 4000 - 1, np.nan),
+            "fe_h_err": np.full(n_stars, 0.01),
         }
-        data = Dataset.from_dict(rows, features=spectrum_features(["teff"], []))
+        data = Dataset.from_dict(rows, features=spectrum_features(["teff", "fe_h"], []))
         data.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     (folder / "plain.yaml").write_text(yaml.safe_dump(RECIPE))
+    (folder / "augmented.yaml").write_text(yaml.safe_dump({**RECIPE, **RANDOM, **AUGMENTED}))
     dropout = {"model": {**RECIPE["model"], "dropout": 0.05}}
     (folder / "random.yaml").write_text(yaml.safe_dump({**RECIPE, **RANDOM, **dropout}))
     return folder
@@ -109,6 +126,14 @@ def curves(folder: Path) -> list[dict[str, str]]:
         # What else is logged at the end of a run is about its speed.
         names = ("step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss", "eval_teff_rmse")
         return [{name: row[name] for name in names} for row in csv.DictReader(file)]
+
+
+def assert_alike(one: list[dict[str, str]], other: list[dict[str, str]]):
+    for first, second in zip(one, other, strict=True):
+        assert first["step"] == second["step"]
+        for name in ("loss", "eval_loss"):
+            if first[name]:
+                assert float(second[name]) == pytest.approx(float(first[name]), rel=1e-5, abs=1e-5)
 
 
 def same_weights(*folders: Path) -> bool:
@@ -143,16 +168,26 @@ def test_a_recipe_that_makes_no_sense_is_told_in_one_line(folder, run_script, mo
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_curve_of_one_with_the_same_global_batch(folder):
-    run(folder, "train_accelerate.py", "plain", "one")
+@pytest.mark.parametrize("recipe", ["plain", "augmented"])
+def test_two_processes_give_the_curve_of_one_with_the_same_global_batch(folder, recipe):
+    """But for dropout, `sources` and `flux_requests`: their numbers are drawn for the part that a process has."""
+    run(folder, "train_accelerate.py", recipe, f"{recipe}-one")
+    one = curves(folder / f"{recipe}-one")
     half = ("--per_device_train_batch_size", "32")
-    for script, output in (("train_accelerate.py", "two"), ("train.py", "two-trainer")):
-        run(folder, script, "plain", output, *half, processes=2)
-        for one, two in zip(curves(folder / "one"), curves(folder / output), strict=True):
-            assert one["step"] == two["step"]
-            for name in ("loss", "eval_loss"):
-                if one[name]:
-                    assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-5, abs=1e-5)
+    for script in ("train_accelerate.py", "train.py"):
+        run(folder, script, recipe, f"{recipe}-{script}", *half, processes=2)
+        assert_alike(one, curves(folder / f"{recipe}-{script}"))
+
+
+@pytest.mark.slow
+def test_a_batch_in_two_parts_gives_the_curve_of_the_whole_where_labels_are_not_known(folder):
+    apart = {**RECIPE, **RANDOM, **AUGMENTED} | dict.fromkeys(("resampling", "patch_phase"), 0.0)
+    (folder / "apart.yaml").write_text(yaml.safe_dump({**apart, "scalar_inputs": 0.0}))
+    run(folder, "train.py", "apart", "whole")
+    half = ("--per_device_train_batch_size", "32", "--gradient_accumulation_steps", "2")
+    for script in ("train_accelerate.py", "train.py"):
+        run(folder, script, "apart", f"halves-{script}", *half)
+        assert_alike(curves(folder / "whole"), curves(folder / f"halves-{script}"))
 
 
 @pytest.mark.slow

@@ -38,7 +38,8 @@ class Mixture(torch.utils.data.Dataset):
 
     A batch follows from `seed` and the first of its indices alone, whatever the process or worker that makes it: a
     sampler that resumes or shares indices between processes does so for these stars as well. Indices may go on beyond
-    `length`, epoch after epoch; the stars are always new.
+    `length`, epoch after epoch; the stars are always new. Two processes that share a batch draw their parts of it from
+    a source each: other stars than one process would draw, and as many from each source in the end.
 
     Parameters
     ----------
