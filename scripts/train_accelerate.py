@@ -191,6 +191,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
         folder = output / f"checkpoint-{progress.step}"
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         accelerator.save_state(str(unfinished))
+        accelerator.wait_for_everyone()  # each process writes a file of its own into it
         if accelerator.is_main_process:
             if ema is not None:
                 save_file(ema.state_dict(), unfinished / EMA_FILE)

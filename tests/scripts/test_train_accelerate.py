@@ -177,6 +177,8 @@ def test_two_processes_give_the_curve_of_one_with_the_same_global_batch(folder, 
     for script in ("train_accelerate.py", "train.py"):
         run(folder, script, recipe, f"{recipe}-{script}", *half, processes=2)
         assert_alike(one, curves(folder / f"{recipe}-{script}"))
+        for checkpoint in (folder / f"{recipe}-{script}").glob("checkpoint-*"):
+            assert len(list(checkpoint.glob("random_states_*" if "accelerate" in script else "rng_state_*"))) == 2
 
 
 @pytest.mark.slow
