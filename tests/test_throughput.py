@@ -2,9 +2,13 @@
 
 import time
 
+import numpy as np
 import pytest
 import torch
+from conftest import make_tiny_model
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from spectrafm_hf import SpectraFMTokenizer
 from spectrafm_hf.throughput import Throughput, measure_peak
 
 
@@ -20,6 +24,21 @@ def test_operations_are_those_of_forward_and_backward_and_each_batch_counts():
     assert throughput.stars == 13 and throughput.tokens == 13 * 7 - 3
     # A product forward, and two backward, for the input and for the weights.
     assert throughput.operations == 3 * 2 * (13 * 7) * 8 * 16
+
+
+def test_where_lengths_vary_a_few_shapes_are_counted_and_the_others_follow_from_them():
+    model, tokenizer = make_tiny_model(), SpectraFMTokenizer(patch_size=4)
+    random = np.random.default_rng(0)
+    few, all_of_them = Throughput(), Throughput(n_counted=99)
+    counted = 0
+    for n_pixels in random.permutation(np.arange(200, 1000, 20)):
+        inputs = tokenizer(np.arange(5000.0, 5000 + n_pixels), random.normal(1, 0.1, (8, n_pixels)))
+        for throughput in (few, all_of_them):
+            with throughput.batch(inputs):
+                counted += _get_current_dispatch_mode() is not None
+                model(**inputs).values.sum().backward()
+    assert counted == 8 + 40
+    assert few.operations == pytest.approx(all_of_them.operations, rel=0.03)
 
 
 def test_attention_on_a_cpu_counts():

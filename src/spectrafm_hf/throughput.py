@@ -50,16 +50,28 @@ def measure_peak(size: int = 1024, seconds: float = 0.5) -> float:
     return 2.0 * size**3 / best
 
 
+def _size(shape: tuple[torch.Size, ...]) -> int:
+    return sum(map(math.prod, shape))
+
+
 class Throughput:
     """
     Stars, tokens and operations of a run, and the time of it that is neither evaluation nor saving.
 
     Operations are those of the forward and backward passes as `torch.utils.flop_counter` counts them (matrix products
-    and attention; not the optimizer), counted once for each shape of a batch.
+    and attention; not the optimizer), counted once for each of the first shapes of a batch. Of another shape they are
+    taken to be those of the counted one of the nearest size, in proportion to it.
+
+    Parameters
+    ----------
+    n_counted : int
+        Shapes that are counted, each of which takes a batch more than twice the time.
     """
 
-    def __init__(self) -> None:
-        self.stars = self.tokens = 0
+    def __init__(self, n_counted: int = 8) -> None:
+        self.n_counted = n_counted
+        self.stars = 0
+        self.tokens: int | torch.Tensor = 0  # on the device: to ask for the number would wait for it
         self.operations = self.seconds = 0.0
         self._by_shape: dict[tuple[torch.Size, ...], float] = {}
         self._start: float | None = None
@@ -70,15 +82,16 @@ class Throughput:
         if self._start is None:
             self._start = time.perf_counter()  # what comes before the first batch does not count
         shape = tuple(tensor.shape for tensor in inputs.values())
-        if shape in self._by_shape:
-            yield
-        else:
+        if shape not in self._by_shape and len(self._by_shape) < self.n_counted:
             with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
                 yield
             self._by_shape[shape] = float(counter.get_total_flops())
+        else:
+            yield
         self.stars += len(inputs["flux"])
-        self.tokens += int(inputs["attention_mask"].sum())
-        self.operations += self._by_shape[shape]
+        self.tokens = self.tokens + inputs["attention_mask"].sum()
+        nearest = min(self._by_shape, key=lambda counted: abs(_size(counted) - _size(shape)))
+        self.operations += self._by_shape[nearest] * _size(shape) / _size(nearest)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -102,7 +115,7 @@ class Throughput:
         seconds = max(self.seconds, 1e-9)
         return {
             "stars_per_s": processes * self.stars / seconds,
-            "tokens_per_s": processes * self.tokens / seconds,
+            "tokens_per_s": processes * float(self.tokens) / seconds,
             "gflop_per_s": processes * self.operations / seconds / 1e9,
             "share_of_peak": self.operations / seconds / measure_peak(),
         }
