@@ -13,11 +13,21 @@ from transformers import TrainingArguments
 
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
 from spectrafm_hf.data import spectrum_features
+from spectrafm_hf.data.streaming import load_streamed
 from spectrafm_hf.data.synthetic import SyntheticStars
 from spectrafm_hf.optimization import Muon, MuonWithAdamW
 from spectrafm_hf.prediction import TrainingRange
 from spectrafm_hf.preparation import freeze, prepare_checkpoint, prepare_model, whitening_matrices
-from spectrafm_hf.training import Columns, Draws, Recipe, calibrated_stars, last_checkpoint, load_stars, train
+from spectrafm_hf.training import (
+    Columns,
+    Draws,
+    Recipe,
+    calibrated_stars,
+    last_checkpoint,
+    load_stars,
+    set_up,
+    train,
+)
 
 
 PIXELS = np.linspace(4000, 4780, 40, dtype=np.float32)
@@ -403,6 +413,16 @@ def test_the_prepared_model_carries_centres_and_scales_of_the_training_set(stars
     assert training_range.labels["teff"] == (pytest.approx(teff.min()), pytest.approx(teff.max()))
     flux = tokenizer(stars["train"].with_format("numpy")[:])["flux"]
     assert flux.median().abs() < 0.05, "standardised"
+
+
+def test_of_a_stream_as_many_stars_are_measured_as_the_memory_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr("spectrafm_hf.training.MEASURED_PIXELS", 50 * PIXELS.size + 1)
+    stars = make_stars(100, 1)
+    stars = stars.select(np.argsort(stars["teff"]))
+    for split in ("train", "validation"):
+        stars.to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    task = set_up(make_recipe(), make_arguments(tmp_path), *load_streamed(str(tmp_path), "train", "validation", 0, 0))
+    assert task.training_range.labels["teff"] == (pytest.approx(stars["teff"][0]), pytest.approx(stars["teff"][49]))
 
 
 def test_with_softening_the_flux_is_a_ratio_to_the_typical_star_and_the_filters_see_its_logarithm(stars):

@@ -4,6 +4,7 @@
 import contextlib
 import csv
 import json
+import logging
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,8 +46,12 @@ from .preparation import add_lora, freeze, prepare_checkpoint, prepare_model, st
 from .throughput import Throughput
 
 
+logger = logging.getLogger(__name__)
+
 #: Stars of each instrument that standardisation and whitening are measured on.
 MEASURED_STARS = 40_000
+#: Of a stream, these stars have no more pixels together: 1 GB as they are read, 4,000 APOGEE spectra.
+MEASURED_PIXELS = 30_000_000
 #: Of `sources`, where nothing is said.
 STARS_PER_EPOCH = 1_000_000
 #: Of `synthetic-<instrument>` as a data set: as many as the paper's.
@@ -99,7 +104,8 @@ class Recipe:
         Checkpoints whose answers are the labels of calibrated stars, see [`TaughtStars`]; none by default.
     streaming : bool
         Read the training stars of `data` as they are needed, out of its Parquet files, here or on the hub, see
-        [`StreamedStars`]: for data sets that neither memory nor disk hold.
+        [`StreamedStars`]: for data sets that neither memory nor disk hold. Standardisation and whitening are measured
+        on the first 40,000 stars, as without it, but on no more than have 30 million pixels.
     stars_per_epoch : int
         For `sources`, and for `streaming`: a pass through them. Default: 1,000,000 of sources, all of a stream.
     noise, noise_correlation, pixel_dropout, error_dropout, reddening, tilt, wavelength_cut : float
@@ -400,7 +406,8 @@ def set_up(
         generator = np.random.default_rng([args.seed, 1])
         samples = [source.draw(MEASURED_STARS // 10, generator) for source in train_set.sources]
     elif isinstance(train_set, StreamedStars):
-        samples = [train_set.first(MEASURED_STARS)]
+        most = MEASURED_PIXELS // max(train_set.first(1)["flux"].size, 1)
+        samples = [train_set.first(max(min(MEASURED_STARS, most), 1))]
     else:
         samples = [train_set.with_format("numpy")[:MEASURED_STARS]]
     prepare = prepare_checkpoint if recipe.checkpoint else prepare_model
