@@ -353,7 +353,7 @@ class _BatchPredictor:
                 with torch.inference_mode():
                     output = self.model(**part)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if len(some) > 1:
                     self.most = len(some) // 2
@@ -366,7 +366,7 @@ class _BatchPredictor:
             start += len(some)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     # The last is what oneDNN, which does some of the work on a CPU, says of it.
     return isinstance(error, MemoryError) or should_reduce_batch_size(error) or "could not create a" in str(error)
 

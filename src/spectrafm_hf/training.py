@@ -41,7 +41,7 @@ from .files import complete_file, only_writer
 from .metrics import label_metrics
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from .optimization import Ema, MuonWithAdamW, split_parameters
-from .prediction import TrainingRange
+from .prediction import TrainingRange, is_out_of_memory
 from .preparation import add_lora, freeze, prepare_checkpoint, prepare_model, standardise_requests
 from .throughput import Throughput
 
@@ -574,6 +574,7 @@ class SpectraFMTrainer(Trainer):
         self.task = task
         self.throughput = Throughput()
         self.batches: list[Any] = []  # of a step
+        self.most = 0  # stars that the memory holds at once, 0 for all of a batch
         self.ema = Ema(recipe.ema_decay, task.model) if recipe.ema_decay else None
         self.add_callback(StepCallback(task.draws, self.ema))
 
@@ -599,9 +600,33 @@ class SpectraFMTrainer(Trainer):
         return self.batches, n_known if n_known is None else self.accelerator.reduce(n_known, "sum")
 
     def training_step(self, model, inputs, *args, **kwargs):
-        with self.throughput.batch(inputs):
-            loss = super().training_step(model, inputs, *args, **kwargs)
+        batches = [inputs]
+        while True:
+            try:
+                for batch in batches:
+                    loss = self._in_parts(model, batch, *args, **kwargs)
+                break
+            except (RuntimeError, MemoryError) as error:
+                n_stars = min(self.most or len(inputs["flux"]), len(inputs["flux"]))
+                # Other processes would wait for gradients that this one has given already.
+                if not is_out_of_memory(error) or n_stars == 1 or self.args.world_size > 1:
+                    raise
+                self.most = n_stars // 2
+            logger.warning(f"out of memory with {n_stars} stars at once: {self.most} from now on")
+            # What a backward pass that was broken off has added to the gradients of the step cannot be told from them.
+            model.zero_grad()
+            batches = self.batches[: [id(batch) for batch in self.batches].index(id(inputs)) + 1]
         self._demand_finite(loss, "loss", [inputs])
+        return loss
+
+    def _in_parts(self, model, inputs, *args, **kwargs):
+        """The step with no more stars at once than the memory holds: the gradient is the same."""
+        most = self.most or len(inputs["flux"])
+        loss = torch.zeros((), device=self.args.device)
+        for start in range(0, len(inputs["flux"]), most):
+            part = {name: value[start : start + most] for name, value in inputs.items()}
+            with self.throughput.batch(part):
+                loss = loss + super().training_step(model, part, *args, **kwargs)
         return loss
 
     def _demand_finite(self, number, name, batches=None):

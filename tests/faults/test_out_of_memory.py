@@ -53,3 +53,44 @@ def test_a_batch_that_is_too_large_goes_through_in_parts(free, halved, pytestcon
         assert ("out of memory with 128 stars at once" in run.stderr) == halved
         # It is not tried again with the next batch.
         assert run.stderr.count("with 128") == halved and "with 40" not in run.stderr
+
+
+TRAINING = """
+    import resource, sys
+    from pathlib import Path
+    import torch
+    from test_training import losses_of, make_arguments, make_recipe, make_stars
+    from spectrafm_hf.training import train
+
+    torch.set_num_threads(1)
+    stars, folder = make_stars(512, 1), Path(sys.argv[1])
+    recipe = make_recipe(whitening=False)
+    recipe.model |= {"patch_size": 2, "encoder_ffn_dim": [8192], "dropout": 0.0}
+    settings = {"per_device_train_batch_size": 128, "gradient_accumulation_steps": 2, "max_steps": 2,
+                "eval_strategy": "no", "save_strategy": "no", "per_device_eval_batch_size": 8}
+    runs = []
+    for free in (None, int(sys.argv[2]) * 2**20):
+        if free:
+            used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + free, used + free))
+        runs.append(train(recipe, make_arguments(folder, **settings), stars, stars.select(range(16)), quiet=True))
+    assert runs[0].most == 0 and 0 < runs[1].most < 128, runs[1].most
+    for one, other in zip(*map(losses_of, runs), strict=True):
+        assert abs(one - other) < 1e-5 * abs(one), (one, other)
+    for one, other in zip(*(run.model.parameters() for run in runs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS and /proc")
+def test_a_training_whose_batch_is_too_large_takes_the_same_steps_in_parts(tmp_path, pytestconfig):
+    with tried("batch of a training too large for the memory", "nothing: half of it at a time", 1):
+        run = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(TRAINING), str(tmp_path), "200"],
+            cwd=pytestconfig.rootpath / "tests",
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert run.returncode == 0, run.stderr
+        assert run.stderr.count("out of memory with 128 stars at once: 64 from now on") == 1
