@@ -14,7 +14,6 @@ import io
 import itertools
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -500,7 +499,7 @@ def _predict_survey(arguments: argparse.Namespace) -> int:
     """A file for each shard, in this process those that are its own."""
     from tqdm.auto import tqdm
 
-    from spectrafm_hf.prediction import TrainingRange
+    from spectrafm_hf.prediction import Flagged, TrainingRange
     from spectrafm_hf.survey import ShardPredictor, is_on_the_hub, list_shards, process_number
 
     if arguments.plot:
@@ -550,6 +549,8 @@ def _predict_survey(arguments: argparse.Namespace) -> int:
     process = f"process {rank} of {world_size}: " if world_size > 1 else ""
     print(f"{process}{done:,} of {len(own):,} shards in {arguments.output}, {before:,} of them from before")
     inside = arguments.output / FAILED
+    if flagged := str(sum(map(predictor.flagged, filter(predictor.is_done, own)), Flagged())):
+        print(flagged)
     if own and not done:
         raise ValueError(_nothing(failures, len(own), inside))
     # The underscore keeps it from being taken for a part of the table.
@@ -561,8 +562,10 @@ class _Summary:
 
     def __init__(self, names: Sequence[str], units: Mapping[str, str]) -> None:
         self.names, self.units = names, units
-        self.n_stars = self.n_good = self.n_flagged = self.n_repeated = 0
-        self.flags: Counter[str] = Counter()
+        from spectrafm_hf.prediction import Flagged
+
+        self.n_good = self.n_repeated = 0
+        self.flagged = Flagged()
         self.table: list[list[str]] = []
         self.stars: list[tuple[Row, dict[str, Any]]] = []
         self.overview: list[dict[str, Any]] = []
@@ -572,38 +575,31 @@ class _Summary:
         """Count a batch; which of its stars could not be predicted."""
         import numpy as np
 
-        from spectrafm_hf.prediction import FLAG_SEPARATOR
-
         failed = np.isnan(prediction[self.names[0]])
         for i in range(min(len(batch), PRINTED_STARS - len(self.table))):
             self.table.append(_table_row(prediction, i, self.names, self.units))
         for i in range(min(len(batch), PLOTTED_STARS - len(self.stars))):
             self.stars.append((batch[i], {name: column[i] for name, column in prediction.items()}))
-        if self.n_stars < OVERVIEW_STARS:
+        if self.flagged.stars < OVERVIEW_STARS:
             self.overview.append({name: prediction[name] for name in self.names})
-            identifiers = list(map(hash, prediction["object_id"][: OVERVIEW_STARS - self.n_stars]))
+            identifiers = list(map(hash, prediction["object_id"][: OVERVIEW_STARS - self.flagged.stars]))
             self.n_repeated += len(identifiers) - len(set(identifiers) - self._seen)
             self._seen.update(identifiers)
-        for flags in filter(None, prediction["flags"]):
-            self.n_flagged += 1
-            # Reasons of failure quote numbers: only their first words are counted.
-            self.flags.update(flag.partition(":")[0] for flag in flags.split(FLAG_SEPARATOR))
-        self.n_stars += len(batch)
+        self.flagged.add(prediction["flags"])
         self.n_good += int((~failed).sum())
         return np.flatnonzero(failed).tolist()
 
     def print(self, output: Path | None) -> None:
         _print_table(["object_id", *(_heading(name, self.units) for name in self.names), "flags"], self.table)
-        if self.n_stars > len(self.table):
+        if self.flagged.stars > len(self.table):
             where = f"see {output}" if output else "--output FILE keeps them"
-            print(f"... {self.n_stars - len(self.table):,} more, {where}")
+            print(f"... {self.flagged.stars - len(self.table):,} more, {where}")
         elif output:
             print(f"written: {output}")
-        if self.n_flagged:
-            most = ", ".join(f"{flag} ({count:,})" for flag, count in self.flags.most_common(8))
-            print(f"{self.n_flagged:,} of {self.n_stars:,} stars flagged: {most}")
+        if self.flagged.flagged:
+            print(self.flagged)
         if self.n_repeated:
-            where = f", of the first {OVERVIEW_STARS:,}" if self.n_stars > OVERVIEW_STARS else ""
+            where = f", of the first {OVERVIEW_STARS:,}" if self.flagged.stars > OVERVIEW_STARS else ""
             print(f"rows whose object_id came before: {self.n_repeated:,}{where} (rows are in the order of the input)")
 
     def draw(self, folder: Path) -> None:
@@ -623,7 +619,7 @@ class _Summary:
             plot_overview(
                 folder / "overview.png",
                 {name: column[:OVERVIEW_STARS] for name, column in columns.items()},
-                self.n_stars,
+                self.flagged.stars,
             )
             pictures += " and overview.png"
         print(f"drawn in {folder}: {pictures}")

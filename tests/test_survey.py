@@ -62,6 +62,13 @@ def test_each_shard_gets_a_table_and_together_they_are_those_of_one_run(predict,
     pd.testing.assert_frame_equal(together, one, check_exact=False, rtol=1e-5)
 
 
+def test_each_run_tells_how_many_stars_of_the_survey_are_flagged(predict, survey, checkpoint):
+    assert "flagged" not in predict(survey)[1]
+    TrainingRange({}, (1000.0, 2000.0)).save(checkpoint)
+    assert "37 of 37 stars flagged: wavelength (37)\n" in predict(survey, output="again")[1]
+    assert "37 of 37 stars flagged: wavelength (37)\n" in predict(survey, output="again")[1]
+
+
 def test_a_second_run_leaves_alone_what_is_done_and_mends_the_rest(predict, survey, tmp_path):
     predict(survey)
     folder = tmp_path / "labels"

@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -196,6 +196,33 @@ def valid_pixels(row: Mapping[str, Any]) -> NDArray[np.bool_]:
 
 
 # ---------------------------------------------------------------------------------------------------------- prediction
+
+
+@dataclass
+class Flagged:
+    """How many stars have which flags: `str` says it in a line, empty if none has any."""
+
+    stars: int = 0
+    flagged: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, flags: Iterable[str]) -> None:
+        """Count the flags of a batch, joined as `predict_batches` yields them."""
+        for joined in flags:
+            self.stars += 1
+            self.flagged += bool(joined)
+            for flag in joined.split(FLAG_SEPARATOR) if joined else ():
+                # Reasons why a star cannot be predicted quote numbers: only their first words are counted.
+                name = flag.partition(":")[0]
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+    def __add__(self, other: Flagged) -> Flagged:
+        counts = Counter(self.counts) + Counter(other.counts)
+        return Flagged(self.stars + other.stars, self.flagged + other.flagged, dict(counts))
+
+    def __str__(self) -> str:
+        most = ", ".join(f"{flag} ({count:,})" for flag, count in Counter(self.counts).most_common(8))
+        return f"{self.flagged:,} of {self.stars:,} stars flagged: {most}" if self.flagged else ""
 
 
 #: Tokens that the model gets at once: with fewer a CPU does not come to its full speed, with many more what passes from

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from .data.readers import Failure, find_files, read_spectra
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
-from .prediction import PredictionWriter, TrainingRange, batches_of, predict_batches
+from .prediction import Flagged, PredictionWriter, TrainingRange, batches_of, predict_batches
 from .similar import fingerprint
 
 
@@ -37,7 +37,7 @@ from .similar import fingerprint
 FILES_PER_SHARD = 1000
 #: What a name of a data set on the hub begins with; `OWNER/NAME` or `OWNER/NAME@REVISION` follows.
 HUB = "hf://datasets/"
-MADE_OF, FAILURES = b"spectrafm_hf.made_of", b"spectrafm_hf.failures"
+MADE_OF, FAILURES, FLAGS = (f"spectrafm_hf.{name}".encode() for name in ("made_of", "failures", "flags"))
 #: Of a configuration: what changes no answer.
 NO_SETTINGS = ("_name_or_path", "transformers_version", "architectures", "auto_map", "custom_pipelines")
 
@@ -268,6 +268,10 @@ class ShardPredictor:
             return None
         return [Failure(Path(file), cause) for file, cause in json.loads(metadata.get(FAILURES, b"[]"))]
 
+    def flagged(self, shard: Shard) -> Flagged:
+        """How many stars of a shard that is done have which flags."""
+        return Flagged(**json.loads(pq.read_metadata(self.path(shard)).metadata[FLAGS]))
+
     def _made_of(self, shard: Shard) -> bytes:
         return hashlib.sha256((shard.state + self._own_state).encode()).hexdigest().encode()
 
@@ -305,14 +309,17 @@ class ShardPredictor:
                 for file in shard.files
             ]
             metadata = {MADE_OF: self._made_of(shard)}
+            flagged = Flagged()
             with PredictionWriter(path, self.names, {}, metadata) as writer:
                 rows = read_spectra(files, failures=failures if len(files) > 1 else None, **self.how)
                 batches = batches_of(rows, self.tokenizer, self.batch_size)
                 for batch in predict_batches(self.model, self.tokenizer, batches, self.names, self.training_range):
                     writer.write(batch)
+                    flagged.add(batch["flags"])
                     progress(len(batch["flags"]))
                 if passing := [failure for failure in failures if failure.may_pass]:
                     raise UnreadableNow(passing)
+                writer.note({FLAGS: json.dumps(asdict(flagged)).encode()})
                 if failures:
                     writer.write(self._rows_of(failures))
                     told = json.dumps([(os.fspath(failure.file), failure.cause) for failure in failures])
