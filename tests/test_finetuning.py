@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from spectrafm_hf import finetuning
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
@@ -204,6 +205,7 @@ def test_a_new_label_is_learnt_evaluated_and_told_of(tmp_path, checkpoint):
     star = next(row for row in rows if row["object_id"] == lines[0]["object_id"])
     assert float(lines[0]["given_age"]) == pytest.approx(star["age"], rel=1e-4)
     card = (out / "README.md").read_text()
+    assert {"license", "datasets"}.isdisjoint(ModelCard(card).data.to_dict()), "nobody has stated them"
     assert "spectrafm finetune ..." in card and "age [Gyr]" in card
     for picture in ("predicted.png", "loss.png"):
         assert (out / picture).stat().st_size > 10_000

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import yaml
 from conftest import make_tiny_model
 from hub_server import TOKEN, Hub, serve
 from huggingface_hub import HfApi, constants
@@ -189,6 +190,22 @@ def test_a_dry_run_shows_files_and_card_and_changes_nothing_on_the_hub(hub, chec
     assert listing.splitlines()[-1].endswith("total for somebody/tiny")
     assert HUB_CODE in card and "# spectrafm-tiny" in card
     assert hub.repositories == {}
+
+
+def test_data_of_any_name_make_metadata_that_the_hub_takes(hub, checkpoint):
+    evaluation = make_evaluation(checkpoint, data="My stars (2026), -- part..2 ")
+    write_model_card(checkpoint, recipe=RECIPE, evaluations=[evaluation])
+    push_checkpoint(checkpoint, "somebody/tiny")
+    [results] = [text for path, text in pushed_files(hub, "somebody/tiny").items() if path.startswith(".eval_results/")]
+    assert yaml.safe_load(results)[0]["dataset"]["id"] == "My-stars-2026-part-2"
+
+
+def test_metadata_that_the_hub_does_not_take_are_told_in_one_line(hub, checkpoint, capsys):
+    write_model_card(checkpoint, recipe=RECIPE, evaluations=[make_evaluation(checkpoint)], license="as-you-like")
+    assert spectrafm_cli.main(["push", str(checkpoint), "somebody/tiny"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('spectrafm push: Invalid metadata in README.md. - "license" must be one of ')
+    assert error.count("\n") == 1
 
 
 def write_on_the_hub(hub: Hub, repo: str, name: str, text: str, ref: str = "main") -> None:

@@ -299,14 +299,20 @@ def group_evaluations(evaluations: Sequence[Mapping[str, Any]], sums: Mapping[st
 
 
 def eval_results(groups: Sequence[Group], name: str, units: Mapping[str, str]) -> dict[str, str]:
-    """The figures of the main tables for `.eval_results`: YAML by name of file, one for each data set."""
+    """
+    The figures of the main tables for `.eval_results`: YAML by name of file, one for each data set.
+
+    The hub documents `dataset.id` as that of a data set there which is registered as a benchmark, and `task_id` as one
+    of its tasks. Ours are none: the id is `data` of the evaluation, OWNER/NAME for a data set that is on the hub, and
+    otherwise a name that is valid in form alone, with which no leaderboard has the figures.
+    """
     files: dict[str, list[EvalResultEntry]] = {}
     for group in groups:
         entries = files.setdefault(f"{re.sub(r'[^A-Za-z0-9.-]+', '-', group.data)}.yaml", [])
         for label, figure, value in _main_figures(group, name):
             unit = "" if figure == "robust_z" or not units[label] else f" [{units[label]}]"
             about = f"{FIGURES[figure]} of {label}{unit}; {group.stars[group.main]} {group.split} stars, {group.main}"
-            entries.append(EvalResultEntry(group.data, f"{label}_{figure}", value, notes=about))
+            entries.append(EvalResultEntry(_dataset_id(group.data), f"{label}_{figure}", value, notes=about))
     return {
         file: yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, width=120)
         for file, entries in files.items()
@@ -384,6 +390,11 @@ def _main_figures(group: Group, name: str) -> Iterator[tuple[str, str, float]]:
             yield label, figure, round(results[name][label][figure], 5)
 
 
+def _dataset_id(data: str) -> str:
+    """A name that the hub takes for that of a data set: others make the whole file or card invalid there."""
+    return re.sub(r"[^A-Za-z0-9_./]+|\.{2,}", "-", data).strip("-./")[:96] or "unnamed"
+
+
 def _index(groups: Sequence[Group], name: str) -> Iterator[EvalResult]:
     """The same figures as `.eval_results` in the older form, for the metadata of the card."""
     for group in groups:
@@ -391,7 +402,7 @@ def _index(groups: Sequence[Group], name: str) -> Iterator[EvalResult]:
             yield EvalResult(
                 task_type="tabular-regression",
                 task_name="stellar labels",
-                dataset_type=group.data,
+                dataset_type=_dataset_id(group.data),
                 dataset_name=TITLES.get(group.data, group.data),
                 dataset_split=group.split,
                 metric_type=figure,
