@@ -140,15 +140,25 @@ def test_tables_of_labels_are_the_same_from_all_formats(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["csv", "ecsv", "parquet"])
 def test_a_unit_in_a_heading_is_kept_beside_the_name(tmp_path, suffix):
-    headings = ["ID", "vsini[km/s]", "e_vsini", "Age [Gyr]", "Age [Gyr]_err", "[Fe/H]", "e_[Fe/H]", "[Mg/H] [dex]"]
+    headings = [
+        "ID",
+        "vsini[km/s]",
+        "e_vsini",
+        "Age [Gyr]",
+        "Age [Gyr]_err",
+        "[Fe/H]",
+        "e_[Fe/H]",
+        "[Mg/H] [dex]",
+        "TEFF (K)",
+    ]
     table = pa.table({heading: [1.0] for heading in headings})
     if suffix == "parquet":
         pq.write_table(table, tmp_path / "t.parquet")
     else:
         Table(table.to_pydict()).write(tmp_path / f"t.{suffix}")
     read = read_labels(tmp_path / f"t.{suffix}")
-    assert read.column_names == ["id", "vsini", "vsini_err", "age", "age_err", "fe_h", "fe_h_err", "mg_h"]
-    assert heading_units(read) == {"vsini": "km/s", "age": "Gyr", "mg_h": "dex"}
+    assert read.column_names == ["id", "vsini", "vsini_err", "age", "age_err", "fe_h", "fe_h_err", "mg_h", "teff"]
+    assert heading_units(read) == {"vsini": "km/s", "age": "Gyr", "mg_h": "dex", "teff": "K"}
 
 
 def test_an_allstar_is_known_by_its_columns(tmp_path):

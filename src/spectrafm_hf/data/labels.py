@@ -31,8 +31,8 @@ from .schema import LABEL_UNITS, label_names_of
 
 #: Where the identifiers of a table are looked for, in this order, if nobody says.
 ID_COLUMNS = ("object_id", "apogee_id", "source_id", "gaiaedr3_source_id", "sdss_id", "id", "name")
-#: A heading with a unit, `age[Gyr]` or `age [Gyr]_err`; VizieR's `e_[Fe/H]` has none.
-HEADING = re.compile(r"^(?!e_\[)(.+?)\s*\[([^\]]*)\]\s*(_err)?$")
+#: A heading with a unit, `age[Gyr]`, `age (Gyr)` or `age [Gyr]_err`; VizieR's `e_[Fe/H]` has none.
+HEADING = re.compile(r"^(?!e_\[)(.+?)\s*(?:\[([^\]]*)\]|\(([^)]*)\))\s*(_err)?$")
 
 
 def read_labels(path: str | os.PathLike[str]) -> pa.Table:
@@ -47,7 +47,7 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
     -------
     pyarrow.Table
         Names in lower case; those of VizieR are turned into ours, `e_Teff` into `teff_err` and `[Fe/H]` into `fe_h`.
-        Of a heading `age[Gyr]` or `age [Gyr]` the name is `age`; `heading_units` has its unit. Columns that hold
+        Of a heading `age[Gyr]`, `age [Gyr]` or `age (Gyr)` the name is `age`; `heading_units` has its unit. Columns that hold
         several numbers a star are left out.
 
     Raises
@@ -77,11 +77,11 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
         raise ValueError(f"{path}: expected a table of labels that can be read, got: {_one_line(error)}") from error
     headings = [heading.strip() for heading in table.column_names]
     matches = [HEADING.match(heading) for heading in headings]
-    plain = [m[1] + (m[3] or "") if m else heading for m, heading in zip(matches, headings, strict=True)]
+    plain = [m[1] + (m[4] or "") if m else heading for m, heading in zip(matches, headings, strict=True)]
     names = _our_names(plain)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: expected each column once, as capitals do not count, got {', '.join(twice)} again")
-    units = [{"unit": m[2]} if m and not m[3] else None for m in matches]
+    units = [{"unit": m[2] or m[3] or ""} if m and not m[4] else None for m in matches]
     described = zip(names, table.schema.types, units, strict=True)
     schema = pa.schema([pa.field(name, kind, metadata=unit) for name, kind, unit in described])
     return pa.Table.from_arrays(table.columns, schema=schema)
