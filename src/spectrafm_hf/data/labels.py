@@ -47,8 +47,8 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
     -------
     pyarrow.Table
         Names in lower case; those of VizieR are turned into ours, `e_Teff` into `teff_err` and `[Fe/H]` into `fe_h`.
-        Of a heading `age[Gyr]`, `age [Gyr]` or `age (Gyr)` the name is `age`; `heading_units` has its unit. Columns that hold
-        several numbers a star are left out.
+        Of a heading `age[Gyr]`, `age [Gyr]` or `age (Gyr)` the name is `age`; `heading_units` has its unit. Columns
+        that hold several numbers a star are left out.
 
     Raises
     ------
