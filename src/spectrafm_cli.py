@@ -473,7 +473,11 @@ def _predict(arguments: argparse.Namespace) -> int:
     rows = read_spectra(files, failures=failures, **_how(arguments))
     summary = _Summary(names, units)
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(PredictionWriter(arguments.output, names, units)) if arguments.output else None
+        writer = None
+        if arguments.output:
+            # Data sets have an object_id for each star; spectra of one star may be in several files.
+            tell = len(files) > 1 and any(path.suffix.lower() != ".parquet" for path in files)
+            writer = stack.enter_context(PredictionWriter(arguments.output, names, units, files=tell))
         progress = stack.enter_context(tqdm(total=_count(files), desc="predicting", unit=" stars", delay=DELAY))
         batches, same = itertools.tee(batches_of(rows, tokenizer, arguments.batch_size))
         for batch, prediction in zip(

@@ -1,5 +1,6 @@
 """A survey is predicted shard by shard: whole, once, by any number of processes, and gone on with."""
 
+import gc
 import json
 import os
 import subprocess
@@ -345,12 +346,12 @@ def test_four_times_the_stars_take_no_more_memory(tiny_model, tmp_path, monkeypa
     peaks = []
     for shard in (small, small, large):  # the first time, modules are loaded
         tracemalloc.start()
-        predictor(shard)
+        predictor(shard, lambda stars: gc.collect())  # what nobody holds does not count, whenever it would be collected
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     print(peaks)  # pytest shows it where the test fails
-    # Whoever kept the stars, or their labels, would need four times as much; garbage is not collected after each batch.
-    assert peaks[2] < 1.5 * peaks[1]
+    # Whoever kept the stars, or their labels, would need four times as much.
+    assert peaks[2] < 1.2 * peaks[1]
 
 
 def test_rows_are_written_in_groups_that_are_quick_to_read(tmp_path):

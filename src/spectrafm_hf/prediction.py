@@ -282,11 +282,11 @@ def predict_batches(
     Yields
     ------
     dict of arrays of shape (stars,), one a batch
-        `object_id` (str); for each request `<label>` and `<label>_err` (float32, physical units, one sigma); `flags`
-        (str, empty if all is well; `not_at_rest` where the row has a `rest_frame` of False). A star that cannot be
-        predicted has labels of NaN, and the reason as its flag. Spectra of different lengths are handled apart, as the
-        shorter ones would be padded. Where the memory does not suffice for a batch, the model gets half of it at a time
-        from then on, and a warning is logged.
+        `object_id` (str), and where the rows have one the name of the `file`; for each request `<label>` and
+        `<label>_err` (float32, physical units, one sigma); `flags` (str, empty if all is well; `not_at_rest` where the
+        row has a `rest_frame` of False). A star that cannot be predicted has labels of NaN, and the reason as its flag.
+        Spectra of different lengths are handled apart, as the shorter ones would be padded. Where the memory does not
+        suffice for a batch, the model gets half of it at a time from then on, and a warning is logged.
 
     Raises
     ------
@@ -360,6 +360,8 @@ class _BatchPredictor:
                     flags += self.training_range.flags(row, dict(zip(names, values[i].tolist(), strict=True)))
                 reasons[i] = FLAG_SEPARATOR.join(flags)
         batch: dict[str, NDArray[Any]] = {"object_id": np.array([str(row["object_id"]) for row in rows], dtype=object)}
+        if rows and "file" in rows[0]:
+            batch["file"] = np.array([Path(row["file"]).name for row in rows], dtype=object)
         for j, name in enumerate(names):
             batch |= {name: values[:, j], f"{name}_err": errors[:, j]}
         return {**batch, "flags": np.array(reasons, dtype=object)}
@@ -493,6 +495,8 @@ class PredictionWriter:
         For the columns of a FITS file.
     metadata : mapping of bytes to bytes
         For the schema of a Parquet file.
+    files : bool
+        Whether to tell of which file each spectrum is, as object_ids of many may be the same.
 
     Raises
     ------
@@ -506,6 +510,8 @@ class PredictionWriter:
         label_names: Sequence[str],
         label_units: Mapping[str, str],
         metadata: Mapping[bytes, bytes] | None = None,
+        *,
+        files: bool = False,
     ) -> None:
         self.path = Path(path)
         self.units = dict(label_units)
@@ -517,10 +523,11 @@ class PredictionWriter:
         if self.path.is_dir():
             raise ValueError(f"output: expected the name of a file, got the folder {self.path}")
         numbers = [pa.field(column, pa.float32()) for name in label_names for column in (name, f"{name}_err")]
-        columns = [pa.field("object_id", pa.string()), *numbers, pa.field("flags", pa.string())]
+        texts = {name: pa.field(name, pa.string()) for name in ("object_id", *(["file"] if files else []), "flags")}
+        columns = [field for name, field in texts.items() if name != "flags"] + [*numbers, texts["flags"]]
         self.schema = pa.schema(columns, dict(metadata or {}))
         self._temporary = temporary_name(self.path)
-        self._widths = dict.fromkeys(("object_id", "flags"), 1)
+        self._widths = dict.fromkeys(texts, 1)
         self._waiting: list[pa.Table] = []
 
     def __enter__(self) -> Self:

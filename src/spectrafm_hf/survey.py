@@ -310,7 +310,7 @@ class ShardPredictor:
             ]
             metadata = {MADE_OF: self._made_of(shard)}
             flagged = Flagged()
-            with PredictionWriter(path, self.names, {}, metadata) as writer:
+            with PredictionWriter(path, self.names, {}, metadata, files=len(files) > 1) as writer:
                 rows = read_spectra(files, failures=failures if len(files) > 1 else None, **self.how)
                 batches = batches_of(rows, self.tokenizer, self.batch_size)
                 for batch in predict_batches(self.model, self.tokenizer, batches, self.names, self.training_range):
@@ -346,7 +346,7 @@ class ShardPredictor:
     def _rows_of(self, failures: Sequence[Failure]) -> dict[str, NDArray[Any]]:
         unknown = np.full(len(failures), np.nan, np.float32)
         return {
-            "object_id": np.array([failure.file.name for failure in failures], dtype=object),
+            **dict.fromkeys(("object_id", "file"), np.array([failure.file.name for failure in failures], dtype=object)),
             **{column: unknown for name in self.names for column in (name, f"{name}_err")},
             "flags": np.array([" ".join(failure.cause.split()) for failure in failures], dtype=object),
         }
