@@ -177,7 +177,8 @@ def test_a_checkpoint_with_the_published_pixels_needs_no_wavelengths_and_gets_th
     convert_original_checkpoint(original, tmp_path / "out")
     tokenizer = SpectraFMTokenizer.from_pretrained(tmp_path / "out")
     np.testing.assert_array_equal(tokenizer.standardize_wavelength, published_wavelengths())
-    assert (tokenizer.standardize_center, tokenizer.max_length) == (center, 512)
+    assert tokenizer.max_length == 512
+    np.testing.assert_array_equal(tokenizer.standardize_center, center)
     assert tokenizer.valid_flux == [0.05, 1.2]
     flux = np.ones(n_pixels)
     flux[0], flux[1] = 0.01, 1.3
