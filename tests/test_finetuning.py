@@ -219,6 +219,14 @@ def test_a_new_label_is_learnt_evaluated_and_told_of(tmp_path, checkpoint):
     ):
         tune(tmp_path, checkpoint, rows, labels=labels, what="all", seed=1)
 
+    # Other spectra are others, though their file be of the same size; without compression, it is.
+    file = tmp_path / "in" / "spectra.parquet"
+    before = file.stat().st_size
+    rows[0]["flux"] = rows[0]["flux"][::-1].copy()
+    with pytest.raises(ValueError, match=r"out: expected a fine-tuning with spectra="):
+        tune(tmp_path, checkpoint, rows, labels=labels, what="all")
+    assert file.stat().st_size == before
+
 
 @pytest.mark.slow
 def test_where_training_only_does_harm_the_start_is_kept(tmp_path, monkeypatch):

@@ -580,7 +580,7 @@ def finetune(
     join_columns(table.table, id_column)  # before the spectra are read, which takes long
     fingerprint = hashlib.sha256(
         json.dumps(
-            [[(file.name, file.stat().st_size if file.exists() else 0) for file in files], reading],
+            [[(file.name, sha256(file) if file.is_file() else "") for file in files], reading],
             default=lambda grid: np.asarray(grid).tolist(),
         ).encode()
     ).hexdigest()
