@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from astropy.table import Table
+from huggingface_hub import constants, hf_hub_download
+from test_hub import hub  # noqa: F401
 
 from spectrafm_hf.data.readers import batched
 from spectrafm_hf.prediction import (
@@ -128,6 +130,26 @@ def test_the_training_range_survives_its_file_and_is_none_without_one(tmp_path, 
     assert training_range.save(tmp_path).name == "training_range.json"
     assert TrainingRange.load(tmp_path) == training_range
     assert sorted(path.name for path in tmp_path.iterdir()) == ["training_range.json"]
+
+
+def test_offline_the_cache_of_the_hub_says_whether_there_is_a_training_range(hub, tmp_path, monkeypatch):  # noqa: F811
+    (tmp_path / "some").mkdir()
+    training_range = TrainingRange({"teff": (3000.0, 8000.0)})
+    training_range.save(tmp_path / "some")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "config.json").write_text("{}")
+    for name in ("some", "none", "unknown"):
+        hub.commit(f"somebody/{name}", tmp_path / name.replace("unknown", "none"))
+    assert TrainingRange.load("somebody/some") == training_range
+    assert TrainingRange.load("somebody/none") is None
+    hf_hub_download("somebody/unknown", "config.json")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    asked = len(hub.log)
+    assert TrainingRange.load("somebody/some") == training_range
+    assert TrainingRange.load("somebody/none") is None
+    with pytest.raises(OSError, match=r"^somebody/unknown: expected the hub, or its cache, to say .*, got .*offline"):
+        TrainingRange.load("somebody/unknown")
+    assert len(hub.log) == asked
 
 
 @pytest.mark.parametrize(

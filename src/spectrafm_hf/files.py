@@ -1,19 +1,42 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Files and folders that are whole or not there, and folders that one process writes."""
+"""Files and folders that are whole or not there, folders that one process writes, and a hub that is asked twice."""
 
 import contextlib
 import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub.errors import HfHubHTTPError
 
 
 try:
     import fcntl
 except ImportError:  # a system without it, where nobody is kept out
     fcntl = None  # type: ignore[assignment]
+
+Fetched = TypeVar("Fetched")
+
+
+def ask_twice(fetch: Callable[[], Fetched]) -> Fetched:
+    """
+    What is fetched from the hub, once more where the answer is that of a server in trouble (500 and above).
+
+    The hub's client asks again by itself after all else that may pass, and after such an answer to what it asks about a
+    file; to what it asks for the content, it does not.
+    """
+    try:
+        return fetch()
+    except OSError as error:
+        answer = next((each for each in (error, error.__cause__) if isinstance(each, HfHubHTTPError)), None)
+        if answer is None or answer.response.status_code < 500:
+            raise
+    time.sleep(1)
+    return fetch()
 
 
 @contextlib.contextmanager

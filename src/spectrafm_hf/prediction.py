@@ -27,12 +27,13 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from astropy import units
 from astropy.io import fits
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.utils import cached_file
 
 from .data.schema import PIXEL_COLUMNS
-from .files import complete_file, temporary_name
+from .files import ask_twice, complete_file, temporary_name
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
 from .models.tokenization_spectrafm import HUGE
 
@@ -110,19 +111,20 @@ class TrainingRange:
         ------
         ValueError
             If the file is there but is not what it should be.
+        OSError
+            If neither the hub nor its cache says whether there is one: without it, no star would be flagged.
         """
-        path = cached_file(
-            str(name_or_path),
-            RANGE_FILE,
-            revision=revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        if path is None:
-            return None
+        path = Path(name_or_path, RANGE_FILE)
+        if os.path.isdir(name_or_path):
+            if not path.is_file():
+                return None
+        else:
+            found = _on_the_hub(str(name_or_path), revision)
+            if found is None:
+                return None
+            path = Path(found)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
             labels = {name: tuple(pair) for name, pair in content.pop("labels").items()}
             return cls(labels, **{name: _as_tuples(limits) for name, limits in content.items()})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -173,6 +175,22 @@ class TrainingRange:
             if 2 * max(np.sum(spacing < low * 0.99), np.sum(spacing > high * 1.01)) > spacing.size:
                 found.append("wavelength_step")
         return found
+
+
+def _on_the_hub(name: str, revision: str) -> str | None:
+    """Where the file of a repository is, which is fetched if the cache of the hub has it not; None if there is none."""
+    try:
+        return ask_twice(lambda: hf_hub_download(name, RANGE_FILE, revision=revision))
+    except (OSError, HTTPError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        # That there is none is remembered as well.
+        if try_to_load_from_cache(name, RANGE_FILE, revision=revision) is _CACHED_NO_EXIST:
+            return None
+        cause = " ".join(str(error.__cause__ or error).split())[:200]
+        raise OSError(
+            f"{name}: expected the hub, or its cache, to say whether there is a {RANGE_FILE}, got {cause}"
+        ) from error
 
 
 def _pairs(limits: Pair | Sequence[Pair] | None) -> list[Pair]:

@@ -13,6 +13,7 @@ from test_hub import build, checkpoint, hub, pushed_files  # noqa: F401
 
 import spectrafm_cli
 from spectrafm_hf import SpectraFMTokenizer, load_checkpoint, save_checkpoint
+from spectrafm_hf.prediction import TrainingRange
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -68,6 +69,32 @@ def test_a_checkpoint_is_pulled_whole_or_not_at_all(hub, tiny, impatient, tmp_pa
         else:
             assert times == 1, "a fault that nobody met"
         assert (tmp_path / "labels.csv").exists() and is_right("somebody/tiny")
+
+
+@pytest.mark.parametrize("what", ["500", "cut"])
+def test_without_an_answer_about_the_training_range_no_star_is_predicted_unflagged(
+    hub,  # noqa: F811
+    tiny,
+    impatient,
+    tmp_path,
+    capsys,
+    what,
+):
+    with tried(f"the hub {FAULTS[what]} (always): a training range", "nothing; one line, the next run flags", 1):
+        TrainingRange({"teff": (0.0, 1.0)}).save(tiny)
+        hub.commit("somebody/tiny", tiny)
+        hub.fail("training_range", what)
+        command = ["predict", str(build(tmp_path / "survey", train=5)), "--model", "somebody/tiny"]
+        command += ["--output", str(tmp_path / "labels")]
+        assert spectrafm_cli.main(command) == 2
+        one_line(capsys, "predict", "somebody/tiny: expected the hub, or its cache, to say whether there is a training")
+        assert not list(tmp_path.glob("labels/**/*.parquet"))
+        hub.faults.clear()
+        assert spectrafm_cli.main(command) == 0
+        assert pq.read_table(tmp_path / "labels")["flags"].to_pylist() == ["teff>1"] * 5
+        # From now on the cache knows it.
+        hub.fail("training_range", what)
+        assert TrainingRange.load("somebody/tiny") == TrainingRange.load(tiny)
 
 
 @pytest.mark.parametrize("spoil", ["truncated", "changed"])
