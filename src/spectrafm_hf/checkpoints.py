@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from .files import replace_folder, restore_folder, temporary_name
+from .files import ask_twice, replace_folder, restore_folder, temporary_name
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 
 
@@ -143,14 +143,7 @@ def load_checkpoint(
         _drop_damaged(where)
     try:
         with _quiet():
-            settings, _ = SpectraFMConfig.get_config_dict(where, revision=revision)
-            if (model_type := settings.get("model_type")) != SpectraFMConfig.model_type:
-                raise ValueError(f"expected a config.json of model_type 'spectrafm', got {model_type!r}")
-            loaded: Any = SpectraFMForPrediction.from_pretrained(
-                where, revision=revision, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
-            )
-            tokenizer = SpectraFMTokenizer.from_pretrained(where, revision=revision)
-        model, report = loaded
+            model, report, tokenizer = ask_twice(lambda: _load_parts(where, revision))
         _check_weights(report)
         if broken := [key for key, value in model.state_dict().items() if not value.isfinite().all()]:
             raise ValueError(f"expected finite weights, got others in {broken[0]}")
@@ -170,6 +163,17 @@ def load_checkpoint(
             f"{type(error).__name__}: {cause[:500]}"
         ) from error
     return model, tokenizer
+
+
+def _load_parts(where: str | os.PathLike, revision: str) -> tuple[SpectraFMForPrediction, dict, SpectraFMTokenizer]:
+    """Model, what was noticed when it was loaded, and tokenizer."""
+    settings, _ = SpectraFMConfig.get_config_dict(where, revision=revision)
+    if (model_type := settings.get("model_type")) != SpectraFMConfig.model_type:
+        raise ValueError(f"expected a config.json of model_type 'spectrafm', got {model_type!r}")
+    loaded: Any = SpectraFMForPrediction.from_pretrained(
+        where, revision=revision, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    return *loaded, SpectraFMTokenizer.from_pretrained(where, revision=revision)
 
 
 def _drop_damaged(repository: str) -> None:

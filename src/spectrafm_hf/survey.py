@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,6 +29,7 @@ from huggingface_hub.hf_api import RepoFile
 from numpy.typing import NDArray
 
 from .data.readers import Failure, find_files, read_spectra
+from .files import ask_twice
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
 from .prediction import Flagged, PredictionWriter, TrainingRange, batches_of, predict_batches
 from .similar import fingerprint
@@ -303,7 +305,16 @@ class ShardPredictor:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="spectrafm-") as folder:
             files = [
-                hf_hub_download(shard.repository, file, repo_type="dataset", revision=shard.revision, local_dir=folder)
+                ask_twice(
+                    partial(
+                        hf_hub_download,
+                        shard.repository,
+                        file,
+                        repo_type="dataset",
+                        revision=shard.revision,
+                        local_dir=folder,
+                    )
+                )
                 if shard.repository
                 else file
                 for file in shard.files
