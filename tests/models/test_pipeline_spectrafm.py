@@ -112,6 +112,18 @@ def test_a_bad_spectrum_in_a_list_is_an_error_that_names_the_field(predict, star
         predict(stars, batch_size=2)
 
 
+@pytest.mark.parametrize("give", [list, iter, lambda stars: (star for star in stars)])
+def test_an_error_says_which_spectrum_of_many_it_is(predict, stars, give):
+    stars[3]["flux"] = np.full_like(stars[3]["flux"], np.nan)
+    with pytest.raises(ValueError, match=r"flux: expected .* got none \(star-3\)$"):
+        list(predict(give(stars), batch_size=2))
+    nameless = [(star["wavelength"], star["flux"], star["flux_error"]) for star in stars]
+    with pytest.raises(ValueError, match=r"flux: expected .* got none \(spectrum 3\)$"):
+        list(predict(give(nameless), batch_size=2))
+    with pytest.raises(ValueError, match=r"flux: expected .* got none$"):
+        predict(nameless[3])
+
+
 def test_a_pipeline_without_a_tokenizer_is_an_error(tiny_model):
     with pytest.raises(ValueError, match="tokenizer: expected a SpectraFMTokenizer"):
         pipeline("stellar-labels", model=tiny_model, device="cpu")

@@ -2,11 +2,18 @@
 """The task `stellar-labels` of `transformers.pipeline`: spectra in, labels with one-sigma errors out."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import Pipeline
+
+
+class _Numbered(NamedTuple):
+    """One of several spectra, so that an error can say which it is."""
+
+    number: int
+    spectrum: Any
 
 
 class StellarLabelsPipeline(Pipeline):
@@ -67,7 +74,8 @@ class StellarLabelsPipeline(Pipeline):
         ------
         ValueError
             Naming the field of the spectrum that is wrong, or the request whose answer is no number, the expectation
-            and the value.
+            and the value; and the spectrum, by its `object_id` or its place among the inputs, from 0. Nothing comes
+            after it: `spectrafm predict` goes on, and flags such stars.
         """
         if isinstance(inputs, list) and not inputs:
             return []
@@ -77,6 +85,10 @@ class StellarLabelsPipeline(Pipeline):
         elif isinstance(inputs, Iterator):
             # Of iterators it knows generators only.
             inputs = (row for row in inputs)
+        if isinstance(inputs, list):
+            inputs = list(map(_Numbered, range(len(inputs)), inputs))
+        elif isinstance(inputs, Generator):
+            inputs = (_Numbered(number, spectrum) for number, spectrum in enumerate(inputs))
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(  # type: ignore[override]
@@ -87,22 +99,31 @@ class StellarLabelsPipeline(Pipeline):
 
     def preprocess(self, input_, requests=None, scalars=None) -> dict[str, Any]:  # type: ignore[override]
         tokenizer: Any = self.feature_extractor
+        name = None
+        if isinstance(input_, _Numbered):
+            name, input_ = f"spectrum {input_.number}", input_.spectrum
+        object_id = input_.get("object_id") if isinstance(input_, Mapping) else None
+        if isinstance(object_id, np.generic):
+            object_id = object_id.item()
+        name = name if object_id is None else object_id
         spectrum = input_ if isinstance(input_, tuple) else (input_,)
         if scalars is not None and not isinstance(input_, Mapping):
             raise ValueError(f"scalars: expected rows that hold {list(scalars)}, got a {type(input_).__name__}")
-        inputs = tokenizer(*spectrum, scalars=scalars, requests=requests)
+        try:
+            inputs = tokenizer(*spectrum, scalars=scalars, requests=requests)
+        except ValueError as error:
+            # To the tokenizer it is the only one.
+            cause = str(error).removesuffix(" in spectrum 0")
+            raise ValueError(cause if name is None else f"{cause} ({name})") from error
         if len(inputs["flux"]) != 1:
             raise ValueError(f"flux: expected one spectrum, or a list of them, got {len(inputs['flux'])} in one")
         if requests is None:
             requests = tokenizer.label_names if tokenizer.requests is None else tokenizer.requests
         names = [request if isinstance(request, str) else f"flux_{request}" for request in requests]
-        object_id = input_.get("object_id") if isinstance(input_, Mapping) else None
-        if isinstance(object_id, np.generic):
-            object_id = object_id.item()
-        return {**inputs, "object_id": object_id, "names": names}
+        return {**inputs, "object_id": object_id, "names": names, "spectrum": name}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        about = {name: model_inputs.pop(name) for name in ("object_id", "names")}
+        about = {name: model_inputs.pop(name) for name in ("object_id", "names", "spectrum")}
         outputs = self.model(**model_inputs)
         return {"values": outputs.values, "errors": outputs.errors, **about}
 
@@ -112,7 +133,8 @@ class StellarLabelsPipeline(Pipeline):
         values, errors = (model_outputs[key][0].tolist() for key in ("values", "errors"))
         for name, value, error in zip(model_outputs["names"], values, errors, strict=True):
             if not (math.isfinite(value) and math.isfinite(error)):
-                raise ValueError(f"{name}: expected a finite answer, got {value} with the error {error} ({object_id})")
+                which = f" ({spectrum})" if (spectrum := model_outputs["spectrum"]) is not None else ""
+                raise ValueError(f"{name}: expected a finite answer, got {value} with the error {error}{which}")
             star[name] = value
             star[f"{name}_err"] = error
         return star
