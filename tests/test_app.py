@@ -6,6 +6,7 @@ import gzip
 import html
 import re
 import socket
+import subprocess
 import sys
 import tomllib
 import urllib.request
@@ -146,10 +147,54 @@ def test_a_file_that_is_too_large_when_unpacked_is_refused_before_it_is(workbenc
     elif kind == "npz":
         np.savez_compressed(path, flux=zeros)
     else:
-        # Without a dictionary, which would make it small in itself.
-        pq.write_table(pa.table({"flux": zeros}), path, use_dictionary=False)
+        # With its dictionary the table is small in itself.
+        pq.write_table(pa.table({"flux": zeros}), path)
     with pytest.raises(ValueError, match="expected at most 1 MB when unpacked, got more"):
         workbench.read(path)
+
+
+BOMB = """
+import sys
+from pathlib import Path
+import torch
+from spectrafm_hf import app
+from spectrafm_hf.data.readers import read_spectra
+
+def most_memory():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+
+before = most_memory()
+try:
+    app.Workbench().read(sys.argv[1])
+except ValueError as error:
+    print(error)
+print(most_memory() - before)
+assert next(read_spectra([sys.argv[1]]))["flux"].size == 400_000
+print(most_memory() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell the memory of a process")
+def test_a_small_parquet_file_of_very_many_pixels_takes_no_memory(tmp_path):
+    """5 kB on disk, 820 MB as numbers: the page refuses it unread, and the command line reads few rows at once."""
+    path = tmp_path / "bomb.parquet"
+    rows, pixels = 256, 400_000
+    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * pixels)
+    columns = {"wavelength": 5000.0, "flux": 1.0}
+    table = pa.table(
+        {
+            name: pa.ListArray.from_arrays(offsets, pa.array(np.full(rows * pixels, value, np.float32)))
+            for name, value in columns.items()
+        }
+    )
+    pq.write_table(table, path, compression="zstd")
+    del table
+    assert path.stat().st_size < 10_000
+    run = subprocess.run([sys.executable, "-c", BOMB, path], capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    said, refused, read = run.stdout.splitlines()
+    assert said == "expected at most 250 MB when unpacked, got more"
+    assert float(refused) < 100 and float(read) < 300, run.stdout  # MB
 
 
 def test_of_too_many_spectra_the_first_are_used_and_the_page_says_so(workbench, demo_file, monkeypatch):

@@ -35,6 +35,7 @@ import torch
 from .checkpoints import APOGEE_CHECKPOINT, DEFAULT_CHECKPOINT, load_checkpoint, suitable_checkpoint
 from .data.readers import Row, formats, read_spectra
 from .data.readers.base import OpenFile
+from .data.readers.parquet import columns_of
 from .data.synthetic import SyntheticStars
 from .explain import ALL_LABELS, COARSE_STEP, TOLERANCE, Explainer, Explanation, line_list, peaks_of
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
@@ -317,6 +318,12 @@ class Workbench:
         ]
 
 
+def _decoded_size(column: Any) -> int:
+    """Bytes of a column chunk of Parquet once its values are not encoded: a dictionary makes millions of them small."""
+    width = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4}.get(column.physical_type, 8)
+    return int(max(column.total_uncompressed_size, column.num_values * width))
+
+
 def _check_size(path: Path) -> None:
     """Refuse a file that is too large, or would be when unpacked, before anything reads it."""
     limit = MAX_MEGABYTES * 1_000_000
@@ -335,8 +342,7 @@ def _check_size(path: Path) -> None:
                 unpacked = sum(member.file_size for member in archive.infolist())
         elif start == b"PAR1":
             with OpenFile(path) as file:
-                metadata = file.parquet.metadata
-                unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+                unpacked = sum(map(_decoded_size, columns_of(file.parquet)))
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile):
         return  # the reader says what is wrong with it
     if unpacked > most:

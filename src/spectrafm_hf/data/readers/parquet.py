@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ..schema import PIXEL_COLUMNS, SCALAR_UNITS, from_multimodal_universe, label_names_of
 from .base import AS_GIVEN, AT_REST, BY_VELOCITY, VACUUM, OpenFile, Options, Row, SpectrumFormat
 
 
-#: Spectra that are held at once: 256 of 8,000 pixels are 30 MB.
+#: Spectra that are held at once: 256 of 8,000 pixels are 30 MB. Of longer ones, fewer.
 CHUNK_ROWS = 256
+CHUNK_VALUES = CHUNK_ROWS * 8000
 #: Names, without case and underscores, under which others keep errors.
 ERROR_NAMES = {
     f"{flux}{error}"
@@ -40,6 +42,24 @@ def demand_columns(file: Path, names: Iterable[str]) -> list[str]:
     return names
 
 
+def columns_of(file: pq.ParquetFile) -> Iterator[Any]:
+    """The metadata of each column in each group of rows."""
+    for i in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(i)
+        yield from map(group.column, range(group.num_columns))
+
+
+def _chunk_rows(file: pq.ParquetFile) -> int:
+    """How many rows to read at once, by the longest lists that a group of rows has on average."""
+    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+    longest = [
+        max(group.column(j).num_values for j in range(group.num_columns)) / group.num_rows
+        for group in groups
+        if group.num_rows and group.num_columns
+    ]
+    return int(max(1, min(CHUNK_ROWS, CHUNK_VALUES / max([1, *longest]))))
+
+
 def _has_spectrum(file: OpenFile) -> bool:
     return file.kind == "parquet" and "spectrum" in file.parquet.schema_arrow.names
 
@@ -57,7 +77,7 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
     numbers = _numbers(schema)
     texts = [name for name in ("object_id", "survey") if name in names]
     start = 0
-    for batch in file.parquet.iter_batches(CHUNK_ROWS, columns=[*texts, *pixel_columns, *numbers]):
+    for batch in file.parquet.iter_batches(_chunk_rows(file.parquet), columns=[*texts, *pixel_columns, *numbers]):
         pixels = {name: _lists(batch.column(name)) for name in pixel_columns}
         others = {name: batch.column(name).to_pylist() for name in (*texts, *numbers)}
         for i in range(len(batch)):
@@ -86,7 +106,7 @@ def _lists(column: pa.Array) -> list[np.ndarray]:
 
 
 def read_multimodal_universe(file: OpenFile, options: Options) -> Iterator[Row]:
-    for batch in file.parquet.iter_batches(CHUNK_ROWS):
+    for batch in file.parquet.iter_batches(_chunk_rows(file.parquet)):
         table = pa.Table.from_batches([batch])
         at_rest = [True] * len(table)
         if "restframe" in table.column_names:
