@@ -8,7 +8,7 @@ Train the published architecture from scratch, and compare it with a checkpoint 
 The recipe is trained as by `train.py`, from weights drawn as the published program draws them, and its curves.csv gets
 a column `cpu_seconds`. Then a spectrum is read as that program reads it: its pixels, shuffled, in windows of as many as
 the tokenizer keeps, of whose answers the mean counts. The figures are 1.4826 MAD on validation stars of 3,500-6,500 K
-of the first source. What is trained already is left as it is, and an interrupted training goes on.
+of the one source. What is trained already is left as it is, and an interrupted training goes on.
 """
 
 import csv
@@ -96,17 +96,18 @@ def compare(recipe_file: Path, model: str, n_stars: int, options: list[str]) -> 
     """Rows of the table."""
     recipe, args = read_recipe(recipe_file, options)
     train_stars, validation = load_stars(recipe, args.seed)
+    ((source, columns),) = validation.items()
+    stars = {name: column[:n_stars] for name, column in columns.items()}
     folder = Path(args.output_dir or "runs")
     if not (folder / "final").is_dir():
         args.resume_from_checkpoint = last_checkpoint(folder)
-        train(recipe, args, train_stars, validation, callbacks=[Start()])
+        train(recipe, args, train_stars, {source: stars}, callbacks=[Start()])
     curves = list(csv.DictReader((folder / "curves.csv").read_text().splitlines()))
     trained = {
         "steps": curves[-1]["step"],
         "stars_seen": int(curves[-1]["step"]) * args.per_device_train_batch_size,
         "cpu_seconds": [line["cpu_seconds"] for line in curves if line["loss"]][-1],
     }
-    stars = {name: column[:n_stars] for name, column in next(iter(validation.values())).items()}
     truth = np.stack([stars[name] for name in recipe.labels], axis=-1)
     judged = (stars["teff"] > 3500) & (stars["teff"] < 6500)
 
