@@ -375,7 +375,12 @@ def draw_curves(path: Path, found: Mapping[str, list[tuple[float, float]]]) -> N
     for axes, (name, points) in zip(figure.subplots(2, 2).flat, found.items(), strict=True):
         x, y = np.transpose(points)
         axes.loglog(x, y, "o-", color=BLUE)
-        axes.annotate(f"{y[-1]:.3g} ms", (x[-1], y[-1]), (0, 8), textcoords="offset points", ha="right", color=ORANGE)
+        above = 8 if y[-1] >= 0.9 * y[-2] else -16  # beside the line
+        axes.annotate(
+            f"{y[-1]:.3g} ms", (x[-1], y[-1]), (0, above), textcoords="offset points", ha="right", color=ORANGE
+        )
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
         axes.set_xlabel(name, color=INK)
         axes.set_ylabel("time per star [ms]", color=INK)
         axes.grid(color=GREY, alpha=0.25, lw=0.6)

@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument(
         "--train",
         choices=("all", "frozen", "lora", "head"),
-        help="everything; all but the decoder and a layer; adapters; the readout (default: by the number of stars)",
+        help="everything; all but the decoder and a layer; adapters; the readout (default: everything)",
     )
     finetune.add_argument("--steps", type=_positive, metavar="N", help="of training (default: by the number of stars)")
     finetune.add_argument("--minutes", type=float, metavar="N", help="train no longer; the best step so far counts")

@@ -18,7 +18,6 @@ from spectrafm_hf.data.building import spectra_table
 from spectrafm_hf.data.readers import find_files, read_spectra
 from spectrafm_hf.finetuning import (
     FROZEN,
-    choose,
     finetune,
     join,
     join_columns,
@@ -162,7 +161,6 @@ def test_no_star_is_in_two_splits_whatever_the_order():
 
 
 def test_more_stars_train_more_and_longer():
-    assert {choose(n) for n in (10, 50_000)} <= FROZEN.keys()
     few, many = (training_settings(n, "all")[1] for n in (30, 40_000))
     assert few["max_steps"] < many["max_steps"]
     assert few["per_device_train_batch_size"] < many["per_device_train_batch_size"]

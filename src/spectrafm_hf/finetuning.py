@@ -62,18 +62,12 @@ TRAINED = {
     "head": "the readout",
 }
 LORA = {"r": 8, "lora_alpha": 16, "modules_to_save": ["value_embedding", "readout"]}
-#: What to train from so many training stars on, and how fast. Measured with three seeds from 50 and 100 stars (of a new
-#: label, from 50), with one from 300: freezing more is nowhere better by more than chance, see
-#: scripts/recipes/finetune.tried.md.
-CHOICES = ((0, "all"),)
+#: What is trained unless somebody says otherwise, at any number of stars: measured from 50 to 1,000, with two or three
+#: draws of the stars, freezing more was nowhere better by more than chance (scripts/recipes/finetune.tried.md).
+DEFAULT = "all"
 LEARNING_RATES = {"all": 3e-4, "frozen": 3e-4, "lora": 1e-3, "head": 1e-3}
 #: An instrument that is new to the checkpoint takes more to learn, and the same place says how that was measured.
 NEW_INSTRUMENT_RATE, NEW_INSTRUMENT_STEPS = 1e-3, 3
-
-
-def choose(n_stars: int) -> str:
-    """What to train with so many training stars: a name of `FROZEN`."""
-    return [what for least, what in CHOICES if n_stars >= least][-1]
 
 
 def training_settings(
@@ -550,7 +544,7 @@ def finetune(
         arguments goes on. (None of the two is pushed to the hub.)
     model, what : str, optional
         Checkpoint to go on from (default: the bundled one for the first spectrum), and what of it is trained, out of
-        `FROZEN` (default: see [`choose`]; for a new instrument everything, as the layers that read pixels must learn).
+        `FROZEN` (default: everything).
     steps, batch_size, seed
         See [`training_settings`].
     minutes : float, optional
@@ -625,7 +619,7 @@ def finetune(
     training_range = TrainingRange.load(str(base.name_or_path))
     is_new, changes = _fit(tokenizer, training_range, grid)
     n_train = len(set(_texts(parts["train"], "object_id")))
-    what = what or ("all" if is_new else choose(n_train))
+    what = what or DEFAULT
     recipe_settings, argument_settings = training_settings(
         n_train, what, new_instrument=is_new, steps=steps, batch_size=batch_size, seed=seed
     )
