@@ -17,7 +17,6 @@ from spectrafm_hf.data import spectrum_features
 from spectrafm_hf.data.building import spectra_table
 from spectrafm_hf.data.readers import find_files, read_spectra
 from spectrafm_hf.finetuning import (
-    FROZEN,
     finetune,
     join,
     join_columns,
