@@ -160,6 +160,14 @@ def test_a_truncated_weight_file_is_a_clear_error(checkpoint, kept):
         AutoModelForTimeSeriesPrediction.from_pretrained(checkpoint)
 
 
+def test_a_setting_without_end_is_an_error_of_one_short_line_that_names_it(checkpoint):
+    settings = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(settings | {"flux_softening": ["nan", *[10**400] * 40]}))
+    with pytest.raises(ValueError, match="checkpoint '.*': .*flux_softening") as error:
+        load_checkpoint(checkpoint)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1200
+
+
 def test_a_weight_file_with_a_name_without_end_is_an_error_of_one_short_line(checkpoint):
     header = json.dumps({"T" * 100_000: {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}).encode()
     (checkpoint / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

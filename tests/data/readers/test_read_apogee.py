@@ -5,6 +5,7 @@ import pytest
 from astropy.io import fits
 
 from spectrafm_hf.data.readers import APOGEE_PIXEL_BITS, BAD_BITS, read_spectra
+from spectrafm_hf.data.readers.base import Options
 
 
 SPEED_OF_LIGHT = 299_792.458
@@ -127,3 +128,9 @@ def test_a_visit_whose_velocity_is_noise_is_not_shifted_and_says_so(apogee_fits,
     (row,) = read(apogee_fits / "apVisit-2M00452143+1634446-0.fits", radial_velocity=13.63)
     assert row["rest_frame"] is True
     assert row["radial_velocity"] == 13.63
+
+
+def test_flags_that_are_no_whole_numbers_mask_their_pixels_in_silence():
+    flags = np.array([0.0, np.nan, 1e30, 1.0, 0.5, 2.0**9])
+    assert Options().bad(flags).tolist() == [False, True, True, True, True, False]
+    assert Options().bad(np.array([0, 1, 2**9], ">i2")).tolist() == [False, True, False]

@@ -85,9 +85,12 @@ class Options:
     """Wavelengths of arrays that bring none."""
 
     def bad(self, pixel_flags: ArrayLike) -> NDArray[np.bool_]:
-        """Which pixels have one of the bad bits of APOGEE set."""
+        """Which pixels have one of the bad bits of APOGEE set, or flags that are no whole number, as NaN."""
         bits = sum(1 << APOGEE_PIXEL_BITS[name] for name in self.bad_bits)
-        return (np.asarray(pixel_flags).astype(np.int64) & bits) != 0
+        flags = np.asarray(pixel_flags)
+        with np.errstate(invalid="ignore"):
+            whole = flags.astype(np.int64)
+        return ((whole & bits) != 0) | (whole != flags)
 
 
 @dataclass(frozen=True)
