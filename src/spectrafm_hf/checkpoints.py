@@ -18,14 +18,12 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from .files import ask_twice, replace_folder, restore_folder, temporary_name
+from .files import ask_twice, one_line, replace_folder, restore_folder, temporary_name
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 
 
 _BUNDLED = Path(__file__).parent / "resources" / "checkpoints"
 DEFAULT_CHECKPOINT = "spectrafm-gaia-xp-small"
-#: Of a message, in characters: it may quote settings of any length.
-LONGEST_CAUSE = 1000
 #: For spectra of which half lies in here, Angstrom.
 APOGEE_CHECKPOINT, H_BAND = "spectrafm-apogee", (15_000.0, 17_100.0)
 
@@ -154,9 +152,7 @@ def load_checkpoint(
         cause = " ".join(str(error).split())[:200]  # it may hold names of the file, of any length
         raise ValueError(f"checkpoint {name!r}: the weight file is truncated or damaged ({cause})") from error
     except (StrictDataclassError, ValueError) as error:
-        cause = " ".join(str(error).split())
-        cause = cause if len(cause) <= LONGEST_CAUSE else f"{cause[:LONGEST_CAUSE]} ..."
-        raise ValueError(f"checkpoint {name!r}: {cause}") from error
+        raise ValueError(f"checkpoint {name!r}: {one_line(error)}") from error
     except OSError as error:
         # The first line says what is wrong; transformers adds paragraphs of advice.
         raise OSError(f"checkpoint {name!r}: {str(error).strip().splitlines()[0]}") from error

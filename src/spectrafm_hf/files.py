@@ -112,3 +112,13 @@ def restore_folder(folder: Path) -> None:
 
 def _moved_aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
+
+
+#: Of a message, in characters: it may quote names and settings of any length.
+LONGEST_CAUSE = 1000
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line that is not too long."""
+    cause = " ".join(str(error).split())
+    return cause if len(cause) <= LONGEST_CAUSE else f"{cause[:LONGEST_CAUSE]} ..."

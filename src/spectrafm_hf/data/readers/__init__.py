@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ...files import one_line
 from . import apogee, arrays, desi, gaia, galah, lamost, miles, other, parquet, sdss, tables
 from .base import (
     APOGEE_PIXEL_BITS,
@@ -52,8 +53,6 @@ SUFFIXES = (
     *(".fits", ".fit", ".parquet", ".csv", ".ecsv", ".txt", ".dat", ".ascii", ".xml", ".vot", ".votable"),
     *(".npy", ".npz"),
 )
-#: Of a message, in characters: it may quote names out of a file.
-LONGEST_CAUSE = 1000
 
 
 def formats() -> list[SpectrumFormat]:
@@ -216,8 +215,7 @@ def read_spectra(
 
 def _fail(path: Path, error: Exception, failures: list[Failure] | None, format: SpectrumFormat | None = None) -> None:
     """One line that names the file and the cause, kept or raised."""
-    cause = " ".join(str(error).split()) or type(error).__name__
-    cause = cause if len(cause) <= LONGEST_CAUSE else f"{cause[:LONGEST_CAUSE]} ..."
+    cause = one_line(error) or type(error).__name__
     if not (isinstance(error, ValueError) and str(path) in cause):
         known = isinstance(error, (ValueError, OSError))
         what = "that can be read" if known or format is None else f"as those of {format.name} are"
