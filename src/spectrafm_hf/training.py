@@ -43,7 +43,7 @@ from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from .optimization import Ema, MuonWithAdamW, split_parameters
 from .prediction import TrainingRange, is_out_of_memory
 from .preparation import add_lora, freeze, prepare_checkpoint, prepare_model, standardise_requests
-from .throughput import Throughput
+from .throughput import Throughput, number_of_stars
 
 
 logger = logging.getLogger(__name__)
@@ -607,7 +607,7 @@ class SpectraFMTrainer(Trainer):
                     loss = self._in_parts(model, batch, *args, **kwargs)
                 break
             except (RuntimeError, MemoryError) as error:
-                n_stars = min(self.most or len(inputs["flux"]), len(inputs["flux"]))
+                n_stars = min(self.most or number_of_stars(inputs), number_of_stars(inputs))
                 # Other processes would wait for gradients that this one has given already.
                 if not is_out_of_memory(error) or n_stars == 1 or self.args.world_size > 1:
                     raise
@@ -621,9 +621,9 @@ class SpectraFMTrainer(Trainer):
 
     def _in_parts(self, model, inputs, *args, **kwargs):
         """The step with no more stars at once than the memory holds: the gradient is the same."""
-        most = self.most or len(inputs["flux"])
+        most = self.most or number_of_stars(inputs)
         loss = torch.zeros((), device=self.args.device)
-        for start in range(0, len(inputs["flux"]), most):
+        for start in range(0, number_of_stars(inputs), most):
             part = {name: value[start : start + most] for name, value in inputs.items()}
             with self.throughput.batch(part):
                 loss = loss + super().training_step(model, part, *args, **kwargs)

@@ -1,0 +1,136 @@
+"""Pre-train SpectraFM on evidence in fixed intervals: the H band on instruments at random, and observed Gaia XP stars.
+
+    python scripts/pretrain.py scripts/recipes/base.yaml
+
+Runs are resumed with `--resume_from_checkpoint last`. The directions of the intervals are computed the first time and
+lie beside the run, in `basis.safetensors`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from datasets import load_dataset
+from safetensors.numpy import load_file, save_file
+from transformers import TrainingArguments
+
+from spectrafm_hf.bases import make_basis
+from spectrafm_hf.data.mixture import HostedStars, Mixture
+from spectrafm_hf.data.random_instruments import EvenNoiseStars, HighResolutionStars, SpoiltStars, evidence_inputs
+from spectrafm_hf.files import complete_file, only_writer
+from spectrafm_hf.metrics import robust_scatter
+from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
+from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
+from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
+from spectrafm_hf.training import Columns, Draws, Recipe, SpectraFMTrainer, Task, last_checkpoint, write_curves
+
+
+MEASURED_STARS = 8000  # observed ones, for the directions of the intervals
+
+
+class Collator:
+    """Columns of stars that share their wavelengths -> inputs of the model."""
+
+    def __init__(self, basis: SpectrumBasis, label_names: Sequence[str]):
+        self.basis, self.label_names = basis, list(label_names)
+
+    def __call__(self, columns: Any) -> dict[str, torch.Tensor]:
+        return evidence_inputs(self.basis, columns, self.label_names, FIRST_LABEL_ID)
+
+
+class Run(Task):
+    """A [`Task`] that saves model and basis."""
+
+    def save(self, folder: Path) -> SpectraFMForPrediction:
+        self.model.save_pretrained(folder)
+        save_file(self.train_collator.basis.arrays(), folder / "basis.safetensors")
+        return self.model
+
+
+def load_basis(path: Path, observed: Any) -> SpectrumBasis:
+    """The basis of a run, computed where it is not there."""
+    if not path.is_file():
+        stars = observed.with_format("numpy")[:MEASURED_STARS]
+        whole = ~stars["mask"].any(axis=1) & np.isfinite(stars["flux"]).all(axis=1)
+        basis = make_basis({name: stars[name][whole] for name in ("wavelength", "flux")})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(path) as temporary:
+            save_file(basis.arrays(), temporary)
+    return SpectrumBasis.from_arrays(load_file(path))
+
+
+def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> None:
+    shares, model_settings, labels = (settings.pop(name) for name in ("sources", "model", "labels"))
+    units, recipe_settings, data = (settings.pop(name) for name in ("units", "recipe", "data"))
+    stars_per_epoch = settings.pop("stars_per_epoch")
+    if max_steps:
+        settings["max_steps"] = max_steps
+    args = TrainingArguments(**settings)
+    args.remove_unused_columns, args.label_names = False, ["labels", "label_errors"]
+    folder = Path(args.output_dir or "runs/base")
+    observed = load_dataset(data)
+    basis = load_basis(folder / "basis.safetensors", observed["train"])
+    high = HighResolutionStars(basis, seed=args.seed)
+    sources = {
+        "even": EvenNoiseStars(high, basis),
+        "high": high,
+        "xp": SpoiltStars(HostedStars(observed["train"]), basis),
+    }
+    train_stars = Mixture([sources[name] for name in shares], list(shares.values()), stars_per_epoch, args.seed)
+    torch.manual_seed(args.seed)
+    generator = np.random.default_rng([args.seed, 1])
+    sample = [sources["even"].draw(4000, generator), observed["train"].with_format("numpy")[:4000]]
+    values = {name: np.concatenate([part[name] for part in sample if name in part]) for name in labels}
+    center = {name: float(np.nanmedian(column)) for name, column in values.items()}
+    config = SpectraFMConfig(
+        token_embedding="basis",
+        num_intervals=basis.n_intervals,
+        num_coefficients=basis.n_coefficients,
+        label_names=labels,
+        label_units=units,
+        label_centers=list(center.values()),
+        label_scales=[float(robust_scatter(column[np.isfinite(column)])) for column in values.values()],
+        **model_settings,
+    )
+    model = SpectraFMForPrediction(config)
+    model.set_attn_implementation("eager")  # with one query and few keys, the fastest on a CPU
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters", flush=True)
+    collator = Collator(basis, labels)
+    validation = {
+        "hband": Columns(sources["even"].draw(2000, np.random.default_rng([args.seed, 2]))),
+        "xp": Columns(observed["validation"].with_format("numpy")[:]),
+    }
+    recipe = Recipe(**recipe_settings)
+    draws = Draws(len(train_stars), args.per_device_train_batch_size)
+    task = Run(model, None, None, train_stars, validation, draws, collator, collator)  # type: ignore[arg-type]
+    with only_writer(folder):
+        trainer = SpectraFMTrainer(recipe, task, args)
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume else None)
+        trainer.log(trainer.throughput.report())
+        task.save(folder / "final")
+        write_curves(folder / "curves.csv", trainer.state.log_history)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="pretrain.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="instead of those of the recipe")
+    parser.add_argument("--output-dir", metavar="DIR", help="instead of that of the recipe")
+    arguments = parser.parse_args(argv)
+    settings = yaml.safe_load(arguments.recipe.read_text(encoding="utf-8"))
+    if arguments.output_dir:
+        settings["output_dir"] = arguments.output_dir
+    pretrain(settings, arguments.resume, arguments.max_steps)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""The directions of a [`SpectrumBasis`], from spectra of stars and from how labels, velocity and resolution move them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
+from scipy.ndimage import gaussian_filter1d
+
+from .data.synthetic import SyntheticStars
+from .models.basis_spectrafm import FWHM, Rung, SpectrumBasis
+
+
+Array = NDArray[Any]
+
+#: Coefficients of an interval beside level and slope. With these the tokens of a whole APOGEE spectrum keep a bound that
+#: is within 1 % of that of its pixels (`scripts/token_information.py`).
+DIRECTIONS = 24
+#: Own pixels that the directions go on beyond their interval, for spectra of a lower resolving power.
+MARGIN = 24
+#: The prior is so many times wider than the coefficients of the stars that it was measured on.
+WIDER = 1.5
+#: How far labels are moved for a derivative, and up to these differences stars are told apart well.
+STEPS = {"teff": 50.0, "logg": 0.1, "vmicro": 0.1}
+STEP = 0.05  # dex, of abundances
+DERIVATIVES = 3.0  # how much more a derivative counts than the difference of two stars
+VELOCITY = 3.0  # km/s that a spectrum may be off the rest frame
+SPEED_OF_LIGHT = 299_792.458  # km/s
+BLUR = 0.1  # by which a resolving power may be wrong
+
+#: Gaia XP: intervals that hold about ten resolution elements, on a grid twice as fine as that of the archive's samples.
+XP = {"edge": float(np.log(3345.0)), "width": 0.14, "n_intervals": 8, "step": 0.0025}
+#: APOGEE: about a hundred resolution elements.
+HBAND = {"edge": float(np.log(15100.0)), "width": 0.0048, "n_intervals": 25}
+
+
+def make_rung(
+    spectra: Array,
+    variations: Sequence[tuple[Array, Array, float]],
+    *,
+    first_interval: int,
+    edge: float,
+    width: float,
+    n_intervals: int,
+    start: float,
+    step: float,
+    resolving_power: float,
+    lowest_resolving_power: float,
+    over_continuum: bool = False,
+    n_directions: int = DIRECTIONS,
+) -> Rung:
+    """
+    Intervals of one width.
+
+    Parameters
+    ----------
+    spectra : array of shape (stars, pixels)
+        Noiseless or nearly so, means over pixels that are even in ln wavelength.
+    variations : sequence of (array, array, float)
+        Pairs of spectra, (stars, pixels) each, whose difference times the number is to be told apart as well.
+    first_interval, edge, width, start, step, resolving_power, lowest_resolving_power, over_continuum
+        See [`Rung`].
+    n_intervals, n_directions : int
+
+    Returns
+    -------
+    Rung
+        Intervals without pixels of their own have directions of zero.
+    """
+    n_pixels = spectra.shape[1]
+    position = start + step * np.arange(n_pixels)
+    mean = spectra.mean(axis=0)
+    size = int(np.ceil(width / step)) + 1 + 2 * MARGIN
+    offset = np.zeros(n_intervals, np.int64)
+    directions = np.zeros((n_intervals, n_directions, size))
+    prior = np.full((n_intervals, n_directions), 1e-6)
+    levels, slopes = [], []
+    for interval in range(n_intervals):
+        low = edge + interval * width
+        inside = np.flatnonzero((position >= low) & (position < low + width))
+        if inside.size < 3:
+            continue
+        begin = int(np.clip(inside[0] - MARGIN, 0, max(n_pixels - size, 0)))
+        offset[interval] = begin
+        window = slice(begin, min(begin + size, n_pixels))
+        own = slice(int(inside[0]) - begin, int(inside[-1]) + 1 - begin)
+        x = 2.0 * (position[window] - low) / width - 1.0
+        trend = np.stack([mean[window], mean[window] * x])
+
+        def shape(flux, window=window, own=own, trend=trend):
+            """What is left of an interval over its level and slope."""
+            part = flux[:, window] / ((flux[:, window][:, own] @ trend[0, own]) / (trend[0, own] @ trend[0, own]))[:, None]
+            factors = np.linalg.lstsq(trend[:, own].T, part[:, own].T, rcond=None)[0]
+            return part - factors.T @ trend
+
+        stars = shape(spectra)
+        part = spectra[:, inside] @ np.linalg.pinv(trend[:, own])
+        levels.append(np.std(np.log(np.maximum(part[:, 0], 1e-3))))
+        slopes.append(np.std(part[:, 1] / np.maximum(part[:, 0], 1e-3)))
+        moved = [DERIVATIVES * factor * (shape(plus) - shape(minus)) for plus, minus, factor in variations]
+        table = np.concatenate([*moved, stars])
+        values, vectors = np.linalg.eigh(table[:, own].T @ table[:, own])
+        chosen = np.argsort(values)[::-1][: min(n_directions, inside.size - 2)]
+        chosen = chosen[values[chosen] > 1e-12 * values.max()]
+        inner = vectors[:, chosen].T
+        weights = table[:, own] @ inner.T
+        # Beyond the interval: what goes along with the coefficients.
+        wide = np.linalg.lstsq(weights, table, rcond=None)[0]
+        wide[:, own] = inner
+        directions[interval, : len(chosen), : wide.shape[1]] = wide
+        spread = np.sqrt(np.mean((stars[:, own] @ inner.T) ** 2, axis=0))
+        prior[interval, : len(chosen)] = np.maximum(WIDER * spread, 1e-5)
+    return Rung(
+        first_interval=first_interval,
+        edge=edge,
+        width=width,
+        start=start,
+        step=step,
+        resolving_power=resolving_power,
+        lowest_resolving_power=lowest_resolving_power,
+        mean=mean,
+        offset=offset,
+        directions=directions,
+        prior=prior,
+        level_prior=float(WIDER * np.median(levels)),
+        slope_prior=float(WIDER * np.median(slopes)),
+        over_continuum=over_continuum,
+    )
+
+
+def label_variations(stars: SyntheticStars, labels: Mapping[str, Array]) -> list[tuple[Array, Array, float]]:
+    """Spectra of the emulator on both sides of `labels`, for each of its labels; stars at the edge are left there."""
+    source = stars._stars
+    pairs = []
+    for name, (low, high) in source.ranges.items():
+        step = STEPS.get(name, STEP)
+        sides = []
+        for sign in (1.0, -1.0):
+            moved = {**labels, name: np.clip(labels[name] + sign * step, low, high).astype(np.float32)}
+            inside = source.emulator.covers(np.stack([np.asarray(moved[n], float) for n in source.ranges], axis=1))
+            moved[name] = np.where(inside, moved[name], labels[name])
+            sides.append(source._synthesize(moved)[1].astype(np.float64))
+        pairs.append((sides[0], sides[1], 0.5))
+    return pairs
+
+
+def shift_and_blur(spectra: Array, step: float, resolving_power: float) -> list[tuple[Array, Array, float]]:
+    """Spectra moved by a small velocity, and blurred a little."""
+    pixels = VELOCITY / SPEED_OF_LIGHT / step
+    slope = np.gradient(spectra, axis=1) * pixels
+    sigma = np.sqrt((1.0 - BLUR) ** -2.0 - 1.0) / resolving_power / FWHM / step
+    blurred = gaussian_filter1d(spectra, sigma, axis=1, mode="nearest")
+    return [(spectra + slope, spectra - slope, 0.5), (blurred, spectra, 1.0)]
+
+
+def hband_rung(first_interval: int, n_stars: int = 300, seed: int = 77) -> Rung:
+    """Intervals of the H band at APOGEE's resolving power, from the bundled emulator."""
+    stars = SyntheticStars("apogee-apstar", seed=seed)
+    labels = stars._stars._labels(n_stars, np.random.default_rng(seed))
+    wavelength, flux = stars._stars._synthesize(labels)
+    flux = flux.astype(np.float64)
+    start, step = float(np.log(wavelength[0])), float(np.log(wavelength[-1] / wavelength[0]) / (len(wavelength) - 1))
+    power = float(stars._stars.resolving_power or 22_500.0)
+    variations = label_variations(stars, labels) + shift_and_blur(flux, step, power)
+    return make_rung(
+        flux,
+        variations,
+        first_interval=first_interval,
+        start=start,
+        step=step,
+        resolving_power=power,
+        lowest_resolving_power=3_000.0,
+        over_continuum=True,
+        **HBAND,  # type: ignore[arg-type]
+    )
+
+
+def on_even_grid(wavelength: Array, flux: Array, start: float, step: float, n_pixels: int) -> Array:
+    """Smooth spectra (stars, pixels) at wavelengths that are even in their logarithm, constant beyond their ends."""
+    wanted = np.exp(start + step * np.arange(n_pixels)).clip(wavelength[0], wavelength[-1])
+    return CubicSpline(wavelength, flux, axis=1)(wanted)
+
+
+def xp_rung(first_interval: int, observed: Mapping[str, Array], n_stars: int = 300, seed: int = 78) -> Rung:
+    """
+    Intervals of Gaia XP, from observed stars and from how the bundled emulator says that labels move them.
+
+    Parameters
+    ----------
+    observed : mapping
+        `wavelength` (stars, pixels) and `flux` of observed training stars, in the schema of `gaia-xp`.
+    """
+    edge, width, step = XP["edge"], XP["width"], XP["step"]
+    start = edge + 0.5 * step
+    n_pixels = int(XP["n_intervals"] * width / step)
+    wavelength = np.asarray(observed["wavelength"][0], float)
+    synthetic = SyntheticStars("gaia-xp", seed=seed)
+    source = synthetic._stars
+    matrix = source.instrument.response(source.native, source.resolving_power)
+    labels = source._labels(n_stars, np.random.default_rng(seed))
+
+    def seen(flux):
+        found = (matrix @ flux.T).T
+        return on_even_grid(wavelength, found / np.median(found, axis=1, keepdims=True), start, step, n_pixels)
+
+    variations = [(seen(a), seen(b), factor) for a, b, factor in label_variations(synthetic, labels)]
+    flux = on_even_grid(wavelength, np.asarray(observed["flux"], float), start, step, n_pixels)
+    return make_rung(
+        flux,
+        variations,
+        first_interval=first_interval,
+        start=start,
+        step=step,
+        resolving_power=90.0,
+        lowest_resolving_power=0.0,
+        edge=edge,
+        width=width,
+        n_intervals=int(XP["n_intervals"]),
+    )
+
+
+def make_basis(observed_xp: Mapping[str, Array]) -> SpectrumBasis:
+    """The rungs of this version: Gaia XP and the H band."""
+    coarse = xp_rung(0, observed_xp)
+    return SpectrumBasis([coarse, hband_rung(coarse.n_intervals)])

@@ -1,0 +1,428 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Stars as any instrument might have recorded them, for training.
+
+For each batch a grid is drawn, and for each star its signal-to-noise ratio, what is missing, what is wrong. As the
+tokens of all grids are the same, a model learns the star and not the instrument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.polynomial import legendre
+from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
+
+from ..instruments import Instrument
+from ..models.basis_spectrafm import (
+    SPEED_OF_LIGHT,
+    Rung,
+    SpectrumBasis,
+    half_widths,
+    means_over_pixels,
+)
+from .synthetic import SyntheticStars
+
+
+Array = NDArray[Any]
+Columns = dict[str, Array]
+
+#: Of stars: pixels masked at random, one detector or one window alone, a gap, lines of the sky, nothing missing.
+MISSING = {"pixels": 0.2, "part": 0.2, "gap": 0.15, "lines": 0.1}
+WILD = 0.15  # of stars have wild pixels
+WRONG_ERRORS = 0.3  # of stars have errors that are wrong by a factor
+ERROR_SPREAD = 0.15  # of ln of that factor
+CONTINUUM_ERRORS = 0.35  # of spectra over the continuum
+FLUXED = 0.25  # of high-resolution spectra are not over the continuum
+SNR = (10.0, 500.0)
+
+
+class Source(Protocol):
+    """Anything that stars can be drawn from."""
+
+    def draw(self, n: int, generator: np.random.Generator) -> Columns:
+        """Columns of `n` stars that share their pixels."""
+        ...
+
+
+def missing_pixels(wavelength: Array, n_stars: int, generator: np.random.Generator) -> Array:
+    """(stars, pixels), True where a pixel is missing: see `MISSING`."""
+    n_pixels = len(wavelength)
+    mask = np.zeros((n_stars, n_pixels), bool)
+    kind = generator.random(n_stars)
+    edges = np.cumsum(list(MISSING.values()))
+    pixels, part, gap, lines = (np.flatnonzero((kind < high) & (kind >= high - share)) for high, share in zip(edges, MISSING.values(), strict=True))
+    share = 0.4 * generator.random((len(pixels), 1)) ** 2
+    mask[pixels] = generator.random((len(pixels), n_pixels), dtype=np.float32) < share
+    position = np.log(wavelength)
+    low, high = position[0], position[-1]
+    for star in part:
+        width = (high - low) * generator.uniform(0.15, 0.8)
+        first = generator.uniform(low, high - width)
+        mask[star] = (position < first) | (position > first + width)
+    for star in gap:
+        width = (high - low) * generator.uniform(0.01, 0.3)
+        first = generator.uniform(low - width / 2, high - width / 2)
+        mask[star] = (position > first) & (position < first + width)
+    for star in lines:
+        for first in generator.integers(n_pixels, size=generator.poisson(0.01 * n_pixels) + 1):
+            mask[star, first : first + generator.integers(1, 12)] = True
+    # Something has to be left.
+    mask[mask.mean(axis=1) > 0.95] = False
+    return mask
+
+
+def add_noise(flux: Array, snr: Array, generator: np.random.Generator) -> tuple[Array, Array]:
+    """Noisy flux and its errors, (stars, pixels) each: photon noise and background in random shares; float32."""
+    level = np.median(np.abs(flux), axis=1, keepdims=True)
+    relative = np.maximum(flux / level, 0.02)
+    background = generator.random((len(flux), 1)).astype(np.float32)
+    error = np.sqrt(background + (1.0 - background) * relative).astype(np.float32) * (level / snr[:, None])
+    noise = generator.standard_normal(flux.shape, dtype=np.float32)
+    return (flux + error * noise).astype(np.float32), error.astype(np.float32)
+
+
+def spoil(flux: Array, error: Array, generator: np.random.Generator) -> None:
+    """Wild pixels and wrong errors, in place, in some of the stars."""
+    n_stars, n_pixels = flux.shape
+    for star in np.flatnonzero(generator.random(n_stars) < WILD):
+        n_wild = 1 + generator.poisson(0.002 * n_pixels)
+        where = generator.integers(n_pixels, size=n_wild)
+        flux[star, where] += error[star, where] * generator.normal(0.0, 10.0 ** generator.uniform(0.8, 2.5), n_wild)
+    wrong = generator.random(n_stars) < WRONG_ERRORS
+    error[wrong] *= np.exp(ERROR_SPREAD * generator.standard_normal((int(wrong.sum()), 1))).astype(np.float32)
+
+
+def smooth_factors(wavelength: Array, amplitude: Array, degree: int, generator: np.random.Generator) -> Array:
+    """(stars, pixels): exponentials of polynomials in ln wavelength whose factors have these standard deviations."""
+    position = np.log(wavelength)
+    x = np.interp(position, position[[0, -1]], [-1.0, 1.0])
+    drawn = generator.standard_normal((len(amplitude), degree)) * amplitude[:, None]
+    return np.exp(drawn @ legendre.legvander(x, degree)[:, 1:].T).astype(np.float32)
+
+
+class HighResolutionStars:
+    """
+    Synthetic stars of the H band on grids, at resolving powers and with faults that are drawn.
+
+    Parameters
+    ----------
+    basis : SpectrumBasis
+    seed : int
+        Of the grids.
+    n_grids : int
+        Grids that are drawn, beside those of APOGEE.
+    """
+
+    def __init__(self, basis: SpectrumBasis, seed: int = 0, n_grids: int = 24):
+        self.stars = SyntheticStars("apogee-apstar")._stars
+        emulator = self.stars.emulator
+        self.native = emulator.wavelength.double().numpy()
+        self.components = torch.cat([emulator.components, emulator.mean[None]]).double().numpy()
+        self.step = float(np.log(self.native[-1] / self.native[0]) / (len(self.native) - 1))
+        self.rung = next(rung for rung in basis.rungs if rung.over_continuum)
+        generator = np.random.default_rng(seed)
+        apogee = Instrument.load("apogee").wavelength
+        inside = self.native[(self.native > 15_145.0) & (self.native < 16_955.0)]
+        self.grids: list[tuple[Array, float]] = [(apogee, 3.0), (inside, 2.0), (self._release(generator), 1.0)]
+        for _ in range(n_grids):
+            self.grids.append((self._random_grid(inside, apogee, generator), 4.0 / n_grids))
+        self.shares = np.array([share for _, share in self.grids])
+        self.shares /= self.shares.sum()
+        self._on_grid: dict[int, tuple[Array, Array]] = {}
+        self._targets = self._target_matrix(self.rung)
+
+    @staticmethod
+    def _release(generator: np.random.Generator) -> Array:
+        """Detectors that begin and end elsewhere than those of the last release."""
+        index = np.arange(8575)
+        parts = [(322, 3242), (3648, 6048), (6412, 8306)]
+        return 10.0 ** (4.179 + 6e-6 * np.concatenate([index[a:b] for a, b in parts]))
+
+    @staticmethod
+    def _random_grid(inside: Array, apogee: Array, generator: np.random.Generator) -> Array:
+        kind = generator.integers(4)
+        if kind == 0:  # linear
+            return np.arange(15_150.0, 16_950.0, generator.uniform(0.12, 0.5))
+        if kind == 1:  # logarithmic, coarser or finer
+            step = 6e-6 * np.log(10) * np.exp(generator.uniform(np.log(0.8), np.log(6.0)))
+            return np.exp(np.arange(np.log(15_150.0), np.log(16_950.0), step))
+        if kind == 2:  # between the pixels
+            return apogee * np.exp(6e-6 * np.log(10) * generator.uniform(0.1, 0.9))
+        low = generator.uniform(15_150.0, 16_600.0)  # a window
+        return inside[(inside > low) & (inside < low + generator.uniform(150.0, 1_200.0))]
+
+    def _target_matrix(self, rung: Rung) -> Array:
+        """Spectra as sums of the emulator's components -> level, slope and directions of each interval."""
+        position = np.log(self.native)
+        matrices = []
+        for interval in range(rung.n_intervals):
+            low = rung.edge + interval * rung.width
+            own = (position >= low) & (position < low + rung.width)
+            begin = int(rung.offset[interval])
+            window = np.arange(begin, begin + rung.directions.shape[-1])
+            chosen = own[np.minimum(window, len(own) - 1)] & (window < len(own))
+            if chosen.sum() < 4:
+                matrices.append(np.zeros((2 + rung.directions.shape[1], len(self.components))))
+                continue
+            x = 2.0 * (position[window[chosen]] - low) / rung.width - 1.0
+            mean = rung.mean[window[chosen]]
+            rows = np.concatenate([[mean, mean * x], rung.directions[interval][:, chosen]])
+            matrices.append(np.linalg.pinv(rows.T, rcond=1e-6) @ self.components[:, window[chosen]].T)
+        return np.stack(matrices)
+
+    def targets(self, weights: Array) -> Array:
+        """Weights of the components (stars, components + 1) -> true coefficients (stars, intervals, 2 + directions)."""
+        raw = np.einsum("nc,tkc->ntk", weights, self._targets)
+        level = np.maximum(raw[..., :1], 0.05)
+        prior = np.concatenate([np.full((len(self.rung.prior), 1), self.rung.slope_prior), self.rung.prior], axis=1)
+        return np.concatenate([np.log(level) / self.rung.level_prior, raw[..., 1:] / level / prior], axis=-1).astype(np.float32)
+
+    def _grid(self, number: int) -> tuple[Array, Array]:
+        """Wavelengths of a grid, and the components on it."""
+        if number not in self._on_grid:
+            wavelength = self.grids[number][0]
+            half = half_widths(wavelength)
+            edges = [(np.log(wavelength + side * half) - np.log(self.native[0])) / self.step for side in (-1, 1)]
+            components = means_over_pixels(self.components, 0.0, *edges)
+            self._on_grid[number] = wavelength, components.astype(np.float32)
+        return self._on_grid[number]
+
+    def draw_weights(self, n: int, generator: np.random.Generator) -> tuple[Columns, Array]:
+        """Labels with their errors, which are none, and the weights of the emulator's components and of its mean."""
+        emulator = self.stars.emulator
+        labels = self.stars._labels(n, generator)
+        table = np.stack([np.asarray(labels[name], np.float64) for name in emulator.config.label_names], axis=1)
+        with torch.no_grad():
+            features = emulator.standardize(torch.from_numpy(table))
+            weights = torch.cat([group(features, emulator.stars.double()) for group in emulator.groups], dim=1)
+        alpha = np.mean([labels[name] for name in ("o_fe", "mg_fe", "si_fe", "ca_fe", "ti_fe")], axis=0)
+        known = {**labels, "alpha_m": alpha.astype(np.float32)}
+        known |= {f"{name}_err": np.zeros(n, np.float32) for name in list(known)}
+        return known, np.concatenate([weights.numpy(), np.ones((n, 1))], axis=1)
+
+    def draw(self, n: int, generator: np.random.Generator) -> Columns:
+        """Columns of `n` stars; `coefficient_labels` (stars, intervals, coefficients) are what they truly have."""
+        known, weights = self.draw_weights(n, generator)
+        wavelength, components = self._grid(int(generator.choice(len(self.grids), p=self.shares)))
+        flux = (torch.from_numpy(weights.astype(np.float32)) @ torch.from_numpy(components)).numpy()
+        velocity = generator.normal(0.0, np.where(generator.random(n) < 0.1, 3.0, 0.4))
+        slope = np.gradient(flux, np.log(wavelength), axis=1)
+        # Across a gap there is no slope.
+        slope[:, np.abs(np.gradient(wavelength)) > 4.0 * np.median(np.diff(wavelength))] = 0.0
+        flux = flux + (velocity / SPEED_OF_LIGHT)[:, None].astype(np.float32) * slope.astype(np.float32)
+        fluxed = generator.random() < FLUXED
+        wrong = generator.random(n) < (1.0 if fluxed else CONTINUUM_ERRORS)
+        amplitude = np.exp(generator.uniform(np.log(1e-3), np.log(2e-2), n)) * wrong
+        flux *= smooth_factors(wavelength, amplitude, 8, generator)
+        if fluxed:
+            flux *= smooth_factors(wavelength, np.full(n, 0.15), 2, generator)
+            flux *= np.exp(generator.normal(0.0, 2.0, (n, 1))).astype(np.float32)
+        snr = np.exp(generator.uniform(*np.log(SNR), n)).astype(np.float32)
+        noisy, error = add_noise(flux, snr, generator)
+        spoil(noisy, error, generator)
+        columns: Columns = {
+            "wavelength": wavelength,
+            "flux": noisy,
+            "flux_error": error,
+            "mask": missing_pixels(wavelength, n, generator),
+            "normalised": np.full(n, not fluxed),
+            "coefficient_labels": self.targets(weights),
+            "coefficient_intervals": self.rung.first_interval + np.arange(self.rung.n_intervals),
+        }
+        return columns | known
+
+
+class EvenNoiseStars:
+    """
+    Synthetic stars of the H band whose noise is the same in all pixels of an interval: their tokens are drawn without
+    their pixels, ten times as fast as [`HighResolutionStars`].
+
+    With the least squares of an interval diagonal, prior and noise of each of its modes are numbers, and what comes out
+    of the pixels can be drawn at once. Whole intervals may be missing.
+
+    Parameters
+    ----------
+    stars : HighResolutionStars
+        Whose labels, grids of APOGEE and coefficients these are.
+    """
+
+    def __init__(self, stars: HighResolutionStars, basis: SpectrumBasis):
+        self.stars = stars
+        self.modes = []
+        for wavelength, _ in stars.grids[:3]:
+            design = basis.design(wavelength)
+            gram = torch.stack([rows @ rows.T for rows in design.rows]).double()
+            values, vectors = torch.linalg.eigh(gram)
+            self.modes.append((design.intervals, values.clamp(min=0.0).float(), vectors.float()))
+
+    def draw(self, n: int, generator: np.random.Generator) -> Columns:
+        """Inputs of the model, as [`evidence_inputs`] makes them, labels beside them."""
+        known, weights = self.stars.draw_weights(n, generator)
+        target = self.stars.targets(weights)
+        intervals, values, vectors = self.modes[int(generator.choice(3, p=(0.6, 0.25, 0.15)))]
+        own = intervals - self.stars.rung.first_interval
+        snr = np.exp(generator.uniform(*np.log(SNR), n))
+        # Some intervals are noisier than others.
+        shape = np.exp(0.15 * generator.standard_normal((n, 1, 3)) @ legendre.legvander(np.linspace(-1, 1, len(own)), 3)[:, 1:].T)
+        variance = torch.from_numpy((0.97 * shape[:, 0] / snr[:, None]).astype(np.float32)) ** 2
+        true = torch.from_numpy(np.ascontiguousarray(target[:, own]))
+        wanted = true.clone()
+        level_prior = self.stars.rung.level_prior
+        wanted[..., 0] = torch.exp(level_prior * wanted[..., 0])  # the level itself; the rest is relative to it
+        wanted[..., 1:] *= wanted[..., :1]
+        wanted[..., 0] -= 1.0  # its prior is around 1
+        gain = values / (values + variance[..., None])
+        noise = torch.from_numpy(generator.standard_normal(true.shape, dtype=np.float32))
+        modes = torch.einsum("tkm,ntk->ntm", vectors, wanted)
+        modes = gain * modes + torch.sqrt(gain * (1.0 - gain)) * noise
+        found = torch.einsum("tkm,ntm->ntk", vectors, modes)
+        covariance = torch.einsum("tkm,ntm->ntk", vectors**2, 1.0 - gain)
+        level = (1.0 + found[..., :1]).clamp(0.2, 5.0)
+        coefficients = found / level
+        covariance = covariance / level**2
+        covariance[..., 0] /= covariance[..., 0] + level_prior**2
+        reliability = (1.0 - covariance).clamp(0.0, 1.0)
+        coefficients[..., 0] = reliability[..., 0] * torch.log(level[..., 0]) / level_prior
+        seen = np.ones(true.shape[:2], bool)
+        for star in np.flatnonzero(generator.random(n) < 0.3):
+            first = generator.integers(len(own))
+            last = first + generator.integers(1, max(len(own) - 1, 2))
+            missing = slice(first, last) if generator.random() < 0.5 else np.r_[0:first, last : len(own)]
+            if not np.all(np.isin(np.arange(len(own)), np.arange(len(own))[missing])):
+                seen[star, missing] = False
+        coefficients[~torch.from_numpy(seen)] = 0.0
+        reliability[~torch.from_numpy(seen)] = 0.0
+        return known | {
+            "coefficients": coefficients.numpy(),
+            "reliability": reliability.numpy(),
+            "interval_ids": np.broadcast_to(intervals, seen.shape),
+            "seen": seen,
+            "coefficient_labels": true.numpy(),
+        }
+
+
+class SpoiltStars:
+    """
+    Observed stars, with more noise, fewer pixels, on other grids and with faults that are drawn.
+
+    Parameters
+    ----------
+    source : Source
+        Of stars that share smooth, well-sampled spectra, such as those of Gaia XP.
+    clean : float
+        Share of batches that stay as they are but for a little noise.
+    """
+
+    def __init__(self, source: Source, basis: SpectrumBasis, clean: float = 0.4):
+        self.source, self.basis, self.clean = source, basis, clean
+
+    def draw(self, n: int, generator: np.random.Generator) -> Columns:
+        """Columns of `n` stars; `coefficient_labels` are those of the spectra before they were spoilt."""
+        stars = self.source.draw(n, generator)
+        wavelength = np.asarray(stars["wavelength"][0], np.float64)
+        flux, error = (np.asarray(stars[name], np.float32) for name in ("flux", "flux_error"))
+        mask = np.asarray(stars["mask"], bool) | ~np.isfinite(flux) | ~(error > 0)
+        flux, error = np.where(mask, 0.0, flux), np.where(mask, 1.0, error)
+        whole = self.basis.evidence(wavelength, flux, np.where(mask, 0.0, error**-2.0))
+        target = np.where(whole.reliability > 0.9, whole.coefficients, np.float32(np.nan))
+        # As much noise again, or several times as much in some.
+        more = np.where(generator.random((n, 1)) < 0.2, generator.uniform(1.0, 6.0, (n, 1)), generator.random((n, 1)))
+        more = (more * (generator.random((n, 1)) < 0.6)).astype(np.float32)
+        flux = flux + more * error * generator.standard_normal(flux.shape, dtype=np.float32)
+        error = error * np.sqrt(1.0 + more**2)
+        if generator.random() >= self.clean:
+            if generator.random() < 0.4:
+                wavelength, flux, error, mask = self._other_grid(wavelength, flux, error, mask, generator)
+            mask = mask | missing_pixels(wavelength, n, generator)
+            flux, error = flux.copy(), error.copy()
+            spoil(flux, error, generator)
+        kept = {name: value for name, value in stars.items() if name not in ("wavelength", "flux", "flux_error", "mask")}
+        return kept | {
+            "wavelength": wavelength,
+            "flux": flux.astype(np.float32),
+            "flux_error": error.astype(np.float32),
+            "mask": mask,
+            "normalised": np.zeros(n, bool),
+            "coefficient_labels": target,
+            "coefficient_intervals": whole.intervals,
+        }
+
+    @staticmethod
+    def _other_grid(
+        wavelength: Array, flux: Array, error: Array, mask: Array, generator: np.random.Generator
+    ) -> tuple[Array, Array, Array, Array]:
+        """Means over two or three pixels, or a spline on a linear or logarithmic grid."""
+        kind = generator.integers(3)
+        if kind == 0:
+            times = int(generator.integers(2, 4))
+            first = int(generator.integers(times))
+            n_new = (len(wavelength) - first) // times
+            chosen = slice(first, first + n_new * times)
+
+            def means(values):
+                return values[..., chosen].reshape(*values.shape[:-1], n_new, times)
+
+            weight = np.where(means(mask), 0.0, 1.0 / means(error) ** 2)
+            bad = (weight == 0).any(axis=-1)
+            total = np.where(bad, 1.0, weight.sum(axis=-1))
+            # The noise of neighbours goes together: their mean is hardly better than each.
+            return means(wavelength).mean(axis=-1), means(flux).mean(axis=-1), np.sqrt(times / total), bad
+        low, high = wavelength[0] + 1.0, wavelength[-1] - 1.0
+        if kind == 1:
+            new = np.arange(low, high, generator.uniform(6.0, 30.0))
+        else:
+            new = np.exp(np.arange(np.log(low), np.log(high), generator.uniform(0.001, 0.004)))
+        nearest = np.clip(np.searchsorted(wavelength, new), 1, len(wavelength) - 1)
+        bad = mask[:, nearest] | mask[:, nearest - 1]
+        return new, CubicSpline(wavelength, flux, axis=1)(new), error[:, nearest], bad
+
+
+def evidence_inputs(
+    basis: SpectrumBasis, columns: Mapping[str, Array], label_names: Sequence[str], first_label_id: int
+) -> dict[str, torch.Tensor]:
+    """
+    Columns of stars that share their wavelengths -> what [`SpectraFMForPrediction`] takes, labels among them.
+
+    Stars of [`EvenNoiseStars`] have their tokens already.
+    """
+    if "coefficients" in columns:
+        tokens = {name: columns[name] for name in ("coefficients", "reliability")}
+        intervals, seen, target = (columns[name] for name in ("interval_ids", "seen", "coefficient_labels"))
+        intervals = intervals[0]
+    else:
+        wavelength = np.asarray(columns["wavelength"], np.float64)
+        wavelength = wavelength if wavelength.ndim == 1 else wavelength[0]
+        flux, error = (np.asarray(columns[name], np.float32) for name in ("flux", "flux_error"))
+        good = ~np.asarray(columns["mask"], bool) & np.isfinite(flux) & (error > 0) & np.isfinite(error)
+        weight = np.where(good, np.where(good, error, 1.0) ** -2.0, 0.0)
+        found = basis.evidence(wavelength, np.where(good, flux, 0.0), weight, normalised=columns.get("normalised"))
+        tokens = {"coefficients": found.coefficients, "reliability": found.reliability}
+        intervals, seen, target = found.intervals, found.seen, None
+        if "coefficient_labels" in columns:
+            index = {int(number): i for i, number in enumerate(columns["coefficient_intervals"])}
+            missing = len(index)  # a column of NaN
+            wide = np.pad(columns["coefficient_labels"], ((0, 0), (0, 1), (0, 0)), constant_values=np.nan)
+            target = wide[:, [index.get(int(number), missing) for number in intervals]]
+    n_stars = len(seen)
+    if target is None:
+        target = np.full(tokens["coefficients"].shape, np.nan, np.float32)
+
+    def column(name):
+        values = columns.get(name)
+        return np.full(n_stars, np.nan, np.float32) if values is None else np.asarray(values, np.float32)
+
+    return {
+        "coefficients": torch.from_numpy(tokens["coefficients"]),
+        "reliability": torch.from_numpy(tokens["reliability"]),
+        "interval_ids": torch.tensor(np.asarray(intervals)).expand(n_stars, -1),
+        "attention_mask": torch.from_numpy(seen),
+        "request_ids": (first_label_id + torch.arange(len(label_names))).expand(n_stars, -1),
+        "labels": torch.from_numpy(np.stack([column(name) for name in label_names], axis=1)),
+        "label_errors": torch.from_numpy(np.stack([column(f"{name}_err") for name in label_names], axis=1)),
+        "coefficient_labels": torch.from_numpy(np.ascontiguousarray(target)),
+    }

@@ -1,0 +1,214 @@
+"""Coefficients of fixed intervals: what they are on any grid, and that their errors are right."""
+
+import numpy as np
+import pytest
+from scipy.special import ndtr
+
+from spectrafm_hf.bases import make_rung
+from spectrafm_hf.models.basis_spectrafm import FWHM, SpectrumBasis, half_widths, means_over_pixels
+
+
+START, STEP, N = np.log(15_000.0), 1.5e-5, 4000
+POWER = 20_000.0
+KNOBS = 6
+GRID = np.exp(START + STEP * np.arange(N))
+
+
+def stars(n, seed=0, wavelength=None, power=POWER):
+    """Means over the pixels of a grid of spectra with Gaussian lines whose depths go along with six knobs."""
+    lines = np.random.default_rng(99)
+    centres, depths = START + STEP * lines.uniform(0, N, 300), lines.uniform(0.02, 0.3, 300)
+    gains = lines.normal(0, 0.3, (300, KNOBS)) * (lines.random((300, KNOBS)) < 0.3)
+    knobs = np.random.default_rng(seed).normal(size=(n, KNOBS))
+    wavelength = GRID if wavelength is None else wavelength
+    half = half_widths(wavelength)
+    low, high = np.log(wavelength - half)[:, None], np.log(wavelength + half)[:, None]
+    width, total = 1.0 / power / FWHM, 2.5 / POWER / FWHM
+    profiles = (ndtr((high - centres) / width) - ndtr((low - centres) / width)) / (high - low) * total
+    return 1.0 - (depths * (1.0 + knobs @ gains.T)) @ profiles.T
+
+
+def rung(first_interval=0, **settings):
+    spectra = stars(200, seed=1)
+    values = dict(
+        first_interval=first_interval,
+        edge=START - STEP / 2,
+        width=0.006,
+        n_intervals=10,
+        start=START,
+        step=STEP,
+        resolving_power=POWER,
+        lowest_resolving_power=3_000.0,
+        over_continuum=True,
+        n_directions=8,
+    )
+    return make_rung(spectra, [], **{**values, **settings})
+
+
+@pytest.fixture(scope="module")
+def basis():
+    return SpectrumBasis([rung()])
+
+
+SNR = 200.0
+
+
+def observed(flux, seed=0, snr=SNR):
+    error = np.full(flux.shape, 1.0 / snr)
+    return flux + error * np.random.default_rng(seed).standard_normal(flux.shape), error**-2.0
+
+
+def truth(basis, flux):
+    return basis.evidence(GRID, flux, np.full(flux.shape, 1e8), normalised=True, clip=False).coefficients
+
+
+def deviations(found, true):
+    """Of coefficients that mean something, in units of their errors."""
+    known = found.reliability
+    deviation = (found.coefficients - known * true) / np.sqrt(known * (1.0 - known) + 1e-8)
+    return deviation[:, :, 2:][known[:, :, 2:] > 0.5]
+
+
+def test_when_the_noise_is_known_then_deviations_of_coefficients_have_unit_variance(basis):
+    flux = stars(300, seed=2)
+    noisy, weight = observed(flux)
+    z = deviations(basis.evidence(GRID, noisy, weight, normalised=True), truth(basis, flux))
+    assert np.std(z) == pytest.approx(1.0, abs=0.05)
+    assert abs(np.mean(z)) < 0.05
+
+
+@pytest.mark.parametrize(
+    "wavelength",
+    [
+        GRID[300:],
+        np.exp(START + STEP * (0.5 + np.arange(10, N - 10))),
+        np.arange(15_005.0, 15_920.0, 0.2),
+        np.arange(15_005.0, 15_920.0, 0.6),
+        np.delete(GRID, np.random.default_rng(0).choice(N, 900, replace=False)),
+    ],
+    ids=["begins later", "shifted by half a pixel", "linear", "coarser", "pixels absent from the table"],
+)
+def test_when_the_grid_is_another_then_the_coefficients_are_the_same_within_their_errors(basis, wavelength):
+    flux = stars(100, seed=3)
+    noisy, weight = observed(stars(100, seed=3, wavelength=wavelength))
+    found = basis.evidence(wavelength, noisy, weight, normalised=True)
+    z = deviations(found, truth(basis, flux)[:, found.intervals])
+    assert np.std(z) == pytest.approx(1.0, abs=0.12)
+
+
+def test_when_pixels_are_masked_or_absent_then_it_is_the_same(basis):
+    flux, weight = observed(stars(20, seed=4))
+    missing = np.random.default_rng(1).random(N) < 0.3
+    masked = basis.evidence(GRID, np.where(missing, 7.0, flux), np.where(missing, 0.0, weight), normalised=True)
+    absent = basis.evidence(GRID[~missing], flux[:, ~missing], weight[:, ~missing], normalised=True)
+    np.testing.assert_allclose(masked.coefficients, absent.coefficients, atol=2e-3)
+    np.testing.assert_allclose(masked.reliability, absent.reliability, atol=1e-4)
+
+
+def test_when_an_interval_has_no_pixels_then_it_is_no_token(basis):
+    flux, weight = observed(stars(3, seed=5))
+    number = ((np.log(GRID) - START + STEP / 2) / 0.006).astype(int)
+    whole = basis.evidence(GRID, flux, weight, normalised=True)
+    some = basis.evidence(GRID[number != 4], flux[:, number != 4], weight[:, number != 4], normalised=True)
+    assert some.intervals.tolist() == [i for i in whole.intervals if i != 4]
+    weight[0, number == 4] = 0.0
+    found = basis.evidence(GRID, flux, weight, normalised=True)
+    assert not found.seen[0, 4] and found.seen[1, 4]
+    assert np.all(found.coefficients[0, 4] == 0) and np.all(found.reliability[0, 4] == 0)
+    others = np.delete(np.arange(10), 4)
+    np.testing.assert_allclose(found.coefficients[0, others], whole.coefficients[0, others], atol=1e-3)
+
+
+def test_when_a_spectrum_is_less_resolved_then_it_is_compared_with_what_is_smoothed_as_much(basis):
+    flux = stars(100, seed=6)
+    smoothed, weight = observed(stars(100, seed=6, power=8_000.0))
+    inner = slice(1, 9)  # at the ends the smoothing knows no more than the spectrum
+    right = basis.evidence(GRID, smoothed, weight, resolving_power=8_000.0, normalised=True)
+    wrong = basis.evidence(GRID, smoothed, weight, normalised=True)
+    true = truth(basis, flux)
+
+    def spread(found):
+        known = found.reliability[:, inner]
+        z = (found.coefficients[:, inner] - known * true[:, inner]) / np.sqrt(known * (1.0 - known) + 1e-8)
+        return np.std(z[..., 2:][known[..., 2:] > 0.5])
+
+    assert spread(right) < 1.3 < 3.0 < spread(wrong)
+
+
+def test_when_pixels_are_wild_then_they_are_left_out_and_told(basis):
+    flux = stars(50, seed=7)
+    noisy, weight = observed(flux)
+    wild = noisy.copy()
+    where = np.random.default_rng(2).integers(N, size=(50, 5))
+    np.put_along_axis(wild, where, 30.0, axis=1)
+    found = basis.evidence(GRID, wild, weight, normalised=True)
+    assert np.all(np.take_along_axis(found.clipped, where, axis=1))
+    assert found.clipped.mean() < 0.003  # of which 0.00125 are wild
+    whole = basis.evidence(GRID, noisy, weight, normalised=True)
+    change = (found.coefficients - whole.coefficients) / np.sqrt(1.0 - whole.reliability + 1e-6)
+    assert np.median(np.abs(change)) < 0.1
+    assert whole.clipped.mean() < 1e-5
+
+
+def test_when_errors_are_right_then_the_misfit_is_one(basis):
+    noisy, weight = observed(stars(50, seed=8), snr=50.0)
+    assert np.median(basis.evidence(GRID, noisy, weight, normalised=True).misfit) == pytest.approx(1.0, abs=0.05)
+    assert np.median(basis.evidence(GRID, noisy, weight / 4, normalised=True).misfit) == pytest.approx(0.25, abs=0.02)
+
+
+def test_when_the_flux_is_in_another_unit_then_only_the_scale_changes(basis):
+    noisy, weight = observed(stars(5, seed=9))
+    first = basis.evidence(GRID, noisy, weight, normalised=False)
+    second = basis.evidence(GRID, noisy * 3e-17, weight / 3e-17**2, normalised=False)
+    np.testing.assert_allclose(first.coefficients, second.coefficients, atol=1e-3)
+    np.testing.assert_allclose(second.scale, first.scale * 3e-17, rtol=1e-5)
+    assert np.all(first.coefficients[..., :2] == 0) and np.all(first.reliability[..., :2] == 0)
+
+
+def test_when_the_level_is_near_one_then_spectra_count_as_over_the_continuum(basis):
+    noisy, weight = observed(stars(4, seed=10))
+    noisy[2:] *= 40.0
+    weight[2:] /= 40.0**2
+    found = basis.evidence(GRID, noisy, weight)
+    np.testing.assert_allclose(found.scale[:2], 1.0, rtol=1e-6)
+    assert np.all(found.scale[2:] > 30)
+
+
+def test_when_it_is_written_and_read_then_it_is_the_same(basis):
+    again = SpectrumBasis.from_arrays(basis.arrays())
+    noisy, weight = observed(stars(3, seed=11))
+    np.testing.assert_allclose(
+        again.evidence(GRID, noisy, weight).coefficients, basis.evidence(GRID, noisy, weight).coefficients, atol=0.02
+    )
+    assert again.rungs[0].over_continuum and again.n_intervals == 10
+    with pytest.raises(ValueError, match=r"basis: expected the array '0.prior'"):
+        SpectrumBasis.from_arrays({name: value for name, value in basis.arrays().items() if "prior" not in name})
+
+
+def test_when_a_spectrum_lies_elsewhere_then_the_error_names_the_ranges(basis):
+    with pytest.raises(ValueError, match=r"wavelength: expected some of 15000-1\d+ Angstrom, got 4000.0-5000.0"):
+        basis.design(np.linspace(4000.0, 5000.0, 100))
+
+
+def test_when_rungs_overlap_then_the_resolving_power_chooses():
+    fine, coarse = rung(), rung(first_interval=10, lowest_resolving_power=0.0)
+    both = SpectrumBasis([fine, coarse])
+    assert both.rung_for(GRID, 10_000.0) is fine
+    assert both.rung_for(GRID, 1_000.0) is coarse
+    assert both.rung_for(GRID) is fine
+    assert both.rung_for(np.arange(15_010.0, 15_900.0, 5.0)) is coarse
+    assert both.rung_for(np.linspace(4000.0, 5000.0, 100)) is None
+    assert both.n_intervals == 20
+
+
+def test_when_means_are_taken_over_own_pixels_then_nothing_changes():
+    values = np.random.default_rng(0).normal(size=(3, 50))
+    pixel = np.arange(50.0)
+    np.testing.assert_allclose(means_over_pixels(values, 0.0, pixel - 0.5, pixel + 0.5), values, atol=1e-9)
+    wide = means_over_pixels(values, 0.0, np.array([9.5]), np.array([13.5]))
+    np.testing.assert_allclose(wide[:, 0], values[:, 10:14].mean(axis=1), atol=1e-9)
+
+
+def test_when_pixels_are_absent_then_the_widths_of_the_others_stay():
+    wavelength = np.delete(np.arange(5000.0, 5100.0), [10, 40, 41, 70])
+    np.testing.assert_allclose(half_widths(wavelength), 0.5)
