@@ -44,9 +44,11 @@ logger = logging.getLogger(__name__)
 #: Of a checkpoint folder, beside `.eval_results` and the pictures of its card: what else is in it may be private.
 CHECKPOINT_FILES = (
     "model.safetensors",
+    "basis.safetensors",
     "config.json",
     "preprocessor_config.json",
     "tokenizer_config.json",
+    "basis_spectrafm.py",
     "configuration_spectrafm.py",
     "modeling_spectrafm.py",
     "pipeline_spectrafm.py",

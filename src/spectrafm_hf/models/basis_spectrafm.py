@@ -24,6 +24,7 @@ FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # in sigma, of a Gaussian
 TAPS = 6  # edges that the cumulative flux is interpolated through
 CLIPPED_AT = 6.0  # sigma, from what the directions can say
 ROUNDS = 3  # of clipping
+KEPT = 8  # grids whose designs are kept
 FLOOR = 0.01  # of the flux: a deviation that models of stars have anyway, and that no pixel is clipped for
 MIN_LEVEL = 0.02  # of the level of the star: a fainter interval is compared with this
 NEAR_ONE = 0.15  # of ln level: so is the flux over the continuum of any star, averaged over many lines
@@ -254,17 +255,19 @@ class SpectrumBasis:
         """
         wavelength = np.asarray(wavelength, np.float64)
         key = (wavelength.tobytes(), resolving_power)
-        if key not in self._designs:
+        kept = self._designs.get(key)
+        if kept is None:
             rung = self.rung_for(wavelength, resolving_power)
             if rung is None:
                 ranges = ", ".join("{:.0f}-{:.0f}".format(*rung.range) for rung in self.rungs)
                 raise ValueError(
                     f"wavelength: expected some of {ranges} Angstrom, got {wavelength[0]:.1f}-{wavelength[-1]:.1f}"
                 )
-            while len(self._designs) >= 8:
-                self._designs.pop(next(iter(self._designs)))
-            self._designs[key] = _design(rung, wavelength, resolving_power)
-        return self._designs[key]
+            kept = _design(rung, wavelength, resolving_power)
+            if len(self._designs) >= KEPT:
+                self._designs = dict(list(self._designs.items())[-KEPT // 2 :])  # threads may share it
+            self._designs[key] = kept
+        return kept
 
     def evidence(
         self,

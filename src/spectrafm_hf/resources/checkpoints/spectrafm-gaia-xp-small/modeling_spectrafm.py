@@ -46,6 +46,8 @@ class SpectraFMModelOutput(ModelOutput):
     encoder_last_hidden_state : torch.FloatTensor of shape (B, T, hidden_size)
     encoder_hidden_states : tuple of (B, T, hidden_size), on request
     encoder_attentions : tuple of (B, heads, T, T or T + 1), on request
+    predictions : tuple of (B, T, num_coefficients)
+        For `token_embedding="basis"`: see [`SpectraFMEvidenceOutput`].
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -54,6 +56,7 @@ class SpectraFMModelOutput(ModelOutput):
     encoder_last_hidden_state: torch.Tensor | None = None
     encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
+    predictions: tuple[torch.Tensor, ...] | None = None
 
 
 class _OutputWithValues(ModelOutput):
@@ -91,6 +94,32 @@ class _OutputWithValues(ModelOutput):
         for name, value in pairs.items():
             if value is not None:
                 self[name] = value
+
+
+@dataclass
+class SpectraFMEvidenceOutput(ModelOutput):
+    """
+    Output of [`SpectraFMEvidenceEncoder`]. B stars, T intervals, S scalars.
+
+    Attributes
+    ----------
+    last_hidden_state : torch.FloatTensor of shape (B, 1, hidden_size)
+        The state of the star.
+    key, value : torch.FloatTensor of shape (B, 1 + T + S, hidden_size)
+        What the last state does not explain, for a decoder to attend to.
+    attention_mask : torch.BoolTensor of shape (B, 1 + T + S)
+    predictions : tuple of (B, T, num_coefficients)
+        Coefficients as each state predicts them, in units of their prior.
+    hidden_states, attentions : as everywhere in transformers, on request
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    key: torch.Tensor | None = None
+    value: torch.Tensor | None = None
+    attention_mask: torch.Tensor | None = None
+    predictions: tuple[torch.Tensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -277,7 +306,8 @@ class SpectraFMEmbeddings(nn.Module):
         super().__init__()
         self.value_embedding = SpectraFMValueEmbedding(config)
         self.patch_embedding = SpectraFMPatchEmbedding(config) if config.token_embedding == "patch" else None
-        self.wavelength_encoding = WAVELENGTH_ENCODINGS[config.wavelength_encoding](config)
+        if config.token_embedding != "basis":  # whose intervals have layers of their own
+            self.wavelength_encoding = WAVELENGTH_ENCODINGS[config.wavelength_encoding](config)
 
     def spectrum(self, flux, flux_error, pixel_mask, wavelength, wavelength_step) -> torch.Tensor:
         """(B, T, patch_size) fluxes, errors and mask, (B, T) wavelengths and steps -> (B, T, hidden_size)."""
@@ -434,6 +464,136 @@ class SpectraFMLayer(GradientCheckpointingLayer):
         return hidden_states if self.norm_first else self.mlp_layer_norm(hidden_states)
 
 
+# The share of its prior by which what the model predicts of a coefficient may be wrong, and residuals, in units of their
+# error, beyond which they count less and less.
+PREDICTION_ERROR, LARGE_RESIDUAL = 0.008, 4.0
+
+
+class SpectraFMIntervalLinear(nn.Module):
+    """A linear layer with weights of its own for each interval of ln wavelength."""
+
+    def __init__(self, config: SpectraFMConfig, in_features: int, out_features: int):
+        super().__init__()
+        # The last one is no interval: what is known before any evidence.
+        self.weight = nn.Parameter(torch.zeros(config.num_intervals + 1, in_features, out_features))
+        self.bias = nn.Parameter(torch.zeros(config.num_intervals + 1, out_features))
+
+    def forward(self, features: torch.Tensor, intervals: torch.Tensor) -> torch.Tensor:
+        """(B, T, in_features), (T,) -> (B, T, out_features)."""
+        product = torch.einsum("bti,tio->bto", features.to(self.weight.dtype), self.weight[intervals])
+        return product + self.bias[intervals]
+
+
+class SpectraFMEvidenceEmbedding(nn.Module):
+    """
+    Keys and values of the evidence of each interval, and what a state of the model says that it should be.
+
+    What is attended to is not the spectrum, but what of it a state does not yet explain: coefficients less those that
+    the state predicts, in units of their error. So an answer can be as exact as the spectrum: a small layer that is
+    right to a few percent of a small residual is right to a fraction of a percent of the star.
+    """
+
+    def __init__(self, config: SpectraFMConfig):
+        super().__init__()
+        features = 2 * config.num_coefficients
+        self.first = SpectraFMIntervalLinear(config, features, 2 * config.hidden_size)
+        self.residual = SpectraFMIntervalLinear(config, features, 2 * config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc = nn.Linear(config.hidden_size, config.prediction_dim)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.prediction = SpectraFMIntervalLinear(config, config.prediction_dim, config.num_coefficients)
+
+    def predict(self, state: torch.Tensor, intervals: torch.Tensor) -> torch.Tensor:
+        """(B, 1, hidden_size), (T,) -> coefficients (B, T, num_coefficients) in units of their prior, float32."""
+        hidden = self.activation_fn(self.fc(self.layer_norm(state)))
+        return self.prediction(hidden.expand(-1, len(intervals), -1), intervals).float()
+
+    def forward(
+        self,
+        coefficients: torch.Tensor,
+        reliability: torch.Tensor,
+        intervals: torch.Tensor,
+        prediction: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, T, num_coefficients) twice, (T,), and what was predicted -> keys and values, (B, T, 2 hidden_size)."""
+        known = reliability.float().clamp(0.0, 1.0)
+        if prediction is None:
+            embedding, evidence = self.first, torch.asinh(coefficients.float())
+        else:
+            embedding = self.residual
+            variance = known * (1.0 - known) + (PREDICTION_ERROR * known) ** 2 + 1e-8
+            residual = (coefficients.float() - known * prediction) * torch.rsqrt(variance)
+            evidence = torch.asinh(residual / LARGE_RESIDUAL)
+        return embedding(torch.cat((evidence, known), dim=-1), intervals)
+
+
+class SpectraFMEvidenceAttention(nn.Module):
+    """Attention of `hidden_states` to evidence, whose keys and values come as they are; its outcome is gated."""
+
+    def __init__(self, config: SpectraFMConfig, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.gate = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch_size, length, hidden_size = hidden_states.shape
+        heads = (batch_size, -1, hidden_size // self.head_dim, self.head_dim)
+        implementation = self.config._attn_implementation
+        if _is_flash(implementation) and attention_mask is not None and attention_mask.ndim == 4:
+            implementation = "sdpa"
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        output, weights = attention(
+            self,
+            self.q_proj(hidden_states).view(heads).transpose(1, 2),
+            key.reshape(heads).transpose(1, 2),
+            value.reshape(heads).transpose(1, 2),
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        # Lines that tell of a label in one star tell of another in the next: what is read is weighed by the state.
+        return self.o_proj(output.reshape(batch_size, length, hidden_size) * (1.0 + self.gate(hidden_states))), weights
+
+
+class SpectraFMEvidenceLayer(GradientCheckpointingLayer):
+    """Attention to evidence and feed-forward, each with a LayerNorm before it and a residual."""
+
+    def __init__(self, config: SpectraFMConfig, num_heads: int, ffn_dim: int):
+        super().__init__()
+        self.attention = SpectraFMEvidenceAttention(config, num_heads)
+        self.attention_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = SpectraFMMLP(config, ffn_dim)
+        self.mlp_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """(B, N, hidden_size), evidence (B, T, hidden_size) twice -> (B, N, hidden_size)."""
+        attended, _ = self.attention(self.attention_layer_norm(hidden_states), key, value, attention_mask, **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.mlp_layer_norm(hidden_states)))
+
+
 class SpectraFMPreTrainedModel(PreTrainedModel):
     """Initialisation, and what the models support."""
 
@@ -445,7 +605,7 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # The loss is a mean over the known labels, whose number the Trainer cannot count: NaN is "unknown".
     accepts_loss_kwargs = False
-    _no_split_modules = ["SpectraFMEmbeddings", "SpectraFMLayer"]
+    _no_split_modules = ["SpectraFMEmbeddings", "SpectraFMLayer", "SpectraFMEvidenceEmbedding", "SpectraFMEvidenceLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -458,6 +618,11 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         if isinstance(module, SpectraFMAttention) and self.config.extra_key_value:
             init.normal_(module.extra_key, std=self.config.initializer_range)
             init.normal_(module.extra_value, std=self.config.initializer_range)
+        elif isinstance(module, SpectraFMIntervalLinear):
+            init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
+            init.zeros_(module.bias)
+        elif isinstance(module, SpectraFMEvidenceEncoder):
+            init.normal_(module.state, std=self.config.initializer_range)
         elif isinstance(module, SpectraFMPatchEmbedding):
             # Gates around one: at the start all wavelengths share their filters.
             init.ones_(module.gate.bias)
@@ -501,6 +666,89 @@ class SpectraFMStack(SpectraFMPreTrainedModel):
         mask = make_attention_mask(self.config, hidden_states, attended, attention_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, key_value_states, mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
+
+
+class SpectraFMEvidenceEncoder(SpectraFMPreTrainedModel):
+    """
+    One state for each star, which looks at the evidence again and again: each time at what it does not yet explain.
+
+    The first token that is attended to is no evidence, but what is known before any of it.
+    """
+
+    _can_record_outputs = {"hidden_states": SpectraFMEvidenceLayer, "attentions": SpectraFMEvidenceAttention}
+
+    def __init__(self, config: SpectraFMConfig):
+        super().__init__(config)
+        self.state = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.evidence = SpectraFMEvidenceEmbedding(config)
+        self.scalars = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.layers = nn.ModuleList(
+            SpectraFMEvidenceLayer(config, heads, ffn_dim)
+            for heads, ffn_dim in zip(config.encoder_attention_heads, config.encoder_ffn_dim, strict=True)
+        )
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        coefficients: torch.Tensor,
+        reliability: torch.Tensor,
+        intervals: torch.Tensor,
+        attention_mask: torch.Tensor,
+        scalars: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SpectraFMEvidenceOutput:
+        """
+        (B, T, num_coefficients) twice, (T,), and scalars (B, S, hidden_size); `attention_mask` (B, T + S) is true where
+        a token counts.
+        """
+        n_stars = coefficients.shape[0]
+        seen = nn.functional.pad(attention_mask.bool(), (1, 0), value=True)
+        coefficients, reliability = (nn.functional.pad(x, (0, 0, 1, 0)) for x in (coefficients, reliability))
+        intervals = nn.functional.pad(intervals, (1, 0), value=self.config.num_intervals)
+        state, predictions = self.state.expand(n_stars, -1, -1), []
+        mask = None
+        for number in range(len(self.layers) + 1):
+            prediction = self.evidence.predict(state, intervals) if number else None
+            pair = self.evidence(coefficients, reliability, intervals, prediction)
+            if scalars is not None:
+                pair = torch.cat((pair, self.scalars(scalars)), dim=1)
+            key, value = pair.chunk(2, dim=-1)
+            if prediction is not None:
+                predictions.append(prediction[:, 1:])
+            if number < len(self.layers):
+                mask = make_attention_mask(self.config, state, key, seen) if mask is None else mask
+                state = self.layers[number](state, key, value, mask, **kwargs)
+        return SpectraFMEvidenceOutput(
+            last_hidden_state=state, key=key, value=value, attention_mask=seen, predictions=tuple(predictions)
+        )
+
+
+class SpectraFMEvidenceDecoder(SpectraFMPreTrainedModel):
+    """Requests, each of which begins with the state of the star, attend to what is left of the evidence."""
+
+    _can_record_outputs = {"hidden_states": SpectraFMEvidenceLayer, "attentions": SpectraFMEvidenceAttention}
+
+    def __init__(self, config: SpectraFMConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            SpectraFMEvidenceLayer(config, heads, ffn_dim)
+            for heads, ffn_dim in zip(config.decoder_attention_heads, config.decoder_ffn_dim, strict=True)
+        )
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self, hidden_states: torch.Tensor, evidence: SpectraFMEvidenceOutput, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutput:
+        """(B, R, hidden_size) -> the same."""
+        mask = make_attention_mask(self.config, hidden_states, evidence.key, evidence.attention_mask)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, evidence.key, evidence.value, mask, **kwargs)
         return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
 
 
@@ -553,8 +801,12 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
     def __init__(self, config: SpectraFMConfig):
         super().__init__(config)
         self.embeddings = SpectraFMEmbeddings(config)
-        self.encoder = SpectraFMStack(config, config.encoder_attention_heads, config.encoder_ffn_dim)
-        self.decoder = SpectraFMStack(config, config.decoder_attention_heads, config.decoder_ffn_dim)
+        if config.token_embedding == "basis":
+            self.encoder: nn.Module = SpectraFMEvidenceEncoder(config)
+            self.decoder: nn.Module = SpectraFMEvidenceDecoder(config)
+        else:
+            self.encoder = SpectraFMStack(config, config.encoder_attention_heads, config.encoder_ffn_dim)
+            self.decoder = SpectraFMStack(config, config.decoder_attention_heads, config.decoder_ffn_dim)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -640,21 +892,17 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             attention_mask = pixel_mask.any(dim=-1)
         tokens = self.embeddings.spectrum(flux, flux_error, pixel_mask, wavelength, wavelength_step)
         if scalar_ids is not None and scalar_values is not None:
-            check_shapes((flux.shape[0], *scalar_ids.shape[-1:]), scalar_ids=scalar_ids, scalar_values=scalar_values)
-            center, scale = standardisation(self.config, scalar_ids)
-            # The squares of larger ones, in normalisation, would be infinite.
-            values = ((scalar_values.float() - center) / scale).clamp(-1e6, 1e6)
-            scalars = self.embeddings.value_embedding(scalar_ids, values)
+            scalars, known = self._scalars(scalar_ids, scalar_values, flux.shape[0])
             tokens = torch.cat((tokens, scalars), dim=1)
-            attention_mask = torch.cat((attention_mask.bool(), scalar_ids != PADDING_ID), dim=1)
+            attention_mask = torch.cat((attention_mask.bool(), known), dim=1)
         return self.encoder(tokens, None, attention_mask, **{**kwargs, "return_dict": True}), attention_mask
 
     @can_return_tuple
     def forward(
         self,
-        flux: torch.Tensor,
-        wavelength: torch.Tensor,
-        wavelength_step: torch.Tensor,
+        flux: torch.Tensor | None = None,
+        wavelength: torch.Tensor | None = None,
+        wavelength_step: torch.Tensor | None = None,
         flux_error: torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -663,6 +911,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         request_ids: torch.Tensor | None = None,
         request_wavelength: torch.Tensor | None = None,
         request_wavelength_step: torch.Tensor | None = None,
+        coefficients: torch.Tensor | None = None,
+        reliability: torch.Tensor | None = None,
+        interval_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMModelOutput:
         """
@@ -686,12 +937,24 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             Rows of the vocabulary; 0 is padding. By default all labels.
         request_wavelength, request_wavelength_step : torch.FloatTensor of shape (B, R), optional
             Where the flux is asked for, and over what pixel; read only for requests of flux.
+        coefficients, reliability : torch.FloatTensor of shape (B, T, num_coefficients)
+            For `token_embedding="basis"`, in place of all of flux and wavelength: see [`Evidence`].
+        interval_ids : torch.LongTensor of shape (B, T)
+            Which interval each token is; the same for all stars, of which some may have nothing in it.
 
         Raises
         ------
         ValueError
             If an argument has the wrong shape, or wavelengths are in half precision.
         """
+        if self.config.token_embedding == "basis":
+            if coefficients is None or reliability is None or interval_ids is None:
+                raise ValueError("coefficients: expected them with reliability and interval_ids, got None")
+            return self._from_evidence(
+                coefficients, reliability, interval_ids, attention_mask, scalar_ids, scalar_values, request_ids, **kwargs
+            )
+        if flux is None or wavelength is None or wavelength_step is None:
+            raise ValueError("flux: expected it with wavelength and wavelength_step, got None")
         encoder_outputs, attention_mask = self.encode(
             flux,
             wavelength,
@@ -725,10 +988,62 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             encoder_attentions=encoder_outputs.attentions,
         )
 
-    def all_labels(self, flux: torch.Tensor) -> torch.Tensor:
-        """(B, labels): requests for every label of the vocabulary."""
+    def _from_evidence(
+        self,
+        coefficients: torch.Tensor,
+        reliability: torch.Tensor,
+        interval_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scalar_ids: torch.Tensor | None,
+        scalar_values: torch.Tensor | None,
+        request_ids: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SpectraFMModelOutput:
+        """`forward` for `token_embedding="basis"`."""
+        n_coefficients = self.config.num_coefficients
+        if coefficients.ndim != 3 or coefficients.shape[-1] != n_coefficients:
+            raise ValueError(
+                f"coefficients: expected shape (batch, tokens, num_coefficients={n_coefficients}), "
+                f"got {tuple(coefficients.shape)}"
+            )
+        check_shapes(coefficients.shape, reliability=reliability)
+        check_shapes(coefficients.shape[:2], interval_ids=interval_ids, attention_mask=attention_mask)
+        if attention_mask is None:
+            attention_mask = (reliability > 0).any(dim=-1)
+        scalars = None
+        if scalar_ids is not None and scalar_values is not None:
+            scalars, known = self._scalars(scalar_ids, scalar_values, len(coefficients))
+            attention_mask = torch.cat((attention_mask.bool(), known), dim=1)
+        if request_ids is None:
+            request_ids = self.all_labels(coefficients)
+        if not torch.compiler.is_exporting() and bool((request_ids == FLUX_ID).any()):
+            raise ValueError("request_ids: expected labels, as this model has no answer for flux, got a request of flux")
+        everything = {**kwargs, "return_dict": True}
+        evidence = self.encoder(coefficients, reliability, interval_ids[0], attention_mask, scalars, **everything)
+        queries = self.embeddings.value_embedding.weight(request_ids) + evidence.last_hidden_state
+        outputs = self.decoder(queries, evidence, **everything)
+        return SpectraFMModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            decoder_hidden_states=outputs.hidden_states,
+            cross_attentions=outputs.attentions,
+            encoder_last_hidden_state=evidence.last_hidden_state,
+            encoder_hidden_states=evidence.hidden_states,
+            encoder_attentions=evidence.attentions,
+            predictions=evidence.predictions,
+        )
+
+    def _scalars(self, ids: torch.Tensor, values: torch.Tensor, n_stars: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of known scalars, (B, S, hidden_size), and which of them count, (B, S)."""
+        check_shapes((n_stars, *ids.shape[-1:]), scalar_ids=ids, scalar_values=values)
+        center, scale = standardisation(self.config, ids)
+        # The squares of larger ones, in normalisation, would be infinite.
+        standardised = ((values.float() - center) / scale).clamp(-1e6, 1e6)
+        return self.embeddings.value_embedding(ids, standardised), ids != PADDING_ID
+
+    def all_labels(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(B, labels): requests for every label of the vocabulary, for as many stars as `inputs` has."""
         rows = FIRST_LABEL_ID + len(self.config.label_names)
-        return torch.arange(FIRST_LABEL_ID, rows, device=flux.device).expand(flux.shape[0], -1)
+        return torch.arange(FIRST_LABEL_ID, rows, device=inputs.device).expand(inputs.shape[0], -1)
 
 
 class SpectraFMReadout(nn.Module):
@@ -776,9 +1091,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        flux: torch.Tensor,
-        wavelength: torch.Tensor,
-        wavelength_step: torch.Tensor,
+        flux: torch.Tensor | None = None,
+        wavelength: torch.Tensor | None = None,
+        wavelength_step: torch.Tensor | None = None,
         flux_error: torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -791,6 +1106,10 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         flux_scale: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         label_errors: torch.Tensor | None = None,
+        coefficients: torch.Tensor | None = None,
+        reliability: torch.Tensor | None = None,
+        interval_ids: torch.Tensor | None = None,
+        coefficient_labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMPredictionOutput:
         """
@@ -803,12 +1122,17 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             True values in physical units; NaN is unknown and ignored.
         label_errors : torch.FloatTensor of shape (B, R), optional
             Their one-sigma errors; NaN counts as 0.
+        coefficient_labels : torch.FloatTensor of shape (B, T, num_coefficients), optional
+            True coefficients, NaN where unknown: what the states of the encoder are to predict adds to the loss.
         """
+        spectrum = flux if coefficients is None else coefficients
+        if spectrum is None:
+            raise ValueError("coefficients: expected them, or flux, got neither")
         if request_ids is None:
-            request_ids = self.model.all_labels(flux)
+            request_ids = self.model.all_labels(spectrum)
         check_together(flux_center=flux_center, flux_scale=flux_scale)
         check_shapes(
-            (flux.shape[0], *request_ids.shape[-1:]),
+            (spectrum.shape[0], *request_ids.shape[-1:]),
             request_ids=request_ids,
             flux_center=flux_center,
             flux_scale=flux_scale,
@@ -827,6 +1151,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             request_ids,
             request_wavelength,
             request_wavelength_step,
+            coefficients,
+            reliability,
+            interval_ids,
             **{**kwargs, "return_dict": True},
         )
         mean, log_variance = self.readout(outputs.last_hidden_state)
@@ -839,6 +1166,10 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             sigma = None if label_errors is None else label_errors.float() / scale
             target = target.masked_fill(request_ids == PADDING_ID, math.nan)
             loss = prediction_loss(mean, log_variance, target, sigma, self.config.degrees_of_freedom)
+            if coefficient_labels is not None and reliability is not None and outputs.predictions:
+                weight = self.config.coefficient_loss_weight / len(outputs.predictions)
+                for prediction in outputs.predictions:
+                    loss = loss + weight * coefficient_loss(prediction, coefficient_labels.float(), reliability.float())
         return SpectraFMPredictionOutput(
             loss=loss,
             mean=mean,
@@ -877,6 +1208,17 @@ def prediction_loss(
         misfit = (degrees_of_freedom + 1.0) * torch.log1p(misfit / degrees_of_freedom)
     terms = 0.5 * (misfit + torch.log(variance))
     return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
+
+
+def coefficient_loss(prediction: torch.Tensor, target: torch.Tensor, reliability: torch.Tensor) -> torch.Tensor:
+    """
+    How far predicted coefficients, (B, T, K), are from true ones: mean of ln(1 + squared deviation), in units of the
+    error with which they are known; of those that were not seen, of their prior. NaN targets are ignored.
+    """
+    known = ~torch.isnan(target)
+    variance = ((1.0 - reliability) / reliability.clamp(min=0.5)) + PREDICTION_ERROR**2
+    misfit = (torch.where(known, target, 0.0) - prediction) ** 2 / variance
+    return torch.where(known, torch.log1p(misfit), 0.0).sum() / known.sum().clamp(min=1)
 
 
 SpectraFMModel.register_for_auto_class("AutoModel")

@@ -115,8 +115,8 @@ class StellarLabelsPipeline(Pipeline):
             # To the tokenizer it is the only one.
             cause = str(error).removesuffix(" in spectrum 0")
             raise ValueError(cause if name is None else f"{cause} ({name})") from error
-        if len(inputs["flux"]) != 1:
-            raise ValueError(f"flux: expected one spectrum, or a list of them, got {len(inputs['flux'])} in one")
+        if (n_spectra := len(inputs["attention_mask"])) != 1:
+            raise ValueError(f"flux: expected one spectrum, or a list of them, got {n_spectra} in one")
         if requests is None:
             requests = tokenizer.label_names if tokenizer.requests is None else tokenizer.requests
         names = [request if isinstance(request, str) else f"flux_{request}" for request in requests]

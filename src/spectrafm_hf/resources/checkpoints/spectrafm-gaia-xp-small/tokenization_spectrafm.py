@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+from transformers.utils import cached_file
 
+from .basis_spectrafm import SpectrumBasis
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID
 
 
@@ -46,8 +49,12 @@ CHOICES = {
     "clip_mode": ("clamp", "mask"),
     "sampling": ("even", "random"),
 }
+MODULES = ("basis_spectrafm.py", "configuration_spectrafm.py", "pipeline_spectrafm.py", "tokenization_spectrafm.py")
 # What stars on one grid share. As tensors these are then one row, expanded: the model sees it, and computes once.
 GRID = ("wavelength", "wavelength_step")
+BASIS_FILE = "basis.safetensors"
+# Of spectra whose errors are unknown, they are taken for this share of the level, and then for what the misfit says.
+UNKNOWN_ERROR = 0.02
 # What the Auto classes read in the saved files beside the settings.
 FOREIGN_KEYS = {"auto_map", "feature_extractor_type", "processor_class", "tokenizer_class"}
 
@@ -123,6 +130,12 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         Spread evenly over the spectrum, or drawn at random.
     seed : int
         For random sampling, where a call brings no generator; every call draws anew.
+    basis_file : str, optional
+        Name of the file of a [`SpectrumBasis`] beside the settings. With one, tokens are the coefficients of fixed
+        intervals of ln wavelength; continuum, standardisation and patches play no part, and `patch_size` is how many
+        pixels count as one token where batches are made.
+    basis : SpectrumBasis, optional
+        That basis itself; it is no setting, but saved in its file.
 
     Raises
     ------
@@ -156,6 +169,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         max_length: int | None = None,
         sampling: str = "even",
         seed: int = 0,
+        basis_file: str | None = None,
+        basis: SpectrumBasis | None = None,
         **kwargs,
     ):
         if unknown := kwargs.keys() - FOREIGN_KEYS:
@@ -183,6 +198,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         self.max_length = None if max_length is None else _check_integer("max_length", max_length, 1)
         self.sampling = sampling
         self.seed = _check_integer("seed", seed, 0)
+        self.basis = basis
+        self.basis_file = BASIS_FILE if basis is not None else basis_file
         self._check_settings()
         self._generator = np.random.default_rng(self.seed)
         self._last_layout: tuple[np.ndarray, int, Any] = (np.empty((0, 0)), 0, None)
@@ -244,7 +261,18 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     def setting_names(cls) -> list[str]:
         """Names of all settings: the arguments of the class."""
         parameters = inspect.signature(cls.__init__).parameters.values()
-        return [p.name for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD]
+        return [p.name for p in parameters if p.name not in ("self", "basis") and p.kind is not p.VAR_KEYWORD]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As everywhere in transformers; the basis is read from its file beside the settings."""
+        tokenizer = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if tokenizer.basis_file is not None:
+            names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+            where = {name: kwargs[name] for name in names if name in kwargs}
+            path = cached_file(pretrained_model_name_or_path, tokenizer.basis_file, **where)
+            tokenizer.basis = SpectrumBasis.from_arrays(load_file(path))
+        return tokenizer
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, and nothing else."""
@@ -284,9 +312,13 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         names = dict.fromkeys(("feature_extractor_type", "processor_class", "tokenizer_class"), type(self).__name__)
         settings = {**self.to_dict(), **names, "auto_map": auto_map}
         files = ["preprocessor_config.json", "tokenizer_config.json"]
+        if self.basis is not None:
+            temporary = folder / f".{BASIS_FILE}.{secrets.token_hex(8)}"
+            save_file(self.basis.arrays(), temporary)
+            temporary.replace(folder / BASIS_FILE)
         for file in files:
             _write_atomically(folder / file, json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        for module in ("configuration_spectrafm.py", "pipeline_spectrafm.py", "tokenization_spectrafm.py"):
+        for module in MODULES:
             _write_atomically(folder / module, Path(__file__).with_name(module).read_text(encoding="utf-8"))
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
@@ -308,6 +340,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         max_length: int | None = None,
         generator: np.random.Generator | int | None = None,
         return_tensors: str | None = "pt",
+        resolving_power: float | None = None,
+        normalised: Any = None,
     ) -> BatchFeature:
         """
         Tokenize one spectrum or a batch. What comes back goes into the model as `model(**inputs)`.
@@ -341,6 +375,10 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         generator : numpy.random.Generator or int, optional
             Source of random sampling, or its seed.
         return_tensors : {"pt", "np"}
+        resolving_power : float, optional
+            With a basis: wavelength / FWHM of the spectra. Default: that of the basis.
+        normalised : bool or array of shape (stars,), optional
+            With a basis: whether the flux is over the continuum. Default: where its level is near 1.
 
         Returns
         -------
@@ -388,9 +426,13 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         else:
             pixels = self._read_pixels(wavelength, flux, flux_error, mask, radial_velocity, error_type)
         n_stars = len(pixels["flux"])
-        continuum = self._divide_by_continuum(pixels)
-        self._standardise(pixels)
-        inputs = self._patches(pixels, max_length, rng)
+        if self.basis is not None:
+            continuum = np.ones((n_stars, 1))
+            inputs = self._evidence(pixels, resolving_power, normalised)
+        else:
+            continuum = self._divide_by_continuum(pixels)
+            self._standardise(pixels)
+            inputs = self._patches(pixels, max_length, rng)
         if scalars:
             inputs |= self._scalars(scalars, n_stars)
         if requests is None and labels:
@@ -399,7 +441,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if labels:
             inputs |= self._labels(labels, label_errors, inputs["request_ids"])
         features = BatchFeature(inputs, tensor_type=return_tensors)
-        on_one_grid = n_stars > 1 and all(len(_one_row_if_equal(inputs[name])) == 1 for name in GRID)
+        on_one_grid = self.basis is None and n_stars > 1 and all(len(_one_row_if_equal(inputs[name])) == 1 for name in GRID)
         if return_tensors == "pt" and on_one_grid:
             features.update({name: features[name][:1].expand(n_stars, -1) for name in GRID})
         return features
@@ -478,6 +520,55 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         nearest = np.minimum(steps[:, :-1], steps[:, 1:])
         pixels["step"] = np.where(np.isfinite(nearest), nearest, 0.0)
         return pixels
+
+    # ------------------------------------------------------------------------------------------------------ evidence
+
+    def _evidence(self, pixels: dict[str, np.ndarray], resolving_power, normalised) -> dict[str, np.ndarray]:
+        """Coefficients of all intervals that any of the stars has pixels in; each grid is dealt with once."""
+        basis: Any = self.basis
+        if resolving_power is not None:
+            resolving_power = _number("resolving_power", resolving_power)
+            if not 0 < resolving_power < HUGE:
+                raise ValueError(f"resolving_power: expected a positive number, got {resolving_power:g}")
+        wavelength, flux, error, valid = (pixels[name] for name in ("wavelength", "flux", "flux_error", "valid"))
+        n_stars = len(flux)
+        if normalised is not None:
+            normalised = np.broadcast_to(np.asarray(normalised, bool), n_stars)
+        groups: dict[bytes, list[int]] = {}
+        for star in range(n_stars):
+            groups.setdefault(wavelength[star % len(wavelength)].tobytes() if len(wavelength) > 1 else b"", []).append(star)
+        found = []
+        for stars in groups.values():
+            row = wavelength[stars[0] % len(wavelength)]
+            here = np.isfinite(row)
+            if not here.any():
+                continue
+            values, sigma, good = (array[np.ix_(stars, here)] for array in (flux, error, valid))
+            own = None if normalised is None else normalised[stars]
+            known = (good & (sigma > 0)).any(axis=1)
+            sigma = np.where(sigma > 0, sigma, 1.0)
+            guess = UNKNOWN_ERROR * np.mean(np.abs(values), axis=1, where=good, keepdims=True)
+            sigma = np.where(known[:, None], sigma, np.where(guess > 0, guess, 1.0))
+            weight = np.where(good, sigma.astype(np.float64) ** -2.0, 0.0)
+            evidence = basis.evidence(row[here], values, weight, resolving_power, own)
+            if not known.all():
+                misfit = np.array([np.nanmedian(star) if np.isfinite(star).any() else 1.0 for star in evidence.misfit])
+                weight /= np.where(known, 1.0, np.maximum(misfit, 1e-6))[:, None]
+                evidence = basis.evidence(row[here], values, weight, resolving_power, own)
+            found.append((stars, evidence))
+        intervals = np.unique(np.concatenate([evidence.intervals for _, evidence in found] or [np.zeros(0, np.int64)]))
+        shape = (n_stars, len(intervals), basis.n_coefficients)
+        inputs = {
+            "coefficients": np.zeros(shape, np.float32),
+            "reliability": np.zeros(shape, np.float32),
+            "interval_ids": np.tile(intervals, (n_stars, 1)),
+            "attention_mask": np.zeros(shape[:2], bool),
+        }
+        for stars, evidence in found:
+            at = np.ix_(stars, np.searchsorted(intervals, evidence.intervals))
+            inputs["coefficients"][at], inputs["reliability"][at] = evidence.coefficients, evidence.reliability
+            inputs["attention_mask"][at] = evidence.seen
+        return inputs
 
     # ---------------------------------------------------------------------------------- continuum, standardisation
 

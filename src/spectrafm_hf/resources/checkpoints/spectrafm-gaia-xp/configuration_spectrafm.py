@@ -46,8 +46,9 @@ class SpectraFMConfig(PreTrainedConfig):
         Consecutive pixels that one token covers.
     hidden_size : int
         Width of a token.
-    token_embedding : {"patch", "value"}
-        How a spectrum token is made. `"patch"`: from flux, flux error and mask of its pixels, with filters that vary
+    token_embedding : {"basis", "patch", "value"}
+        How a spectrum token is made. `"basis"`: from the coefficients of an interval of ln wavelength, see
+        [`SpectrumBasis`]. `"patch"`: from flux, flux error and mask of its pixels, with filters that vary
         with wavelength. `"value"`: from one flux value alone, like any scalar (the paper).
     num_filters : int
         For `token_embedding="patch"`: number of filters that the pixels of a patch pass through.
@@ -73,6 +74,12 @@ class SpectraFMConfig(PreTrainedConfig):
         The same for each decoder layer (cross-attention from requests to the encoder output, nothing else).
     readout_dims : list[int]
         Widths of the MLP between the decoder and the two linear heads.
+    num_intervals, num_coefficients : int
+        For `token_embedding="basis"`: those of the [`SpectrumBasis`].
+    prediction_dim : int
+        For `token_embedding="basis"`: width of what predicts coefficients from the state of a star.
+    coefficient_loss_weight : float
+        For `token_embedding="basis"`: how much that prediction counts in the loss.
     norm_first : bool
         Pre-norm (with a last LayerNorm after each stack) if true, post-norm (the paper) if false.
     extra_key_value : bool
@@ -104,6 +111,7 @@ class SpectraFMConfig(PreTrainedConfig):
         "encoder_last_hidden_state",
         "encoder_hidden_states",
         "encoder_attentions",
+        "predictions",
     ]
 
     patch_size: int = 16
@@ -121,6 +129,10 @@ class SpectraFMConfig(PreTrainedConfig):
     decoder_attention_heads: list[int] | tuple[int, ...] = (8, 8)
     decoder_ffn_dim: list[int] | tuple[int, ...] = (512, 512)
     readout_dims: list[int] | tuple[int, ...] = (128,)
+    num_intervals: int = 0
+    num_coefficients: int = 0
+    prediction_dim: int = 256
+    coefficient_loss_weight: float | int = 0.1
     norm_first: bool = True
     extra_key_value: bool = False
     hidden_act: str = "gelu"
@@ -201,9 +213,13 @@ class SpectraFMConfig(PreTrainedConfig):
                 raise ValueError(f"{field}: expected {expectation}, got {getattr(self, field)!r}")
 
         demand(self.patch_size >= 1, "patch_size", "at least 1")
-        demand(self.token_embedding in ("patch", "value"), "token_embedding", "'patch' or 'value'")
+        kinds = ("basis", "patch", "value")
+        demand(self.token_embedding in kinds, "token_embedding", f"one of {kinds}")
+        if self.token_embedding == "basis":
+            for field in ("num_intervals", "num_coefficients", "prediction_dim"):
+                demand(getattr(self, field) >= 1, field, "at least 1 with token_embedding='basis'")
         demand(self.wavelength_encoding in ("log", "linear"), "wavelength_encoding", "'log' or 'linear'")
-        demand(self.token_embedding == "patch" or self.patch_size == 1, "patch_size", "1 with token_embedding='value'")
+        demand(self.token_embedding != "value" or self.patch_size == 1, "patch_size", "1 with token_embedding='value'")
         demand(math.isfinite(self.flux_softening) and self.flux_softening >= 0, "flux_softening", "0 or more")
         freedom = self.degrees_of_freedom
         demand(math.isfinite(freedom) and freedom >= 0, "degrees_of_freedom", "0 or a positive number")
