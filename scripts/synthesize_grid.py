@@ -29,8 +29,8 @@ from spectrafm_hf.synthesis.grid import GridSettings, write_grid
 from spectrafm_hf.synthesis.labels import OPTICAL_LABEL_NAMES
 
 
-# Range in Angstrom (vacuum, wider than the pixels of its own sampling), step (Angstrom; of the last, ln wavelength), log g
-# below which spherical, sampling.
+# Range in Angstrom (vacuum, wider than the pixels of its own sampling), step (Angstrom; of the last, ln wavelength),
+# log g below which spherical, sampling.
 RANGES = {
     "hband": (15090.0, 17010.0, 0.05, 1.0, "apstar"),
     "optical": (3300.0, 10310.0, 0.06, -1.0, "bins"),

@@ -190,13 +190,14 @@ def _write_shard(
     table = pa.table({name: columns[name] for name in schema}).cast(schema.arrow_schema)
     validate_table(table)
     with complete_file(path) as temporary:
-        # A dictionary for what repeats from row to row; bytes of like weight side by side for what is smooth.
+        # Bytes of like weight side by side compress best, and rows of the same wavelengths in one page.
         pq.write_table(
             table,
             temporary,
             compression="zstd",
-            use_dictionary=[name for name in table.column_names if name not in ("flux", "continuum")],
-            use_byte_stream_split=["flux.list.element", "continuum.list.element"],
+            use_dictionary=False,
+            use_byte_stream_split=[f"{name}.list.element" for name in ("wavelength", "flux", "continuum")],
+            data_page_size=1 << 25,
         )
 
 

@@ -14,8 +14,8 @@ density. It has four steps:
 
 Elements scatter independently and more than in real stars, so that what is learned of an element is its own lines.
 
-The optical has another recipe, `draw_optical_labels`: two fifths of the stars as above, and a fifth each of hot, cool and
-metal-poor stars; 18 more elements; and more scatter of each.
+The optical has another recipe, `draw_optical_labels`: two fifths of the stars as above, and a fifth each of hot, cool
+and metal-poor stars; 18 more elements; and more scatter of each.
 """
 
 from __future__ import annotations

@@ -133,7 +133,8 @@ class Synthesizer:
         ----------
         labels : mapping
             ``teff`` (K) and ``logg``; of the others in `spectrafm_hf.synthesis.labels.OPTICAL_LABEL_NAMES`, ``fe_h``
-            and the ``[X/Fe]`` default to 0 and ``vmicro`` (km/s) to `default_vmicro`. Elements without a label follow iron.
+            and the ``[X/Fe]`` default to 0 and ``vmicro`` (km/s) to `default_vmicro`. Elements without a label follow
+            iron.
 
         Returns
         -------

@@ -56,7 +56,7 @@ def build() -> Path:
     name, version, sha256 = PACKAGE
     patch = (files("spectrafm_hf") / "resources" / "synthesis" / PATCH).read_bytes()
     # The arrays of bsyn_lu take more than 2 GB of addresses, though little of it is touched. The build stays on this
-    # machine, so it may use all that the processor has; another processor that shares the cache gets a build of its own.
+    # machine, so it may use all that the processor has; another processor that shares the cache gets its own build.
     options = OPTIONS + (" -mcmodel=medium -march=native" if platform.machine() in ("x86_64", "AMD64") else "")
     key = hashlib.sha256(patch + f"{sha256} {options} {_processor()}".encode()).hexdigest()[:12]
     folder = cache_dir() / "synthesis"
