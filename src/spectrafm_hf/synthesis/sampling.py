@@ -90,7 +90,7 @@ def r20000(spectrum: Spectrum) -> Spectrum:
     """Means over bins of 2e-5 in ln(wavelength), 3,301 to 10,300 Angstrom, without a line spread function.
 
     The bins are narrow against the steps of the synthesis, so a cubic spline is integrated. The continuum is smooth; it
-    is rounded to 13 bits (6e-5), which takes next to no room in a compressed file, and flux times continuum is exact.
+    is rounded to 13 bits (1.2e-4 at most), which takes next to no room in a file, and flux times continuum is exact.
     """
     wavelength, flux, continuum = spectrum
     log_edges = np.log(R20000_EDGES)
