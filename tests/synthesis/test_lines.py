@@ -142,4 +142,4 @@ def test_a_converted_list_is_written_once():
     assert first != cached_line_lists(5000, 5010, 0.06, corrected=False)
     relative = cached_line_lists(5000, 5010, 4e-6, relative=True)
     assert relative[0].read_bytes() == first[0].read_bytes()
-    assert 0.1 < relative[1].stat().st_size / first[1].stat().st_size < 0.9
+    assert relative[1].read_bytes() != first[1].read_bytes()  # TiO is merged in another way
