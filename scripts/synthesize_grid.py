@@ -24,15 +24,17 @@ from tqdm.auto import tqdm
 
 from spectrafm_cli import Parser
 from spectrafm_hf.emulation import OTHER_NAMES
-from spectrafm_hf.synthesis import Synthesizer, check_labels, draw_labels
+from spectrafm_hf.synthesis import Synthesizer, check_labels, draw_labels, draw_optical_labels
 from spectrafm_hf.synthesis.grid import GridSettings, write_grid
-from spectrafm_hf.synthesis.labels import LABEL_NAMES
+from spectrafm_hf.synthesis.labels import OPTICAL_LABEL_NAMES
 
 
-# Range in Angstrom (vacuum, wider than the pixels of its own sampling), step, log g below which spherical, sampling.
+# Range in Angstrom (vacuum, wider than the pixels of its own sampling), step (Angstrom; of the last, ln wavelength),
+# log g below which spherical, sampling.
 RANGES = {
     "hband": (15090.0, 17010.0, 0.05, 1.0, "apstar"),
     "optical": (3300.0, 10310.0, 0.06, -1.0, "bins"),
+    "survey-optical": (3300.0, 10302.0, 4e-6, -1.0, "r20000"),
 }
 
 
@@ -44,32 +46,46 @@ def read_labels(path: Path, n: int | None) -> tuple[dict[str, NDArray[np.float64
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             names = [str(name) for name in arrays["label_names"]]
-            names = [name if name in LABEL_NAMES else OTHER_NAMES.get(name, name) for name in names]
+            names = [name if name in OPTICAL_LABEL_NAMES else OTHER_NAMES.get(name, name) for name in names]
             table = pa.table(dict(zip(names, arrays["labels"].astype(np.float64).T, strict=True)))
     else:
         table = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
     table = table.slice(0, n)
-    given = [name for name in LABEL_NAMES if name in table.column_names]
-    if unknown := [name for name in table.column_names if name.endswith(("_fe", "_h")) and name not in LABEL_NAMES]:
-        raise ValueError(f"labels: expected columns {', '.join(LABEL_NAMES)}, got {unknown[0]} in {path}")
+    given = [name for name in OPTICAL_LABEL_NAMES if name in table.column_names]
+    if unknown := [
+        name for name in table.column_names if name.endswith(("_fe", "_h")) and name not in OPTICAL_LABEL_NAMES
+    ]:
+        raise ValueError(f"labels: expected columns {', '.join(OPTICAL_LABEL_NAMES)}, got {unknown[0]} in {path}")
     if not len(table):
         raise ValueError(f"labels: expected at least one star, got none in {path}")
     stars = [check_labels(row) for row in table.select(given).to_pylist()]
     ids = [str(value) for value in table["object_id"].to_pylist()] if "object_id" in table.column_names else None
     if ids and len(set(ids)) < len(ids):
         raise ValueError(f"object_id: expected each once, got repeated ones in {path}")
-    return {name: np.array([star[name] for star in stars]) for name in LABEL_NAMES}, ids
+    return {name: np.array([star[name] for star in stars]) for name in stars[0]}, ids
 
 
 def parse_range(text: str) -> tuple[str, tuple[float, float, float, float, str]]:
-    """Survey and settings of ``hband``, ``optical`` or ``MIN-MAX``."""
+    """Survey and settings of one of `RANGES` or ``MIN-MAX``."""
     if text in RANGES:
         return f"synthetic-{text}", RANGES[text]
     try:
         low, high = (float(part) for part in text.split("-"))
     except ValueError:
-        raise ValueError(f"range: expected hband, optical or MIN-MAX in Angstrom, got {text!r}") from None
+        raise ValueError(f"range: expected {', '.join(RANGES)} or MIN-MAX in Angstrom, got {text!r}") from None
     return f"synthetic-{low:g}-{high:g}", (low, high, 0.05, 1.0, "native")
+
+
+def make_source(settings: GridSettings) -> Synthesizer:
+    """What synthesises a grid of these settings."""
+    return Synthesizer(
+        settings.wavelength_min,
+        settings.wavelength_max,
+        settings.step,
+        loggf_corrections=settings.loggf_corrections,
+        relative=settings.relative,
+        spherical_below=settings.spherical_below,
+    )
 
 
 def synthesize(arguments: argparse.Namespace) -> None:
@@ -78,13 +94,6 @@ def synthesize(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    if arguments.labels:
-        labels, ids = read_labels(arguments.labels, arguments.n)
-        origin = f"read from `{arguments.labels.name}`"
-    else:
-        labels, ids = draw_labels(arguments.n or 4, np.random.default_rng(arguments.seed)), None
-        origin = f"drawn by `spectrafm_hf.synthesis.draw_labels`, seed {arguments.seed}"
-    n = len(labels["teff"])
     settings = GridSettings(
         survey=survey,
         wavelength_min=low,
@@ -94,14 +103,22 @@ def synthesize(arguments: argparse.Namespace) -> None:
         loggf_corrections=not arguments.no_loggf_corrections,
         spherical_below=spherical_below,
         shard_size=arguments.shard_size,
+        relative=arguments.range == "survey-optical",
     )
-    source = Synthesizer(
-        low,
-        high,
-        settings.step,
-        loggf_corrections=settings.loggf_corrections,
-        spherical_below=spherical_below,
-    )
+    source = None
+    if arguments.labels:
+        labels, ids = read_labels(arguments.labels, arguments.n)
+        origin = f"read from `{arguments.labels.name}`"
+    elif settings.relative:
+        source = make_source(settings)
+        generator = np.random.default_rng(arguments.seed)
+        labels, ids = draw_optical_labels(arguments.n or 4, generator, source.covers), None
+        origin = f"drawn by `spectrafm_hf.synthesis.draw_optical_labels`, seed {arguments.seed}"
+    else:
+        labels, ids = draw_labels(arguments.n or 4, np.random.default_rng(arguments.seed)), None
+        origin = f"drawn by `spectrafm_hf.synthesis.draw_labels`, seed {arguments.seed}"
+    n = len(labels["teff"])
+    source = source or make_source(settings)
     ids = ids or [f"{survey}-{arguments.seed}-{star:06d}" for star in range(n)]
     shards = write_grid(arguments.out, labels, ids, source, settings, processes=arguments.processes, origin=origin)
     failed = 0
@@ -118,11 +135,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--n", type=int, help="stars to draw (default: 4), or rows of --labels (default: all)")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="table with labels (CSV, Parquet, npz), not drawn")
     parser.add_argument(
-        "--range", default="hband", metavar="RANGE", help="hband, optical or MIN-MAX in Angstrom (vacuum, 3300-25000)"
+        "--range",
+        default="hband",
+        metavar="RANGE",
+        help=f"{', '.join(RANGES)} or MIN-MAX in Angstrom (vacuum, 3300-25000)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder, or one to go on with")
     parser.add_argument("--native", action="store_true", help="keep the steps of the synthesis in hband and optical")
-    parser.add_argument("--step", type=float, metavar="ANGSTROM", help="of the synthesis (default: 0.05, optical 0.06)")
+    parser.add_argument(
+        "--step",
+        type=float,
+        metavar="ANGSTROM",
+        help="of the synthesis (default: 0.05, optical 0.06; survey-optical: 4e-6, of ln wavelength)",
+    )
     parser.add_argument("--no-loggf-corrections", action="store_true", help="oscillator strengths as linemake has them")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores")
     parser.add_argument("--seed", type=int, default=0)

@@ -55,7 +55,7 @@ def test_the_short_names_of_a_ready_grid_are_understood(script, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--range", "kband"], "range: expected hband, optical or MIN-MAX in Angstrom, got 'kband'"),
+        (["--range", "kband"], "range: expected hband, optical, survey-optical or MIN-MAX in Angstrom, got 'kband'"),
         (["--range", "3000-4000"], "wavelength_min: expected 3300 to 25000 Angstrom, got 3000"),
         (["--range", "20000-26000"], "wavelength_max: expected 3300 to 25000 Angstrom, got 26000"),
         (["--n", "0"], "n: expected at least 1, got 0"),
@@ -76,7 +76,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(script, tmp_path, capsys, mo
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"teff": [4600], "logg": [2.2], "na_fe": [0.1]}, "labels: expected columns teff, .*, got na_fe"),
+        ({"teff": [4600], "logg": [2.2], "f_fe": [0.1]}, "labels: expected columns teff, .*, got f_fe"),
         ({"teff": [4600]}, "logg: expected among the labels, got teff"),
         ({"teff": [4600], "logg": [2.2], "c_fe": [3.0]}, "c_fe: expected -1 to 1, got 3"),
         ({"teff": [4600, 4700], "logg": [2, 2], "object_id": ["a", "a"]}, "object_id: expected each once"),

@@ -3,7 +3,14 @@ import pytest
 
 from spectrafm_hf.data.schema import LABEL_UNITS
 from spectrafm_hf.models.modeling_emulator import default_vmicro
-from spectrafm_hf.synthesis.labels import LABEL_NAMES, LABEL_RANGES, draw_labels
+from spectrafm_hf.synthesis.labels import (
+    LABEL_NAMES,
+    LABEL_RANGES,
+    OPTICAL_LABEL_NAMES,
+    OPTICAL_LABEL_RANGES,
+    draw_labels,
+    draw_optical_labels,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +69,51 @@ def test_narrower_ranges_are_kept_to_without_a_heap_at_their_edges():
 
 def test_no_stars_is_an_answer():
     assert all(values.shape == (0,) for values in draw_labels(0, np.random.default_rng(0)).values())
+
+
+def test_the_labels_of_a_seed_are_those_of_older_grids():
+    labels = draw_labels(3, np.random.default_rng(1))
+    assert labels["teff"] == pytest.approx([4358.858, 6066.680, 4174.879], abs=0.01)
+    assert labels["ni_fe"] == pytest.approx([0.07037, 0.10930, -0.15739], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def optical() -> dict[str, np.ndarray]:
+    return draw_optical_labels(10_000, np.random.default_rng(0))
+
+
+def test_optical_labels_are_of_the_schema_and_lie_in_their_ranges(optical):
+    assert tuple(optical) == OPTICAL_LABEL_NAMES
+    assert set(LABEL_NAMES) < set(OPTICAL_LABEL_NAMES) <= set(LABEL_UNITS)
+    for name, (low, high) in OPTICAL_LABEL_RANGES.items():
+        assert optical[name].shape == (10_000,)
+        assert optical[name].min() >= low and optical[name].max() <= high
+
+
+def test_a_fifth_each_is_hot_cool_and_metal_poor(optical):
+    teff, logg, fe_h = (optical[name] for name in ("teff", "logg", "fe_h"))
+    assert 0.18 < (teff > 6500).mean() < 0.3
+    assert 0.18 < (teff < 4000).mean() < 0.3
+    assert 0.18 < (fe_h < -1).mean() < 0.35 and (fe_h < -2).mean() > 0.08
+    assert ((teff < 4000) & (logg > 4)).mean() > 0.08 and ((teff < 4000) & (logg < 2)).mean() > 0.08
+
+
+def test_elements_scatter_by_themselves_in_the_optical(optical):
+    names = [name for name in OPTICAL_LABEL_NAMES if name.endswith("_fe") and name != "li_fe"]
+    table = np.stack([optical[name] for name in names])
+    assert (table.std(axis=1) > 0.14).all()
+    assert (np.linalg.eigvalsh(np.corrcoef(table)) > 0.25).all()  # none follows from the others
+    lithium = optical["li_fe"] + optical["fe_h"] + 1.05
+    assert -0.51 < lithium.min() < -0.4 and 3.4 < lithium.max() < 3.51
+
+
+def test_stars_that_are_refused_are_drawn_again():
+    labels = draw_optical_labels(100, np.random.default_rng(0), lambda stars: stars["teff"] < 5000)
+    assert len(labels["teff"]) == 100 and labels["teff"].max() < 5000
+    with pytest.raises(ValueError, match="accept: expected some stars to be accepted, got 0 of 2"):
+        draw_optical_labels(2, np.random.default_rng(0), lambda stars: np.zeros(len(stars["teff"]), bool))
+    with pytest.raises(ValueError, match="n: expected a number of stars of at least 0, got -1"):
+        draw_optical_labels(-1, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(

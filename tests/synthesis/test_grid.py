@@ -70,6 +70,27 @@ def test_a_grid_loads_with_datasets_and_holds_to_the_schema(tmp_path):
     assert row["continuum"] == pytest.approx(expected.continuum, rel=1e-6)
 
 
+def test_more_labels_become_columns_and_are_part_of_the_plan(tmp_path):
+    labels, ids = stars(4)
+    labels["eu_fe"] = np.array([0.1, 0.2, 0.3, 0.4])
+    settings = replace(SETTINGS, step=4e-6, relative=True)
+    list(write_grid(tmp_path, labels, ids, BlackBodies(), settings))
+    table = pq.read_table(sorted(tmp_path.glob("data/*.parquet")))
+    validate_table(table)
+    assert table["eu_fe"].to_pylist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    plan = json.loads((tmp_path / "grid.json").read_text())
+    assert plan["eu_fe"] == labels["eu_fe"].tolist() and plan["relative"] is True
+    assert "| step | 4e-06 in ln(wavelength) |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_plan_without_relative_steps_is_that_of_older_grids(tmp_path):
+    labels, ids = stars(1)
+    list(write_grid(tmp_path, labels, ids, BlackBodies(), SETTINGS))
+    plan = json.loads((tmp_path / "grid.json").read_text())
+    assert "relative" not in plan
+    assert [name for name in plan if name in labels] == list(LABEL_NAMES)
+
+
 def test_a_star_that_fails_is_left_out_and_its_reason_is_recorded(tmp_path):
     labels, ids = stars(5)
     labels["teff"][[1, 4]] = 3500.0

@@ -5,10 +5,12 @@ from spectrafm_hf.synthesis.lines import (
     Species,
     apply_corrections,
     cached_line_lists,
+    damping,
     line_list,
     merge,
     parse_moog,
-    write_turbospectrum,
+    thin,
+    write_packed,
 )
 
 
@@ -48,16 +50,38 @@ def test_47_tio_stands_in_for_48_tio():
     assert parsed()["822.000000", 0].loggf == pytest.approx([-1 + np.log10(0.8116)])
 
 
+def read_packed(content: bytes) -> dict[tuple[str, int], tuple[str, np.ndarray, np.ndarray]]:
+    found = {}
+    while content:
+        code, comment = content[:26].decode().strip(), content[34:74].decode().strip()
+        ion, n = np.frombuffer(content[26:34], ">i4")
+        wavelength = np.frombuffer(content[74 : 74 + 8 * n], ">f8")
+        columns = np.frombuffer(content[74 + 8 * n : 74 + 24 * n], ">f4").reshape(4, n)
+        found[code, int(ion)] = comment, wavelength, columns
+        content = content[74 + 24 * n :]
+    return found
+
+
 def test_a_species_is_written_as_turbospectrum_reads_it(tmp_path):
     for species in parsed().values():
-        write_turbospectrum(species, tmp_path / "lines")
-    text = (tmp_path / "lines").read_text().splitlines()
-    start = text.index("'26.000                    '    1        2")
-    assert text[start + 2].split() == ["15000.000", "5.000", "-1.000", "1.4", "1.0", "1.00E+08", "'x'", "'x'"]
-    assert "'26.000                    '    2        1" in text
-    water = text.index("'10108.000000000           '    1        1")
-    assert "Barber" in text[water + 1]  # the partition function it takes
-    assert text[water + 2].split()[3:6] == ["0.0", "1.0", "1.00E+07"]
+        write_packed(species, tmp_path / "lines")
+    found = read_packed((tmp_path / "lines").read_bytes())
+    assert set(found) == {(code, charge + 1) for code, charge in parsed()}
+    _, wavelength, columns = found["26.000", 1]
+    assert wavelength.tolist() == [15000.0, 15400.25]
+    assert columns[:, 0] == pytest.approx([5, -1, 1.4, 1e8])  # excitation, log gf, damping by collisions and radiation
+    comment, _, columns = found["10108.000000000", 1]
+    assert comment.endswith("Barber")  # the partition function it takes
+    assert columns[2:, 0] == pytest.approx([0, 1e7])
+
+
+def test_the_strongest_lines_have_their_own_damping():
+    calcium = Species("20.000", 1, np.array([3933.663, 3933.663, 4000.0]), np.array([0.0, 1.0, 0.0]), np.zeros(3))
+    collisions, radiation = damping(calcium)
+    assert collisions == pytest.approx([234.223, 2.5, 2.5])
+    assert radiation == pytest.approx([1.5e8, 1e8, 1e8])
+    neutral, _ = damping(Species("20.000", 0, *(calcium.wavelength, calcium.excitation, calcium.loggf)))
+    assert neutral == pytest.approx([1.8, 1.8, 1.8])
 
 
 def test_only_lines_that_agree_are_corrected():
@@ -84,6 +108,21 @@ def test_merging_keeps_the_summed_strength_and_lines_that_are_apart():
     assert (10**merged.loggf).sum() == pytest.approx((10**lines.loggf).sum())
 
 
+def test_thinning_keeps_strong_lines_merges_weak_ones_and_drops_the_rest():
+    lines = Species(
+        "822.000000",
+        0,
+        np.array([5000.0, 5000.01, 5000.012, 5000.013, 5000.3]),
+        np.array([0.1, 0.1, 0.12, 0.1, 0.1]),
+        np.array([0.0, -3.0, -3.0, -6.0, -3.0]),
+    )
+    thinned = thin(lines, 1e-5, -1.5, -4.5)
+    assert thinned.wavelength == pytest.approx([5000.0, 5000.011, 5000.3], abs=1e-3)
+    strength = 10 ** (lines.loggf - 1.44 * lines.excitation)
+    merged = 10 ** (thinned.loggf - 1.44 * thinned.excitation)
+    assert merged == pytest.approx([strength[0], strength[1] + strength[2], strength[4]], rel=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.network
 def test_the_corrections_are_all_of_lines_that_the_package_has():
@@ -101,3 +140,6 @@ def test_a_converted_list_is_written_once():
     again = cached_line_lists(5000, 5010, 0.06)
     assert again == first and [path.stat().st_mtime_ns for path in again] == times
     assert first != cached_line_lists(5000, 5010, 0.06, corrected=False)
+    relative = cached_line_lists(5000, 5010, 4e-6, relative=True)
+    assert relative[0].read_bytes() == first[0].read_bytes()
+    assert relative[1].read_bytes() != first[1].read_bytes()  # TiO is merged in another way

@@ -20,6 +20,12 @@ def test_labels_left_out_are_solar_and_of_usual_microturbulence():
     assert all(star[name] == 0 for name in LABEL_NAMES if name not in ("teff", "logg", "mg_fe", "vmicro"))
 
 
+def test_labels_of_more_elements_are_kept_where_they_are_given():
+    star = check_labels({"teff": 4600, "logg": 2.2, "li_fe": 2.5, "eu_fe": 0.3})
+    assert tuple(star) == (*LABEL_NAMES, "li_fe", "eu_fe")
+    assert star["li_fe"] == 2.5
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -28,6 +34,8 @@ def test_labels_left_out_are_solar_and_of_usual_microturbulence():
         ({"teff": None}, "teff: expected among the labels, got logg"),
         ({"fe_h": math.nan}, "fe_h: expected a finite number, got nan"),
         ({"c_fe": 1.2}, "c_fe: expected -1 to 1, got 1.2"),
+        ({"eu_fe": 1.2}, "eu_fe: expected -1 to 1, got 1.2"),
+        ({"li_fe": 7.0}, "li_fe: expected -4 to 6, got 7"),
         ({"vmicro": -0.1}, "vmicro: expected 0 to 10, got -0.1"),
     ],
 )
@@ -52,6 +60,13 @@ def test_a_range_that_is_not_covered_is_refused_before_anything_is_fetched(argum
     with pytest.raises(ValueError, match=message):
         Synthesizer(*arguments)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_relative_step_has_limits_of_its_own():
+    with pytest.raises(ValueError, match=r"step: expected 1e-7 to 1e-4 in ln\(wavelength\), got 0.05"):
+        Synthesizer(5000, 6000, relative=True)
+    with pytest.raises(ValueError, match="step: expected at most 990,000 steps in the range, got 1841"):
+        Synthesizer(5000, 6000, 1e-7, relative=True)
 
 
 def test_solar_abundances_are_those_of_the_marcs_models():
@@ -98,3 +113,21 @@ def test_a_range_may_start_anywhere(start):
     wavelength, flux, _ = Synthesizer(start, start + 6).synthesize({"teff": 5800, "logg": 4.4})
     assert wavelength[0] == pytest.approx(start, abs=0.1) and wavelength[-1] == pytest.approx(start + 6, abs=0.1)
     assert 0 < flux.min() < flux.max() < 1.001
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@needs_compiler
+def test_steps_in_ln_wavelength_give_the_spectrum_that_steps_in_angstrom_give():
+    star = {"teff": 5800, "logg": 4.4, "na_fe": 0.2}
+    relative = Synthesizer(5890, 5900, 2e-6, relative=True)
+    wavelength, flux, continuum = relative.synthesize(star)
+    assert wavelength[0] == pytest.approx(5890, abs=0.02) and wavelength[-1] == pytest.approx(5900, abs=0.02)
+    assert np.diff(np.log(wavelength)) == pytest.approx(2e-6, rel=1e-3)
+    other = Synthesizer(5890, 5900, 0.01, spherical_below=-1).synthesize(star)
+    difference = np.interp(other.wavelength, wavelength, flux) - other.flux
+    # Steps in Angstrom are printed to 0.001 A: half a per cent at the flank of a line.
+    assert np.abs(difference).max() < 0.01 and np.abs(difference).mean() < 5e-4
+    assert continuum.mean() == pytest.approx(other.continuum.mean(), rel=1e-3)
+    stars = {"teff": [5800.0, 9000.0], "logg": [4.4, 4.0], "fe_h": [0.0, 0.0], "mg_fe": [0.0, 0.0]}
+    assert relative.covers({name: np.array(values) for name, values in stars.items()}).tolist() == [True, False]

@@ -36,7 +36,10 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 
-_ELEMENTS = ("c", "n", "o", "na", "mg", "al", "si", "s", "k", "ca", "ti", "v", "cr", "mn", "co", "ni", "ce")
+_ELEMENTS = (
+    *("c", "n", "o", "na", "mg", "al", "si", "s", "k", "ca", "ti", "v", "cr", "mn", "co", "ni", "ce"),
+    *("li", "sc", "cu", "zn", "sr", "y", "zr", "ba", "la", "nd", "eu"),
+)
 
 #: Unit of every label known by name. Names are the columns of APOGEE's allStar table in lower case, where
 #: ``m_h`` is the overall metallicity and ``alpha_m`` the alpha elements relative to it.

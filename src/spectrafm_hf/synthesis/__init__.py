@@ -7,8 +7,17 @@ gfortran, make and patch from the system's packages.
 >>> wavelength, flux, continuum = Synthesizer(15100, 17000).synthesize({"teff": 4600, "logg": 2.2})  # doctest: +SKIP
 """
 
-from .labels import LABEL_NAMES, LABEL_RANGES, draw_labels
+from .labels import LABEL_NAMES, LABEL_RANGES, OPTICAL_LABEL_NAMES, draw_labels, draw_optical_labels
 from .synthesizer import Spectrum, Synthesizer, check_labels
 
 
-__all__ = ["LABEL_NAMES", "LABEL_RANGES", "Spectrum", "Synthesizer", "check_labels", "draw_labels"]
+__all__ = [
+    "LABEL_NAMES",
+    "LABEL_RANGES",
+    "OPTICAL_LABEL_NAMES",
+    "Spectrum",
+    "Synthesizer",
+    "check_labels",
+    "draw_labels",
+    "draw_optical_labels",
+]

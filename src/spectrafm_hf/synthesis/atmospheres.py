@@ -114,6 +114,14 @@ class MarcsGrid:
             axes = {axis: arrays[axis] for axis in _AXES}
             return cls(axes, arrays["layers"], arrays["radius"], arrays["trusted"])
 
+    def covers(self, teff: float, logg: float, m_h: float) -> bool:
+        """Whether `interpolate` gives an atmosphere."""
+        try:
+            self.interpolate(teff, logg, m_h)
+        except ValueError:
+            return False
+        return True
+
     def interpolate(self, teff: float, logg: float, m_h: float) -> Atmosphere:
         """Atmosphere between the nodes, linear in Teff, log g and [M/H], layer by layer.
 

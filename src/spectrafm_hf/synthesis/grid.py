@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..data.schema import LABEL_UNITS, pixel_column, spectrum_features, validate_table
+from ..data.schema import LABEL_UNITS, label_names_of, pixel_column, spectrum_features, validate_table
 from ..files import complete_file
 from . import atmospheres, lines, turbospectrum
 from .labels import LABEL_NAMES
@@ -26,8 +26,10 @@ from .sampling import SAMPLINGS
 from .synthesizer import Spectrum
 
 
-#: Columns of a grid: the project's schema, and the continuum that turns flux into surface flux density.
-FEATURES = datasets.Features({**spectrum_features(LABEL_NAMES), "continuum": datasets.List(datasets.Value("float32"))})
+def features(label_names: Sequence[str] = LABEL_NAMES) -> datasets.Features:
+    """Columns of a grid: the project's schema, and the continuum that turns flux into surface flux density."""
+    continuum = {"continuum": datasets.List(datasets.Value("float32"))}
+    return datasets.Features({**spectrum_features(label_names), **continuum})
 
 
 class Source(Protocol):
@@ -44,11 +46,12 @@ class GridSettings:
     survey: str
     wavelength_min: float  # Angstrom, vacuum
     wavelength_max: float
-    step: float  # Angstrom, of the synthesis
+    step: float  # of the synthesis: Angstrom, or ln(wavelength) if `relative`
     sampling: str  # a key of SAMPLINGS
     loggf_corrections: bool
     spherical_below: float  # log g
     shard_size: int
+    relative: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def write_grid(
     out : path
         Folder. If it holds a grid already, that must be of the same settings and labels.
     labels : mapping from label to array, shape (n,)
-        All of `LABEL_NAMES`.
+        All of `LABEL_NAMES`; what else there is becomes a column, too.
     object_ids : sequence of str, n of them
     source : Source
         Called from `processes` threads at once.
@@ -104,8 +107,12 @@ def write_grid(
     folder = Path(out)
     (folder / "data").mkdir(parents=True, exist_ok=True)
     version = importlib.metadata.version("spectrafm_hf")  # it pins the programs, atmospheres and lines
+    names_of_labels = (*LABEL_NAMES, *(name for name in labels if name not in LABEL_NAMES))
+    names_of_labels = tuple(labels) if set(labels) == set(names_of_labels) else names_of_labels
     plan = {"spectrafm_hf": version, **asdict(settings), "object_ids": list(object_ids)}
-    plan |= {name: np.asarray(labels[name], np.float64).tolist() for name in LABEL_NAMES}
+    if not settings.relative:  # plans from before there was a choice
+        del plan["relative"]
+    plan |= {name: np.asarray(labels[name], np.float64).tolist() for name in names_of_labels}
     _check_plan(folder / "grid.json", plan)
 
     n, size = len(object_ids), settings.shard_size
@@ -118,7 +125,7 @@ def write_grid(
                 record = folder / "records" / f"{name}.json"
                 if not record.is_file():
                     rows = range(start, min(start + size, n))
-                    stars = [{label: plan[label][row] for label in LABEL_NAMES} for row in rows]
+                    stars = [{label: plan[label][row] for label in names_of_labels} for row in rows]
                     futures = [pool.submit(_synthesize, source, star, settings.sampling) for star in stars]
                     results = [future.result() for future in futures]
                     ids = [object_ids[row] for row in rows]
@@ -176,13 +183,22 @@ def _write_shard(
     columns["survey"] = pa.array([survey] * len(good), pa.string())
     columns |= {name: pixel_column(values, lengths) for name, values in pixels.items()}
     columns["snr"] = pa.array(np.full(len(good), np.nan, np.float32))
-    for name in LABEL_NAMES:
+    for name in stars[0]:
         columns[name] = pa.array(np.array([stars[i][name] for i in good], np.float32))
         columns[f"{name}_err"] = pa.array(np.zeros(len(good), np.float32))
-    table = pa.table({name: columns[name] for name in FEATURES}).cast(FEATURES.arrow_schema)
+    schema = features(list(stars[0]))
+    table = pa.table({name: columns[name] for name in schema}).cast(schema.arrow_schema)
     validate_table(table)
     with complete_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        # Bytes of like weight side by side compress best, and rows of the same wavelengths in one page.
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            use_dictionary=False,
+            use_byte_stream_split=[f"{name}.list.element" for name in ("wavelength", "flux", "continuum")],
+            data_page_size=1 << 25,
+        )
 
 
 def _write_record(
@@ -200,7 +216,8 @@ def _card(folder: Path, records: Sequence[Mapping[str, Any]], settings: GridSett
     seconds = np.array([value for record in records for value in record["seconds"]] or [np.nan])
     shards = sorted((folder / "data").glob("*.parquet"))
     # Without the pixels; pyarrow cannot read a list of no files.
-    labels = pq.read_table(shards, columns=list(LABEL_NAMES)).to_pydict() if shards else {}
+    names = label_names_of(pq.read_schema(shards[0]).names) if shards else []
+    labels = pq.read_table(shards, columns=names).to_pydict() if shards else {}
     ranges = "\n".join(
         f"| `{name}` | {LABEL_UNITS[name]} | {np.min(column):.2f} | {np.median(column):.2f} | {np.max(column):.2f} |"
         for name, column in labels.items()
@@ -235,7 +252,8 @@ Written by `scripts/synthesize_grid.py` of spectrafm_hf {importlib.metadata.vers
 erg/s/cm2/Angstrom. There is no noise: `flux_error` and `snr` are NaN, the errors of the labels 0, no pixel is masked.
 
 Samplings: `native` is the step of the synthesis; `apstar` is R = 22,500 (Gaussian) on the pixels
-log10(wavelength) = 4.179 + 6e-6 i; `bins` are means over 2.5 Angstrom.
+log10(wavelength) = 4.179 + 6e-6 i; `bins` are means over 2.5 Angstrom; `r20000` are means over 2e-5 in
+ln(wavelength), without a line spread function.
 
 ## Made from
 
@@ -245,7 +263,7 @@ log10(wavelength) = 4.179 + 6e-6 i; `bins` are means over 2.5 Angstrom.
 
 | setting | value |
 |---|---|
-| step | {settings.step:g} Angstrom (air) |
+| step | {settings.step:g} {"in ln(wavelength)" if settings.relative else "Angstrom (air)"} |
 | oscillator strengths | {corrections} |
 | metallicity of the atmosphere | [M/H] = [Fe/H] + log10(0.638 * 10^[Mg/Fe] + 0.362) |
 | geometry | spherical below log g = {settings.spherical_below:g}, plane-parallel above |

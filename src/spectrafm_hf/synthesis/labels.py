@@ -13,11 +13,14 @@ density. It has four steps:
 4. vmicro scatters by 18 % around its usual relation with Teff and log g.
 
 Elements scatter independently and more than in real stars, so that what is learned of an element is its own lines.
+
+The optical has another recipe, `draw_optical_labels`: two fifths of the stars as above, and a fifth each of hot, cool
+and metal-poor stars; 18 more elements; and more scatter of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +49,21 @@ LABEL_RANGES: dict[str, tuple[float, float]] = {
 #: Labels of a synthetic star, in the order in which this project writes them.
 LABEL_NAMES = tuple(LABEL_RANGES)
 
+#: The same of a star in the optical, where more elements have lines.
+OPTICAL_LABEL_RANGES: dict[str, tuple[float, float]] = {
+    "teff": (3000.0, 8000.0),
+    "logg": (-0.5, 5.2),
+    "fe_h": (-2.8, 0.6),
+    **dict.fromkeys(
+        ("c_fe", "n_fe", "o_fe", "mg_fe", "si_fe", "al_fe", "ca_fe", "ti_fe", "mn_fe", "ni_fe"), (-0.9, 0.9)
+    ),
+    **dict.fromkeys(("na_fe", "k_fe", "s_fe", "sc_fe", "v_fe", "cr_fe", "co_fe", "cu_fe", "zn_fe"), (-0.9, 0.9)),
+    **dict.fromkeys(("sr_fe", "y_fe", "zr_fe", "ba_fe", "la_fe", "ce_fe", "nd_fe", "eu_fe"), (-0.9, 0.9)),
+    "li_fe": (-2.2, 5.3),
+    "vmicro": (0.2, 4.0),
+}
+OPTICAL_LABEL_NAMES = tuple(OPTICAL_LABEL_RANGES)
+
 _LEVELS = (0.0, 0.01, 0.05, 0.16, 0.33, 0.5, 0.67, 0.84, 0.95, 0.99, 1.0)
 _GIANT_LOGG = (-0.45, 0.08, 0.35, 0.83, 1.30, 1.86, 2.43, 2.86, 3.34, 3.56, 3.60)
 _GIANT_FE_H = (-2.5, -2.03, -1.57, -1.01, -0.58, -0.35, -0.15, 0.07, 0.28, 0.46, 0.6)
@@ -65,6 +83,32 @@ _ELEMENTS = {
     "ni_fe": (0.018, -0.01, 0.0, 0.07),
 }
 _GIANT_N_FE = 0.185
+# The same for the optical.
+_OPTICAL_ELEMENTS = {
+    **{name: (*_ELEMENTS[name][:3], scatter) for name, scatter in dict(c_fe=0.2, n_fe=0.25, o_fe=0.2).items()},
+    **{name: (*_ELEMENTS[name][:3], 0.15) for name in ("mg_fe", "si_fe", "ca_fe", "ti_fe", "ni_fe")},
+    **{name: (*_ELEMENTS[name][:3], 0.2) for name in ("al_fe", "mn_fe")},
+    "na_fe": (0.0, 0.0, 0.2, 0.2),
+    "k_fe": (0.0, 0.0, 0.7, 0.2),
+    "s_fe": (0.0, 0.0, 0.9, 0.2),
+    "sc_fe": (0.0, 0.0, 0.5, 0.15),
+    "v_fe": (0.0, 0.0, 0.4, 0.15),
+    "cr_fe": (0.0, 0.0, 0.0, 0.15),
+    "co_fe": (0.0, 0.0, 0.4, 0.15),
+    "cu_fe": (0.0, 0.15, -0.2, 0.2),
+    "zn_fe": (0.0, 0.0, 0.4, 0.15),
+    "sr_fe": (0.0, 0.0, 0.0, 0.25),
+    "y_fe": (0.0, 0.0, 0.0, 0.2),
+    "zr_fe": (0.0, 0.0, 0.2, 0.2),
+    "ba_fe": (0.0, 0.0, 0.0, 0.25),
+    "la_fe": (0.0, 0.0, 0.0, 0.25),
+    "ce_fe": (0.0, 0.0, 0.0, 0.25),
+    "nd_fe": (0.0, 0.0, 0.3, 0.25),
+    "eu_fe": (0.0, 0.0, 1.0, 0.25),
+}
+_SOLAR_LITHIUM = 1.05
+_LITHIUM = (-0.5, 3.5)  # log10 of the number of atoms, with hydrogen 12
+_OPTICAL_KINDS = (0.4, 0.2, 0.2, 0.2)  # usual, hot, cool, metal-poor
 
 
 def draw_labels(
@@ -127,4 +171,91 @@ def _draw(n: int, generator: np.random.Generator) -> dict[str, NDArray[np.float6
         labels[name] = offset + slope * fe_h + alpha_slope * alpha + scatter * generator.standard_normal(n)
     labels["n_fe"] += _GIANT_N_FE * giant
     labels["vmicro"] = default_vmicro(teff, logg) * np.exp(0.18 * generator.standard_normal(n))
+    return labels
+
+
+def draw_optical_labels(
+    n: int,
+    generator: np.random.Generator,
+    accept: Callable[[Mapping[str, NDArray[np.float64]]], NDArray[np.bool_]] | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Draw the labels of `n` stars for the optical.
+
+    Usual stars (two fifths) have Teff, log g and [Fe/H] as `draw_labels`. A fifth each is hot (6,500 to 8,000 K; one in
+    seven of them on the horizontal branch), cool (3,000 to 4,000 K; half of them giants) and metal-poor ([Fe/H] -2.8 to
+    -1; half of them giants). Elements follow [alpha/Fe] as there, with more scatter. Lithium is drawn as an abundance
+    with hydrogen 12, evenly between -0.5 and 3.5, as it has little to do with iron.
+
+    Parameters
+    ----------
+    n : int
+        Number of stars.
+    generator : numpy.random.Generator
+        Source of randomness; the same state gives the same stars.
+    accept : function from labels to bool array, optional
+        Stars it refuses are drawn again, such as those without a model atmosphere.
+
+    Returns
+    -------
+    dict of array, shape (n,)
+        Every label of `OPTICAL_LABEL_NAMES`, in that order.
+
+    Raises
+    ------
+    ValueError
+        If `n` is negative, or next to no star is accepted.
+    """
+    if n < 0:
+        raise ValueError(f"n: expected a number of stars of at least 0, got {n}")
+    kept = {name: np.empty(0) for name in OPTICAL_LABEL_NAMES}
+    for _ in range(1000):
+        missing = n - len(kept["teff"])
+        if not missing:
+            return kept
+        stars = _draw_optical(2 * missing + 100, generator)
+        limits = OPTICAL_LABEL_RANGES.items()
+        inside = np.all([(stars[name] >= low) & (stars[name] <= high) for name, (low, high) in limits], axis=0)
+        stars = {name: values[inside] for name, values in stars.items()}
+        if accept is not None:
+            accepted = accept(stars)
+            stars = {name: values[accepted] for name, values in stars.items()}
+        kept = {name: np.concatenate([kept[name], stars[name]])[:n] for name in OPTICAL_LABEL_NAMES}
+    raise ValueError(f"accept: expected some stars to be accepted, got {len(kept['teff'])} of {n}")
+
+
+def _draw_optical(n: int, generator: np.random.Generator) -> dict[str, NDArray[np.float64]]:
+    usual = _draw(n, generator)
+    kind = generator.choice(len(_OPTICAL_KINDS), n, p=_OPTICAL_KINDS)
+    giant = generator.random(n) < 0.5
+    level, position = generator.random((2, n))
+    noise = generator.standard_normal(n)
+
+    hot_logg = np.where(generator.random(n) < 1 / 7, 2.3 + position, 3.3 + 1.3 * position)
+    cool_teff = 3000 + 1000 * level
+    cool_logg = np.where(
+        giant, -0.5 + 1.7e-3 * (cool_teff - 3000) + 0.3 * noise, 5.1 - 4.5e-4 * (cool_teff - 3000) + 0.12 * noise
+    )
+    poor_giant_logg = 0.3 + 3.1 * position
+    poor_dwarf_teff = 4500 + 2200 * position
+    subgiant = (generator.random(n) < 0.3) & (poor_dwarf_teff > 5300)
+    poor_dwarf_logg = np.where(
+        subgiant, 3.5 + 0.7 * generator.random(n), 4.7 - 2e-4 * (poor_dwarf_teff - 4500) + 0.2 * noise
+    )
+    poor_teff = np.where(giant, 3880 + 430 * poor_giant_logg + 150 * noise, poor_dwarf_teff)
+    poor_logg = np.where(giant, poor_giant_logg, poor_dwarf_logg)
+    labels = {
+        "teff": np.choose(kind, [usual["teff"], 6500 + 1500 * level, cool_teff, poor_teff]),
+        "logg": np.choose(kind, [usual["logg"], hot_logg, cool_logg, poor_logg]),
+        "fe_h": np.choose(
+            kind, [usual["fe_h"], -1.2 + 1.8 * generator.random(n), -1.2 + 1.8 * position, -2.8 + 1.8 * level]
+        ),
+    }
+    fe_h = labels["fe_h"]
+    high = generator.random(n) < 0.65 / (1 + np.exp((fe_h + 0.35) / 0.15))
+    alpha = np.where(high, 0.22, 0.02) + 0.085 * generator.standard_normal(n)
+    for name, (offset, slope, alpha_slope, scatter) in _OPTICAL_ELEMENTS.items():
+        labels[name] = offset + slope * fe_h + alpha_slope * alpha + scatter * generator.standard_normal(n)
+    labels["n_fe"] += _GIANT_N_FE * (labels["logg"] < 3.5)
+    labels["li_fe"] = generator.uniform(*_LITHIUM, n) - _SOLAR_LITHIUM - fe_h
+    labels["vmicro"] = default_vmicro(labels["teff"], labels["logg"]) * np.exp(0.18 * generator.standard_normal(n))
     return labels

