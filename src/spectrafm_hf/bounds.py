@@ -42,6 +42,7 @@ EXTINCTION_PRIOR, LEVEL_PRIOR = 10.0, 10.0
 #: First part of the seed of held-out stars, after the seed itself: no stream and no file of synthetic stars has it.
 HELD_OUT = 17
 CHUNK = 64  # stars whose derivatives are computed at once
+DRAWN = 500  # held-out stars drawn at once, before those out of range are left out
 
 
 def cramer_rao(jacobian: ArrayLike, ivar: ArrayLike, prior: ArrayLike) -> Array:
@@ -170,18 +171,19 @@ def held_out_labels(
         if not low < high:
             raise ValueError(f"ranges: expected the lower limit of {name} first, got {low:g} to {high:g}")
     generator = np.random.default_rng([seed, HELD_OUT, part])
-    kept = np.empty((0, len(full)))
-    for _ in range(100):
-        drawn = draw_labels(2 * n + 100, generator, full)
-        table = np.stack([drawn[name] for name in full], axis=1)
+    kept, drawn = np.empty((0, len(full))), 0
+    while len(kept) < n:
+        if drawn > 100 * (n + 100):
+            raise ValueError(f"ranges: expected some that hold stars of the emulator, got {dict(ranges or {})}")
+        stars = draw_labels(DRAWN, generator, full)
+        drawn += DRAWN
+        table = np.stack([stars[name] for name in full], axis=1)
         for name, (low, high) in (ranges or {}).items():
             column = table[:, list(full).index(name)]
             table = table[(column >= low) & (column <= high)]
         table = table[emulator.covers(table)]
         kept = np.concatenate([kept, table[~without_flux(emulate(emulator, table)[0])]])
-        if len(kept) >= n:
-            return kept[:n]
-    raise ValueError(f"ranges: expected some that hold stars of the emulator, got {dict(ranges or {})}")
+    return kept[:n]
 
 
 def emulate(
