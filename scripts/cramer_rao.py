@@ -7,18 +7,18 @@ The Cramer-Rao bound of stellar labels for any instrument, and how far a checkpo
     python scripts/cramer_rao.py --instrument my.yaml --range 15860 16430         # only these pixels
     python scripts/cramer_rao.py --instrument apogee --model spectrafm-apogee --stars 1000 --output bound.json
 
-No unbiased estimate scatters less than the bound, whatever it is made with; see `spectrafm_hf.bounds` for what counts
-as unknown. Stars are synthetic and held out: no training has drawn them, whatever its seed. With `--model` the
-checkpoint predicts the same stars, with noise, and the table says
+No unbiased estimate scatters less than the bound; `spectrafm_hf.bounds` says what counts as unknown. The stars are
+synthetic and held out: no training has drawn them, whatever its seed. Use another `--seed` for final figures than
+during development. With `--model`, the checkpoint predicts the same stars with noise, and the table has
 
 - `bound`: median over the stars of the bound of one star;
-- `scatter`: 1.4826 MAD of predicted - true; `bias`: the median of that;
+- `scatter`: 1.4826 MAD of predicted - true; `bias`: the median of predicted - true;
 - `ratio`: scatter / bound;
-- `strict`: scatter / the scatter that the same stars would have if each were at its bound, which is a little less than
-  the median where bounds differ from star to star;
-- `error/sigma`: 1.4826 median of |predicted - true| / predicted error. It is 1 where errors are right.
+- `strict`: scatter / the scatter that these stars would have if each were at its bound. That is less than the median
+  where bounds differ from star to star ([N/Fe]: a fifth), so that a perfect model has a `ratio` below 1;
+- `error/sigma`: 1.4826 median of |predicted - true| / error, 1 where errors are right.
 
-An estimate that knows how labels are distributed can be better than the bound where the spectrum says little.
+A model that knows how labels are distributed can be better than the bound where the spectrum says little.
 """
 
 from __future__ import annotations
@@ -191,9 +191,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------- table
 
 
-def number(value: float) -> str:
-    """Three digits, and no decimals of a temperature."""
-    return f"{value:.1f}" if abs(value) >= 1 else f"{value:.4f}"
+def number(name: str, value: float, sign: str = "") -> str:
+    """No more decimals than a label has: of a temperature one."""
+    return f"{value:{sign}.{1 if name == 'teff' else 4}f}"
 
 
 def as_text(report: Mapping[str, Any]) -> str:
@@ -215,7 +215,7 @@ def as_text(report: Mapping[str, Any]) -> str:
     if report["model"] is None:
         lines += ["", "bound of one star (median)", " " * width + "".join(f"{f'S/N {snr}':>12}" for snr in results)]
         for name, title in names.items():
-            found = "".join(f"{number(figures[name]['bound']):>12}" for figures in results.values())
+            found = "".join(f"{number(name, figures[name]['bound']):>12}" for figures in results.values())
             lines.append(f"{title:<{width}}{found}")
         return "\n".join(lines)
     for snr, figures in results.items():
@@ -224,11 +224,11 @@ def as_text(report: Mapping[str, Any]) -> str:
         for name, title in names.items():
             row = figures[name]
             cells = [
-                number(row["bound"]),
-                number(row["scatter"]),
+                number(name, row["bound"]),
+                number(name, row["scatter"]),
                 f"{row['ratio']:.2f}",
                 f"{row['strict_ratio']:.2f}",
-                ("" if row["bias"] < 0 else "+") + number(row["bias"]),
+                number(name, row["bias"], "+"),
                 f"{row['error_over_sigma']:.2f}",
                 f"{row['answered']:,}",
             ]

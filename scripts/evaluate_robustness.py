@@ -10,29 +10,34 @@ What a checkpoint answers when the same stars come on another grid, with pixels 
 Two kinds of input:
 
 - `gaia-xp`: observed stars of Gaia XP with labels of APOGEE, 3,500 K < teff < 6,500 K, of the split that is named.
-- `apogee`: synthetic stars of the H band emulator, 4,000 K < teff < 6,000 K, [Fe/H] > -1, that no training has drawn,
-  with noise as the instrument `apogee` has it. `--split` chooses among these too: they come in two parts.
+- `apogee`: synthetic stars of the H band emulator, 4,000 K < teff < 6,000 K, [Fe/H] > -1, with the noise of the
+  instrument `apogee`. No training has drawn them. Validation and test stars are different ones here, too.
 
-By default those kinds are evaluated that lie in the training range of the checkpoint. Each row of the table is one kind
-of change; every star is changed in its own way (its own masked pixels), always the same with one seed.
+By default, the kinds in the training range of the checkpoint are evaluated. Each row of the table is one change.
+Every star gets its own (its own masked pixels, say), and one seed always gives the same ones.
 
 How spectra get onto another grid:
 
-- Observed spectra: the cumulative flux at the edges of the pixels is interpolated with a cubic spline, and each new
-  pixel is the difference of it over its width. That conserves flux exactly. It is a product with a matrix, whose square
-  carries the variances. Errors say nothing of correlations, as in files of real instruments: new pixels that are
-  narrower than the old ones share noise, which no column tells. A new pixel that overlaps a masked one is masked.
-- Synthetic spectra are made on the new grid, with the line spread function of APOGEE and independent noise. Its error
-  goes with one over the square root of the width of a pixel: no grid holds more information than another. Each detector
-  has a grid of its own; but where it is said, pixels between the detectors are not in the table.
+- Observed spectra: a cubic spline interpolates the cumulative flux at the edges of the pixels. A new pixel is the
+  difference of it over the width of the pixel, so flux is conserved. This is a product with a matrix, and the
+  variances are multiplied with its square. The errors ignore correlations, as files of real instruments do: new pixels
+  that are narrower than the old ones share noise. A new pixel that overlaps a masked one is masked.
+- Synthetic spectra are made on the new grid, with the line spread function of APOGEE and independent noise. The error
+  is proportional to 1 / sqrt(width of a pixel), so that no grid holds more information than another. Each detector
+  has its own grid; pixels between detectors are absent unless a row says otherwise.
 
-Figures, for each label: the scatter, 1.4826 MAD of predicted - true; the bias, the median of that; error/sigma, 1.4826
-median of |predicted - true| / error, 1 where the errors are right (errors of catalogue labels are added in quadrature);
-the scatter over that of the first row; and how much of that the lost pixels explain: the ratio of the Cramer-Rao bounds
-(`spectrafm_hf.bounds`, median over some stars). There, abundances and microturbulence have the spread of the stars as a
-prior, wild pixels count as lost, and noise counts as independent (for regridded spectra too, with errors that hold as
-much information as before). For Gaia XP the bound is that of synthetic stars at the S/N of the observed ones. Rows with
-faults that take nothing away have none.
+Figures of each label:
+
+- scatter: 1.4826 MAD of predicted - true; bias: the median of predicted - true;
+- error/sigma: 1.4826 median of |predicted - true| / error, 1 where errors are right. Errors of catalogue labels are
+  added in quadrature;
+- the scatter over that of the first row;
+- in brackets, what the lost pixels explain of that: the ratio of the Cramer-Rao bounds (median over some stars, see
+  `spectrafm_hf.bounds`). Rows with faults that take nothing away have none.
+
+For these bounds, abundances and microturbulence have the spread of the stars as a prior, and wild pixels count as lost.
+Noise counts as independent; regridded spectra get errors that hold as much information as before. The bounds of Gaia XP
+are those of synthetic stars at the S/N of the observed ones.
 """
 
 from __future__ import annotations
@@ -610,9 +615,9 @@ def evaluate(checkpoint: Checkpoint, kind: Kind, asked: Sequence[str], seed: int
 # ---------------------------------------------------------------------------------------------------------------- table
 
 
-def cell(figures: Mapping[str, Any], first: bool) -> str:
+def cell(label: str, figures: Mapping[str, Any], first: bool) -> str:
     """`scatter (bias; error/sigma) ratio [ratio of the bounds]`."""
-    digits = 1 if figures["scatter"] >= 2 else 3
+    digits = 1 if label == "teff" else 4
     text = f"{figures['scatter']:.{digits}f} ({figures['bias']:+.{digits}f}; {figures['error_over_sigma']:.2f})"
     if first:
         return text
@@ -652,7 +657,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             some = labels[start : start + LABELS_A_TABLE]
             head = ["input", *(f"{name} [{LABEL_UNITS.get(name, '').split(' (')[0]}]" for name in some)]
             cells = [
-                [name, *(cell(row["labels"][label], i == 0) for label in some)]
+                [name, *(cell(label, row["labels"][label], i == 0) for label in some)]
                 for i, (name, row) in enumerate(rows.items())
             ]
             lines += [*markdown([head, *cells]), ""]

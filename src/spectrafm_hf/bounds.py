@@ -2,14 +2,15 @@
 """
 How well stellar labels can be known at best: the Cramer-Rao bound of spectra that an emulator makes.
 
-The spectrum of a star is a known function of its labels, plus Gaussian noise of known size. No unbiased estimate of the
-labels then has a covariance below the inverse of the Fisher matrix, J W J^T + P: J holds the derivatives of the pixels
-with respect to all labels, W the inverse variances of the pixels, P those of the priors. All labels of the emulator are
-free. So is what the instrument does to a star and does not tell: extinction, tilt, and the level of the flux unless it
-is divided by the continuum.
+The spectrum of a star is a known function of its labels, plus Gaussian noise of known size. The covariance of any
+unbiased estimate is then at least the inverse of the Fisher matrix J W J^T + P. J holds the derivatives of the pixels
+with respect to the labels, W the inverse variances of the pixels, P those of the priors.
 
-The noise of pixels counts as independent. Where an instrument has correlated noise (`gaia-xp`), the bound is that of a
-spectrum with the same errors and independent noise.
+All labels of the emulator are free. So are the effects of the instrument that no column states: extinction, tilt, and
+the level of the flux unless it is divided by the continuum.
+
+Noise counts as independent from pixel to pixel. For an instrument with correlated noise (`gaia-xp`), the bound is that
+of independent noise of the same errors.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def test_the_bound_of_an_instrument_of_ones_own(run_script, small, tmp_path):
     report = json.loads(output.read_text())
     at_50, at_100 = (report["results"][snr] for snr in ("50", "100"))
     assert list(at_50) == ["teff", "logg", "fe_h", "alpha_m", *list(report["prior"])[3:]]
-    # Half the noise, half the error, where the prior says nothing.
-    assert at_50["fe_h"]["bound"] == pytest.approx(2 * at_100["fe_h"]["bound"], rel=0.02)
+    # Half the noise, half the error, but for the priors, which count with so few pixels.
+    assert at_50["fe_h"]["bound"] == pytest.approx(2 * at_100["fe_h"]["bound"], rel=0.1)
     assert report["command"].startswith("python scripts/cramer_rao.py --instrument")
 
 
