@@ -299,12 +299,11 @@ def test_one_command_makes_the_table_and_files_of_it(run_script, checkpoint, dat
     for name, row in result["rows"].items():
         bound = row["labels"]["fe_h"]["bound_ratio"]
         assert (1.02 < bound < 1.6) if name == "30 % masked" else (0.97 < bound < 1.2), (name, bound)
-    # Flags are those of the training range of the checkpoint.
-    assert result["rows"]["rebinned by two"]["flags"]["wavelength_step"] == 1
-    assert "wavelength_step" not in result["rows"]["10 % masked"]["flags"]
-    assert any(flag.startswith("teff") for flag in result["rows"]["whole"]["flags"])
+    # Flags are those of the training range of the checkpoint, in which no star is.
+    assert result["rows"]["whole"]["flagged"] == 1
+    assert sum(share for flag, share in result["rows"]["whole"]["flags"].items() if flag.startswith("teff")) == 1
     assert output.with_suffix(".md").read_text().strip() in printed
-    assert "| five wild pixels " in printed and "wavelength_step 100.0%" in printed
+    assert "| five wild pixels " in printed and "flags: share of stars" in printed
     again, _, _ = run_script("evaluate_robustness.py", *arguments)
     assert again == 0 and json.loads(output.read_text()) == report
 
