@@ -36,7 +36,7 @@ from spectrafm_hf.baselines import BASELINES, Baseline, Spectra
 from spectrafm_hf.cards import checksums
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data import LABEL_UNITS, build_gaia_xp, cache_dir, flat_pixels, label_names_of
-from spectrafm_hf.files import complete_file
+from spectrafm_hf.files import complete_file, write_json
 from spectrafm_hf.metrics import format_table, label_metrics, robust_scatter, table_metrics
 from spectrafm_hf.prediction import predict_batches
 
@@ -389,21 +389,7 @@ def plot(path: Path, title: str, prediction: tuple[Mapping, Mapping], labels: Ma
         figure.savefig(temporary, dpi=120, format="png")
 
 
-# ------------------------------------------------------------------------------------------------------ files, command
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """JSON knows no NaN (the figures of a table without stars): it becomes null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    with complete_file(path) as temporary:
-        temporary.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+# ------------------------------------------------------------------------------------------------------------- command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

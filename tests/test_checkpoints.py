@@ -39,6 +39,7 @@ def test_save_load_save_gives_the_same_bytes(tmp_path, checkpoint):
     assert contents(tmp_path / "again") == contents(checkpoint)
     assert set(contents(checkpoint)) == {
         "config.json",
+        "basis_spectrafm.py",
         "configuration_spectrafm.py",
         "model.safetensors",
         "modeling_spectrafm.py",

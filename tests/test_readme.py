@@ -65,6 +65,10 @@ ELSEWHERE = {
     "::test_both_scripts_give_the_same_curves_and_the_same_weights_to_the_last_bit",
     "python scripts/evaluate.py": "tests/scripts/test_evaluate.py"
     "::test_one_command_compares_a_checkpoint_with_all_baselines",
+    "python scripts/evaluate_robustness.py": "tests/scripts/test_evaluate_robustness.py"
+    "::test_one_command_makes_the_table_and_files_of_it",
+    "python scripts/cramer_rao.py": "tests/scripts/test_cramer_rao.py"
+    "::test_a_checkpoint_is_compared_with_the_bound_on_the_same_stars",
     "python scripts/convert_original_checkpoint.py": "tests/test_conversion.py::test_the_command_converts_a_fixture",
     "spectrafm push CHECKPOINT OWNER/NAME --private": "tests/test_hub.py"
     "::test_the_command_line_pushes_and_predicts_with_what_it_pulls",

@@ -59,7 +59,7 @@ def test_labels_have_ids_after_padding_and_flux():
     ("fields", "message"),
     [
         ({"patch_size": 0}, "patch_size: expected at least 1, got 0"),
-        ({"token_embedding": "pixel"}, "token_embedding: expected 'patch' or 'value', got 'pixel'"),
+        ({"token_embedding": "pixel"}, r"token_embedding: expected one of \('basis', 'patch', 'value'\), got 'pixel'"),
         ({"wavelength_encoding": "air"}, "wavelength_encoding: expected 'log' or 'linear', got 'air'"),
         ({"token_embedding": "value"}, "patch_size: expected 1 with token_embedding='value', got 16"),
         ({"hidden_size": 127}, "hidden_size: expected an even number, got 127"),

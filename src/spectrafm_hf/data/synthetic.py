@@ -54,6 +54,24 @@ CITATIONS = (
 FLUX_BITS, ERROR_BITS = 13, 7
 
 
+def load_emulator(emulator: str | os.PathLike[str] | SpectrumEmulator) -> SpectrumEmulator:
+    """
+    An emulator by the name of a bundled one or by its folder; one that is loaded is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    if isinstance(emulator, SpectrumEmulator):
+        return emulator
+    known = bundled_names(SpectrumEmulatorConfig.model_type)
+    if emulator not in known and not os.path.isdir(emulator):
+        raise ValueError(f"emulator: expected one of {known} or a folder, got {os.fspath(emulator)!r}")
+    with _quiet():
+        return SpectrumEmulator.from_pretrained(bundled(str(emulator)) if emulator in known else emulator)
+
+
 class _Stars:
     """Draws labels and makes the spectra of the stars, as columns of the schema."""
 
@@ -64,14 +82,7 @@ class _Stars:
         label_ranges: Mapping[str, tuple[float, float]] | None = None,
     ):
         self.instrument = instrument if isinstance(instrument, Instrument) else Instrument.load(instrument)
-        chosen = emulator or self.instrument.emulator
-        if isinstance(chosen, str | os.PathLike):
-            known = bundled_names(SpectrumEmulatorConfig.model_type)
-            if chosen not in known and not os.path.isdir(chosen):
-                raise ValueError(f"emulator: expected one of {known} or a folder, got {os.fspath(chosen)!r}")
-            with _quiet():
-                chosen = SpectrumEmulator.from_pretrained(bundled(chosen) if chosen in known else chosen)
-        self.emulator = chosen
+        self.emulator = load_emulator(emulator or self.instrument.emulator)
         config = self.emulator.config
         limits = zip(config.label_minimum, config.label_maximum, strict=True)
         self.ranges = dict(zip(config.label_names, limits, strict=True))
