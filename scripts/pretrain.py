@@ -107,7 +107,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         "hband": Columns(sources["even"].draw(2000, np.random.default_rng([args.seed, 2]))),
         "xp": Columns(observed["validation"].with_format("numpy")[:]),
     }
-    recipe = Recipe(**recipe_settings)
+    recipe = Recipe(labels=labels, units=units, **recipe_settings)
     draws = Draws(len(train_stars), args.per_device_train_batch_size)
     task = Run(model, None, None, train_stars, validation, draws, collator, collator)  # type: ignore[arg-type]
     with only_writer(folder):

@@ -212,3 +212,11 @@ def test_when_means_are_taken_over_own_pixels_then_nothing_changes():
 def test_when_pixels_are_absent_then_the_widths_of_the_others_stay():
     wavelength = np.delete(np.arange(5000.0, 5100.0), [10, 40, 41, 70])
     np.testing.assert_allclose(half_widths(wavelength), 0.5)
+
+
+def test_when_pixels_are_wide_and_few_and_their_errors_tiny_then_the_coefficients_are_finite(basis):
+    wavelength = np.exp(START + STEP * np.arange(20, N - 20, 60))
+    flux = stars(30, seed=12, wavelength=wavelength)
+    found = basis.evidence(wavelength, flux, np.full(flux.shape, 1e12), normalised=True)
+    assert np.all(np.isfinite(found.coefficients)) and np.abs(found.coefficients).max() < 100
+    assert np.all((found.reliability >= 0) & (found.reliability <= 1))

@@ -19,6 +19,7 @@ from scipy.interpolate import CubicSpline
 
 from ..instruments import Instrument
 from ..models.basis_spectrafm import (
+    MODEL_ERROR,
     SPEED_OF_LIGHT,
     Rung,
     SpectrumBasis,
@@ -269,7 +270,7 @@ class EvenNoiseStars:
         snr = np.exp(generator.uniform(*np.log(SNR), n))
         # Some intervals are noisier than others.
         shape = np.exp(0.15 * generator.standard_normal((n, 1, 3)) @ legendre.legvander(np.linspace(-1, 1, len(own)), 3)[:, 1:].T)
-        variance = torch.from_numpy((0.97 * shape[:, 0] / snr[:, None]).astype(np.float32)) ** 2
+        variance = torch.from_numpy((0.97 * shape[:, 0] / snr[:, None]).astype(np.float32)) ** 2 + MODEL_ERROR**2
         true = torch.from_numpy(np.ascontiguousarray(target[:, own]))
         wanted = true.clone()
         level_prior = self.stars.rung.level_prior

@@ -26,6 +26,7 @@ CLIPPED_AT = 6.0  # sigma, from what the directions can say
 ROUNDS = 3  # of clipping
 KEPT = 8  # grids whose designs are kept
 FLOOR = 0.01  # of the flux: a deviation that models of stars have anyway, and that no pixel is clipped for
+MODEL_ERROR = 5e-4  # of the flux: what the directions leave out, and no error is smaller than
 MIN_LEVEL = 0.02  # of the level of the star: a fainter interval is compared with this
 NEAR_ONE = 0.15  # of ln level: so is the flux over the continuum of any star, averaged over many lines
 NATIVE_TOLERANCE = 1.03  # resolving powers that differ by less count as the same
@@ -330,6 +331,7 @@ class SpectrumBasis:
             start = np.maximum(first[:, i], MIN_LEVEL * scale)
             factor = torch.from_numpy(start)[:, None]
             values, weight = flux[:, pixels] / factor, inverse_variance[:, pixels] * factor**2
+            weight = weight / (1.0 + MODEL_ERROR**2 * weight)
             found, covariance = _solve(design, i, values, weight)
             deviation = _deviation(design, i, values, weight, found)
             for _ in range(ROUNDS if clip else 0):
@@ -409,11 +411,13 @@ def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | None) -
     number = np.floor((position - rung.edge) / rung.width).astype(int)
     intervals, pixels, rows, products, priors = [], [], [], [], []
     for interval in range(rung.n_intervals):
-        inside = np.flatnonzero((number == interval) & usable)
+        begin = int(rung.offset[interval])
+        # Pixels so wide that they reach beyond what is known around the interval are left out.
+        within = (low > begin - 0.5) & (high < begin + directions.shape[-1] - 0.5)
+        inside = np.flatnonzero((number == interval) & usable & within)
         if not inside.size:
             continue
         part = slice(int(inside[0]), int(inside[-1]) + 1)
-        begin = int(rung.offset[interval])
         window = np.concatenate([mean[None, begin : begin + directions.shape[-1]], directions[interval]])
         found = means_over_pixels(window, begin, low[part], high[part])
         x = 2.0 * (position[part] - rung.edge - interval * rung.width) / rung.width - 1.0
@@ -443,7 +447,12 @@ def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -
     # Scaled to a diagonal of one, single precision suffices: the directions are nearly independent of each other.
     scale = torch.rsqrt(gram.diagonal(dim1=1, dim2=2))
     gram.mul_(scale[:, :, None]).mul_(scale[:, None, :])
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed.any():  # rounding, of directions that a few pixels cannot tell apart
+        again = gram[failed > 0].double()
+        again.diagonal(dim1=1, dim2=2).add_(1e-5)
+        factor[failed > 0] = torch.linalg.cholesky(again).float()
+    inverse = torch.cholesky_inverse(factor)
     mean = (inverse @ (right * scale)[..., None])[..., 0] * scale
     return mean, inverse.diagonal(dim1=1, dim2=2) * scale**2
 
@@ -476,4 +485,4 @@ def _level_of_star(level: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return np.where(found > 0, found, 1.0).astype(np.float32)
 
 
-__all__ = ["Evidence", "Rung", "SpectrumBasis", "half_widths", "means_over_pixels"]
+__all__ = ["MODEL_ERROR", "Evidence", "Rung", "SpectrumBasis", "half_widths", "means_over_pixels"]
