@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The directions of a [`SpectrumBasis`], from spectra of stars and from how labels, velocity and resolution move them."""
+"""The directions of a [`SpectrumBasis`]: how stars differ, and how labels, velocity and resolution move their flux."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from .models.basis_spectrafm import FWHM, Rung, SpectrumBasis
 
 Array = NDArray[Any]
 
-#: Coefficients of an interval beside level and slope. With these the tokens of a whole APOGEE spectrum keep a bound that
-#: is within 1 % of that of its pixels (`scripts/token_information.py`).
+#: Coefficients of an interval beside level and slope. What tokens lose of a spectrum: `scripts/token_information.py`.
 DIRECTIONS = 24
 #: Own pixels that the directions go on beyond their interval, for spectra of a lower resolving power.
 MARGIN = 24
@@ -93,7 +92,8 @@ def make_rung(
 
         def shape(flux, window=window, own=own, trend=trend):
             """What is left of an interval over its level and slope."""
-            part = flux[:, window] / ((flux[:, window][:, own] @ trend[0, own]) / (trend[0, own] @ trend[0, own]))[:, None]
+            part = flux[:, window]
+            part = part / (part[:, own] @ trend[0, own] / (trend[0, own] @ trend[0, own]))[:, None]
             factors = np.linalg.lstsq(trend[:, own].T, part[:, own].T, rcond=None)[0]
             return part - factors.T @ trend
 
@@ -157,8 +157,8 @@ def shift_and_blur(spectra: Array, step: float, resolving_power: float) -> list[
     return [(spectra + slope, spectra - slope, 0.5), (blurred, spectra, 1.0)]
 
 
-def hband_rung(first_interval: int, n_stars: int = 300, seed: int = 77) -> Rung:
-    """Intervals of the H band at APOGEE's resolving power, from the bundled emulator."""
+def hband_rung(first_interval: int, n_stars: int = 300, seed: int = 77, **settings: Any) -> Rung:
+    """Intervals of the H band at APOGEE's resolving power, from the bundled emulator; settings as in `make_rung`."""
     stars = SyntheticStars("apogee-apstar", seed=seed)
     labels = stars._stars._labels(n_stars, np.random.default_rng(seed))
     wavelength, flux = stars._stars._synthesize(labels)
@@ -175,7 +175,7 @@ def hband_rung(first_interval: int, n_stars: int = 300, seed: int = 77) -> Rung:
         resolving_power=power,
         lowest_resolving_power=3_000.0,
         over_continuum=True,
-        **HBAND,  # type: ignore[arg-type]
+        **{**HBAND, **settings},  # type: ignore[arg-type]
     )
 
 

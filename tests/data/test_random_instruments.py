@@ -1,4 +1,4 @@
-"""Stars on instruments at random: what is drawn is what it says, and tokens drawn without pixels are those of pixels."""
+"""Stars on instruments at random: they are what they say, and tokens drawn without pixels are those of pixels."""
 
 import numpy as np
 import pytest

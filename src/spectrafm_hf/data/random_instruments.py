@@ -8,6 +8,7 @@ tokens of all grids are the same, a model learns the star and not the instrument
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -56,7 +57,9 @@ def missing_pixels(wavelength: Array, n_stars: int, generator: np.random.Generat
     mask = np.zeros((n_stars, n_pixels), bool)
     kind = generator.random(n_stars)
     edges = np.cumsum(list(MISSING.values()))
-    pixels, part, gap, lines = (np.flatnonzero((kind < high) & (kind >= high - share)) for high, share in zip(edges, MISSING.values(), strict=True))
+    pixels, part, gap, lines = (
+        np.flatnonzero((kind >= low) & (kind < high)) for low, high in itertools.pairwise([0.0, *edges])
+    )
     share = 0.4 * generator.random((len(pixels), 1)) ** 2
     mask[pixels] = generator.random((len(pixels), n_pixels), dtype=np.float32) < share
     position = np.log(wavelength)
@@ -181,7 +184,8 @@ class HighResolutionStars:
         raw = np.einsum("nc,tkc->ntk", weights, self._targets)
         level = np.maximum(raw[..., :1], 0.05)
         prior = np.concatenate([np.full((len(self.rung.prior), 1), self.rung.slope_prior), self.rung.prior], axis=1)
-        return np.concatenate([np.log(level) / self.rung.level_prior, raw[..., 1:] / level / prior], axis=-1).astype(np.float32)
+        parts = [np.log(level) / self.rung.level_prior, raw[..., 1:] / level / prior]
+        return np.concatenate(parts, axis=-1).astype(np.float32)
 
     def _grid(self, number: int) -> tuple[Array, Array]:
         """Wavelengths of a grid, and the components on it."""
@@ -269,7 +273,9 @@ class EvenNoiseStars:
         own = intervals - self.stars.rung.first_interval
         snr = np.exp(generator.uniform(*np.log(SNR), n))
         # Some intervals are noisier than others.
-        shape = np.exp(0.15 * generator.standard_normal((n, 1, 3)) @ legendre.legvander(np.linspace(-1, 1, len(own)), 3)[:, 1:].T)
+        shape = np.exp(
+            0.15 * generator.standard_normal((n, 1, 3)) @ legendre.legvander(np.linspace(-1, 1, len(own)), 3)[:, 1:].T
+        )
         variance = torch.from_numpy((0.97 * shape[:, 0] / snr[:, None]).astype(np.float32)) ** 2 + MODEL_ERROR**2
         true = torch.from_numpy(np.ascontiguousarray(target[:, own]))
         wanted = true.clone()
@@ -342,7 +348,9 @@ class SpoiltStars:
             mask = mask | missing_pixels(wavelength, n, generator)
             flux, error = flux.copy(), error.copy()
             spoil(flux, error, generator)
-        kept = {name: value for name, value in stars.items() if name not in ("wavelength", "flux", "flux_error", "mask")}
+        kept = {
+            name: value for name, value in stars.items() if name not in ("wavelength", "flux", "flux_error", "mask")
+        }
         return kept | {
             "wavelength": wavelength,
             "flux": flux.astype(np.float32),

@@ -110,7 +110,6 @@ class Design:
     rows: list[torch.Tensor]  # (2 + coefficients, pixels): mean, mean * x, directions times their prior
     products: list[torch.Tensor]  # (pixels, pairs): products of pairs of rows
     pairs: torch.Tensor  # (2 + coefficients, 2 + coefficients): which pair each is
-    prior: np.ndarray  # (intervals, coefficients)
 
 
 @dataclass
@@ -200,10 +199,8 @@ class SpectrumBasis:
                 if name not in arrays:
                     raise ValueError(f"basis: expected the array {name!r}, got {sorted(arrays)}")
                 value = np.asarray(arrays[name])
-                if field.name in ("first_interval", "over_continuum"):
-                    values[field.name] = int(value)
-                elif value.ndim == 0:
-                    values[field.name] = float(value)
+                if value.ndim == 0:
+                    values[field.name] = value.item()
                 else:
                     values[field.name] = value.astype(np.int64 if field.name == "offset" else np.float64)
             rungs.append(Rung(**values))
@@ -409,7 +406,7 @@ def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | None) -
     high = (np.log(wavelength + half) - rung.start) / rung.step
     usable = (low > -0.5) & (high < len(mean) - 0.5)
     number = np.floor((position - rung.edge) / rung.width).astype(int)
-    intervals, pixels, rows, products, priors = [], [], [], [], []
+    intervals, pixels, rows, products = [], [], [], []
     for interval in range(rung.n_intervals):
         begin = int(rung.offset[interval])
         # Pixels so wide that they reach beyond what is known around the interval are left out.
@@ -427,13 +424,12 @@ def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | None) -
         pixels.append(part)
         rows.append(torch.from_numpy(table.astype(np.float32)))
         products.append(torch.from_numpy((table[i] * table[j]).T.astype(np.float32).copy()))
-        priors.append(rung.prior[interval])
     size = 2 + directions.shape[1]
     pairs = np.zeros((size, size), int)
     upper = np.triu_indices(size)
     pairs[upper] = np.arange(len(upper[0]))
     pairs.T[upper] = pairs[upper]
-    return Design(rung, np.array(intervals, np.int64), pixels, rows, products, torch.from_numpy(pairs), np.array(priors))
+    return Design(rung, np.array(intervals, np.int64), pixels, rows, products, torch.from_numpy(pairs))
 
 
 def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -457,9 +453,7 @@ def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -
     return mean, inverse.diagonal(dim1=1, dim2=2) * scale**2
 
 
-def _deviation(
-    design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor
-) -> torch.Tensor:
+def _deviation(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """(stars, pixels): squared distance from the fit, in units of the error and of what models do not say."""
     fit = mean @ design.rows[i]
     misfit = (values - fit).square_().mul_(weight)

@@ -441,7 +441,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if labels:
             inputs |= self._labels(labels, label_errors, inputs["request_ids"])
         features = BatchFeature(inputs, tensor_type=return_tensors)
-        on_one_grid = self.basis is None and n_stars > 1 and all(len(_one_row_if_equal(inputs[name])) == 1 for name in GRID)
+        on_one_grid = (
+            self.basis is None and n_stars > 1 and all(len(_one_row_if_equal(inputs[name])) == 1 for name in GRID)
+        )
         if return_tensors == "pt" and on_one_grid:
             features.update({name: features[name][:1].expand(n_stars, -1) for name in GRID})
         return features
@@ -536,7 +538,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             normalised = np.broadcast_to(np.asarray(normalised, bool), n_stars)
         groups: dict[bytes, list[int]] = {}
         for star in range(n_stars):
-            groups.setdefault(wavelength[star % len(wavelength)].tobytes() if len(wavelength) > 1 else b"", []).append(star)
+            groups.setdefault(wavelength[star % len(wavelength)].tobytes() if len(wavelength) > 1 else b"", []).append(
+                star
+            )
         found = []
         for stars in groups.values():
             row = wavelength[stars[0] % len(wavelength)]

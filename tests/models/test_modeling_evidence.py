@@ -1,0 +1,277 @@
+"""The model on evidence of intervals: what does not count changes nothing, what goes in is checked, and it learns."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForTimeSeriesPrediction, AutoTokenizer, pipeline
+
+from spectrafm_hf.bases import make_rung
+from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
+from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
+from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
+from spectrafm_hf.models.modeling_spectrafm import coefficient_loss
+
+
+LABELS = ["teff", "logg", "fe_h"]
+N_INTERVALS, N_COEFFICIENTS = 9, 5
+
+
+def config(**settings):
+    values = dict(
+        token_embedding="basis",
+        num_intervals=N_INTERVALS,
+        num_coefficients=N_COEFFICIENTS,
+        hidden_size=32,
+        prediction_dim=16,
+        encoder_attention_heads=[4, 4],
+        encoder_ffn_dim=[32, 32],
+        decoder_attention_heads=[4],
+        decoder_ffn_dim=[32],
+        readout_dims=[16],
+        initializer_range=0.2,
+        label_names=LABELS,
+        label_units=["K", "dex", "dex"],
+        label_centers=[5000.0, 3.0, 0.0],
+        label_scales=[500.0, 1.0, 0.3],
+    )
+    return SpectraFMConfig(**{**values, **settings})
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return SpectraFMForPrediction(config()).eval()
+
+
+def tokens(n=4, intervals=(1, 2, 4, 7), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (n, len(intervals), N_COEFFICIENTS)
+    reliability = torch.rand(shape, generator=generator)
+    return {
+        "coefficients": reliability * torch.randn(shape, generator=generator),
+        "reliability": reliability,
+        "interval_ids": torch.tensor(intervals).expand(n, -1),
+        "attention_mask": torch.ones(shape[:2], dtype=torch.bool),
+    }
+
+
+def answers(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).values
+
+
+def test_when_a_token_does_not_count_then_what_is_in_it_changes_nothing(model):
+    inputs = tokens()
+    inputs["attention_mask"][:, 2] = False
+    other = {name: value.clone() for name, value in inputs.items()}
+    other["coefficients"][:, 2], other["reliability"][:, 2] = 50.0, 1.0
+    torch.testing.assert_close(answers(model, inputs), answers(model, other), rtol=0, atol=0)
+    without = {name: value[:, [0, 1, 3]] for name, value in inputs.items()}
+    torch.testing.assert_close(answers(model, inputs), answers(model, without), rtol=1e-6, atol=1e-4)
+
+
+def test_when_tokens_come_in_another_order_then_the_answers_are_the_same(model):
+    inputs = tokens()
+    turned = {name: value[:, [2, 0, 3, 1]] for name, value in inputs.items()}
+    torch.testing.assert_close(answers(model, inputs), answers(model, turned), rtol=1e-6, atol=1e-3)
+
+
+def test_when_intervals_differ_then_so_do_the_answers(model):
+    first, second = tokens(), tokens(intervals=(0, 3, 5, 8))
+    assert (answers(model, first) - answers(model, second)).abs().min() > 0
+
+
+def test_when_nothing_was_seen_then_the_answer_is_what_is_known_before(model):
+    inputs = tokens(3)
+    inputs["attention_mask"][1] = False
+    found = answers(model, inputs)
+    assert found.isfinite().all()
+    inputs["coefficients"][1] = 3.0
+    torch.testing.assert_close(answers(model, inputs), found, rtol=0, atol=0)
+
+
+def test_when_stars_are_answered_together_or_alone_then_the_answers_are_the_same(model):
+    inputs = tokens(5)
+    alone = torch.cat([answers(model, {name: value[i : i + 1] for name, value in inputs.items()}) for i in range(5)])
+    torch.testing.assert_close(answers(model, inputs), alone, rtol=1e-5, atol=1e-3)
+
+
+def test_when_requests_are_fewer_then_the_answers_are_the_same(model):
+    inputs = tokens()
+    some = answers(model, {**inputs, "request_ids": torch.tensor([[4, 2]]).expand(4, -1)})
+    torch.testing.assert_close(some, answers(model, inputs)[:, [2, 0]], rtol=1e-5, atol=1e-3)
+
+
+def test_when_a_label_is_added_then_the_other_answers_stay_bit_by_bit(model):
+    inputs = tokens()
+    asked = {**inputs, "request_ids": torch.tensor([[2, 3, 4]]).expand(4, -1)}
+    before = answers(model, asked)
+    model.add_label("mg_fe", "dex", 0.0, 0.1)
+    torch.testing.assert_close(answers(model, asked), before, rtol=0, atol=0)
+    assert answers(model, inputs).shape == (4, 4)
+
+
+def test_eager_and_sdpa_agree(model):
+    inputs = tokens()
+    inputs["attention_mask"][0, 1:] = False
+    first = answers(model, inputs)
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(answers(model, inputs), first, rtol=1e-5, atol=1e-3)
+    output = model(**inputs, output_attentions=True)
+    assert output.cross_attentions[0].shape == (4, 4, 3, 5)
+    assert len(output.encoder_attentions) == 2
+    assert output.encoder_attentions[0][0, :, 0, 2:].abs().max() == 0  # what does not count
+
+
+def test_scalars_are_attended_to_beside_the_evidence(model):
+    inputs = tokens()
+    plain = answers(model, inputs)
+    unknown = {"scalar_ids": torch.zeros(4, 1, dtype=torch.long), "scalar_values": torch.full((4, 1), 5.0)}
+    torch.testing.assert_close(answers(model, {**inputs, **unknown}), plain, rtol=1e-6, atol=1e-4)
+    known = {"scalar_ids": torch.full((4, 1), 2), "scalar_values": torch.full((4, 1), 6000.0)}
+    assert (answers(model, {**inputs, **known}) - plain).abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"coefficients": torch.zeros(4, 4, 3)}, r"coefficients: expected shape \(batch, tokens, num_coefficients=5\)"),
+        ({"reliability": torch.zeros(4, 3, 5)}, r"reliability: expected shape \(4, 4, 5\), got \(4, 3, 5\)"),
+        ({"interval_ids": torch.zeros(4, 3, dtype=torch.long)}, r"interval_ids: expected shape \(4, 4\)"),
+        ({"reliability": None}, "coefficients: expected them with reliability and interval_ids"),
+        ({"request_ids": torch.ones(4, 1, dtype=torch.long)}, "request_ids: expected labels"),
+        ({"coefficients": None}, "coefficients: expected them, or flux, got neither"),
+    ],
+)
+def test_wrong_input_is_an_error_that_names_it(model, change, message):
+    with pytest.raises(ValueError, match=message):
+        model(**{**tokens(), **change})
+
+
+def test_the_loss_of_coefficients_is_zero_where_they_are_right_and_ignores_unknown_ones():
+    true, reliability = torch.randn(2, 3, 4), torch.rand(2, 3, 4)
+    assert coefficient_loss(true, true, reliability) == 0
+    unknown = true.clone()
+    unknown[0] = torch.nan
+    assert coefficient_loss(true, unknown, reliability) == 0
+    assert coefficient_loss(true + 0.1, unknown, reliability) > 0
+
+
+def test_it_learns_what_the_coefficients_say():
+    """Labels that are sums of coefficients are found nearly as well as the noise allows."""
+    torch.manual_seed(1)
+    model = SpectraFMForPrediction(config(hidden_size=64, initializer_range=0.05))
+    generator = torch.Generator().manual_seed(2)
+    mixing = torch.randn(4 * N_COEFFICIENTS, 3, generator=generator) / (4 * N_COEFFICIENTS) ** 0.5
+    center, scale = torch.tensor([5000.0, 3.0, 0.0]), torch.tensor([500.0, 1.0, 0.3])
+    variance = 0.01
+
+    def batch(n):
+        true = torch.randn(n, 4, N_COEFFICIENTS, generator=generator)
+        known = torch.full_like(true, 1.0 / (1.0 + variance))
+        noisy = known * (true + variance**0.5 * torch.randn(true.shape, generator=generator))
+        inputs = {**tokens(n), "coefficients": noisy, "reliability": known}
+        return inputs, true, true.flatten(1) @ mixing * scale + center
+
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
+    for _ in range(400):
+        inputs, true, labels = batch(128)
+        loss = model(**inputs, labels=labels, coefficient_labels=true).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    inputs, _, labels = batch(500)
+    output = model.eval()(**inputs)
+    residual = ((output.values - labels) / scale).std(dim=0)
+    # The noise alone gives 0.1.
+    assert residual.max() < 0.17
+    assert ((output.values - labels) / output.errors).std().item() == pytest.approx(1.0, abs=0.25)
+
+
+# ------------------------------------------------------------------------------------------------- with its tokenizer
+
+
+START, STEP, N = np.log(15_000.0), 2e-5, 1500
+GRID = np.exp(START + STEP * np.arange(N))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    generator = np.random.default_rng(0)
+    waves = np.sin(np.arange(N) / np.array([[7.0], [11.0], [19.0]]))
+    spectra = 1.0 + 0.05 * generator.normal(size=(100, 3)) @ waves
+    rung = make_rung(
+        spectra,
+        [],
+        first_interval=0,
+        edge=START - STEP / 2,
+        width=0.01,
+        n_intervals=3,
+        start=START,
+        step=STEP,
+        resolving_power=20_000.0,
+        lowest_resolving_power=0.0,
+        over_continuum=True,
+        n_directions=3,
+    )
+    torch.manual_seed(0)
+    model = SpectraFMForPrediction(config(patch_size=300, num_intervals=3)).eval()
+    folder = tmp_path_factory.mktemp("evidence") / "checkpoint"
+    save_checkpoint(model, SpectraFMTokenizer(LABELS, patch_size=300, basis=SpectrumBasis([rung])), folder)
+    return folder
+
+
+def spectra(n=3):
+    generator = np.random.default_rng(1)
+    flux = 1.0 + 0.05 * generator.normal(size=(n, N))
+    return GRID, flux, np.full((n, N), 0.01)
+
+
+def test_when_a_checkpoint_is_loaded_by_any_way_then_the_answers_are_the_same(checkpoint):
+    model, tokenizer = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        expected = model(**tokenizer(*spectra())).values
+        other = AutoModelForTimeSeriesPrediction.from_pretrained(checkpoint).eval()
+        torch.testing.assert_close(other(**AutoTokenizer.from_pretrained(checkpoint)(*spectra())).values, expected)
+    wavelength, flux, error = spectra()
+    rows = pipeline("stellar-labels", model=str(checkpoint))(
+        [(wavelength, f, e) for f, e in zip(flux, error, strict=True)]
+    )
+    # Sums of other stars together round otherwise: a thousandth of the spread of the labels.
+    difference = np.array([[row[name] for name in LABELS] for row in rows]) - expected.numpy()
+    assert np.abs(difference / model.config.label_scales).max() < 1e-3
+
+
+def test_when_it_is_saved_again_then_the_bytes_are_the_same(checkpoint, tmp_path):
+    save_checkpoint(*load_checkpoint(checkpoint), tmp_path / "again")
+    first, second = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in (checkpoint, tmp_path / "again"))
+    assert first == second and "basis.safetensors" in first
+
+
+def test_when_stars_lie_on_grids_of_their_own_then_each_gets_what_it_would_alone(checkpoint):
+    _, tokenizer = load_checkpoint(checkpoint)
+    wavelength, flux, error = spectra(2)
+    part = slice(0, 600)
+    together = tokenizer([wavelength, wavelength[part]], [flux[0], flux[1, part]], [error[0], error[1, part]])
+    alone = tokenizer(wavelength[part], flux[1, part], error[1, part])
+    intervals = alone["interval_ids"][0]
+    np.testing.assert_array_equal(together["interval_ids"][1], together["interval_ids"][0])
+    np.testing.assert_allclose(together["coefficients"][1, intervals], alone["coefficients"][0], atol=1e-6)
+    assert not together["attention_mask"][1, 2] and together["attention_mask"][0].all()
+
+
+def test_when_errors_are_unknown_then_they_are_what_the_misfit_says(checkpoint):
+    _, tokenizer = load_checkpoint(checkpoint)
+    waves = 0.05 * np.sin(np.arange(N) / 11.0)
+    noisy = 1.0 + waves + 0.03 * np.random.default_rng(3).normal(size=N)
+    unknown, known = tokenizer(GRID, noisy), tokenizer(GRID, noisy, np.full(N, 0.03))
+    np.testing.assert_allclose(unknown["coefficients"], known["coefficients"], atol=0.05)
+    np.testing.assert_allclose(unknown["reliability"], known["reliability"], atol=0.05)
+
+
+def test_wrong_resolving_power_is_an_error(checkpoint):
+    _, tokenizer = load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="resolving_power: expected a positive number, got -5"):
+        tokenizer(*spectra(), resolving_power=-5)
