@@ -311,13 +311,13 @@ class SpectrumBasis:
         first = np.zeros_like(level)
         # In units of its own size: squares of fluxes in erg/s/cm2/A do not fit into single precision.
         size = _size(flux, inverse_variance)
-        flux = torch.from_numpy((flux / size).astype(np.float32))
-        inverse_variance = torch.from_numpy((inverse_variance * size**2).astype(np.float32))
+        all_values = torch.from_numpy((flux / size).astype(np.float32))
+        all_weights = torch.from_numpy((inverse_variance * size**2).astype(np.float32))
         for i, pixels in enumerate(design.pixels):
-            weight, row = inverse_variance[:, pixels], design.rows[i][0]
+            weight, row = all_weights[:, pixels], design.rows[i][0]
             norm = (weight @ (row * row)).numpy()
             seen[:, i] = norm > 0
-            first[:, i] = ((weight * flux[:, pixels]) @ row).numpy() / np.where(norm > 0, norm, 1.0)
+            first[:, i] = ((weight * all_values[:, pixels]) @ row).numpy() / np.where(norm > 0, norm, 1.0)
         scale = _level_of_star(first, seen)
         level_counts = np.ones(n_stars, bool)
         if design.rung.over_continuum:
@@ -327,7 +327,7 @@ class SpectrumBasis:
         for i, pixels in enumerate(design.pixels):
             start = np.maximum(first[:, i], MIN_LEVEL * scale)
             factor = torch.from_numpy(start)[:, None]
-            values, weight = flux[:, pixels] / factor, inverse_variance[:, pixels] * factor**2
+            values, weight = all_values[:, pixels] / factor, all_weights[:, pixels] * factor**2
             weight = weight / (1.0 + MODEL_ERROR**2 * weight)
             found, covariance = _solve(design, i, values, weight)
             deviation = _deviation(design, i, values, weight, found)
@@ -470,13 +470,12 @@ def _size(flux: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def _level_of_star(level: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """(stars, intervals) -> (stars,): the median level of what was seen, or the highest where that is not positive."""
-    masked = np.where(seen, level, np.nan)
-    with np.errstate(all="ignore"):
-        some = seen.any(axis=1)
-        middle = np.array([np.nanmedian(row) if ok else 1.0 for row, ok in zip(masked, some, strict=True)])
-        highest = np.array([np.nanmax(row) if ok else 1.0 for row, ok in zip(masked, some, strict=True)])
-    found = np.where(middle > 0, middle, highest)
-    return np.where(found > 0, found, 1.0).astype(np.float32)
+    found = np.ones(len(level), np.float32)
+    for star, counts in enumerate(seen):
+        if counts.any():
+            middle, highest = np.median(level[star, counts]), level[star, counts].max()
+            found[star] = middle if middle > 0 else max(highest, 0.0) or 1.0
+    return found
 
 
 __all__ = ["MODEL_ERROR", "Evidence", "Rung", "SpectrumBasis", "half_widths", "means_over_pixels"]
