@@ -48,6 +48,7 @@ CHECKPOINT_FILES = (
     "preprocessor_config.json",
     "tokenizer_config.json",
     "configuration_spectrafm.py",
+    "gate_spectrafm.py",
     "modeling_spectrafm.py",
     "pipeline_spectrafm.py",
     "tokenization_spectrafm.py",

@@ -37,7 +37,7 @@ def _is(product: str, file: OpenFile) -> bool:
     if file.kind not in ("fits", "votable", "text"):
         return False
     if re.search(_NAMES[product], file.name):
-        return True
+        return not is_continuous(file)
     # Under another name, the grid tells.
     if file.kind == "text":
         lines = [line for line in file.first_lines if line.strip() and not line.startswith("#")][:2]
@@ -51,10 +51,88 @@ def _is(product: str, file: OpenFile) -> bool:
             table.header["NAXIS2"] in (XP_GRID.size, RVS_GRID.size) for table in tables
         )
     else:
+        if b"source_id" not in file.head and b'"wavelength"' not in file.head:
+            return False
         names, likely = next(iter(_tables(file))).colnames, True
     if not (likely and {"flux", "flux_error"} <= set(names) and {"source_id", "wavelength"} & set(names)):
         return False
     return _product(next(_stars(file))[1]) == product
+
+
+def is_continuous(file: OpenFile) -> bool:
+    """Coefficients of XP spectra instead of the spectra."""
+    if file.kind == "fits":
+        names = {name.lower() for hdu in file.hdus[1:] for name in getattr(getattr(hdu, "columns", None), "names", ())}
+        return "bp_coefficients" in names
+    return file.kind in ("text", "votable") and b"bp_coefficients" in file.head
+
+
+def refuse_continuous(file: OpenFile, options: Options) -> Iterator[Row]:
+    raise ValueError(
+        f"{file.path}: expected sampled XP spectra, got continuous ones (coefficients); sample them with "
+        "gaiaxpy.calibrate(FILE, sampling=numpy.arange(336, 1021, 2)) and read what it writes"
+    )
+
+
+def is_gaiaxpy(file: OpenFile) -> bool:
+    """What GaiaXPy writes: source_id, flux, flux_error as vectors, and the sampling in the file or beside it."""
+    return not re.search("|".join(_NAMES.values()), file.name) and _gaiaxpy_columns(file)
+
+
+def _gaiaxpy_columns(file: OpenFile) -> bool:
+    names: list[str] = []
+    if file.kind == "text":
+        lines = [line for line in file.first_lines if line.strip() and not line.startswith("#")][:2]
+        names = _split(lines[0]) if len(lines) == 2 else []
+        if not re.search(r"[\[(]", lines[1] if len(lines) == 2 else ""):
+            return False
+    elif file.kind == "fits":
+        tables = [hdu for hdu in file.hdus if isinstance(hdu, fits.BinTableHDU)][:1]
+        if not tables or "Sampling" not in tables[0].header:
+            return False
+        names = tables[0].columns.names
+    elif file.kind == "votable" and b"source_id" in file.head and b"flux_error" in file.head:
+        table = next(iter(_tables(file)))
+        names = [*table.colnames] if table.meta.get("pos") is not None else []
+    return {"source_id", "flux", "flux_error"} <= set(names) <= {"source_id", "flux", "flux_error", "xp", "solution_id"}
+
+
+def _sampling(file: OpenFile) -> np.ndarray | None:
+    """nm, or pseudo-wavelengths; None where nobody says."""
+    if file.kind == "fits":
+        text = file.hdus[1].header.get("Sampling")
+        return None if text is None else _array(str(text))
+    if file.kind == "votable":
+        return _array(next(iter(_tables(file))).meta["pos"])
+    for suffix in (file.path.suffix, ".csv", ".ecsv"):
+        beside = file.path.with_name(f"{file.stem}_sampling{suffix}")
+        if beside.is_file():
+            with beside.open(encoding="utf-8") as lines:
+                text = "".join(line for line in lines if not line.startswith("#"))
+            if (found := re.search(r"[\[(]([^\])]*)[\])]", text)) is not None:
+                return _array(re.sub(r"np\.float\d+", "", found[1]))
+    return None
+
+
+def read_gaiaxpy(file: OpenFile, options: Options) -> Iterator[Row]:
+    if (file.kind == "text" and "xp" in _split(next(line for line in file.first_lines if not line.startswith("#")))) or (
+        file.kind == "fits" and "xp" in file.hdus[1].columns.names
+    ):
+        raise ValueError(
+            f"{file.path}: expected spectra in wavelengths, got what gaiaxpy.convert writes, in pseudo-wavelengths of BP "
+            "and RP apart; use gaiaxpy.calibrate"
+        )
+    sampling = _sampling(file)
+    grid = options.grid * options.angstrom if options.grid is not None else None if sampling is None else sampling * 10
+    if grid is None:
+        raise ValueError(
+            f"wavelength: expected the sampling that gaiaxpy wrote beside {file.path}, as {file.stem}_sampling.csv, got "
+            "none; put it there, or give the wavelengths with --grid FILE (in Angstrom, or --wavelength-unit nm)"
+        )
+    same = grid.size == XP_GRID.size and np.allclose(grid, XP_GRID)
+    for row in _scaled(_read("xp", np.round(grid, 3), file)):
+        # On another grid it is no survey that a checkpoint was trained on.
+        yield row if same else {**row, "survey": "gaia-xp-resampled"}
 
 
 def _product(star: dict[str, Any]) -> str | None:
@@ -101,6 +179,7 @@ def _tables(file: OpenFile) -> Iterator[Table]:
             table = given.to_table(use_names_over_ids=True)
             parameters = {parameter.name: parameter.value for parameter in given.params}
             table.meta["source_id"] = parameters.get("source_id")
+            table.meta["pos"] = parameters.get("pos")
             yield table
 
 
@@ -157,7 +236,11 @@ def _read(product: str, grid: np.ndarray, file: OpenFile) -> Iterator[Row]:
 
 
 def read_xp(file: OpenFile, options: Options) -> Iterator[Row]:
-    for row in _read("xp", XP_GRID, file):
+    yield from _scaled(_read("xp", XP_GRID, file))
+
+
+def _scaled(rows: Iterator[Row]) -> Iterator[Row]:
+    for row in rows:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # on nothing but NaN
             median = np.nanmedian(row["flux"])
@@ -172,6 +255,30 @@ def read_rvs(file: OpenFile, options: Options) -> Iterator[Row]:
 
 
 FORMATS = (
+    SpectrumFormat(
+        name="gaia-xp-continuous",
+        survey="gaia-xp",
+        wavelength_medium=VACUUM,
+        rest_frame=TOO_COARSE,
+        flux_unit="none",
+        resolving_power="30 to 100",
+        normalisation="none",
+        note="refused: coefficients, of which gaiaxpy.calibrate makes spectra",
+        identify=is_continuous,
+        read=refuse_continuous,
+    ),
+    SpectrumFormat(
+        name="gaiaxpy",
+        survey="gaia-xp",
+        wavelength_medium=VACUUM,
+        rest_frame=TOO_COARSE,
+        flux_unit="the median flux, which becomes `medflux` in W m-2 nm-1",
+        resolving_power="30 to 100",
+        normalisation="the median over the pixels",
+        note="what gaiaxpy.calibrate writes, with its sampling; what gaiaxpy.convert writes is refused",
+        identify=is_gaiaxpy,
+        read=read_gaiaxpy,
+    ),
     SpectrumFormat(
         name="gaia-xp",
         survey="gaia-xp",
