@@ -43,8 +43,8 @@ def _has_spectrum(file: OpenFile) -> bool:
     return file.kind == "parquet" and "spectrum" in file.parquet.schema_arrow.names
 
 
-#: A data set with all of these is one of this project, whose wavelengths are in vacuum and at rest.
-_SCHEMA = {"object_id", "survey", *PIXEL_COLUMNS, "snr"}
+#: A table with all of these is in the schema of this project, whose wavelengths are in vacuum and at rest.
+_SCHEMA = {"object_id", *PIXEL_COLUMNS}
 
 
 _STATED = ("rest_frame", "resolving_power", "normalised", "reading_flags")
@@ -54,6 +54,8 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
     schema = file.parquet.schema_arrow
     roles = find_columns(file.path, schema.names, options.columns)
     own = set(schema.names) >= _SCHEMA and not options.columns
+    # A velocity under another name than the schema's was not shifted by as the schema demands.
+    own &= "redshift" not in roles and roles.get("radial_velocity", "radial_velocity") == "radial_velocity"
     pixel_roles = [role for role in roles if role not in ("object_id", "radial_velocity", "redshift")]
     for role in pixel_roles:
         kind = schema.field(roles[role]).type
