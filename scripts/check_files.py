@@ -5,9 +5,9 @@
 
 For each file: its format and instrument, how many spectra, the identifier of the first, what is stated of medium and
 frame, and two checks that need no catalogue. Strong lines of stars (NIST; vacuum): the velocity at which they are
-deepest together, how many there are, and the median distance, in Angstrom, of each from where that velocity puts it. And
-the scatter from pixel to pixel over the stated error, in the quietest part, which is 1 where errors are what they say, and
-less where pixels were resampled. A file that is refused is in the table with its reason, and the time that took.
+deepest together, how many there are, and the median distance, in Angstrom, of each from where that velocity puts it.
+And the scatter from pixel to pixel over the stated error, in the quietest part: 1 where errors are what they say, less
+where pixels were resampled. A file that is refused is in the table with its reason, and the time that took.
 """
 
 from __future__ import annotations
@@ -53,7 +53,12 @@ def lines(wavelength: NDArray[Any], flux: NDArray[Any]) -> tuple[float, int, flo
         if not level > 0:
             continue
         width = max(30.0, 2 * step)
-        grid = np.array([np.median(flux[near][abs(velocity - v) < width / 2]) if (abs(velocity - v) < width / 2).any() else level for v in VELOCITIES])
+        grid = np.array(
+            [
+                np.median(flux[near][abs(velocity - v) < width / 2]) if (abs(velocity - v) < width / 2).any() else level
+                for v in VELOCITIES
+            ]
+        )
         depth = 1 - grid / level
         if depth.max() > 0.08:
             profiles.append((line, velocity, 1 - flux[near] / level, np.clip(depth, 0, 0.5)))
@@ -78,7 +83,9 @@ def scatter(flux: NDArray[Any], error: NDArray[Any]) -> float | None:
     """Scatter from pixel to pixel over the stated error, in the quietest of twenty parts."""
     if not np.isfinite(error).any() or flux.size < 100:
         return None
-    ratio = (flux[1:-1] - 0.5 * (flux[:-2] + flux[2:])) / np.sqrt(error[1:-1] ** 2 + 0.25 * (error[:-2] ** 2 + error[2:] ** 2))
+    ratio = (flux[1:-1] - 0.5 * (flux[:-2] + flux[2:])) / np.sqrt(
+        error[1:-1] ** 2 + 0.25 * (error[:-2] ** 2 + error[2:] ** 2)
+    )
     parts = [1.4826 * np.median(abs(part)) for part in np.array_split(ratio[np.isfinite(ratio)], 20) if part.size]
     return float(min(parts)) if parts else None
 
@@ -95,9 +102,9 @@ def check(path: Path) -> dict[str, str]:
     line = {"file": path.name, "format": found, "instrument": instrument or "not stated"}
     try:
         rows = list(read_spectra([path], keep_refused=True))
-    except ValueError as error:
+    except ValueError as cause:
         seconds = time.perf_counter() - start
-        return {**line, "read": f"refused in {seconds:.2f} s: {error}".replace(str(path), path.name)}
+        return {**line, "read": f"refused in {seconds:.2f} s: {cause}".replace(str(path), path.name)}
     first = max(rows, key=lambda row: (not row["refused"]) * int(np.sum(~row["mask"])))
     refused = [row["refused"] for row in rows if row["refused"]]
     good = ~first["mask"] & np.isfinite(first["flux"]) & (first["wavelength"] > 0)
@@ -125,7 +132,19 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="a Markdown file; default: the terminal")
     arguments = parser.parse_args()
     table = [check(path) for path in find_files(arguments.folder)]
-    names = ["file", "format", "instrument", "spectra", "id", "Angstrom", "frame", "lines", "scatter / error", "flags", "read"]
+    names = [
+        "file",
+        "format",
+        "instrument",
+        "spectra",
+        "id",
+        "Angstrom",
+        "frame",
+        "lines",
+        "scatter / error",
+        "flags",
+        "read",
+    ]
     text = [f"| {' | '.join(line.get(name, '').replace('|', '/') for name in names)} |" for line in table]
     lines_of_text = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}", *text]
     if arguments.output:

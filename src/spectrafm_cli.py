@@ -69,11 +69,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments) or 0
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"spectrafm {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"spectrafm {arguments.verb}: {_as_typed(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"spectrafm {arguments.verb}: interrupted", file=sys.stderr)
         return 130
+
+
+#: Arguments of Python that messages name, as they are typed here.
+OPTIONS = (
+    *("wavelength_unit", "radial_velocity", "radial_velocity_column", "bad_bits", "grid", "columns", "format", "split"),
+    *("output", "id_column", "labels", "split_by", "units", "model"),
+)
+
+
+def _as_typed(message: str) -> str:
+    """A message of the package, with its arguments spelt as options: `columns={'flux': 'f'}` is `--columns flux=f`."""
+
+    def pairs(match: re.Match[str]) -> str:
+        return "--columns " + ",".join(f"{role}={name}" for role, name in re.findall(r"'(\w+)': '([^']*)'", match[0]))
+
+    message = re.sub(r"columns=\{[^}]*\}", pairs, message)
+    message = message.replace("grid=WAVELENGTHS", "--grid FILE").replace("overwrite=True", "--overwrite")
+    message = message.replace("set wavelength_unit", "set --wavelength-unit")
+    return re.sub(rf"^({'|'.join(OPTIONS)}): ", lambda match: f"--{match[1].replace('_', '-')}: ", message)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -375,7 +394,9 @@ def _overwriting(parser: argparse.ArgumentParser) -> None:
 
 def _new_output(arguments: argparse.Namespace) -> None:
     if arguments.output and arguments.output.is_file() and not arguments.overwrite:
-        raise ValueError(f"--output: expected a new file, got {arguments.output}, which exists; --overwrite replaces it")
+        raise ValueError(
+            f"--output: expected a new file, got {arguments.output}, which exists; --overwrite replaces it"
+        )
 
 
 _WHEEL_HELP = "a copy of the source, instead of the download"
@@ -1265,7 +1286,7 @@ def _report(failures: Sequence[Failure], output: Path | None, name: str = FAILED
 
 
 def _failure_text(failure: Failure) -> str:
-    return f"{failure.file}: {' '.join(failure.cause.removeprefix(f'{failure.file}: ').split())}"
+    return f"{failure.file}: {_as_typed(' '.join(failure.cause.removeprefix(f'{failure.file}: ').split()))}"
 
 
 def _failed_csv(output: Path | None, name: str = FAILED) -> Path:

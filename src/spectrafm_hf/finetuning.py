@@ -244,7 +244,9 @@ def read_label_table(
         texts = [
             field.name
             for field in table.schema
-            if field.name in {*LABEL_UNITS, *known} and not pa.types.is_floating(field.type) and field.name not in numbers
+            if field.name in {*LABEL_UNITS, *known}
+            and not pa.types.is_floating(field.type)
+            and field.name not in numbers
         ]
         if texts:
             notes.append(f"columns that hold words, which are not learnt: {', '.join(texts)}")

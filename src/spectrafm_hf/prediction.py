@@ -579,7 +579,9 @@ class PredictionWriter:
     def write(self, batch: Mapping[str, NDArray[Any]]) -> None:
         """Append one batch of `predict_batches`."""
         # Text has no NaN that all programs read: what is unknown stays empty.
-        columns = [pa.array(batch[column.name], column.type, from_pandas=self.suffix == ".csv") for column in self.schema]
+        columns = [
+            pa.array(batch[column.name], column.type, from_pandas=self.suffix == ".csv") for column in self.schema
+        ]
         for name, width in self._widths.items():
             self._widths[name] = max(width, *(len(_ascii(text)) for text in batch[name]))
         self._waiting.append(pa.Table.from_arrays(columns, schema=self.schema))

@@ -322,9 +322,7 @@ class ShardPredictor:
             metadata = {MADE_OF: self._made_of(shard)}
             flagged = Flagged()
             with PredictionWriter(path, self.names, {}, metadata, files=len(files) > 1) as writer:
-                rows = read_spectra(
-                    files, failures=failures if len(files) > 1 else None, keep_refused=True, **self.how
-                )
+                rows = read_spectra(files, failures=failures if len(files) > 1 else None, keep_refused=True, **self.how)
                 batches = batches_of(rows, self.tokenizer, self.batch_size)
                 for batch in predict_batches(self.model, self.tokenizer, batches, self.names, self.training_range):
                     writer.write(batch)

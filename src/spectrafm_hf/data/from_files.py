@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
 from .building import SPLITS, Card, write_dataset
 from .labels import LabelIndex, known_numbers, label_columns, read_labels, stated_units
-from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
 from .readers import Failure, Row, batched, read_spectra
 from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, label_names_of, pixel_column, spectrum_features
 
@@ -282,7 +282,7 @@ def _card(report: Report, n_files: int, command: str, split_by: str, units: Mapp
     }
     columns: Mapping[str, str] = {
         "radial_velocity": "km/s; what the wavelengths were shifted by to the rest frame",
-        "rest_frame": "False = the wavelengths are not at rest, as the velocity of the star is not known; null = not stated",
+        "rest_frame": "False = not at rest, as the velocity of the star is not known; null = nobody states the frame",
         "resolving_power": "wavelength over the width of a line, NaN if not known",
         "normalised": "whether the flux is divided by a continuum, null if not known",
         "reading_flags": "what was assumed of the file, empty if nothing",

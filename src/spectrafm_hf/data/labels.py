@@ -46,9 +46,26 @@ _FLAG = re.compile(r"(^|_)(flags?|qflag|quality|qual|warn|warning|bits?|mask|bad
 HEADING = re.compile(r"^(?!e_\[)(.+?)\s*(?:\[([^\]]*)\]|\(([^)]*)\))\s*(_err)?$")
 #: Words in a column of numbers that stand for none: those of astropy, pandas, Python, IRAF and people.
 PLACEHOLDERS = ("", "--", "-", "nan", "null", "none", "n/a", "na", "<na>", "indef", "inf", "-inf", "...", "masked")
-#: Numbers that catalogues write where they know nothing. Those that a label may well have count only far from all others.
+#: Numbers that catalogues write where they know nothing. Those that a label may have count only far from all others.
 _NEVER = (-999, -999.9, -999.99, -999.999, -9999, -9999.9, -9999.99, -99999, -32768)
-_FAR = (-99, -99.9, -99.99, -99.999, 99.9, 99.99, 99.999, 999, 999.9, 999.99, 999.999, 9999, 9999.9, 9999.99, 99999, 1e20)
+_FAR = (
+    -99,
+    -99.9,
+    -99.99,
+    -99.999,
+    99.9,
+    99.99,
+    99.999,
+    999,
+    999.9,
+    999.99,
+    999.999,
+    9999,
+    9999.9,
+    9999.99,
+    99999,
+    1e20,
+)
 #: Below this a number stands for nothing, whatever it is.
 MISSING = -9990.0
 
@@ -66,7 +83,7 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
     Returns
     -------
     pyarrow.Table
-        Names in lower case; those of VizieR and others are turned into ours, `e_Teff`, `Teff_error` and `sigma_Teff` into
+        Names in lower case; those of others are turned into ours, `e_Teff`, `Teff_error` and `sigma_Teff` into
         `teff_err` and `[Fe/H]` into `fe_h`. Of a heading `age[Gyr]`, `age [Gyr]` or `age (Gyr)` the name is `age`;
         `heading_units` has its unit, and those of the columns of FITS, ECSV and VOTable. Labels that this project knows
         come in its units. Identifiers keep their leading zeros. Columns that hold several numbers a star are left out.
@@ -114,7 +131,8 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
         for m, given in zip(matches, table.column_names, strict=True)
     ]
     columns_and_units = [
-        _in_our_unit(_clean(name, column), name, unit) for name, column, unit in zip(names, table.columns, stated, strict=True)
+        _in_our_unit(_clean(name, column), name, unit)
+        for name, column, unit in zip(names, table.columns, stated, strict=True)
     ]
     schema = pa.schema(
         [
@@ -159,7 +177,11 @@ def _read_text(path: Path) -> pa.Table:
         rows = [_blank_cells(line.decode(encoding)) for line in body]
         if wrong := next((i for i, row in enumerate(rows) if len(row) != len(rows[0])), 0):
             raise ValueError(f"expected {len(rows[0])} columns in line {first + wrong + 1}, got {len(rows[wrong])}")
-        table = pa.table({name: [row[i] for row in rows[1:]] for i, name in enumerate(rows[0])}) if len(set(rows[0])) == len(rows[0]) else _twice(rows[0])
+        table = (
+            pa.table({name: [row[i] for row in rows[1:]] for i, name in enumerate(rows[0])})
+            if len(set(rows[0])) == len(rows[0])
+            else _twice(rows[0])
+        )
     else:
         table = arrow_csv.read_csv(
             io.BytesIO(b"\n".join(body) + b"\n"),
@@ -193,7 +215,7 @@ def _is_number(text: str) -> bool:
 
 
 def _clean(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Numbers of a column of texts, if it holds nothing else; identifiers stay texts where a number would lose a zero."""
+    """Numbers of a column of texts, if it holds nothing else; a text stays one where a number would lose a zero."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
@@ -272,7 +294,9 @@ def known_numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
     return np.where(unknown, np.nan, values)
 
 
-_ERROR_OF = re.compile(r"^(?:e_|err_|error_|sigma_|sig_|d_|u_)(.+)$|^(.+?)_(?:error|err|sigma|sig|unc|uncertainty|std|stddev|stat)$")
+_ERROR_OF = re.compile(
+    r"^(?:e_|err_|error_|sigma_|sig_|d_|u_)(.+)$|^(.+?)_(?:error|err|sigma|sig|unc|uncertainty|std|stddev|stat)$"
+)
 
 
 def _our_names(names: Sequence[str]) -> list[str]:
@@ -308,7 +332,7 @@ def number_columns(table: pa.Table) -> list[str]:
 
 def label_columns(table: pa.Table, known: Iterable[str] = ()) -> list[str]:
     """
-    Names of the labels in a table, by the one rule for data sets and fine-tuning: numbers with an error beside them or a
+    Names of the labels in a table, by one rule for data sets and fine-tuning: numbers with an error beside them or a
     unit in their heading, and those with a name that this project, or a checkpoint (`known`), has. Where there are none
     of these, all numbers but coordinates, magnitudes, velocities, flags and the like.
     """

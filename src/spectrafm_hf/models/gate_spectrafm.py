@@ -278,7 +278,7 @@ def _angstrom(wavelength, unit) -> np.ndarray:
     if unit is None:
         real = array[np.isfinite(array) & (array > 0)]
         # Of the units of light, metres alone give numbers so small.
-        return array.astype(np.float64) * 1e10 if real.size and 1e-7 <= real.min() and real.max() < 1e-5 else array
+        return array.astype(np.float64) * 1e10 if real.size and real.min() >= 1e-7 and real.max() < 1e-5 else array
     from astropy import units
 
     try:
@@ -410,7 +410,7 @@ def _interleave(wavelength, first, second, low: float, high: float) -> bool:
     return turns >= max(3, 0.5 * min(map(len, inside))) or bool(np.any(np.diff(wavelength[both][order]) == 0))
 
 
-# ----------------------------------------------------------------------------------------------------- objects in memory
+# ---------------------------------------------------------------------------------------------------- objects in memory
 
 
 def is_spectrum(value) -> bool:

@@ -16,7 +16,10 @@ def write_spec(path, redshift=0.0005, version="v5_13_0", **cards):
     mask = "and_mask" if version.startswith("v5") else "MASK"
     ivar = np.where(np.arange(50) == 7, 0, 25.0)
     columns = [("flux", "E", np.linspace(1, 2, 50)), ("loglam", "E", LOGLAM), ("ivar", "E", ivar)]
-    columns += [(mask, "J", ((np.arange(50) == 3) << 24) | ((np.arange(50) == 5) << 23)), ("or_mask", "J", np.ones(50, int))]
+    columns += [
+        (mask, "J", ((np.arange(50) == 3) << 24) | ((np.arange(50) == 5) << 23)),
+        ("or_mask", "J", np.ones(50, int)),
+    ]
     coadd = fits.BinTableHDU.from_columns([fits.Column(name, form, array=array) for name, form, array in columns])
     about = [("Z", "E", [redshift]), ("SN_MEDIAN_ALL", "E", [12.5])]
     spall = fits.BinTableHDU.from_columns([fits.Column(name, form, array=array) for name, form, array in about])

@@ -179,7 +179,7 @@ def test_a_csv_file_with_text_for_a_number_or_without_a_column_names_the_file(tm
     file = write_csv(tmp_path / "names.csv", "place,flux", [(5000, 1)])
     with pytest.raises(
         ValueError,
-        match=r"^wavelength: expected among the columns of .*names.csv, got place, flux; name it with --columns wave",
+        match=r"names.csv, got place, flux; name it with columns=\{'wavelength': 'NAME'\}$",
     ):
         list(read_spectra([file]))
     (row,) = read_spectra([file], columns={"wavelength": "place"})

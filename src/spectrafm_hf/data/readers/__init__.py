@@ -113,7 +113,11 @@ def _files_of(path: Path, split: str | None) -> list[Path]:
     files = sorted(file for file in inside if file.is_file() and _looks_like_a_spectrum(file))
     # What GaiaXPy writes beside its spectra is read with them.
     stems = {file.name.partition(".")[0] for file in files}
-    files = [file for file in files if file.name.partition(".")[0].removesuffix("_sampling") not in stems - {file.name.partition(".")[0]}]
+    files = [
+        file
+        for file in files
+        if file.name.partition(".")[0].removesuffix("_sampling") not in stems - {file.name.partition(".")[0]}
+    ]
     if not files:
         raise ValueError(f"{path}: expected a data set folder with data/*.parquet, or files of spectra, got none")
     return files

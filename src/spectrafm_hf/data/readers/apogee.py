@@ -78,7 +78,9 @@ def read_ap_star(file: OpenFile, options: Options) -> Iterator[Row]:
         # Gaps between the detectors hold zeros (DR13) or NaN (DR17).
         yield {
             **row,
-            "wavelength": _wavelength(file.hdus[1].header if "CRVAL1" in file.hdus[1].header else header, flux.shape[1]),
+            "wavelength": _wavelength(
+                file.hdus[1].header if "CRVAL1" in file.hdus[1].header else header, flux.shape[1]
+            ),
             "flux": flux[i],
             "flux_error": flux_error[i],
             "mask": options.bad(flags[i]) | (flux[i] == 0) | (flux_error[i] >= NO_DATA),

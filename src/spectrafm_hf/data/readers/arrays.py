@@ -10,7 +10,7 @@ import numpy as np
 
 from ...models.gate_spectrafm import MAX_WAVELENGTH, MIN_WAVELENGTH
 from .base import AS_GIVEN, OpenFile, Options, Row, SpectrumFormat
-from .columns import find_columns, plain
+from .columns import find_columns
 from .tables import spectrum_of
 
 
@@ -51,7 +51,8 @@ def read_hdf5(file: OpenFile, options: Options) -> Iterator[Row]:
         used = {
             group: sets
             for group, sets in groups.items()
-            if {"flux"} <= find_columns(file.path, sets, options.columns if group == "" else None, demanded=False).keys()
+            if {"flux"}
+            <= find_columns(file.path, sets, options.columns if group == "" else None, demanded=False).keys()
         }
         if not used:
             names = [name for sets in groups.values() for name in sets]
@@ -65,7 +66,11 @@ def read_hdf5(file: OpenFile, options: Options) -> Iterator[Row]:
 
 def _values(each: Any) -> np.ndarray:
     array = each[()]
-    return np.array([text.decode() if isinstance(text, bytes) else str(text) for text in array]) if array.dtype == object else array
+    return (
+        np.array([text.decode() if isinstance(text, bytes) else str(text) for text in array])
+        if array.dtype == object
+        else array
+    )
 
 
 def _rows_of_numbers(array: np.ndarray, angstrom: float) -> dict[str, np.ndarray] | None:
@@ -75,7 +80,7 @@ def _rows_of_numbers(array: np.ndarray, angstrom: float) -> dict[str, np.ndarray
     for part in (array, array.T):
         first = part[0] * angstrom
         likely = part.shape[0] in (2, 3) and part.shape[1] > 3 and np.all(np.diff(first) > 0)
-        if likely and MIN_WAVELENGTH <= first[0] and first[-1] <= MAX_WAVELENGTH:
+        if likely and first[0] >= MIN_WAVELENGTH and first[-1] <= MAX_WAVELENGTH:
             return dict(zip(("wavelength", "flux", "flux_error"), part, strict=False))
     return None
 
@@ -86,12 +91,14 @@ def _stars(file: OpenFile, arrays: dict[str, Any], written: dict[str, Any], opti
         arrays["wavelength"] = options.grid
         roles["wavelength"] = "wavelength"
     elif file.kind == "npy" and "wavelength" not in roles:
-        raise ValueError(f"grid: expected the wavelengths of the pixels of {file.path}, got none; give them with --grid FILE")
+        raise ValueError(
+            f"grid: expected the wavelengths of the pixels of {file.path}, got none; give them with grid=WAVELENGTHS"
+        )
     if "flux" not in roles or not {"wavelength", "log_wavelength"} & roles.keys():
         roles = find_columns(file.path, arrays, options.columns)
     parts = {role: np.asarray(arrays[name]) if role != "flux" else arrays[name] for role, name in roles.items()}
     flux = np.atleast_2d(parts["flux"])
-    wavelength = parts.get("wavelength", parts.get("log_wavelength"))
+    wavelength = parts["wavelength" if "wavelength" in parts else "log_wavelength"]
     if wavelength.ndim == 1 and flux.shape[0] == wavelength.size != flux.shape[1]:  # (pixels, stars)
         parts = {role: values.T if np.ndim(values) == 2 else values for role, values in parts.items()}
         flux = flux.T

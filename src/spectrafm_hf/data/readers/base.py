@@ -216,7 +216,7 @@ class OpenFile(contextlib.ExitStack):
                 try:
                     header = fits.Header.fromfile(stream)
                 except (EOFError, OSError):  # the end, or what astropy says more about
-                    return scaled
+                    break
                 for name in ("NAXIS", "TFIELDS"):  # FITS 4.0, sections 4.4.1.1 and 7.2.1
                     if not (isinstance(count := header.get(name, 0), int) and 0 <= count <= 999):
                         raise fits.VerifyError(f"HDU {number} with {name} = {count!r}")
@@ -230,6 +230,7 @@ class OpenFile(contextlib.ExitStack):
                 reached = os.fstat(raw.fileno()).st_size if stream is raw else stream.seek(needed)
                 self._cut |= reached < needed
                 stream.seek(needed - header.data_size + header.data_size_padded)
+        return scaled
 
     @property
     def header(self) -> fits.Header:

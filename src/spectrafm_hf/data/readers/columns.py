@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Which column is what, and in which unit, by the names and units that people write: one rule for all kinds of tables."""
+"""Which column is what, and in which unit, by the names and units that people write: one rule for all tables."""
 
 from __future__ import annotations
 
@@ -106,7 +106,9 @@ def find_columns(
         same = [given for given in names if name in (given, given.strip(), heading(given).name)]
         same = same or [given for given in names if plain(given) == plain(name)]
         if not same:
-            raise ValueError(f"columns: expected {role} among the columns of {file}, got {name}; there are {_some(names)}")
+            raise ValueError(
+                f"columns: expected {role} among the columns of {file}, got {name}; there are {_some(names)}"
+            )
         found[role] = same[0]
     left = [name for name in names if name not in found.values()]
     for role, known in _NAMES.items():
@@ -121,7 +123,7 @@ def find_columns(
         if len(exact) > 1:
             raise ValueError(
                 f"{role}: expected one such column in {file}, got {', '.join(best)}; name it with "
-                f"--columns {role}={exact[0]}"
+                f"columns={{{role!r}: {heading(exact[0]).name!r}}}"
             )
         found[role] = exact[0]
     for several in (
@@ -138,9 +140,15 @@ def find_columns(
             if role not in found and not (role == "wavelength" and "log_wavelength" in found):
                 raise ValueError(
                     f"{role}: expected among the columns of {file}, got {_some(names)}; name it with "
-                    f"--columns {role}=NAME"
+                    f"columns={{{role!r}: 'NAME'}}"
                 )
     return found
+
+
+def known_name(names: Iterable[str]) -> bool:
+    """Whether one of some words names a wavelength or a flux."""
+    known = {*_NAMES["wavelength"], *_NAMES["log_wavelength"], *_NAMES["flux"]}
+    return any(plain(name) in known for name in names)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -177,7 +185,18 @@ _WORDS = {
     "photons": "photon",
     "%": "percent",
 }
-_NOTHING = {"", "none", "null", "relative", "relative flux", "dimensionless", "unitless", "normalized", "normalised", "-"}
+_NOTHING = {
+    "",
+    "none",
+    "null",
+    "relative",
+    "relative flux",
+    "dimensionless",
+    "unitless",
+    "normalized",
+    "normalised",
+    "-",
+}
 
 
 def unit_of(text: Any) -> units.UnitBase | None:
@@ -210,7 +229,12 @@ def unit_of(text: Any) -> units.UnitBase | None:
         factor = 1.0 if not scale else 10.0 ** int(power[2:]) if power.startswith("10") else float(power)
         return units.Unit(factor * unit) if factor != 1 else None if unit == units.one else unit
     lower = words.lower()
-    for sign, unit in (("mag", units.mag), ("jy", units.Jy), ("hz", units.Jy), ("photon", units.Unit("photon s-1 m-2 nm-1"))):
+    for sign, unit in (
+        ("mag", units.mag),
+        ("jy", units.Jy),
+        ("hz", units.Jy),
+        ("photon", units.Unit("photon s-1 m-2 nm-1")),
+    ):
         if sign in lower:
             return unit
     return None

@@ -76,58 +76,62 @@ def refuse_continuous(file: OpenFile, options: Options) -> Iterator[Row]:
 
 def is_gaiaxpy(file: OpenFile) -> bool:
     """What GaiaXPy writes: source_id, flux, flux_error as vectors, and the sampling in the file or beside it."""
-    return not re.search("|".join(_NAMES.values()), file.name) and _gaiaxpy_columns(file)
+    return not re.search("|".join(_NAMES.values()), file.name) and bool(_gaiaxpy_columns(file))
 
 
-def _gaiaxpy_columns(file: OpenFile) -> bool:
+def _gaiaxpy_columns(file: OpenFile) -> list[str]:
+    """Columns of what may be a file of GaiaXPy; none of another."""
     names: list[str] = []
-    if file.kind == "text":
-        lines = [line for line in file.first_lines if line.strip() and not line.startswith("#")][:2]
-        names = _split(lines[0]) if len(lines) == 2 else []
-        if not re.search(r"[\[(]", lines[1] if len(lines) == 2 else ""):
-            return False
+    if file.kind == "text" and b"source_id" in file.head:
+        header, first = [*itertools.islice(_content(file), 2), "", ""][:2]
+        # Vectors as text.
+        names = _split(header) if re.search(r"[\[(]", first) else []
     elif file.kind == "fits":
         tables = [hdu for hdu in file.hdus if isinstance(hdu, fits.BinTableHDU)][:1]
-        if not tables or "Sampling" not in tables[0].header:
-            return False
-        names = tables[0].columns.names
-    elif file.kind == "votable" and b"source_id" in file.head and b"flux_error" in file.head:
-        table = next(iter(_tables(file)))
-        names = [*table.colnames] if table.meta.get("pos") is not None else []
-    return {"source_id", "flux", "flux_error"} <= set(names) <= {"source_id", "flux", "flux_error", "xp", "solution_id"}
+        names = [name for hdu in tables if "Sampling" in hdu.header for name in hdu.columns.names]
+    elif file.kind == "votable" and b"source_id" in file.head and b'name="sampling"' in file.head:
+        names = list(next(iter(_tables(file))).colnames)
+    known = {"source_id", "flux", "flux_error", "xp", "solution_id", "correlation", "standard_deviation"}
+    return names if {"source_id", "flux", "flux_error"} <= set(names) <= known else []
+
+
+def _content(file: OpenFile) -> Iterator[str]:
+    return (line for line in file.text() if line.strip() and not line.startswith("#"))
 
 
 def _sampling(file: OpenFile) -> np.ndarray | None:
     """nm, or pseudo-wavelengths; None where nobody says."""
+    text = None
     if file.kind == "fits":
-        text = file.hdus[1].header.get("Sampling")
-        return None if text is None else _array(str(text))
-    if file.kind == "votable":
-        return _array(next(iter(_tables(file))).meta["pos"])
+        text = str(file.hdus[1].header.get("Sampling"))
+    elif file.kind == "votable":
+        return _array(next(iter(_tables(file))).meta["sampling"])
+    else:
+        comments = itertools.takewhile(lambda line: line.startswith("#"), file.text())
+        text = next((line for line in comments if re.match(r"#\s*sampling:", line)), None)
     for suffix in (file.path.suffix, ".csv", ".ecsv"):
         beside = file.path.with_name(f"{file.stem}_sampling{suffix}")
-        if beside.is_file():
+        if text is None and beside.is_file():
             with beside.open(encoding="utf-8") as lines:
                 text = "".join(line for line in lines if not line.startswith("#"))
-            if (found := re.search(r"[\[(]([^\])]*)[\])]", text)) is not None:
-                return _array(re.sub(r"np\.float\d+", "", found[1]))
-    return None
+    # Under NumPy 2 it writes np.float64(336.0).
+    plain = re.sub(r"np\.float\d+\(([^)]*)\)", r"\1", text or "")
+    found = re.search(r"[\[(]([^\])]*)[\])]", plain)
+    return None if found is None else _array(found[1])
 
 
 def read_gaiaxpy(file: OpenFile, options: Options) -> Iterator[Row]:
-    if (file.kind == "text" and "xp" in _split(next(line for line in file.first_lines if not line.startswith("#")))) or (
-        file.kind == "fits" and "xp" in file.hdus[1].columns.names
-    ):
+    if "xp" in _gaiaxpy_columns(file):
         raise ValueError(
-            f"{file.path}: expected spectra in wavelengths, got what gaiaxpy.convert writes, in pseudo-wavelengths of BP "
-            "and RP apart; use gaiaxpy.calibrate"
+            f"{file.path}: expected spectra in wavelengths, got what gaiaxpy.convert writes, in pseudo-wavelengths of "
+            "BP and RP apart; use gaiaxpy.calibrate"
         )
     sampling = _sampling(file)
     grid = options.grid * options.angstrom if options.grid is not None else None if sampling is None else sampling * 10
     if grid is None:
         raise ValueError(
-            f"wavelength: expected the sampling that gaiaxpy wrote beside {file.path}, as {file.stem}_sampling.csv, got "
-            "none; put it there, or give the wavelengths with --grid FILE (in Angstrom, or --wavelength-unit nm)"
+            f"wavelength: expected the sampling that gaiaxpy wrote beside {file.path}, as {file.stem}_sampling.csv, "
+            "got none; put it there, or give the wavelengths (Angstrom) with grid=WAVELENGTHS"
         )
     same = grid.size == XP_GRID.size and np.allclose(grid, XP_GRID)
     for row in _scaled(_read("xp", np.round(grid, 3), file)):
@@ -179,7 +183,7 @@ def _tables(file: OpenFile) -> Iterator[Table]:
             table = given.to_table(use_names_over_ids=True)
             parameters = {parameter.name: parameter.value for parameter in given.params}
             table.meta["source_id"] = parameters.get("source_id")
-            table.meta["pos"] = parameters.get("pos")
+            table.meta["sampling"] = parameters.get("sampling")
             yield table
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """GALAH: one file for each of the four cameras of HERMES, in air, as the arc lines of IRAF are.
 
-To DR3 (docs.datacentral.org.au/galah/dr3/galah-dr3-spectra) the extensions are the spectrum, its relative error, the two
+To DR3 (docs.datacentral.org.au/galah/dr3/galah-dr3-spectra) the extensions are the spectrum, its relative error, both
 before the sky was taken off, and the normalised spectrum, which is at rest and has a grid of its own. In reduction 6.0,
 of DR4, they have names, all share one grid, and the velocity stands in the header (RVCOM, RV).
 """

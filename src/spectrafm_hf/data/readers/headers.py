@@ -50,7 +50,9 @@ def about(headers: Sequence[fits.Header], wavelength_column: int | None = None) 
         row["medium"] = "air"
     if "medium" not in row and str(card("TELESCOP") or "").strip().upper() in ("HST", "JWST"):
         row["medium"] = "vacuum"
-    if any("wavelengths are in vacuum" in str(line).lower() for header in headers for line in header.get("HISTORY", [])):
+    if any(
+        "wavelengths are in vacuum" in str(line).lower() for header in headers for line in header.get("HISTORY", [])
+    ):
         row["medium"] = "vacuum"
     system = str(card("SPECSYS") or "").strip().upper()
     if system == "SOURCE":

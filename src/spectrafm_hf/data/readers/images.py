@@ -1,6 +1,6 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Spectra as FITS images: one with a dispersion in its header, IRAF apertures, rows of wavelength, flux and error, or an
-image extension for each of these.
+"""Spectra as FITS images: with a dispersion in the header, as IRAF apertures, as rows of wavelength, flux and error, or
+with an image extension for each of these.
 
 IRAF's dispersions: `onedspec.package` in the help pages of IRAF ("specwcs"); Valdes 1993, ASPC 52, 467.
 """
@@ -39,7 +39,9 @@ def _images(file: OpenFile) -> list[Any]:
     return [
         hdu
         for hdu in file.hdus
-        if not isinstance(hdu, fits.BinTableHDU | fits.TableHDU) and hdu.header.get("NAXIS", 0) and hdu.header.get("NAXIS1", 0)
+        if not isinstance(hdu, fits.BinTableHDU | fits.TableHDU)
+        and hdu.header.get("NAXIS", 0)
+        and hdu.header.get("NAXIS1", 0)
     ]
 
 
@@ -51,7 +53,18 @@ def read_image(file: OpenFile, options: Options) -> Iterator[Row]:
     images = _images(file)
     flux = next((hdu for hdu in images if plain(hdu.name) in _FLUX), images[0])
     header = fits.Header(flux.header, copy=True)
-    for name in ("INSTRUME", "TELESCOP", "SPECSYS", "VACUUM", "BUNIT", "UNIT", "CONTNORM", "XUNITS", "YUNITS", "AIRORVAC"):
+    for name in (
+        "INSTRUME",
+        "TELESCOP",
+        "SPECSYS",
+        "VACUUM",
+        "BUNIT",
+        "UNIT",
+        "CONTNORM",
+        "XUNITS",
+        "YUNITS",
+        "AIRORVAC",
+    ):
         if name in file.header:
             header.setdefault(name, file.header[name])
     data = _array(flux)
@@ -67,9 +80,7 @@ def read_image(file: OpenFile, options: Options) -> Iterator[Row]:
     elif (triplets := _triplets(data)) is not None:
         unit = length_unit(header.get("XUNITS") or header.get("CUNIT1"), "wavelength") or options.wavelength_unit
         keys = ("wavelength", "flux", "flux_error")
-        rows = [
-            {**stated, **dict(zip(keys, part[:3], strict=False)), "wavelength_unit": unit} for part in triplets
-        ]
+        rows = [{**stated, **dict(zip(keys, part[:3], strict=False)), "wavelength_unit": unit} for part in triplets]
     elif data.ndim == 2 and "COEFF0" in header and data.shape[0] == 5:
         # SDSS to DR8, spSpec: flux, flux without continuum, error, mask, ...
         row = _one(file, data[0], flux, (), header, stated, options)
@@ -106,7 +117,13 @@ def _array(hdu: Any) -> np.ndarray:
 
 
 def _one(
-    file: OpenFile, flux: np.ndarray, hdu: Any, images: Sequence[Any], header: fits.Header, stated: Row, options: Options
+    file: OpenFile,
+    flux: np.ndarray,
+    hdu: Any,
+    images: Sequence[Any],
+    header: fits.Header,
+    stated: Row,
+    options: Options,
 ) -> Row:
     found = dispersion(header, flux.size)
     if found is None and options.grid is not None and options.grid.size == flux.size:
@@ -114,7 +131,7 @@ def _one(
     if found is None:
         raise ValueError(
             f"wavelength: expected CRVAL1 and CDELT1, or wavelengths beside the flux, in {file.path}, got none; give "
-            "them with --grid FILE"
+            "them with grid=WAVELENGTHS"
         )
     wavelength, unit = found
     row: Row = {**stated, "wavelength": wavelength, "wavelength_unit": unit or options.wavelength_unit, "flux": flux}
@@ -202,7 +219,9 @@ def _wat(header: fits.Header, axis: int) -> dict[str, str]:
     """Attributes of an axis in IRAF's cards, which cut one text into pieces of 68 letters."""
     cards = sorted(name for name in header if re.fullmatch(rf"WAT{axis}_\d\d\d", name))
     # Blanks at the end of a card are lost, but for those in its middle: pieces are as long as a card takes.
-    text = "".join(str(header[name]).ljust(68) for name in cards[:-1]) + "".join(str(header[name]) for name in cards[-1:])
+    text = "".join(str(header[name]).ljust(68) for name in cards[:-1]) + "".join(
+        str(header[name]) for name in cards[-1:]
+    )
     found = re.findall(r"(\w+)\s*=\s*(\"[^\"]*\"|\S+)", text)
     return {name: value.strip('"') for name, value in found}
 
@@ -221,7 +240,9 @@ def _apertures(file: OpenFile, data: np.ndarray, header: fits.Header, stated: Ro
         try:
             wavelength = iraf_wavelengths(text, bands.shape[2])
         except (IndexError, ValueError) as cause:
-            raise ValueError(f"wavelength: expected a dispersion of IRAF in spec{number + 1} of {file.path}, got {cause}") from cause
+            raise ValueError(
+                f"wavelength: expected a dispersion of IRAF in spec{number + 1} of {file.path}, got {cause}"
+            ) from cause
         row: Row = {**stated, "wavelength": wavelength, "wavelength_unit": unit, "flux": bands[0, number]}
         yield row if error is None else {**row, "flux_error": bands[error, number]}
 
@@ -233,7 +254,7 @@ def iraf_wavelengths(text: str, pixels: int) -> np.ndarray:
     NaN beyond the pixels that the dispersion is given for. Of several functions the weighted sum counts.
     """
     # IRAF writes 1.E-5 and 1.D-5 alike, and leaves out blanks before a sign.
-    numbers = [float(word.upper().replace("D", "E")) for word in text.split()]
+    numbers: Sequence[float] = [float(word.upper().replace("D", "E")) for word in text.split()]
     kind, start, step, count, redshift = int(numbers[2]), numbers[3], numbers[4], int(numbers[5]), numbers[6]
     pixel = np.arange(1, pixels + 1, dtype=np.float64)
     if kind in (0, 1):
@@ -266,18 +287,18 @@ def _function(shape: int, numbers: Sequence[float], pixel: np.ndarray) -> tuple[
         return evaluate(x, coefficients), rest
     if shape in (3, 4):  # cubic and linear splines of `order` pieces
         n_coefficients = order + (3 if shape == 3 else 1)
-        coefficients, rest = np.array(numbers[3 : 3 + n_coefficients]), numbers[3 + n_coefficients :]
+        knots, rest = np.array(numbers[3 : 3 + n_coefficients]), numbers[3 + n_coefficients :]
         s = (pixel - low) / (high - low) * order
         j = np.clip(np.floor(s).astype(int), 0, order - 1)
         a, b = (j + 1) - s, s - j
         if shape == 4:
-            return coefficients[j] * a + coefficients[j + 1] * b, rest
+            return knots[j] * a + knots[j + 1] * b, rest
         z = (a**3, 1 + 3 * a * (1 + a * b), 1 + 3 * b * (1 + a * b), b**3)
-        return sum(coefficients[j + k] * z[k] for k in range(4)), rest
+        return sum(knots[j + k] * z[k] for k in range(4)), rest
     if shape == 5:  # a wavelength for each pixel
         count = int(numbers[0])
-        coefficients, rest = np.array(numbers[1 : 1 + count]), numbers[1 + count :]
-        return np.interp(pixel, np.arange(1, count + 1), coefficients, right=np.nan), rest
+        knots, rest = np.array(numbers[1 : 1 + count]), numbers[1 + count :]
+        return np.interp(pixel, np.arange(1, count + 1), knots, right=np.nan), rest
     raise ValueError(f"a function of type {shape}")
 
 

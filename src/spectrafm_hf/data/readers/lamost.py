@@ -1,8 +1,9 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """LAMOST, low and medium resolution (www.lamost.org, "data production description" of each release).
 
-Low resolution: up to DR7 one image with the rows flux, inverse variance, wavelength (in DR1 a continuum: there COEFF0 and
-COEFF1 tell), AND mask, OR mask; since DR8 a table COADD with one row of vectors FLUX, IVAR, WAVELENGTH, ANDMASK, ORMASK, NORMALIZATION.
+Low resolution: up to DR7 one image with the rows flux, inverse variance, wavelength (in DR1 a continuum: COEFF0 and
+COEFF1 tell), AND mask, OR mask; since DR8 a table COADD with one row of vectors FLUX, IVAR, WAVELENGTH, ANDMASK,
+ORMASK, NORMALIZATION.
 Medium resolution: a table for each arm, COADD_B and COADD_R, and one for each exposure, B-... and R-...; with LOGLAM
 and one pixel a row up to DR7, with vectors and WAVELENGTH later.
 """

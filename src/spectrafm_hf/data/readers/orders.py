@@ -40,7 +40,9 @@ def as_one_or_each(rows: Sequence[Row], stem: str) -> Iterator[Row]:
         for i, row in enumerate(rows):
             yield {**row, "object_id": f"{stem}:{i}"}
         return
-    keys = [key for key in ("wavelength", "flux", "flux_error", "mask") if any(row.get(key) is not None for row in rows)]
+    keys = [
+        key for key in ("wavelength", "flux", "flux_error", "mask") if any(row.get(key) is not None for row in rows)
+    ]
     parts = {key: [_pixels(row, key) for row in rows] for key in keys}
     # Each as it is: the tokenizer cuts where they overlap.
     yield {**rows[0], **{key: np.concatenate(values) for key, values in parts.items()}, "object_id": stem}

@@ -55,7 +55,7 @@ FORMATS = (
         flux_unit="Jy",
         resolving_power="30 to 3,600",
         normalisation="none",
-        note="extracted spectra (x1d, c1d), barycentric; a row for each slit or integration; pixels of DO_NOT_USE masked",
+        note="extracted spectra (x1d, c1d), barycentric; a row for each slit or integration; masked by DO_NOT_USE",
         identify=lambda file: (
             str(file.header.get("TELESCOP")) == "JWST" and bool({"EXTRACT1D", "COMBINE1D"} & set(file.hdu_names))
         ),

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..schema import PIXEL_COLUMNS, SCALAR_UNITS, from_multimodal_universe, label_names_of
 from ...models.gate_spectrafm import FRAME_UNSTATED
+from ..schema import PIXEL_COLUMNS, SCALAR_UNITS, from_multimodal_universe, label_names_of
 from .base import AS_GIVEN, AT_REST, BY_VELOCITY, VACUUM, OpenFile, Options, Row, SpectrumFormat
 from .columns import find_columns, heading, length_unit, unit_of
 
@@ -21,6 +21,8 @@ from .columns import find_columns, heading, length_unit, unit_of
 #: Spectra that are held at once: 256 of 8,000 pixels are 30 MB. Of longer ones, fewer.
 CHUNK_ROWS = 256
 CHUNK_VALUES = CHUNK_ROWS * 8000
+
+
 def columns_of(file: pq.ParquetFile) -> Iterator[Any]:
     """The metadata of each column in each group of rows."""
     for i in range(file.metadata.num_row_groups):
@@ -67,7 +69,8 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
     numbers = _numbers(schema)
     about = [name for name in ("survey", *_STATED) if name in schema.names]
     moving = [roles[role] for role in ("radial_velocity", "redshift") if role in roles and roles[role] not in numbers]
-    asked = [options.radial_velocity_column] if options.radial_velocity_column in schema.names else []
+    column = options.radial_velocity_column
+    asked = [column] if column is not None and column in schema.names else []
     others = [*([roles["object_id"]] if "object_id" in roles else []), *about, *numbers, *moving, *asked]
     wanted = list(dict.fromkeys([*others, *(roles[role] for role in pixel_roles)]))
     start = 0

@@ -16,7 +16,7 @@ from .base import AT_REST, BY_VELOCITY, SDSS_FLUX, VACUUM, OpenFile, Options, Ro
 #: "bitmasks"). Others, such as BRIGHTSKY, BADSKYCHI and LOWFLAT, are set in thousands of good pixels.
 BAD_PIXELS = sum(1 << bit for bit in (18, 22, 24, 25, 26))
 #: Bits of ZWARNING that say that no star was observed (SKY, UNPLUGGED, BAD_TARGET, NODATA), and that the redshift is
-#: not to be trusted (LITTLE_COVERAGE, SMALL_DELTA_CHI2, NEGATIVE_MODEL, Z_FITLIMIT). MANY_OUTLIERS is usual for bright stars.
+#: not to be trusted (LITTLE_COVERAGE, SMALL_DELTA_CHI2, NEGATIVE_MODEL, Z_FITLIMIT). Bright stars have MANY_OUTLIERS.
 NO_STAR, NO_REDSHIFT = (0, 7, 8, 9), (1, 2, 3, 5)
 
 
@@ -104,8 +104,8 @@ FORMATS = (
         flux_unit=SDSS_FLUX,
         resolving_power="1,500 to 2,500",
         normalisation="none",
-        note="the sum of the exposures, shifted by Z; masked by the bits of AND_MASK that say so; quasars, galaxies and "
-        "sky are refused",
+        note="the sum of the exposures, shifted by Z; masked by some bits of AND_MASK; quasars, galaxies and sky are "
+        "refused",
         identify=is_spec,
         read=read_spec,
     ),

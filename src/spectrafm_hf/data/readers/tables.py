@@ -18,7 +18,7 @@ from astropy.table import Table
 from pyarrow import csv as arrow_csv
 
 from .base import AS_GIVEN, JWST_DO_NOT_USE, OpenFile, Options, Row, SpectrumFormat, column_of
-from .columns import find_columns, heading, length_unit, medium_of, plain, unit_of
+from .columns import find_columns, heading, known_name, length_unit, medium_of, plain, unit_of
 from .headers import about
 from .orders import as_one_or_each
 from .parquet import CHUNK_ROWS
@@ -81,9 +81,9 @@ def spectrum_of(
         real = np.isfinite(wavelength)
         if (zeros := wavelength == 0).any() and not zeros.all():
             real &= ~zeros
-        same = [key for key in ("wavelength", "flux", "flux_error", "mask") if np.shape(row.get(key)) == real.shape]
-        if not real.all() and len(same) == sum(row.get(key) is not None for key in ("wavelength", "flux", "flux_error", "mask")):
-            row |= {key: np.asarray(row[key])[real] for key in same}
+        there = [key for key in ("wavelength", "flux", "flux_error", "mask") if row.get(key) is not None]
+        if not real.all() and all(np.shape(row[key]) == real.shape for key in there):
+            row |= {key: np.asarray(row[key])[real] for key in there}
     return row
 
 
@@ -117,8 +117,12 @@ def _header(file: OpenFile) -> tuple[list[str], str, int]:
     # NumPy writes its header behind a "# ": a comment that has a name for each column.
     for comment in reversed(comments):
         named = _cells(re.sub(r"^[\s#%!;/\\|]+", "", comment), delimiter)
-        named = named if len(named) == len(cells) or text is None else re.sub(r"[,|]", " ", comment.strip("#%!;/\\ \r\n")).split()
-        if (len(named) == len(cells) or (text is None and named)) and not any(map(_is_number, named)):
+        named = (
+            named
+            if len(named) == len(cells) or text is None
+            else re.sub(r"[,|]", " ", comment.strip("#%!;/\\ \r\n")).split()
+        )
+        if (len(named) == len(cells) or text is None) and known_name(named):
             return named, delimiter, len(comments)
     return [str(number) for number in range(1, len(cells) + 1)], delimiter, len(comments)
 
@@ -144,7 +148,7 @@ def _text_columns(file: OpenFile, names: list[str], options: Options) -> dict[st
         if len(names) not in (2, 3):
             raise ValueError(
                 f"wavelength: expected names of the {len(names)} columns of {file.path}, got none; name them with "
-                "--columns wavelength=1,flux=2"
+                "columns={'wavelength': '1', 'flux': '2'}"
             )
         return dict(zip(("wavelength", "flux", "flux_error"), names, strict=False))
     return find_columns(file.path, names, options.columns)
@@ -327,7 +331,9 @@ def _is_sampling(file: OpenFile) -> bool:
     return file.stem.endswith("_sampling") and b"\npos" in file.head
 
 
-def _of_table(file: OpenFile, table: Table, options: Options, written: Mapping[str, str] | None = None) -> Iterator[Row]:
+def _of_table(
+    file: OpenFile, table: Table, options: Options, written: Mapping[str, str] | None = None
+) -> Iterator[Row]:
     roles = find_columns(file.path, table.colnames, options.columns, demanded=False)
     if "flux" not in roles and len(table.colnames) == 2 and options.columns == {}:
         first, second = table.colnames
@@ -392,7 +398,7 @@ def no_spectrum(file: OpenFile) -> ValueError:
     found = f"the columns {', '.join(names[:8])}{' and others' * (len(names) > 8)}" if names else "no table"
     return ValueError(
         f"{file.path}: expected a table with columns wavelength and flux, or an image of a spectrum, got {found}; name "
-        "the columns with --columns wavelength=NAME,flux=NAME"
+        "the columns with columns={'wavelength': 'NAME', 'flux': 'NAME'}"
     )
 
 
@@ -402,14 +408,13 @@ def read_fits_table(file: OpenFile, options: Options) -> Iterator[Row]:
         raise no_spectrum(file)
     rows = (row for hdu in tables for row in _rows(file, hdu, options))
     if sum(hdu.header["NAXIS2"] for hdu in tables) > MOST_ORDERS and any(map(_has_vectors, tables)):
-        few, more = [], rows  # a survey, star by star
-    else:
-        few, more = list(rows), iter(())
-    named = any(row.pop("named", False) for row in few)
+        for row in rows:  # a survey, star by star
+            row.pop("named")
+            yield row
+        return
+    few = list(rows)
+    named = any([row.pop("named") for row in few])
     yield from few if named else as_one_or_each(few, file.stem)
-    for row in more:
-        row.pop("named", None)
-        yield row
 
 
 def _has_vectors(hdu: fits.BinTableHDU) -> bool:
@@ -421,7 +426,9 @@ def _has_vectors(hdu: fits.BinTableHDU) -> bool:
 def _rows(file: OpenFile, hdu: fits.BinTableHDU, options: Options) -> Iterator[Row]:
     roles = find_columns(file.path, hdu.columns.names, options.columns)
     units_of = {role: hdu.columns[name].unit for role, name in roles.items()}
-    stated = about([file.header, hdu.header], hdu.columns.names.index(roles.get("wavelength") or roles["log_wavelength"]))
+    stated = about(
+        [file.header, hdu.header], hdu.columns.names.index(roles.get("wavelength") or roles["log_wavelength"])
+    )
     n_rows = hdu.header["NAXIS2"]
     if not n_rows:
         return
