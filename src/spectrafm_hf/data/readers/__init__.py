@@ -51,6 +51,7 @@ _MODULES = (parquet, arrays, apogee, sdss, desi, galah, lamost, gaia, miles, oth
 #: Which files of a folder are spectra.
 SUFFIXES = (
     *(".fits", ".fit", ".parquet", ".csv", ".ecsv", ".txt", ".dat", ".ascii", ".xml", ".vot", ".votable"),
+    *(".tsv", ".tbl", ".s", ".spec", ".fits.fz"),
     *(".npy", ".npz", ".h5", ".hdf5"),
 )
 
@@ -225,7 +226,7 @@ def read_spectra(
         bits,
         angstrom_per(wavelength_unit),
         wavelengths,
-        dict(columns or {}),
+        {**(columns or {}), **({"radial_velocity": radial_velocity_column} if radial_velocity_column else {})},
         wavelength_medium,
         radial_velocity,
         radial_velocity_column,

@@ -202,7 +202,7 @@ class OpenFile(contextlib.ExitStack):
                 len(hdus)  # it opens the first one only
         except (OSError, EOFError, zlib.error, fits.VerifyError) as error:
             raise ValueError(f"{self.path}: expected a FITS file, got {error}") from error
-        # To astropy a file that ends too early is worth a warning. That the last block is not filled up loses nothing.
+        # To astropy a file that ends too early is worth a warning.
         if (cut := [str(warning.message) for warning in caught if "truncated" in str(warning.message)]) and self._cut:
             raise ValueError(f"{self.path}: expected a FITS file, got one that ends too early: {cut[0]}")
         return hdus
@@ -225,11 +225,14 @@ class OpenFile(contextlib.ExitStack):
                 if not str(header.get("XTENSION", "IMAGE")).startswith("BINTABLE"):
                     plain = header.get("BZERO", 0) == 0 and header.get("BSCALE", 1) == 1
                     scaled |= not (plain and "BLANK" not in header)
-                # Seeking goes past the end of a plain file, not of a compressed one.
                 needed = stream.tell() + header.data_size
-                reached = os.fstat(raw.fileno()).st_size if stream is raw else stream.seek(needed)
-                self._cut |= reached < needed
-                stream.seek(needed - header.data_size + header.data_size_padded)
+                padded = needed - header.data_size + header.data_size_padded
+                # Seeking goes past the end of a plain file, not of a compressed one.
+                reached = stream.seek(padded)
+                size = os.fstat(raw.fileno()).st_size if stream is raw else reached
+                # Some programs do not fill up the last block. Where a part of the filling is missing, bytes were lost
+                # on the way, as from a file that is taken for text, and all numbers behind them are others.
+                self._cut |= size < padded and size != needed
         return scaled
 
     @property
@@ -312,8 +315,7 @@ def finish(row: Row, format: SpectrumFormat, options: Options) -> Row:
         stated.setdefault("normalised", format.normalisation.startswith("the continuum"))
     velocity = options.radial_velocity
     if options.radial_velocity_column is not None:
-        velocity = row.get("radial_velocity_asked", velocity)
-    row.pop("radial_velocity_asked", None)
+        velocity = stated.get("radial_velocity", np.nan)
     star = admit(
         Stated(
             wavelength=row.pop("wavelength"),

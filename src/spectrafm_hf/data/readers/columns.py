@@ -16,20 +16,46 @@ from astropy import units
 #: nobody writes it.
 _NAMES: dict[str, tuple[str, ...]] = {
     "wavelength": (
-        *("wavelength", "wave", "lambda", "lam", "wavelengths", "wl", "wav", "spectralaxis", "wlen", "awav", "ll"),
+        *(
+            "wavelength",
+            "wave",
+            "lambda",
+            "lam",
+            "wavelengths",
+            "wl",
+            "wav",
+            "spectralaxis",
+            "wlen",
+            "awav",
+            "ll",
+            "waveobs",
+            "arg",
+        ),
         *("wavelengthair", "waveair", "lambdaair", "airwavelength", "airwave"),
         *("wavelengthvac", "wavevac", "lambdavac", "vacuumwavelength", "wavelengthvacuum", "wvac"),
     ),
     "log_wavelength": ("loglam", "loglambda", "logwave", "logwavelength", "log10wavelength", "loglamb"),
     "flux": (
         *("flux", "fluxes", "spec", "spectrum", "flam", "fluxlambda", "flambda", "fluxdensity", "f", "fnu", "fluxnu"),
-        *("normflux", "fluxnorm", "normalizedflux", "normalisedflux", "fluxnormalized", "intensity", "counts"),
+        *("normflux", "fluxnorm", "normalizedflux", "normalisedflux", "fluxnormalized", "intensity", "counts", "fun"),
     ),
     "flux_error": (
         *("fluxerror", "fluxerr", "error", "err", "sigma", "uncertainty", "unc", "eflux", "staterror", "errflux"),
         *("errorflux", "sigmaflux", "fluxsigma", "fluxunc", "fluxuncertainty", "fluxerrors", "errors", "specerr"),
         *("specerror", "spectrumerror", "spectrumerr", "std", "stddev", "fluxstd", "fluxstddev", "noise", "fluxnoise"),
-        *("specsigma", "specstd", "specunc", "errs", "sig", "stat", "fluxlambdaerr", "flamerr", "ferr", "fluxuncert"),
+        *(
+            "specsigma",
+            "specstd",
+            "specunc",
+            "errs",
+            "sig",
+            "stat",
+            "fluxlambdaerr",
+            "flamerr",
+            "ferr",
+            "fluxuncert",
+            "properr",
+        ),
     ),
     "ivar": ("ivar", "fluxivar", "ivarflux", "invvar", "inversevariance", "specivar", "fluxinvvar"),
     "variance": ("variance", "var", "fluxvar", "fluxvariance", "specvar", "specvariance"),
@@ -37,9 +63,20 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "good": ("dataqual",),  # CALSPEC: 1 = good
     "object_id": (
         *("objectid", "sourceid", "apogeeid", "sdssid", "gaiaedr3sourceid", "gaiadr3sourceid", "targetid", "sobjectid"),
-        *("objid", "obsid", "starid", "star", "object", "objname", "name", "id"),
+        *("objid", "obsid", "starid", "star", "object", "objname", "mangaid", "name", "id"),
     ),
-    "radial_velocity": ("radialvelocity", "rv", "vhelio", "vrad", "vheliobest", "radvel", "rvhelio", "heliorv", "vlos"),
+    "radial_velocity": (
+        "radialvelocity",
+        "rv",
+        "vhelio",
+        "vrad",
+        "vheliobest",
+        "radvel",
+        "rvhelio",
+        "heliorv",
+        "heliov",
+        "vlos",
+    ),
     "redshift": ("z", "redshift", "zbest"),
 }
 #: What `--columns ROLE=NAME` may name.

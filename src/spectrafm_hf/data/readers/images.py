@@ -20,16 +20,21 @@ from .headers import about
 from .orders import as_one_or_each
 
 
-_FLUX = {"flux", "data", "sci", "spec", "spectrum", "fluxlambda", "normalized", "normalizedflux"}
-_WAVELENGTH = {"wavelength", "wave", "lambda", "wavelengths", "wl", "lam"}
+#: Names of extensions, without case and punctuation; the last ones are those of ESPRESSO and NEID.
+_FLUX = {"flux", "data", "sci", "spec", "spectrum", "fluxlambda", "normalized", "normalizedflux", "scidata", "sciflux"}
+_WAVELENGTH = {
+    *("wavelength", "wave", "lambda", "wavelengths", "wl", "lam", "sciwave", "wavedatavacbary", "wavedataairbary"),
+}
 _LOG_WAVELENGTH = {"loglam", "loglambda", "logwave"}
 _ERROR = {
-    **dict.fromkeys(("err", "errs", "error", "errors", "sigma", "fluxerror", "fluxerr", "noise", "std"), "sigma"),
-    **dict.fromkeys(("uncertainty", "stat_err", "unc"), "sigma"),
+    **dict.fromkeys(
+        ("err", "errs", "error", "errors", "sigma", "fluxerror", "fluxerr", "noise", "std", "sig", "errdata"), "sigma"
+    ),
+    **dict.fromkeys(("uncertainty", "unc"), "sigma"),
     **dict.fromkeys(("ivar", "invvar"), "ivar"),
-    **dict.fromkeys(("var", "variance"), "variance"),
+    **dict.fromkeys(("var", "variance", "scivar"), "variance"),
 }
-_MASK = {"mask", "qual", "dq", "quality", "andmask"}
+_MASK = {"mask", "qual", "dq", "quality", "andmask", "qualdata"}
 #: Spectra of a triplet of rows: wavelength, flux, error, and perhaps flags.
 _ROWS = (2, 3, 4)
 
@@ -73,8 +78,10 @@ def read_image(file: OpenFile, options: Options) -> Iterator[Row]:
     system = _wat(header, 0).get("system", "")
     if system == "multispec" or str(header.get("CTYPE1", "")).startswith("MULTISPE"):
         rows = list(_apertures(file, data, header, stated))
-    elif (grid := _grid_beside(images, options)) is not None:
+    elif (grid := _grid_beside(images, stated, options)) is not None:
         rows = list(_beside(file, data, flux, images, stated, *grid))
+    elif "WV_0_01" in header and data.ndim == 2:
+        rows = [{**stated, "flux": part, "wavelength": _makee(header, i, part.size)} for i, part in enumerate(data, 1)]
     elif data.ndim == 1 or (data.ndim <= 3 and data.shape[-1] == data.size):
         rows = [_one(file, data.ravel(), flux, images, header, stated, options)]
     elif (triplets := _triplets(data)) is not None:
@@ -84,7 +91,8 @@ def read_image(file: OpenFile, options: Options) -> Iterator[Row]:
     elif data.ndim == 2 and "COEFF0" in header and data.shape[0] == 5:
         # SDSS to DR8, spSpec: flux, flux without continuum, error, mask, ...
         row = _one(file, data[0], flux, (), header, stated, options)
-        rows = [{**row, "flux_error": data[2], "redshift": header.get("Z"), "frame": "observed"}]
+        kind = {2: "GALAXY", 3: "QSO", 4: "QSO"}.get(header.get("SPEC_CLN"), "")
+        rows = [{**row, "flux_error": data[2], "redshift": header.get("Z"), "frame": "observed", "object_class": kind}]
     elif data.ndim == 2 and system == "equispec":
         rows = [_one(file, part, flux, (), header, stated, options) for part in data]
     else:
@@ -153,12 +161,22 @@ def _companions(images: Sequence[Any], flux: Any, shape: tuple[int, ...]) -> Row
     return row
 
 
-def _grid_beside(images: Sequence[Any], options: Options) -> tuple[np.ndarray, Any] | None:
+def _makee(header: fits.Header, order: int, pixels: int) -> np.ndarray:
+    """Wavelengths of an order of HIRES by MAKEE: a polynomial of the pixel, from 1, in fields of 17 letters."""
+    text = "".join(str(header.get(f"WV_{first}_{order:02d}", "")).ljust(68) for first in (0, 4))
+    fields = [text[i : i + 17] for i in range(0, len(text), 17)]
+    coefficients = [float(field) for field in fields if field.strip()]
+    return np.polynomial.polynomial.polyval(np.arange(1, pixels + 1, dtype=np.float64), coefficients)
+
+
+def _grid_beside(images: Sequence[Any], stated: Row, options: Options) -> tuple[np.ndarray, Any] | None:
     """Wavelengths in an extension of their own, and their unit."""
     for hdu in images:
         if plain(hdu.name) in _WAVELENGTH | _LOG_WAVELENGTH:
             unit = length_unit(hdu.header.get("BUNIT"), "wavelength") or options.wavelength_unit
             values = np.asarray(hdu.data, np.float64)
+            if "air" in plain(hdu.name) or "vac" in plain(hdu.name):
+                stated["medium"] = "air" if "air" in plain(hdu.name) else "vacuum"
             return (10**values, None) if plain(hdu.name) in _LOG_WAVELENGTH else (values, unit)
     return None
 

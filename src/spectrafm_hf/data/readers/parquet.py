@@ -69,9 +69,7 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
     numbers = _numbers(schema)
     about = [name for name in ("survey", *_STATED) if name in schema.names]
     moving = [roles[role] for role in ("radial_velocity", "redshift") if role in roles and roles[role] not in numbers]
-    column = options.radial_velocity_column
-    asked = [column] if column is not None and column in schema.names else []
-    others = [*([roles["object_id"]] if "object_id" in roles else []), *about, *numbers, *moving, *asked]
+    others = [*([roles["object_id"]] if "object_id" in roles else []), *about, *numbers, *moving]
     wanted = list(dict.fromkeys([*others, *(roles[role] for role in pixel_roles)]))
     start = 0
     for batch in file.parquet.iter_batches(_chunk_rows(file.parquet), columns=wanted):
@@ -79,8 +77,6 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
         columns = {name: batch.column(name).to_pylist() for name in dict.fromkeys(others)}
         for i in range(len(batch)):
             row: Row = {name: column[i] for name, column in columns.items() if column[i] is not None}
-            if asked:
-                row["radial_velocity_asked"] = row.get(asked[0], np.nan)
             object_id = row.get(roles.get("object_id", ""), f"{file.stem}:{start + i}")
             for role in ("radial_velocity", "redshift"):
                 if role in roles and roles[role] in row:

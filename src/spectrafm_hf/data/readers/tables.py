@@ -54,6 +54,8 @@ def spectrum_of(
         row["wavelength"] = columns["wavelength"]
         row["wavelength_unit"] = length_unit(unit("wavelength"), "wavelength") or options.wavelength_unit
         row["medium"] = medium_of(names["wavelength"])
+        if plain(names["wavelength"]) == "waveobs" and row["wavelength_unit"] is None:
+            row["wavelength_unit"] = units.nm  # iSpec knows no other
     else:
         with np.errstate(over="ignore"):  # the tokenizer judges it
             row["wavelength"] = 10 ** np.asarray(columns["log_wavelength"], np.float64)
@@ -158,7 +160,25 @@ def is_ecsv(file: OpenFile) -> bool:
     return file.kind == "text" and file.head.startswith(b"# %ECSV")
 
 
+def _is_polarbase(file: OpenFile) -> bool:
+    return file.head.startswith(b"***Reduced spectrum of")
+
+
+def read_polarbase(file: OpenFile) -> Iterator[Row]:
+    """Libre-ESpRIT (ESPaDOnS, Narval; polarbase.irap.omp.eu): nm in air, I, and the error in the last column."""
+    values = np.loadtxt(file.text(), skiprows=2, ndmin=2).T
+    if values.shape[0] not in (2, 3, 6):
+        raise ValueError(f"{file.path}: expected 2, 3 or 6 columns of Libre-ESpRIT, got {values.shape[0]}")
+    row: Row = {"object_id": file.stem, "wavelength": values[0], "wavelength_unit": units.nm, "flux": values[1]}
+    row |= {"medium": "air", "frame": "observed"}
+    # Its orders overlap, one after the other.
+    yield row if values.shape[0] == 2 else {**row, "flux_error": values[-1]}
+
+
 def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
+    if _is_polarbase(file):
+        yield from read_polarbase(file)
+        return
     if file.stem.endswith("_sampling") and file.head.startswith(b"pos"):
         raise ValueError(f"{file.path}: expected spectra, got the sampling that gaiaxpy writes beside them")
     names, delimiter, n_before = _header(file)
@@ -434,25 +454,26 @@ def _rows(file: OpenFile, hdu: fits.BinTableHDU, options: Options) -> Iterator[R
         return
     one_pixel_a_row = np.ndim(hdu.data[:1][roles["flux"]][0]) == 0
     step = n_rows if one_pixel_a_row else CHUNK_ROWS
+    step_name = next((name for name in hdu.columns.names if plain(name) in ("deltaw", "deltalambda")), None)
     lengths = "NELEM" if "NELEM" in hdu.columns.names else None
     classes = next((name for name in hdu.columns.names if plain(name) in ("class", "spectype")), None)
     for start in range(0, n_rows, step):
         # Rows before columns: a column as a whole would be converted, and kept.
         chunk = hdu.data[start : start + step]
         columns = {role: column_of(hdu, chunk, name) for role, name in roles.items()}
-        if options.radial_velocity_column and options.radial_velocity_column in hdu.columns.names:
-            columns["asked"] = column_of(hdu, chunk, options.radial_velocity_column)
         for i in range(1 if one_pixel_a_row else len(chunk)):
             # A copy: the file can then be closed.
             part = {role: np.array(values if one_pixel_a_row else values[i]) for role, values in columns.items()}
             pixels = _pixels(part)
+            if step_name is not None and np.ndim(pixels.get("wavelength")) == 0:
+                # IUE: where the first pixel lies, and how far they are apart.
+                count = np.arange(np.size(pixels["flux"]))
+                pixels["wavelength"] = pixels["wavelength"] + float(chunk[step_name][i]) * count
             if lengths is not None and not one_pixel_a_row:
                 pixels = {role: values[: int(chunk[lengths][i])] for role, values in pixels.items()}
             row = {**stated, **spectrum_of(pixels, roles, units_of, options), **_moving(part, options)}
             row["medium"] = row["medium"] or stated.get("medium")
             row.setdefault("bad_bits", _serious(hdu, file, roles))
-            if "asked" in part:
-                row["radial_velocity_asked"] = float(np.ravel(part["asked"])[0])
             if classes is not None and not one_pixel_a_row:
                 row["object_class"] = str(chunk[classes][i])
             named = "object_id" in roles and not one_pixel_a_row
