@@ -1081,7 +1081,19 @@ def _data_from_files(arguments: argparse.Namespace) -> int:
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
     words = ["spectrafm data from-files", *(path.name for path in arguments.input), "--out DIR"]
-    for option in ("labels", "id_column", "split_by", "format", "visits", "bad_bits", "radial_velocity", "grid", "air"):
+    given = (
+        "labels",
+        "id_column",
+        "split_by",
+        "format",
+        "visits",
+        "bad_bits",
+        "radial_velocity",
+        "grid",
+        "air",
+        "vacuum",
+    )
+    for option in (*given, "radial_velocity_column", "at_rest", "columns"):
         value = getattr(arguments, option)
         if value not in (None, False, "star"):
             words.append(

@@ -184,8 +184,8 @@ def admit(
                 mask = mask | ~inside
 
     flags = []
-    # A resolution that is stated is a better guide than the pixels.
-    coarse = _is_coarse(wavelength, given.resolving_power)
+    unsettled = given.medium is medium is None or given.frame is None
+    coarse = unsettled and _is_coarse(wavelength, given.resolving_power)
     if (given.medium or medium) == "air":
         # What is no wavelength stays what it is: the tokenizer judges it.
         real = np.isfinite(wavelength) & (wavelength > 0)
@@ -329,7 +329,7 @@ def _in_unit_of_flux(sigma, given: Stated, wavelength):
 
 
 def _is_coarse(wavelength: np.ndarray, resolving_power: float | None) -> bool:
-    """Whether neither the velocity of a star nor the index of air shows at this sampling."""
+    """Whether neither the velocity of a star nor the index of air shows, by the resolution, else by the pixels."""
     if resolving_power is not None and resolving_power > 0:
         return resolving_power * COARSE < 0.5
     real = np.sort(wavelength[np.isfinite(wavelength) & (wavelength > 0)].astype(np.float64).ravel())
