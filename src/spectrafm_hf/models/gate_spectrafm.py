@@ -264,6 +264,8 @@ def per_wavelength(unit, wavelength):
 
 
 def _numbers(values) -> np.ndarray:
+    if type(values) is np.ndarray and values.dtype.kind == "f" and values.dtype.isnative:
+        return values
     array = np.asarray(values)
     hidden = np.ma.getmaskarray(values) if np.ma.isMaskedArray(values) else False
     if array.dtype.kind not in "fiub":
@@ -276,6 +278,8 @@ def _numbers(values) -> np.ndarray:
 def _angstrom(wavelength, unit) -> np.ndarray:
     array = _numbers(wavelength)
     if unit is None:
+        if not (array.size and abs(array.flat[array.size // 2]) < 1e-5):
+            return array
         real = array[np.isfinite(array) & (array > 0)]
         # Of the units of light, metres alone give numbers so small.
         return array.astype(np.float64) * 1e10 if real.size and real.min() >= 1e-7 and real.max() < 1e-5 else array

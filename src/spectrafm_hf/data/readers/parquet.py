@@ -71,6 +71,10 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
     moving = [roles[role] for role in ("radial_velocity", "redshift") if role in roles and roles[role] not in numbers]
     others = [*([roles["object_id"]] if "object_id" in roles else []), *about, *numbers, *moving]
     wanted = list(dict.fromkeys([*others, *(roles[role] for role in pixel_roles)]))
+    from .tables import spectrum_of
+
+    unusual = bool({"log_wavelength", "ivar", "variance", "good"} & roles.keys())
+    units = _units(roles, options)
     start = 0
     for batch in file.parquet.iter_batches(_chunk_rows(file.parquet), columns=wanted):
         pixels = {role: _lists(batch.column(roles[role])) for role in pixel_roles}
@@ -81,7 +85,8 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
             for role in ("radial_velocity", "redshift"):
                 if role in roles and roles[role] in row:
                     row[role] = float(row[roles[role]])
-            row = {**row, **_spectrum({role: lists[i] for role, lists in pixels.items()}, roles, options)}
+            part = {role: lists[i] for role, lists in pixels.items()}
+            row |= spectrum_of(part, roles, {}, options) if unusual and part["flux"].size else {**part, **units}
             row["object_id"] = re.sub(r"^b'(.*)'$", r"\1", str(object_id))
             at_rest = row.pop("rest_frame", None)
             if assumed := row.pop("reading_flags", ""):
@@ -101,18 +106,11 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
-def _spectrum(pixels: dict[str, Any], roles: Mapping[str, str], options: Options) -> Row:
-    from .tables import spectrum_of
-
-    same = len({np.shape(values) for values in pixels.values()}) == 1
-    if same and next(iter(pixels.values())).size and set(roles) & {"log_wavelength", "ivar", "variance", "good"}:
-        return spectrum_of(pixels, roles, {}, options)
-    unit_text = heading(roles["wavelength"]).unit if "wavelength" in roles else ""
-    unit = length_unit(unit_text, "wavelength") or options.wavelength_unit
-    row: Row = {**pixels, "wavelength_unit": unit, "flux_unit": unit_of(heading(roles["flux"]).unit)}
-    if "flux_error" in roles:
-        row["error_unit"] = unit_of(heading(roles["flux_error"]).unit)
-    return row
+def _units(roles: Mapping[str, str], options: Options) -> Row:
+    """Units that stand in the headings."""
+    written = {role: heading(name).unit for role, name in roles.items()}
+    units: Row = {"wavelength_unit": length_unit(written.get("wavelength"), "wavelength") or options.wavelength_unit}
+    return units | {"flux_unit": unit_of(written["flux"]), "error_unit": unit_of(written.get("flux_error"))}
 
 
 def _numbers(schema: pa.Schema) -> list[str]:

@@ -465,7 +465,7 @@ def _rows(file: OpenFile, hdu: fits.BinTableHDU, options: Options) -> Iterator[R
             # A copy: the file can then be closed.
             part = {role: np.array(values if one_pixel_a_row else values[i]) for role, values in columns.items()}
             pixels = _pixels(part)
-            if step_name is not None and np.ndim(pixels.get("wavelength")) == 0:
+            if step_name is not None and "wavelength" in pixels and np.ndim(pixels["wavelength"]) == 0:
                 # IUE: where the first pixel lies, and how far they are apart.
                 count = np.arange(np.size(pixels["flux"]))
                 pixels["wavelength"] = pixels["wavelength"] + float(chunk[step_name][i]) * count
