@@ -854,9 +854,9 @@ W, F, E = spectrum(2, 5)
         pytest.param((W * np.nan, F), "wavelength: .* Angstrom, got nan", id="NaN wavelength"),
         pytest.param((-W, F), "wavelength: .*got -5000 .are these", id="negative wavelength"),
         pytest.param((W * u.Hz, F), "wavelength: expected Angstrom, got Hz", id="not a length"),
-        pytest.param((W, F * FLAM, E * u.K), "flux_error: expected W / (nm m2), got K", id="unit of error"),
+        pytest.param((W, F * FLAM, E * u.K), "flux_error: expected W / .nm m2., got K", id="unit of error"),
         pytest.param(
-            (W, F, E * FLAM), "flux_error: expected numbers without a unit, got W / (nm m2)", id="only errors with unit"
+            (W, F, E * FLAM), "flux_error: expected numbers without a unit, got W / .nm m2.", id="only errors with unit"
         ),
         pytest.param(("abc", "abc"), "flux: expected real numbers, got <U3 'abc'", id="strings"),
         pytest.param((["5000", "5001"], ["a", "b"]), "flux: expected real numbers, got <U1", id="list of strings"),

@@ -151,6 +151,9 @@ def _read_text(path: Path) -> pa.Table:
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     with opened(path, "rb") as stream:
         content = stream.read()
+    # Bytes that are in no text of any encoding.
+    if set(content[:4096]) & {*range(9), *range(14, 32), 127}:
+        raise ValueError("expected text, got a file of another kind")
     if content[:3] == b"\xef\xbb\xbf":
         content = content[3:]
     try:
