@@ -36,6 +36,8 @@ PLOTTED_STARS = 20
 #: number of stars.
 OVERVIEW_STARS = 100_000
 FAILED = "failed.csv"
+#: Of so many files the first spectrum is looked at, to see which models a mixed folder needs.
+MODEL_FILES = 200
 DELAY = 2  # seconds before a progress bar shows
 
 
@@ -67,11 +69,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments) or 0
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"spectrafm {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"spectrafm {arguments.verb}: {_as_typed(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"spectrafm {arguments.verb}: interrupted", file=sys.stderr)
         return 130
+
+
+#: Arguments of Python that messages name, as they are typed here.
+OPTIONS = (
+    *("wavelength_unit", "radial_velocity", "radial_velocity_column", "bad_bits", "grid", "columns", "format", "split"),
+    *("output", "id_column", "labels", "split_by", "units", "model"),
+)
+
+
+def _as_typed(message: str) -> str:
+    """A message of the package, with its arguments spelt as options: `columns={'flux': 'f'}` is `--columns flux=f`."""
+
+    def pairs(match: re.Match[str]) -> str:
+        return "--columns " + ",".join(f"{role}={name}" for role, name in re.findall(r"'(\w+)': '([^']*)'", match[0]))
+
+    message = re.sub(r"columns=\{[^}]*\}", pairs, message)
+    message = message.replace("grid=WAVELENGTHS", "--grid FILE").replace("overwrite=True", "--overwrite")
+    message = message.replace("set wavelength_unit", "set --wavelength-unit")
+    return re.sub(rf"^({'|'.join(OPTIONS)}): ", lambda match: f"--{match[1].replace('_', '-')}: ", message)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         help="share the files of a survey among the machines of a Ray cluster: that at ADDRESS, at RAY_ADDRESS or on "
         "this machine, where one is started if there is none (needs the extra `ray`)",
     )
+    _overwriting(predict)
     predict.set_defaults(run=_predict)
 
     plot = verbs.add_parser(
@@ -163,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
     embed.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .parquet file")
     embed.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
+    _overwriting(embed)
     embed.set_defaults(run=_embed)
 
     similar = verbs.add_parser(
@@ -175,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     similar.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
     similar.add_argument("--output", type=Path, metavar="FILE", help="table of all neighbours, .csv")
     similar.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
+    _overwriting(similar)
     similar.set_defaults(run=_similar)
 
     app = verbs.add_parser(
@@ -364,6 +388,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _overwriting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace the output where it exists")
+
+
+def _new_output(arguments: argparse.Namespace) -> None:
+    if arguments.output and arguments.output.is_file() and not arguments.overwrite:
+        raise ValueError(
+            f"--output: expected a new file, got {arguments.output}, which exists; --overwrite replaces it"
+        )
+
+
 _WHEEL_HELP = "a copy of the source, instead of the download"
 _MODELS = "a bundled checkpoint, a folder, or a name on the Hugging Face hub"
 _MODEL_HELP = f"{_MODELS} (default: {APOGEE_MODEL} if the first spectrum is of the H band, else {DEFAULT_MODEL})"
@@ -386,12 +421,26 @@ def _reading(option: str | None = None) -> Parser:
         help="bits of the pixel mask of APOGEE that mask a pixel, BADPIX,CRPIX,...; or none",
     )
     how.add_argument("--radial-velocity", type=float, metavar="KM/S", help="of the stars, instead of that in the files")
+    how.add_argument(
+        "--radial-velocity-column", metavar="NAME", help="column with the velocity of each star in km/s, to shift it by"
+    )
+    how.add_argument("--at-rest", action="store_true", help="spectra are at rest where their file does not say")
+    how.add_argument(
+        "--columns",
+        metavar="ROLE=NAME,...",
+        help="which column is what where its name does not tell: wavelength=wave,flux=f,flux_error=err (also ivar, "
+        "variance, mask, object_id, radial_velocity); NAME none leaves it out",
+    )
     how.add_argument("--split", help="of a data set folder: train, validation or test (default: all)")
     how.add_argument("--grid", type=Path, metavar="FILE", help="wavelengths of NumPy arrays that bring none")
     how.add_argument(
         "--wavelength-unit", default="Angstrom", metavar="UNIT", help="of bare wavelengths (default: Angstrom)"
     )
-    how.add_argument("--air", action="store_true", help="bare wavelengths are in air (default: in vacuum)")
+    medium = how.add_mutually_exclusive_group()
+    medium.add_argument("--air", action="store_true", help="wavelengths are in air where their file does not say")
+    medium.add_argument(
+        "--vacuum", action="store_true", help="they are in vacuum (the default, but then it is flagged as unstated)"
+    )
     return reading
 
 
@@ -403,10 +452,23 @@ def _how(arguments: argparse.Namespace) -> dict[str, Any]:
         "visits": arguments.visits,
         "bad_bits": bits if bits is None else [name.strip() for name in bits.split(",") if name != "none"],
         "radial_velocity": arguments.radial_velocity,
+        "radial_velocity_column": arguments.radial_velocity_column,
+        "at_rest": arguments.at_rest,
+        "columns": _columns(arguments.columns),
         "grid": arguments.grid and _read_grid(arguments.grid),
         "wavelength_unit": arguments.wavelength_unit,
-        "wavelength_medium": "air" if arguments.air else None,
+        "wavelength_medium": "air" if arguments.air else "vacuum" if arguments.vacuum else None,
     }
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    """ROLE=NAME,ROLE=NAME"""
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if wrong := [role for role, equals, name in pairs if not (equals and role.strip() and name.strip())]:
+        raise ValueError(f"--columns: expected ROLE=NAME, such as wavelength=wave,flux_error=err, got {wrong[0]!r}")
+    return {role.strip(): name.strip() for role, _, name in pairs}
 
 
 def _read_grid(path: Path) -> Any:
@@ -458,45 +520,97 @@ def _predict(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from spectrafm_hf.data.readers import Failure, find_files, read_spectra
-    from spectrafm_hf.prediction import PredictionWriter, TrainingRange, batches_of, predict_batches
+    from spectrafm_hf.prediction import PredictionWriter, batches_of, predict_batches
 
     if arguments.output and (arguments.output.is_dir() or not arguments.output.suffix):
         return _predict_survey(arguments)
     if arguments.ray is not None:
         raise ValueError(f"--ray: expected a folder as the output, got {arguments.output}")
+    _new_output(arguments)
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
-    arguments.model = arguments.model or _suitable_model(arguments)
-    model, tokenizer = _load(arguments.model, arguments.revision)
-    names, units = _labels(model, tokenizer)
-    training_range = TrainingRange.load(str(model.name_or_path), arguments.revision)
-    rows = read_spectra(files, failures=failures, **_how(arguments))
+    chosen = [arguments.model] if arguments.model else _suitable_models(files, arguments)
+    models = {name: _load_with_range(name, arguments.revision) for name in chosen}
+    units: dict[str, str] = {}
+    for model, tokenizer, _ in models.values():
+        units |= _labels(model, tokenizer)[1]
+    names = list(units)
+    rows = read_spectra(files, failures=failures, keep_refused=True, **_how(arguments))
     summary = _Summary(names, units)
     with contextlib.ExitStack() as stack:
         writer = None
         if arguments.output:
             # Data sets have an object_id for each star; spectra of one star may be in several files.
             tell = len(files) > 1 and any(path.suffix.lower() != ".parquet" for path in files)
-            writer = stack.enter_context(PredictionWriter(arguments.output, names, units, files=tell))
+            writer = stack.enter_context(
+                PredictionWriter(arguments.output, names, units, files=tell, models=len(models) > 1)
+            )
         progress = stack.enter_context(tqdm(total=_count(files), desc="predicting", unit=" stars", delay=DELAY))
-        batches, same = itertools.tee(batches_of(rows, tokenizer, arguments.batch_size))
-        for batch, prediction in zip(
-            same, predict_batches(model, tokenizer, batches, names, training_range), strict=True
-        ):
-            failed = summary.add(batch, prediction)
-            failures += [Failure(batch[i]["file"], _cause(prediction, i)) for i in failed]
-            if writer:
-                writer.write(prediction)
-            progress.update(len(batch))
+        for name, group in itertools.groupby(rows, lambda row: arguments.model or _model_of(row)):
+            if name not in models:  # of a file that comes late: what only it predicts has no column
+                models[name] = _load_with_range(name, arguments.revision)
+            model, tokenizer, training_range = models[name]
+            own = [label for label in names if label in tokenizer.label_names]
+            batches, same = itertools.tee(batches_of(group, tokenizer, arguments.batch_size))
+            for batch, prediction in zip(
+                same, predict_batches(model, tokenizer, batches, own, training_range), strict=True
+            ):
+                _fill_in(prediction, names, name)
+                failed = summary.add(batch, prediction)
+                failures += [Failure(batch[i]["file"], _cause(prediction, i)) for i in failed]
+                if writer:
+                    writer.write(prediction)
+                progress.update(len(batch))
         if not summary.n_good:
             raise ValueError(_nothing(failures, len(files), arguments.output))
 
     summary.print(arguments.output)
-    if training_range is None:
-        print(f"{arguments.model} says nothing of its training range: what lies outside is not flagged")
+    if arguments.model is None:
+        counts = ", ".join(f"{name} ({count:,} spectra)" for name, count in summary.models.items())
+        print(f"model, by the wavelengths (--model NAME takes another): {counts}")
+    for name, (*_, training_range) in models.items():
+        if training_range is None:
+            print(f"{name} says nothing of its training range: what lies outside is not flagged")
     if arguments.plot:
         summary.draw(arguments.plot)
     return _report(failures, arguments.output)
+
+
+def _model_of(row: Row) -> str:
+    from spectrafm_hf.checkpoints import suitable_checkpoint
+
+    return suitable_checkpoint(row["wavelength"])
+
+
+def _suitable_models(files: Sequence[Path], arguments: argparse.Namespace) -> list[str]:
+    """The bundled checkpoints for the first spectra of some files."""
+    from spectrafm_hf.data.readers import read_spectra
+
+    found: list[str] = []
+    for file in files[:MODEL_FILES]:
+        row = next(iter(read_spectra([file], failures=[], keep_refused=True, **_how(arguments))), None)
+        if row is not None and not row["refused"] and (name := _model_of(row)) not in found:
+            found.append(name)
+        if len(found) == 2:
+            break
+    return found or [DEFAULT_MODEL]
+
+
+def _load_with_range(name: str, revision: str) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, Any]:
+    from spectrafm_hf.prediction import TrainingRange
+
+    model, tokenizer = _load(name, revision)
+    return model, tokenizer, TrainingRange.load(str(model.name_or_path), revision)
+
+
+def _fill_in(prediction: dict[str, Any], names: Sequence[str], model: str) -> None:
+    """The columns of the table that a model does not predict, and its name."""
+    import numpy as np
+
+    count = len(prediction["object_id"])
+    for column in (column for name in names for column in (name, f"{name}_err")):
+        prediction.setdefault(column, np.full(count, np.nan, np.float32))
+    prediction["model"] = np.array([model] * count, dtype=object)
 
 
 def _predict_survey(arguments: argparse.Namespace) -> int:
@@ -569,8 +683,10 @@ class _Summary:
         from spectrafm_hf.prediction import Flagged
 
         self.n_good = self.n_repeated = 0
+        self.models: dict[str, int] = {}
         self.flagged = Flagged()
         self.table: list[list[str]] = []
+        self.shown: list[str] = []
         self.stars: list[tuple[Row, dict[str, Any]]] = []
         self.overview: list[dict[str, Any]] = []
         self._seen: set[int] = set()
@@ -579,9 +695,12 @@ class _Summary:
         """Count a batch; which of its stars could not be predicted."""
         import numpy as np
 
-        failed = np.isnan(prediction[self.names[0]])
+        failed = prediction["reason"] != ""
+        for name in prediction.get("model", ()):
+            self.models[name] = self.models.get(name, 0) + 1
         for i in range(min(len(batch), PRINTED_STARS - len(self.table))):
             self.table.append(_table_row(prediction, i, self.names, self.units))
+            self.shown.append(str(prediction["model"][i]) if "model" in prediction else "")
         for i in range(min(len(batch), PLOTTED_STARS - len(self.stars))):
             self.stars.append((batch[i], {name: column[i] for name, column in prediction.items()}))
         if self.flagged.stars < OVERVIEW_STARS:
@@ -589,12 +708,18 @@ class _Summary:
             identifiers = list(map(hash, prediction["object_id"][: OVERVIEW_STARS - self.flagged.stars]))
             self.n_repeated += len(identifiers) - len(set(identifiers) - self._seen)
             self._seen.update(identifiers)
-        self.flagged.add(prediction["flags"])
+        self.flagged.add(prediction["flags"], prediction["reason"])
         self.n_good += int((~failed).sum())
         return np.flatnonzero(failed).tolist()
 
     def print(self, output: Path | None) -> None:
-        _print_table(["object_id", *(_heading(name, self.units) for name in self.names), "flags"], self.table)
+        header = ["object_id", *(_heading(name, self.units) for name in self.names), "flags", "reason"]
+        if not any(row[-1] for row in self.table):
+            header, self.table = header[:-1], [row[:-1] for row in self.table]
+        if len(self.models) < 2:
+            _print_table(header, self.table)
+        else:
+            _print_table([*header, "model"], [[*row, name] for row, name in zip(self.table, self.shown, strict=True)])
         if self.flagged.stars > len(self.table):
             where = f"see {output}" if output else "--output FILE keeps them"
             print(f"... {self.flagged.stars - len(self.table):,} more, {where}")
@@ -706,6 +831,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 def _embed(arguments: argparse.Namespace) -> int:
     from spectrafm_hf.similar import EmbeddingWriter
 
+    _new_output(arguments)
     failures: list[Failure] = []
     model, tokenizer = _load(arguments.model or _suitable_model(arguments), arguments.revision)
     n_stars = 0
@@ -724,6 +850,7 @@ def _similar(arguments: argparse.Namespace) -> int:
     from spectrafm_hf.files import complete_file
     from spectrafm_hf.similar import Embeddings, label_distance, neighbours, read_embeddings
 
+    _new_output(arguments)
     if arguments.output and not arguments.output.parent.is_dir():
         raise ValueError(f"output: expected a folder that exists, got {arguments.output.parent}")
     failures: list[Failure] = []
@@ -954,7 +1081,19 @@ def _data_from_files(arguments: argparse.Namespace) -> int:
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
     words = ["spectrafm data from-files", *(path.name for path in arguments.input), "--out DIR"]
-    for option in ("labels", "id_column", "split_by", "format", "visits", "bad_bits", "radial_velocity", "grid", "air"):
+    given = (
+        "labels",
+        "id_column",
+        "split_by",
+        "format",
+        "visits",
+        "bad_bits",
+        "radial_velocity",
+        "grid",
+        "air",
+        "vacuum",
+    )
+    for option in (*given, "radial_velocity_column", "at_rest", "columns"):
         value = getattr(arguments, option)
         if value not in (None, False, "star"):
             words.append(
@@ -986,6 +1125,8 @@ def _data_from_files(arguments: argparse.Namespace) -> int:
         }.items():
             if identifiers:
                 print(f"{what}: {len(identifiers):,}: {', '.join(identifiers[:5])}{', ...' * (len(identifiers) > 5)}")
+    for flag, count in report.unstated.items():
+        print(f"{flag} (--at-rest, --radial-velocity, --air, --vacuum): {count:,} spectra")
     if report.n_not_at_rest:
         print(f"not at rest, as no velocity is known (--radial-velocity): {report.n_not_at_rest:,} spectra")
     _built(folder, arguments)
@@ -1126,7 +1267,7 @@ def _count(files: Sequence[Path]) -> int | None:
 
 
 def _cause(prediction: Mapping[str, Any], i: int) -> str:
-    return f"{prediction['object_id'][i]}: {prediction['flags'][i]}"
+    return f"{prediction['object_id'][i]}: {prediction['reason'][i]}"
 
 
 def _nothing(failures: Sequence[Failure], n_files: int, output: Path | None) -> str:
@@ -1157,11 +1298,17 @@ def _report(failures: Sequence[Failure], output: Path | None, name: str = FAILED
 
 
 def _failure_text(failure: Failure) -> str:
-    return f"{failure.file}: {' '.join(failure.cause.removeprefix(f'{failure.file}: ').split())}"
+    return f"{failure.file}: {_as_typed(' '.join(failure.cause.removeprefix(f'{failure.file}: ').split()))}"
 
 
 def _failed_csv(output: Path | None, name: str = FAILED) -> Path:
-    return (output.parent if output else Path()) / name
+    """Where failures go: a file of this name that a person wrote stays."""
+    path = (output.parent if output else Path()) / name
+    for number in itertools.count(2):
+        if not path.exists() or path.read_bytes()[:12] == b"file,cause\r\n":
+            return path
+        path = path.with_name(f"{Path(name).stem}-{number}.csv")
+    return path
 
 
 def _write_failures(failures: Sequence[Failure], output: Path | None, name: str = FAILED) -> Path:
@@ -1187,6 +1334,8 @@ def _file_name(object_id: Any) -> str:
 def _measured(prediction: Mapping[str, Any], i: int, name: str, units: Mapping[str, str]) -> str:
     from spectrafm_hf.plots import digits
 
+    if prediction[name][i] != prediction[name][i]:
+        return ""
     number = digits(units[name])
     return f"{prediction[name][i]:.{number}f} ± {prediction[f'{name}_err'][i]:.{number}f}"
 
@@ -1196,6 +1345,7 @@ def _table_row(prediction: Mapping[str, Any], i: int, names: Sequence[str], unit
         prediction["object_id"][i],
         *(_measured(prediction, i, name, units) for name in names),
         prediction["flags"][i],
+        prediction["reason"][i],
     ]
 
 
@@ -1204,7 +1354,7 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         cells = [
-            text.ljust(width) if left or i == 0 or header[i] == "flags" else text.rjust(width)
+            text.ljust(width) if left or i == 0 or header[i] in ("flags", "reason", "model") else text.rjust(width)
             for i, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())

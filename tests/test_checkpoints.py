@@ -41,6 +41,7 @@ def test_save_load_save_gives_the_same_bytes(tmp_path, checkpoint):
         "config.json",
         "basis_spectrafm.py",
         "configuration_spectrafm.py",
+        "gate_spectrafm.py",
         "model.safetensors",
         "modeling_spectrafm.py",
         "pipeline_spectrafm.py",

@@ -90,7 +90,12 @@ def test_predict_writes_one_row_a_star(run, tmp_path, suffix):
     table = pq.read_table(output).to_pandas() if suffix == ".parquet" else Table.read(output).to_pandas()
     ids = pq.read_table(DEMO_STARS)["object_id"].to_pylist()
     assert table["object_id"].astype(str).str.strip("b'").tolist() == ids
-    assert list(table.columns) == ["object_id", *(n for name in LABELS for n in (name, f"{name}_err")), "flags"]
+    assert list(table.columns) == [
+        "object_id",
+        *(n for name in LABELS for n in (name, f"{name}_err")),
+        "flags",
+        "reason",
+    ]
     assert np.isfinite(table[LABELS].to_numpy()).all()
     assert (table["teff_err"] > 0).all()
     lines = printed.splitlines()
@@ -134,7 +139,7 @@ def test_the_same_star_gives_the_same_labels_from_parquet_csv_and_fits(run, tmp_
     results = []
     for suffix in (".parquet", ".csv", ".fits"):
         output = tmp_path / "labels.parquet"
-        assert run("predict", tmp_path / f"star{suffix}", "--output", output)[0] == 0
+        assert run("predict", tmp_path / f"star{suffix}", "--output", output, "--overwrite")[0] == 0
         results.append(pq.read_table(output).select(LABELS).to_pandas().to_numpy())
     np.testing.assert_allclose(results[1:], [results[0]] * 2, rtol=1e-5)
 
@@ -151,7 +156,8 @@ def test_flags_say_what_lies_outside_the_training_range_and_what_cannot_be_used(
         f"  {tmp_path / 'stars.parquet'}: {rows[1]['object_id']}: no valid pixel",
     ]
     labels = pq.read_table(tmp_path / "labels.parquet")
-    assert labels["flags"].to_pylist() == ["", "no valid pixel", "wavelength"]
+    assert labels["flags"].to_pylist() == ["", "", "wavelength"]
+    assert labels["reason"].to_pylist() == ["", "no valid pixel", ""]
     assert np.isnan(labels["teff"].to_numpy()).tolist() == [False, True, False]
     assert "2 of 3 stars flagged: no valid pixel (1), wavelength (1)" in printed
     (checkpoint / "training_range.json").unlink()
@@ -178,15 +184,15 @@ def test_plots_are_pictures_of_the_stars_and_an_overview(run, tmp_path):
 
 def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path):
     (tmp_path / "notes.txt").write_text("flux")
-    (tmp_path / "lambda.csv").write_text("lambda,flux\n1,2\n")
+    (tmp_path / "lambda.csv").write_text("place,flux\n1,2\n")
     (tmp_path / "nm.csv").write_text("wavelength,flux\n500,2\n501,2\n")
     fits.PrimaryHDU().writeto(tmp_path / "nothing.fits")
     pq.write_table(pq.read_table(DEMO_STARS).slice(0, 0), tmp_path / "empty.parquet")
     cases = {
         ("nowhere.fits",): "nowhere.fits: expected a file",
         ("notes.txt",): "notes.txt: ",
-        ("lambda.csv",): "wavelength: expected among the columns",
-        ("nm.csv",): "nm.csv: nm: wavelength: expected",
+        ("lambda.csv",): "got place, flux; name it with --columns wavelength=NAME",
+        ("nm.csv",): "(are these nanometres or microns? set --wavelength-unit)",
         ("nothing.fits",): "nothing.fits: expected",
         ("empty.parquet",): "expected at least one spectrum",
         (DEMO_STARS, "--output", tmp_path / "labels.txt"): "labels.txt",

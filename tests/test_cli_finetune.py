@@ -51,7 +51,7 @@ def test_a_group_gets_a_checkpoint_that_predicts(tmp_path, labels, capsys):
     [
         (["--label", "mass"], "labels: expected columns of numbers in my.csv (log_lm), got mass"),
         (["--units", "Gyr"], "--units: expected LABEL=UNIT, such as age=Gyr, got Gyr"),
-        (["--id-column", "who"], "id_column: expected 'who' among the columns of the labels, got source_id"),
+        (["--id-column", "who"], "--id-column: expected 'who' among the columns of the labels, got source_id"),
         (["--model", "no-such-model"], "checkpoint: expected one of the bundled"),
     ],
 )

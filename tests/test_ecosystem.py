@@ -52,7 +52,7 @@ def expected(demo) -> list[dict]:
     """What `spectrafm predict` finds."""
     model, tokenizer = load_checkpoint(SMALL)
     [batch] = predict_batches(model, tokenizer, [list(demo.with_format("numpy"))])
-    columns = {name: values.tolist() for name, values in batch.items() if name != "flags"}
+    columns = {name: values.tolist() for name, values in batch.items() if name not in ("flags", "reason")}
     return [dict(zip(columns, star, strict=True)) for star in zip(*columns.values(), strict=True)]
 
 

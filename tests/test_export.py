@@ -190,7 +190,7 @@ def test_an_output_that_cannot_be_is_one_line_and_exit_code_2(output, message, t
     (tmp_path / "folder.onnx").mkdir()
     assert spectrafm_cli.main(["export", "spectrafm-gaia-xp-small", "--output", str(tmp_path / output)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"spectrafm export: {message}") and error.count("\n") == 1
+    assert error.startswith(f"spectrafm export: --{message}") and error.count("\n") == 1
 
 
 def test_a_checkpoint_that_is_none_is_one_line_and_exit_code_2(tmp_path, capsys):

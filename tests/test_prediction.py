@@ -39,7 +39,7 @@ def predict(model, tokenizer, rows, size=2, **kwargs):
 
 def test_predictions_are_those_of_the_model_star_by_star(tiny_model, tiny_tokenizer, stars):
     predicted = predict(tiny_model, tiny_tokenizer, stars)
-    assert list(predicted) == ["object_id", *(n for name in NAMES for n in (name, f"{name}_err")), "flags"]
+    assert list(predicted) == ["object_id", *(n for name in NAMES for n in (name, f"{name}_err")), "flags", "reason"]
     assert predicted["object_id"].tolist() == [f"star-{i}" for i in range(5)]
     assert set(predicted["flags"]) == {""}
     with torch.no_grad():
@@ -52,11 +52,11 @@ def test_predictions_are_those_of_the_model_star_by_star(tiny_model, tiny_tokeni
 def test_requests_choose_the_labels_and_unknown_ones_are_refused(tiny_model, tiny_tokenizer, stars):
     everything = predict(tiny_model, tiny_tokenizer, stars)
     some = predict(tiny_model, tiny_tokenizer, stars, requests=["fe_h", "teff"])
-    assert list(some) == ["object_id", "fe_h", "fe_h_err", "teff", "teff_err", "flags"]
+    assert list(some) == ["object_id", "fe_h", "fe_h_err", "teff", "teff_err", "flags", "reason"]
     np.testing.assert_allclose(some["teff"], everything["teff"], rtol=1e-6)
     tokenizer = copy.copy(tiny_tokenizer)
     tokenizer.requests = ["logg"]
-    assert list(predict(tiny_model, tokenizer, stars)) == ["object_id", "logg", "logg_err", "flags"]
+    assert list(predict(tiny_model, tokenizer, stars)) == ["object_id", "logg", "logg_err", "flags", "reason"]
     with pytest.raises(ValueError, match=r"requests: expected names out of .*teff.*, got \['age'\]"):
         predict(tiny_model, tiny_tokenizer, stars, requests=["age"])
 
@@ -76,11 +76,12 @@ def test_bad_stars_get_nan_and_a_reason_and_leave_the_others_alone(tiny_model, t
     stars[2]["flux"] = stars[2]["flux"][:-1]
     stars[3]["flux_error"][7] = -1.0
     predicted = predict(tiny_model, tiny_tokenizer, stars, size=5, training_range=TrainingRange({"teff": (0.0, 1e6)}))
-    flags = predicted["flags"].tolist()
-    assert flags[0] == flags[4] == ""
-    assert flags[1] == "no valid pixel"
-    assert "expected" in flags[2]
-    assert flags[3] == "flux_error: expected positive numbers, got -1"
+    reasons = predicted["reason"].tolist()
+    assert set(predicted["flags"]) == {""}
+    assert reasons[0] == reasons[4] == ""
+    assert reasons[1] == "no valid pixel"
+    assert "expected" in reasons[2]
+    assert reasons[3] == "flux_error: expected positive numbers, got -1"
     for name in NAMES:
         for column in (name, f"{name}_err"):
             assert np.isnan(predicted[column][1:4]).all()
@@ -98,7 +99,7 @@ def test_a_spectrum_that_is_not_at_rest_is_flagged_whatever_the_training_range_s
 def test_an_empty_spectrum_and_a_batch_of_nothing_but_bad_stars_do_not_stop_the_run(tiny_model, tiny_tokenizer, stars):
     empty = {"object_id": "nothing", **{name: np.zeros(0) for name in ("wavelength", "flux", "flux_error", "mask")}}
     predicted = predict(tiny_model, tiny_tokenizer, [empty, empty, stars[0]])
-    assert predicted["flags"].tolist() == ["no valid pixel", "no valid pixel", ""]
+    assert predicted["reason"].tolist() == ["no valid pixel", "no valid pixel", ""]
     assert np.isfinite(predicted["teff"]).tolist() == [False, False, True]
 
 
@@ -117,7 +118,7 @@ def test_a_prediction_that_is_not_finite_is_flagged(tiny_model, tiny_tokenizer, 
     with torch.no_grad():
         tiny_model.readout.mean.bias.fill_(torch.inf)
     predicted = predict(tiny_model, tiny_tokenizer, stars)
-    assert set(predicted["flags"]) == {"prediction not finite"}
+    assert set(predicted["reason"]) == {"prediction not finite"}
     assert np.isnan(predicted["teff_err"]).all()
 
 
@@ -218,7 +219,7 @@ def test_flags_of_a_star_are_joined_in_the_table(tiny_model, tiny_tokenizer, sta
 def read_table(path) -> pd.DataFrame:
     if path.suffix == ".csv":
         return pd.read_csv(
-            path, dtype={"object_id": str}, keep_default_na=False, na_values={name: ["nan"] for name in NAMES}
+            path, dtype={"object_id": str}, keep_default_na=False, na_values={name: ["", "nan"] for name in NAMES}
         )
     if path.suffix == ".parquet":
         return pq.read_table(path).to_pandas()
@@ -237,7 +238,8 @@ def batches_of_predictions():
         }
         numbers["teff"][0] = np.nan
         ids = np.array([f"star {i} α" if i == 5 else "s" * i for i in range(start, start + n)], dtype=object)
-        yield {"object_id": ids, **numbers, "flags": np.array(["a;b,c", "", '"quoted"'][:n], dtype=object)}
+        flags = np.array(["a;b,c", "", '"quoted"'][:n], dtype=object)
+        yield {"object_id": ids, **numbers, "flags": flags, "reason": np.array(["", "", "no; star"][:n], dtype=object)}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".fits"])
@@ -400,7 +402,7 @@ def test_one_bad_star_is_found_by_halves(tiny_model, tiny_tokenizer):
     rows[20]["mask"][:] = True
     shapes = given_shapes(tiny_model)
     predicted = predict(tiny_model, tiny_tokenizer, rows, size=64)
-    assert predicted["flags"].tolist() == ["no valid pixel" if i == 20 else "" for i in range(64)]
+    assert predicted["reason"].tolist() == ["no valid pixel" if i == 20 else "" for i in range(64)]
     assert np.isnan(predicted["teff"]).tolist() == [i == 20 for i in range(64)]
     assert sum(n for n, *_ in shapes) == 63 and len(shapes) == 6
 
@@ -412,7 +414,7 @@ def test_a_star_that_is_too_large_for_the_memory_is_flagged_and_the_others_go_on
 
     tiny_model.register_forward_pre_hook(allocate, with_kwargs=True)
     predicted = predict(tiny_model, tiny_tokenizer, [stars[0], make_star(20_000, 1), stars[1]], size=3)
-    assert predicted["flags"].tolist() == ["", "too large for the memory", ""]
+    assert predicted["reason"].tolist() == ["", "too large for the memory", ""]
     assert np.isnan(predicted["teff"]).tolist() == [False, True, False]
 
 

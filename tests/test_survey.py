@@ -156,7 +156,7 @@ def test_of_many_small_files_one_that_is_broken_has_its_reason_in_the_table(pred
     table = pd.read_parquet(tmp_path / "labels")
     assert code == 1 and "1.csv" in err
     assert list(table["object_id"]) == ["0", "2", "1.csv"]
-    assert "expected a FITS" in table["flags"][2] and np.isnan(table["teff"][2]) and np.isfinite(table["teff"][0])
+    assert "expected a FITS" in table["reason"][2] and np.isnan(table["teff"][2]) and np.isfinite(table["teff"][0])
 
 
 def test_a_broken_file_is_told_of_in_each_run_until_it_is_mended(predict, small_files, tmp_path):
@@ -365,6 +365,7 @@ def test_four_times_the_stars_take_no_more_memory(tiny_model, tmp_path, monkeypa
 
 def test_rows_are_written_in_groups_that_are_quick_to_read(tmp_path):
     batch = {"object_id": np.array(["a"] * 1000, dtype=object), "flags": np.array([""] * 1000, dtype=object)}
+    batch["reason"] = batch["flags"]
     batch |= {name: np.zeros(1000, np.float32) for name in ("teff", "teff_err")}
     with PredictionWriter(tmp_path / "many.parquet", ["teff"], {}) as writer:
         for _ in range(150):

@@ -151,7 +151,7 @@ class Reading:
 
     def why_not(self, i: int) -> str:
         """Why a spectrum has no labels; empty if it has."""
-        return "" if np.isfinite(self.prediction[self.loaded.labels[0]][i]) else str(self.prediction["flags"][i])
+        return "" if np.isfinite(self.prediction[self.loaded.labels[0]][i]) else str(self.prediction["reason"][i])
 
 
 class Workbench:

@@ -124,8 +124,10 @@ class Baseline(ABC):
                 raise ValueError(f"held_out.labels: expected known ones in each column, got none in column {column}")
             residual, sigma = (values[:, column] - label)[known], errors[known, column]
             label_error = np.nan_to_num(label_error[known])
-            # The scatter falls as the factor grows: bisection over its logarithm finds where it is 1.
-            low, high = math.log(1e-6), math.log(1e6)
+            # The scatter falls as the factor grows: bisection over its logarithm finds where it is 1. It starts from
+            # the size of the residuals, so that the unit of the label does not matter.
+            size = float(np.median(np.abs(residual)) / np.median(sigma)) or 1.0
+            low, high = math.log(size) + math.log(1e-6), math.log(size) + math.log(1e6)
             for _ in range(60):
                 middle = (low + high) / 2
                 wide = robust_scatter(residual / np.hypot(math.exp(middle) * sigma, label_error)) > 1

@@ -34,9 +34,18 @@ from .baselines import Baseline, MLPBaseline, RidgeBaseline, Spectra
 from .cards import checksums, read_evaluations, sha256, write_model_card
 from .checkpoints import load_checkpoint, suitable_checkpoint
 from .data.from_files import build_from_files
-from .data.labels import ID_COLUMNS, LabelIndex, heading_units, label_columns, read_labels
+from .data.labels import (
+    FILE_COLUMNS,
+    ID_COLUMNS,
+    LabelIndex,
+    known_numbers,
+    label_columns,
+    number_columns,
+    read_labels,
+    stated_units,
+)
 from .data.readers import SUFFIXES, Failure, read_spectra
-from .data.schema import LABEL_UNITS, SCALAR_UNITS
+from .data.schema import LABEL_UNITS
 from .files import complete_file
 from .metrics import format_table, robust_scatter, table_metrics
 from .models import SpectraFMTokenizer
@@ -172,13 +181,6 @@ class Progress(TrainerCallback):
 
 # -------------------------------------------------------------------------------------------------------------- labels
 
-#: Columns that may hold the name of a spectrum's file instead of an identifier.
-FILE_COLUMNS = ("file", "filename", "file_name", "path", "spectrum")
-#: Numbers that are rather known of a star than to be learnt.
-COORDINATES = {"ra", "dec", "glon", "glat", "l", "b", "pmra", "pmdec", "parallax"}
-NO_LABELS = {*SCALAR_UNITS, *COORDINATES, "snr", "rv", "vhelio_avg"}
-#: Below this a number stands for nothing, as -9999 does.
-MISSING = -9990.0
 MIN_STARS = 20
 UNREADABLE = "cannot be read"  # the cause of a dropped spectrum that is a fault, not a star without labels
 
@@ -231,21 +233,23 @@ def read_label_table(
     """
     known, asked = known or {}, {name.lower(): unit for name, unit in (units or {}).items()}
     table = read_labels(path)
-    found = heading_units(table)
-    numbers = [
-        column.name
-        for column in table.schema
-        if (pa.types.is_floating(column.type) or pa.types.is_integer(column.type))
-        and not column.name.endswith("_err")
-        and column.name not in (*ID_COLUMNS, *FILE_COLUMNS)
-    ]
+    found = stated_units(table)
+    numbers = number_columns(table)
     notes = []
     if names is None:
-        likely = [name for name in numbers if name not in NO_LABELS]
-        marked = {*label_columns(table), *known, *found, *asked}
-        names = [name for name in likely if name in marked] or likely or numbers
+        names = label_columns(table, {*known, *asked}) or numbers
         if left := [name for name in numbers if name not in names]:
             notes.append(f"columns of numbers that are not learnt (--label names those that are): {', '.join(left)}")
+        # A column with a word among its numbers is text: it may have been meant.
+        texts = [
+            field.name
+            for field in table.schema
+            if field.name in {*LABEL_UNITS, *known}
+            and not pa.types.is_floating(field.type)
+            and field.name not in numbers
+        ]
+        if texts:
+            notes.append(f"columns that hold words, which are not learnt: {', '.join(texts)}")
     names = list(dict.fromkeys(name.lower() for name in names))
     if not names or set(names) - set(numbers):
         raise ValueError(
@@ -256,14 +260,12 @@ def read_label_table(
         raise ValueError(f"units: expected units of labels to learn ({', '.join(names)}), got {', '.join(wrong)}")
     values = {}
     for name in [column for label in names for column in (label, f"{label}_err")]:
-        least = 0.0 if name.endswith("_err") else MISSING
-        given = _numbers(table, name) if name in table.column_names else np.full(len(table), np.nan)
-        values[name] = np.where(np.isfinite(given) & (given > least), given, np.nan)
+        values[name] = known_numbers(table, name) if name in table.column_names else np.full(len(table), np.nan)
         n_unknown = int(np.isnan(values[name]).sum())
         if n_unknown == len(table) and not name.endswith("_err"):
             raise ValueError(f"{name}: expected values in this column of {path.name}, got none in {n_unknown:,} rows")
         if n_unknown and name in table.column_names:
-            notes.append(f"{name}: unknown (empty, not finite, not above {least:g}) in {n_unknown:,} rows of the table")
+            notes.append(f"{name}: unknown (empty, no number, or one for nothing) in {n_unknown:,} rows of the table")
     final = {}
     for name in names:
         unit = asked.get(name, found.get(name))
@@ -271,13 +273,6 @@ def read_label_table(
             raise ValueError(f"{name}: expected {known[name]}, the unit of the checkpoint, got {unit}")
         final[name] = unit or known.get(name) or LABEL_UNITS.get(name, "").split(" ")[0]
     return Labels(table, values, final, notes)
-
-
-def _numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
-    try:
-        return np.array(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{name}: expected numbers, got {' '.join(str(error).split())}") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ the stars

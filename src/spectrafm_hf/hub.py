@@ -50,6 +50,7 @@ CHECKPOINT_FILES = (
     "tokenizer_config.json",
     "basis_spectrafm.py",
     "configuration_spectrafm.py",
+    "gate_spectrafm.py",
     "modeling_spectrafm.py",
     "pipeline_spectrafm.py",
     "tokenization_spectrafm.py",

@@ -224,9 +224,10 @@ class Flagged:
     flagged: int = 0
     counts: dict[str, int] = field(default_factory=dict)
 
-    def add(self, flags: Iterable[str]) -> None:
-        """Count the flags of a batch, joined as `predict_batches` yields them."""
-        for joined in flags:
+    def add(self, flags: Iterable[str], reasons: Iterable[str] = ()) -> None:
+        """Count the flags of a batch, joined as `predict_batches` yields them, and the reasons beside them."""
+        for flag, reason in itertools.zip_longest(flags, reasons, fillvalue=""):
+            joined = flag or reason
             self.stars += 1
             self.flagged += bool(joined)
             for flag in joined.split(FLAG_SEPARATOR) if joined else ():
@@ -302,7 +303,8 @@ def predict_batches(
     dict of arrays of shape (stars,), one a batch
         `object_id` (str), and where the rows have one the name of the `file`; for each request `<label>` and
         `<label>_err` (float32, physical units, one sigma); `flags` (str, empty if all is well; `not_at_rest` where the
-        row has a `rest_frame` of False). A star that cannot be predicted has labels of NaN, and the reason as its flag.
+        row has a `rest_frame` of False, and those of the row itself, such as `frame_unstated`); `reason` (str). A star
+        that cannot be predicted has labels of NaN, and only that has a reason.
         Spectra of different lengths are handled apart, as the shorter ones would be padded. Where the memory does not
         suffice for a batch, the model gets half of it at a time from then on, and a warning is logged.
 
@@ -366,23 +368,31 @@ class _BatchPredictor:
         values = np.full((len(rows), len(names)), np.nan, np.float32)
         errors = values.copy()
         reasons = [""] * len(rows)
-        for inputs, members in tokenize_rows(self.tokenizer, rows, names, reasons):
-            self._answer(inputs, members, (values, errors), reasons)
+        for i, row in enumerate(rows):
+            reasons[i] = row.get("refused") or ""
+        usable = [i for i, reason in enumerate(reasons) if not reason]
+        causes = [""] * len(usable)
+        for inputs, members in tokenize_rows(self.tokenizer, [rows[i] for i in usable], names, causes):
+            self._answer(inputs, np.array(usable)[members], (values, errors), reasons)
+        for i, cause in zip(usable, causes, strict=True):
+            reasons[i] = reasons[i] or cause
         for i in np.flatnonzero(~np.isfinite(values + errors).all(axis=1)).tolist():
             reasons[i] = reasons[i] or "prediction not finite"
             values[i] = errors[i] = np.nan
+        joined = [""] * len(rows)
         for i, row in enumerate(rows):
             if not reasons[i]:
                 flags = [NOT_AT_REST] if row.get("rest_frame") is False else []
+                flags += row.get("flags") or []
                 if self.training_range is not None:
                     flags += self.training_range.flags(row, dict(zip(names, values[i].tolist(), strict=True)))
-                reasons[i] = FLAG_SEPARATOR.join(flags)
+                joined[i] = FLAG_SEPARATOR.join(flags)
         batch: dict[str, NDArray[Any]] = {"object_id": np.array([str(row["object_id"]) for row in rows], dtype=object)}
         if rows and "file" in rows[0]:
             batch["file"] = np.array([Path(row["file"]).name for row in rows], dtype=object)
         for j, name in enumerate(names):
             batch |= {name: values[:, j], f"{name}_err": errors[:, j]}
-        return {**batch, "flags": np.array(reasons, dtype=object)}
+        return {**batch, "flags": np.array(joined, dtype=object), "reason": np.array(reasons, dtype=object)}
 
     def _answer(
         self,
@@ -515,6 +525,10 @@ class PredictionWriter:
         For the schema of a Parquet file.
     files : bool
         Whether to tell of which file each spectrum is, as object_ids of many may be the same.
+    models : bool
+        Whether to tell which model each spectrum went to.
+    overwrite : bool
+        False refuses a `path` that is there.
 
     Raises
     ------
@@ -530,6 +544,8 @@ class PredictionWriter:
         metadata: Mapping[bytes, bytes] | None = None,
         *,
         files: bool = False,
+        models: bool = False,
+        overwrite: bool = True,
     ) -> None:
         self.path = Path(path)
         self.units = dict(label_units)
@@ -540,9 +556,12 @@ class PredictionWriter:
             raise ValueError(f"output: expected a folder that exists, got {self.path.parent}")
         if self.path.is_dir():
             raise ValueError(f"output: expected the name of a file, got the folder {self.path}")
+        if self.path.exists() and not overwrite:
+            raise ValueError(f"output: expected a new file, got {self.path}, which exists; --overwrite replaces it")
         numbers = [pa.field(column, pa.float32()) for name in label_names for column in (name, f"{name}_err")]
-        texts = {name: pa.field(name, pa.string()) for name in ("object_id", *(["file"] if files else []), "flags")}
-        columns = [field for name, field in texts.items() if name != "flags"] + [*numbers, texts["flags"]]
+        before, after = ["object_id", *["file"] * files, *["model"] * models], ["flags", "reason"]
+        texts = {name: pa.field(name, pa.string()) for name in (*before, *after)}
+        columns = [*(texts[name] for name in before), *numbers, *(texts[name] for name in after)]
         self.schema = pa.schema(columns, dict(metadata or {}))
         self._temporary = temporary_name(self.path)
         self._widths = dict.fromkeys(texts, 1)
@@ -559,7 +578,10 @@ class PredictionWriter:
 
     def write(self, batch: Mapping[str, NDArray[Any]]) -> None:
         """Append one batch of `predict_batches`."""
-        columns = [pa.array(batch[column.name], type=column.type, from_pandas=False) for column in self.schema]
+        # Text has no NaN that all programs read: what is unknown stays empty.
+        columns = [
+            pa.array(batch[column.name], column.type, from_pandas=self.suffix == ".csv") for column in self.schema
+        ]
         for name, width in self._widths.items():
             self._widths[name] = max(width, *(len(_ascii(text)) for text in batch[name]))
         self._waiting.append(pa.Table.from_arrays(columns, schema=self.schema))

@@ -289,7 +289,7 @@ class ShardPredictor:
         Returns
         -------
         list of Failure
-            Of many files, those that hold what cannot be read. Each has a row with the reason as its flag, as has a
+            Of many files, those that hold what cannot be read. Each has a row with the reason, as has a
             star that cannot be predicted. They stand in the metadata of the file, too.
 
         Raises
@@ -322,11 +322,11 @@ class ShardPredictor:
             metadata = {MADE_OF: self._made_of(shard)}
             flagged = Flagged()
             with PredictionWriter(path, self.names, {}, metadata, files=len(files) > 1) as writer:
-                rows = read_spectra(files, failures=failures if len(files) > 1 else None, **self.how)
+                rows = read_spectra(files, failures=failures if len(files) > 1 else None, keep_refused=True, **self.how)
                 batches = batches_of(rows, self.tokenizer, self.batch_size)
                 for batch in predict_batches(self.model, self.tokenizer, batches, self.names, self.training_range):
                     writer.write(batch)
-                    flagged.add(batch["flags"])
+                    flagged.add(batch["flags"], batch["reason"])
                     progress(len(batch["flags"]))
                 if passing := [failure for failure in failures if failure.may_pass]:
                     raise UnreadableNow(passing)
@@ -359,5 +359,6 @@ class ShardPredictor:
         return {
             **dict.fromkeys(("object_id", "file"), np.array([failure.file.name for failure in failures], dtype=object)),
             **{column: unknown for name in self.names for column in (name, f"{name}_err")},
-            "flags": np.array([" ".join(failure.cause.split()) for failure in failures], dtype=object),
+            "flags": np.array([""] * len(failures), dtype=object),
+            "reason": np.array([" ".join(failure.cause.split()) for failure in failures], dtype=object),
         }

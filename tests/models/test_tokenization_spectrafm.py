@@ -27,6 +27,8 @@ from spectrafm_hf.models import (
 
 pytestmark = pytest.mark.filterwarnings("error")
 
+#: Flux per wavelength: other densities are converted, which changes the numbers.
+FLAM, MILLI = u.Unit("W m-2 nm-1"), u.Unit("mW m-2 nm-1")
 LABELS = ["teff", "logg", "fe_h", "alpha_m"]
 
 
@@ -222,11 +224,11 @@ def masked_array(values, dtype=float):
         pytest.param((np.where(BAD, 5002, WAVELENGTH), FLUX, ERROR, BAD), id="second wavelength that is masked"),
         pytest.param((WAVELENGTH[::-1], FLUX[::-1], ERROR[::-1], BAD[::-1]), id="decreasing"),
         pytest.param((WAVELENGTH * u.AA, FLUX, ERROR, BAD), id="quantity"),
-        pytest.param(((WAVELENGTH / 10) * u.nm, FLUX * u.Jy, ERROR * 1e3 * u.mJy, BAD), id="quantities"),
-        pytest.param(([WAVELENGTH / 1e4 * u.um], [FLUX * u.Jy], [ERROR * u.Jy], [BAD]), id="list of quantities"),
+        pytest.param(((WAVELENGTH / 10) * u.nm, FLUX * FLAM, ERROR * 1e3 * MILLI, BAD), id="quantities"),
+        pytest.param(([WAVELENGTH / 1e4 * u.um], [FLUX * FLAM], [ERROR * FLAM], [BAD]), id="list of quantities"),
         pytest.param((list(WAVELENGTH * u.AA), FLUX, ERROR, BAD), id="list of scalar quantities"),
-        pytest.param((WAVELENGTH, Masked(FLUX * u.Jy, mask=BAD), ERROR * u.Jy), id="masked quantity"),
-        pytest.param((WAVELENGTH, MaskedColumn(FLUX, mask=BAD, unit="Jy"), ERROR * u.Jy), id="masked column"),
+        pytest.param((WAVELENGTH, Masked(FLUX * FLAM, mask=BAD), ERROR * FLAM), id="masked quantity"),
+        pytest.param((WAVELENGTH, MaskedColumn(FLUX, mask=BAD, unit="W m-2 nm-1"), ERROR * FLAM), id="masked column"),
         pytest.param(
             (Table({"w": WAVELENGTH / 10}, units={"w": "nm"})["w"], FLUX, ERROR, BAD), id="column with a unit"
         ),
@@ -238,7 +240,7 @@ def masked_array(values, dtype=float):
         pytest.param(
             (
                 Spectrum(
-                    flux=FLUX * u.Jy, spectral_axis=WAVELENGTH * u.AA, uncertainty=StdDevUncertainty(ERROR), mask=BAD
+                    flux=FLUX * FLAM, spectral_axis=WAVELENGTH * u.AA, uncertainty=StdDevUncertainty(ERROR), mask=BAD
                 ),
             ),
             id="Spectrum",
@@ -246,9 +248,9 @@ def masked_array(values, dtype=float):
         pytest.param(
             (
                 Spectrum(
-                    flux=FLUX[::-1] * u.Jy,
+                    flux=FLUX[::-1] * FLAM,
                     spectral_axis=(WAVELENGTH[::-1] * u.AA).to(u.THz, u.spectral()),
-                    uncertainty=VarianceUncertainty(ERROR[::-1] ** 2 * 1e6, unit="mJy2"),
+                    uncertainty=VarianceUncertainty(ERROR[::-1] ** 2 * 1e6, unit="mW2 m-4 nm-2"),
                     mask=BAD[::-1],
                 ),
             ),
@@ -258,7 +260,7 @@ def masked_array(values, dtype=float):
             (
                 [
                     Spectrum(
-                        flux=FLUX * u.Jy,
+                        flux=FLUX * FLAM,
                         spectral_axis=WAVELENGTH / 1e4 * u.um,
                         uncertainty=InverseVariance(np.where(BAD, 0, ERROR**-2)),
                     )
@@ -305,7 +307,7 @@ def test_spectra_of_different_lengths_are_padded():
     objects = [np.array(x, dtype=object) for x in (wavelengths, fluxes)]
     same(one_pixel_tokens()(*objects, [0 * f + 0.1 for f in fluxes]), expected)
     spectra = [
-        Spectrum(flux=f * 10 * u.mJy if f.size == 2 else f * 0.01 * u.Jy, spectral_axis=w * u.AA)
+        Spectrum(flux=f * 10 * MILLI if f.size == 2 else f * 0.01 * FLAM, spectral_axis=w * u.AA)
         for w, f in zip(wavelengths, fluxes, strict=True)
     ]
     spectra[1].uncertainty = None
@@ -332,19 +334,19 @@ def test_a_spectrum_of_many_stars_is_a_batch():
     expected = one_pixel_tokens()(wavelength, flux, error)
     uncertainty = StdDevUncertainty(error)
     same(
-        one_pixel_tokens()(Spectrum(flux=flux * u.Jy, spectral_axis=wavelength * u.AA, uncertainty=uncertainty)),
+        one_pixel_tokens()(Spectrum(flux=flux * FLAM, spectral_axis=wavelength * u.AA, uncertainty=uncertainty)),
         expected,
     )
     uncertainty = StdDevUncertainty(error.T)
     turned = Spectrum(
-        flux=flux.T * u.Jy, spectral_axis=wavelength * u.AA, uncertainty=uncertainty, spectral_axis_index=0
+        flux=flux.T * FLAM, spectral_axis=wavelength * u.AA, uncertainty=uncertainty, spectral_axis_index=0
     )
     same(one_pixel_tokens()(turned), expected)
 
 
 def test_spectra_without_uncertainty_have_unknown_errors():
-    with_error = Spectrum(flux=FLUX * u.Jy, spectral_axis=WAVELENGTH * u.AA, uncertainty=StdDevUncertainty(ERROR))
-    without = Spectrum(flux=FLUX * u.Jy, spectral_axis=WAVELENGTH * u.AA)
+    with_error = Spectrum(flux=FLUX * FLAM, spectral_axis=WAVELENGTH * u.AA, uncertainty=StdDevUncertainty(ERROR))
+    without = Spectrum(flux=FLUX * FLAM, spectral_axis=WAVELENGTH * u.AA)
     error = one_pixel_tokens()([with_error, without])["flux_error"]
     np.testing.assert_allclose(error[0, :, 0], ERROR, rtol=1e-6)
     assert torch.all(error[1] == 0)
@@ -433,10 +435,10 @@ def test_inverse_variance_is_sigma_in_another_form():
     expected = SpectraFMTokenizer()(wavelength, flux, error)
     assert not expected["pixel_mask"][0, 0, 3]
     same(SpectraFMTokenizer(error_type="ivar")(wavelength, flux, error**-2.0), expected, rtol=1e-6)
-    quantities = (flux * u.Jy, (error**-2.0 * 1e-6) / u.mJy**2)
+    quantities = (flux * FLAM, (error**-2.0 * 1e-6) / MILLI**2)
     same(SpectraFMTokenizer(error_type="ivar")(wavelength, *quantities), expected, rtol=1e-6)
     # An uncertainty says itself what it is.
-    spectra = Spectrum(flux=flux * u.Jy, spectral_axis=wavelength * u.AA, uncertainty=StdDevUncertainty(error))
+    spectra = Spectrum(flux=flux * FLAM, spectral_axis=wavelength * u.AA, uncertainty=StdDevUncertainty(error))
     same(SpectraFMTokenizer(error_type="ivar")(spectra), expected, rtol=1e-6)
 
 
@@ -793,6 +795,7 @@ def test_save_load_save_is_byte_equal(tmp_path):
     assert sorted(first) == [
         "basis_spectrafm.py",
         "configuration_spectrafm.py",
+        "gate_spectrafm.py",
         "pipeline_spectrafm.py",
         "preprocessor_config.json",
         "tokenization_spectrafm.py",
@@ -853,9 +856,9 @@ W, F, E = spectrum(2, 5)
         pytest.param((W * np.nan, F), "wavelength: .* Angstrom, got nan", id="NaN wavelength"),
         pytest.param((-W, F), "wavelength: .*got -5000 .are these", id="negative wavelength"),
         pytest.param((W * u.Hz, F), "wavelength: expected Angstrom, got Hz", id="not a length"),
-        pytest.param((W, F * u.Jy, E * u.K), "flux_error: expected Jy, got K", id="unit of error"),
+        pytest.param((W, F * FLAM, E * u.K), "flux_error: expected W / .nm m2., got K", id="unit of error"),
         pytest.param(
-            (W, F, E * u.Jy), "flux_error: expected numbers without a unit, got Jy", id="only errors with unit"
+            (W, F, E * FLAM), "flux_error: expected numbers without a unit, got W / .nm m2.", id="only errors with unit"
         ),
         pytest.param(("abc", "abc"), "flux: expected real numbers, got <U3 'abc'", id="strings"),
         pytest.param((["5000", "5001"], ["a", "b"]), "flux: expected real numbers, got <U1", id="list of strings"),
@@ -957,12 +960,12 @@ def test_a_bad_argument_is_refused_by_name(kwargs, message):
         (({"wavelength": W, "flux": F[0]},), {"labels": ["teff"]}, r"labels: .*columns .*got \['teff'\]"),
         (({"wavelength": W, "flux": F[0]},), {"scalars": "teff"}, "scalars: expected a list of different names"),
         (
-            (Spectrum(flux=F * u.Jy, spectral_axis=W * u.AA, uncertainty=UnknownUncertainty(E)),),
+            (Spectrum(flux=F * FLAM, spectral_axis=W * u.AA, uncertainty=UnknownUncertainty(E)),),
             {},
             "flux_error: expected an uncertainty of type std, var or ivar, got unknown",
         ),
         (
-            (Spectrum(flux=F * u.Jy, spectral_axis=W * u.AA, uncertainty=InverseVariance(-E)),),
+            (Spectrum(flux=F * FLAM, spectral_axis=W * u.AA, uncertainty=InverseVariance(-E)),),
             {},
             "flux_error: expected positive numbers, got -",
         ),
@@ -1159,7 +1162,7 @@ def test_unit_and_air_round_trips_agree(star, unit, scale):
     wavelength, flux, error = star
     tokenizer = SpectraFMTokenizer(patch_size=4, continuum="median")
     expected = tokenizer(*star)
-    other = tokenizer((wavelength * u.AA).to(unit), flux * scale * u.Jy, error * scale * 1e3 * u.mJy)
+    other = tokenizer((wavelength * u.AA).to(unit), flux * scale * FLAM, error * scale * 1e3 * MILLI)
     # A token's step is a difference of wavelengths: it is as good as they are.
     same(other, expected, rtol=1e-6, atol=2e-6)
     air = SpectraFMTokenizer(patch_size=4, continuum="median", wavelength_medium="air", wavelength_unit=unit)

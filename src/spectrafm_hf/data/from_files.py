@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
 from .building import SPLITS, Card, write_dataset
-from .labels import LabelIndex, heading_units, label_columns, read_labels
+from .labels import LabelIndex, known_numbers, label_columns, read_labels, stated_units
 from .readers import Failure, Row, batched, read_spectra
 from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, label_names_of, pixel_column, spectrum_features
 
@@ -35,8 +36,8 @@ class Report:
 
     Attributes
     ----------
-    splits, surveys : Counter
-        Spectra of each.
+    splits, surveys, unstated : Counter
+        Spectra of each split, survey, and flag of what was assumed.
     n_labelled, n_not_at_rest : int
         Spectra with labels; spectra whose velocity is not known, which are not in the rest frame.
     labels : LabelIndex or None
@@ -47,6 +48,7 @@ class Report:
     surveys: Counter[str] = field(default_factory=Counter)
     n_labelled: int = 0
     n_not_at_rest: int = 0
+    unstated: Counter[str] = field(default_factory=Counter)
     labels: LabelIndex | None = None
 
 
@@ -121,16 +123,21 @@ def build_from_files(
     scalars = [name for name in SCALAR_UNITS if name in told and name not in names]
     features = spectrum_features(names, scalars)
     features["rest_frame"], features["file"] = datasets.Value("bool"), datasets.Value("string")
+    features["resolving_power"], features["normalised"] = datasets.Value("float32"), datasets.Value("bool")
+    features["reading_flags"] = datasets.Value("string")
+
+    given = {} if table is None else _given(table, names, scalars)
 
     def tables() -> Iterator[tuple[str, pa.Table]]:
         for batch in batched(itertools.chain(first, usable), CHUNK_ROWS):
-            columns, index = _columns(batch, table, report.labels, names, scalars)
+            columns, index = _columns(batch, given, report.labels, names, scalars)
             splits = _splits(batch, table, index, split_by)
             report.splits.update(splits.tolist())
             report.surveys.update(str(row["survey"]) for row in batch)
             own = [any(np.isfinite(row.get(name, np.nan)) for name in names) for row in batch]
             report.n_labelled += int(((index >= 0) | own).sum())
             report.n_not_at_rest += sum(row.get("rest_frame") is False for row in batch)
+            report.unstated.update(flag for row in batch for flag in row.get("flags", ()))
             whole = pa.table(columns)
             for split in np.unique(splits).tolist():
                 yield split, whole.filter(pa.array(splits == split))
@@ -146,7 +153,7 @@ def build_from_files(
         out_dir,
         tables(),
         features=features,
-        card=lambda: _card(report, len(files), command, split_by, {} if table is None else heading_units(table)),
+        card=lambda: _card(report, len(files), command, split_by, {} if table is None else stated_units(table)),
         settings=settings,
         overwrite=overwrite,
     )
@@ -186,8 +193,26 @@ def _usable(rows: Iterable[Row], failures: list[Failure] | None) -> Iterator[Row
         failures.append(failure)
 
 
+def _given(table: pa.Table, names: Sequence[str], scalars: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Columns of a table of labels that go into the data set, NaN where unknown."""
+    columns = {name: known_numbers(table, name) for name in _with_errors(names) if name in table.column_names}
+    for name in scalars:
+        if name in table.column_names and pa.types.is_primitive(table.schema.field(name).type):
+            values = pc.fill_null(table[name].cast(pa.float64()), np.nan).to_numpy()
+            columns[name] = np.where(values > -999, values, np.nan)  # a velocity may be -99
+    return columns
+
+
+def _with_errors(names: Sequence[str]) -> list[str]:
+    return [name for label in names for name in (label, f"{label}_err")]
+
+
 def _columns(
-    rows: Sequence[Row], labels: pa.Table | None, index: LabelIndex | None, names: Sequence[str], scalars: Sequence[str]
+    rows: Sequence[Row],
+    given: Mapping[str, NDArray[np.float64]],
+    index: LabelIndex | None,
+    names: Sequence[str],
+    scalars: Sequence[str],
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
     """Columns of some rows with their labels, and which row of the labels is theirs, -1 for none."""
     lengths = np.array([len(row["flux"]) for row in rows])
@@ -196,18 +221,19 @@ def _columns(
         columns[name] = pixel_column(np.concatenate([np.asarray(row[name]) for row in rows]), lengths)
     columns["snr"] = _float32([row.get("snr") for row in rows])
     found = np.full(len(rows), -1, np.int64) if index is None else index.find(row["object_id"] for row in rows)
-    given = [] if labels is None else labels.column_names
-    for name in (*(name for label in names for name in (label, f"{label}_err")), *scalars):
+    for name in (*_with_errors(names), *scalars):
         values = np.full(len(rows), np.nan)
-        if labels is not None and name in given:
-            joined = labels[name].take(pa.array(np.maximum(found, 0))) if len(labels) else pa.nulls(len(rows))
-            values = pc.fill_null(joined.cast(pa.float64()), np.nan).to_numpy()
-            values = np.where(found >= 0, values, np.nan)
+        if name in given and given[name].size:
+            values = np.where(found >= 0, given[name][np.maximum(found, 0)], np.nan)
         own = np.array([row.get(name, np.nan) for row in rows], np.float64)
         # What a file says of its own spectrum goes first; labels are what the person gives.
         first, second = (own, values) if name in scalars else (values, own)
         columns[name] = _float32(np.where(np.isfinite(first), first, second))
-    columns["rest_frame"] = pa.array([row.get("rest_frame") is not False for row in rows])
+    # Null where nobody states the frame.
+    columns["rest_frame"] = pa.array([row.get("rest_frame", True) for row in rows], pa.bool_())
+    columns["resolving_power"] = _float32([row.get("resolving_power", np.nan) for row in rows])
+    columns["normalised"] = pa.array([row.get("normalised") for row in rows], pa.bool_())
+    columns["reading_flags"] = pa.array([";".join(row.get("flags", ())) for row in rows], pa.string())
     columns["file"] = pa.array([Path(row["file"]).name for row in rows])
     return columns, found
 
@@ -237,6 +263,10 @@ def _card(report: Report, n_files: int, command: str, split_by: str, units: Mapp
     ]
     for what, count in {
         "Spectra that are not in the rest frame (`rest_frame` is False), as no velocity is known": report.n_not_at_rest,
+        "Spectra whose frame nobody states, taken as at rest (`rest_frame` is null)": report.unstated[FRAME_UNSTATED],
+        "Spectra whose wavelengths nobody states to be in air or vacuum, taken as in vacuum": report.unstated[
+            MEDIUM_UNSTATED
+        ],
         "Spectra without labels, as their identifier is not in the table": (n - report.n_labelled)
         * (report.labels is not None),
         "Identifiers that are in the table of labels more than once, of which the first row counts": len(
@@ -252,7 +282,10 @@ def _card(report: Report, n_files: int, command: str, split_by: str, units: Mapp
     }
     columns: Mapping[str, str] = {
         "radial_velocity": "km/s; what the wavelengths were shifted by to the rest frame",
-        "rest_frame": "False = the wavelengths are not at rest, as the velocity of the star is not known",
+        "rest_frame": "False = not at rest, as the velocity of the star is not known; null = nobody states the frame",
+        "resolving_power": "wavelength over the width of a line, NaN if not known",
+        "normalised": "whether the flux is divided by a continuum, null if not known",
+        "reading_flags": "what was assumed of the file, empty if nothing",
         "file": "name of the file that the spectrum comes from",
         "flux": "as in the file",
         **{

@@ -6,16 +6,20 @@ Tables have one row a star and columns in lower case; a label `fe_h` has its one
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from astropy.io import fits
 from astropy.table import Table
@@ -24,15 +28,46 @@ from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
 
-from .schema import LABEL_UNITS, label_names_of
+from .schema import LABEL_UNITS, SCALAR_UNITS, label_names_of
 
 
 # ------------------------------------------------------------------------------------------------------ anybody's table
 
 #: Where the identifiers of a table are looked for, in this order, if nobody says.
 ID_COLUMNS = ("object_id", "apogee_id", "source_id", "gaiaedr3_source_id", "sdss_id", "id", "name")
+#: Columns that may hold the name of a spectrum's file instead of an identifier.
+FILE_COLUMNS = ("file", "filename", "file_name", "path", "spectrum")
+#: Numbers that are rather known of a star than to be learnt.
+COORDINATES = {"ra", "dec", "glon", "glat", "l", "b", "pmra", "pmdec", "parallax"}
+NO_LABELS = {*SCALAR_UNITS, *COORDINATES, "snr", "rv", "vhelio_avg"}
+#: Flags, qualities and counts, which are numbers and no labels.
+_FLAG = re.compile(r"(^|_)(flags?|qflag|quality|qual|warn|warning|bits?|mask|bad|good|n_?(obs|visits|used|lines))(_|$)")
 #: A heading with a unit, `age[Gyr]`, `age (Gyr)` or `age [Gyr]_err`; VizieR's `e_[Fe/H]` has none.
 HEADING = re.compile(r"^(?!e_\[)(.+?)\s*(?:\[([^\]]*)\]|\(([^)]*)\))\s*(_err)?$")
+#: Words in a column of numbers that stand for none: those of astropy, pandas, Python, IRAF and people.
+PLACEHOLDERS = ("", "--", "-", "nan", "null", "none", "n/a", "na", "<na>", "indef", "inf", "-inf", "...", "masked")
+#: Numbers that catalogues write where they know nothing. Those that a label may have count only far from all others.
+_NEVER = (-999, -999.9, -999.99, -999.999, -9999, -9999.9, -9999.99, -99999, -32768)
+_FAR = (
+    -99,
+    -99.9,
+    -99.99,
+    -99.999,
+    99.9,
+    99.99,
+    99.999,
+    999,
+    999.9,
+    999.99,
+    999.999,
+    9999,
+    9999.9,
+    9999.99,
+    99999,
+    1e20,
+)
+#: Below this a number stands for nothing, whatever it is.
+MISSING = -9990.0
 
 
 def read_labels(path: str | os.PathLike[str]) -> pa.Table:
@@ -41,14 +76,18 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
     Parameters
     ----------
     path : path
-        Ends in .csv, .ecsv, .fits, .fits.gz or .parquet. APOGEE's allStar is read as `read_allstar` reads it.
+        A table as text, its columns between commas, semicolons, tabs or blanks, in UTF-8 or Latin-1, with or without
+        comments before the heading; or .ecsv, .fits, .parquet, VOTable (.xml, .vot). APOGEE's allStar is read as
+        `read_allstar` reads it.
 
     Returns
     -------
     pyarrow.Table
-        Names in lower case; those of VizieR are turned into ours, `e_Teff` into `teff_err` and `[Fe/H]` into `fe_h`.
-        Of a heading `age[Gyr]`, `age [Gyr]` or `age (Gyr)` the name is `age`; `heading_units` has its unit. Columns
-        that hold several numbers a star are left out.
+        Names in lower case; those of others are turned into ours, `e_Teff`, `Teff_error` and `sigma_Teff` into
+        `teff_err` and `[Fe/H]` into `fe_h`. Of a heading `age[Gyr]`, `age [Gyr]` or `age (Gyr)` the name is `age`;
+        `heading_units` has its unit, and those of the columns of FITS, ECSV and VOTable. Labels that this project knows
+        come in its units. Identifiers keep their leading zeros. Columns that hold several numbers a star are left out.
+        What stands for no number is null: see `known_numbers`.
 
     Raises
     ------
@@ -57,22 +96,28 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
     """
     path = Path(path)
     name = path.name.lower()
+    units: dict[str, str] = {}
     try:
-        if name.endswith(".csv"):
-            table = arrow_csv.read_csv(path)
+        if name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt", ".dat", ".tab")):
+            table = _read_text(path)
         elif name.endswith((".parquet", ".pq")):
             # Of a file of spectra, its labels.
             columns = [field.name for field in pq.read_schema(path) if not pa.types.is_nested(field.type)]
             table = pq.read_table(path, columns=columns)
-        elif name.endswith((".ecsv", ".fits", ".fit", ".fits.gz")):
-            if not name.endswith(".ecsv") and _is_allstar(path):
+        elif name.endswith((".ecsv", ".fits", ".fit", ".fits.gz", ".xml", ".vot", ".votable")):
+            if name.endswith((".fits", ".fit", ".fits.gz")) and _is_allstar(path):
                 return read_allstar(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about units and header cards that play no part here
-                stars = Table.read(path)
-            table = pa.table({key: _arrow(stars[key]) for key in stars.colnames if stars[key].ndim == 1})
+                kind = {"format": "votable"} if name.endswith((".xml", ".vot", ".votable")) else {}
+                stars = Table.read(path, **kind)
+            flat = [key for key in stars.colnames if stars[key].ndim == 1]
+            table = pa.table({key: _arrow(stars[key]) for key in flat})
+            units = {key: str(stars[key].unit) for key in flat if getattr(stars[key], "unit", None) is not None}
         else:
-            raise ValueError("expected a name that ends in .csv, .ecsv, .fits or .parquet")
+            raise ValueError(
+                "expected a name that ends in .csv, .tsv, .txt, .dat, .ecsv, .fits, .parquet, .xml or .vot"
+            )
     except (OSError, ValueError, TypeError, pa.ArrowException, YamlParseError) as error:
         raise ValueError(f"{path}: expected a table of labels that can be read, got: {_one_line(error)}") from error
     headings = [heading.strip() for heading in table.column_names]
@@ -81,10 +126,138 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
     names = _our_names(plain)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: expected each column once, as capitals do not count, got {', '.join(twice)} again")
-    units = [{"unit": m[2] or m[3] or ""} if m and not m[4] else None for m in matches]
-    described = zip(names, table.schema.types, units, strict=True)
-    schema = pa.schema([pa.field(name, kind, metadata=unit) for name, kind, unit in described])
-    return pa.Table.from_arrays(table.columns, schema=schema)
+    stated = [
+        {"unit": m[2] or m[3] or ""} if m and not m[4] else {"column_unit": units[given]} if given in units else None
+        for m, given in zip(matches, table.column_names, strict=True)
+    ]
+    columns_and_units = [
+        _in_our_unit(_clean(name, column), name, unit)
+        for name, column, unit in zip(names, table.columns, stated, strict=True)
+    ]
+    schema = pa.schema(
+        [
+            pa.field(name, column.type, metadata=unit)
+            for name, (column, unit) in zip(names, columns_and_units, strict=True)
+        ]
+    )
+    return pa.Table.from_arrays([column for column, _ in columns_and_units], schema=schema)
+
+
+_COMMENT = re.compile(rb"^\s*[#%!]")
+
+
+def _read_text(path: Path) -> pa.Table:
+    """A table as text; its numbers are told from texts column by column, so that `00123` stays what it is."""
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    with opened(path, "rb") as stream:
+        content = stream.read()
+    # Bytes that are in no text of any encoding.
+    if set(content[:4096]) & {*range(9), *range(14, 32), 127}:
+        raise ValueError("expected text, got a file of another kind")
+    if content[:3] == b"\xef\xbb\xbf":
+        content = content[3:]
+    try:
+        content.decode("utf-8")
+        encoding = "utf-8"
+    except UnicodeDecodeError:
+        encoding = "latin-1"
+    lines = content.splitlines()
+    first = next((i for i, line in enumerate(lines) if line.strip() and not _COMMENT.match(line)), None)
+    if first is None:
+        raise ValueError("expected a heading and numbers, got an empty table")
+    heading = lines[first].decode(encoding)
+    delimiter = next((mark for mark in (",", ";", "\t", "|") if mark in heading), " ")
+    # topcat and NumPy write the heading as a comment.
+    before = [line for line in lines[:first] if _COMMENT.match(line)]
+    cells = heading.split() if delimiter == " " else heading.split(delimiter)
+    if before and all(_is_number(cell) for cell in cells):
+        names = re.sub(r"^[#%!\s]+", "", before[-1].decode(encoding))
+        names_split = names.split() if delimiter == " " else names.split(delimiter)
+        if len(names_split) == len(cells):
+            lines[first - 1], first = names.encode(encoding), first - 1
+    body = [line for line in lines[first:] if line.strip() and not _COMMENT.match(line)]
+    if delimiter == " ":
+        rows = [_blank_cells(line.decode(encoding)) for line in body]
+        if wrong := next((i for i, row in enumerate(rows) if len(row) != len(rows[0])), 0):
+            raise ValueError(f"expected {len(rows[0])} columns in line {first + wrong + 1}, got {len(rows[wrong])}")
+        table = (
+            pa.table({name: [row[i] for row in rows[1:]] for i, name in enumerate(rows[0])})
+            if len(set(rows[0])) == len(rows[0])
+            else _twice(rows[0])
+        )
+    else:
+        table = arrow_csv.read_csv(
+            io.BytesIO(b"\n".join(body) + b"\n"),
+            arrow_csv.ReadOptions(encoding=encoding),
+            arrow_csv.ParseOptions(delimiter=delimiter),
+            arrow_csv.ConvertOptions(column_types={name: pa.string() for name in _names_of(heading, delimiter)}),
+        )
+    return table
+
+
+def _twice(names: Sequence[str]) -> NoReturn:
+    again = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"expected each column once, got {again} again")
+
+
+def _names_of(heading: str, delimiter: str) -> list[str]:
+    return next(csv.reader([heading], delimiter=delimiter))
+
+
+def _blank_cells(line: str) -> list[str]:
+    """Between blanks, with `"two words"` and `age [Gyr]` as one."""
+    return [cell.strip('"') for cell in re.findall(r'"[^"]*"|[^\s"]+(?:\s+\[[^\]\s]*\](?!\S))?', line)]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text.strip().lower() in PLACEHOLDERS
+    return True
+
+
+def _clean(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers of a column of texts, if it holds nothing else; a text stays one where a number would lose a zero."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
+        nothing = pc.is_in(pc.utf8_lower(texts), pa.array(PLACEHOLDERS))
+        texts = pc.if_else(nothing, pa.scalar(None, pa.string()), texts)
+        if len(texts) == texts.null_count:
+            return column if name in (*ID_COLUMNS, *FILE_COLUMNS) else texts.cast(pa.float64())
+        if pc.any(pc.match_substring_regex(texts, r"^[+-]?0\d")).as_py():
+            return column
+        for number in (pa.int64(), pa.float64()):
+            try:
+                return texts.cast(number)
+            except pa.ArrowInvalid:
+                continue
+        lower = pc.utf8_lower(texts)
+        if pc.all(pc.is_in(lower, pa.array(["true", "false", None]))).as_py():
+            return pc.equal(lower, "true")
+    return column
+
+
+def _in_our_unit(
+    column: pa.ChunkedArray, name: str, unit: dict[str, str] | None
+) -> tuple[pa.ChunkedArray, dict[str, str] | None]:
+    """A label that this project knows, in its unit; others in their own. The unit that is left to tell."""
+    ours = LABEL_UNITS.get(name.removesuffix("_err"))
+    if unit is None or ours is None or "unit" in unit:
+        return column, unit
+    from .readers.columns import unit_of
+
+    given = unit_of(unit["column_unit"])
+    if ours.startswith("dex"):
+        # Units of what the logarithm was taken of, or of none: as loosely written as can be.
+        return column, None
+    if given is None or not given.is_equivalent(ours):
+        return column, {"unit": unit["column_unit"]} if not name.endswith("_err") else None
+    factor = float(given.to(ours))
+    if factor != 1:
+        column = pc.multiply(column.cast(pa.float64()), factor)
+    return column, None
 
 
 def heading_units(table: pa.Table) -> dict[str, str]:
@@ -92,9 +265,51 @@ def heading_units(table: pa.Table) -> dict[str, str]:
     return {field.name: field.metadata[b"unit"].decode() for field in table.schema if b"unit" in (field.metadata or {})}
 
 
+def stated_units(table: pa.Table) -> dict[str, str]:
+    """Those, and the units of the columns of FITS, ECSV and VOTable."""
+    columns = {
+        field.name: field.metadata[b"column_unit"].decode()
+        for field in table.schema
+        if b"column_unit" in (field.metadata or {})
+    }
+    return columns | heading_units(table)
+
+
+def known_numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """A label, or its error, NaN where it is unknown: the one rule for all that learns or stores labels.
+
+    Unknown is what is not finite, an error that is not positive, and a number that catalogues write for nothing (-9999,
+    -999, 99.99, ...). Of those a label may have itself, as 9999 K, only what lies far from all other values.
+    """
+    try:
+        values = np.array(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{name}: expected numbers, got {_one_line(error)}") from error
+    unknown = ~np.isfinite(values) | (values <= MISSING) | np.isin(values, _NEVER)
+    if name.endswith("_err"):
+        unknown |= values <= 0
+    for number in sorted(_FAR, key=abs, reverse=True):
+        here = np.isclose(values, number, rtol=1e-6, atol=0) & ~unknown
+        if here.any():
+            others = np.abs(values[~unknown & ~here])
+            if others.size and abs(number) > 1.5 * others.max():
+                unknown |= here
+    return np.where(unknown, np.nan, values)
+
+
+_ERROR_OF = re.compile(
+    r"^(?:e_|err_|error_|sigma_|sig_|d_|u_)(.+)$|^(.+?)_(?:error|err|sigma|sig|unc|uncertainty|std|stddev|stat)$"
+)
+
+
 def _our_names(names: Sequence[str]) -> list[str]:
     names = [re.sub(r"\[(\w+)/(\w+)\]", r"\1_\2", name).lower() for name in names]
-    return [f"{name[2:]}_err" if name.startswith("e_") and name[2:] in names else name for name in names]
+    ours = []
+    for name in names:
+        match = _ERROR_OF.match(name)
+        of = (match[1] or match[2]) if match else None
+        ours.append(f"{of}_err" if of in names and f"{of}_err" not in names else name)
+    return ours
 
 
 def _arrow(column: Any) -> pa.Array:
@@ -107,15 +322,27 @@ def _arrow(column: Any) -> pa.Array:
     return pa.array(np.ascontiguousarray(values, values.dtype.newbyteorder("=")), mask=missing)
 
 
-def label_columns(table: pa.Table) -> list[str]:
-    """Names of the labels in a table: numbers that have an error beside them, or a name that this project knows."""
-    with_error = label_names_of(table.column_names)
+def number_columns(table: pa.Table) -> list[str]:
+    """Columns of numbers that are neither identifiers nor errors."""
     return [
         field.name
         for field in table.schema
-        if (field.name in LABEL_UNITS or field.name in with_error)
-        and (pa.types.is_floating(field.type) or pa.types.is_integer(field.type))
+        if (pa.types.is_floating(field.type) or pa.types.is_integer(field.type))
+        and not (field.name.endswith("_err") and field.name.removesuffix("_err") in table.column_names)
+        and field.name not in (*ID_COLUMNS, *FILE_COLUMNS)
     ]
+
+
+def label_columns(table: pa.Table, known: Iterable[str] = ()) -> list[str]:
+    """
+    Names of the labels in a table, by one rule for data sets and fine-tuning: numbers with an error beside them or a
+    unit in their heading, and those with a name that this project, or a checkpoint (`known`), has. Where there are none
+    of these, all numbers but coordinates, magnitudes, velocities, flags and the like.
+    """
+    with_error = label_names_of(table.column_names)
+    likely = [name for name in number_columns(table) if name not in NO_LABELS and not _FLAG.search(name)]
+    marked = {*LABEL_UNITS, *with_error, *heading_units(table), *known}
+    return [name for name in likely if name in marked] or likely
 
 
 @dataclass(frozen=True)
@@ -202,7 +429,9 @@ def join_labels(object_ids: Iterable[Any], labels: pa.Table, id_column: str | No
 
 
 def _identifier(given: Any) -> str:
-    return re.sub(r"^gaia (e?dr\d) ", "", _text(given), flags=re.IGNORECASE)
+    # One that a table holds as a number has lost its zeros.
+    plain = re.sub(r"^gaia (e?dr\d) ", "", _text(given), flags=re.IGNORECASE)
+    return plain.lstrip("0") or "0" if plain.isdecimal() else plain
 
 
 def _text(given: Any) -> str:

@@ -37,7 +37,7 @@ def test_a_single_array_takes_the_grid_that_is_given(tmp_path, read):
     assert [row["object_id"] for row in rows] == ["fluxes:0", "fluxes:1"]
     np.testing.assert_allclose(rows[0]["wavelength"], air_to_vacuum(WAVELENGTH), rtol=1e-7)
     np.testing.assert_array_equal(rows[1]["flux"], FLUX[1])
-    with pytest.raises(ValueError, match=r"^grid: expected the wavelengths of the pixels of .*fluxes.npy, got none$"):
+    with pytest.raises(ValueError, match=r"^grid: expected the wavelengths of the pixels of .*fluxes.npy, got none; "):
         next(read_spectra([tmp_path / "fluxes.npy"]))
     with pytest.raises(ValueError, match=r"^wavelength: expected the shape of flux, \(2, 30\), in .*, got \(29,\)$"):
         next(read_spectra([tmp_path / "fluxes.npy"], grid=WAVELENGTH[1:]))

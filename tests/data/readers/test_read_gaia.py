@@ -115,4 +115,4 @@ def test_other_tables_with_a_source_id_are_not_taken_for_gaia(tmp_path, read):
     table = Table({"source_id": np.full(5, 7), "wavelength": np.arange(5000.0, 5005), "flux": np.ones(5)})
     table["flux_error"] = 0.1
     (row,) = read(write(table, tmp_path / "mine.csv"))
-    assert (row["object_id"], row["survey"]) == ("mine", "")
+    assert (row["object_id"], row["survey"]) == ("7", "")

@@ -1,4 +1,4 @@
-"""What specutils reads, ECSV and text without commas, and the list of formats."""
+"""JWST, ECSV and text without commas, and the list of formats."""
 
 import numpy as np
 import pytest
@@ -46,12 +46,12 @@ def test_an_ecsv_table_brings_its_units(tmp_path, read):
     np.testing.assert_allclose(row["flux_error"], FLUX / 10, rtol=1e-6)
 
 
-def test_an_ecsv_table_with_other_names_goes_through_specutils(tmp_path, read):
+def test_an_ecsv_table_with_other_names_becomes_flux_per_wavelength(tmp_path, read):
     table = Table({"lambda": WAVELENGTH * units.AA, "f": FLUX * units.Jy})
     table.write(tmp_path / "a.ecsv", format="ascii.ecsv")
     (row,) = read(tmp_path / "a.ecsv")
     np.testing.assert_allclose(row["wavelength"], WAVELENGTH, rtol=1e-7)
-    np.testing.assert_allclose(row["flux"], FLUX, rtol=1e-6)
+    np.testing.assert_allclose(row["flux"], FLUX * 2.99792458e12 / WAVELENGTH**2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("header", ["wavelength flux_error flux\n", "# by hand\n# wavelength flux_error flux\n"])
@@ -91,13 +91,18 @@ def test_an_extracted_spectrum_of_jwst_is_in_vacuum_and_not_at_rest(tmp_path, re
     (row,) = read(tmp_path)
     assert (row["survey"], row["rest_frame"]) == ("jwst", False)
     np.testing.assert_allclose(row["wavelength"], WAVELENGTH, rtol=1e-6)
-    np.testing.assert_allclose(row["flux"], FLUX, rtol=1e-6)
+    # From Jy to 1e-17 erg s-1 cm-2 Angstrom-1.
+    np.testing.assert_allclose(row["flux"], FLUX * 2.99792458e12 / WAVELENGTH**2, rtol=1e-6)
+    np.testing.assert_allclose(row["flux_error"] / row["flux"], 0.1, rtol=1e-6)
 
 
 def test_a_velocity_that_is_given_moves_what_is_not_known_to_be_at_rest(tmp_path, read):
     (tmp_path / "a.csv").write_text("wavelength,flux\n5000,1\n5001,1\n")
     (row,) = read(tmp_path)
-    assert (row["rest_frame"], row["wavelength"][0]) == (True, 5000)
+    assert (row["rest_frame"], row["wavelength"][0]) == (None, 5000)
+    assert row["flags"] == ["medium_unstated", "frame_unstated"]
+    (row,) = read(tmp_path, at_rest=True, wavelength_medium="vacuum")
+    assert (row["rest_frame"], row["flags"]) == (True, [])
     (row,) = read(tmp_path, radial_velocity=100.0)
     assert row["wavelength"][0] == pytest.approx(5000 / (1 + 100 / 299_792.458), rel=1e-7)
     assert row["radial_velocity"] == 100

@@ -16,7 +16,10 @@ def write_spec(path, redshift=0.0005, version="v5_13_0", **cards):
     mask = "and_mask" if version.startswith("v5") else "MASK"
     ivar = np.where(np.arange(50) == 7, 0, 25.0)
     columns = [("flux", "E", np.linspace(1, 2, 50)), ("loglam", "E", LOGLAM), ("ivar", "E", ivar)]
-    columns += [(mask, "J", (np.arange(50) == 3) << 23), ("or_mask", "J", np.ones(50, int))]
+    columns += [
+        (mask, "J", ((np.arange(50) == 3) << 24) | ((np.arange(50) == 5) << 23)),
+        ("or_mask", "J", np.ones(50, int)),
+    ]
     coadd = fits.BinTableHDU.from_columns([fits.Column(name, form, array=array) for name, form, array in columns])
     about = [("Z", "E", [redshift]), ("SN_MEDIAN_ALL", "E", [12.5])]
     spall = fits.BinTableHDU.from_columns([fits.Column(name, form, array=array) for name, form, array in about])
@@ -32,6 +35,7 @@ def test_an_optical_spectrum_is_shifted_to_rest_by_its_redshift(tmp_path, read, 
     assert row["rest_frame"] is True
     assert row["radial_velocity"] == pytest.approx(149.86, abs=0.01)
     np.testing.assert_allclose(row["wavelength"], 10**LOGLAM / 1.0005, rtol=1e-6)
+    # NODATA masks a pixel, BRIGHTSKY does not.
     np.testing.assert_array_equal(np.flatnonzero(row["mask"]), [3, 7])
     np.testing.assert_allclose(row["flux_error"][~row["mask"]], 0.2, rtol=1e-6)
 
@@ -46,6 +50,7 @@ def mwm_table(name, loglam, stars, **more):
     pixels = len(loglam)
     flags = np.zeros((stars, pixels), np.int64)
     flags[:, 5], flags[:, 6] = 1 << APOGEE_PIXEL_BITS["PERSIST_LOW"], 1 << APOGEE_PIXEL_BITS["BADPIX"]
+    flags[:, 7] = 1 << 24
     ivar = np.full((stars, pixels), 4.0)
     ivar[:, 9] = 0
     columns = [("sdss_id", "K", [42] * stars), ("telescope", "6A", ["apo25m"] * stars), ("snr", "E", [30.0] * stars)]
@@ -87,7 +92,7 @@ def test_an_mwm_star_gives_a_row_for_each_instrument_that_saw_it(tmp_path, read)
     np.testing.assert_allclose(boss["flux_error"][:5], 0.5)
     # Persistence leaves a pixel of APOGEE usable; the flags of BOSS mean something else.
     np.testing.assert_array_equal(np.flatnonzero(apogee["mask"]), [6, 9])
-    np.testing.assert_array_equal(np.flatnonzero(boss["mask"]), [5, 6, 9])
+    np.testing.assert_array_equal(np.flatnonzero(boss["mask"]), [7, 9])
 
 
 def test_an_mwm_visit_file_gives_a_row_for_each_visit(tmp_path, read):

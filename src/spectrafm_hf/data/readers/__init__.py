@@ -11,14 +11,14 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ...files import one_line
-from . import apogee, arrays, desi, gaia, galah, lamost, miles, other, parquet, sdss, tables
+from . import apogee, arrays, desi, gaia, galah, images, lamost, miles, other, parquet, sdss, tables
 from .base import (
     APOGEE_PIXEL_BITS,
     BAD_BITS,
@@ -47,11 +47,12 @@ __all__ = [
 ]
 
 #: In the order in which they are asked whether a file is theirs: those that look closest first.
-_MODULES = (parquet, arrays, apogee, sdss, desi, galah, lamost, gaia, miles, tables, other)
+_MODULES = (parquet, arrays, apogee, sdss, desi, galah, lamost, gaia, miles, other, tables, images)
 #: Which files of a folder are spectra.
 SUFFIXES = (
     *(".fits", ".fit", ".parquet", ".csv", ".ecsv", ".txt", ".dat", ".ascii", ".xml", ".vot", ".votable"),
-    *(".npy", ".npz"),
+    *(".tsv", ".tbl", ".s", ".spec", ".fits.fz"),
+    *(".npy", ".npz", ".h5", ".hdf5"),
 )
 
 
@@ -111,6 +112,13 @@ def _files_of(path: Path, split: str | None) -> list[Path]:
     # Hidden ones are other programs' business, such as builds that were interrupted.
     inside = (file for file in path.rglob("*") if "/." not in f"/{file.relative_to(path).as_posix()}")
     files = sorted(file for file in inside if file.is_file() and _looks_like_a_spectrum(file))
+    # What GaiaXPy writes beside its spectra is read with them.
+    stems = {file.name.partition(".")[0] for file in files}
+    files = [
+        file
+        for file in files
+        if file.name.partition(".")[0].removesuffix("_sampling") not in stems - {file.name.partition(".")[0]}
+    ]
     if not files:
         raise ValueError(f"{path}: expected a data set folder with data/*.parquet, or files of spectra, got none")
     return files
@@ -145,7 +153,11 @@ def read_spectra(
     wavelength_medium: str | None = None,
     grid: ArrayLike | None = None,
     radial_velocity: float | None = None,
+    radial_velocity_column: str | None = None,
+    at_rest: bool = False,
+    columns: Mapping[str, str] | None = None,
     failures: list[Failure] | None = None,
+    keep_refused: bool = False,
 ) -> Iterator[Row]:
     """Spectra of some files, one after the other, in the schema of this project.
 
@@ -162,14 +174,24 @@ def read_spectra(
     wavelength_unit : str
         Unit of wavelengths that bring none; astropy knows it.
     wavelength_medium : {"vacuum", "air"}, optional
-        What wavelengths are measured in whose format does not say. Default: vacuum. A FITS image that says air
-        (`CTYPE1 = 'AWAV'`) is believed.
+        What wavelengths are measured in where neither file nor format states it. Default: vacuum, with the flag
+        `medium_unstated` where the difference shows.
     grid : array of shape (pixels,), optional
         Wavelengths of NumPy files that hold fluxes alone.
     radial_velocity : float, optional
         km/s by which to shift to the rest frame, instead of what the files say. For spectra at rest it does nothing.
+    radial_velocity_column : str, optional
+        Column with the velocity of each star (km/s), which shifts it to the rest frame.
+    at_rest : bool
+        Wavelengths are at rest where the file does not state the frame. Default: they are taken so, with the flag
+        `frame_unstated` where a velocity would show.
+    columns : mapping of str to str, optional
+        Names of columns by role, where they do not tell: `{"wavelength": "wave", "flux_error": "err"}`; "none" leaves
+        one out.
     failures : list of Failure, optional
         Gets the files that cannot be read, and the others go on. Without it, the first is an error.
+    keep_refused : bool
+        Yield what is no spectrum of a star too, with the reason in `refused`. Without it, that is a failure.
 
     Yields
     ------
@@ -178,8 +200,10 @@ def read_spectra(
         empty); `wavelength` (Angstrom, vacuum), `flux`, `flux_error` (one sigma, NaN where not known), float32, and
         `mask` (True = bad), arrays of one length, if the file holds them so: the tokenizer says what it cannot use;
         `snr`, `radial_velocity` (km/s, NaN if not known) and the scalars that the file tells, and the labels of a
-        Parquet file; `rest_frame`, False if the wavelengths are not at rest for want of a velocity; `visit`, which of
-        a star, whose `object_id` they share; `file`, the path.
+        Parquet file; `rest_frame`, False if the wavelengths are not at rest for want of a velocity, None if nobody
+        states the frame; `resolving_power` (NaN if not known), `normalised` (by a continuum; None if not known);
+        `flags`, a list of what was assumed and matters; `visit`, which of a star, whose `object_id` they share; `file`,
+        the path.
 
     Raises
     ------
@@ -197,20 +221,43 @@ def read_spectra(
         raise ValueError(f"radial_velocity: expected km/s below the speed of light, got {radial_velocity}")
     wavelengths = None if grid is None else np.asarray(grid, np.float64)
     bits = BAD_BITS if bad_bits is None else tuple(bad_bits)
-    options = Options(visits, bits, angstrom_per(wavelength_unit), wavelengths)
+    options = Options(
+        visits,
+        bits,
+        angstrom_per(wavelength_unit),
+        wavelengths,
+        {**(columns or {}), **({"radial_velocity": radial_velocity_column} if radial_velocity_column else {})},
+        wavelength_medium,
+        radial_velocity,
+        radial_velocity_column,
+        at_rest,
+        keep_refused,
+    )
     for path in map(Path, files):
         found = None
         try:
             with OpenFile(path) as file:
                 found = next((known for known in chosen if format is not None or known.identify(file)), None)
+                if found is None and file.kind == "fits":
+                    raise tables.no_spectrum(file)
                 if found is None:
                     what = "an empty one" if file.kind == "empty" else "one of another kind"
                     raise ValueError(f"{path}: expected a FITS, Parquet, VOTable, NumPy or text file, got {what}")
-                rows = (finish(row, found, wavelength_medium, radial_velocity) for row in found.read(file, options))
+                rows = (finish(row, found, options) for row in found.read(file, options))
                 for row in _at_least_one(rows, path):
-                    yield {**row, "file": path}
+                    if row["refused"] and not keep_refused:
+                        _refuse(row, path, failures)
+                    else:
+                        yield {**row, "file": path}
         except Exception as error:  # Files hold anything, and any of the many libraries may stumble over it.
             _fail(path, error, failures, found)
+
+
+def _refuse(row: Row, path: Path, failures: list[Failure] | None) -> None:
+    cause = f"{row['object_id']}: {row['refused']}"
+    if failures is None:
+        raise ValueError(f"{path}: {cause}")
+    failures.append(Failure(path, cause))
 
 
 def _fail(path: Path, error: Exception, failures: list[Failure] | None, format: SpectrumFormat | None = None) -> None:
@@ -241,7 +288,7 @@ def _at_least_one(rows: Iterator[Row], path: Path) -> Iterator[Row]:
     first = next(rows, None)
     if first is None:
         raise ValueError(f"{path}: expected at least one spectrum, got none")
-    if not usable(first):
+    if not usable(first) and not first["refused"]:
         second = next(rows, None)
         if second is None:
             what = f"{first['flux'].size} that are masked or not finite" if first["flux"].size else "none"

@@ -1,8 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """APOGEE, DR10 to DR17 and SDSS-V: apStar, apVisit and aspcapStar files.
 
-specutils reads fluxes, errors and wavelengths; it drops the pixel mask (or takes any set bit for a bad pixel), the
-gaps between the detectors, the visits of an apStar and all apVisits that do not name their survey.
+Read by hand: specutils drops the pixel mask (or takes any set bit for a bad pixel), the gaps between the detectors, the
+visits of an apStar, all apVisits that do not name their survey, and stars of a single visit, whose arrays are flat.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from .base import AT_REST, BY_VELOCITY, SDSS_FLUX, VACUUM, OpenFile, Options, Ro
 
 #: Errors from here on are those of pixels without data (1e10 in DR13).
 NO_DATA = 1e9
-#: A lower peak of the cross-correlation is noise: 0.03 in a visit of DR13 whose header says 602 km/s, while its apStar
-#: says 14 km/s; usual are 0.3 to 1.
-MIN_CORRELATION = 0.1
+#: Velocities of visits are noise where the peak of the cross-correlation is lower (usual are 0.3 to 1), where they are
+#: larger, or where the template is hotter than this: 32 of 36 wrong ones of DR13, of which one says 602 km/s while its
+#: apStar says 14.
+MIN_CORRELATION, MAX_VISIT_VELOCITY, HOT_TEMPLATE = 0.15, 400.0, 6000.0
 
 
 def _flux_in_rows(file: OpenFile, pixels: int) -> bool:
@@ -44,12 +45,14 @@ def is_aspcap_star(file: OpenFile) -> bool:
     return len(file.hdus) == 5 and "ASPCAPFLAG" in file.hdus[4].header.values()
 
 
-def _specutils(file: OpenFile, format: str, **options: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Wavelength, flux and error of one spectrum."""
-    from specutils import Spectrum
+def _wavelength(header: fits.Header, pixels: int) -> np.ndarray:
+    return 10 ** (header["CRVAL1"] + header["CDELT1"] * np.arange(pixels))
 
-    spectrum = Spectrum.read(file.hdus, format=format, **options)
-    return spectrum.spectral_axis.to_value("Angstrom"), spectrum.flux.value, spectrum.uncertainty.array
+
+def _trusted(velocity: float, correlation: float, template: float) -> float:
+    """A velocity of a visit, NaN where it is noise."""
+    good = correlation >= MIN_CORRELATION and abs(velocity) <= MAX_VISIT_VELOCITY and template < HOT_TEMPLATE
+    return velocity if good else np.nan
 
 
 def _about(header: fits.Header) -> Row:
@@ -59,47 +62,54 @@ def _about(header: fits.Header) -> Row:
 
 
 def read_ap_star(file: OpenFile, options: Options) -> Iterator[Row]:
-    header, flags = file.header, np.atleast_2d(file.hdus[3].data)
+    header = file.header
+    # A single visit may stand alone, without the dimension of the visits.
+    flux, flux_error, flags = (np.atleast_2d(file.hdus[i].data) for i in (1, 2, 3))
     object_id = header.get("OBJID", file.stem)
     # Row 0 is the combination of the visits weighted by pixel, row 1 with one weight a visit, then come the visits;
     # a single visit stands in row 0.
     visits = range(2, 2 + header["NVISITS"]) if header["NVISITS"] > 1 else [0]
     for i in visits if options.visits else [0]:
-        # Its loader for SDSS-V takes a row, and reads those before it as well.
-        wavelength, flux, flux_error = _specutils(file, "SDSS-V apStar", idx=i)
         row = {"object_id": object_id, **_about(header), "radial_velocity": header.get("VHELIO", np.nan)}
         if options.visits:
             n = max(i - 1, 1)
             row |= {"visit": str(n), "snr": header.get(f"SNRVIS{n}") or row["snr"]}
             row["radial_velocity"] = header.get(f"VHELIO{n}", np.nan)
         # Gaps between the detectors hold zeros (DR13) or NaN (DR17).
-        mask = options.bad(flags[i]) | (flux == 0) | (flux_error >= NO_DATA)
-        yield {**row, "wavelength": wavelength, "flux": flux, "flux_error": flux_error, "mask": mask}
+        yield {
+            **row,
+            "wavelength": _wavelength(
+                file.hdus[1].header if "CRVAL1" in file.hdus[1].header else header, flux.shape[1]
+            ),
+            "flux": flux[i],
+            "flux_error": flux_error[i],
+            "mask": options.bad(flags[i]) | (flux[i] == 0) | (flux_error[i] >= NO_DATA),
+        }
 
 
 def read_ap_visit(file: OpenFile, options: Options) -> Iterator[Row]:
-    wavelength, flux, flux_error = _specutils(file, "APOGEE apVisit")
-    mask = options.bad(file.hdus[3].data.ravel()) | (flux == 0) | (flux_error >= NO_DATA)
+    header = file.header
+    flux, flux_error, flags, wavelength = (np.ravel(file.hdus[i].data) for i in (1, 2, 3, 4))
+    mask = options.bad(flags) | (flux == 0) | (flux_error >= NO_DATA)
     pixels = {"wavelength": wavelength, "flux": flux, "flux_error": flux_error, "mask": mask}
     # Red to blue in the file.
     order = np.argsort(wavelength)
-    found = file.header.get("CCPEAK", 1.0) > MIN_CORRELATION
     yield {
-        "object_id": file.header.get("OBJID", file.stem),
-        **_about(file.header),
-        "radial_velocity": file.header.get("VRAD", np.nan) if found else np.nan,
+        "object_id": header.get("OBJID", file.stem),
+        **_about(header),
+        "radial_velocity": _trusted(header.get("VRAD", np.nan), header.get("CCPEAK", 1.0), header.get("RVTEFF", 0.0)),
         **{name: values[order] for name, values in pixels.items()},
     }
 
 
 def read_aspcap_star(file: OpenFile, options: Options) -> Iterator[Row]:
-    wavelength, flux, flux_error = _specutils(file, "APOGEE aspcapStar")
+    flux, flux_error = (np.ravel(file.hdus[i].data) for i in (1, 2))
     header = file.header
     yield {
         "object_id": header.get("OBJ", header.get("OBJID", file.stem)),
         **_about(header),
         "radial_velocity": header.get("VHELIO", np.nan),
-        "wavelength": wavelength,
+        "wavelength": _wavelength(file.hdus[1].header, flux.size),
         "flux": flux,
         "flux_error": flux_error,
         # Beside the detectors the file holds zeros.

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""NumPy files. Nothing is ever unpickled: a file that holds Python objects is refused."""
+"""NumPy and HDF5 files. Nothing is ever unpickled: a file that holds Python objects is refused."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ...models.gate_spectrafm import MAX_WAVELENGTH, MIN_WAVELENGTH
 from .base import AS_GIVEN, OpenFile, Options, Row, SpectrumFormat
-from .parquet import demand_columns
+from .columns import find_columns
+from .tables import spectrum_of
 
 
 def read_arrays(file: OpenFile, options: Options) -> Iterator[Row]:
@@ -22,40 +24,126 @@ def read_arrays(file: OpenFile, options: Options) -> Iterator[Row]:
                 arrays = {name: content[name] for name in content.files}
     except (ValueError, EOFError, OSError, KeyError) as error:
         raise ValueError(f"{file.path}: expected arrays of numbers, which need no unpickling, got {error}") from error
-    if "wavelength" in arrays:
-        arrays["wavelength"] = np.asarray(arrays["wavelength"], np.float64) * options.angstrom
-    elif options.grid is not None:
-        arrays["wavelength"] = options.grid * options.angstrom
-    elif file.kind == "npy":
-        raise ValueError(f"grid: expected the wavelengths of the pixels of {file.path}, got none")
-    demand_columns(file.path, arrays)
-    flux = np.atleast_2d(arrays["flux"])
-    names = [name for name in ("wavelength", "flux_error", "mask") if name in arrays]
-    for name in names:
-        if arrays[name].shape not in (flux.shape, flux.shape[-1:]):
+    if file.kind == "npy":
+        if content.dtype.names is not None:
+            arrays = {name: content[name] for name in content.dtype.names}
+        elif options.grid is None and (parts := _rows_of_numbers(content, options.angstrom)) is not None:
+            arrays = parts
+    yield from _stars(file, arrays, {}, options)
+
+
+def read_hdf5(file: OpenFile, options: Options) -> Iterator[Row]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ValueError(
+            f"{file.path}: expected the package h5py to read HDF5, which is not installed: pip install h5py"
+        ) from error
+    with h5py.File(file.path, "r") as content:
+        groups: dict[str, dict[str, Any]] = {}
+
+        def visit(name: str, each: Any) -> None:
+            if isinstance(each, h5py.Dataset) and each.dtype.kind in "fiubSO" and each.ndim in (1, 2):
+                group, _, last = name.rpartition("/")
+                groups.setdefault(group, {})[last] = each
+
+        content.visititems(visit)
+        used = {
+            group: sets
+            for group, sets in groups.items()
+            if {"flux"}
+            <= find_columns(file.path, sets, options.columns if group == "" else None, demanded=False).keys()
+        }
+        if not used:
+            names = [name for sets in groups.values() for name in sets]
+            find_columns(file.path, names, options.columns)
+        for group, sets in used.items():
+            arrays = {name: _values(each) for name, each in sets.items()}
+            written = {name: each.attrs.get("unit", each.attrs.get("units")) for name, each in sets.items()}
+            for row in _stars(file, arrays, written, options):
+                yield row if len(used) == 1 else {**row, "object_id": group}
+
+
+def _values(each: Any) -> np.ndarray:
+    array = each[()]
+    return (
+        np.array([text.decode() if isinstance(text, bytes) else str(text) for text in array])
+        if array.dtype == object
+        else array
+    )
+
+
+def _rows_of_numbers(array: np.ndarray, angstrom: float) -> dict[str, np.ndarray] | None:
+    """Two or three rows, or columns, of which the first rises and has the size of wavelengths, then flux, error."""
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        return None
+    for part in (array, array.T):
+        first = part[0] * angstrom
+        likely = part.shape[0] in (2, 3) and part.shape[1] > 3 and np.all(np.diff(first) > 0)
+        if likely and first[0] >= MIN_WAVELENGTH and first[-1] <= MAX_WAVELENGTH:
+            return dict(zip(("wavelength", "flux", "flux_error"), part, strict=False))
+    return None
+
+
+def _stars(file: OpenFile, arrays: dict[str, Any], written: dict[str, Any], options: Options) -> Iterator[Row]:
+    roles = find_columns(file.path, arrays, options.columns, demanded=False)
+    if options.grid is not None and not {"wavelength", "log_wavelength"} & roles.keys():
+        arrays["wavelength"] = options.grid
+        roles["wavelength"] = "wavelength"
+    elif file.kind == "npy" and "wavelength" not in roles:
+        raise ValueError(
+            f"grid: expected the wavelengths of the pixels of {file.path}, got none; give them with grid=WAVELENGTHS"
+        )
+    if "flux" not in roles or not {"wavelength", "log_wavelength"} & roles.keys():
+        roles = find_columns(file.path, arrays, options.columns)
+    parts = {role: np.asarray(arrays[name]) if role != "flux" else arrays[name] for role, name in roles.items()}
+    flux = np.atleast_2d(parts["flux"])
+    wavelength = parts["wavelength" if "wavelength" in parts else "log_wavelength"]
+    if wavelength.ndim == 1 and flux.shape[0] == wavelength.size != flux.shape[1]:  # (pixels, stars)
+        parts = {role: values.T if np.ndim(values) == 2 else values for role, values in parts.items()}
+        flux = flux.T
+    names = [role for role in parts if role not in ("flux", "object_id", "radial_velocity", "redshift")]
+    for role in names:
+        if parts[role].shape not in (flux.shape, flux.shape[-1:]):
             raise ValueError(
-                f"{name}: expected the shape of flux, {flux.shape}, in {file.path}, got {arrays[name].shape}"
+                f"{role}: expected the shape of flux, {flux.shape}, in {file.path}, got {parts[role].shape}"
             )
-    ids = np.atleast_1d(arrays.get("object_id", []))
+    ids = np.atleast_1d(parts.get("object_id", []))
     if ids.size not in (0, len(flux)):
         raise ValueError(f"object_id: expected {len(flux)} in {file.path}, got {ids.size}")
+    stated = {role: written.get(name) for role, name in roles.items()}
     for i in range(len(flux)):
-        row: Row = {name: arrays[name] if arrays[name].ndim == 1 else arrays[name][i] for name in names}
+        pixels = {role: parts[role] if parts[role].ndim == 1 else parts[role][i] for role in names}
+        row = spectrum_of({**pixels, "flux": flux[i]}, roles, stated, options)
+        for role in ("radial_velocity", "redshift"):
+            if role in parts and np.size(parts[role]) in (1, len(flux)):
+                row[role] = float(np.ravel(parts[role])[i if np.size(parts[role]) > 1 else 0])
         object_id = str(ids[i]) if ids.size else file.stem if len(flux) == 1 else f"{file.stem}:{i}"
-        yield {"object_id": object_id, **row, "flux": flux[i]}
+        yield {"object_id": object_id, **row}
 
 
+_OWN = {
+    "survey": "",
+    "wavelength_medium": AS_GIVEN,
+    "rest_frame": AS_GIVEN,
+    "flux_unit": "as given",
+    "resolving_power": "as given",
+    "normalisation": "as given",
+}
 FORMATS = (
     SpectrumFormat(
         name="numpy",
-        survey="",
-        wavelength_medium=AS_GIVEN,
-        rest_frame=AS_GIVEN,
-        flux_unit="as given",
-        resolving_power="as given",
-        normalisation="as given",
-        note=".npz with wavelength, flux and where known flux_error, mask, object_id; or .npy with fluxes and a grid",
+        **_OWN,
+        note=".npz with wavelength, flux and where known flux_error, mask, object_id; .npy with rows or columns of "
+        "wavelength, flux, error, or with fluxes and a grid",
         identify=lambda file: file.kind in ("npy", "npz"),
         read=read_arrays,
+    ),
+    SpectrumFormat(
+        name="hdf5",
+        **_OWN,
+        note="data sets of wavelength and flux, in one group or in one a star; needs h5py",
+        identify=lambda file: file.kind == "hdf5",
+        read=read_hdf5,
     ),
 )

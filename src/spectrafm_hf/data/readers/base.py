@@ -1,8 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """What all formats share: how one states what its spectra are, an opened file, and the way from a file to the schema.
 
-A format yields spectra as its files hold them; `finish` brings them into the schema from what the format states. So a
-format is a few lines, and air, rest frame and masks are treated in one place.
+A format yields spectra as its files hold them, and states what the files state: units, medium, frame, mask. `finish`
+passes them through the gate (`models.gate_spectrafm`), where all of that is treated, the same for every format.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import itertools
+import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -25,8 +26,9 @@ from astropy import units
 from astropy.io import fits
 from numpy.typing import ArrayLike, NDArray
 
-from ...models.tokenization_spectrafm import SPEED_OF_LIGHT, air_to_vacuum
+from ...models.gate_spectrafm import Stated, admit
 from ..schema import PIXEL_COLUMNS
+from .columns import length_unit
 
 
 Row = dict[str, Any]
@@ -65,6 +67,10 @@ BAD_BITS = (
 )
 
 
+#: DO_NOT_USE of the data quality of JWST (jwst-pipeline.readthedocs.io, "data quality flags").
+JWST_DO_NOT_USE = 1
+
+
 class Failure(NamedTuple):
     """A file that could not be read, why, in one line, and whether the file itself may be all right."""
 
@@ -83,6 +89,20 @@ class Options:
     """Angstrom per unit of wavelengths that bring none."""
     grid: NDArray[np.float64] | None = None
     """Wavelengths of arrays that bring none."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Which column is what, by role, where the names do not tell."""
+    wavelength_medium: str | None = None
+    radial_velocity: float | None = None
+    radial_velocity_column: str | None = None
+    at_rest: bool = False
+    """What settles medium and frame where a file does not state them."""
+    keep_refused: bool = False
+    """Hand on what is no spectrum of a star, with the reason."""
+
+    @property
+    def wavelength_unit(self) -> units.UnitBase | None:
+        """Unit of wavelengths that bring none, where somebody has named it."""
+        return None if self.angstrom == 1 else units.Unit(self.angstrom * units.AA)
 
     def bad(self, pixel_flags: ArrayLike) -> NDArray[np.bool_]:
         """Which pixels have one of the bad bits of APOGEE set, or flags that are no whole number, as NaN."""
@@ -131,6 +151,7 @@ class SpectrumFormat:
 
 
 _FIRST_BYTES = {b"SIMPLE  =": "fits", b"PAR1": "parquet", b"\x93NUMPY": "npy", b"PK\x03\x04": "npz"}
+_FIRST_BYTES |= {b"\x89HDF\r\n\x1a\n": "hdf5"}
 
 
 class OpenFile(contextlib.ExitStack):
@@ -154,7 +175,7 @@ class OpenFile(contextlib.ExitStack):
 
     @cached_property
     def kind(self) -> str:
-        """`fits`, `parquet`, `npy`, `npz`, `votable`, `text`, `empty` or `unknown`."""
+        """`fits`, `parquet`, `npy`, `npz`, `hdf5`, `votable`, `text`, `empty` or `unknown`."""
         head = self.head
         if not head:
             return "empty"
@@ -174,30 +195,45 @@ class OpenFile(contextlib.ExitStack):
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                self._check_sizes()
-                hdus = self.enter_context(fits.open(self.path, memmap=self.path.suffix != ".gz"))
+                scaled = self._check_sizes()
+                # Scaled images cannot be left on disk; astropy reads what is asked for.
+                memmap = self.path.suffix != ".gz" and not scaled
+                hdus = self.enter_context(fits.open(self.path, memmap=memmap))
                 len(hdus)  # it opens the first one only
         except (OSError, EOFError, zlib.error, fits.VerifyError) as error:
             raise ValueError(f"{self.path}: expected a FITS file, got {error}") from error
         # To astropy a file that ends too early is worth a warning.
-        if cut := [str(warning.message) for warning in caught if "truncated" in str(warning.message)]:
+        if (cut := [str(warning.message) for warning in caught if "truncated" in str(warning.message)]) and self._cut:
             raise ValueError(f"{self.path}: expected a FITS file, got one that ends too early: {cut[0]}")
         return hdus
 
-    def _check_sizes(self) -> None:
-        """Headers with sizes that astropy would follow without end, forwards or back."""
+    def _check_sizes(self) -> bool:
+        """Refuse sizes that astropy would follow without end, forwards or back; whether an image is scaled."""
+        scaled = False
+        self._cut = False
         with self.path.open("rb") as raw, gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw as stream:
             for number in itertools.count():
                 try:
                     header = fits.Header.fromfile(stream)
                 except (EOFError, OSError):  # the end, or what astropy says more about
-                    return
+                    break
                 for name in ("NAXIS", "TFIELDS"):  # FITS 4.0, sections 4.4.1.1 and 7.2.1
                     if not (isinstance(count := header.get(name, 0), int) and 0 <= count <= 999):
                         raise fits.VerifyError(f"HDU {number} with {name} = {count!r}")
                 if header.data_size_padded < 0:
                     raise fits.VerifyError(f"HDU {number} with data of a negative size")
-                stream.seek(header.data_size_padded, 1)
+                if not str(header.get("XTENSION", "IMAGE")).startswith("BINTABLE"):
+                    plain = header.get("BZERO", 0) == 0 and header.get("BSCALE", 1) == 1
+                    scaled |= not (plain and "BLANK" not in header)
+                needed = stream.tell() + header.data_size
+                padded = needed - header.data_size + header.data_size_padded
+                # Seeking goes past the end of a plain file, not of a compressed one.
+                reached = stream.seek(padded)
+                size = os.fstat(raw.fileno()).st_size if stream is raw else reached
+                # Some programs do not fill up the last block. Where a part of the filling is missing, bytes were lost
+                # on the way, as from a file that is taken for text, and all numbers behind them are others.
+                self._cut |= size < padded and size != needed
+        return scaled
 
     @property
     def header(self) -> fits.Header:
@@ -216,10 +252,21 @@ class OpenFile(contextlib.ExitStack):
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{self.path}: expected a Parquet file, got {error}") from error
 
+    @cached_property
+    def encoding(self) -> str:
+        """That of a text: UTF-8, or the Latin-1 of older programs."""
+        try:
+            # The last letter may be cut.
+            self.head[:-3].decode("utf-8")
+        except UnicodeDecodeError:
+            return "latin-1"
+        return "utf-8"
+
     def text(self) -> IO[str]:
         """The content, decompressed."""
         opened = gzip.open if self.path.suffix == ".gz" else open
-        return self.enter_context(opened(self.path, "rt", encoding="utf-8-sig", newline=""))
+        encoding = "utf-8-sig" if self.encoding == "utf-8" else self.encoding
+        return self.enter_context(opened(self.path, "rt", encoding=encoding, newline=""))
 
     @cached_property
     def first_lines(self) -> list[str]:
@@ -229,10 +276,10 @@ class OpenFile(contextlib.ExitStack):
 
 def angstrom_per(unit: Any, field: str = "wavelength_unit") -> float:
     """Angstrom per unit."""
-    try:
-        return float(units.Unit(unit).to("Angstrom"))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{field}: expected a unit of length, got {str(unit)!r}") from error
+    length = length_unit(unit, field)
+    if length is None or not length.is_equivalent(units.AA):
+        raise ValueError(f"{field}: expected a unit of length, got {str(unit)!r}")
+    return float(length.to(units.AA))
 
 
 def sigma(ivar: ArrayLike) -> NDArray[np.float64]:
@@ -242,42 +289,70 @@ def sigma(ivar: ArrayLike) -> NDArray[np.float64]:
         return np.where(array > 0, array**-0.5, np.inf)
 
 
-def finish(row: Row, format: SpectrumFormat, medium: str | None, radial_velocity: float | None) -> Row:
+def column_of(hdu: fits.BinTableHDU, rows: Any, name: str) -> NDArray[Any]:
+    """A column of some rows of a FITS table; NaN where whole numbers hold the null value, scaled or not."""
+    values, null = rows[name], hdu.columns[name].null
+    if null is None or values.dtype == object:
+        return values
+    # astropy's Table masks them in columns without a scale only, a FITS_rec in none.
+    missing = rows.view(np.ndarray)[name] == null
+    return np.where(missing, np.nan, values) if missing.any() else values
+
+
+#: What a row may state to the gate beside its pixels.
+STATEMENTS = [each.name for each in fields(Stated) if each.name not in PIXEL_COLUMNS]
+_FRAMES = {AT_REST: "rest", TOO_COARSE: "rest", BY_VELOCITY: "observed", NOT_AT_REST: "observed", AS_GIVEN: None}
+
+
+def finish(row: Row, format: SpectrumFormat, options: Options) -> Row:
     """A spectrum as a file holds it -> a row of the schema: vacuum, at rest, the types and the masks of the schema."""
-    wavelength = np.asarray(row["wavelength"])
-    flux = _float32(row["flux"])
-    given = row.pop("wavelength_medium", format.wavelength_medium)
-    if (given if given != AS_GIVEN else medium) == AIR:
-        # What is no wavelength stays what it is: the tokenizer judges it.
-        real = np.isfinite(wavelength) & (wavelength > 0)
-        wavelength = np.where(real, air_to_vacuum(np.where(real, wavelength, 1.0)), wavelength)
-    frame, known = row.pop("frame", format.rest_frame), row.pop("radial_velocity", np.nan)
-    at_rest = True
-    if frame in (BY_VELOCITY, NOT_AT_REST, AS_GIVEN):
-        # A table of people's own is at rest unless they say otherwise.
-        own = np.nan if frame == AS_GIVEN else known
-        beta = (own if radial_velocity is None else radial_velocity) / SPEED_OF_LIGHT
-        if abs(beta) < 1:
-            wavelength = wavelength.astype(np.float64) * np.sqrt((1 - beta) / (1 + beta))
-            known = beta * SPEED_OF_LIGHT
-        at_rest = bool(abs(beta) < 1) or frame == AS_GIVEN
-    flux_error, mask = row.get("flux_error"), row.get("mask")
-    flux_error = np.full(flux.shape, np.nan, np.float32) if flux_error is None else _float32(flux_error)
-    mask = np.zeros(flux.shape, bool) if mask is None else np.array(mask, bool)
-    if flux.shape == flux_error.shape == mask.shape:
-        mask |= ~(np.isfinite(flux) & ~(flux_error <= 0) & (flux_error != np.inf))
+    stated = {name: row.pop(name) for name in STATEMENTS if row.get(name) is not None}
+    if format.wavelength_medium != AS_GIVEN:
+        stated.setdefault("medium", format.wavelength_medium)
+    frame = stated.pop("frame", format.rest_frame)
+    resolving_power = stated.setdefault("resolving_power", _number(format.resolving_power))
+    if format.normalisation != AS_GIVEN:
+        stated.setdefault("normalised", format.normalisation.startswith("the continuum"))
+    velocity = options.radial_velocity
+    if options.radial_velocity_column is not None:
+        velocity = stated.get("radial_velocity", np.nan)
+    star = admit(
+        Stated(
+            wavelength=row.pop("wavelength"),
+            flux=row.pop("flux"),
+            flux_error=row.pop("flux_error", None),
+            mask=row.pop("mask", None),
+            frame=_FRAMES.get(frame, frame),
+            **stated,
+        ),
+        options.wavelength_medium,
+        velocity,
+        options.at_rest,
+    )
     return {
         "survey": format.survey,
         "snr": np.nan,
         **row,
         # As the schema stores them, so that a file and a data set made of it give the same tokens.
-        "wavelength": _float32(wavelength),
-        "flux": flux,
-        "flux_error": flux_error,
-        "mask": mask,
-        "radial_velocity": float(known),
-        "rest_frame": at_rest,
+        "wavelength": _float32(star.wavelength),
+        "flux": _float32(star.flux),
+        "flux_error": _float32(star.flux_error),
+        "mask": star.mask,
+        "radial_velocity": star.radial_velocity,
+        "rest_frame": star.rest_frame,
+        "resolving_power": np.nan if resolving_power is None else star.resolving_power,
+        "normalised": star.normalised,
+        "flags": [*row.get("flags", []), *star.flags],
+        "refused": row.get("refused") or star.refused,
     }
+
+
+def _number(text: str) -> float | None:
+    """The resolving power of a format that has one."""
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return None
 
 
 def _float32(values: Any) -> NDArray[np.float32]:

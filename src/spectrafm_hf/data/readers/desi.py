@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""DESI coadds (and files of single exposures), through specutils; the three arms of a star become one spectrum."""
+"""DESI coadds (and files of single exposures); the three arms of a star become one spectrum."""
 
 from __future__ import annotations
 
@@ -12,22 +12,29 @@ from .base import NOT_AT_REST, VACUUM, OpenFile, Options, Row, SpectrumFormat, s
 
 
 def read_desi(file: OpenFile, options: Options) -> Iterator[Row]:
-    from specutils import SpectrumList
-
-    kind = "DESI coadd" if "INFIL000" in file.header else "DESI spectra"
-    arms = SpectrumList.read(file.hdus, format=kind)
+    table = file.hdus["FIBERMAP"].data
+    names = [name.removesuffix("_WAVELENGTH") for name in file.hdu_names if name.endswith("_WAVELENGTH")]
     # The arms share one grid of 0.8 Angstrom: where two overlap, the weighted mean of the same pixels is taken.
-    every = np.round(np.concatenate([arm.spectral_axis.to_value("Angstrom") for arm in arms]), 3)
-    wavelength, pixel = np.unique(every, return_inverse=True)
-    for i, target in enumerate(arms[0].meta["fibermap"]["TARGETID"]):
-        flux = np.concatenate([np.asarray(arm.flux.value[i], np.float64) for arm in arms])
-        weight = np.concatenate([np.asarray(arm.uncertainty.array[i], np.float64) for arm in arms])
-        mask = np.concatenate([np.asarray(arm.mask[i], bool) for arm in arms]) | ~np.isfinite(flux) | ~(weight > 0)
+    grids = [np.asarray(file.hdus[f"{name}_WAVELENGTH"].data, np.float64) for name in names]
+    wavelength, pixel = np.unique(np.round(np.concatenate(grids), 3), return_inverse=True)
+
+    def of_all_arms(part: str, i: int) -> np.ndarray:
+        # Of a scaled image one row at a time.
+        return np.concatenate([np.asarray(file.hdus[f"{name}_{part}"].data[i], np.float64) for name in names])
+
+    for i, target in enumerate(table["TARGETID"]):
+        flux, weight = of_all_arms("FLUX", i), of_all_arms("IVAR", i)
+        mask = ~np.isfinite(flux) | ~(weight > 0)
+        if f"{names[0]}_MASK" in file.hdu_names:
+            mask |= of_all_arms("MASK", i) != 0
         weight, flux = np.where(mask, 0.0, weight), np.where(mask, 0.0, flux)
         total = np.bincount(pixel, weight)
         good = total > 0
         mean = np.divide(np.bincount(pixel, weight * flux), total, out=np.full(total.shape, math.nan), where=good)
-        yield {"object_id": str(target), "wavelength": wavelength, "flux": mean, "flux_error": sigma(total)}
+        row: Row = {"object_id": str(target), "wavelength": wavelength, "flux": mean, "flux_error": sigma(total)}
+        if "OBJTYPE" in table.names and str(table["OBJTYPE"][i]).strip() in ("SKY", "BAD"):
+            row["refused"] = f"OBJTYPE: expected a star, got {str(table['OBJTYPE'][i]).strip()}"
+        yield row
 
 
 FORMATS = (
@@ -40,7 +47,7 @@ FORMATS = (
         resolving_power="2,000 to 5,500",
         normalisation="none",
         note="heliocentric; velocities are in the files of Redrock and of the Milky Way Survey, not in these",
-        identify=lambda file: {"FIBERMAP", "SCORES", "B_WAVELENGTH"} <= set(file.hdu_names),
+        identify=lambda file: {"FIBERMAP", "B_WAVELENGTH", "B_FLUX", "B_IVAR"} <= set(file.hdu_names),
         read=read_desi,
     ),
 )

@@ -37,7 +37,7 @@ def _is(product: str, file: OpenFile) -> bool:
     if file.kind not in ("fits", "votable", "text"):
         return False
     if re.search(_NAMES[product], file.name):
-        return True
+        return not is_continuous(file)
     # Under another name, the grid tells.
     if file.kind == "text":
         lines = [line for line in file.first_lines if line.strip() and not line.startswith("#")][:2]
@@ -51,10 +51,92 @@ def _is(product: str, file: OpenFile) -> bool:
             table.header["NAXIS2"] in (XP_GRID.size, RVS_GRID.size) for table in tables
         )
     else:
+        if b"source_id" not in file.head and b'"wavelength"' not in file.head:
+            return False
         names, likely = next(iter(_tables(file))).colnames, True
     if not (likely and {"flux", "flux_error"} <= set(names) and {"source_id", "wavelength"} & set(names)):
         return False
     return _product(next(_stars(file))[1]) == product
+
+
+def is_continuous(file: OpenFile) -> bool:
+    """Coefficients of XP spectra instead of the spectra."""
+    if file.kind == "fits":
+        names = {name.lower() for hdu in file.hdus[1:] for name in getattr(getattr(hdu, "columns", None), "names", ())}
+        return "bp_coefficients" in names
+    return file.kind in ("text", "votable") and b"bp_coefficients" in file.head
+
+
+def refuse_continuous(file: OpenFile, options: Options) -> Iterator[Row]:
+    raise ValueError(
+        f"{file.path}: expected sampled XP spectra, got continuous ones (coefficients); sample them with "
+        "gaiaxpy.calibrate(FILE, sampling=numpy.arange(336, 1021, 2)) and read what it writes"
+    )
+
+
+def is_gaiaxpy(file: OpenFile) -> bool:
+    """What GaiaXPy writes: source_id, flux, flux_error as vectors, and the sampling in the file or beside it."""
+    return not re.search("|".join(_NAMES.values()), file.name) and bool(_gaiaxpy_columns(file))
+
+
+def _gaiaxpy_columns(file: OpenFile) -> list[str]:
+    """Columns of what may be a file of GaiaXPy; none of another."""
+    names: list[str] = []
+    if file.kind == "text" and b"source_id" in file.head:
+        header, first = [*itertools.islice(_content(file), 2), "", ""][:2]
+        # Vectors as text.
+        names = _split(header) if re.search(r"[\[(]", first) else []
+    elif file.kind == "fits":
+        tables = [hdu for hdu in file.hdus if isinstance(hdu, fits.BinTableHDU)][:1]
+        names = [name for hdu in tables if "Sampling" in hdu.header for name in hdu.columns.names]
+    elif file.kind == "votable" and b"source_id" in file.head and b'name="sampling"' in file.head:
+        names = list(next(iter(_tables(file))).colnames)
+    known = {"source_id", "flux", "flux_error", "xp", "solution_id", "correlation", "standard_deviation"}
+    return names if {"source_id", "flux", "flux_error"} <= set(names) <= known else []
+
+
+def _content(file: OpenFile) -> Iterator[str]:
+    return (line for line in file.text() if line.strip() and not line.startswith("#"))
+
+
+def _sampling(file: OpenFile) -> np.ndarray | None:
+    """nm, or pseudo-wavelengths; None where nobody says."""
+    text = None
+    if file.kind == "fits":
+        text = str(file.hdus[1].header.get("Sampling"))
+    elif file.kind == "votable":
+        return _array(next(iter(_tables(file))).meta["sampling"])
+    else:
+        comments = itertools.takewhile(lambda line: line.startswith("#"), file.text())
+        text = next((line for line in comments if re.match(r"#\s*sampling:", line)), None)
+    for suffix in (file.path.suffix, ".csv", ".ecsv"):
+        beside = file.path.with_name(f"{file.stem}_sampling{suffix}")
+        if text is None and beside.is_file():
+            with beside.open(encoding="utf-8") as lines:
+                text = "".join(line for line in lines if not line.startswith("#"))
+    # Under NumPy 2 it writes np.float64(336.0).
+    plain = re.sub(r"np\.float\d+\(([^)]*)\)", r"\1", text or "")
+    found = re.search(r"[\[(]([^\])]*)[\])]", plain)
+    return None if found is None else _array(found[1])
+
+
+def read_gaiaxpy(file: OpenFile, options: Options) -> Iterator[Row]:
+    if "xp" in _gaiaxpy_columns(file):
+        raise ValueError(
+            f"{file.path}: expected spectra in wavelengths, got what gaiaxpy.convert writes, in pseudo-wavelengths of "
+            "BP and RP apart; use gaiaxpy.calibrate"
+        )
+    sampling = _sampling(file)
+    grid = options.grid * options.angstrom if options.grid is not None else None if sampling is None else sampling * 10
+    if grid is None:
+        raise ValueError(
+            f"wavelength: expected the sampling that gaiaxpy wrote beside {file.path}, as {file.stem}_sampling.csv, "
+            "got none; put it there, or give the wavelengths (Angstrom) with grid=WAVELENGTHS"
+        )
+    same = grid.size == XP_GRID.size and np.allclose(grid, XP_GRID)
+    for row in _scaled(_read("xp", np.round(grid, 3), file)):
+        # On another grid it is no survey that a checkpoint was trained on.
+        yield row if same else {**row, "survey": "gaia-xp-resampled"}
 
 
 def _product(star: dict[str, Any]) -> str | None:
@@ -101,6 +183,7 @@ def _tables(file: OpenFile) -> Iterator[Table]:
             table = given.to_table(use_names_over_ids=True)
             parameters = {parameter.name: parameter.value for parameter in given.params}
             table.meta["source_id"] = parameters.get("source_id")
+            table.meta["sampling"] = parameters.get("sampling")
             yield table
 
 
@@ -157,7 +240,11 @@ def _read(product: str, grid: np.ndarray, file: OpenFile) -> Iterator[Row]:
 
 
 def read_xp(file: OpenFile, options: Options) -> Iterator[Row]:
-    for row in _read("xp", XP_GRID, file):
+    yield from _scaled(_read("xp", XP_GRID, file))
+
+
+def _scaled(rows: Iterator[Row]) -> Iterator[Row]:
+    for row in rows:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # on nothing but NaN
             median = np.nanmedian(row["flux"])
@@ -172,6 +259,30 @@ def read_rvs(file: OpenFile, options: Options) -> Iterator[Row]:
 
 
 FORMATS = (
+    SpectrumFormat(
+        name="gaia-xp-continuous",
+        survey="gaia-xp",
+        wavelength_medium=VACUUM,
+        rest_frame=TOO_COARSE,
+        flux_unit="none",
+        resolving_power="30 to 100",
+        normalisation="none",
+        note="refused: coefficients, of which gaiaxpy.calibrate makes spectra",
+        identify=is_continuous,
+        read=refuse_continuous,
+    ),
+    SpectrumFormat(
+        name="gaiaxpy",
+        survey="gaia-xp",
+        wavelength_medium=VACUUM,
+        rest_frame=TOO_COARSE,
+        flux_unit="the median flux, which becomes `medflux` in W m-2 nm-1",
+        resolving_power="30 to 100",
+        normalisation="the median over the pixels",
+        note="what gaiaxpy.calibrate writes, with its sampling; what gaiaxpy.convert writes is refused",
+        identify=is_gaiaxpy,
+        read=read_gaiaxpy,
+    ),
     SpectrumFormat(
         name="gaia-xp",
         survey="gaia-xp",

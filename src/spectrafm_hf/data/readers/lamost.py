@@ -1,8 +1,9 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """LAMOST, low and medium resolution (www.lamost.org, "data production description" of each release).
 
-Low resolution: up to DR7 one image with the rows flux, inverse variance, wavelength, AND mask, OR mask; since DR8 a
-table COADD with one row of vectors FLUX, IVAR, WAVELENGTH, ANDMASK, ORMASK, NORMALIZATION.
+Low resolution: up to DR7 one image with the rows flux, inverse variance, wavelength (in DR1 a continuum: COEFF0 and
+COEFF1 tell), AND mask, OR mask; since DR8 a table COADD with one row of vectors FLUX, IVAR, WAVELENGTH, ANDMASK,
+ORMASK, NORMALIZATION.
 Medium resolution: a table for each arm, COADD_B and COADD_R, and one for each exposure, B-... and R-...; with LOGLAM
 and one pixel a row up to DR7, with vectors and WAVELENGTH later.
 """
@@ -16,7 +17,12 @@ from typing import Any
 import numpy as np
 
 from .base import BY_VELOCITY, NOT_AT_REST, VACUUM, OpenFile, Options, Row, SpectrumFormat, sigma
-from .sdss import velocity
+from .images import dispersion
+from .sdss import classified
+
+
+#: Bits of ANDMASK: all but the fourth, which says that the sky was bright (www.lamost.org, "ANDMASK").
+BAD = ~(1 << 3)
 
 
 def _is_lamost(file: OpenFile) -> bool:
@@ -39,7 +45,11 @@ def _arms(file: OpenFile, starts: Sequence[str]) -> list[Any]:
 def _about(file: OpenFile) -> Row:
     header = file.header
     name = header.get("OBSID") or header.get("DESIG") or file.stem
-    return {"object_id": str(name).strip(), "radial_velocity": velocity(float(header.get("Z", np.nan)))}
+    redshift = header.get("Z", np.nan)
+    kind = str(header.get("CLASS", ""))
+    row = {"object_id": str(name).strip(), **classified(kind, float(redshift) if redshift != "" else np.nan)}
+    # Of what is too faint to be classified, the redshift is none.
+    return row | ({"redshift": np.nan} if kind.strip().upper() == "UNKNOWN" else {})
 
 
 def _columns(table: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -56,8 +66,10 @@ def read_low_resolution(file: OpenFile, options: Options) -> Iterator[Row]:
         pixels, flags = _columns(file.hdus["COADD"].data)
     else:
         flux, ivar, wavelength, flags = np.asarray(file.hdus[0].data[:4], np.float64)
+        if "COEFF0" in file.header and (found := dispersion(file.header, flux.size)) is not None:
+            wavelength = found[0]
         pixels = {"wavelength": wavelength, "flux": flux, "flux_error": sigma(ivar)}
-    yield {**_about(file), "snr": file.header.get("SNRG", np.nan), **pixels, "mask": flags != 0}
+    yield {**_about(file), "snr": file.header.get("SNRG", np.nan), **pixels, "mask": flags, "bad_bits": BAD}
 
 
 def read_medium_resolution(file: OpenFile, options: Options) -> Iterator[Row]:
@@ -70,7 +82,7 @@ def read_medium_resolution(file: OpenFile, options: Options) -> Iterator[Row]:
     for exposure, arms in exposures.items():
         parts = [_columns(arm.data) for arm in arms]
         pixels = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
-        pixels["mask"] = np.concatenate([flags != 0 for _, flags in parts])
+        pixels["mask"] = np.concatenate([flags for _, flags in parts])
         order = np.argsort(pixels["wavelength"], kind="stable")
         yield {
             **about,
@@ -89,7 +101,8 @@ FORMATS = (
         flux_unit="relative",
         resolving_power="1,800",
         normalisation="none",
-        note="heliocentric, shifted by Z; masked where ANDMASK is set (bad in all exposures) or nothing was measured",
+        note="heliocentric, shifted by Z; masked by ANDMASK (bad in all exposures), but for a bright sky; quasars and "
+        "galaxies are refused",
         identify=is_low_resolution,
         read=read_low_resolution,
     ),

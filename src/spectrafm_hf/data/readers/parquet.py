@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,33 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ...models.gate_spectrafm import FRAME_UNSTATED
 from ..schema import PIXEL_COLUMNS, SCALAR_UNITS, from_multimodal_universe, label_names_of
 from .base import AS_GIVEN, AT_REST, BY_VELOCITY, VACUUM, OpenFile, Options, Row, SpectrumFormat
+from .columns import find_columns, heading, length_unit, unit_of
 
 
 #: Spectra that are held at once: 256 of 8,000 pixels are 30 MB. Of longer ones, fewer.
 CHUNK_ROWS = 256
 CHUNK_VALUES = CHUNK_ROWS * 8000
-#: Names, without case and underscores, under which others keep errors.
-ERROR_NAMES = {
-    f"{flux}{error}"
-    for flux in ("", "flux", "spec", "spectrum")
-    for error in ("error", "err", "sigma", "uncertainty", "unc", "ivar", "var", "variance", "std", "stddev", "noise")
-} | {"eflux", "errflux", "errorflux", "sigmaflux", "fluxerrors", "errors"}
-
-
-def demand_columns(file: Path, names: Iterable[str]) -> list[str]:
-    """The names, if wavelength and flux are among them."""
-    names = list(names)
-    for name in ("wavelength", "flux"):
-        if name not in names:
-            raise ValueError(f"{name}: expected among the columns of {file}, got {names}")
-    # Errors under another name would be left out without a word.
-    if "flux_error" not in names and (
-        similar := [name for name in names if name.lower().replace("_", "") in ERROR_NAMES]
-    ):
-        raise ValueError(f"flux_error: expected one-sigma errors under this name in {file}, got {similar}")
-    return names
 
 
 def columns_of(file: pq.ParquetFile) -> Iterator[Any]:
@@ -64,30 +45,72 @@ def _has_spectrum(file: OpenFile) -> bool:
     return file.kind == "parquet" and "spectrum" in file.parquet.schema_arrow.names
 
 
+#: A table with all of these is in the schema of this project, whose wavelengths are in vacuum and at rest.
+_SCHEMA = {"object_id", *PIXEL_COLUMNS}
+
+
+_STATED = ("rest_frame", "resolving_power", "normalised", "reading_flags")
+
+
 def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
     schema = file.parquet.schema_arrow
-    names = demand_columns(file.path, schema.names)
-    pixel_columns = [name for name in PIXEL_COLUMNS if name in names]
-    for name in pixel_columns:
-        kind = schema.field(name).type
-        expected = "bool" if name == "mask" else "float"
-        right = pa.types.is_boolean if name == "mask" else pa.types.is_floating
-        if not right(getattr(kind, "value_type", pa.null())):
-            raise ValueError(f"{name}: expected a column of type list<{expected}> in {file.path}, got {kind}")
+    roles = find_columns(file.path, schema.names, options.columns)
+    own = set(schema.names) >= _SCHEMA and not options.columns
+    # A velocity under another name than the schema's was not shifted by as the schema demands.
+    own &= "redshift" not in roles and roles.get("radial_velocity", "radial_velocity") == "radial_velocity"
+    pixel_roles = [role for role in roles if role not in ("object_id", "radial_velocity", "redshift")]
+    for role in pixel_roles:
+        kind = schema.field(roles[role]).type
+        expected = "bool" if role == "mask" else "float"
+        value = getattr(kind, "value_type", pa.null())
+        right = pa.types.is_boolean(value) or (pa.types.is_integer(value)) if role == "mask" else _is_number(value)
+        if not right:
+            raise ValueError(f"{role}: expected a column of type list<{expected}> in {file.path}, got {kind}")
     numbers = _numbers(schema)
-    texts = [name for name in ("object_id", "survey") if name in names]
+    about = [name for name in ("survey", *_STATED) if name in schema.names]
+    moving = [roles[role] for role in ("radial_velocity", "redshift") if role in roles and roles[role] not in numbers]
+    others = [*([roles["object_id"]] if "object_id" in roles else []), *about, *numbers, *moving]
+    wanted = list(dict.fromkeys([*others, *(roles[role] for role in pixel_roles)]))
+    from .tables import spectrum_of
+
+    unusual = bool({"log_wavelength", "ivar", "variance", "good"} & roles.keys())
+    units = _units(roles, options)
     start = 0
-    for batch in file.parquet.iter_batches(_chunk_rows(file.parquet), columns=[*texts, *pixel_columns, *numbers]):
-        pixels = {name: _lists(batch.column(name)) for name in pixel_columns}
-        others = {name: batch.column(name).to_pylist() for name in (*texts, *numbers)}
+    for batch in file.parquet.iter_batches(_chunk_rows(file.parquet), columns=wanted):
+        pixels = {role: _lists(batch.column(roles[role])) for role in pixel_roles}
+        columns = {name: batch.column(name).to_pylist() for name in dict.fromkeys(others)}
         for i in range(len(batch)):
-            row: Row = {name: column[i] for name, column in others.items() if column[i] is not None}
-            row["object_id"] = str(row.get("object_id", f"{file.stem}:{start + i}"))
-            row |= {name: lists[i] for name, lists in pixels.items()}
-            if options.angstrom != 1:
-                row["wavelength"] = row["wavelength"] * options.angstrom
+            row: Row = {name: column[i] for name, column in columns.items() if column[i] is not None}
+            object_id = row.get(roles.get("object_id", ""), f"{file.stem}:{start + i}")
+            for role in ("radial_velocity", "redshift"):
+                if role in roles and roles[role] in row:
+                    row[role] = float(row[roles[role]])
+            part = {role: lists[i] for role, lists in pixels.items()}
+            row |= spectrum_of(part, roles, {}, options) if unusual and part["flux"].size else {**part, **units}
+            row["object_id"] = re.sub(r"^b'(.*)'$", r"\1", str(object_id))
+            at_rest = row.pop("rest_frame", None)
+            if assumed := row.pop("reading_flags", ""):
+                row["flags"] = [flag for flag in str(assumed).split(";") if flag != FRAME_UNSTATED]
+            if own and "rest_frame" in about:
+                row |= {"frame": {True: "rest", False: "observed"}.get(at_rest), "medium": "vacuum"}
+                # What it was shifted by, or could not be.
+                if at_rest is False:
+                    row["radial_velocity"] = np.nan
+            elif own:
+                row |= {"frame": "rest", "medium": "vacuum"}
             yield row
         start += len(batch)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
+def _units(roles: Mapping[str, str], options: Options) -> Row:
+    """Units that stand in the headings."""
+    written = {role: heading(name).unit for role, name in roles.items()}
+    units: Row = {"wavelength_unit": length_unit(written.get("wavelength"), "wavelength") or options.wavelength_unit}
+    return units | {"flux_unit": unit_of(written["flux"]), "error_unit": unit_of(written.get("flux_error"))}
 
 
 def _numbers(schema: pa.Schema) -> list[str]:
@@ -108,10 +131,15 @@ def _lists(column: pa.Array) -> list[np.ndarray]:
 def read_multimodal_universe(file: OpenFile, options: Options) -> Iterator[Row]:
     for batch in file.parquet.iter_batches(_chunk_rows(file.parquet)):
         table = pa.Table.from_batches([batch])
-        at_rest = [True] * len(table)
-        if "restframe" in table.column_names:
-            at_rest = [answer is not False for answer in table["restframe"].to_pylist()]
-            table = table.drop_columns("restframe")
+        names = {name.lower(): name for name in table.column_names}
+        stated: dict[str, list[Any]] = {}
+        # SDSS and DESI have Z and are as observed; APOGEE has radial_velocity and says by restframe.
+        for role in ("restframe", "z", "zwarning", "class", "spectype"):
+            if role in names:
+                stated[role] = table[names[role]].to_pylist()
+                table = table.drop_columns(names[role])
+        lower = [name.lower() for name in table.column_names]
+        table = table.rename_columns(lower if len(set(lower)) == len(lower) else table.column_names)
         flags = _pixel_flags(table, options)
         table = from_multimodal_universe(table, survey=MULTIMODAL_UNIVERSE.survey)
         numbers = _numbers(table.schema)
@@ -123,7 +151,17 @@ def read_multimodal_universe(file: OpenFile, options: Options) -> Iterator[Row]:
             row["object_id"] = re.sub(r"^b'(.*)'$", r"\1", row["object_id"])
             if flags is not None:
                 row["mask"] = row["mask"] | flags[i]
-            yield row | {"frame": AT_REST if at_rest[i] else BY_VELOCITY}
+            about = {role: values[i] for role, values in stated.items()}
+            if "z" in about and "restframe" not in about:
+                kind = str(about.get("class") or about.get("spectype") or "")
+                # True, or the bits of the survey.
+                doubtful = bool(about.get("zwarning"))
+                redshift = np.nan if about["z"] is None or doubtful else float(about["z"])
+                row |= {"frame": BY_VELOCITY, "redshift": redshift, "object_class": kind}
+                row.pop("radial_velocity", None)
+                yield row
+            else:
+                yield row | {"frame": AT_REST if about.get("restframe") is not False else BY_VELOCITY}
 
 
 def _pixel_flags(table: pa.Table, options: Options) -> list[np.ndarray] | None:

@@ -1,25 +1,23 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Optical spectra of SDSS (BOSS) and the mwmStar and mwmVisit files of SDSS-V, through specutils.
-
-specutils drops the redshift of an optical spectrum, and takes any set bit of the mask for a bad pixel, which for
-APOGEE spectra costs a third of some stars.
-"""
+"""Optical spectra of SDSS (BOSS) and the mwmStar and mwmVisit files of SDSS-V."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
 
-from ...models.tokenization_spectrafm import SPEED_OF_LIGHT
 from .base import AT_REST, BY_VELOCITY, SDSS_FLUX, VACUUM, OpenFile, Options, Row, SpectrumFormat, sigma
 
 
-def velocity(redshift: float) -> float:
-    """km/s of a redshift, by the relativistic Doppler formula; NaN for the numbers that stand for an unknown one."""
-    ratio = (1 + redshift) ** 2
-    return SPEED_OF_LIGHT * (ratio - 1) / (ratio + 1) if redshift > -1 else np.nan
+#: Bits of SPPIXMASK that mask a pixel: FULLREJECT, NOSKY, NODATA, COMBINEREJ and BADFLUXFACTOR (sdss.org/dr17,
+#: "bitmasks"). Others, such as BRIGHTSKY, BADSKYCHI and LOWFLAT, are set in thousands of good pixels.
+BAD_PIXELS = sum(1 << bit for bit in (18, 22, 24, 25, 26))
+#: Bits of ZWARNING that say that no star was observed (SKY, UNPLUGGED, BAD_TARGET, NODATA), and that the redshift is
+#: not to be trusted (LITTLE_COVERAGE, SMALL_DELTA_CHI2, NEGATIVE_MODEL, Z_FITLIMIT). Bright stars have MANY_OUTLIERS.
+NO_STAR, NO_REDSHIFT = (0, 7, 8, 9), (1, 2, 3, 5)
 
 
 def is_spec(file: OpenFile) -> bool:
@@ -29,22 +27,40 @@ def is_spec(file: OpenFile) -> bool:
 
 
 def read_spec(file: OpenFile, options: Options) -> Iterator[Row]:
-    from specutils import Spectrum
-
-    if str(file.header.get("VERS2D", "")).startswith("v6"):
-        spectrum = Spectrum.read(file.hdus, format="SDSS-V spec", hdu=1)
-    else:
-        spectrum = Spectrum.read(file.hdus, format="SDSS-III/IV spec")
-    about = {name.upper(): hdu.data[name][0] for hdu in file.hdus[2:3] for name in hdu.columns.names if len(hdu.data)}
+    table = file.hdus[1].data
+    columns = {name.lower(): np.ravel(table[name]) for name in table.names}
+    about = {
+        name.upper(): hdu.data[name][0]
+        for hdu in file.hdus[2:3]
+        if isinstance(hdu, fits.BinTableHDU) and len(hdu.data)
+        for name in hdu.columns.names
+    }
+    # OR_MASK has what was wrong in any exposure; those pixels were left out of the sum. SDSS-V calls AND_MASK so too.
+    mask = next((columns[name] for name in ("and_mask", "andmask", "mask") if name in columns), None)
     yield {
         "object_id": file.stem,
         "snr": float(about.get("SN_MEDIAN_ALL", np.nan)),
-        "radial_velocity": velocity(float(about.get("Z", np.nan))),
-        "wavelength": spectrum.spectral_axis.to_value("Angstrom"),
-        "flux": spectrum.flux.value,
-        "flux_error": sigma(spectrum.uncertainty.array),
-        "mask": spectrum.mask,
+        **classified(str(about.get("CLASS", "")), float(about.get("Z", np.nan)), about.get("ZWARNING", 0)),
+        "wavelength": 10 ** columns["loglam"].astype(np.float64),
+        "flux": columns["flux"],
+        "flux_error": sigma(columns["ivar"]),
+        "mask": mask,
+        "bad_bits": BAD_PIXELS,
     }
+
+
+def classified(kind: str, redshift: float, warning: Any = 0) -> Row:
+    """What a pipeline states of an object: its class, and a redshift as far as that is to be trusted."""
+    try:
+        bits = int(warning)
+    except (TypeError, ValueError):
+        bits = 0
+    row: Row = {"object_class": kind, "redshift": redshift}
+    if bits > 0 and any(bits >> bit & 1 for bit in NO_STAR):
+        row["refused"] = f"ZWARNING: expected a spectrum of a star, got {bits}, which says sky, no fibre or no data"
+    elif bits > 0 and any(bits >> bit & 1 for bit in NO_REDSHIFT):
+        row["redshift"] = np.nan
+    return row
 
 
 def is_mwm(file: OpenFile) -> bool:
@@ -53,26 +69,29 @@ def is_mwm(file: OpenFile) -> bool:
 
 
 def read_mwm(file: OpenFile, options: Options) -> Iterator[Row]:
-    from specutils import Spectrum
-
     for i, hdu in enumerate(file.hdus):
         if i == 0 or not len(hdu.data):
             continue
-        spectrum = Spectrum.read(file.hdus, format="SDSS-V mwm", hdu=i)
         apogee = "APOGEE" in hdu.name.upper()
-        flags = np.atleast_2d(hdu.data["pixel_flags"])
-        flux, ivar = (np.atleast_2d(values) for values in (spectrum.flux.value, spectrum.uncertainty.array))
-        is_visit = "mjd" in [name.lower() for name in hdu.columns.names]
-        for j in range(len(flux)):
+        columns = {name.lower(): hdu.data[name] for name in hdu.columns.names}
+        for j in range(len(hdu.data)):
+            if "wavelength" in columns:
+                wavelength = columns["wavelength"][j]
+            else:
+                header = hdu.header
+                wavelength = 10 ** (header["CRVAL"] + header["CDELT"] * np.arange(columns["flux"].shape[-1]))
+            flags = columns["pixel_flags"][j]
             yield {
                 "object_id": str(file.header["SDSS_ID"]),
-                **({"visit": str(hdu.data["mjd"][j])} if is_visit else {}),
+                **({"visit": str(columns["mjd"][j])} if "mjd" in columns else {}),
                 "survey": "sdss-v-apogee" if apogee else "sdss-v-boss",
-                "snr": float(np.ravel(hdu.data["snr"])[j]),
-                "wavelength": spectrum.spectral_axis.to_value("Angstrom"),
-                "flux": flux[j],
-                "flux_error": sigma(ivar[j]),
-                "mask": options.bad(flags[j]) if apogee else flags[j] != 0,
+                "snr": float(np.ravel(columns["snr"])[j]),
+                "wavelength": wavelength,
+                "flux": columns["flux"][j],
+                "flux_error": sigma(columns["ivar"][j]),
+                "mask": options.bad(flags) if apogee else flags,
+                "bad_bits": None if apogee else BAD_PIXELS,
+                "resolving_power": 22_500.0 if apogee else 2_000.0,
             }
 
 
@@ -85,7 +104,8 @@ FORMATS = (
         flux_unit=SDSS_FLUX,
         resolving_power="1,500 to 2,500",
         normalisation="none",
-        note="the sum of the exposures, shifted by Z; masked where AND_MASK is set",
+        note="the sum of the exposures, shifted by Z; masked by some bits of AND_MASK; quasars, galaxies and sky are "
+        "refused",
         identify=is_spec,
         read=read_spec,
     ),
@@ -97,7 +117,7 @@ FORMATS = (
         flux_unit=SDSS_FLUX,
         resolving_power="22,500 (APOGEE), 2,000 (BOSS)",
         normalisation="none",
-        note="mwmStar and mwmVisit: a row for each instrument and telescope, or visit; APOGEE pixels masked by bit",
+        note="mwmStar and mwmVisit: a row for each instrument and telescope, or visit; pixels masked by bit",
         identify=is_mwm,
         read=read_mwm,
     ),

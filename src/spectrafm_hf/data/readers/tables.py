@@ -1,91 +1,230 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""People's own tables, as text or FITS, with the column names of the schema."""
+"""Tables of spectra, as text, FITS, ECSV or VOTable, whatever their columns are called."""
 
 from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterator
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from astropy import units
 from astropy.io import fits
 from astropy.table import Table
 from pyarrow import csv as arrow_csv
 
-from ..schema import PIXEL_COLUMNS
-from .base import AS_GIVEN, OpenFile, Options, Row, SpectrumFormat, angstrom_per
-from .parquet import CHUNK_ROWS, demand_columns
+from .base import AS_GIVEN, JWST_DO_NOT_USE, OpenFile, Options, Row, SpectrumFormat, column_of
+from .columns import find_columns, heading, known_name, length_unit, medium_of, plain, unit_of
+from .headers import about
+from .orders import as_one_or_each
+from .parquet import CHUNK_ROWS
+
+
+#: Words that stand for no number.
+NULLS = ["", "nan", "NaN", "NAN", "null", "NULL", "None", "none", "--", "-", "N/A", "NA", "n/a", "INDEF", "..."]
+_PIXELS = ("wavelength", "log_wavelength", "flux", "flux_error", "ivar", "variance", "mask", "good")
+#: More rows of a table without identifiers than an instrument has orders are stars.
+MOST_ORDERS = 512
+
+
+def spectrum_of(
+    columns: Mapping[str, Any], names: Mapping[str, str], unit_names: Mapping[str, Any], options: Options
+) -> Row:
+    """
+    One spectrum with what its columns state.
+
+    Parameters
+    ----------
+    columns : mapping of role to array of shape (pixels,)
+    names : mapping of role to heading
+    unit_names : mapping of role to unit, or what is written for one
+        Beside the headings, which may hold units as well.
+    options : Options
+    """
+
+    def unit(role: str) -> Any:
+        return unit_names.get(role) or heading(names[role]).unit
+
+    row: Row = {"flux": columns["flux"], "flux_unit": unit_of(unit("flux"))}
+    if "wavelength" in columns:
+        row["wavelength"] = columns["wavelength"]
+        row["wavelength_unit"] = length_unit(unit("wavelength"), "wavelength") or options.wavelength_unit
+        row["medium"] = medium_of(names["wavelength"])
+        if plain(names["wavelength"]) == "waveobs" and row["wavelength_unit"] is None:
+            row["wavelength_unit"] = units.nm  # iSpec knows no other
+    else:
+        with np.errstate(over="ignore"):  # the tokenizer judges it
+            row["wavelength"] = 10 ** np.asarray(columns["log_wavelength"], np.float64)
+        row["medium"] = medium_of(names["log_wavelength"])
+        row["wavelength_unit"] = options.wavelength_unit
+    for role, kind in (("flux_error", "sigma"), ("ivar", "ivar"), ("variance", "variance")):
+        if role in columns:
+            row |= {"flux_error": columns[role], "error_kind": kind, "error_unit": unit_of(unit(role))}
+    if "mask" in columns:
+        row["mask"] = _flags(columns["mask"])
+        if plain(names["mask"]) == "andmask":
+            from .sdss import BAD_PIXELS
+
+            row["bad_bits"] = BAD_PIXELS
+    elif "good" in columns:
+        row["mask"] = _flags(columns["good"]) == 0
+    name = plain(names["flux"])
+    if "norm" in name:
+        row["normalised"] = True
+    if name in ("fnu", "fluxnu") and row["flux_unit"] is None:
+        row["flux_unit"] = units.Jy
+    # Rows of a table are equally long: shorter spectra are filled up with NaN or zeros.
+    wavelength = np.asarray(row["wavelength"])
+    if wavelength.dtype.kind == "f" and wavelength.ndim == 1:
+        real = np.isfinite(wavelength)
+        if (zeros := wavelength == 0).any() and not zeros.all():
+            real &= ~zeros
+        there = [key for key in ("wavelength", "flux", "flux_error", "mask") if row.get(key) is not None]
+        if not real.all() and all(np.shape(row[key]) == real.shape for key in there):
+            row |= {key: np.asarray(row[key])[real] for key in there}
+    return row
+
+
+def _flags(values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    if array.dtype.kind in "SU":
+        return np.isin(np.char.lower(array.astype(str)), ("true", "t", "1", "yes"))
+    return array
 
 
 # --------------------------------------------------------------------------------------------------------------- text
+
+_COMMENT = re.compile(r"^\s*(#|%|!|;|//|\\|\|)")
 
 
 def _header(file: OpenFile) -> tuple[list[str], str, int]:
     """Column names, what is between the columns, and how many lines come before the numbers."""
     comments: list[str] = []
+    text = None
     for line in file.text():
-        if line.startswith("#"):
+        if not line.strip() or _COMMENT.match(line):
             comments.append(line)
             continue
-        # NumPy writes its header behind a "# ", others do not: where the first line holds numbers, it was the last one.
-        start = line.replace(",", " ").replace(";", " ").split()[:1]
-        named = not (start and comments and _is_number(start[0]))
-        text = line if named else comments[-1].lstrip("# ")
+        text = line
         break
-    else:
-        named, text = False, comments[-1].lstrip("# ") if comments else ""
-    delimiter = next((mark for mark in ",;\t" if mark in text), " ")
-    names = text.split() if delimiter == " " else next(csv.reader([text], delimiter=delimiter), [])
-    return [name.strip() for name in names], delimiter, len(comments) + named
+    delimiter = next((mark for mark in ",;\t" if mark in (text or "".join(comments[-1:]))), " ")
+    cells = [] if text is None else _cells(text, delimiter)
+    numbers = [_is_number(cell) for cell in cells if cell]
+    if text is not None and not (numbers and all(numbers)) and not (numbers and numbers[0] and numbers.count(True) > 1):
+        return cells, delimiter, len(comments) + 1
+    # NumPy writes its header behind a "# ": a comment that has a name for each column.
+    for comment in reversed(comments):
+        named = _cells(re.sub(r"^[\s#%!;/\\|]+", "", comment), delimiter)
+        named = (
+            named
+            if len(named) == len(cells) or text is None
+            else re.sub(r"[,|]", " ", comment.strip("#%!;/\\ \r\n")).split()
+        )
+        if (len(named) == len(cells) or text is None) and known_name(named):
+            return named, delimiter, len(comments)
+    return [str(number) for number in range(1, len(cells) + 1)], delimiter, len(comments)
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    if delimiter != " ":
+        return [cell.strip() for cell in next(csv.reader([line.strip("\r\n")], delimiter=delimiter), [])]
+    # "wave (nm)" is one heading.
+    return re.findall(r"[^\s(\[]+(?:\s*(?:\([^)]*\)|\[[^\]]*\]))?|\([^)]*\)|\[[^\]]*\]", line.strip())
 
 
 def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
-        return False
+        return text in NULLS
     return True
+
+
+def _text_columns(file: OpenFile, names: list[str], options: Options) -> dict[str, str]:
+    """Columns by role; of two or three without names, wavelength, flux and error."""
+    if names == [str(number) for number in range(1, len(names) + 1)] and not options.columns:
+        if len(names) not in (2, 3):
+            raise ValueError(
+                f"wavelength: expected names of the {len(names)} columns of {file.path}, got none; name them with "
+                "columns={'wavelength': '1', 'flux': '2'}"
+            )
+        return dict(zip(("wavelength", "flux", "flux_error"), names, strict=False))
+    return find_columns(file.path, names, options.columns)
 
 
 def is_ecsv(file: OpenFile) -> bool:
     return file.kind == "text" and file.head.startswith(b"# %ECSV")
 
 
+def _is_polarbase(file: OpenFile) -> bool:
+    return file.head.startswith(b"***Reduced spectrum of")
+
+
+def read_polarbase(file: OpenFile) -> Iterator[Row]:
+    """Libre-ESpRIT (ESPaDOnS, Narval; polarbase.irap.omp.eu): nm in air, I, and the error in the last column."""
+    values = np.loadtxt(file.text(), skiprows=2, ndmin=2).T
+    if values.shape[0] not in (2, 3, 6):
+        raise ValueError(f"{file.path}: expected 2, 3 or 6 columns of Libre-ESpRIT, got {values.shape[0]}")
+    row: Row = {"object_id": file.stem, "wavelength": values[0], "wavelength_unit": units.nm, "flux": values[1]}
+    row |= {"medium": "air", "frame": "observed"}
+    # Its orders overlap, one after the other.
+    yield row if values.shape[0] == 2 else {**row, "flux_error": values[-1]}
+
+
 def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
-    try:
-        names, delimiter, n_before = _header(file)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file.path}: expected text in UTF-8, got {error}") from error
-    demand_columns(file.path, names)
-    if delimiter == " ":
-        wanted = [name for name in PIXEL_COLUMNS if name in names]
-        where = [names.index(name) for name in wanted]
-        values = np.loadtxt(file.text(), skiprows=n_before, usecols=where, ndmin=2).T
-        row = dict(zip(wanted, values, strict=True))
-        yield {"object_id": file.stem, **row, "wavelength": row["wavelength"] * options.angstrom}
+    if _is_polarbase(file):
+        yield from read_polarbase(file)
         return
-    types = {"object_id": pa.string(), "mask": pa.bool_()}
-    types |= dict.fromkeys(("wavelength", "flux", "flux_error"), pa.float64())
-    wanted = [name for name in types if name in names]
+    if file.stem.endswith("_sampling") and file.head.startswith(b"pos"):
+        raise ValueError(f"{file.path}: expected spectra, got the sampling that gaiaxpy writes beside them")
+    names, delimiter, n_before = _header(file)
+    if not names:
+        raise ValueError(f"{file.path}: expected columns of numbers, got text without any")
+    roles = _text_columns(file, names, options)
+    wanted = [role for role in (*_PIXELS, "object_id", "radial_velocity", "redshift") if role in roles]
+    if len(names) != len(set(names)):
+        raise ValueError(f"{file.path}: expected each column once, got {', '.join(names)[:200]}")
+    stated = _comments(file)
+    if delimiter == " ":
+        where = [names.index(roles[role]) for role in wanted]
+        values = _loadtxt(file, n_before, where)
+        columns = dict(zip(wanted, values, strict=True))
+        for object_id, part in _stars(columns, file.stem):
+            yield {"object_id": object_id, **stated, **_one_star(part, roles, options)}
+        return
+    types: dict[str, Any] = {roles[role]: pa.float64() for role in wanted}
+    types |= {roles[role]: pa.string() for role in ("object_id", "mask") if role in roles}
     reader = arrow_csv.open_csv(
         pa.input_stream(str(file.path), compression="gzip" if file.path.suffix == ".gz" else None),
-        arrow_csv.ReadOptions(column_names=names, skip_rows=n_before),
+        arrow_csv.ReadOptions(column_names=names, skip_rows=n_before, encoding=file.encoding),
         arrow_csv.ParseOptions(delimiter=delimiter),
-        arrow_csv.ConvertOptions(include_columns=wanted, column_types=types),
+        arrow_csv.ConvertOptions(include_columns=list(types), column_types=types, null_values=NULLS),
     )
     # The lines of a star may lie in several blocks; `pieces` are those of the star that is being read.
     seen: set[str] = set()
     current = ""
     pieces: list[pa.RecordBatch] = []
+
+    def star() -> Row:
+        table = pa.Table.from_batches(pieces)
+        columns: dict[str, Any] = {}
+        for role in wanted:
+            column = table[roles[role]]
+            columns[role] = column.to_numpy() if role not in ("object_id", "mask") else np.array(column.to_pylist())
+        if "mask" in columns:
+            columns["mask"] = _text_mask(columns["mask"])
+        return {"object_id": current, **stated, **_one_star(columns, roles, options)}
+
     with reader:
         for batch in reader:
-            for object_id, piece in _runs(batch, "object_id" in wanted, file.stem):
+            for object_id, piece in _runs(batch, roles.get("object_id"), file.stem):
                 if object_id != current or not pieces:
                     if pieces:
-                        yield _star(current, pieces, options)
+                        yield star()
                     if object_id in seen:
                         raise ValueError(
                             f"object_id: expected the lines of a star together in {file.path}, got {object_id!r} again"
@@ -94,91 +233,264 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
                     current, pieces = object_id, []
                 pieces.append(piece)
     if pieces:
-        yield _star(current, pieces, options)
+        yield star()
 
 
-def _runs(batch: pa.RecordBatch, has_ids: bool, default: str) -> Iterator[tuple[str, pa.RecordBatch]]:
+def _comments(file: OpenFile) -> Row:
+    """What the comments before the numbers state of the wavelengths."""
+    text = " ".join(line for line in file.first_lines[:60] if _COMMENT.match(line)).lower()
+    if re.search(r"\b(in|=|:)\s*'?air\b|\bair wavelength", text):
+        return {"medium": "air"}
+    return {"medium": "vacuum"} if re.search(r"\b(in|=|:)\s*'?vac(uum)?\b|\bvacuum wavelength", text) else {}
+
+
+def _text_mask(texts: np.ndarray) -> np.ndarray:
+    """A mask as text; what is missing or no number says nothing good."""
+    words = {"false": 0, "f": 0, "no": 0, "0": 0, "true": 1, "t": 1, "yes": 1, "1": 1}
+
+    def number(text: Any) -> int:
+        word = str(text).strip().lower()
+        if word in words:
+            return words[word]
+        try:
+            return int(float(word))
+        except (ValueError, OverflowError):
+            return 1
+
+    return np.array([number(text) for text in texts], np.int64)
+
+
+def _loadtxt(file: OpenFile, n_before: int, where: Sequence[int]) -> np.ndarray:
+    def number(text: str) -> Any:
+        return np.nan if text in NULLS else text
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # on a file without numbers
+        try:
+            return np.loadtxt(file.text(), skiprows=n_before, usecols=where, ndmin=2, comments=("#", "%", "!")).T
+        except (ValueError, UserWarning) as error:
+            first = error
+        try:
+            table = np.genfromtxt(
+                itertools.islice(file.text(), n_before, None), dtype=str, usecols=where, comments="#", ndmin=2
+            )
+            return np.array([[number(cell) for cell in row] for row in table.T], dtype=object)
+        except (ValueError, UserWarning):
+            raise ValueError(f"{file.path}: expected columns of numbers, got {first}") from first
+
+
+def _stars(columns: Mapping[str, Any], default: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Consecutive lines of the same star."""
+    if "object_id" not in columns:
+        yield default, dict(columns)
+        return
+    ids = np.array([str(name) for name in columns["object_id"]])
+    for part in np.split(np.arange(len(ids)), np.flatnonzero(ids[1:] != ids[:-1]) + 1):
+        name = ids[part[0]]
+        yield name.removesuffix(".0"), {role: values[part] for role, values in columns.items()}
+
+
+def _one_star(columns: Mapping[str, Any], roles: Mapping[str, str], options: Options) -> Row:
+    pixels = {
+        role: np.asarray(values, np.float64) if role != "mask" else values
+        for role, values in columns.items()
+        if role in _PIXELS
+    }
+    return {**spectrum_of(pixels, roles, {}, options), **_moving(columns, options)}
+
+
+def _moving(columns: Mapping[str, Any], options: Options) -> Row:
+    """The velocity of a star whose lines all state it."""
+    row: Row = {}
+    for role in ("radial_velocity", "redshift"):
+        if role in columns:
+            values = np.ravel(np.asarray(columns[role], np.float64))
+            if values.size and np.all((values == values[0]) | np.isnan(values)):
+                row[role] = float(values[0])
+    return row
+
+
+def _runs(batch: pa.RecordBatch, id_column: str | None, default: str) -> Iterator[tuple[str, pa.RecordBatch]]:
     """Consecutive lines of the same star."""
     if not len(batch):
         return
-    if not has_ids:
+    if id_column is None:
         yield default, batch
         return
-    ids = batch.column("object_id").to_numpy(zero_copy_only=False)
+    ids = batch.column(id_column).to_numpy(zero_copy_only=False)
     starts = np.concatenate([[0], np.flatnonzero(ids[1:] != ids[:-1]) + 1, [len(batch)]])
     for start, stop in itertools.pairwise(starts.tolist()):
         yield str(ids[start]), batch.slice(start, stop - start)
 
 
-def _star(object_id: str, pieces: list[pa.RecordBatch], options: Options) -> Row:
-    table = pa.Table.from_batches(pieces)
-    columns = {name: table[name].to_numpy() for name in PIXEL_COLUMNS[:3] if name in table.column_names}
-    if "mask" in table.column_names:
-        columns["mask"] = pc.fill_null(table["mask"], True).to_numpy()
-    return {"object_id": object_id, **columns, "wavelength": columns["wavelength"] * options.angstrom}
+# ------------------------------------------------------------------------------------------------- ECSV and VOTable
 
 
 def read_ecsv(file: OpenFile, options: Options) -> Iterator[Row]:
-    table = Table.read(file.text().read(), format="ascii.ecsv")
-    if {"wavelength", "flux"} <= set(table.colnames):
-        names = [name for name in PIXEL_COLUMNS if name in demand_columns(file.path, table.colnames)]
-        row: Row = {name: np.ma.filled(table[name], np.nan if name != "mask" else True) for name in names}
-        unit = table["wavelength"].unit
-        yield {
-            "object_id": str(table.meta.get("object_id", file.stem)),
-            **row,
-            "wavelength": row["wavelength"] * (angstrom_per(unit) if unit else options.angstrom),
-        }
-        return
-    from .other import read_any
+    if _is_sampling(file):
+        raise ValueError(f"{file.path}: expected spectra, got the sampling that gaiaxpy writes beside them")
+    yield from _of_table(file, Table.read(file.text().read(), format="ascii.ecsv"), options)
 
-    yield from read_any(file, options)
+
+def read_votable(file: OpenFile, options: Options) -> Iterator[Row]:
+    from astropy.io import votable
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on details of the standard
+        tables = list(votable.parse(str(file.path)).iter_tables())
+    for given in tables:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table = given.to_table(use_names_over_ids=True)
+        # Units that astropy does not know come back as none: what is written is read once more.
+        written = {each.name: each._unit if hasattr(each, "_unit") else each.unit for each in given.fields}
+        yield from _of_table(file, table, options, {name: str(unit) for name, unit in written.items() if unit})
+
+
+def _is_sampling(file: OpenFile) -> bool:
+    return file.stem.endswith("_sampling") and b"\npos" in file.head
+
+
+def _of_table(
+    file: OpenFile, table: Table, options: Options, written: Mapping[str, str] | None = None
+) -> Iterator[Row]:
+    roles = find_columns(file.path, table.colnames, options.columns, demanded=False)
+    if "flux" not in roles and len(table.colnames) == 2 and options.columns == {}:
+        first, second = table.colnames
+        if getattr(table[first].unit, "physical_type", None) == "length":
+            roles = {"wavelength": first, "flux": second}
+    if not {"flux"} <= roles.keys() or not {"wavelength", "log_wavelength"} & roles.keys():
+        roles = find_columns(file.path, table.colnames, options.columns)
+    stated = {role: (written or {}).get(name) or table[name].unit for role, name in roles.items()}
+    columns = {role: _filled(table[name]) for role, name in roles.items()}
+    object_id = str(table.meta.get("object_id", file.stem))
+    if np.ndim(columns["flux"]) == 1 and columns["flux"].dtype != object:
+        for name, part in _stars({role: values for role, values in columns.items()}, object_id):
+            yield {"object_id": name, **spectrum_of(_pixels(part), roles, stated, options), **_moving(part, options)}
+        return
+    for i in range(len(table)):
+        part = {role: values[i] for role, values in columns.items()}
+        name = str(part["object_id"]) if "object_id" in part else f"{object_id}:{i}"
+        yield {"object_id": name, **spectrum_of(_pixels(part), roles, stated, options), **_moving(part, options)}
+
+
+def _pixels(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {role: values for role, values in columns.items() if role in _PIXELS}
+
+
+def _filled(column: Any) -> np.ndarray:
+    array = getattr(column, "value", column)
+    if np.ma.isMaskedArray(array) and np.ma.getmaskarray(array).any() and array.dtype.kind in "fiu":
+        return np.ma.filled(array.astype(np.float64), np.nan)
+    return np.ma.filled(array, True) if np.ma.isMaskedArray(array) and array.dtype == bool else np.asarray(array)
 
 
 # --------------------------------------------------------------------------------------------------------------- FITS
 
 
-def _table(file: OpenFile) -> fits.BinTableHDU | None:
+def spectrum_tables(file: OpenFile, asked: Mapping[str, str]) -> list[fits.BinTableHDU]:
+    """The tables of a FITS file that hold a wavelength and a flux."""
+    found = []
     for hdu in file.hdus:
-        # In the exact spelling of the schema: FLUX, WAVELENGTH, IVAR are other surveys' tables.
-        names = set(hdu.columns.names) if isinstance(hdu, fits.BinTableHDU) else set()
-        # With "uncertainty" instead of "flux_error" it is a table that specutils wrote.
-        if {"wavelength", "flux"} <= names and not ("uncertainty" in names and "flux_error" not in names):
-            return hdu
-    return None
+        if isinstance(hdu, fits.BinTableHDU):
+            roles = find_columns(file.path, hdu.columns.names, asked if asked else None, demanded=False)
+            if "flux" in roles and {"wavelength", "log_wavelength"} & roles.keys():
+                found.append(hdu)
+    # DEEP2 and DEIMOS: each arm, extracted in several ways.
+    for way in ("HORNE", "BXSPF"):
+        if len(arms := [hdu for hdu in found if hdu.name.upper() in (f"{way}-B", f"{way}-R")]) == 2:
+            return arms
+    # The first says which: others hold exposures, models or lines.
+    return [hdu for hdu in found if hdu.columns.names == found[0].columns.names]
+
+
+def _is_table(file: OpenFile) -> bool:
+    if file.kind != "fits":
+        return False
+    try:
+        return bool(spectrum_tables(file, {}))
+    except ValueError:  # ambiguous, which reading says better
+        return True
+
+
+def no_spectrum(file: OpenFile) -> ValueError:
+    names = [name for hdu in file.hdus if isinstance(hdu, fits.BinTableHDU) for name in hdu.columns.names]
+    found = f"the columns {', '.join(names[:8])}{' and others' * (len(names) > 8)}" if names else "no table"
+    return ValueError(
+        f"{file.path}: expected a table with columns wavelength and flux, or an image of a spectrum, got {found}; name "
+        "the columns with columns={'wavelength': 'NAME', 'flux': 'NAME'}"
+    )
 
 
 def read_fits_table(file: OpenFile, options: Options) -> Iterator[Row]:
-    table = _table(file)
-    if table is None:
-        raise ValueError(f"{file.path}: expected a table with columns wavelength and flux, got none")
-    names = [name for name in PIXEL_COLUMNS if name in demand_columns(file.path, table.columns.names)]
-    unit = table.columns["wavelength"].unit
-    factor = angstrom_per(unit) if unit else options.angstrom
-    has_ids = "object_id" in table.columns.names
-    n_rows = table.header["NAXIS2"]
-    one_pixel_a_row = n_rows and np.ndim(table.data[:1]["flux"][0]) == 0
+    tables = spectrum_tables(file, options.columns)
+    if not tables:
+        raise no_spectrum(file)
+    rows = (row for hdu in tables for row in _rows(file, hdu, options))
+    if sum(hdu.header["NAXIS2"] for hdu in tables) > MOST_ORDERS and any(map(_has_vectors, tables)):
+        for row in rows:  # a survey, star by star
+            row.pop("named")
+            yield row
+        return
+    few = list(rows)
+    named = any([row.pop("named") for row in few])
+    yield from few if named else as_one_or_each(few, file.stem)
+
+
+def _has_vectors(hdu: fits.BinTableHDU) -> bool:
+    return any(isinstance(column.dtype, np.dtype) and column.dtype.shape != () for column in hdu.columns) or any(
+        str(column.format)[:1] in "PQ" for column in hdu.columns
+    )
+
+
+def _rows(file: OpenFile, hdu: fits.BinTableHDU, options: Options) -> Iterator[Row]:
+    roles = find_columns(file.path, hdu.columns.names, options.columns)
+    units_of = {role: hdu.columns[name].unit for role, name in roles.items()}
+    stated = about(
+        [file.header, hdu.header], hdu.columns.names.index(roles.get("wavelength") or roles["log_wavelength"])
+    )
+    n_rows = hdu.header["NAXIS2"]
+    if not n_rows:
+        return
+    one_pixel_a_row = np.ndim(hdu.data[:1][roles["flux"]][0]) == 0
     step = n_rows if one_pixel_a_row else CHUNK_ROWS
+    step_name = next((name for name in hdu.columns.names if plain(name) in ("deltaw", "deltalambda")), None)
+    lengths = "NELEM" if "NELEM" in hdu.columns.names else None
+    classes = next((name for name in hdu.columns.names if plain(name) in ("class", "spectype")), None)
     for start in range(0, n_rows, step):
         # Rows before columns: a column as a whole would be converted, and kept.
-        chunk = table.data[start : start + step]
-        columns: dict[str, Any] = {name: chunk[name] for name in names}
-        if one_pixel_a_row:
-            columns = {name: [column] for name, column in columns.items()}
-        for i in range(len(columns["flux"])):
+        chunk = hdu.data[start : start + step]
+        columns = {role: column_of(hdu, chunk, name) for role, name in roles.items()}
+        for i in range(1 if one_pixel_a_row else len(chunk)):
             # A copy: the file can then be closed.
-            row: Row = {name: np.array(column[i]) for name, column in columns.items()}
-            with np.errstate(over="ignore", invalid="ignore"):  # the tokenizer judges it
-                row["wavelength"] = row["wavelength"] * factor
-            # Rows of a table are equally long: shorter spectra are filled up with NaN.
-            real = np.isfinite(row["wavelength"])
-            if not real.all() and all(np.shape(values) == real.shape for values in row.values()):
-                row = {name: values[real] for name, values in row.items()}
+            part = {role: np.array(values if one_pixel_a_row else values[i]) for role, values in columns.items()}
+            pixels = _pixels(part)
+            if step_name is not None and "wavelength" in pixels and np.ndim(pixels["wavelength"]) == 0:
+                # IUE: where the first pixel lies, and how far they are apart.
+                count = np.arange(np.size(pixels["flux"]))
+                pixels["wavelength"] = pixels["wavelength"] + float(chunk[step_name][i]) * count
+            if lengths is not None and not one_pixel_a_row:
+                pixels = {role: values[: int(chunk[lengths][i])] for role, values in pixels.items()}
+            row = {**stated, **spectrum_of(pixels, roles, units_of, options), **_moving(part, options)}
+            row["medium"] = row["medium"] or stated.get("medium")
+            row.setdefault("bad_bits", _serious(hdu, file, roles))
+            if classes is not None and not one_pixel_a_row:
+                row["object_class"] = str(chunk[classes][i])
+            named = "object_id" in roles and not one_pixel_a_row
             if one_pixel_a_row:
                 object_id = file.stem
             else:
-                object_id = str(chunk["object_id"][i]).strip() if has_ids else f"{file.stem}:{start + i}"
-            yield {"object_id": object_id, **row}
+                object_id = str(part["object_id"]).strip() if named else f"{file.stem}:{start + i}"
+            yield {"object_id": object_id, "named": named, **row}
+
+
+def _serious(hdu: fits.BinTableHDU, file: OpenFile, roles: Mapping[str, str]) -> int | None:
+    """Which bits of a data quality matter: the header of HST says it, the manual of JWST."""
+    if "mask" not in roles:
+        return None
+    if str(file.header.get("TELESCOP", "")).strip() == "JWST":
+        return JWST_DO_NOT_USE
+    return hdu.header.get("SDQFLAGS", file.header.get("SDQFLAGS"))
 
 
 _OWN = {
@@ -194,21 +506,28 @@ FORMATS = (
     SpectrumFormat(
         name="fits-table",
         **_OWN,
-        note="columns wavelength, flux, and where known flux_error, mask, object_id: vectors, or one pixel a row",
-        identify=lambda file: _table(file) is not None,
+        note="columns of wavelength and flux, and where known of error, mask, object_id: vectors, or one pixel a row",
+        identify=_is_table,
         read=read_fits_table,
     ),
     SpectrumFormat(
         name="ecsv",
         **_OWN,
-        note="columns wavelength and flux with units, or any that specutils makes a spectrum of",
+        note="columns of wavelength and flux, with units",
         identify=is_ecsv,
         read=read_ecsv,
     ),
     SpectrumFormat(
+        name="votable",
+        **_OWN,
+        note="columns of wavelength and flux, with units",
+        identify=lambda file: file.kind == "votable",
+        read=read_votable,
+    ),
+    SpectrumFormat(
         name="text",
         **_OWN,
-        note="one line a pixel, named columns: wavelength, flux, and where known flux_error, mask, object_id",
+        note="one line a pixel; columns with names, or two or three without: wavelength, flux, error",
         identify=lambda file: file.kind == "text",
         read=read_text,
     ),

@@ -27,12 +27,21 @@ from transformers.utils import cached_file
 
 from .basis_spectrafm import SpectrumBasis
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID
+from .gate_spectrafm import (
+    ANGSTROM_PER_UNIT,
+    MAX_WAVELENGTH,
+    MIN_WAVELENGTH,
+    SPEED_OF_LIGHT,
+    air_to_vacuum,
+    is_spectrum,
+    overlaps,
+    per_wavelength,
+    read_spectrum,
+    to_rest,
+    vacuum_to_air,
+)
 
 
-SPEED_OF_LIGHT = 299_792.458  # km/s
-MIN_WAVELENGTH, MAX_WAVELENGTH = 1_000.0, 300_000.0  # Angstrom
-AIR_ABOVE = 2_000.0  # Angstrom; below it wavelengths are by convention in vacuum
-ANGSTROM_PER_UNIT = {"Angstrom": 1.0, "nm": 10.0, "um": 1e4, "mm": 1e7, "cm": 1e8, "m": 1e10}
 # Neighbouring steps that differ by more than this factor are a gap or a jump in sampling: patches end there.
 STEP_JUMP = 1.2
 # A step this many times wider than the usual one separates two detectors for the continuum fit.
@@ -49,7 +58,13 @@ CHOICES = {
     "clip_mode": ("clamp", "mask"),
     "sampling": ("even", "random"),
 }
-MODULES = ("basis_spectrafm.py", "configuration_spectrafm.py", "pipeline_spectrafm.py", "tokenization_spectrafm.py")
+MODULES = (
+    "basis_spectrafm.py",
+    "configuration_spectrafm.py",
+    "gate_spectrafm.py",
+    "pipeline_spectrafm.py",
+    "tokenization_spectrafm.py",
+)
 # What stars on one grid share. As tensors these are then one row, expanded: the model sees it, and computes once.
 GRID = ("wavelength", "wavelength_step")
 BASIS_FILE = "basis.safetensors"
@@ -57,28 +72,6 @@ BASIS_FILE = "basis.safetensors"
 UNKNOWN_ERROR = 0.02
 # What the Auto classes read in the saved files beside the settings.
 FOREIGN_KEYS = {"auto_map", "feature_extractor_type", "processor_class", "tokenizer_class"}
-
-
-def _index_of_air(vacuum: np.ndarray) -> np.ndarray:
-    """Refractive index at vacuum wavelengths in Angstrom (IAU standard, Morton 2000, ApJS 130, 403, eq. 8)."""
-    s2 = (1e4 / np.maximum(vacuum, AIR_ABOVE)) ** 2
-    return 1.0 + 8.34254e-5 + 2.406147e-2 / (130.0 - s2) + 1.5998e-4 / (38.9 - s2)
-
-
-def vacuum_to_air(wavelength):
-    """Vacuum -> air wavelengths in Angstrom (Morton 2000); unchanged below 2,000 A."""
-    vacuum = np.asarray(wavelength, dtype=np.float64)
-    return np.where(vacuum < AIR_ABOVE, vacuum, vacuum / _index_of_air(vacuum))
-
-
-def air_to_vacuum(wavelength):
-    """Air -> vacuum wavelengths in Angstrom: the inverse of [`vacuum_to_air`] to rounding; unchanged below 2,000 A."""
-    air = np.asarray(wavelength, dtype=np.float64)
-    vacuum = air
-    for _ in range(4):  # the index varies slowly: each step gains four digits
-        with np.errstate(over="ignore"):
-            vacuum = air * _index_of_air(vacuum)
-    return np.where(air < AIR_ABOVE, air, vacuum)
 
 
 class SpectraFMTokenizer(FeatureExtractionMixin):
@@ -413,7 +406,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 label_errors = {name: rows[f"{name}_err"] for name in names if f"{name}_err" in rows}
             scalars, labels = _label_columns("scalars", scalars, rows), _label_columns("labels", labels, rows)
         elif _is_spectra(wavelength):
-            wavelength, flux, flux_error, mask = _read_spectra(wavelength)
+            wavelength, flux, flux_error, mask = _read_spectra(
+                wavelength, self.wavelength_medium, radial_velocity is None
+            )
             error_type = "sigma"
         scalars, labels = _mapping("scalars", scalars), _mapping("labels", labels)
         label_errors = _mapping("label_errors", label_errors)
@@ -441,7 +436,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if labels:
             inputs |= self._labels(labels, label_errors, inputs["request_ids"])
         features = BatchFeature(inputs, tensor_type=return_tensors)
-        on_one_grid = self.basis is None and n_stars > 1 and all(len(_one_row_if_equal(inputs[name])) == 1 for name in GRID)
+        on_one_grid = (
+            self.basis is None and n_stars > 1 and all(len(_one_row_if_equal(inputs[name])) == 1 for name in GRID)
+        )
         if return_tensors == "pt" and on_one_grid:
             features.update({name: features[name][:1].expand(n_stars, -1) for name in GRID})
         return features
@@ -487,6 +484,10 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 f"flux: expected at least one valid pixel in each spectrum, got none in spectrum {np.argmin(good)}"
             )
 
+        if (factor := per_wavelength(flux_unit, wavelength)) is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                flux, error = flux * factor, error * factor
+            valid &= np.abs(flux) < HUGE
         if self.wavelength_medium == "air":
             wavelength = air_to_vacuum(wavelength)
         in_range = _check_range("wavelength", wavelength, valid)
@@ -495,8 +496,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             if np.any(wrong := ~(np.abs(beta) < 1)):
                 value = beta[wrong][0] * SPEED_OF_LIGHT
                 raise ValueError(f"radial_velocity: expected km/s below the speed of light, got {value:g}")
-            with np.errstate(over="ignore"):
-                wavelength = wavelength * _one_row_if_equal(np.sqrt((1 - beta) / (1 + beta)))
+            wavelength = to_rest(wavelength, _one_row_if_equal(beta * SPEED_OF_LIGHT))
         if self.wavelength_ranges is not None:
             inside = np.any(
                 [(wavelength >= low) & (wavelength <= high) for low, high in self.wavelength_ranges], axis=0
@@ -507,6 +507,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                     f"wavelength: expected valid pixels within {self.wavelength_ranges} Angstrom in each spectrum, "
                     f"got none in spectrum {np.argmin(good)}"
                 )
+        counted = present if len(present) >= len(wavelength) else np.broadcast_to(present, wavelength.shape)
+        left_out = np.stack([overlaps(row) for row in np.where(counted[: len(wavelength)], wavelength, np.nan)])
+        present, valid = present & ~left_out, valid & ~left_out
         # Alone in its token, a pixel that does not count is as good as absent. In a patch it keeps its place.
         exists = _one_row_if_equal(valid) if self.patch_size == 1 else present & in_range
         pixels = {
@@ -536,7 +539,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             normalised = np.broadcast_to(np.asarray(normalised, bool), n_stars)
         groups: dict[bytes, list[int]] = {}
         for star in range(n_stars):
-            groups.setdefault(wavelength[star % len(wavelength)].tobytes() if len(wavelength) > 1 else b"", []).append(star)
+            groups.setdefault(wavelength[star % len(wavelength)].tobytes() if len(wavelength) > 1 else b"", []).append(
+                star
+            )
         found = []
         for stars in groups.values():
             row = wavelength[stars[0] % len(wavelength)]
@@ -916,12 +921,8 @@ def _is_rows(value) -> bool:
     return isinstance(value, Mapping) or isinstance(_first(value), Mapping)
 
 
-def _is_spectrum(value) -> bool:
-    return hasattr(value, "spectral_axis") and hasattr(value, "flux")
-
-
 def _is_spectra(value) -> bool:
-    return _is_spectrum(value) or _is_spectrum(_first(value))
+    return is_spectrum(value) or is_spectrum(_first(value))
 
 
 def _as_columns(rows) -> Mapping[str, Any]:
@@ -959,32 +960,11 @@ def _mapping(field: str, values) -> Mapping[str, Any]:
     return values or {}
 
 
-def _read_spectra(spectra) -> tuple:
+def _read_spectra(spectra, medium: str, shift: bool) -> tuple:
     """`specutils.Spectrum`, one (of any number of stars) or a list -> wavelength, flux, error (sigma), mask."""
-    if _is_spectrum(spectra):
-        return _read_spectrum(spectra)
-    return tuple(map(list, zip(*map(_read_spectrum, spectra), strict=True)))
-
-
-def _read_spectrum(spectrum) -> tuple:
-    flux, mask, uncertainty = spectrum.flux, spectrum.mask, spectrum.uncertainty
-    mask = np.zeros(flux.shape, bool) if mask is None else np.asarray(mask)
-    if uncertainty is None:
-        sigma = np.full(flux.shape, np.nan)
-    else:
-        power = {"std": 1.0, "var": 0.5, "ivar": -0.5}.get(uncertainty.uncertainty_type)
-        if power is None:
-            raise ValueError(
-                f"flux_error: expected an uncertainty of type std, var or ivar, got {uncertainty.uncertainty_type}"
-            )
-        value = uncertainty.quantity
-        with np.errstate(divide="ignore"):
-            # The sign survives, for the check of errors.
-            sigma = np.abs(value) ** power * np.where(value < 0 * value.unit, -1.0, 1.0)
-    axis = getattr(spectrum, "spectral_axis_index", None)
-    if axis is not None:
-        flux, sigma, mask = (np.moveaxis(array, axis, -1) for array in (flux, sigma, mask))
-    return spectrum.spectral_axis, flux, sigma, mask
+    if is_spectrum(spectra):
+        return read_spectrum(spectra, medium, shift)
+    return tuple(map(list, zip(*(read_spectrum(spectrum, medium, shift) for spectrum in spectra), strict=True)))
 
 
 def _request_rows(requests, n_stars: int) -> list[list]:

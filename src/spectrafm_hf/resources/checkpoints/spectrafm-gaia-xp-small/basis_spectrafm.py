@@ -26,6 +26,7 @@ CLIPPED_AT = 6.0  # sigma, from what the directions can say
 ROUNDS = 3  # of clipping
 KEPT = 8  # grids whose designs are kept
 FLOOR = 0.01  # of the flux: a deviation that models of stars have anyway, and that no pixel is clipped for
+MODEL_ERROR = 5e-4  # of the flux: what the directions leave out, and no error is smaller than
 MIN_LEVEL = 0.02  # of the level of the star: a fainter interval is compared with this
 NEAR_ONE = 0.15  # of ln level: so is the flux over the continuum of any star, averaged over many lines
 NATIVE_TOLERANCE = 1.03  # resolving powers that differ by less count as the same
@@ -109,7 +110,6 @@ class Design:
     rows: list[torch.Tensor]  # (2 + coefficients, pixels): mean, mean * x, directions times their prior
     products: list[torch.Tensor]  # (pixels, pairs): products of pairs of rows
     pairs: torch.Tensor  # (2 + coefficients, 2 + coefficients): which pair each is
-    prior: np.ndarray  # (intervals, coefficients)
 
 
 @dataclass
@@ -199,10 +199,8 @@ class SpectrumBasis:
                 if name not in arrays:
                     raise ValueError(f"basis: expected the array {name!r}, got {sorted(arrays)}")
                 value = np.asarray(arrays[name])
-                if field.name in ("first_interval", "over_continuum"):
-                    values[field.name] = int(value)
-                elif value.ndim == 0:
-                    values[field.name] = float(value)
+                if value.ndim == 0:
+                    values[field.name] = value.item()
                 else:
                     values[field.name] = value.astype(np.int64 if field.name == "offset" else np.float64)
             rungs.append(Rung(**values))
@@ -313,13 +311,13 @@ class SpectrumBasis:
         first = np.zeros_like(level)
         # In units of its own size: squares of fluxes in erg/s/cm2/A do not fit into single precision.
         size = _size(flux, inverse_variance)
-        flux = torch.from_numpy((flux / size).astype(np.float32))
-        inverse_variance = torch.from_numpy((inverse_variance * size**2).astype(np.float32))
+        all_values = torch.from_numpy((flux / size).astype(np.float32))
+        all_weights = torch.from_numpy((inverse_variance * size**2).astype(np.float32))
         for i, pixels in enumerate(design.pixels):
-            weight, row = inverse_variance[:, pixels], design.rows[i][0]
+            weight, row = all_weights[:, pixels], design.rows[i][0]
             norm = (weight @ (row * row)).numpy()
             seen[:, i] = norm > 0
-            first[:, i] = ((weight * flux[:, pixels]) @ row).numpy() / np.where(norm > 0, norm, 1.0)
+            first[:, i] = ((weight * all_values[:, pixels]) @ row).numpy() / np.where(norm > 0, norm, 1.0)
         scale = _level_of_star(first, seen)
         level_counts = np.ones(n_stars, bool)
         if design.rung.over_continuum:
@@ -329,7 +327,8 @@ class SpectrumBasis:
         for i, pixels in enumerate(design.pixels):
             start = np.maximum(first[:, i], MIN_LEVEL * scale)
             factor = torch.from_numpy(start)[:, None]
-            values, weight = flux[:, pixels] / factor, inverse_variance[:, pixels] * factor**2
+            values, weight = all_values[:, pixels] / factor, all_weights[:, pixels] * factor**2
+            weight = weight / (1.0 + MODEL_ERROR**2 * weight)
             found, covariance = _solve(design, i, values, weight)
             deviation = _deviation(design, i, values, weight, found)
             for _ in range(ROUNDS if clip else 0):
@@ -407,13 +406,15 @@ def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | None) -
     high = (np.log(wavelength + half) - rung.start) / rung.step
     usable = (low > -0.5) & (high < len(mean) - 0.5)
     number = np.floor((position - rung.edge) / rung.width).astype(int)
-    intervals, pixels, rows, products, priors = [], [], [], [], []
+    intervals, pixels, rows, products = [], [], [], []
     for interval in range(rung.n_intervals):
-        inside = np.flatnonzero((number == interval) & usable)
+        begin = int(rung.offset[interval])
+        # Pixels so wide that they reach beyond what is known around the interval are left out.
+        within = (low > begin - 0.5) & (high < begin + directions.shape[-1] - 0.5)
+        inside = np.flatnonzero((number == interval) & usable & within)
         if not inside.size:
             continue
         part = slice(int(inside[0]), int(inside[-1]) + 1)
-        begin = int(rung.offset[interval])
         window = np.concatenate([mean[None, begin : begin + directions.shape[-1]], directions[interval]])
         found = means_over_pixels(window, begin, low[part], high[part])
         x = 2.0 * (position[part] - rung.edge - interval * rung.width) / rung.width - 1.0
@@ -423,13 +424,12 @@ def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | None) -
         pixels.append(part)
         rows.append(torch.from_numpy(table.astype(np.float32)))
         products.append(torch.from_numpy((table[i] * table[j]).T.astype(np.float32).copy()))
-        priors.append(rung.prior[interval])
     size = 2 + directions.shape[1]
     pairs = np.zeros((size, size), int)
     upper = np.triu_indices(size)
     pairs[upper] = np.arange(len(upper[0]))
     pairs.T[upper] = pairs[upper]
-    return Design(rung, np.array(intervals, np.int64), pixels, rows, products, torch.from_numpy(pairs), np.array(priors))
+    return Design(rung, np.array(intervals, np.int64), pixels, rows, products, torch.from_numpy(pairs))
 
 
 def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -443,14 +443,17 @@ def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -
     # Scaled to a diagonal of one, single precision suffices: the directions are nearly independent of each other.
     scale = torch.rsqrt(gram.diagonal(dim1=1, dim2=2))
     gram.mul_(scale[:, :, None]).mul_(scale[:, None, :])
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed.any():  # rounding, of directions that a few pixels cannot tell apart
+        again = gram[failed > 0].double()
+        again.diagonal(dim1=1, dim2=2).add_(1e-5)
+        factor[failed > 0] = torch.linalg.cholesky(again).float()
+    inverse = torch.cholesky_inverse(factor)
     mean = (inverse @ (right * scale)[..., None])[..., 0] * scale
     return mean, inverse.diagonal(dim1=1, dim2=2) * scale**2
 
 
-def _deviation(
-    design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor
-) -> torch.Tensor:
+def _deviation(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """(stars, pixels): squared distance from the fit, in units of the error and of what models do not say."""
     fit = mean @ design.rows[i]
     misfit = (values - fit).square_().mul_(weight)
@@ -467,13 +470,12 @@ def _size(flux: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def _level_of_star(level: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """(stars, intervals) -> (stars,): the median level of what was seen, or the highest where that is not positive."""
-    masked = np.where(seen, level, np.nan)
-    with np.errstate(all="ignore"):
-        some = seen.any(axis=1)
-        middle = np.array([np.nanmedian(row) if ok else 1.0 for row, ok in zip(masked, some, strict=True)])
-        highest = np.array([np.nanmax(row) if ok else 1.0 for row, ok in zip(masked, some, strict=True)])
-    found = np.where(middle > 0, middle, highest)
-    return np.where(found > 0, found, 1.0).astype(np.float32)
+    found = np.ones(len(level), np.float32)
+    for star, counts in enumerate(seen):
+        if counts.any():
+            middle, highest = np.median(level[star, counts]), level[star, counts].max()
+            found[star] = middle if middle > 0 else max(highest, 0.0) or 1.0
+    return found
 
 
-__all__ = ["Evidence", "Rung", "SpectrumBasis", "half_widths", "means_over_pixels"]
+__all__ = ["MODEL_ERROR", "Evidence", "Rung", "SpectrumBasis", "half_widths", "means_over_pixels"]

@@ -464,8 +464,8 @@ class SpectraFMLayer(GradientCheckpointingLayer):
         return hidden_states if self.norm_first else self.mlp_layer_norm(hidden_states)
 
 
-# The share of its prior by which what the model predicts of a coefficient may be wrong, and residuals, in units of their
-# error, beyond which they count less and less.
+# The share of its prior by which the prediction of a coefficient may be wrong; and how large, in units of its error, a
+# residual is beyond which it counts less and less.
 PREDICTION_ERROR, LARGE_RESIDUAL = 0.008, 4.0
 
 
@@ -605,7 +605,12 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # The loss is a mean over the known labels, whose number the Trainer cannot count: NaN is "unknown".
     accepts_loss_kwargs = False
-    _no_split_modules = ["SpectraFMEmbeddings", "SpectraFMLayer", "SpectraFMEvidenceEmbedding", "SpectraFMEvidenceLayer"]
+    _no_split_modules = [
+        "SpectraFMEmbeddings",
+        "SpectraFMLayer",
+        "SpectraFMEvidenceEmbedding",
+        "SpectraFMEvidenceLayer",
+    ]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -951,7 +956,14 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             if coefficients is None or reliability is None or interval_ids is None:
                 raise ValueError("coefficients: expected them with reliability and interval_ids, got None")
             return self._from_evidence(
-                coefficients, reliability, interval_ids, attention_mask, scalar_ids, scalar_values, request_ids, **kwargs
+                coefficients,
+                reliability,
+                interval_ids,
+                attention_mask,
+                scalar_ids,
+                scalar_values,
+                request_ids,
+                **kwargs,
             )
         if flux is None or wavelength is None or wavelength_step is None:
             raise ValueError("flux: expected it with wavelength and wavelength_step, got None")
@@ -1017,7 +1029,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         if request_ids is None:
             request_ids = self.all_labels(coefficients)
         if not torch.compiler.is_exporting() and bool((request_ids == FLUX_ID).any()):
-            raise ValueError("request_ids: expected labels, as this model has no answer for flux, got a request of flux")
+            raise ValueError(
+                "request_ids: expected labels, as this model has no answer for flux, got a request of flux"
+            )
         everything = {**kwargs, "return_dict": True}
         evidence = self.encoder(coefficients, reliability, interval_ids[0], attention_mask, scalars, **everything)
         queries = self.embeddings.value_embedding.weight(request_ids) + evidence.last_hidden_state

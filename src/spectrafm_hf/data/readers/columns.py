@@ -1,0 +1,285 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Which column is what, and in which unit, by the names and units that people write: one rule for all tables."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from astropy import units
+
+
+#: Names of columns without case, blanks and punctuation, those that say most first. `ln_wavelength` is not among them:
+#: nobody writes it.
+_NAMES: dict[str, tuple[str, ...]] = {
+    "wavelength": (
+        *(
+            "wavelength",
+            "wave",
+            "lambda",
+            "lam",
+            "wavelengths",
+            "wl",
+            "wav",
+            "spectralaxis",
+            "wlen",
+            "awav",
+            "ll",
+            "waveobs",
+            "arg",
+        ),
+        *("wavelengthair", "waveair", "lambdaair", "airwavelength", "airwave"),
+        *("wavelengthvac", "wavevac", "lambdavac", "vacuumwavelength", "wavelengthvacuum", "wvac"),
+    ),
+    "log_wavelength": ("loglam", "loglambda", "logwave", "logwavelength", "log10wavelength", "loglamb"),
+    "flux": (
+        *("flux", "fluxes", "spec", "spectrum", "flam", "fluxlambda", "flambda", "fluxdensity", "f", "fnu", "fluxnu"),
+        *("normflux", "fluxnorm", "normalizedflux", "normalisedflux", "fluxnormalized", "intensity", "counts", "fun"),
+    ),
+    "flux_error": (
+        *("fluxerror", "fluxerr", "error", "err", "sigma", "uncertainty", "unc", "eflux", "staterror", "errflux"),
+        *("errorflux", "sigmaflux", "fluxsigma", "fluxunc", "fluxuncertainty", "fluxerrors", "errors", "specerr"),
+        *("specerror", "spectrumerror", "spectrumerr", "std", "stddev", "fluxstd", "fluxstddev", "noise", "fluxnoise"),
+        *(
+            "specsigma",
+            "specstd",
+            "specunc",
+            "errs",
+            "sig",
+            "stat",
+            "fluxlambdaerr",
+            "flamerr",
+            "ferr",
+            "fluxuncert",
+            "properr",
+        ),
+    ),
+    "ivar": ("ivar", "fluxivar", "ivarflux", "invvar", "inversevariance", "specivar", "fluxinvvar"),
+    "variance": ("variance", "var", "fluxvar", "fluxvariance", "specvar", "specvariance"),
+    "mask": ("mask", "bad", "badpixels", "pixelmask", "andmask", "dq", "qual", "quality", "pixmask", "flags"),
+    "good": ("dataqual",),  # CALSPEC: 1 = good
+    "object_id": (
+        *("objectid", "sourceid", "apogeeid", "sdssid", "gaiaedr3sourceid", "gaiadr3sourceid", "targetid", "sobjectid"),
+        *("objid", "obsid", "starid", "star", "object", "objname", "mangaid", "name", "id"),
+    ),
+    "radial_velocity": (
+        "radialvelocity",
+        "rv",
+        "vhelio",
+        "vrad",
+        "vheliobest",
+        "radvel",
+        "rvhelio",
+        "heliorv",
+        "heliov",
+        "vlos",
+    ),
+    "redshift": ("z", "redshift", "zbest"),
+}
+#: What `--columns ROLE=NAME` may name.
+ROLES = tuple(_NAMES)
+_HEADING = re.compile(r"^\s*(.*?)\s*(?:\[([^\]]*)\]|\(([^)]*)\))\s*$")
+_SUFFIX = re.compile(r"^(wave|wavelength|lambda|lam|wl|wav)_(nm|um|micron|microns|angstroms?|aa?)$", re.IGNORECASE)
+
+
+class Heading(NamedTuple):
+    """A heading such as `wavelength [nm]`, and what stands in its brackets."""
+
+    name: str
+    unit: str
+
+
+def heading(text: str) -> Heading:
+    """Name and unit of a heading; `e_[Fe/H]` has no unit."""
+    if (suffixed := _SUFFIX.match(text.strip())) is not None:
+        return Heading(suffixed[1], suffixed[2])
+    match = _HEADING.match(text)
+    return Heading(match[1], match[2] or match[3] or "") if match and match[1] else Heading(text.strip(), "")
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "", heading(name).name.lower())
+
+
+def find_columns(
+    file: Path, names: Iterable[str], asked: Mapping[str, str] | None = None, *, demanded: bool = True
+) -> dict[str, str]:
+    """
+    Columns of a table by what they are.
+
+    Parameters
+    ----------
+    file : path
+        For the message.
+    names : iterable of str
+        Headings, with or without units.
+    asked : mapping of role to heading, optional
+        As `--columns` gives them: `{"wavelength": "wave", "mask": "none"}`.
+    demanded : bool
+        Whether wavelength and flux have to be there.
+
+    Returns
+    -------
+    dict of role to heading
+        `flux_error`, `ivar` and `variance` exclude one another, so do `wavelength` and `log_wavelength`, `mask` and
+        `good`, `radial_velocity` and `redshift`.
+
+    Raises
+    ------
+    ValueError
+        With the option to type, where wavelength or flux is missing or ambiguous.
+    """
+    names = list(names)
+    asked = dict(asked or {})
+    found: dict[str, str] = {}
+    for role, name in asked.items():
+        if role not in ROLES:
+            raise ValueError(f"columns: expected {', '.join(ROLES)} = the name of a column, got {role}={name}")
+        if name.lower() == "none":
+            continue
+        same = [given for given in names if name in (given, given.strip(), heading(given).name)]
+        same = same or [given for given in names if plain(given) == plain(name)]
+        if not same:
+            raise ValueError(
+                f"columns: expected {role} among the columns of {file}, got {name}; there are {_some(names)}"
+            )
+        found[role] = same[0]
+    left = [name for name in names if name not in found.values()]
+    for role, known in _NAMES.items():
+        if role in asked:
+            continue
+        ranked = sorted((known.index(plain(name)), i) for i, name in enumerate(left) if plain(name) in known)
+        if not ranked:
+            continue
+        best = [left[i] for rank, i in ranked if rank == ranked[0][0]]
+        # flux and FLUX are one word to us; the spelling of the schema is meant where both are there.
+        exact = [name for name in best if heading(name).name == role] or best
+        if len(exact) > 1:
+            raise ValueError(
+                f"{role}: expected one such column in {file}, got {', '.join(best)}; name it with "
+                f"columns={{{role!r}: {heading(exact[0]).name!r}}}"
+            )
+        found[role] = exact[0]
+    for several in (
+        ("wavelength", "log_wavelength"),
+        ("flux_error", "ivar", "variance"),
+        ("mask", "good"),
+        ("radial_velocity", "redshift"),
+    ):
+        there = sorted((role for role in several if role in found), key=lambda role: role not in asked)
+        for role in there[1:]:
+            del found[role]
+    if demanded:
+        for role in ("wavelength", "flux"):
+            if role not in found and not (role == "wavelength" and "log_wavelength" in found):
+                raise ValueError(
+                    f"{role}: expected among the columns of {file}, got {_some(names)}; name it with "
+                    f"columns={{{role!r}: 'NAME'}}"
+                )
+    return found
+
+
+def known_name(names: Iterable[str]) -> bool:
+    """Whether one of some words names a wavelength or a flux."""
+    known = {*_NAMES["wavelength"], *_NAMES["log_wavelength"], *_NAMES["flux"]}
+    return any(plain(name) in known for name in names)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(str(name)[:40] for name in names[:20])
+    return (shown or "none") + (", ..." if len(names) > 20 else "")
+
+
+def medium_of(name: str) -> str | None:
+    """What a name such as `wave_air` says of the medium."""
+    word = plain(name)
+    return "air" if "air" in word or word == "awav" else "vacuum" if "vac" in word else None
+
+
+# --------------------------------------------------------------------------------------------------------------- units
+
+_WORDS = {
+    "flam": "erg s-1 cm-2 Angstrom-1",
+    "fnu": "erg s-1 cm-2 Hz-1",
+    "angstroms": "Angstrom",
+    "angstrom": "Angstrom",
+    "ang": "Angstrom",
+    "aa": "Angstrom",
+    "a": "Angstrom",  # to astropy an ampere
+    "å": "Angstrom",
+    "microns": "um",
+    "micron": "um",
+    "micrometer": "um",
+    "µm": "um",
+    "nanometer": "nm",
+    "nanometers": "nm",
+    "ergs": "erg",
+    "sec": "s",
+    "jansky": "Jy",
+    "photons": "photon",
+    "%": "percent",
+}
+_NOTHING = {
+    "",
+    "none",
+    "null",
+    "relative",
+    "relative flux",
+    "dimensionless",
+    "unitless",
+    "normalized",
+    "normalised",
+    "-",
+}
+
+
+def unit_of(text: Any) -> units.UnitBase | None:
+    """
+    The unit that a text means, as loosely as people write it; None where it is no unit.
+
+    Of a flux whose unit cannot be read, it still matters whether it is per frequency, in photons or a magnitude.
+    """
+    if text is None or hasattr(text, "physical_type"):
+        return None if text is None or text == units.one else text
+    words = " ".join(str(text).split())
+    if words.lower() in _NOTHING:
+        return None
+    # [10^-17 erg/s/cm^2/A], erg cm**(-2) s**(-1) angstrom**(-1), Wm-2um-1, ERG/CM2/S/A
+    tidy = re.sub(r"\*\*|\^", "", words.strip("[] "))
+    tidy = re.sub(r"\(([+-]?\d+)\)", r"\1", tidy)
+    scale = re.match(r"\s*(10\s*[+-]\d+|1\.?0*[eE][+-]?\d+)\s*\*?\s*", tidy)
+    rest = tidy[scale.end() :] if scale else tidy
+    rest = re.sub(r"\bW\s*m-2", "W m-2 ", rest)
+    for case in (str, str.lower):
+        parts = re.split(r"([A-Za-zÅµ%]+)", case(rest))
+        spelt = "".join(_WORDS.get(part.lower(), part) if i % 2 else part for i, part in enumerate(parts))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                unit = units.Unit(" ".join(re.sub(r"\s*/\s*", "/", spelt).split()))
+            except (ValueError, TypeError):
+                continue
+        power = re.sub(r"\s", "", scale[1]) if scale else ""
+        factor = 1.0 if not scale else 10.0 ** int(power[2:]) if power.startswith("10") else float(power)
+        return units.Unit(factor * unit) if factor != 1 else None if unit == units.one else unit
+    lower = words.lower()
+    for sign, unit in (
+        ("mag", units.mag),
+        ("jy", units.Jy),
+        ("hz", units.Jy),
+        ("photon", units.Unit("photon s-1 m-2 nm-1")),
+    ):
+        if sign in lower:
+            return unit
+    return None
+
+
+def length_unit(text: Any, field: str = "wavelength_unit") -> units.UnitBase | None:
+    """The unit of wavelengths, frequencies or energies; None where there is none."""
+    unit = unit_of(text)
+    if unit is not None and not any(unit.is_equivalent(each) for each in (units.AA, units.Hz, units.eV, 1 / units.cm)):
+        raise ValueError(f"{field}: expected a unit of length, got {str(text)!r}")
+    return unit
