@@ -105,7 +105,7 @@ def test_visits_and_bad_bits_reach_the_reader(inputs, tmp_path, monkeypatch, cap
     assert len(masked["default"]) == 1 < len(masked["visits"])
     assert 0 < masked["none"][0] < masked["default"][0]
     assert main(["predict", str(inputs[0]), "--bad-bits", "UGLY"]) == 2
-    assert "bad_bits: expected names out of" in capsys.readouterr().err
+    assert "--bad-bits: expected names out of" in capsys.readouterr().err
 
 
 def test_formats_states_air_or_vacuum_rest_frame_and_flux_of_each(capsys):

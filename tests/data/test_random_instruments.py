@@ -38,7 +38,7 @@ def residuals(coefficients, reliability, true):
 
 def test_when_tokens_are_drawn_without_pixels_then_they_scatter_as_those_of_pixels_do(basis, high):
     drawn = EvenNoiseStars(high, basis).draw(60, np.random.default_rng(0))
-    z = residuals(drawn["coefficients"], drawn["reliability"], drawn["coefficient_labels"])
+    z = residuals(drawn["coefficients"], drawn["reliability"], drawn["coefficient_targets"])
     assert np.std(z) == pytest.approx(1.0, abs=0.1)
     known, weights = high.draw_weights(60, np.random.default_rng(1))
     wavelength, components = high._grid(0)
@@ -66,7 +66,7 @@ def test_when_stars_are_drawn_then_the_columns_fit_together(basis, high):
         assert np.all(np.isfinite(stars["flux"])) and np.all(stars["flux_error"] > 0)
         assert not stars["mask"].all(axis=1).any()
         inputs = evidence_inputs(basis, stars, LABELS, FIRST_LABEL_ID)
-        assert inputs["coefficients"].shape == inputs["coefficient_labels"].shape
+        assert inputs["coefficients"].shape == inputs["coefficient_targets"].shape
         assert inputs["labels"].shape == (5, len(LABELS)) and inputs["labels"].isfinite().all()
         assert inputs["attention_mask"].any(dim=1).all()
         alpha = np.mean([stars[name] for name in ("o_fe", "mg_fe", "si_fe", "ca_fe", "ti_fe")], axis=0)
@@ -116,7 +116,7 @@ def test_when_observed_stars_are_spoilt_then_labels_stay_and_the_target_is_the_w
         assert np.all(stars["teff"] == 5000.0)
         assert stars["flux"].shape == (6, len(stars["wavelength"])) == stars["mask"].shape
         inputs = evidence_inputs(basis, stars, LABELS, FIRST_LABEL_ID)
-        assert inputs["coefficient_labels"].shape == inputs["coefficients"].shape
+        assert inputs["coefficient_targets"].shape == inputs["coefficients"].shape
         assert inputs["labels"][:, 1:].isnan().all()
 
 

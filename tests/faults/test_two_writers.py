@@ -69,7 +69,7 @@ def test_of_two_that_build_the_same_data_set_one_is_told(two, tmp_path):
     with tried("two processes build the same data set", "nothing: the second is told", 1):
         assert sorted(both(two, tmp_path, *command, "set")) == [0, 2]
         log = (tmp_path / "log").read_text()
-        assert "spectrafm data: output: expected a folder that no other process writes at this time, got" in log
+        assert "spectrafm data: --output: expected a folder that no other process writes at this time, got" in log
         assert two[0].run(tmp_path, *command, "one") == 0
         for path in (tmp_path / "one" / "data").iterdir():
             assert (tmp_path / "set" / "data" / path.name).read_bytes() == path.read_bytes()

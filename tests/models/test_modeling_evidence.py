@@ -177,7 +177,7 @@ def test_it_learns_what_the_coefficients_say():
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
     for _ in range(400):
         inputs, true, labels = batch(128)
-        loss = model(**inputs, labels=labels, coefficient_labels=true).loss
+        loss = model(**inputs, labels=labels, coefficient_targets=true).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

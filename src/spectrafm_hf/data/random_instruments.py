@@ -211,7 +211,7 @@ class HighResolutionStars:
         return known, np.concatenate([weights.numpy(), np.ones((n, 1))], axis=1)
 
     def draw(self, n: int, generator: np.random.Generator) -> Columns:
-        """Columns of `n` stars; `coefficient_labels` (stars, intervals, coefficients) are what they truly have."""
+        """Columns of `n` stars; `coefficient_targets` (stars, intervals, coefficients) are what they truly have."""
         known, weights = self.draw_weights(n, generator)
         wavelength, components = self._grid(int(generator.choice(len(self.grids), p=self.shares)))
         flux = (torch.from_numpy(weights.astype(np.float32)) @ torch.from_numpy(components)).numpy()
@@ -236,7 +236,7 @@ class HighResolutionStars:
             "flux_error": error,
             "mask": missing_pixels(wavelength, n, generator),
             "normalised": np.full(n, not fluxed),
-            "coefficient_labels": self.targets(weights),
+            "coefficient_targets": self.targets(weights),
             "coefficient_intervals": self.rung.first_interval + np.arange(self.rung.n_intervals),
         }
         return columns | known
@@ -309,7 +309,7 @@ class EvenNoiseStars:
             "reliability": reliability.numpy(),
             "interval_ids": np.broadcast_to(intervals, seen.shape),
             "seen": seen,
-            "coefficient_labels": true.numpy(),
+            "coefficient_targets": true.numpy(),
         }
 
 
@@ -329,7 +329,7 @@ class SpoiltStars:
         self.source, self.basis, self.clean = source, basis, clean
 
     def draw(self, n: int, generator: np.random.Generator) -> Columns:
-        """Columns of `n` stars; `coefficient_labels` are those of the spectra before they were spoilt."""
+        """Columns of `n` stars; `coefficient_targets` are those of the spectra before they were spoilt."""
         stars = self.source.draw(n, generator)
         wavelength = np.asarray(stars["wavelength"][0], np.float64)
         flux, error = (np.asarray(stars[name], np.float32) for name in ("flux", "flux_error"))
@@ -357,7 +357,7 @@ class SpoiltStars:
             "flux_error": error.astype(np.float32),
             "mask": mask,
             "normalised": np.zeros(n, bool),
-            "coefficient_labels": target,
+            "coefficient_targets": target,
             "coefficient_intervals": whole.intervals,
         }
 
@@ -401,7 +401,7 @@ def evidence_inputs(
     """
     if "coefficients" in columns:
         tokens = {name: columns[name] for name in ("coefficients", "reliability")}
-        intervals, seen, target = (columns[name] for name in ("interval_ids", "seen", "coefficient_labels"))
+        intervals, seen, target = (columns[name] for name in ("interval_ids", "seen", "coefficient_targets"))
         intervals = intervals[0]
     else:
         wavelength = np.asarray(columns["wavelength"], np.float64)
@@ -412,10 +412,10 @@ def evidence_inputs(
         found = basis.evidence(wavelength, np.where(good, flux, 0.0), weight, normalised=columns.get("normalised"))
         tokens = {"coefficients": found.coefficients, "reliability": found.reliability}
         intervals, seen, target = found.intervals, found.seen, None
-        if "coefficient_labels" in columns:
+        if "coefficient_targets" in columns:
             index = {int(number): i for i, number in enumerate(columns["coefficient_intervals"])}
             missing = len(index)  # a column of NaN
-            wide = np.pad(columns["coefficient_labels"], ((0, 0), (0, 1), (0, 0)), constant_values=np.nan)
+            wide = np.pad(columns["coefficient_targets"], ((0, 0), (0, 1), (0, 0)), constant_values=np.nan)
             target = wide[:, [index.get(int(number), missing) for number in intervals]]
     n_stars = len(seen)
     if target is None:
@@ -433,5 +433,5 @@ def evidence_inputs(
         "request_ids": (first_label_id + torch.arange(len(label_names))).expand(n_stars, -1),
         "labels": torch.from_numpy(np.stack([column(name) for name in label_names], axis=1)),
         "label_errors": torch.from_numpy(np.stack([column(f"{name}_err") for name in label_names], axis=1)),
-        "coefficient_labels": torch.from_numpy(np.ascontiguousarray(target)),
+        "coefficient_targets": torch.from_numpy(np.ascontiguousarray(target)),
     }

@@ -1123,7 +1123,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         coefficients: torch.Tensor | None = None,
         reliability: torch.Tensor | None = None,
         interval_ids: torch.Tensor | None = None,
-        coefficient_labels: torch.Tensor | None = None,
+        coefficient_targets: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMPredictionOutput:
         """
@@ -1136,7 +1136,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             True values in physical units; NaN is unknown and ignored.
         label_errors : torch.FloatTensor of shape (B, R), optional
             Their one-sigma errors; NaN counts as 0.
-        coefficient_labels : torch.FloatTensor of shape (B, T, num_coefficients), optional
+        coefficient_targets : torch.FloatTensor of shape (B, T, num_coefficients), optional
             True coefficients, NaN where unknown: what the states of the encoder are to predict adds to the loss.
         """
         spectrum = flux if coefficients is None else coefficients
@@ -1180,10 +1180,10 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             sigma = None if label_errors is None else label_errors.float() / scale
             target = target.masked_fill(request_ids == PADDING_ID, math.nan)
             loss = prediction_loss(mean, log_variance, target, sigma, self.config.degrees_of_freedom)
-            if coefficient_labels is not None and reliability is not None and outputs.predictions:
+            if coefficient_targets is not None and reliability is not None and outputs.predictions:
                 weight = self.config.coefficient_loss_weight / len(outputs.predictions)
                 for prediction in outputs.predictions:
-                    loss = loss + weight * coefficient_loss(prediction, coefficient_labels.float(), reliability.float())
+                    loss = loss + weight * coefficient_loss(prediction, coefficient_targets.float(), reliability.float())
         return SpectraFMPredictionOutput(
             loss=loss,
             mean=mean,
