@@ -433,7 +433,7 @@ def fit_group(group, features: torch.Tensor, targets: torch.Tensor, steps: int, 
         # The weights that go with the covariance function as it is saved.
         group.float()
         group.weight.copy_(solve()[1] * spread)
-    return float(log_noise.exp() + 1e-8)
+    return float(log_noise.detach().exp() + 1e-8)
 
 
 def emulator_errors(emulator: SpectrumEmulator, grid: Grid) -> np.ndarray:
