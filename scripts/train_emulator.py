@@ -12,6 +12,11 @@ the one that is measured. --intervals is for long spectra at high resolution (se
 spectrafm_hf.emulation.fit_interval_emulator) and measures at R = 2,000 and 20,000, by Teff and wavelength range.
 --derivatives compares those of held-out stars with the synthesis, which it runs. DIR gets the checkpoint, accuracy.json
 and README.md.
+
+The optical emulator:
+
+    python scripts/train_emulator.py GRID --output emulator-optical --intervals --hold-out-every 12 \\
+        --components 2 8 30 60 60 --learning-curve 600 1000 --derivatives 2
 """
 
 import argparse
@@ -19,6 +24,7 @@ import json
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +32,6 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from spectrafm_hf import SpectrumEmulator
 from spectrafm_hf.emulation import (
-    TRACE_ELEMENTS,
     Grid,
     emulator_errors,
     fit_emulator,
@@ -132,7 +137,7 @@ def derivative_table(emulator: SpectrumEmulator, held_out: Grid, n: int) -> list
     warm = np.flatnonzero(held_out.labels[:, 0] > 4500)
     stars = warm[np.linspace(0, len(warm) - 1, n).round().astype(int)]
     rows = []
-    for name in ("teff", "logg", "fe_h", "mg_fe", *TRACE_ELEMENTS, "vmicro"):
+    for name in names:
         figures = []
         for star in stars:
             spectra = []
@@ -230,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     emulator.save_pretrained(arguments.output)
     config = emulator.config
     what = "in units of the mean flux of the star" if config.fluxed else "of the continuum-normalised flux"
-    accuracy = {
+    accuracy: dict[str, Any] = {
         "what": f"rms over pixels {what}, percent",
         "n_fitted": len(fitted),
         "n_held_out": len(held_out),

@@ -17,7 +17,6 @@ from spectrafm_hf.emulation import (
     fit_interval_emulator,
     read_grid,
     resolution_errors,
-    sparse_ridge,
 )
 
 
@@ -51,7 +50,7 @@ def test_an_emulator_reproduces_stars_that_it_was_not_fitted_to(continuum):
 
 
 INTERVALS = {"interval_pixels": 25, "directions": 6, "continuum_directions": 2, "continuum_components": 3}
-REGIMES = {"regime_teff": [5000.0], "regime_overlap": 100.0, "response_labels": ["mg_fe"]}
+REGIMES = {"regime_teff": [5000.0], "regime_overlap": 100.0}
 
 
 @pytest.fixture(scope="module")
@@ -112,17 +111,6 @@ def test_an_emulator_of_intervals_loads_as_it_was_saved_and_stays_in_single_prec
             again, same = emulator.synthesize(**labels)
             np.testing.assert_array_equal(again, wavelength)
             np.testing.assert_array_equal(same, flux)
-
-
-def test_a_sparse_ridge_keeps_the_blocks_that_matter():
-    generator = torch.Generator().manual_seed(0)
-    terms = torch.randn(120, 12, generator=generator, dtype=torch.float64)
-    truth = torch.zeros(12, 4, dtype=torch.float64)
-    truth[4:8] = torch.randn(4, 4, generator=generator, dtype=torch.float64)
-    noise = 0.1 * torch.randn(120, 4, generator=generator, dtype=torch.float64)
-    found = sparse_ridge(terms, terms @ truth + noise, size=4)
-    assert (found[4:8] - truth[4:8]).abs().max() < 0.05
-    assert found[:4].abs().max() < 0.01 and found[8:].abs().max() < 0.01
 
 
 def test_too_few_stars_in_a_regime_are_an_error():

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .data.schema import LABEL_UNITS, label_names_of
 from .models import SpectrumEmulator, SpectrumEmulatorConfig
-from .models.modeling_emulator import Coefficients, CovarianceGroup, quantize
+from .models.modeling_emulator import Coefficients, quantize
 from .synthesis.sampling import APSTAR_WAVELENGTH
 
 
@@ -23,12 +24,6 @@ from .synthesis.sampling import APSTAR_WAVELENGTH
 OTHER_NAMES = {"feh": "fe_h", "vmic": "vmicro"} | {
     element: f"{element}_fe" for element in ("c", "n", "o", "mg", "si", "al", "ca", "ti", "mn", "ni")
 }
-
-#: Elements that show in a few lines of the optical only.
-TRACE_ELEMENTS = (
-    *("na_fe", "k_fe", "sc_fe", "v_fe", "cr_fe", "co_fe", "cu_fe", "zn_fe"),
-    *("sr_fe", "y_fe", "zr_fe", "ba_fe", "la_fe", "ce_fe", "nd_fe", "eu_fe", "li_fe"),
-)
 
 
 @dataclass(frozen=True)
@@ -196,22 +191,20 @@ def fit_interval_emulator(
     continuum_components: int = 10,
     regime_teff: Sequence[float] = (4450.0,),
     regime_overlap: float = 150.0,
-    response_labels: Sequence[str] = TRACE_ELEMENTS,
 ) -> SpectrumEmulator:
     """
     An emulator of long spectra at high resolution, for which components of the whole spectrum would be too large.
 
     Each interval of the spectrum has a basis of its own; the coefficients of all intervals together have principal
-    components, whose weights are the Gaussian processes of [`fit_emulator`], one set for each regime of Teff. What an
-    element with few lines does is lost in components that all stars share, so its linear response is fitted for each
-    interval to what the Gaussian processes miss in stars they leave out. Nothing is drawn at random.
+    components, whose weights are the Gaussian processes of [`fit_emulator`], one set for each regime of Teff. Nothing
+    is drawn at random.
 
     Parameters
     ----------
     grid, component_groups, resolving_power, steps
         See [`fit_emulator`]; the components are those of one regime.
     interval_pixels, directions, continuum_directions, continuum_components
-    regime_teff, regime_overlap, response_labels
+    regime_teff, regime_overlap
         See [`SpectrumEmulatorConfig`]. The continuum of `grid` may be None. More directions cost bytes
         (`directions` for each pixel) and lower the error that no Gaussian process can correct.
 
@@ -249,7 +242,6 @@ def fit_interval_emulator(
             regime_teff=[float(value) for value in regime_teff],
             regime_overlap=float(regime_overlap),
             regime_stars=parts,
-            response_labels=[name for name in response_labels if name in grid.label_names],
         )
     )
     features = set_labels(emulator, grid.labels)
@@ -269,9 +261,11 @@ def fit_interval_emulator(
     for number, (first, last) in enumerate(parts):
         chosen, of = slice(first, last), f"regime {number + 1} of {len(parts)}"
         groups = list(component_groups)
-        fit_coefficients(emulator.regimes[number], groups, features[chosen], coefficients[chosen], steps, of)
+        fit_coefficients(
+            cast(Coefficients, emulator.regimes[number]), groups, features[chosen], coefficients[chosen], steps, of
+        )
         if grid.continuum is not None:
-            regime, groups = emulator.continuum_regimes[number], [continuum_components]
+            regime, groups = cast(Coefficients, emulator.continuum_regimes[number]), [continuum_components]
             fit_coefficients(regime, groups, features[chosen], continuum[chosen], steps, f"continuum, {of}")
     return emulator.eval()
 
@@ -327,72 +321,18 @@ def fit_coefficients(
     regime.components.copy_(integers)
     regime.steps.copy_(row_steps)
     targets = deviations @ components.T
-    noises = fit_groups(regime.groups, component_groups, features, targets, steps, f"components, {description}")
-    if not regime.responding:
-        return
-    terms = regime.response_terms(features)
-    missed = []
-    for group, noise, part in zip(regime.groups, noises, targets.split(list(component_groups), dim=1), strict=True):
-        inverse = torch.cholesky_inverse(cholesky(group, features, noise))
-        missed.append((inverse @ part) / inverse.diagonal()[:, None])  # without the star itself, in closed form
-    left = deviations - targets @ components + torch.cat(missed, dim=1) @ components
-    left = left.unflatten(1, mean.shape)
-    size = Coefficients.main_terms
-    responses = torch.stack([sparse_ridge(terms, left[:, i], size) for i in range(len(mean))], dim=1)
-    integers, row_steps = quantize(responses, torch.int8)
-    regime.responses.copy_(integers)
-    regime.response_steps.copy_(row_steps)
-    # The Gaussian processes take what the responses leave.
-    targets = (deviations - terms @ responses.flatten(1)) @ components.T
-    for group, noise, part in zip(regime.groups, noises, targets.split(list(component_groups), dim=1), strict=True):
-        group.weight.data.copy_(torch.cholesky_solve(part, cholesky(group, features, noise)))
+    fit_groups(regime.groups, component_groups, features, targets, steps, f"components, {description}")
 
 
-@torch.no_grad()
-def sparse_ridge(terms: torch.Tensor, targets: torch.Tensor, size: int, iterations: int = 30) -> torch.Tensor:
-    """
-    Linear regression with a prior variance for each block of `size` terms, which the targets themselves choose: a block
-    that explains nothing goes to zero (automatic relevance determination, by expectation maximisation).
-
-    Parameters
-    ----------
-    terms : tensor of shape (stars, terms)
-    targets : tensor of shape (stars, directions)
-
-    Returns
-    -------
-    tensor of shape (terms, directions)
-    """
-    products, sums = terms.T @ terms, terms.T @ targets
-    noise = targets.square().mean().clamp(min=1e-20)
-    prior = (noise / len(terms)).expand(terms.shape[1] // size)
-    for _ in range(iterations):
-        covariance = torch.linalg.inv(products / noise + torch.diag(1 / prior.repeat_interleave(size)))
-        solution = covariance @ sums / noise
-        explained = solution.square().mean(dim=1) + covariance.diagonal()
-        prior = explained.unflatten(0, (-1, size)).mean(dim=1).clamp(min=1e-12 * float(noise))
-        freedom = (covariance * products).sum() / noise
-        noise = ((targets - terms @ solution).square().mean() + noise * freedom / len(terms)).clamp(min=1e-20)
-    return solution
-
-
-@torch.no_grad()
-def cholesky(group: CovarianceGroup, features: torch.Tensor, noise: float) -> torch.Tensor:
-    """Cholesky factor (stars, stars) of the covariance of a group with its noise."""
-    return torch.linalg.cholesky(group.covariance(features, features) + noise * torch.eye(len(features)).double())
-
-
-def fit_groups(groups, sizes: Sequence[int], features, targets, steps: int, what: str) -> list[float]:
-    """Fit covariance groups to targets (stars, components) in turn; the variances of their noise."""
-    noises = []
+def fit_groups(groups, sizes: Sequence[int], features, targets, steps: int, what: str) -> None:
+    """Fit covariance groups to targets (stars, components) in turn."""
     for number, (group, part) in enumerate(zip(groups, targets.split(list(sizes), dim=1), strict=True), start=1):
-        noises.append(fit_group(group, features, part, steps, f"fitting {what}, group {number} of {len(groups)}"))
-    return noises
+        fit_group(group, features, part, steps, f"fitting {what}, group {number} of {len(groups)}")
 
 
-def fit_group(group, features: torch.Tensor, targets: torch.Tensor, steps: int, description: str) -> float:
+def fit_group(group, features: torch.Tensor, targets: torch.Tensor, steps: int, description: str) -> None:
     """
-    Find the covariance function of a group, and its weights for these stars; returns the variance of its noise.
+    Find the covariance function of a group, and its weights for these stars.
 
     Parameters
     ----------
@@ -433,7 +373,6 @@ def fit_group(group, features: torch.Tensor, targets: torch.Tensor, steps: int, 
         # The weights that go with the covariance function as it is saved.
         group.float()
         group.weight.copy_(solve()[1] * spread)
-    return float(log_noise.detach().exp() + 1e-8)
 
 
 def emulator_errors(emulator: SpectrumEmulator, grid: Grid) -> np.ndarray:

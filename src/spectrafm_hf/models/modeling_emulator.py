@@ -79,43 +79,26 @@ class Coefficients(nn.Module):
     """
     Labels of the stars of one regime -> coefficients in the bases of the intervals.
 
-    The mean, plus components with Gaussian processes as weights, plus linear responses: each of some labels times 1,
-    5040 K / Teff, log g, [Fe/H] and the square of the last, all standardised. Matrices are integers times a step for
-    each row.
+    The mean, plus components with Gaussian processes as weights. The components are integers times a step for each
+    component and interval.
     """
 
-    main_terms = 5
     mean: torch.Tensor
     components: torch.Tensor
     steps: torch.Tensor
-    responses: torch.Tensor
-    response_steps: torch.Tensor
 
-    def __init__(self, num_labels: int, num_stars: int, groups: list[int], responding: list[int], shape: tuple):
+    def __init__(self, num_labels: int, num_stars: int, groups: list[int], shape: tuple[int, int]):
         super().__init__()
-        self.responding = responding  # columns of the labels
         self.groups = nn.ModuleList(CovarianceGroup(num_labels, num_stars, size) for size in groups)
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("components", torch.zeros((sum(groups), *shape), dtype=torch.int16))
         self.register_buffer("steps", torch.zeros(sum(groups), shape[0], 1))
-        rows = self.main_terms * len(responding)
-        self.register_buffer("responses", torch.zeros((rows, *shape), dtype=torch.int8))
-        self.register_buffer("response_steps", torch.zeros(rows, shape[0], 1))
-
-    def response_terms(self, features: torch.Tensor) -> torch.Tensor:
-        """(n, labels), standardised -> (n, responses)."""
-        main = torch.cat((torch.ones_like(features[:, :1]), features[:, :3], features[:, 2:3] ** 2), dim=1)
-        return (features[:, self.responding, None] * main[:, None]).flatten(1)
 
     def forward(self, features: torch.Tensor, stars: torch.Tensor, intervals: slice) -> torch.Tensor:
         """(n, labels), (stars, labels), both standardised -> (n, intervals, directions)."""
-        terms = [group(features, stars) for group in self.groups]
-        rows = [self.components[:, intervals] * self.steps[:, intervals]]
-        if self.responding:
-            terms.append(self.response_terms(features))
-            rows.append(self.responses[:, intervals] * self.response_steps[:, intervals])
-        matrix, mean = torch.cat(rows), self.mean[intervals]
-        return torch.addmm(mean.flatten(), torch.cat(terms, dim=1).float(), matrix.flatten(1)).unflatten(1, mean.shape)
+        weights = torch.cat([group(features, stars) for group in self.groups], dim=1).float()
+        components, mean = self.components[:, intervals] * self.steps[:, intervals], self.mean[intervals]
+        return torch.addmm(mean.flatten(), weights, components.flatten(1)).unflatten(1, mean.shape)
 
 
 class SpectrumEmulator(PreTrainedModel):
@@ -132,7 +115,7 @@ class SpectrumEmulator(PreTrainedModel):
     main_input_name = "labels"
     # Half precision would move lines by more than their width, and a continuum is an exponential.
     _keep_in_fp32_modules_strict = ["wavelength", "center", "scale", "stars", "mean", "components", "groups", "steps"]
-    _keep_in_fp32_modules_strict += ["response_steps", "basis_steps", "continuum_basis"]
+    _keep_in_fp32_modules_strict += ["basis_steps", "continuum_basis"]
     wavelength: torch.Tensor
     center: torch.Tensor
     scale: torch.Tensor
@@ -166,14 +149,13 @@ class SpectrumEmulator(PreTrainedModel):
         self.register_buffer("basis", torch.zeros(intervals, config.directions, size, dtype=torch.int8))
         self.register_buffer("basis_steps", torch.zeros(intervals, config.directions, 1))
         counts = [last - first for first, last in config.regime_stars]
-        responding = [list(config.label_names).index(name) for name in config.response_labels]
         groups, shape = list(config.component_groups), (intervals, config.directions)
-        self.regimes = nn.ModuleList(Coefficients(num_labels, n, groups, responding, shape) for n in counts)
+        self.regimes = nn.ModuleList(Coefficients(num_labels, n, groups, shape) for n in counts)
         if config.fluxed:
             shape = (intervals, config.continuum_directions)
             self.register_buffer("continuum_basis", torch.zeros(*shape, size))
             self.continuum_regimes = nn.ModuleList(
-                Coefficients(num_labels, n, [config.continuum_components], [], shape) for n in counts
+                Coefficients(num_labels, n, [config.continuum_components], shape) for n in counts
             )
 
     def _apply(self, fn, recurse=True):

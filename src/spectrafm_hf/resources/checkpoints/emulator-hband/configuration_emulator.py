@@ -52,8 +52,6 @@ class SpectrumEmulatorConfig(PreTrainedConfig):
         Spectra of two regimes are blended this far (K) to either side of their border.
     regime_stars : list[list[int]]
         First star of each regime and the one after its last; the stars are sorted by Teff.
-    response_labels : list[str]
-        Elements with few lines, whose linear response is fitted for each interval; see [`Coefficients`].
     """
 
     model_type = "spectrafm-emulator"
@@ -76,7 +74,6 @@ class SpectrumEmulatorConfig(PreTrainedConfig):
     regime_teff: list[float | int] | tuple[float | int, ...] = ()
     regime_overlap: float | int = 0.0
     regime_stars: list[list[int]] | tuple[list[int], ...] = ()
-    response_labels: list[str] | tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
         """The fields, and where the code lies in a checkpoint."""
@@ -109,8 +106,6 @@ class SpectrumEmulatorConfig(PreTrainedConfig):
         parts = self.regime_stars
         valid = all(len(part) == 2 and 0 <= part[0] < part[1] <= self.num_stars for part in parts)
         demand(valid and len(parts) == len(edges) + 1, "regime_stars", f"{len(edges) + 1} pairs of star numbers")
-        known = list(self.label_names[3:])
-        demand(all(name in known for name in self.response_labels), "response_labels", f"labels out of {known}")
 
 
 SpectrumEmulatorConfig.register_for_auto_class()
