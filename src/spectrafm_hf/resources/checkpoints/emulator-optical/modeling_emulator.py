@@ -6,6 +6,10 @@ Spectra of a grid are sums of principal components; the weight of each is a Gaus
 of which only the mean is kept (the emulator of Czekala et al. 2015, ApJ 812, 128, with other covariance functions).
 That is a fixed set of matrices: no more than two products with them and one exponential make a spectrum, and its
 derivatives.
+
+A long spectrum at high resolution is cut into intervals (`config.interval_pixels`). Each has a basis of its own, and
+what the Gaussian processes give are the coefficients in all of these. Cool and warm stars, whose spectra have little in
+common, have Gaussian processes of their own, and the spectra are blended where they meet.
 """
 
 from collections.abc import Mapping
@@ -63,6 +67,40 @@ class CovarianceGroup(nn.Module):
         return self.covariance(labels, stars) @ self.weight.double()
 
 
+def quantize(values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """(..., n) -> integers (..., n) and steps (..., 1), whose product is the values to half a step."""
+    steps = (values.abs().amax(dim=-1, keepdim=True) / torch.iinfo(dtype).max).clamp(
+        min=torch.finfo(torch.float32).tiny
+    )
+    return (values / steps).round().to(dtype), steps.float()
+
+
+class Coefficients(nn.Module):
+    """
+    Labels of the stars of one regime -> coefficients in the bases of the intervals.
+
+    The mean, plus components with Gaussian processes as weights. The components are integers times a step for each
+    component and interval.
+    """
+
+    mean: torch.Tensor
+    components: torch.Tensor
+    steps: torch.Tensor
+
+    def __init__(self, num_labels: int, num_stars: int, groups: list[int], shape: tuple[int, int]):
+        super().__init__()
+        self.groups = nn.ModuleList(CovarianceGroup(num_labels, num_stars, size) for size in groups)
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("components", torch.zeros((sum(groups), *shape), dtype=torch.int16))
+        self.register_buffer("steps", torch.zeros(sum(groups), shape[0], 1))
+
+    def forward(self, features: torch.Tensor, stars: torch.Tensor, intervals: slice) -> torch.Tensor:
+        """(n, labels), (stars, labels), both standardised -> (n, intervals, directions)."""
+        weights = torch.cat([group(features, stars) for group in self.groups], dim=1).float()
+        components, mean = self.components[:, intervals] * self.steps[:, intervals], self.mean[intervals]
+        return torch.addmm(mean.flatten(), weights, components.flatten(1)).unflatten(1, mean.shape)
+
+
 class SpectrumEmulator(PreTrainedModel):
     """
     Labels -> synthetic spectrum; [`SpectrumEmulator.synthesize`] is the way in.
@@ -75,12 +113,18 @@ class SpectrumEmulator(PreTrainedModel):
     config_class = SpectrumEmulatorConfig
     base_model_prefix = "emulator"
     main_input_name = "labels"
+    # Half precision would move lines by more than their width, and a continuum is an exponential.
+    _keep_in_fp32_modules_strict = ["wavelength", "center", "scale", "stars", "mean", "components", "groups", "steps"]
+    _keep_in_fp32_modules_strict += ["basis_steps", "continuum_basis"]
     wavelength: torch.Tensor
     center: torch.Tensor
     scale: torch.Tensor
     stars: torch.Tensor
     mean: torch.Tensor
     components: torch.Tensor
+    basis: torch.Tensor
+    basis_steps: torch.Tensor
+    continuum_basis: torch.Tensor
 
     def __init__(self, config: SpectrumEmulatorConfig):
         super().__init__(config)
@@ -90,11 +134,38 @@ class SpectrumEmulator(PreTrainedModel):
         self.register_buffer("scale", torch.ones(num_labels))
         self.register_buffer("stars", torch.zeros(config.num_stars, num_labels))
         self.register_buffer("mean", torch.zeros(num_outputs))
-        self.register_buffer("components", torch.zeros(sum(config.component_groups), num_outputs))
-        self.groups = nn.ModuleList(
-            CovarianceGroup(num_labels, config.num_stars, size) for size in config.component_groups
-        )
+        if config.interval_pixels:
+            self._add_intervals(config)
+        else:
+            self.register_buffer("components", torch.zeros(sum(config.component_groups), num_outputs))
+            self.groups = nn.ModuleList(
+                CovarianceGroup(num_labels, config.num_stars, size) for size in config.component_groups
+            )
         self.post_init()
+
+    def _add_intervals(self, config: SpectrumEmulatorConfig):
+        size, num_labels = config.interval_pixels, len(config.label_names)
+        intervals = -(-config.num_pixels // size)
+        self.register_buffer("basis", torch.zeros(intervals, config.directions, size, dtype=torch.int8))
+        self.register_buffer("basis_steps", torch.zeros(intervals, config.directions, 1))
+        counts = [last - first for first, last in config.regime_stars]
+        groups, shape = list(config.component_groups), (intervals, config.directions)
+        self.regimes = nn.ModuleList(Coefficients(num_labels, n, groups, shape) for n in counts)
+        if config.fluxed:
+            shape = (intervals, config.continuum_directions)
+            self.register_buffer("continuum_basis", torch.zeros(*shape, size))
+            self.continuum_regimes = nn.ModuleList(
+                Coefficients(num_labels, n, [config.continuum_components], shape) for n in counts
+            )
+
+    def _apply(self, fn, recurse=True):
+        """To another device or to float64, never to half precision: see `_keep_in_fp32_modules_strict`."""
+
+        def wide(tensor):
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+
+        return super()._apply(wide, recurse)
 
     def _init_weights(self, module):
         """Nothing is drawn: `emulation.fit_emulator` computes all of it."""
@@ -105,14 +176,18 @@ class SpectrumEmulator(PreTrainedModel):
         features = torch.cat((REFERENCE_TEFF / labels[:, :1], labels[:, 1:]), dim=1)
         return (features - self.center.double()) / self.scale.double()
 
-    def forward(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, labels: torch.Tensor, wavelength_range: tuple[float, float] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Spectra for labels, differentiable; nothing is checked.
+        Spectra for labels, differentiable; the labels are not checked.
 
         Parameters
         ----------
         labels : torch.FloatTensor of shape (n, labels)
             In physical units and in the order of `config.label_names`.
+        wavelength_range : (float, float), optional
+            Lowest and highest wavelength (Angstrom, vacuum): only these pixels, faster. By default all.
 
         Returns
         -------
@@ -121,16 +196,81 @@ class SpectrumEmulator(PreTrainedModel):
         continuum : torch.FloatTensor of shape (n, pixels), or None if not `config.fluxed`
             At the surface of the star, in `config.flux_unit`.
         """
-        features = self.standardize(labels)
+        features, pixels = self.standardize(labels), self.pixels(wavelength_range)
+        if self.config.interval_pixels:
+            return self._of_intervals(labels, features, pixels)
         weights = torch.cat([group(features, self.stars.double()) for group in self.groups], dim=1)
-        outputs = torch.addmm(self.mean, weights.to(self.components.dtype), self.components)
+        mean, components = self.mean, self.components
+        if wavelength_range is not None:
+            chosen = torch.arange(self.config.num_pixels, device=mean.device)[pixels]
+            if self.config.fluxed:
+                chosen = torch.cat((chosen, chosen + self.config.num_pixels))
+            mean, components = mean[chosen], components[:, chosen]
+        outputs = torch.addmm(mean, weights.to(components.dtype), components)
         if not self.config.fluxed:
             return outputs, None
         flux, log_continuum = outputs.chunk(2, dim=1)
         return flux, log_continuum.exp()
 
+    def _of_intervals(self, labels: torch.Tensor, features: torch.Tensor, pixels: slice):
+        size = self.config.interval_pixels
+        intervals = slice(pixels.start // size, -(-pixels.stop // size))
+        mean = self.mean.unflatten(0, (-1, self.config.num_pixels))[:, pixels]
+
+        def spectrum(regimes, basis, level):
+            coefficients = self._blend(regimes, labels, features, intervals).transpose(0, 1)
+            joined = (coefficients @ basis).transpose(0, 1).flatten(1)  # intervals, n, size -> n, pixels
+            start = intervals.start * size
+            return joined[:, pixels.start - start : pixels.stop - start] + level
+
+        flux = spectrum(self.regimes, self.basis[intervals] * self.basis_steps[intervals], mean[0])
+        if not self.config.fluxed:
+            return flux, None
+        return flux, spectrum(self.continuum_regimes, self.continuum_basis[intervals], mean[1]).exp()
+
+    def _blend(self, regimes, labels: torch.Tensor, features: torch.Tensor, intervals: slice) -> torch.Tensor:
+        """Coefficients (n, intervals, directions), each star by the regimes whose share of it is not zero."""
+        parts, rows = [], []
+        for share, regime, (first, last) in zip(
+            self.shares(labels[:, 0]).T, regimes, self.config.regime_stars, strict=True
+        ):
+            (chosen,) = torch.nonzero(share, as_tuple=True)
+            part = regime(features[chosen], self.stars[first:last].double(), intervals)
+            parts.append(part * share[chosen].to(part.dtype)[:, None, None])
+            rows.append(chosen)
+        together = torch.cat(parts)
+        return together.new_zeros(len(labels), *together.shape[1:]).index_add(0, torch.cat(rows), together)
+
+    def shares(self, teff: torch.Tensor) -> torch.Tensor:
+        """Teff (K) of shape (n,) -> (n, regimes): weights in a blend, smooth in Teff, of sum 1."""
+        edges = torch.tensor(list(self.config.regime_teff), dtype=torch.float64, device=teff.device)
+        x = ((teff.double()[:, None] - edges) / (2 * (self.config.regime_overlap or 1.0)) + 0.5).clamp(0.0, 1.0)
+        above = x**2 * (3 - 2 * x)
+        one, none = above.new_ones(len(teff), 1), above.new_zeros(len(teff), 1)
+        return torch.cat((one, above), dim=1) - torch.cat((above, none), dim=1)
+
+    def pixels(self, wavelength_range: tuple[float, float] | None) -> slice:
+        """The pixels between two wavelengths (Angstrom, vacuum), or all; `ValueError` if there are none."""
+        if wavelength_range is None:
+            return slice(0, self.config.num_pixels)
+        low, high = wavelength_range
+        inside = torch.nonzero((self.wavelength >= low) & (self.wavelength <= high))
+        if not len(inside):
+            first, last = float(self.wavelength[0]), float(self.wavelength[-1])
+            raise ValueError(
+                f"wavelength_range: expected lowest and highest within {first:g} to {last:g} Angstrom, "
+                f"got {low:g} to {high:g}"
+            )
+        return slice(int(inside[0]), int(inside[-1]) + 1)
+
     @torch.no_grad()
-    def synthesize(self, *, normalized: bool | None = None, **labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    def synthesize(
+        self,
+        *,
+        normalized: bool | None = None,
+        wavelength_range: tuple[float, float] | None = None,
+        **labels: ArrayLike,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """
         Spectra of n stars.
 
@@ -138,6 +278,8 @@ class SpectrumEmulator(PreTrainedModel):
         ----------
         normalized : bool, optional
             Divide by the continuum; by default unless the emulator knows the continuum.
+        wavelength_range : (float, float), optional
+            Lowest and highest wavelength (Angstrom, vacuum): only these pixels, faster. By default all.
         **labels : float or array of shape (n,)
             `teff`, `logg` and `fe_h`, and any other of `config.label_names`. Abundances left out are solar ratios,
             `vmicro` left out is the usual one ([`default_vmicro`]).
@@ -163,9 +305,9 @@ class SpectrumEmulator(PreTrainedModel):
         parts = []
         for start in range(0, len(table), CHUNK):
             chunk = torch.from_numpy(table[start : start + CHUNK]).to(self.wavelength.device)
-            flux, continuum = self(chunk)
+            flux, continuum = self(chunk, wavelength_range)
             parts.append((flux if normalized or continuum is None else flux * continuum).float().cpu().numpy())
-        return self.wavelength.cpu().double().numpy(), np.concatenate(parts)
+        return self.wavelength[self.pixels(wavelength_range)].cpu().double().numpy(), np.concatenate(parts)
 
     def label_table(self, labels: Mapping[str, ArrayLike]) -> np.ndarray:
         """Labels by name -> (n, labels) in the order of the config, what was left out filled in; `ValueError`."""
