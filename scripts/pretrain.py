@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class Run(Task):
 
     def save(self, folder: Path) -> SpectraFMForPrediction:
         self.model.save_pretrained(folder)
-        save_file(self.train_collator.basis.arrays(), folder / "basis.safetensors")
+        save_file(cast(Any, self.train_collator).basis.arrays(), folder / "basis.safetensors")
         return self.model
 
 
@@ -78,7 +78,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
     observed = load_dataset(data)
     basis = load_basis(folder / "basis.safetensors", observed["train"])
     high = HighResolutionStars(basis, seed=args.seed)
-    sources = {
+    sources: dict[str, Any] = {
         "even": EvenNoiseStars(high, basis),
         "high": high,
         "xp": SpoiltStars(HostedStars(observed["train"]), basis),

@@ -80,6 +80,12 @@ def missing_pixels(wavelength: Array, n_stars: int, generator: np.random.Generat
     return mask
 
 
+def draw_snr(n: int, generator: np.random.Generator) -> Array:
+    """Signal-to-noise ratios (stars,), even in their logarithm; float32."""
+    low, high = np.log(SNR)
+    return np.exp(generator.uniform(float(low), float(high), n)).astype(np.float32)
+
+
 def add_noise(flux: Array, snr: Array, generator: np.random.Generator) -> tuple[Array, Array]:
     """Noisy flux and its errors, (stars, pixels) each: photon noise and background in random shares; float32."""
     level = np.median(np.abs(flux), axis=1, keepdims=True)
@@ -97,8 +103,8 @@ def spoil(flux: Array, error: Array, generator: np.random.Generator) -> None:
         n_wild = 1 + generator.poisson(0.002 * n_pixels)
         where = generator.integers(n_pixels, size=n_wild)
         flux[star, where] += error[star, where] * generator.normal(0.0, 10.0 ** generator.uniform(0.8, 2.5), n_wild)
-    wrong = generator.random(n_stars) < WRONG_ERRORS
-    error[wrong] *= np.exp(ERROR_SPREAD * generator.standard_normal((int(wrong.sum()), 1))).astype(np.float32)
+    wrong = np.flatnonzero(generator.random(n_stars) < WRONG_ERRORS)
+    error[wrong] *= np.exp(ERROR_SPREAD * generator.standard_normal((len(wrong), 1))).astype(np.float32)
 
 
 def smooth_factors(wavelength: Array, amplitude: Array, degree: int, generator: np.random.Generator) -> Array:
@@ -227,7 +233,7 @@ class HighResolutionStars:
         if fluxed:
             flux *= smooth_factors(wavelength, np.full(n, 0.15), 2, generator)
             flux *= np.exp(generator.normal(0.0, 2.0, (n, 1))).astype(np.float32)
-        snr = np.exp(generator.uniform(*np.log(SNR), n)).astype(np.float32)
+        snr = draw_snr(n, generator)
         noisy, error = add_noise(flux, snr, generator)
         spoil(noisy, error, generator)
         columns: Columns = {
@@ -271,7 +277,7 @@ class EvenNoiseStars:
         target = self.stars.targets(weights)
         intervals, values, vectors = self.modes[int(generator.choice(3, p=(0.6, 0.25, 0.15)))]
         own = intervals - self.stars.rung.first_interval
-        snr = np.exp(generator.uniform(*np.log(SNR), n))
+        snr = draw_snr(n, generator)
         # Some intervals are noisier than others.
         shape = np.exp(
             0.15 * generator.standard_normal((n, 1, 3)) @ legendre.legvander(np.linspace(-1, 1, len(own)), 3)[:, 1:].T

@@ -117,7 +117,7 @@ class _Stars:
 
     def _synthesize(self, labels: Mapping[str, NDArray[np.float32]]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         normalized = True if self.instrument.normalisation == "continuum" else None
-        return self.emulator.synthesize(normalized=normalized, **labels)
+        return self.emulator.synthesize(normalized=normalized, **dict[str, Any](labels))
 
     def draw(self, n: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
         """Columns of `n` stars but for identifiers, and `clean`, the flux without noise."""

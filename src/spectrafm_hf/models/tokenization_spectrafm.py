@@ -550,7 +550,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 continue
             values, sigma, good = (array[np.ix_(stars, here)] for array in (flux, error, valid))
             own = None if normalised is None else normalised[stars]
-            known = (good & (sigma > 0)).any(axis=1)
+            known: Any = (good & (sigma > 0)).any(axis=1)
             sigma = np.where(sigma > 0, sigma, 1.0)
             guess = UNKNOWN_ERROR * np.mean(np.abs(values), axis=1, where=good, keepdims=True)
             sigma = np.where(known[:, None], sigma, np.where(guess > 0, guess, 1.0))

@@ -1182,8 +1182,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             loss = prediction_loss(mean, log_variance, target, sigma, self.config.degrees_of_freedom)
             if coefficient_targets is not None and reliability is not None and outputs.predictions:
                 weight = self.config.coefficient_loss_weight / len(outputs.predictions)
+                known = coefficient_targets.float(), reliability.float()
                 for prediction in outputs.predictions:
-                    loss = loss + weight * coefficient_loss(prediction, coefficient_targets.float(), reliability.float())
+                    loss = loss + weight * coefficient_loss(prediction, *known)
         return SpectraFMPredictionOutput(
             loss=loss,
             mean=mean,
