@@ -2,7 +2,7 @@
 
     python scripts/pretrain.py scripts/recipes/base.yaml
 
-Runs are resumed with `--resume_from_checkpoint last`. The directions of the intervals are computed the first time and
+A run is resumed with `--resume`. The directions of the intervals are computed the first time and
 lie beside the run, in `basis.safetensors`.
 """
 
@@ -17,7 +17,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 import yaml
-from datasets import load_dataset
 from safetensors.numpy import load_file, save_file
 from transformers import TrainingArguments
 
@@ -30,6 +29,7 @@ from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
 from spectrafm_hf.training import Columns, Draws, Recipe, SpectraFMTrainer, Task, last_checkpoint, write_curves
+from spectrafm_hf.training import _load as load_data
 
 
 MEASURED_STARS = 8000  # observed ones, for the directions of the intervals
@@ -75,7 +75,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
     args = TrainingArguments(**settings)
     args.remove_unused_columns, args.label_names = False, ["labels", "label_errors"]
     folder = Path(args.output_dir or "runs/base")
-    observed = load_dataset(data)
+    observed = load_data(data)
     basis = load_basis(folder / "basis.safetensors", observed["train"])
     high = HighResolutionStars(basis, seed=args.seed)
     sources: dict[str, Any] = {

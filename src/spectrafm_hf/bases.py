@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from .data.synthetic import SyntheticStars
 from .models.basis_spectrafm import FWHM, Rung, SpectrumBasis
+from .models.gate_spectrafm import SPEED_OF_LIGHT
 
 
 Array = NDArray[Any]
@@ -28,7 +29,6 @@ STEPS = {"teff": 50.0, "logg": 0.1, "vmicro": 0.1}
 STEP = 0.05  # dex, of abundances
 DERIVATIVES = 3.0  # how much more a derivative counts than the difference of two stars
 VELOCITY = 3.0  # km/s that a spectrum may be off the rest frame
-SPEED_OF_LIGHT = 299_792.458  # km/s
 BLUR = 0.1  # by which a resolving power may be wrong
 
 #: Gaia XP: intervals that hold about ten resolution elements, on a grid twice as fine as that of the archive's samples.

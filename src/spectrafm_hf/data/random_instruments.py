@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +21,17 @@ from scipy.interpolate import CubicSpline
 from ..instruments import Instrument
 from ..models.basis_spectrafm import (
     MODEL_ERROR,
-    SPEED_OF_LIGHT,
     Rung,
     SpectrumBasis,
     half_widths,
     means_over_pixels,
 )
-from .synthetic import SyntheticStars
+from ..models.gate_spectrafm import SPEED_OF_LIGHT
+from .mixture import Columns, Source
+from .synthetic import ALPHA_ELEMENTS, SyntheticStars
 
 
 Array = NDArray[Any]
-Columns = dict[str, Array]
 
 #: Of stars: pixels masked at random, one detector or one window alone, a gap, lines of the sky, nothing missing.
 MISSING = {"pixels": 0.2, "part": 0.2, "gap": 0.15, "lines": 0.1}
@@ -41,14 +41,6 @@ ERROR_SPREAD = 0.15  # of ln of that factor
 CONTINUUM_ERRORS = 0.35  # of spectra over the continuum
 FLUXED = 0.25  # of high-resolution spectra are not over the continuum
 SNR = (10.0, 500.0)
-
-
-class Source(Protocol):
-    """Anything that stars can be drawn from."""
-
-    def draw(self, n: int, generator: np.random.Generator) -> Columns:
-        """Columns of `n` stars that share their pixels."""
-        ...
 
 
 def missing_pixels(wavelength: Array, n_stars: int, generator: np.random.Generator) -> Array:
@@ -138,7 +130,7 @@ class HighResolutionStars:
         generator = np.random.default_rng(seed)
         apogee = Instrument.load("apogee").wavelength
         inside = self.native[(self.native > 15_145.0) & (self.native < 16_955.0)]
-        self.grids: list[tuple[Array, float]] = [(apogee, 3.0), (inside, 2.0), (self._release(generator), 1.0)]
+        self.grids: list[tuple[Array, float]] = [(apogee, 3.0), (inside, 2.0), (self._release(), 1.0)]
         for _ in range(n_grids):
             self.grids.append((self._random_grid(inside, apogee, generator), 4.0 / n_grids))
         self.shares = np.array([share for _, share in self.grids])
@@ -147,7 +139,7 @@ class HighResolutionStars:
         self._targets = self._target_matrix(self.rung)
 
     @staticmethod
-    def _release(generator: np.random.Generator) -> Array:
+    def _release() -> Array:
         """Detectors that begin and end elsewhere than those of the last release."""
         index = np.arange(8575)
         parts = [(322, 3242), (3648, 6048), (6412, 8306)]
@@ -211,7 +203,7 @@ class HighResolutionStars:
         with torch.no_grad():
             features = emulator.standardize(torch.from_numpy(table))
             weights = torch.cat([group(features, emulator.stars.double()) for group in emulator.groups], dim=1)
-        alpha = np.mean([labels[name] for name in ("o_fe", "mg_fe", "si_fe", "ca_fe", "ti_fe")], axis=0)
+        alpha = np.mean([labels[name] for name in ALPHA_ELEMENTS], axis=0)
         known = {**labels, "alpha_m": alpha.astype(np.float32)}
         known |= {f"{name}_err": np.zeros(n, np.float32) for name in list(known)}
         return known, np.concatenate([weights.numpy(), np.ones((n, 1))], axis=1)

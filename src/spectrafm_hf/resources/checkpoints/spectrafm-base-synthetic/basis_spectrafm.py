@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 
-SPEED_OF_LIGHT = 299_792.458  # km/s
 FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # in sigma, of a Gaussian
 TAPS = 6  # edges that the cumulative flux is interpolated through
 CLIPPED_AT = 6.0  # sigma, from what the directions can say
