@@ -20,14 +20,15 @@ import yaml
 from safetensors.numpy import load_file, save_file
 from transformers import TrainingArguments
 
-from spectrafm_hf.bases import make_basis
+from spectrafm_hf.bases import fill_star_model, make_basis
+from spectrafm_hf.checkpoints import save_checkpoint
 from spectrafm_hf.data.mixture import HostedStars, Mixture
 from spectrafm_hf.data.random_instruments import EvenNoiseStars, HighResolutionStars, SpoiltStars, evidence_inputs
+from spectrafm_hf.data.synthetic import ALPHA_ELEMENTS, SyntheticStars
 from spectrafm_hf.files import complete_file, only_writer
 from spectrafm_hf.metrics import robust_scatter
-from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
+from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
-from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
 from spectrafm_hf.training import Columns, Draws, Recipe, SpectraFMTrainer, Task, last_checkpoint, write_curves
 from spectrafm_hf.training import _load as load_data
 
@@ -36,21 +37,24 @@ MEASURED_STARS = 8000  # observed ones, for the directions of the intervals
 
 
 class Collator:
-    """Columns of stars that share their wavelengths -> inputs of the model."""
+    """Columns of stars that share their wavelengths -> inputs of the model, with requests of what the network answers."""
 
-    def __init__(self, basis: SpectrumBasis, label_names: Sequence[str]):
-        self.basis, self.label_names = basis, list(label_names)
+    def __init__(self, basis: SpectrumBasis, config: SpectraFMConfig):
+        self.basis, self.config = basis, config
 
     def __call__(self, columns: Any) -> dict[str, torch.Tensor]:
-        return evidence_inputs(self.basis, columns, self.label_names, FIRST_LABEL_ID)
+        names = list(self.config.network_labels)
+        return evidence_inputs(
+            self.basis, columns, names, self.config.label_ids(names), list(self.config.star_labels)
+        )
 
 
 class Run(Task):
-    """A [`Task`] that saves model and basis."""
+    """A [`Task`] that saves the whole checkpoint."""
 
     def save(self, folder: Path) -> SpectraFMForPrediction:
-        self.model.save_pretrained(folder)
-        save_file(cast(Any, self.train_collator).basis.arrays(), folder / "basis.safetensors")
+        basis = cast(Any, self.train_collator).basis
+        save_checkpoint(self.model, SpectraFMTokenizer(self.model.config.label_names, basis=basis), folder)
         return self.model
 
 
@@ -67,8 +71,8 @@ def load_basis(path: Path, observed: Any) -> SpectrumBasis:
 
 
 def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> None:
-    shares, model_settings, labels = (settings.pop(name) for name in ("sources", "model", "labels"))
-    units, recipe_settings, data = (settings.pop(name) for name in ("units", "recipe", "data"))
+    shares, model_settings, network_labels = (settings.pop(name) for name in ("sources", "model", "labels"))
+    recipe_settings, data = (settings.pop(name) for name in ("recipe", "data"))
     stars_per_epoch = settings.pop("stars_per_epoch")
     if max_steps:
         settings["max_steps"] = max_steps
@@ -87,12 +91,23 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
     torch.manual_seed(args.seed)
     generator = np.random.default_rng([args.seed, 1])
     sample = [sources["even"].draw(4000, generator), observed["train"].with_format("numpy")[:4000]]
+    stars = SyntheticStars("apogee-apstar")
+    emulator, rung = stars._stars.emulator.config, high.rung
+    labels = list(dict.fromkeys([*network_labels, *emulator.label_names]))
+    units = [LABEL_UNITS[name] for name in labels]
     values = {name: np.concatenate([part[name] for part in sample if name in part]) for name in labels}
     center = {name: float(np.nanmedian(column)) for name, column in values.items()}
     config = SpectraFMConfig(
         token_embedding="basis",
         num_intervals=basis.n_intervals,
         num_coefficients=basis.n_coefficients,
+        network_labels=network_labels,
+        label_ranges={name: [float(np.nanmin(values[name])), float(np.nanmax(values[name]))] for name in network_labels},
+        star_labels=list(emulator.label_names),
+        star_combinations={"alpha_m": list(ALPHA_ELEMENTS)},
+        star_components=list(emulator.component_groups),
+        star_intervals=[rung.first_interval, rung.first_interval + rung.n_intervals],
+        num_stars=emulator.num_stars,
         label_names=labels,
         label_units=units,
         label_centers=list(center.values()),
@@ -100,14 +115,16 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         **model_settings,
     )
     model = SpectraFMForPrediction(config)
+    fill_star_model(model.refinement.star_model, rung, stars)
     model.set_attn_implementation("eager")  # with one query and few keys, the fastest on a CPU
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters", flush=True)
-    collator = Collator(basis, labels)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"{trained / 1e6:.2f} million parameters are trained", flush=True)
+    collator = Collator(basis, config)
     validation = {
         "hband": Columns(sources["even"].draw(2000, np.random.default_rng([args.seed, 2]))),
         "xp": Columns(observed["validation"].with_format("numpy")[:]),
     }
-    recipe = Recipe(labels=labels, units=units, **recipe_settings)
+    recipe = Recipe(labels=network_labels, units=units[: len(network_labels)], **recipe_settings)
     draws = Draws(len(train_stars), args.per_device_train_batch_size)
     task = Run(model, None, None, train_stars, validation, draws, collator, collator)  # type: ignore[arg-type]
     with only_writer(folder):

@@ -7,19 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 
 from .data.synthetic import SyntheticStars
-from .models.basis_spectrafm import FWHM, Rung, SpectrumBasis
+from .models.basis_spectrafm import FWHM, Rung, SpectrumBasis, interval_matrices
 from .models.gate_spectrafm import SPEED_OF_LIGHT
+from .models.refinement_spectrafm import SpectraFMStarModel
 
 
 Array = NDArray[Any]
 
 #: Coefficients of an interval beside level and slope. What tokens lose of a spectrum: `scripts/token_information.py`.
-DIRECTIONS = 24
+DIRECTIONS = 30
 #: Own pixels that the directions go on beyond their interval, for spectra of a lower resolving power.
 MARGIN = 24
 #: The prior is so many times wider than the coefficients of the stars that it was measured on.
@@ -30,6 +32,8 @@ STEP = 0.05  # dex, of abundances
 DERIVATIVES = 3.0  # how much more a derivative counts than the difference of two stars
 VELOCITY = 3.0  # km/s that a spectrum may be off the rest frame
 BLUR = 0.1  # by which a resolving power may be wrong
+WIDER_LINES = 0.02  # by which it is in the unit of the star model
+POPULATION = 1.5  # how much wider than among synthetic stars the labels of a star may be spread
 
 #: Gaia XP: intervals that hold about ten resolution elements, on a grid twice as fine as that of the archive's samples.
 XP = {"edge": float(np.log(3345.0)), "width": 0.14, "n_intervals": 8, "step": 0.0025}
@@ -148,11 +152,13 @@ def label_variations(stars: SyntheticStars, labels: Mapping[str, Array]) -> list
     return pairs
 
 
-def shift_and_blur(spectra: Array, step: float, resolving_power: float) -> list[tuple[Array, Array, float]]:
+def shift_and_blur(
+    spectra: Array, step: float, resolving_power: float, blur: float = BLUR
+) -> list[tuple[Array, Array, float]]:
     """Spectra moved by a small velocity, and blurred a little."""
     pixels = VELOCITY / SPEED_OF_LIGHT / step
     slope = np.gradient(spectra, axis=1) * pixels
-    sigma = np.sqrt((1.0 - BLUR) ** -2.0 - 1.0) / resolving_power / FWHM / step
+    sigma = np.sqrt((1.0 - blur) ** -2.0 - 1.0) / resolving_power / FWHM / step
     blurred = gaussian_filter1d(spectra, sigma, axis=1, mode="nearest")
     return [(spectra + slope, spectra - slope, 0.5), (blurred, spectra, 1.0)]
 
@@ -177,6 +183,45 @@ def hband_rung(first_interval: int, n_stars: int = 300, seed: int = 77, **settin
         over_continuum=True,
         **{**HBAND, **settings},  # type: ignore[arg-type]
     )
+
+
+def fill_star_model(star_model: SpectraFMStarModel, rung: Rung, stars: SyntheticStars, n_stars: int = 20_000) -> None:
+    """
+    Compute the star model of a rung from the emulator of synthetic stars, over whose grid the rung was made.
+
+    Parameters
+    ----------
+    star_model : SpectraFMStarModel
+        Of a configuration with the labels, components and stars of the emulator.
+    rung : Rung
+    stars : SyntheticStars
+    n_stars : int
+        Stars that are drawn for mean and covariance of their labels.
+    """
+    emulator = stars._stars.emulator
+    wavelength = emulator.wavelength.double().numpy()
+    step = float(np.log(wavelength[-1] / wavelength[0]) / (len(wavelength) - 1))
+    spectra = torch.cat([emulator.components, emulator.mean[None]]).double().numpy()
+    moved = -np.gradient(spectra, step, axis=1) / SPEED_OF_LIGHT
+    wider = shift_and_blur(spectra, step, rung.resolving_power, WIDER_LINES)[1][0]
+    changes = np.stack([spectra, moved, wider - spectra])
+    components = np.stack([changes[..., pixels] @ matrix.T for pixels, matrix in interval_matrices(rung, wavelength)])
+    labels = stars._stars._labels(n_stars, np.random.default_rng(0))
+    table = np.stack([np.asarray(labels[name], np.float64) for name in emulator.config.label_names], axis=1)
+    config = emulator.config
+    with torch.no_grad():
+        star_model.center.copy_(emulator.center)
+        star_model.scale.copy_(emulator.scale)
+        star_model.stars.copy_(emulator.stars)
+        star_model.low.copy_(torch.tensor(list(config.label_minimum)))
+        star_model.high.copy_(torch.tensor(list(config.label_maximum)))
+        standardised = emulator.standardize(torch.from_numpy(table)).numpy()
+        star_model.population.copy_(torch.from_numpy(standardised.mean(axis=0)))
+        covariance = POPULATION**2 * np.cov(standardised.T)
+        star_model.precision.copy_(torch.from_numpy(np.linalg.inv(covariance)))
+        # intervals, changes, components, coefficients
+        star_model.components.copy_(torch.from_numpy(components.transpose(1, 0, 3, 2)))
+        star_model.groups.load_state_dict(emulator.groups.state_dict())
 
 
 def on_even_grid(wavelength: Array, flux: Array, start: float, step: float, n_pixels: int) -> Array:

@@ -24,6 +24,7 @@ from ..models.basis_spectrafm import (
     Rung,
     SpectrumBasis,
     half_widths,
+    interval_matrices,
     means_over_pixels,
 )
 from ..models.gate_spectrafm import SPEED_OF_LIGHT
@@ -136,7 +137,9 @@ class HighResolutionStars:
         self.shares = np.array([share for _, share in self.grids])
         self.shares /= self.shares.sum()
         self._on_grid: dict[int, tuple[Array, Array]] = {}
-        self._targets = self._target_matrix(self.rung)
+        # Spectra as sums of the emulator's components -> level, slope and directions of each interval.
+        matrices = interval_matrices(self.rung, self.native)
+        self._targets = np.stack([matrix @ self.components[:, pixels].T for pixels, matrix in matrices])
 
     @staticmethod
     def _release() -> Array:
@@ -158,31 +161,11 @@ class HighResolutionStars:
         low = generator.uniform(15_150.0, 16_600.0)  # a window
         return inside[(inside > low) & (inside < low + generator.uniform(150.0, 1_200.0))]
 
-    def _target_matrix(self, rung: Rung) -> Array:
-        """Spectra as sums of the emulator's components -> level, slope and directions of each interval."""
-        position = np.log(self.native)
-        matrices = []
-        for interval in range(rung.n_intervals):
-            low = rung.edge + interval * rung.width
-            own = (position >= low) & (position < low + rung.width)
-            begin = int(rung.offset[interval])
-            window = np.arange(begin, begin + rung.directions.shape[-1])
-            chosen = own[np.minimum(window, len(own) - 1)] & (window < len(own))
-            if chosen.sum() < 4:
-                matrices.append(np.zeros((2 + rung.directions.shape[1], len(self.components))))
-                continue
-            x = 2.0 * (position[window[chosen]] - low) / rung.width - 1.0
-            mean = rung.mean[window[chosen]]
-            rows = np.concatenate([[mean, mean * x], rung.directions[interval][:, chosen]])
-            matrices.append(np.linalg.pinv(rows.T, rcond=1e-6) @ self.components[:, window[chosen]].T)
-        return np.stack(matrices)
-
     def targets(self, weights: Array) -> Array:
         """Weights of the components (stars, components + 1) -> true coefficients (stars, intervals, 2 + directions)."""
         raw = np.einsum("nc,tkc->ntk", weights, self._targets)
         level = np.maximum(raw[..., :1], 0.05)
-        prior = np.concatenate([np.full((len(self.rung.prior), 1), self.rung.slope_prior), self.rung.prior], axis=1)
-        parts = [np.log(level) / self.rung.level_prior, raw[..., 1:] / level / prior]
+        parts = [np.log(level) / self.rung.level_prior, raw[..., 1:] / level]
         return np.concatenate(parts, axis=-1).astype(np.float32)
 
     def _grid(self, number: int) -> tuple[Array, Array]:
@@ -390,12 +373,25 @@ class SpoiltStars:
 
 
 def evidence_inputs(
-    basis: SpectrumBasis, columns: Mapping[str, Array], label_names: Sequence[str], first_label_id: int
+    basis: SpectrumBasis,
+    columns: Mapping[str, Array],
+    label_names: Sequence[str],
+    label_ids: Sequence[int],
+    star_labels: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
     """
-    Columns of stars that share their wavelengths -> what [`SpectraFMForPrediction`] takes, labels among them.
+    Columns of stars that share their wavelengths -> what [`SpectraFMForPrediction`] takes in training.
 
     Stars of [`EvenNoiseStars`] have their tokens already.
+
+    Parameters
+    ----------
+    basis : SpectrumBasis
+    columns : mapping of arrays
+    label_names, label_ids : sequences of str and int
+        What is asked for, and the rows of the vocabulary.
+    star_labels : sequence of str
+        Those of the star model of the model.
     """
     if "coefficients" in columns:
         tokens = {name: columns[name] for name in ("coefficients", "reliability")}
@@ -423,13 +419,16 @@ def evidence_inputs(
         values = columns.get(name)
         return np.full(n_stars, np.nan, np.float32) if values is None else np.asarray(values, np.float32)
 
-    return {
+    inputs = {
         "coefficients": torch.from_numpy(tokens["coefficients"]),
         "reliability": torch.from_numpy(tokens["reliability"]),
         "interval_ids": torch.tensor(np.asarray(intervals)).expand(n_stars, -1),
         "attention_mask": torch.from_numpy(seen),
-        "request_ids": (first_label_id + torch.arange(len(label_names))).expand(n_stars, -1),
+        "request_ids": torch.tensor(list(label_ids)).expand(n_stars, -1),
         "labels": torch.from_numpy(np.stack([column(name) for name in label_names], axis=1)),
         "label_errors": torch.from_numpy(np.stack([column(f"{name}_err") for name in label_names], axis=1)),
         "coefficient_targets": torch.from_numpy(np.ascontiguousarray(target)),
     }
+    if star_labels:
+        inputs["star_targets"] = torch.from_numpy(np.stack([column(name) for name in star_labels], axis=1))
+    return inputs

@@ -29,6 +29,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID, SpectraFMConfig
+from .refinement_spectrafm import Refined, SpectraFMRefinement, combinations
 
 
 @dataclass
@@ -134,6 +135,10 @@ class SpectraFMPredictionOutput(_OutputWithValues):
         In standardised units.
     values, errors : torch.FloatTensor of shape (B, R)
         The same in physical units; errors are one sigma.
+    prediction : torch.FloatTensor of shape (B, T, num_coefficients)
+        With `token_embedding="basis"`: coefficients as the last state of the encoder says that they are.
+    refined : Refined
+        Of a model with a star model, where the spectra have some of its intervals: what the fit found.
     decoder_hidden_states, cross_attentions, encoder_last_hidden_state, encoder_hidden_states, encoder_attentions
         As in [`SpectraFMModelOutput`].
     """
@@ -143,6 +148,8 @@ class SpectraFMPredictionOutput(_OutputWithValues):
     log_variance: torch.Tensor | None = None
     values: torch.Tensor | None = None  # type: ignore[assignment]
     errors: torch.Tensor | None = None
+    prediction: torch.Tensor | None = None
+    refined: Refined | None = None
     decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
     encoder_last_hidden_state: torch.Tensor | None = None
@@ -611,6 +618,8 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         "SpectraFMEvidenceEmbedding",
         "SpectraFMEvidenceLayer",
     ]
+    # Answers are found to a part in a thousand there, which half precision does not hold.
+    _keep_in_fp32_modules_strict = ["refinement"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -851,6 +860,8 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             setattr(self.config, field, [*getattr(self.config, field), entry])
         if self.config.label_error_factors:
             self.config.label_error_factors = [*self.config.label_error_factors, 1.0]
+        if self.config.network_labels:
+            self.config.network_labels = [*self.config.network_labels, name]
         table = self.embeddings.value_embedding
         for part in ("weight", "bias"):
             old: nn.Embedding = getattr(table, part)
@@ -919,6 +930,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         coefficients: torch.Tensor | None = None,
         reliability: torch.Tensor | None = None,
         interval_ids: torch.Tensor | None = None,
+        decode: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMModelOutput:
         """
@@ -946,6 +958,8 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             For `token_embedding="basis"`, in place of all of flux and wavelength: see [`Evidence`].
         interval_ids : torch.LongTensor of shape (B, T)
             Which interval each token is; the same for all stars, of which some may have nothing in it.
+        decode : bool
+            For `token_embedding="basis"`: False leaves the requests unanswered, and returns the encoder's state only.
 
         Raises
         ------
@@ -963,6 +977,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
                 scalar_ids,
                 scalar_values,
                 request_ids,
+                decode,
                 **kwargs,
             )
         if flux is None or wavelength is None or wavelength_step is None:
@@ -1009,6 +1024,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         scalar_ids: torch.Tensor | None,
         scalar_values: torch.Tensor | None,
         request_ids: torch.Tensor | None,
+        decode: bool,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMModelOutput:
         """`forward` for `token_embedding="basis"`."""
@@ -1034,6 +1050,13 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             )
         everything = {**kwargs, "return_dict": True}
         evidence = self.encoder(coefficients, reliability, interval_ids[0], attention_mask, scalars, **everything)
+        if not decode:
+            return SpectraFMModelOutput(
+                encoder_last_hidden_state=evidence.last_hidden_state,
+                encoder_hidden_states=evidence.hidden_states,
+                encoder_attentions=evidence.attentions,
+                predictions=evidence.predictions,
+            )
         queries = self.embeddings.value_embedding.weight(request_ids) + evidence.last_hidden_state
         outputs = self.decoder(queries, evidence, **everything)
         return SpectraFMModelOutput(
@@ -1093,6 +1116,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         super().__init__(config)
         self.model = SpectraFMModel(config)
         self.readout = SpectraFMReadout(config)
+        if config.star_labels:
+            self.start = nn.Linear(config.hidden_size, len(config.star_labels))
+            self.refinement = SpectraFMRefinement(config)
         self.post_init()
 
     def add_label(self, name: str, unit: str = "", center: float = 0.0, scale: float = 1.0):
@@ -1123,7 +1149,12 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         coefficients: torch.Tensor | None = None,
         reliability: torch.Tensor | None = None,
         interval_ids: torch.Tensor | None = None,
+        estimate: torch.Tensor | None = None,
+        information: torch.Tensor | None = None,
+        pull: torch.Tensor | None = None,
+        misfit: torch.Tensor | None = None,
         coefficient_targets: torch.Tensor | None = None,
+        star_targets: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMPredictionOutput:
         """
@@ -1136,8 +1167,12 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             True values in physical units; NaN is unknown and ignored.
         label_errors : torch.FloatTensor of shape (B, R), optional
             Their one-sigma errors; NaN counts as 0.
+        estimate, information, pull, misfit : torch.FloatTensor, optional
+            For a model with `config.star_labels`: what the pixels say, see [`Evidence`]. Answers are refined with it.
         coefficient_targets : torch.FloatTensor of shape (B, T, num_coefficients), optional
             True coefficients, NaN where unknown: what the states of the encoder are to predict adds to the loss.
+        star_targets : torch.FloatTensor of shape (B, len(config.star_labels)), optional
+            True labels of the star model in physical units, NaN where unknown: the first estimate adds to the loss.
         """
         spectrum = flux if coefficients is None else coefficients
         if spectrum is None:
@@ -1153,6 +1188,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             labels=labels,
             label_errors=label_errors,
         )
+        from_stars = self._from_stars(request_ids, interval_ids, information, labels)
         outputs: SpectraFMModelOutput = self.model(
             flux,
             wavelength,
@@ -1168,13 +1204,18 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             coefficients,
             reliability,
             interval_ids,
+            decode=not from_stars,
             **{**kwargs, "return_dict": True},
         )
-        mean, log_variance = self.readout(outputs.last_hidden_state)
-        if self.config.label_error_factors:
-            log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
         center, scale = standardisation(self.config, request_ids, flux_center, flux_scale)
         loss = None
+        if outputs.last_hidden_state is None:
+            mean, log_variance = torch.full_like(center, math.nan), torch.full_like(center, math.nan)
+        else:
+            mean, log_variance = self.readout(outputs.last_hidden_state)
+        if self.config.network_labels:
+            untrained = self._untrained(request_ids)
+            mean, log_variance = (x.masked_fill(untrained, math.nan) for x in (mean, log_variance))
         if labels is not None:
             target = (labels.float() - center) / scale
             sigma = None if label_errors is None else label_errors.float() / scale
@@ -1185,18 +1226,76 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
                 known = coefficient_targets.float(), reliability.float()
                 for prediction in outputs.predictions:
                     loss = loss + weight * coefficient_loss(prediction, *known)
+            if star_targets is not None and outputs.encoder_last_hidden_state is not None:
+                wanted = self.refinement.star_model.standardise(star_targets)
+                loss = loss + start_loss(self.start(outputs.encoder_last_hidden_state[:, 0]), wanted)
+        refined = None
+        if self.config.star_labels and estimate is not None and information is not None and pull is not None:
+            state = outputs.encoder_last_hidden_state
+            refined = self._refine(state, reliability, interval_ids, estimate, information, pull, misfit)
+            if refined is not None:
+                table = combinations(self.config).to(request_ids.device)[request_ids]  # B, R, P
+                answers = ((table @ refined.labels[..., None])[..., 0] - center) / scale
+                variances = torch.einsum("brp,bpq,brq->br", table, refined.covariance, table) / scale**2
+                known = table.any(dim=-1) & refined.converged[:, None]
+                mean = torch.where(known, answers, mean)
+                log_variance = torch.where(known, torch.log(variances), log_variance)
+        if self.config.label_error_factors:
+            log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
         return SpectraFMPredictionOutput(
             loss=loss,
             mean=mean,
             log_variance=log_variance,
             values=mean * scale + center,
             errors=torch.exp(0.5 * log_variance) * scale,
+            prediction=outputs.predictions[-1] if outputs.predictions else None,
+            refined=refined,
             decoder_hidden_states=outputs.decoder_hidden_states,
             cross_attentions=outputs.cross_attentions,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
+
+    def _untrained(self, request_ids: torch.Tensor) -> torch.Tensor:
+        """Which of the requests the network cannot answer."""
+        rows = [FLUX_ID, *self.config.label_ids(self.config.network_labels), PADDING_ID]
+        return ~torch.isin(request_ids, torch.tensor(rows, device=request_ids.device))
+
+    def _in_star_model(self, interval_ids: torch.Tensor) -> torch.Tensor:
+        """(T,): which intervals of the batch the star model knows."""
+        first, last = self.config.star_intervals
+        known = torch.zeros(self.config.num_intervals, dtype=torch.bool, device=interval_ids.device)
+        known[first:last] = self.refinement.star_model.components[0].flatten(1).any(dim=1)
+        return known[interval_ids[0]]
+
+    def _from_stars(self, request_ids, interval_ids, information, labels) -> bool:
+        """Whether all that is asked for follows from the star model, so that the decoder is not needed."""
+        if not self.config.star_labels or information is None or interval_ids is None or labels is not None:
+            return False
+        known = combinations(self.config).to(request_ids.device).any(dim=1)[request_ids] | (request_ids == PADDING_ID)
+        own = self._in_star_model(interval_ids)
+        seen = (information.diagonal(dim1=2, dim2=3) > 0).any(dim=2)
+        return bool(known.all() and (seen & own).any(dim=1).all())
+
+    def _refine(self, state, reliability, interval_ids, estimate, information, pull, misfit) -> Refined | None:
+        """The fit of all stars; those without an interval of the star model do not converge."""
+        own = torch.nonzero(self._in_star_model(interval_ids))[:, 0]
+        if not len(own):
+            return None
+        information, level_known = information[:, own].float(), (reliability[:, own, 0] > 0).any(dim=1)
+        start = self.start(state[:, 0]).float()
+        refined: Refined = self.refinement(
+            start,
+            estimate[:, own].float(),
+            information,
+            pull[:, own].float(),
+            interval_ids[0, own],
+            level_known,
+            None if misfit is None else misfit[:, own].float(),
+        )
+        refined.converged &= (information.diagonal(dim1=2, dim2=3) > 0).flatten(1).any(dim=1)
+        return refined
 
 
 def prediction_loss(
@@ -1223,6 +1322,13 @@ def prediction_loss(
         misfit = (degrees_of_freedom + 1.0) * torch.log1p(misfit / degrees_of_freedom)
     terms = 0.5 * (misfit + torch.log(variance))
     return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
+
+
+def start_loss(first: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """First estimates and true labels, (B, P) in standardised units -> mean deviation, squared where it is small."""
+    known = ~torch.isnan(target)
+    deviation = nn.functional.smooth_l1_loss(first.float(), torch.where(known, target, 0.0), reduction="none", beta=0.3)
+    return torch.where(known, deviation, 0.0).sum() / known.sum().clamp(min=1)
 
 
 def coefficient_loss(prediction: torch.Tensor, target: torch.Tensor, reliability: torch.Tensor) -> torch.Tensor:

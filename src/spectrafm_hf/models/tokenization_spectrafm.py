@@ -335,6 +335,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         return_tensors: str | None = "pt",
         resolving_power: float | None = None,
         normalised: Any = None,
+        return_quality: bool = False,
     ) -> BatchFeature:
         """
         Tokenize one spectrum or a batch. What comes back goes into the model as `model(**inputs)`.
@@ -372,6 +373,10 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             With a basis: wavelength / FWHM of the spectra. Default: that of the basis.
         normalised : bool or array of shape (stars,), optional
             With a basis: whether the flux is over the continuum. Default: where its level is near 1.
+        return_quality : bool
+            With a basis: whether to add what [`star_flags`] wants and the model does not take, (stars,) each:
+            `clipped`, the share of the pixels that are left out as no star could have them, and `shift`, the km/s by
+            which lines seem to be away from rest where the spectrum does not look like one of a star, else 0.
 
         Returns
         -------
@@ -423,7 +428,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         n_stars = len(pixels["flux"])
         if self.basis is not None:
             continuum = np.ones((n_stars, 1))
-            inputs = self._evidence(pixels, resolving_power, normalised)
+            inputs = self._evidence(pixels, resolving_power, normalised, return_quality)
         else:
             continuum = self._divide_by_continuum(pixels)
             self._standardise(pixels)
@@ -526,7 +531,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
     # ------------------------------------------------------------------------------------------------------ evidence
 
-    def _evidence(self, pixels: dict[str, np.ndarray], resolving_power, normalised) -> dict[str, np.ndarray]:
+    def _evidence(
+        self, pixels: dict[str, np.ndarray], resolving_power, normalised, return_quality: bool
+    ) -> dict[str, np.ndarray]:
         """Coefficients of all intervals that any of the stars has pixels in; each grid is dealt with once."""
         basis: Any = self.basis
         if resolving_power is not None:
@@ -568,12 +575,31 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             "reliability": np.zeros(shape, np.float32),
             "interval_ids": np.tile(intervals, (n_stars, 1)),
             "attention_mask": np.zeros(shape[:2], bool),
+            "estimate": np.zeros(shape, np.float32),
+            "information": np.zeros((*shape, shape[-1]), np.float32),
+            "pull": np.zeros(shape, np.float32),
+            "misfit": np.full(shape[:2], np.nan, np.float32),
         }
+        quality = {name: np.zeros(n_stars, np.float32) for name in ("clipped", "shift")}
         for stars, evidence in found:
             at = np.ix_(stars, np.searchsorted(intervals, evidence.intervals))
-            inputs["coefficients"][at], inputs["reliability"][at] = evidence.coefficients, evidence.reliability
-            inputs["attention_mask"][at] = evidence.seen
-        return inputs
+            for name, values in inputs.items():
+                if name != "interval_ids":
+                    values[at] = evidence.seen if name == "attention_mask" else getattr(evidence, name)
+            share = evidence.clipped.sum(axis=1) / np.maximum(valid[stars].sum(axis=1), 1)
+            quality["clipped"][stars] = share
+            if return_quality:
+                row = wavelength[stars[0] % len(wavelength)]
+                here = np.isfinite(row)
+                values, sigma, good = (array[np.ix_(stars, here)] for array in (flux, error, valid))
+                good &= sigma > 0
+                weight = np.where(good, np.where(good, sigma, 1.0).astype(np.float64) ** -2.0, 0.0)
+                strange = basis.strange(evidence, share)
+                if strange.any() and basis.tells_velocity(row[here], resolving_power):
+                    quality["shift"][np.asarray(stars)[strange]] = basis.shifts(
+                        row[here], values[strange], weight[strange], resolving_power
+                    )
+        return inputs | (quality if return_quality else {})
 
     # ---------------------------------------------------------------------------------- continuum, standardisation
 
