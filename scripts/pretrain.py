@@ -24,6 +24,7 @@ from spectrafm_hf.bases import fill_star_model, make_basis
 from spectrafm_hf.checkpoints import save_checkpoint
 from spectrafm_hf.data.mixture import HostedStars, Mixture
 from spectrafm_hf.data.random_instruments import EvenNoiseStars, HighResolutionStars, SpoiltStars, evidence_inputs
+from spectrafm_hf.data.schema import LABEL_UNITS
 from spectrafm_hf.data.synthetic import ALPHA_ELEMENTS, SyntheticStars
 from spectrafm_hf.files import complete_file, only_writer
 from spectrafm_hf.metrics import robust_scatter

@@ -202,7 +202,9 @@ def fill_star_model(star_model: SpectraFMStarModel, rung: Rung, stars: Synthetic
     wavelength = emulator.wavelength.double().numpy()
     step = float(np.log(wavelength[-1] / wavelength[0]) / (len(wavelength) - 1))
     spectra = torch.cat([emulator.components, emulator.mean[None]]).double().numpy()
-    moved = -np.gradient(spectra, step, axis=1) / SPEED_OF_LIGHT
+    position = step * np.arange(len(wavelength))
+    moved = -CubicSpline(position, spectra, axis=1)(position, 1)  # differences of pixels are too flat
+    moved /= SPEED_OF_LIGHT
     wider = shift_and_blur(spectra, step, rung.resolving_power, WIDER_LINES)[1][0]
     changes = np.stack([spectra, moved, wider - spectra])
     components = np.stack([changes[..., pixels] @ matrix.T for pixels, matrix in interval_matrices(rung, wavelength)])
@@ -210,6 +212,8 @@ def fill_star_model(star_model: SpectraFMStarModel, rung: Rung, stars: Synthetic
     table = np.stack([np.asarray(labels[name], np.float64) for name in emulator.config.label_names], axis=1)
     config = emulator.config
     with torch.no_grad():
+        sigma = np.sqrt((1.0 - WIDER_LINES) ** -2.0 - 1.0) / rung.resolving_power / FWHM
+        star_model.velocity_of_width.fill_(sigma * SPEED_OF_LIGHT)
         star_model.center.copy_(emulator.center)
         star_model.scale.copy_(emulator.scale)
         star_model.stars.copy_(emulator.stars)

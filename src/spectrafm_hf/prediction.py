@@ -35,6 +35,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from .data.schema import PIXEL_COLUMNS
 from .files import ask_twice, complete_file, temporary_name
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
+from .models.flags_spectrafm import star_flags
 from .models.tokenization_spectrafm import HUGE
 
 
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 #: Between the flags of a star.
 FLAG_SEPARATOR = ";"
 NO_PIXEL = "no valid pixel"
+NO_ANSWER = "no answer from this spectrum"
 #: Of a spectrum that its reader could not shift to the rest frame, as no velocity is known.
 NOT_AT_REST = "not_at_rest"
 
@@ -249,6 +251,12 @@ class Flagged:
 #: each run, and with it the last digit of an answer.
 TOKENS_AT_ONCE = 2048
 NO_MEMORY = "too large for the memory"
+PIXELS_OF_EVIDENCE = 512  # that cost as much as a token does, where tokens are evidence
+
+
+def pixels_of_token(tokenizer: SpectraFMTokenizer) -> int:
+    """Pixels that make a token, for the size of a batch."""
+    return tokenizer.patch_size if tokenizer.basis is None else PIXELS_OF_EVIDENCE
 
 
 def batches_of(
@@ -269,7 +277,7 @@ def batches_of(
     for row in rows:
         batch.append(row)
         pixels += np.size(row["flux"])
-        if len(batch) == size or (size is None and pixels >= TOKENS_AT_ONCE * tokenizer.patch_size):
+        if len(batch) == size or (size is None and pixels >= TOKENS_AT_ONCE * pixels_of_token(tokenizer)):
             yield batch
             batch, pixels = [], 0
     if batch:
@@ -372,18 +380,24 @@ class _BatchPredictor:
             reasons[i] = row.get("refused") or ""
         usable = [i for i, reason in enumerate(reasons) if not reason]
         causes = [""] * len(usable)
+        found: list[list[str]] = [[] for _ in rows]
         for inputs, members in tokenize_rows(self.tokenizer, [rows[i] for i in usable], names, causes):
-            self._answer(inputs, np.array(usable)[members], (values, errors), reasons)
+            self._answer(inputs, np.array(usable)[members], (values, errors), reasons, found)
         for i, cause in zip(usable, causes, strict=True):
             reasons[i] = reasons[i] or cause
-        for i in np.flatnonzero(~np.isfinite(values + errors).all(axis=1)).tolist():
-            reasons[i] = reasons[i] or "prediction not finite"
-            values[i] = errors[i] = np.nan
+        unknown = ~np.isfinite(values + errors)
+        values[unknown] = errors[unknown] = np.nan
+        for i in np.flatnonzero(unknown.any(axis=1)).tolist():
+            without = ", ".join(name for name, is_unknown in zip(names, unknown[i], strict=True) if is_unknown)
+            some = self.model.config.network_labels
+            reasons[i] = reasons[i] or (f"{NO_ANSWER}: {without}" if some else "prediction not finite")
+            if not some:
+                values[i] = errors[i] = np.nan
         joined = [""] * len(rows)
         for i, row in enumerate(rows):
-            if not reasons[i]:
+            if not reasons[i] or reasons[i].startswith(NO_ANSWER):
                 flags = [NOT_AT_REST] if row.get("rest_frame") is False else []
-                flags += row.get("flags") or []
+                flags += [*(row.get("flags") or []), *found[i]]
                 if self.training_range is not None:
                     flags += self.training_range.flags(row, dict(zip(names, values[i].tolist(), strict=True)))
                 joined[i] = FLAG_SEPARATOR.join(flags)
@@ -400,8 +414,12 @@ class _BatchPredictor:
         members: NDArray[np.intp],
         answers: tuple[NDArray[Any], NDArray[Any]],
         reasons: list[str],
+        flags: list[list[str]],
     ) -> None:
-        """Fill in the values and errors of some stars, of which the model gets no more at a time than go through."""
+        """
+        Fill in values, errors and flags of some stars, of which the model gets no more at a time than go through.
+        """
+        quality = {name: inputs.pop(name) for name in ("clipped", "shift") if name in inputs}
         start = 0
         while start < len(members):
             some = members[start : start + (self.most or len(members))]
@@ -420,6 +438,11 @@ class _BatchPredictor:
             else:
                 for column, found in zip(answers, (output.values, output.errors), strict=True):
                     column[some] = found.float().cpu().numpy()
+                if quality:
+                    own = {name: value[start : start + len(some)] for name, value in quality.items()}
+                    of_stars = star_flags(self.model, part, output, own, self.names)
+                    for i, names in zip(some, of_stars, strict=True):
+                        flags[i] = names
             start += len(some)
 
 
@@ -465,7 +488,7 @@ def _parts(tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]]) -> 
     Which rows to handle together: so few, of similar length, that with padding they make no more than `TOKENS_AT_ONCE`,
     or than all rows would if they were as short as the shortest of these.
     """
-    n_tokens = np.array([-(-np.size(row["flux"]) // tokenizer.patch_size) for row in rows])
+    n_tokens = np.array([-(-np.size(row["flux"]) // pixels_of_token(tokenizer)) for row in rows])
     part: list[int] = []
     for i in np.argsort(n_tokens, kind="stable"):
         if part and n_tokens[i] * (len(part) + 1) > max(TOKENS_AT_ONCE, n_tokens[part[0]] * len(rows)):
@@ -489,7 +512,11 @@ def _tokenize(
             row = rows[part[0]]
             if len({np.shape(row[name]) for name in PIXEL_COLUMNS}) == 1 and not valid_pixels(row).any():
                 raise ValueError(NO_PIXEL)
-        inputs = tokenizer(columns, requests=names)
+        if tokenizer.basis is None:
+            inputs = tokenizer(columns, requests=names)
+        else:
+            stated = {name: [rows[i].get(name) for i in part] for name in ("resolving_power", "normalised")}
+            inputs = tokenizer(columns, requests=names, return_quality=True, **stated)
     except (ValueError, MemoryError) as error:
         # One bad star refuses the batch: find it, and go on without it.
         if len(part) == 1:

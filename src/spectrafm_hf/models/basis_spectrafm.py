@@ -286,7 +286,7 @@ class SpectrumBasis:
         flux: np.ndarray,
         inverse_variance: np.ndarray,
         resolving_power: float | None = None,
-        normalised: bool | np.ndarray | None = None,
+        normalised: float | np.ndarray | None = None,
         clip: bool = True,
     ) -> Evidence:
         """
@@ -302,9 +302,9 @@ class SpectrumBasis:
             0 where a pixel does not count.
         resolving_power : float, optional
             See [`SpectrumBasis.design`].
-        normalised : bool, or bool array of shape (stars,), optional
+        normalised : bool, or array of shape (stars,), optional
             Whether the flux is over the continuum: then its level is compared with 1, and else with that of the star.
-            Default: where the level of the star is near 1. In rungs of low resolving powers it plays no part.
+            Default, and where it is NaN: where the level of the star is near 1. In rungs of low resolving powers it plays no part.
         clip : bool
             Whether to leave out pixels that no star of the basis could have.
 
@@ -337,7 +337,8 @@ class SpectrumBasis:
         level_counts = np.ones(n_stars, bool)
         if design.rung.over_continuum:
             near = np.abs(np.log(scale * size[:, 0])) < NEAR_ONE
-            level_counts = near if normalised is None else np.broadcast_to(np.asarray(normalised, bool), n_stars)
+            stated = np.broadcast_to(np.asarray(np.nan if normalised is None else normalised, float), n_stars)
+            level_counts = np.where(np.isnan(stated), near, stated > 0)
             scale = np.where(level_counts, 1.0 / size[:, 0], scale).astype(np.float32)
         for i, pixels in enumerate(design.pixels):
             start = np.maximum(first[:, i], MIN_LEVEL * scale)

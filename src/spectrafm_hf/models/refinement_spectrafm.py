@@ -11,7 +11,7 @@ wider than stated, levels and slopes of the continuum, and the amount by which s
 are found for each spectrum from what the fit leaves.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from .configuration_spectrafm import FIRST_LABEL_ID, SpectraFMConfig
 from .modeling_emulator import REFERENCE_TEFF, CovarianceGroup
 
 
-STEPS = 4
+STEPS, ROUNDS = 4, 3  # steps of all stars at once; and how often those go on that have not found their end
 LARGEST_STEP = 1.5  # in standard deviations of the labels among the stars of the model
 CONVERGED = 0.5  # sigma: a last step that is larger has not found its end
 # Relative errors of the level of an interval, and of its slope: at first, at least, and where the level is unknown.
@@ -47,6 +47,7 @@ class SpectraFMStarModel(nn.Module):
     population: torch.Tensor
     precision: torch.Tensor
     components: torch.Tensor
+    velocity_of_width: torch.Tensor
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
@@ -62,6 +63,8 @@ class SpectraFMStarModel(nn.Module):
         self.register_buffer("population", torch.zeros(n_labels))
         self.register_buffer("precision", torch.eye(n_labels))
         # Spectrum, its change with velocity and with the width of lines; the last component is the mean spectrum.
+        # A velocity makes lines wider as well, in second order: in that unit, the square of it over this one's.
+        self.register_buffer("velocity_of_width", torch.ones(()))
         shape = (3, last - first, config.num_coefficients, n_components + 1)
         self.register_buffer("components", torch.zeros(shape))
         self.groups = nn.ModuleList(
@@ -205,19 +208,34 @@ class SpectraFMRefinement(nn.Module):
             chi^2 per degree of freedom of what is beyond the coefficients, NaN where unknown: where the stated errors
             are too small for it, they count as larger.
         """
-        star = self.star_model
         error_factor = torch.ones_like(start[:, 0])
         if misfit is not None:
             error_factor = torch.nan_to_num(misfit.nanmedian(dim=1).values, nan=1.0).clamp(min=1.0).sqrt()
             information = information / error_factor[:, None, None, None] ** 2
             pull = pull / error_factor[:, None, None] ** 2
-        n_stars, n_labels = start.shape
+        low, high = self.star_model.standardise(torch.stack((self.star_model.low, self.star_model.high))).sort(dim=0).values
+        begin = nn.functional.pad(start.float().clamp(low, high), (0, 2))
+        refined, end = self._fit(begin, estimate, information, pull, intervals, level_known)
+        for _ in range(ROUNDS - 1):
+            again = torch.nonzero(~refined.converged)[:, 0]
+            if not len(again):
+                break
+            given = (x[again] for x in (end, estimate, information, pull))
+            found, end[again] = self._fit(*given, intervals, level_known[again])
+            for field in fields(found):
+                getattr(refined, field.name)[again] = getattr(found, field.name)
+        refined.error_factor = error_factor
+        return refined
+
+    def _fit(self, found, estimate, information, pull, intervals, level_known) -> tuple[Refined, torch.Tensor]:
+        """`STEPS` steps from labels, velocity and width (B, P + 2); and where they lead."""
+        star = self.star_model
+        n_labels = found.shape[1] - 2
         low, high = star.standardise(torch.stack((star.low, star.high))).sort(dim=0).values
         margin = BEYOND * (high - low)
-        sigma = torch.tensor(NUISANCE_SIGMA, device=start.device)
+        sigma = torch.tensor(NUISANCE_SIGMA, device=found.device)
         prior = torch.block_diag(star.precision, torch.diag(sigma**-2.0))
         center = torch.cat((star.population, torch.zeros_like(sigma)))
-        found = torch.cat((start.float().clamp(low, high), start.new_zeros(n_stars, 2)), dim=1)
         first = torch.where(level_known, FIRST_LEVEL, FREE_LEVEL)
         level, slope = first**2, (5.0 * first) ** 2
         mismatch = torch.zeros_like(level)
@@ -225,7 +243,11 @@ class SpectraFMRefinement(nn.Module):
         for number in range(STEPS):
             weights = star.weights(found[:, :n_labels])
             spectrum, by_velocity, by_width = star.coefficients(weights, intervals)
-            model = spectrum + found[:, -2, None, None] * by_velocity + found[:, -1, None, None] * by_width
+            velocity, width = found[:, -2, None, None], found[:, -1, None, None]
+            wider = velocity / star.velocity_of_width**2
+            by_velocity = by_velocity + wider * by_width
+            model = spectrum + velocity * by_velocity + width * by_width
+            by_velocity = by_velocity + wider * by_width
             if number < STEPS - 1:  # the last step is a small one
                 jacobian = star.jacobian(found[:, :n_labels], intervals, by_velocity, by_width)  # B, T, K, P + 2
                 informed = information @ jacobian
@@ -255,16 +277,17 @@ class SpectraFMRefinement(nn.Module):
             found[:, :n_labels] = found[:, :n_labels].clamp(low - margin, high + margin)
         labels, change = star.physical(found[:, :n_labels])
         covariance = inverse[:, :n_labels, :n_labels] * change[:, :, None] * change[:, None, :]
-        return Refined(
+        refined = Refined(
             labels=labels,
             covariance=covariance,
             velocity=found[:, -2],
             velocity_error=inverse[:, -2, -2].sqrt(),
             mismatch=mismatch.sqrt(),
-            error_factor=error_factor,
+            error_factor=torch.ones_like(mismatch),
             disagreement=_disagreement(jacobian, weighted, residual, inverse, prior),
             converged=(size < CONVERGED) & found.isfinite().all(dim=1),
         )
+        return refined, found
 
 
 def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:

@@ -333,7 +333,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         max_length: int | None = None,
         generator: np.random.Generator | int | None = None,
         return_tensors: str | None = "pt",
-        resolving_power: float | None = None,
+        resolving_power: Any = None,
         normalised: Any = None,
         return_quality: bool = False,
     ) -> BatchFeature:
@@ -369,10 +369,11 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         generator : numpy.random.Generator or int, optional
             Source of random sampling, or its seed.
         return_tensors : {"pt", "np"}
-        resolving_power : float, optional
-            With a basis: wavelength / FWHM of the spectra. Default: that of the basis.
+        resolving_power : float or array of shape (stars,), optional
+            With a basis: wavelength / FWHM of the spectra. Default, and where it is NaN: that of the basis.
         normalised : bool or array of shape (stars,), optional
-            With a basis: whether the flux is over the continuum. Default: where its level is near 1.
+            With a basis: whether the flux is over the continuum. Default, and where it is NaN: where its level is
+            near 1.
         return_quality : bool
             With a basis: whether to add what [`star_flags`] wants and the model does not take, (stars,) each:
             `clipped`, the share of the pixels that are left out as no star could have them, and `shift`, the km/s by
@@ -536,19 +537,16 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     ) -> dict[str, np.ndarray]:
         """Coefficients of all intervals that any of the stars has pixels in; each grid is dealt with once."""
         basis: Any = self.basis
-        if resolving_power is not None:
-            resolving_power = _number("resolving_power", resolving_power)
-            if not 0 < resolving_power < HUGE:
-                raise ValueError(f"resolving_power: expected a positive number, got {resolving_power:g}")
         wavelength, flux, error, valid = (pixels[name] for name in ("wavelength", "flux", "flux_error", "valid"))
         n_stars = len(flux)
-        if normalised is not None:
-            normalised = np.broadcast_to(np.asarray(normalised, bool), n_stars)
-        groups: dict[bytes, list[int]] = {}
+        powers = _optional("resolving_power", resolving_power, n_stars)
+        if np.any(wrong := ~(np.isnan(powers) | ((powers > 0) & (powers < HUGE)))):
+            raise ValueError(f"resolving_power: expected positive numbers, got {powers[wrong][0]:g}")
+        normalised = _optional("normalised", normalised, n_stars)
+        groups: dict[tuple[bytes, str], list[int]] = {}
         for star in range(n_stars):
-            groups.setdefault(wavelength[star % len(wavelength)].tobytes() if len(wavelength) > 1 else b"", []).append(
-                star
-            )
+            grid = wavelength[star].tobytes() if len(wavelength) > 1 else b""
+            groups.setdefault((grid, str(powers[star])), []).append(star)
         found = []
         for stars in groups.values():
             row = wavelength[stars[0] % len(wavelength)]
@@ -556,19 +554,19 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             if not here.any():
                 continue
             values, sigma, good = (array[np.ix_(stars, here)] for array in (flux, error, valid))
-            own = None if normalised is None else normalised[stars]
+            own, power = normalised[stars], None if np.isnan(powers[stars[0]]) else float(powers[stars[0]])
             known: Any = (good & (sigma > 0)).any(axis=1)
             sigma = np.where(sigma > 0, sigma, 1.0)
             guess = UNKNOWN_ERROR * np.mean(np.abs(values), axis=1, where=good, keepdims=True)
             sigma = np.where(known[:, None], sigma, np.where(guess > 0, guess, 1.0))
             weight = np.where(good, sigma.astype(np.float64) ** -2.0, 0.0)
-            evidence = basis.evidence(row[here], values, weight, resolving_power, own)
+            evidence = basis.evidence(row[here], values, weight, power, own)
             if not known.all():
                 misfit = np.array([np.nanmedian(star) if np.isfinite(star).any() else 1.0 for star in evidence.misfit])
                 weight /= np.where(known, 1.0, np.maximum(misfit, 1e-6))[:, None]
-                evidence = basis.evidence(row[here], values, weight, resolving_power, own)
-            found.append((stars, evidence))
-        intervals = np.unique(np.concatenate([evidence.intervals for _, evidence in found] or [np.zeros(0, np.int64)]))
+                evidence = basis.evidence(row[here], values, weight, power, own)
+            found.append((stars, power, evidence))
+        intervals = np.unique(np.concatenate([evidence.intervals for *_, evidence in found] or [np.zeros(0, np.int64)]))
         shape = (n_stars, len(intervals), basis.n_coefficients)
         inputs = {
             "coefficients": np.zeros(shape, np.float32),
@@ -581,7 +579,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             "misfit": np.full(shape[:2], np.nan, np.float32),
         }
         quality = {name: np.zeros(n_stars, np.float32) for name in ("clipped", "shift")}
-        for stars, evidence in found:
+        for stars, power, evidence in found:
             at = np.ix_(stars, np.searchsorted(intervals, evidence.intervals))
             for name, values in inputs.items():
                 if name != "interval_ids":
@@ -595,9 +593,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 good &= sigma > 0
                 weight = np.where(good, np.where(good, sigma, 1.0).astype(np.float64) ** -2.0, 0.0)
                 strange = basis.strange(evidence, share)
-                if strange.any() and basis.tells_velocity(row[here], resolving_power):
+                if strange.any() and basis.tells_velocity(row[here], power):
                     quality["shift"][np.asarray(stars)[strange]] = basis.shifts(
-                        row[here], values[strange], weight[strange], resolving_power
+                        row[here], values[strange], weight[strange], power
                     )
         return inputs | (quality if return_quality else {})
 
@@ -1091,6 +1089,16 @@ def _per_star(field: str, values, n_stars: int, unit: Any = "") -> np.ndarray:
     if array.ndim > 1 or array.size not in (1, n_stars):
         raise ValueError(f"{field}: expected one number or one for each of {n_stars} stars, got shape {array.shape}")
     return np.broadcast_to(array, n_stars)
+
+
+def _optional(field: str, values, n_stars: int) -> np.ndarray:
+    """One number or truth for each star, (stars,), float64; None is NaN."""
+    if isinstance(values, list | tuple):
+        values = [np.nan if value is None else value for value in values]
+    if isinstance(values, bool | np.bool_ | list | tuple | np.ndarray):
+        values = np.asarray(values)
+        values = values.astype(float) if values.dtype == bool else values
+    return _per_star(field, values, n_stars)
 
 
 def _padded(field: str, values, unit: Any = "", factor: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
