@@ -20,7 +20,9 @@ from .configuration_spectrafm import FIRST_LABEL_ID, SpectraFMConfig
 from .modeling_emulator import REFERENCE_TEFF, CovarianceGroup
 
 
-STEPS, ROUNDS = 4, 3  # steps of all stars at once; and how often those go on that have not found their end
+# Steps of all stars at once, derivatives of the first of these only, as the others are small; and how often those go on
+# that have not found their end.
+STEPS, DERIVATIVES, ROUNDS = 4, 2, 3
 LARGEST_STEP = 1.5  # in standard deviations of the labels among the stars of the model
 CONVERGED = 0.5  # sigma: a last step that is larger has not found its end
 # Relative errors of the level of an interval, and of its slope: at first, at least, and where the level is unknown.
@@ -248,7 +250,7 @@ class SpectraFMRefinement(nn.Module):
             by_velocity = by_velocity + wider * by_width
             model = spectrum + velocity * by_velocity + width * by_width
             by_velocity = by_velocity + wider * by_width
-            if number < STEPS - 1:  # the last step is a small one
+            if number < DERIVATIVES:
                 jacobian = star.jacobian(found[:, :n_labels], intervals, by_velocity, by_width)  # B, T, K, P + 2
                 informed = information @ jacobian
             residual = pull - _times(information, model - estimate)
