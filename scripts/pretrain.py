@@ -20,7 +20,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 from transformers import TrainingArguments
 
-from spectrafm_hf.bases import fill_star_model, make_basis
+from spectrafm_hf.bases import fill_completion, fill_star_model, make_basis
 from spectrafm_hf.checkpoints import save_checkpoint
 from spectrafm_hf.data.mixture import HostedStars, Mixture
 from spectrafm_hf.data.random_instruments import EvenNoiseStars, HighResolutionStars, SpoiltStars, evidence_inputs
@@ -104,6 +104,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         num_coefficients=basis.n_coefficients,
         network_labels=network_labels,
         label_ranges={name: [float(np.nanmin(values[name])), float(np.nanmax(values[name]))] for name in network_labels},
+        rung_intervals=[[r.first_interval, r.first_interval + r.n_intervals] for r in basis.rungs],
         star_labels=list(emulator.label_names),
         star_combinations={"alpha_m": list(ALPHA_ELEMENTS)},
         star_components=list(emulator.component_groups),
@@ -117,10 +118,18 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
     )
     model = SpectraFMForPrediction(config)
     fill_star_model(model.refinement.star_model, rung, stars)
-    model.set_attn_implementation("eager")  # with one query and few keys, the fastest on a CPU
+    collator = Collator(basis, config)
+    for part, own in zip(model.model.rungs, basis.rungs, strict=True):
+        measured = high.whole(MEASURED_STARS, generator) if own is rung else observed["train"].with_format("numpy")[:]
+        evidence = collator(measured)
+        at = evidence["interval_ids"][0].numpy() - own.first_interval
+        shape = (len(evidence["labels"]), own.n_intervals, basis.n_coefficients)
+        tokens = [np.zeros(shape, np.float32) for _ in range(2)]
+        for values, name in zip(tokens, ("coefficients", "reliability"), strict=True):
+            values[:, at] = evidence[name].numpy()
+        fill_completion(part.completion, *tokens)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{trained / 1e6:.2f} million parameters are trained", flush=True)
-    collator = Collator(basis, config)
     validation = {
         "hband": Columns(sources["even"].draw(2000, np.random.default_rng([args.seed, 2]))),
         "xp": Columns(observed["validation"].with_format("numpy")[:]),

@@ -520,7 +520,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from spectrafm_hf.data.readers import Failure, find_files, read_spectra
-    from spectrafm_hf.prediction import PredictionWriter, batches_of, predict_batches
+    from spectrafm_hf.prediction import PredictionWriter, answered_labels, batches_of, predict_batches
 
     if arguments.output and (arguments.output.is_dir() or not arguments.output.suffix):
         return _predict_survey(arguments)
@@ -529,11 +529,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     _new_output(arguments)
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
-    chosen = [arguments.model] if arguments.model else _suitable_models(files, arguments)
-    models = {name: _load_with_range(name, arguments.revision) for name in chosen}
+    models: dict[str, Any] = {}
     units: dict[str, str] = {}
-    for model, tokenizer, _ in models.values():
-        units |= _labels(model, tokenizer)[1]
+    for name, row in _suitable_models(files, arguments):
+        models[name] = models.get(name) or _load_with_range(name, arguments.revision)
+        model, tokenizer, _ = models[name]
+        known = _labels(model, tokenizer)[1]
+        units |= {label: known[label] for label in answered_labels(model, tokenizer, row)}
     names = list(units)
     rows = read_spectra(files, failures=failures, keep_refused=True, **_how(arguments))
     summary = _Summary(names, units)
@@ -546,11 +548,16 @@ def _predict(arguments: argparse.Namespace) -> int:
                 PredictionWriter(arguments.output, names, units, files=tell, models=len(models) > 1)
             )
         progress = stack.enter_context(tqdm(total=_count(files), desc="predicting", unit=" stars", delay=DELAY))
-        for name, group in itertools.groupby(rows, lambda row: arguments.model or _model_of(row)):
+        def asked(row: Row) -> tuple[str, tuple[str, ...]]:
+            """The model of a spectrum, and what it is asked for."""
+            name = arguments.model or _model_of(row)
             if name not in models:  # of a file that comes late: what only it predicts has no column
                 models[name] = _load_with_range(name, arguments.revision)
+            wanted = answered_labels(*models[name][:2], None if row["refused"] else row)
+            return name, tuple(label for label in names if label in wanted)
+
+        for (name, own), group in itertools.groupby(rows, asked):
             model, tokenizer, training_range = models[name]
-            own = [label for label in names if label in tokenizer.label_names]
             batches, same = itertools.tee(batches_of(group, tokenizer, arguments.batch_size))
             for batch, prediction in zip(
                 same, predict_batches(model, tokenizer, batches, own, training_range), strict=True
@@ -582,18 +589,16 @@ def _model_of(row: Row) -> str:
     return suitable_checkpoint(row["wavelength"])
 
 
-def _suitable_models(files: Sequence[Path], arguments: argparse.Namespace) -> list[str]:
-    """The bundled checkpoints for the first spectra of some files."""
+def _suitable_models(files: Sequence[Path], arguments: argparse.Namespace) -> list[tuple[str, Row | None]]:
+    """The checkpoints for the first spectra of some files, and these spectra."""
     from spectrafm_hf.data.readers import read_spectra
 
-    found: list[str] = []
+    found: list[tuple[str, Row | None]] = []
     for file in files[:MODEL_FILES]:
         row = next(iter(read_spectra([file], failures=[], keep_refused=True, **_how(arguments))), None)
-        if row is not None and not row["refused"] and (name := _model_of(row)) not in found:
-            found.append(name)
-        if len(found) == 2:
-            break
-    return found or [DEFAULT_MODEL]
+        if row is not None and not row["refused"]:
+            found.append((arguments.model or _model_of(row), row))
+    return found or [(arguments.model or DEFAULT_MODEL, None)]
 
 
 def _load_with_range(name: str, revision: str) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, Any]:

@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from .data.synthetic import SyntheticStars
 from .models.basis_spectrafm import FWHM, Rung, SpectrumBasis, interval_matrices
+from .models.evidence_spectrafm import SpectraFMCompletion
 from .models.gate_spectrafm import SPEED_OF_LIGHT
 from .models.refinement_spectrafm import SpectraFMStarModel
 
@@ -33,6 +34,8 @@ DERIVATIVES = 3.0  # how much more a derivative counts than the difference of tw
 VELOCITY = 3.0  # km/s that a spectrum may be off the rest frame
 BLUR = 0.1  # by which a resolving power may be wrong
 WIDER_LINES = 0.02  # by which it is in the unit of the star model
+OUTLYING = 4.0  # coefficients of stars beyond, in units of their prior, count as this
+WHITENING = 0.6  # the power of the spread of an amplitude that it is divided by
 POPULATION = 1.5  # how much wider than among synthetic stars the labels of a star may be spread
 
 #: Gaia XP: intervals that hold about ten resolution elements, on a grid twice as fine as that of the archive's samples.
@@ -214,6 +217,7 @@ def fill_star_model(star_model: SpectraFMStarModel, rung: Rung, stars: Synthetic
     with torch.no_grad():
         sigma = np.sqrt((1.0 - WIDER_LINES) ** -2.0 - 1.0) / rung.resolving_power / FWHM
         star_model.velocity_of_width.fill_(sigma * SPEED_OF_LIGHT)
+        star_model.spread.copy_(torch.from_numpy(np.pad(rung.prior, ((0, 0), (2, 0)), constant_values=1.0)))
         star_model.center.copy_(emulator.center)
         star_model.scale.copy_(emulator.scale)
         star_model.stars.copy_(emulator.stars)
@@ -226,6 +230,48 @@ def fill_star_model(star_model: SpectraFMStarModel, rung: Rung, stars: Synthetic
         # intervals, changes, components, coefficients
         star_model.components.copy_(torch.from_numpy(components.transpose(1, 0, 3, 2)))
         star_model.groups.load_state_dict(emulator.groups.state_dict())
+
+
+def fill_completion(completion: SpectraFMCompletion, coefficients: Array, reliability: Array) -> None:
+    """
+    Compute the principal components of stars over all intervals of a rung, and how amplitudes are scaled.
+
+    Parameters
+    ----------
+    completion : SpectraFMCompletion
+    coefficients, reliability : arrays of shape (stars, intervals, coefficients)
+        Evidence of whole spectra of stars, as good as there are.
+    """
+    shape = coefficients.shape[1:]
+    known = reliability.reshape(len(reliability), -1).astype(np.float64)
+    found = np.clip(coefficients.reshape(len(known), -1) / np.maximum(known, 0.02), -8.0, 8.0)
+    center = np.median(found, axis=0)
+    metric = np.sqrt(np.maximum(known.mean(axis=0), 1e-3))
+    deviation = np.clip((found - center) * metric, -OUTLYING, OUTLYING)
+    size = len(completion.spread)
+    values, vectors = np.linalg.eigh(deviation.T @ deviation / len(deviation))
+    values, vectors = values[::-1][:size], vectors[:, ::-1][:, :size]
+    with torch.no_grad():
+        completion.center.copy_(torch.from_numpy(center.reshape(shape)))
+        completion.metric.copy_(torch.from_numpy(metric.reshape(shape)))
+        completion.components.copy_(torch.from_numpy(vectors.reshape(*shape, size).copy()))
+        completion.spread.copy_(torch.from_numpy(np.sqrt(np.maximum(values, 1e-4))))
+        intervals = completion.first + torch.arange(shape[0])
+        parts = [
+            completion.amplitudes(torch.from_numpy(c), torch.from_numpy(r), intervals)[0]
+            for c, r in zip(_chunks(coefficients), _chunks(reliability), strict=True)
+        ]
+        amplitudes = torch.cat(parts).numpy()
+        middle = np.median(amplitudes, axis=0)
+        spread = 1.4826 * np.median(np.abs(amplitudes - middle), axis=0)
+        # Neither as they are, nor all of one size: what differs little among stars is mostly noise.
+        scale = spread[0] ** (1.0 - WHITENING) * np.maximum(spread, 1e-3 * spread[0]) ** WHITENING
+        completion.middle.copy_(torch.from_numpy(middle))
+        completion.scale.copy_(torch.from_numpy(scale))
+
+
+def _chunks(values: Array) -> list[Array]:
+    return [np.ascontiguousarray(values[i : i + 1000]) for i in range(0, len(values), 1000)]
 
 
 def on_even_grid(wavelength: Array, flux: Array, start: float, step: float, n_pixels: int) -> Array:

@@ -20,8 +20,10 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        outside = any(part in name for part in ("value_embedding", "readout.mean", "readout.log_variance", "lora_"))
-        if parameter.ndim == 2 and not outside:
+        heads = ("value_embedding", "readout.mean", "readout.log_variance", "means.", "log_variances.", "start.", "lora_")
+        outside = any(part in name for part in heads)
+        # Of three dimensions are the matrices of members, one above the other; their biases have one row.
+        if not outside and (parameter.ndim == 2 or (parameter.ndim == 3 and parameter.shape[1] > 1)):
             muon.append(parameter)
         elif parameter.ndim >= 2:
             decayed.append(parameter)
@@ -36,14 +38,15 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix with the singular vectors of `matrix` and singular values between 0.7 and 1.2."""
-    wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
-    wide = wide / wide.norm().clamp(min=1e-7)
+    """A matrix, or each of a stack, with the singular vectors of `matrix` and singular values between 0.7 and 1.2."""
+    wide = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
+    wide = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-7)
+    multiply: Any = torch.addmm if wide.ndim == 2 else torch.baddbmm
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = wide @ wide.mT
-        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
-    return wide.mT if matrix.shape[0] > matrix.shape[1] else wide
+        wide = multiply(wide, multiply(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide.mT if matrix.shape[-2] > matrix.shape[-1] else wide
 
 
 class Muon(torch.optim.Optimizer):
@@ -70,7 +73,7 @@ class Muon(torch.optim.Optimizer):
                 update = orthogonalise(parameter.grad.lerp(mean, group["momentum"]))
                 parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
                 # An update has the size of one of AdamW, so that the rates of both are of one kind.
-                parameter.add_(update, alpha=-0.2 * group["lr"] * max(parameter.shape) ** 0.5)
+                parameter.add_(update, alpha=-0.2 * group["lr"] * max(parameter.shape[-2:]) ** 0.5)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

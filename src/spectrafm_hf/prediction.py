@@ -246,6 +246,26 @@ class Flagged:
         return f"{self.flagged:,} of {self.stars:,} stars flagged: {most}" if self.flagged else ""
 
 
+def answered_labels(
+    model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, row: Mapping[str, Any] | None = None
+) -> list[str]:
+    """
+    What a checkpoint is asked for by itself: for a model that refines some spectra with a star model, all of its labels
+    where `row` is one of these, and what the network answers otherwise.
+    """
+    names = list(tokenizer.requests or tokenizer.label_names)
+    config = model.config
+    if row is None or tokenizer.basis is None or not config.network_labels:
+        return names
+    wavelength = np.sort(np.asarray(row["wavelength"], np.float64)[valid_pixels(row)])
+    power = row.get("resolving_power")
+    power = None if power is None or not np.isfinite(power) else float(power)
+    rung = tokenizer.basis.rung_for(wavelength, power) if len(wavelength) else None
+    if rung is not None and config.star_intervals[0] <= rung.first_interval < config.star_intervals[1]:
+        return names
+    return [name for name in names if name in config.network_labels]
+
+
 #: Tokens that the model gets at once: with fewer a CPU does not come to its full speed, with many more what passes from
 #: layer to layer leaves its caches (`scripts/benchmark.py --curves`). A number found by a trial would be another one in
 #: each run, and with it the last digit of an answer.

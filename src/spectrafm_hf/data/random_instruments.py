@@ -191,8 +191,17 @@ class HighResolutionStars:
         known |= {f"{name}_err": np.zeros(n, np.float32) for name in list(known)}
         return known, np.concatenate([weights.numpy(), np.ones((n, 1))], axis=1)
 
+    def whole(self, n: int, generator: np.random.Generator, snr: float = 200.0) -> Columns:
+        """Columns of `n` stars without gaps and faults, on the grid of apStar."""
+        known, weights = self.draw_weights(n, generator)
+        wavelength, components = self._grid(1)
+        flux = weights.astype(np.float32) @ components
+        flux += generator.standard_normal(flux.shape, dtype=np.float32) / np.float32(snr)
+        columns = {"flux": flux, "flux_error": np.full_like(flux, 1.0 / snr), "mask": np.zeros(flux.shape, bool)}
+        return {"wavelength": wavelength, **columns, "normalised": np.ones(n, bool)} | known
+
     def draw(self, n: int, generator: np.random.Generator) -> Columns:
-        """Columns of `n` stars; `coefficient_targets` (stars, intervals, coefficients) are what they truly have."""
+        """Columns of `n` stars."""
         known, weights = self.draw_weights(n, generator)
         wavelength, components = self._grid(int(generator.choice(len(self.grids), p=self.shares)))
         flux = (torch.from_numpy(weights.astype(np.float32)) @ torch.from_numpy(components)).numpy()
@@ -217,8 +226,6 @@ class HighResolutionStars:
             "flux_error": error,
             "mask": missing_pixels(wavelength, n, generator),
             "normalised": np.full(n, not fluxed),
-            "coefficient_targets": self.targets(weights),
-            "coefficient_intervals": self.rung.first_interval + np.arange(self.rung.n_intervals),
         }
         return columns | known
 
@@ -290,7 +297,6 @@ class EvenNoiseStars:
             "reliability": reliability.numpy(),
             "interval_ids": np.broadcast_to(intervals, seen.shape),
             "seen": seen,
-            "coefficient_targets": true.numpy(),
         }
 
 
@@ -310,14 +316,12 @@ class SpoiltStars:
         self.source, self.basis, self.clean = source, basis, clean
 
     def draw(self, n: int, generator: np.random.Generator) -> Columns:
-        """Columns of `n` stars; `coefficient_targets` are those of the spectra before they were spoilt."""
+        """Columns of `n` stars."""
         stars = self.source.draw(n, generator)
         wavelength = np.asarray(stars["wavelength"][0], np.float64)
         flux, error = (np.asarray(stars[name], np.float32) for name in ("flux", "flux_error"))
         mask = np.asarray(stars["mask"], bool) | ~np.isfinite(flux) | ~(error > 0)
         flux, error = np.where(mask, 0.0, flux), np.where(mask, 1.0, error)
-        whole = self.basis.evidence(wavelength, flux, np.where(mask, 0.0, error**-2.0))
-        target = np.where(whole.reliability > 0.9, whole.coefficients, np.float32(np.nan))
         # As much noise again, or several times as much in some.
         more = np.where(generator.random((n, 1)) < 0.2, generator.uniform(1.0, 6.0, (n, 1)), generator.random((n, 1)))
         more = (more * (generator.random((n, 1)) < 0.6)).astype(np.float32)
@@ -338,8 +342,6 @@ class SpoiltStars:
             "flux_error": error.astype(np.float32),
             "mask": mask,
             "normalised": np.zeros(n, bool),
-            "coefficient_targets": target,
-            "coefficient_intervals": whole.intervals,
         }
 
     @staticmethod
@@ -395,8 +397,7 @@ def evidence_inputs(
     """
     if "coefficients" in columns:
         tokens = {name: columns[name] for name in ("coefficients", "reliability")}
-        intervals, seen, target = (columns[name] for name in ("interval_ids", "seen", "coefficient_targets"))
-        intervals = intervals[0]
+        intervals, seen = columns["interval_ids"][0], columns["seen"]
     else:
         wavelength = np.asarray(columns["wavelength"], np.float64)
         wavelength = wavelength if wavelength.ndim == 1 else wavelength[0]
@@ -405,15 +406,8 @@ def evidence_inputs(
         weight = np.where(good, np.where(good, error, 1.0) ** -2.0, 0.0)
         found = basis.evidence(wavelength, np.where(good, flux, 0.0), weight, normalised=columns.get("normalised"))
         tokens = {"coefficients": found.coefficients, "reliability": found.reliability}
-        intervals, seen, target = found.intervals, found.seen, None
-        if "coefficient_targets" in columns:
-            index = {int(number): i for i, number in enumerate(columns["coefficient_intervals"])}
-            missing = len(index)  # a column of NaN
-            wide = np.pad(columns["coefficient_targets"], ((0, 0), (0, 1), (0, 0)), constant_values=np.nan)
-            target = wide[:, [index.get(int(number), missing) for number in intervals]]
+        intervals, seen = found.intervals, found.seen
     n_stars = len(seen)
-    if target is None:
-        target = np.full(tokens["coefficients"].shape, np.nan, np.float32)
 
     def column(name):
         values = columns.get(name)
@@ -427,7 +421,6 @@ def evidence_inputs(
         "request_ids": torch.tensor(list(label_ids)).expand(n_stars, -1),
         "labels": torch.from_numpy(np.stack([column(name) for name in label_names], axis=1)),
         "label_errors": torch.from_numpy(np.stack([column(f"{name}_err") for name in label_names], axis=1)),
-        "coefficient_targets": torch.from_numpy(np.ascontiguousarray(target)),
     }
     if star_labels:
         inputs["star_targets"] = torch.from_numpy(np.stack([column(name) for name in star_labels], axis=1))

@@ -304,7 +304,8 @@ class SpectrumBasis:
             See [`SpectrumBasis.design`].
         normalised : bool, or array of shape (stars,), optional
             Whether the flux is over the continuum: then its level is compared with 1, and else with that of the star.
-            Default, and where it is NaN: where the level of the star is near 1. In rungs of low resolving powers it plays no part.
+            Default, and where it is NaN: where the level of the star is near 1. In rungs of low resolving powers it
+            plays no part.
         clip : bool
             Whether to leave out pixels that no star of the basis could have.
 
@@ -383,10 +384,9 @@ class SpectrumBasis:
             design.intervals, mean, reliability, seen, misfit, clipped, scale * size[:, 0], estimate, information, pull
         )
 
-
     @staticmethod
     def strange(evidence: Evidence, clipped: np.ndarray) -> np.ndarray:
-        """(stars,): where the directions leave more of the spectrum than its errors explain, or many pixels are left out."""
+        """(stars,): where the directions leave more than errors explain, or many pixels are left out."""
         misfit = np.where(np.isfinite(evidence.misfit), evidence.misfit, 1.0)
         return (np.median(misfit, axis=1) > STRANGE_MISFIT) | (clipped > STRANGE_CLIPPED)
 

@@ -15,7 +15,7 @@ import torch
 FLAGS = {
     "unlike_training": (
         "No star of the training looks like this spectrum: it differs from the nearest by more than errors explain.",
-        "Look at the spectrum. Is it a star, alone, divided by its continuum or not as stated, at the stated resolution?",
+        "Look at the spectrum. Is it a star, and alone? Are continuum and resolution as stated?",
     ),
     "bad_pixels": (
         "More than one percent of the pixels were left out, as no star could have them.",
@@ -38,13 +38,13 @@ FLAGS = {
         "Take the answer for a limit.",
     ),
     "other_errors": (
-        "The pixels scatter by much more than their errors say. Sigmas were made larger to match.",
-        "Check the errors of the spectrum.",
+        "The pixels scatter by much more than their errors say, or differ from any star. Sigmas are larger to match.",
+        "Check the errors of the spectrum. Of bright observed stars it is usual: models of stars are not perfect.",
     ),
 }
 BAD_PIXELS = 0.01  # of the pixels
-LARGEST_MISMATCH = 0.3  # of the spread among stars
-LARGEST_ERROR_FACTOR = 1.5
+LARGEST_MISMATCH = 0.5  # of the lines
+LARGEST_MISFIT = 2.5  # chi^2 per degree of freedom
 MOVED, MOVED_SIGMA = 1.5, 5.0  # km/s, and in units of the error
 # Wavelengths in air are shorter by 83 km/s in the optical, by 82 in the H band.
 AIR, AIR_TOLERANCE = -82.0, 8.0
@@ -93,17 +93,18 @@ def star_flags(
         own = _has_star_intervals(model, inputs)
         by_stars = refined.converged.cpu()
         add("unlike_training", own & (~by_stars | (refined.mismatch.cpu() > LARGEST_MISMATCH)))
-        add("other_errors", own & (refined.error_factor.cpu() > LARGEST_ERROR_FACTOR))
         velocity, error = refined.velocity.cpu(), refined.velocity_error.cpu()
         add("velocity", by_stars & (velocity.abs() > MOVED) & (velocity.abs() > MOVED_SIGMA * error))
         add("disagree", by_stars & (refined.disagreement.cpu() > DISAGREE))
-    limits = config.evidence_limits or {}
-    if limits:
-        distance, first = _distance(inputs, outputs)
-        for start, (limit, misfit_limit) in limits.items():
-            here = ~by_stars & (first == int(start))
-            misfit = inputs["misfit"].float().nanmedian(dim=1).values.cpu()
-            add("unlike_training", here & ((distance > limit) | (misfit > misfit_limit)))
+        misfit = inputs["misfit"].float().nanmedian(dim=1).values.cpu()
+        add("other_errors", own & (misfit > LARGEST_MISFIT))
+    misfit = inputs["misfit"].float()
+    for number, (limit, misfit_limit) in enumerate(config.evidence_limits):
+        first, last = config.rung_intervals[number]
+        own = (inputs["interval_ids"] >= first) & (inputs["interval_ids"] < last)
+        chi2 = torch.where(own, misfit, torch.nan).nanmedian(dim=1).values.cpu()
+        here = ~by_stars & outputs.rung_seen[:, number].cpu()
+        add("unlike_training", here & ((outputs.cost[:, number].cpu() > limit) | (chi2 > misfit_limit)))
     values, errors = outputs.values.float().cpu(), outputs.errors.float().cpu()
     star_model = model.refinement.star_model if config.star_labels else None
     for i, name in enumerate(names):
@@ -122,21 +123,6 @@ def _has_star_intervals(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     first, last = model.config.star_intervals
     ids = inputs["interval_ids"]
     return ((ids >= first) & (ids < last) & inputs["attention_mask"].bool()).any(dim=1).cpu()
-
-
-def _distance(inputs: Mapping[str, Any], outputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    How far the evidence is from what the last state of the encoder says, in units of what is known, the median of all
-    coefficients (B,); and the first interval of each star (B,).
-    """
-    seen = inputs["attention_mask"].bool()
-    ids = torch.where(seen, inputs["interval_ids"], torch.iinfo(torch.int64).max)
-    known = inputs["reliability"].float()
-    residual = (inputs["coefficients"].float() - known * outputs.prediction) * torch.rsqrt(
-        known * (1.0 - known) + 0.03**2
-    )
-    residual = torch.where(seen[..., None] & (known > 0.1), residual.abs(), torch.nan)
-    return residual.flatten(1).nanmedian(dim=1).values.cpu(), ids.amin(dim=1).cpu()
 
 
 __all__ = ["FLAGS", "star_flags"]

@@ -7,8 +7,8 @@ spectra were made with says it at once. So the network finds where to begin, and
 there: labels -> coefficients of all intervals, compared with what the spectrum says, weighed by its errors.
 
 What a spectrum has beside its labels is part of the fit: a residual velocity, a line spread function that is a little
-wider than stated, levels and slopes of the continuum, and the amount by which stars differ from the model, whose sizes
-are found for each spectrum from what the fit leaves.
+wider than stated, levels and slopes of the continuum, whose sizes are found for each spectrum. Where stars differ from
+the model by more than the errors of their flux, the errors of the labels grow with it.
 """
 
 from dataclasses import dataclass, fields
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .configuration_spectrafm import FIRST_LABEL_ID, SpectraFMConfig
+from .evidence_spectrafm import InFullPrecision
 from .modeling_emulator import REFERENCE_TEFF, CovarianceGroup
 
 
@@ -29,6 +30,11 @@ CONVERGED = 0.5  # sigma: a last step that is larger has not found its end
 FIRST_LEVEL, LEAST_LEVEL, FREE_LEVEL = 3e-3, 1e-5, 0.5
 # Of the velocity in km/s and of the width of the line spread function, in the steps of the star model.
 NUISANCE_SIGMA = (10.0, 2.0)
+# Where a star differs from the model, lines that are wrong are wrong together: the variance of labels grows by so much
+# more than that of the flux. Found on 336 observed windows of APOGEE DR12 and three whole spectra, whose labels of the
+# survey would otherwise be off by 1.7 to 6 sigma.
+COHERENT = 10.0
+LARGE = 16.0  # of the mean square of deviations: what is larger counts as that much
 PARTS = 3  # of the intervals, that are asked whether they agree
 BEYOND = 0.1  # of the range of each label: how far a fit may leave it
 
@@ -50,6 +56,7 @@ class SpectraFMStarModel(nn.Module):
     precision: torch.Tensor
     components: torch.Tensor
     velocity_of_width: torch.Tensor
+    spread: torch.Tensor
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
@@ -69,6 +76,8 @@ class SpectraFMStarModel(nn.Module):
         self.register_buffer("velocity_of_width", torch.ones(()))
         shape = (3, last - first, config.num_coefficients, n_components + 1)
         self.register_buffer("components", torch.zeros(shape))
+        # Of the coefficients among stars, in flux: the unit in which they are given.
+        self.register_buffer("spread", torch.ones(shape[1:3]))
         self.groups = nn.ModuleList(
             CovarianceGroup(n_labels, config.num_stars, size) for size in config.star_components
         )
@@ -77,6 +86,10 @@ class SpectraFMStarModel(nn.Module):
         """(B, labels) in physical units -> standardised; lines change with 5040 K / Teff, the first label."""
         features = torch.cat((REFERENCE_TEFF / labels[:, :1].double(), labels[:, 1:].double()), dim=1)
         return ((features - self.center.double()) / self.scale.double()).float()
+
+    def limits(self) -> torch.Tensor:
+        """Lowest and highest of the labels of its stars, (2, labels), standardised."""
+        return self.standardise(torch.stack((self.low, self.high))).sort(dim=0).values
 
     def physical(self, standardised: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Standardised labels (B, labels) -> in physical units, and the derivatives of each with respect to its own."""
@@ -150,9 +163,10 @@ class Refined:
     velocity, velocity_error : torch.FloatTensor of shape (B,)
         km/s that the lines are away from rest.
     mismatch : torch.FloatTensor of shape (B,)
-        By how much of the spread among stars the spectrum differs from the model.
+        What differs from the model by more than the errors of the flux, over what there is of lines: 0 to about 1.
     error_factor : torch.FloatTensor of shape (B,)
-        By which the errors of the flux are too small, at least 1.
+        By which the errors of the labels are larger than those of the flux alone would have them, as the star differs
+        from the model or the errors are too small; at least 1.
     disagreement : torch.FloatTensor of shape (B,)
         chi^2 of the labels that thirds of the spectrum would have by themselves, less what is expected, in standard
         deviations.
@@ -169,21 +183,12 @@ class Refined:
     converged: torch.Tensor
 
 
-class SpectraFMRefinement(nn.Module):
+class SpectraFMRefinement(InFullPrecision):
     """Gauss-Newton steps from a first estimate of the labels, see the top of this file."""
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
         self.star_model = SpectraFMStarModel(config).requires_grad_(False)
-
-    def _apply(self, fn, recurse=True):
-        """To another device, never to half precision: the labels are found to a part in a thousand."""
-
-        def wide(tensor):
-            moved = fn(tensor)
-            return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
-
-        return super()._apply(wide, recurse)
 
     @torch.no_grad()
     def forward(
@@ -215,7 +220,9 @@ class SpectraFMRefinement(nn.Module):
             error_factor = torch.nan_to_num(misfit.nanmedian(dim=1).values, nan=1.0).clamp(min=1.0).sqrt()
             information = information / error_factor[:, None, None, None] ** 2
             pull = pull / error_factor[:, None, None] ** 2
-        low, high = self.star_model.standardise(torch.stack((self.star_model.low, self.star_model.high))).sort(dim=0).values
+        low, high = (
+            self.star_model.standardise(torch.stack((self.star_model.low, self.star_model.high))).sort(dim=0).values
+        )
         begin = nn.functional.pad(start.float().clamp(low, high), (0, 2))
         refined, end = self._fit(begin, estimate, information, pull, intervals, level_known)
         for _ in range(ROUNDS - 1):
@@ -226,22 +233,21 @@ class SpectraFMRefinement(nn.Module):
             found, end[again] = self._fit(*given, intervals, level_known[again])
             for field in fields(found):
                 getattr(refined, field.name)[again] = getattr(found, field.name)
-        refined.error_factor = error_factor
+        refined.error_factor *= error_factor
         return refined
 
     def _fit(self, found, estimate, information, pull, intervals, level_known) -> tuple[Refined, torch.Tensor]:
         """`STEPS` steps from labels, velocity and width (B, P + 2); and where they lead."""
         star = self.star_model
         n_labels = found.shape[1] - 2
-        low, high = star.standardise(torch.stack((star.low, star.high))).sort(dim=0).values
+        low, high = star.limits()
         margin = BEYOND * (high - low)
         sigma = torch.tensor(NUISANCE_SIGMA, device=found.device)
         prior = torch.block_diag(star.precision, torch.diag(sigma**-2.0))
         center = torch.cat((star.population, torch.zeros_like(sigma)))
         first = torch.where(level_known, FIRST_LEVEL, FREE_LEVEL)
         level, slope = first**2, (5.0 * first) ** 2
-        mismatch = torch.zeros_like(level)
-        size = torch.zeros_like(level)
+        own = factor = size = level
         for number in range(STEPS):
             weights = star.weights(found[:, :n_labels])
             spectrum, by_velocity, by_width = star.coefficients(weights, intervals)
@@ -258,25 +264,19 @@ class SpectraFMRefinement(nn.Module):
             level, slope = continuum.sizes(level, slope, level_known)
             residual = continuum.removed_from(residual)
             weighted = continuum.removed_from_columns(informed, jacobian)
-            if number:
-                mismatch = _mismatch(continuum.diagonal(information), residual)
-                differs = torch.nonzero(mismatch > 0)[:, 0]
-                if len(differs):
-                    full = continuum.removed_from_columns(information, None)[differs]
-                    weighted[differs], residual[differs] = _softened(
-                        full, jacobian[differs], residual[differs], mismatch[differs]
-                    )
+            own = continuum.diagonal(information)
+            factor = 1.0 + COHERENT * (_error_factor(own, residual) - 1.0)
             flat = jacobian.flatten(1, 2)
-            fisher = flat.transpose(1, 2) @ weighted.flatten(1, 2) + prior
-            right = (residual.flatten(1)[:, None] @ flat)[:, 0] - (found - center) @ prior
+            fisher = flat.transpose(1, 2) @ weighted.flatten(1, 2) / factor[:, None, None] + prior
+            right = (residual.flatten(1)[:, None] @ flat)[:, 0] / factor[:, None] - (found - center) @ prior
             # With a diagonal of one: the labels differ by orders of magnitude in what is known of them.
             scale = torch.rsqrt(fisher.diagonal(dim1=1, dim2=2))
             inverse = torch.linalg.inv((fisher * scale[:, :, None] * scale[:, None, :]).double())
             inverse = (inverse * scale[:, :, None] * scale[:, None, :]).float()
             step = (inverse @ right[..., None])[..., 0]
-            size = (step**2 / inverse.diagonal(dim1=1, dim2=2)).amax(dim=1).sqrt()
-            found = found + step.clamp(-LARGEST_STEP, LARGEST_STEP)
+            before, found = found, found + step.clamp(-LARGEST_STEP, LARGEST_STEP)
             found[:, :n_labels] = found[:, :n_labels].clamp(low - margin, high + margin)
+            size = ((found - before) ** 2 / inverse.diagonal(dim1=1, dim2=2)).amax(dim=1).sqrt()
         labels, change = star.physical(found[:, :n_labels])
         covariance = inverse[:, :n_labels, :n_labels] * change[:, :, None] * change[:, None, :]
         refined = Refined(
@@ -284,9 +284,11 @@ class SpectraFMRefinement(nn.Module):
             covariance=covariance,
             velocity=found[:, -2],
             velocity_error=inverse[:, -2, -2].sqrt(),
-            mismatch=mismatch.sqrt(),
-            error_factor=torch.ones_like(mismatch),
-            disagreement=_disagreement(jacobian, weighted, residual, inverse, prior),
+            mismatch=_mismatch(own, residual, model, star.spread[intervals - star.first]),
+            error_factor=factor.sqrt(),
+            disagreement=_disagreement(
+                jacobian, weighted / factor[:, None, None, None], residual / factor[:, None, None], inverse, prior
+            ),
             converged=(size < CONVERGED) & found.isfinite().all(dim=1),
         )
         return refined, found
@@ -296,39 +298,29 @@ def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     return (matrix @ vector[..., None])[..., 0]
 
 
-def _mismatch(information: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+def _error_factor(information: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """
-    Variance, in units of the prior of the coefficients, by which they differ from the model beyond their errors: the
-    most likely one, (B,), each coefficient taken by itself, of which (B, T, K) are given; 0 where errors are enough.
+    By how much the coefficients differ from the model more than by their errors, as a factor of variances, at least 1,
+    (B,): what pixels say of each is given, (B, T, K), and what is left.
     """
     # Level and slope belong to the continuum.
-    own, squared = information[..., 2:].flatten(1), residual[..., 2:].flatten(1) ** 2
+    own, left = information[..., 2:].flatten(1), residual[..., 2:].flatten(1)
     counts = own > 1e-6
-    variance = 1.0 / own.clamp(min=1e-6)
-    squared = squared * variance**2
-    found = torch.zeros_like(own[:, :1])
-    for _ in range(6):
-        total = variance + found
-        weight = torch.where(counts, total**-2.0, 0.0)
-        # Fisher scoring; a few wild ones do not count for all.
-        wanted = (weight * (squared.minimum(16.0 * total) - variance)).sum(dim=1, keepdim=True)
-        found = (wanted / weight.sum(dim=1, keepdim=True).clamp(min=1e-30)).clamp(min=0.0)
-    error = torch.sqrt(2.0 / torch.where(counts, (variance + found) ** -2.0, 0.0).sum(dim=1).clamp(min=1e-30))
-    return torch.where(found[:, 0] > 3.0 * error, found[:, 0], 0.0)
+    number = counts.sum(dim=1).clamp(min=1)
+    squared = torch.where(counts, left**2 / own.clamp(min=1e-6), 0.0)
+    found = squared.sum(dim=1) / number
+    for _ in range(4):  # a few wild ones do not count for all
+        found = squared.minimum(LARGE * found[:, None]).sum(dim=1) / number
+    return torch.where(found > 1.0 + 3.0 * (2.0 / number).sqrt(), found, 1.0)
 
 
-def _softened(
-    information: torch.Tensor, jacobian: torch.Tensor, residual: torch.Tensor, variance: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    What is left of the products of information with the jacobian (B, T, K, P), and of the residual (B, T, K), where
-    each coefficient may differ from the model by this variance (B,).
-    """
-    total = variance[:, None, None, None] * information
-    total.diagonal(dim1=2, dim2=3).add_(1.0)
-    both = torch.cat((information @ jacobian, residual[..., None]), dim=3)
-    solved = torch.cholesky_solve(both, torch.linalg.cholesky(total))
-    return solved[..., :-1], solved[..., -1]
+def _mismatch(information, residual, model, spread) -> torch.Tensor:
+    """See [`Refined`]; (B, T, K) thrice, and the spread of coefficients among stars (T, K)."""
+    own = information[..., 2:].clamp(min=1e-6)
+    size = torch.where(own > 1e-6, spread[:, 2:] ** 2, 0.0)
+    beyond = ((residual[..., 2:] / own) ** 2 - 1.0 / own) * size
+    lines = model[..., 2:] ** 2 * size
+    return (beyond.sum(dim=(1, 2)).clamp(min=0.0) / lines.sum(dim=(1, 2)).clamp(min=1e-12)).sqrt()
 
 
 def _disagreement(jacobian, weighted, residual, covariance, prior) -> torch.Tensor:
