@@ -18,6 +18,7 @@ from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
 
 
 LABELS = ["teff", "logg", "fe_h", "alpha_m", "mg_fe"]
+LABEL_IDS = [FIRST_LABEL_ID + i for i in range(len(LABELS))]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,9 @@ def residuals(coefficients, reliability, true):
 
 def test_when_tokens_are_drawn_without_pixels_then_they_scatter_as_those_of_pixels_do(basis, high):
     drawn = EvenNoiseStars(high, basis).draw(60, np.random.default_rng(0))
-    z = residuals(drawn["coefficients"], drawn["reliability"], drawn["coefficient_targets"])
+    _, weights = high.draw_weights(60, np.random.default_rng(0))  # what it draws first
+    true = high.targets(weights)[:, drawn["interval_ids"][0]]
+    z = residuals(drawn["coefficients"], drawn["reliability"], true)
     assert np.std(z) == pytest.approx(1.0, abs=0.1)
     known, weights = high.draw_weights(60, np.random.default_rng(1))
     wavelength, components = high._grid(0)
@@ -65,8 +68,9 @@ def test_when_stars_are_drawn_then_the_columns_fit_together(basis, high):
             assert stars[name].shape == (5, n_pixels)
         assert np.all(np.isfinite(stars["flux"])) and np.all(stars["flux_error"] > 0)
         assert not stars["mask"].all(axis=1).any()
-        inputs = evidence_inputs(basis, stars, LABELS, FIRST_LABEL_ID)
-        assert inputs["coefficients"].shape == inputs["coefficient_targets"].shape
+        inputs = evidence_inputs(basis, stars, LABELS, LABEL_IDS, ["teff", "ni_fe"])
+        assert inputs["coefficients"].shape[::2] == (5, basis.n_coefficients)
+        np.testing.assert_array_equal(inputs["star_targets"], np.stack([stars["teff"], stars["ni_fe"]], axis=1))
         assert inputs["labels"].shape == (5, len(LABELS)) and inputs["labels"].isfinite().all()
         assert inputs["attention_mask"].any(dim=1).all()
         alpha = np.mean([stars[name] for name in ("o_fe", "mg_fe", "si_fe", "ca_fe", "ti_fe")], axis=0)
@@ -110,13 +114,12 @@ class Smooth:
         }
 
 
-def test_when_observed_stars_are_spoilt_then_labels_stay_and_the_target_is_the_whole_spectrum(basis):
+def test_when_observed_stars_are_spoilt_then_labels_stay(basis):
     for seed in range(8):
         stars = SpoiltStars(Smooth(), basis, clean=0.0).draw(6, np.random.default_rng(seed))
         assert np.all(stars["teff"] == 5000.0)
         assert stars["flux"].shape == (6, len(stars["wavelength"])) == stars["mask"].shape
-        inputs = evidence_inputs(basis, stars, LABELS, FIRST_LABEL_ID)
-        assert inputs["coefficient_targets"].shape == inputs["coefficients"].shape
+        inputs = evidence_inputs(basis, stars, LABELS, LABEL_IDS)
         assert inputs["labels"][:, 1:].isnan().all()
 
 

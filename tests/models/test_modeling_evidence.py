@@ -5,15 +5,16 @@ import pytest
 import torch
 from transformers import AutoModelForTimeSeriesPrediction, AutoTokenizer, pipeline
 
-from spectrafm_hf.bases import make_rung
+from spectrafm_hf.bases import fill_completion, make_rung
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
-from spectrafm_hf.models.modeling_spectrafm import coefficient_loss
+from spectrafm_hf.models.modeling_spectrafm import combined
 
 
 LABELS = ["teff", "logg", "fe_h"]
 N_INTERVALS, N_COEFFICIENTS = 9, 5
+IDS = torch.tensor([6, 7, 8])
 
 
 def config(**settings):
@@ -21,13 +22,11 @@ def config(**settings):
         token_embedding="basis",
         num_intervals=N_INTERVALS,
         num_coefficients=N_COEFFICIENTS,
+        rung_intervals=[[0, 6], [6, N_INTERVALS]],
+        rung_components=[8, 5],
+        num_members=3,
         hidden_size=32,
-        prediction_dim=16,
-        encoder_attention_heads=[4, 4],
         encoder_ffn_dim=[32, 32],
-        decoder_attention_heads=[4],
-        decoder_ffn_dim=[32],
-        readout_dims=[16],
         initializer_range=0.2,
         label_names=LABELS,
         label_units=["K", "dex", "dex"],
@@ -40,7 +39,17 @@ def config(**settings):
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return SpectraFMForPrediction(config()).eval()
+    model = SpectraFMForPrediction(config()).eval()
+    fill(model)
+    return model
+
+
+def fill(model):
+    """Completions of stars that differ in all coefficients."""
+    generator = np.random.default_rng(0)
+    for rung in model.model.rungs:
+        shape = (200, *rung.completion.center.shape)
+        fill_completion(rung.completion, generator.normal(size=shape).astype("f4"), np.full(shape, 0.99, "f4"))
 
 
 def tokens(n=4, intervals=(1, 2, 4, 7), seed=0):
@@ -81,13 +90,29 @@ def test_when_intervals_differ_then_so_do_the_answers(model):
     assert (answers(model, first) - answers(model, second)).abs().min() > 0
 
 
-def test_when_nothing_was_seen_then_the_answer_is_what_is_known_before(model):
+def test_when_nothing_was_seen_then_there_is_no_answer_and_the_others_stay(model):
     inputs = tokens(3)
+    expected = answers(model, inputs)
     inputs["attention_mask"][1] = False
     found = answers(model, inputs)
-    assert found.isfinite().all()
-    inputs["coefficients"][1] = 3.0
-    torch.testing.assert_close(answers(model, inputs), found, rtol=0, atol=0)
+    assert found[1].isnan().all()
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=1e-6, atol=1e-3)
+
+
+def test_when_both_rungs_are_seen_then_the_answer_lies_between_theirs(model):
+    inputs = tokens()
+    parts = [answers(model, {name: value[:, part] for name, value in inputs.items()}) for part in ([0, 1, 2], [3])]
+    both = answers(model, inputs)
+    low, high = torch.minimum(*parts), torch.maximum(*parts)
+    assert ((both >= low - 1e-3) & (both <= high + 1e-3)).all()
+
+
+def test_what_members_say_is_weighed_by_how_sure_they_are():
+    mean = torch.tensor([[[1.0], [4.0], [torch.nan]]])
+    variance = torch.tensor([[[1.0], [2.0], [torch.nan]]])
+    value, log_variance = combined(mean, variance.log())
+    assert value.item() == pytest.approx(2.0)  # (1 + 4 / 2) / (1 + 1 / 2)
+    assert log_variance.exp().item() == pytest.approx(2.0 / 1.5)
 
 
 def test_when_stars_are_answered_together_or_alone_then_the_answers_are_the_same(model):
@@ -111,25 +136,28 @@ def test_when_a_label_is_added_then_the_other_answers_stay_bit_by_bit(model):
     assert answers(model, inputs).shape == (4, 4)
 
 
-def test_eager_and_sdpa_agree(model):
-    inputs = tokens()
-    inputs["attention_mask"][0, 1:] = False
-    first = answers(model, inputs)
-    model.set_attn_implementation("eager")
-    torch.testing.assert_close(answers(model, inputs), first, rtol=1e-5, atol=1e-3)
-    output = model(**inputs, output_attentions=True)
-    assert output.cross_attentions[0].shape == (4, 4, 3, 5)
-    assert len(output.encoder_attentions) == 2
-    assert output.encoder_attentions[0][0, :, 0, 2:].abs().max() == 0  # what does not count
+def test_a_completion_fills_in_what_was_not_seen():
+    """Two intervals that always agree: one tells of the other, and as well as it is known itself."""
+    model = SpectraFMForPrediction(config())
+    completion = model.model.rungs[1].completion  # three intervals
+    generator = np.random.default_rng(0)
+    star = generator.normal(size=(500, 1, N_COEFFICIENTS))
+    coefficients = np.repeat(star, 3, axis=1).astype("f4")
+    fill_completion(completion, coefficients, np.full(coefficients.shape, 0.999, "f4"))
+    whole, cost = completion.amplitudes(torch.from_numpy(coefficients), torch.full(coefficients.shape, 0.999), IDS)
+    some, _ = completion.amplitudes(
+        torch.from_numpy(coefficients[:, :1]), torch.full((500, 1, N_COEFFICIENTS), 0.999), IDS[:1]
+    )
+    torch.testing.assert_close(some, whole, atol=0.03, rtol=0.0)
+    assert cost.median() < 1.0
+    strange = torch.from_numpy(coefficients * np.array([1.0, -1.0, 1.0], "f4")[:, None])
+    assert completion.amplitudes(strange, torch.full(coefficients.shape, 0.999), IDS)[1].median() > 100
 
 
-def test_scalars_are_attended_to_beside_the_evidence(model):
-    inputs = tokens()
-    plain = answers(model, inputs)
-    unknown = {"scalar_ids": torch.zeros(4, 1, dtype=torch.long), "scalar_values": torch.full((4, 1), 5.0)}
-    torch.testing.assert_close(answers(model, {**inputs, **unknown}), plain, rtol=1e-6, atol=1e-4)
+def test_scalars_are_refused(model):
     known = {"scalar_ids": torch.full((4, 1), 2), "scalar_values": torch.full((4, 1), 6000.0)}
-    assert (answers(model, {**inputs, **known}) - plain).abs().max() > 0
+    with pytest.raises(ValueError, match="scalar_ids: expected none"):
+        model(**tokens(), **known)
 
 
 @pytest.mark.parametrize(
@@ -148,19 +176,11 @@ def test_wrong_input_is_an_error_that_names_it(model, change, message):
         model(**{**tokens(), **change})
 
 
-def test_the_loss_of_coefficients_is_zero_where_they_are_right_and_ignores_unknown_ones():
-    true, reliability = torch.randn(2, 3, 4), torch.rand(2, 3, 4)
-    assert coefficient_loss(true, true, reliability) == 0
-    unknown = true.clone()
-    unknown[0] = torch.nan
-    assert coefficient_loss(true, unknown, reliability) == 0
-    assert coefficient_loss(true + 0.1, unknown, reliability) > 0
-
-
 def test_it_learns_what_the_coefficients_say():
     """Labels that are sums of coefficients are found nearly as well as the noise allows."""
     torch.manual_seed(1)
-    model = SpectraFMForPrediction(config(hidden_size=64, initializer_range=0.05))
+    model = SpectraFMForPrediction(config(hidden_size=64, initializer_range=0.05, rung_components=[20, 5]))
+    fill(model)
     generator = torch.Generator().manual_seed(2)
     mixing = torch.randn(4 * N_COEFFICIENTS, 3, generator=generator) / (4 * N_COEFFICIENTS) ** 0.5
     center, scale = torch.tensor([5000.0, 3.0, 0.0]), torch.tensor([500.0, 1.0, 0.3])
@@ -170,19 +190,19 @@ def test_it_learns_what_the_coefficients_say():
         true = torch.randn(n, 4, N_COEFFICIENTS, generator=generator)
         known = torch.full_like(true, 1.0 / (1.0 + variance))
         noisy = known * (true + variance**0.5 * torch.randn(true.shape, generator=generator))
-        inputs = {**tokens(n), "coefficients": noisy, "reliability": known}
-        return inputs, true, true.flatten(1) @ mixing * scale + center
+        inputs = {**tokens(n, (0, 1, 2, 4)), "coefficients": noisy, "reliability": known}
+        return inputs, true.flatten(1) @ mixing * scale + center
 
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
     for _ in range(400):
-        inputs, true, labels = batch(128)
-        loss = model(**inputs, labels=labels, coefficient_targets=true).loss
+        inputs, labels = batch(128)
+        loss = model(**inputs, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    inputs, _, labels = batch(500)
+    inputs, labels = batch(500)
     output = model.eval()(**inputs)
     residual = ((output.values - labels) / scale).std(dim=0)
     # The noise alone gives 0.1.
@@ -217,7 +237,8 @@ def checkpoint(tmp_path_factory):
         n_directions=3,
     )
     torch.manual_seed(0)
-    model = SpectraFMForPrediction(config(patch_size=300, num_intervals=3)).eval()
+    model = SpectraFMForPrediction(config(patch_size=300, num_intervals=3, rung_intervals=[[0, 3]], rung_components=[6])).eval()
+    fill(model)
     folder = tmp_path_factory.mktemp("evidence") / "checkpoint"
     save_checkpoint(model, SpectraFMTokenizer(LABELS, patch_size=300, basis=SpectrumBasis([rung])), folder)
     return folder
@@ -273,5 +294,5 @@ def test_when_errors_are_unknown_then_they_are_what_the_misfit_says(checkpoint):
 
 def test_wrong_resolving_power_is_an_error(checkpoint):
     _, tokenizer = load_checkpoint(checkpoint)
-    with pytest.raises(ValueError, match="resolving_power: expected a positive number, got -5"):
+    with pytest.raises(ValueError, match="resolving_power: expected positive numbers, got -5"):
         tokenizer(*spectra(), resolving_power=-5)

@@ -102,8 +102,8 @@ class SpectraFMCompletion(InFullPrecision):
         size = scaled.abs()
         scaled = torch.where(size < LARGE, scaled, scaled.sign() * (LARGE + torch.log1p((size - LARGE).clamp(min=0.0))))
         known = torch.zeros(len(found), len(self.center), device=found.device)
-        known[:, intervals - self.first] = torch.log(1.02 - reliability.float().clamp(0.0, 1.0).mean(dim=2))
-        return torch.cat((scaled, known), dim=1), cost
+        known[:, intervals - self.first] = reliability.float().clamp(0.0, 1.0).mean(dim=2)
+        return torch.cat((scaled, torch.log(1.02 - known)), dim=1), cost
 
 
 class SpectraFMMemberLinear(nn.Module):
