@@ -45,9 +45,7 @@ class Collator:
 
     def __call__(self, columns: Any) -> dict[str, torch.Tensor]:
         names = list(self.config.network_labels)
-        return evidence_inputs(
-            self.basis, columns, names, self.config.label_ids(names), list(self.config.star_labels)
-        )
+        return evidence_inputs(self.basis, columns, names, self.config.label_ids(names), list(self.config.star_labels))
 
 
 class Run(Task):
@@ -103,7 +101,9 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         num_intervals=basis.n_intervals,
         num_coefficients=basis.n_coefficients,
         network_labels=network_labels,
-        label_ranges={name: [float(np.nanmin(values[name])), float(np.nanmax(values[name]))] for name in network_labels},
+        label_ranges={
+            name: [float(np.nanmin(values[name])), float(np.nanmax(values[name]))] for name in network_labels
+        },
         rung_intervals=[[r.first_interval, r.first_interval + r.n_intervals] for r in basis.rungs],
         star_labels=list(emulator.label_names),
         star_combinations={"alpha_m": list(ALPHA_ELEMENTS)},
@@ -125,8 +125,8 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         at = evidence["interval_ids"][0].numpy() - own.first_interval
         shape = (len(evidence["labels"]), own.n_intervals, basis.n_coefficients)
         tokens = [np.zeros(shape, np.float32) for _ in range(2)]
-        for values, name in zip(tokens, ("coefficients", "reliability"), strict=True):
-            values[:, at] = evidence[name].numpy()
+        for array, name in zip(tokens, ("coefficients", "reliability"), strict=True):
+            array[:, at] = evidence[name].numpy()
         fill_completion(part.completion, *tokens)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{trained / 1e6:.2f} million parameters are trained", flush=True)

@@ -548,12 +548,14 @@ def _predict(arguments: argparse.Namespace) -> int:
                 PredictionWriter(arguments.output, names, units, files=tell, models=len(models) > 1)
             )
         progress = stack.enter_context(tqdm(total=_count(files), desc="predicting", unit=" stars", delay=DELAY))
+
         def asked(row: Row) -> tuple[str, tuple[str, ...]]:
             """The model of a spectrum, and what it is asked for."""
             name = arguments.model or _model_of(row)
             if name not in models:  # of a file that comes late: what only it predicts has no column
                 models[name] = _load_with_range(name, arguments.revision)
-            wanted = answered_labels(*models[name][:2], None if row["refused"] else row)
+            model, tokenizer, _ = models[name]
+            wanted = answered_labels(model, tokenizer, None if row["refused"] else row)
             return name, tuple(label for label in names if label in wanted)
 
         for (name, own), group in itertools.groupby(rows, asked):

@@ -20,7 +20,15 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        heads = ("value_embedding", "readout.mean", "readout.log_variance", "means.", "log_variances.", "start.", "lora_")
+        heads = (
+            "value_embedding",
+            "readout.mean",
+            "readout.log_variance",
+            "means.",
+            "log_variances.",
+            "start.",
+            "lora_",
+        )
         outside = any(part in name for part in heads)
         # Of three dimensions are the matrices of members, one above the other; their biases have one row.
         if not outside and (parameter.ndim == 2 or (parameter.ndim == 3 and parameter.shape[1] > 1)):

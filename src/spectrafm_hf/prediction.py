@@ -535,8 +535,10 @@ def _tokenize(
         if tokenizer.basis is None:
             inputs = tokenizer(columns, requests=names)
         else:
-            stated = {name: [rows[i].get(name) for i in part] for name in ("resolving_power", "normalised")}
-            inputs = tokenizer(columns, requests=names, return_quality=True, **stated)
+            powers, normalised = ([rows[i].get(name) for i in part] for name in ("resolving_power", "normalised"))
+            inputs = tokenizer(
+                columns, requests=names, resolving_power=powers, normalised=normalised, return_quality=True
+            )
     except (ValueError, MemoryError) as error:
         # One bad star refuses the batch: find it, and go on without it.
         if len(part) == 1:

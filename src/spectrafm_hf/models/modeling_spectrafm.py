@@ -591,8 +591,8 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             self.decoder = SpectraFMStack(config, config.decoder_attention_heads, config.decoder_ffn_dim)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding | None:
-        return None if self.config.token_embedding == "basis" else self.embeddings.value_embedding.weight
+    def get_input_embeddings(self) -> nn.Module:
+        return self.rungs if self.config.token_embedding == "basis" else self.embeddings.value_embedding.weight
 
     def set_input_embeddings(self, value: nn.Module):
         self.embeddings.value_embedding.weight = value  # type: ignore[assignment]
@@ -962,10 +962,11 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             sigma = None if label_errors is None else label_errors.float() / scale
             target = target.masked_fill(request_ids == PADDING_ID, math.nan)
             # Each member learns by itself.
-            target, sigma = (None if x is None else x[:, None].expand_as(mean) for x in (target, sigma))
-            answers = [torch.where(mean.isnan(), 0.0, x) for x in (mean, log_variance)]
-            target = torch.where(mean.isnan(), math.nan, target)
-            loss = prediction_loss(*answers, target, sigma, self.config.degrees_of_freedom)
+            unknown = mean.isnan()
+            target = torch.where(unknown, math.nan, target[:, None])
+            sigma = None if sigma is None else sigma[:, None].expand_as(mean)
+            answers, spreads = torch.where(unknown, 0.0, mean), torch.where(unknown, 0.0, log_variance)
+            loss = prediction_loss(answers, spreads, target, sigma, self.config.degrees_of_freedom)
             if star_targets is not None:
                 wanted = self.refinement.star_model.standardise(star_targets)
                 loss = loss + start_loss(self.start(self._star_state(outputs)), wanted[:, None])

@@ -12,6 +12,7 @@ the model by more than the errors of their flux, the errors of the labels grow w
 """
 
 from dataclasses import dataclass, fields
+from typing import cast
 
 import torch
 from torch import nn
@@ -107,7 +108,8 @@ class SpectraFMStarModel(nn.Module):
     def slopes(self, labels: torch.Tensor) -> torch.Tensor:
         """Derivatives of the weights but the last, (B, labels, components)."""
         found = []
-        for group in self.groups:
+        for part in self.groups:
+            group = cast(CovarianceGroup, part)
             linear, quadratic, local = group.log_amplitude.exp()
             trend_scale, lengths = (2.0 * group.log_scale).exp(), group.log_length.exp()
             trend = (labels * trend_scale) @ self.stars.T
@@ -229,8 +231,9 @@ class SpectraFMRefinement(InFullPrecision):
             again = torch.nonzero(~refined.converged)[:, 0]
             if not len(again):
                 break
-            given = (x[again] for x in (end, estimate, information, pull))
-            found, end[again] = self._fit(*given, intervals, level_known[again])
+            found, end[again] = self._fit(
+                end[again], estimate[again], information[again], pull[again], intervals, level_known[again]
+            )
             for field in fields(found):
                 getattr(refined, field.name)[again] = getattr(found, field.name)
         refined.error_factor *= error_factor
@@ -325,7 +328,8 @@ def _mismatch(information, residual, model, spread) -> torch.Tensor:
 
 def _disagreement(jacobian, weighted, residual, covariance, prior) -> torch.Tensor:
     """See [`Refined`]: what each part of the intervals adds, against the fit to all."""
-    total, expected = 0.0, 0.0
+    total = torch.zeros_like(residual[:, 0, 0])
+    expected = torch.zeros_like(total)
     for part in torch.arange(jacobian.shape[1]).tensor_split(PARTS):
         flat = jacobian[:, part].flatten(1, 2)
         fisher = flat.transpose(1, 2) @ weighted[:, part].flatten(1, 2)
