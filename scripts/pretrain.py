@@ -38,7 +38,7 @@ MEASURED_STARS = 8000  # observed ones, for the directions of the intervals
 
 
 class Collator:
-    """Columns of stars that share their wavelengths -> inputs of the model, with requests of what the network answers."""
+    """Columns of stars that share their wavelengths -> inputs, with requests of what the network answers."""
 
     def __init__(self, basis: SpectrumBasis, config: SpectraFMConfig):
         self.basis, self.config = basis, config

@@ -9,6 +9,10 @@ import torch
 from torch import nn
 
 
+#: Parts of names of matrices that are not between hidden states.
+NOT_HIDDEN = ("value_embedding", "readout.mean", "readout.log_variance", "means.", "log_variances.", "start.", "lora_")
+
+
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """
     Trainable parameters for Muon (matrices inside the layers), AdamW with and without weight decay.
@@ -20,16 +24,7 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        heads = (
-            "value_embedding",
-            "readout.mean",
-            "readout.log_variance",
-            "means.",
-            "log_variances.",
-            "start.",
-            "lora_",
-        )
-        outside = any(part in name for part in heads)
+        outside = any(part in name for part in NOT_HIDDEN)
         # Of three dimensions are the matrices of members, one above the other; their biases have one row.
         if not outside and (parameter.ndim == 2 or (parameter.ndim == 3 and parameter.shape[1] > 1)):
             muon.append(parameter)

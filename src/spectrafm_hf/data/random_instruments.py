@@ -21,7 +21,6 @@ from scipy.interpolate import CubicSpline
 from ..instruments import Instrument
 from ..models.basis_spectrafm import (
     MODEL_ERROR,
-    Rung,
     SpectrumBasis,
     half_widths,
     interval_matrices,
