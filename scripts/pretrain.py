@@ -27,13 +27,15 @@ from spectrafm_hf.data.random_instruments import EvenNoiseStars, HighResolutionS
 from spectrafm_hf.data.schema import LABEL_UNITS
 from spectrafm_hf.data.synthetic import ALPHA_ELEMENTS, SyntheticStars
 from spectrafm_hf.files import complete_file, only_writer
-from spectrafm_hf.metrics import robust_scatter
+from spectrafm_hf.metrics import MAD_TO_SIGMA, robust_scatter
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.training import Columns, Draws, Recipe, SpectraFMTrainer, Task, last_checkpoint, write_curves
 from spectrafm_hf.training import _load as load_data
 
 
+STRANGEST = 99.5  # percent of validation stars look more like stars
+EVALUATED_AT_ONCE = 500
 MEASURED_STARS = 8000  # observed ones, for the directions of the intervals
 
 
@@ -67,6 +69,41 @@ def load_basis(path: Path, observed: Any) -> SpectrumBasis:
         with complete_file(path) as temporary:
             save_file(basis.arrays(), temporary)
     return SpectrumBasis.from_arrays(load_file(path))
+
+
+def calibrate(model: SpectraFMForPrediction, collator: Collator, stars: Sequence[Any]) -> None:
+    """
+    From validation stars of each rung, whole and as they are: the factors of the errors that the network gives, and how
+    little stars may look like those of the training.
+    """
+    config = model.config
+    names = list(config.network_labels)
+    limits = []
+    factors = dict.fromkeys(config.label_names, 1.0)
+    for columns in stars:
+        costs, misfits, deviations = [], [], []
+        for start in range(0, len(columns["teff"]), EVALUATED_AT_ONCE):
+            some = slice(start, start + EVALUATED_AT_ONCE)
+            part = {name: value[some] if np.ndim(value) else value for name, value in columns.items()}
+            inputs = collator(part | {"wavelength": columns["wavelength"]})
+            labels, errors = inputs.pop("labels"), inputs.pop("label_errors")
+            inputs.pop("star_targets")
+            with torch.no_grad():
+                outputs = model.eval()(**inputs)
+            own = outputs.rung_seen.any(dim=0)
+            costs.append(outputs.cost[:, own][:, 0])
+            wavelength = np.asarray(columns["wavelength"], float)
+            weight = np.where(part["mask"], 0.0, np.asarray(part["flux_error"], float) ** -2.0)
+            grid = wavelength if wavelength.ndim == 1 else wavelength[0]
+            found = collator.basis.evidence(grid, np.asarray(part["flux"]), weight, normalised=part.get("normalised"))
+            misfits.append(np.nanmedian(found.misfit, axis=1))
+            deviations.append((outputs.values - labels).abs() / torch.hypot(outputs.errors, errors.nan_to_num(nan=0.0)))
+        limits.append([float(np.percentile(np.concatenate(values), STRANGEST)) for values in (costs, misfits)])
+        if "snr" in columns:  # observed stars; others are refined
+            median = torch.cat(deviations).nanmedian(dim=0).values * MAD_TO_SIGMA
+            factors |= dict(zip(names, median.tolist(), strict=True))
+    config.evidence_limits = limits
+    config.label_error_factors = [factors[name] for name in config.label_names]
 
 
 def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> None:
@@ -141,6 +178,8 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         trainer = SpectraFMTrainer(recipe, task, args)
         trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume else None)
         trainer.log(trainer.throughput.report())
+        whole = [high.whole(2000, generator) if own is rung else validation["xp"].data for own in basis.rungs]
+        calibrate(model, collator, whole)
         task.save(folder / "final")
         write_curves(folder / "curves.csv", trainer.state.log_history)
 

@@ -388,7 +388,9 @@ class _BatchPredictor:
     ) -> None:
         self.names = list(requests if requests is not None else tokenizer.requests or tokenizer.label_names)
         tokenizer.label_ids(self.names)
-        self.model, self.tokenizer, self.training_range = model.eval(), schema_tokenizer(tokenizer), training_range
+        self.model, self.tokenizer = model.eval(), schema_tokenizer(tokenizer)
+        # Evidence has flags of its own, in which the grid of a spectrum plays no part.
+        self.training_range = training_range if tokenizer.basis is None else None
         self.most = 0  # stars that there is memory for at once; 0 until it is found to end
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:

@@ -4,9 +4,11 @@
 import numpy as np
 import pytest
 import torch
+from transformers import pipeline
 
 from spectrafm_hf.bases import fill_star_model, hband_rung
 from spectrafm_hf.bounds import cramer_rao, held_out_labels, observe, pixel_errors
+from spectrafm_hf.checkpoints import bundled, save_checkpoint
 from spectrafm_hf.data.synthetic import ALPHA_ELEMENTS, SyntheticStars
 from spectrafm_hf.instruments import Instrument
 from spectrafm_hf.metrics import robust_scatter
@@ -237,3 +239,22 @@ def test_the_fit_stays_in_full_precision(stars, tmp_path):
 
 def test_every_flag_says_what_it_means_and_what_to_do():
     assert all(len(text) == 2 and all(part.endswith((".", "?")) for part in text) for text in FLAGS.values())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_pipeline_gives_flags_and_leaves_out_what_nobody_asked_for(stars, batch_size, tmp_path):
+    save_checkpoint(stars.model, stars.tokenizer, tmp_path / "checkpoint")
+    predict = pipeline("stellar-labels", model=str(tmp_path / "checkpoint"))
+    flux, error = (array[:3] for array in stars.noisy(100))
+    moved = stars.wavelength / (1 + 30.0 / SPEED_OF_LIGHT)
+    spectra = [(stars.wavelength, flux[0], error[0]), (moved, flux[1], error[1]), (stars.wavelength, flux[2], error[2])]
+    answers = predict(spectra, flags=True, batch_size=batch_size)
+    assert "velocity" in answers[1]["flags"]
+    assert not {"velocity", "medium", "bad_pixels"} & {*answers[0]["flags"], *answers[2]["flags"]}
+    assert all("flags" not in star for star in predict(spectra[:1]))
+
+
+def test_flags_are_only_there_where_there_is_evidence():
+    predict = pipeline("stellar-labels", model=bundled("spectrafm-gaia-xp-small"))
+    with pytest.raises(ValueError, match="flags: expected a model on evidence"):
+        predict((np.arange(3360.0, 10_201.0, 20.0), np.ones(343)), flags=True)

@@ -83,6 +83,11 @@ class Rung:
     def n_intervals(self) -> int:
         return len(self.offset)
 
+    def has(self, intervals: np.ndarray) -> bool:
+        """Whether any of these are its own."""
+        last = self.first_interval + self.n_intervals
+        return bool(((intervals >= self.first_interval) & (intervals < last)).any())
+
     @property
     def range(self) -> tuple[float, float]:
         """Angstrom that its own grid covers."""

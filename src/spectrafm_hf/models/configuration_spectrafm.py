@@ -120,7 +120,8 @@ class SpectraFMConfig(PreTrainedConfig):
         freedom: labels that are plainly wrong, of which every catalogue has some, then do not teach much. The errors
         are those of its core.
     label_error_factors : list[float]
-        The errors of a label are multiplied by its factor, found after training on validation stars; none: 1 for all.
+        The errors that the network gives of a label are multiplied by its factor, found after training on validation
+        stars; none: 1 for all.
     """
 
     model_type = "spectrafm"

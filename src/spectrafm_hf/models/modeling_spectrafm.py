@@ -790,6 +790,11 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             )
         check_shapes(coefficients.shape, reliability=reliability)
         check_shapes(coefficients.shape[:2], interval_ids=interval_ids, attention_mask=attention_mask)
+        if not torch.compiler.is_exporting() and bool((interval_ids != interval_ids[:1]).any()):
+            raise ValueError(
+                "interval_ids: expected the same for all stars, as the tokenizer makes them for spectra that it is "
+                "given together, got others"
+            )
         seen = (reliability > 0).any(dim=-1)
         if attention_mask is not None:
             seen = seen & attention_mask.bool()
@@ -974,6 +979,8 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             mean, log_variance = combined(mean, log_variance)
         else:
             mean, log_variance = mean[:, 0], log_variance[:, 0]
+        if self.config.label_error_factors:
+            log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
         refined = None
         if self.config.star_labels and estimate is not None and information is not None and pull is not None:
             refined = self._refine(
@@ -986,8 +993,6 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
                 known = table.any(dim=-1) & refined.converged[:, None]
                 mean = torch.where(known, answers, mean)
                 log_variance = torch.where(known, torch.log(variances), log_variance)
-        if self.config.label_error_factors:
-            log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
         return SpectraFMPredictionOutput(
             loss=loss,
             mean=mean,

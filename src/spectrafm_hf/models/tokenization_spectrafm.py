@@ -566,7 +566,10 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 weight /= np.where(known, 1.0, np.maximum(misfit, 1e-6))[:, None]
                 evidence = basis.evidence(row[here], values, weight, power, own)
             found.append((stars, power, evidence))
-        intervals = np.unique(np.concatenate([evidence.intervals for *_, evidence in found] or [np.zeros(0, np.int64)]))
+        # All intervals of a rung, so that stars that lack some can be put beside those that lack others.
+        rungs = [rung for rung in basis.rungs if any(rung.has(evidence.intervals) for *_, evidence in found)]
+        intervals = np.concatenate([rung.first_interval + np.arange(rung.n_intervals) for rung in rungs] or [[]])
+        intervals = intervals.astype(np.int64)
         shape = (n_stars, len(intervals), basis.n_coefficients)
         inputs = {
             "coefficients": np.zeros(shape, np.float32),

@@ -76,10 +76,32 @@ class SpectraFMConfig(PreTrainedConfig):
         Widths of the MLP between the decoder and the two linear heads.
     num_intervals, num_coefficients : int
         For `token_embedding="basis"`: those of the [`SpectrumBasis`].
-    prediction_dim : int
-        For `token_embedding="basis"`: width of what predicts coefficients from the state of a star.
-    coefficient_loss_weight : float
-        For `token_embedding="basis"`: how much that prediction counts in the loss.
+    rung_intervals : list[list[int]]
+        For `token_embedding="basis"`: for each rung its first interval, and the first after them that is not.
+    rung_components : list[int]
+        For `token_embedding="basis"`: principal components of stars in each rung, see [`SpectraFMCompletion`].
+    num_members : int
+        For `token_embedding="basis"`: networks with weights of their own, of width `hidden_size` with blocks of
+        `encoder_ffn_dim`, whose answers are averaged.
+    network_labels : list[str]
+        For `token_embedding="basis"`: labels that the network was trained to answer by itself; none: all. Others follow
+        from the star model, or are NaN.
+    evidence_limits : list[list[float]]
+        For each rung, the cost of the completion and chi^2 per degree of freedom beyond which no star of the training
+        looks like a spectrum; none: not known. See [`star_flags`].
+    label_ranges : dict[str, list[float]]
+        Lowest and highest value of labels among the stars of the training.
+    star_labels : list[str]
+        Labels of the [`SpectraFMStarModel`] with which answers are refined, the effective temperature first; none:
+        they stay as the network gives them.
+    star_combinations : dict[str, list[str]]
+        Labels that are the mean of some of `star_labels`.
+    star_components : list[int]
+        Its components, by the Gaussian processes that they share.
+    star_intervals : list[int]
+        The first interval that it knows, and the first after them that it does not.
+    num_stars : int
+        Stars that its Gaussian processes go through.
     norm_first : bool
         Pre-norm (with a last LayerNorm after each stack) if true, post-norm (the paper) if false.
     extra_key_value : bool
@@ -98,7 +120,8 @@ class SpectraFMConfig(PreTrainedConfig):
         freedom: labels that are plainly wrong, of which every catalogue has some, then do not teach much. The errors
         are those of its core.
     label_error_factors : list[float]
-        The errors of a label are multiplied by its factor, found after training on validation stars; none: 1 for all.
+        The errors that the network gives of a label are multiplied by its factor, found after training on validation
+        stars; none: 1 for all.
     """
 
     model_type = "spectrafm"
@@ -112,6 +135,8 @@ class SpectraFMConfig(PreTrainedConfig):
         "encoder_hidden_states",
         "encoder_attentions",
         "predictions",
+        "prediction",
+        "refined",
     ]
 
     patch_size: int = 16
@@ -131,8 +156,17 @@ class SpectraFMConfig(PreTrainedConfig):
     readout_dims: list[int] | tuple[int, ...] = (128,)
     num_intervals: int = 0
     num_coefficients: int = 0
-    prediction_dim: int = 256
-    coefficient_loss_weight: float | int = 0.1
+    rung_intervals: list[list[int]] | tuple[list[int], ...] = ()
+    rung_components: list[int] | tuple[int, ...] = ()
+    num_members: int = 6
+    network_labels: list[str] | tuple[str, ...] = ()
+    evidence_limits: list[list[float]] | tuple[list[float], ...] = ()
+    label_ranges: dict[str, list[float]] | None = None
+    star_labels: list[str] | tuple[str, ...] = ()
+    star_combinations: dict[str, list[str]] | None = None
+    star_components: list[int] | tuple[int, ...] = ()
+    star_intervals: list[int] | tuple[int, ...] = (0, 0)
+    num_stars: int = 0
     norm_first: bool = True
     extra_key_value: bool = False
     hidden_act: str = "gelu"
@@ -216,8 +250,20 @@ class SpectraFMConfig(PreTrainedConfig):
         kinds = ("basis", "patch", "value")
         demand(self.token_embedding in kinds, "token_embedding", f"one of {kinds}")
         if self.token_embedding == "basis":
-            for field in ("num_intervals", "num_coefficients", "prediction_dim"):
+            for field in ("num_intervals", "num_coefficients", "num_members"):
                 demand(getattr(self, field) >= 1, field, "at least 1 with token_embedding='basis'")
+            pairs = self.rung_intervals
+            inside = all(len(pair) == 2 and 0 <= pair[0] < pair[1] <= self.num_intervals for pair in pairs)
+            demand(len(pairs) >= 1 and inside, "rung_intervals", "two numbers of intervals for each rung, in order")
+            demand(len(self.rung_components) == len(pairs), "rung_components", "one number for each rung")
+        if self.star_labels:
+            demand(self.token_embedding == "basis", "star_labels", "none without token_embedding='basis'")
+            first, last = self.star_intervals
+            demand(0 <= first < last <= self.num_intervals, "star_intervals", "two numbers of intervals, in order")
+            demand(self.num_stars >= 1, "num_stars", "at least 1 with star_labels")
+            demand(len(self.star_components) >= 1, "star_components", "at least one number with star_labels")
+            parts = {part for parts in (self.star_combinations or {}).values() for part in parts}
+            demand(parts <= set(self.star_labels), "star_combinations", f"means of {list(self.star_labels)}")
         demand(self.wavelength_encoding in ("log", "linear"), "wavelength_encoding", "'log' or 'linear'")
         demand(self.token_embedding != "value" or self.patch_size == 1, "patch_size", "1 with token_embedding='value'")
         demand(math.isfinite(self.flux_softening) and self.flux_softening >= 0, "flux_softening", "0 or more")
@@ -233,7 +279,7 @@ class SpectraFMConfig(PreTrainedConfig):
             "no or at least two increasing wavelengths",
         )
         demand(self.hidden_size % 2 == 0, "hidden_size", "an even number")
-        for stack in ("encoder", "decoder"):
+        for stack in () if self.token_embedding == "basis" else ("encoder", "decoder"):
             heads, ffn = f"{stack}_attention_heads", f"{stack}_ffn_dim"
             demand(len(getattr(self, heads)) == len(getattr(self, ffn)), heads, f"as many entries as {ffn}")
             demand(
@@ -247,6 +293,13 @@ class SpectraFMConfig(PreTrainedConfig):
         factors = self.label_error_factors
         demand(len(factors) in (0, len(self.label_names)), "label_error_factors", "none or one for each label")
         demand(all(0 < factor < math.inf for factor in factors), "label_error_factors", "positive numbers")
+        limits = len(self.evidence_limits)
+        demand(limits in (0, len(self.rung_intervals)), "evidence_limits", "none or two numbers for each rung")
+        pairs = (self.label_ranges or {}).values()
+        demand(
+            all(len(pair) == 2 and pair[0] <= pair[1] for pair in pairs), "label_ranges", "two numbers each, in order"
+        )
+        demand(set(self.network_labels) <= set(self.label_names), "network_labels", f"some of {list(self.label_names)}")
         for field in ("label_units", "label_centers", "label_scales"):
             demand(len(getattr(self, field)) == len(self.label_names), field, f"{len(self.label_names)} entries")
         demand(all(math.isfinite(center) for center in self.label_centers), "label_centers", "finite numbers")

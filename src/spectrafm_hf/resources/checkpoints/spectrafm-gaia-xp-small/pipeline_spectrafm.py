@@ -8,6 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import Pipeline
 
+from .flags_spectrafm import star_flags
+
+
+QUALITY = ("clipped", "shift")  # of a spectrum, for its flags
+
 
 class _Numbered(NamedTuple):
     """One of several spectra, so that an error can say which it is."""
@@ -59,6 +64,9 @@ class StellarLabelsPipeline(Pipeline):
             the tokenizer's unit, at which the flux is predicted.
         scalars : sequence of str, optional
             Columns of the rows that the model is given beside the spectrum.
+        flags : bool, optional
+            Whether to add `flags`, a list of what speaks against the answers of a star, see `FLAGS`; for a model on
+            evidence. Labels that the spectrum does not tell are then NaN, and no error.
         batch_size : int, optional
             Spectra that go through the model together; 1 by default.
         num_workers : int, optional
@@ -92,13 +100,17 @@ class StellarLabelsPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(  # type: ignore[override]
-        self, requests: Sequence[Any] | None = None, scalars: Sequence[str] | None = None
+        self, requests: Sequence[Any] | None = None, scalars: Sequence[str] | None = None, flags: bool | None = None
     ):
-        given = {"requests": requests, "scalars": scalars}
+        given = {"requests": requests, "scalars": scalars, "flags": flags}
         return {name: value for name, value in given.items() if value is not None}, {}, {}
 
-    def preprocess(self, input_, requests=None, scalars=None) -> dict[str, Any]:  # type: ignore[override]
+    def preprocess(  # type: ignore[override]
+        self, input_, requests=None, scalars=None, flags=None
+    ) -> dict[str, Any]:
         tokenizer: Any = self.feature_extractor
+        if flags and tokenizer.basis is None:
+            raise ValueError("flags: expected a model on evidence (token_embedding='basis'), got one without flags")
         name = None
         if isinstance(input_, _Numbered):
             name, input_ = f"spectrum {input_.number}", input_.spectrum
@@ -110,33 +122,44 @@ class StellarLabelsPipeline(Pipeline):
         if scalars is not None and not isinstance(input_, Mapping):
             raise ValueError(f"scalars: expected rows that hold {list(scalars)}, got a {type(input_).__name__}")
         try:
-            inputs = tokenizer(*spectrum, scalars=scalars, requests=requests)
+            inputs = tokenizer(*spectrum, scalars=scalars, requests=requests, return_quality=bool(flags))
         except ValueError as error:
             # To the tokenizer it is the only one.
             cause = str(error).removesuffix(" in spectrum 0")
             raise ValueError(cause if name is None else f"{cause} ({name})") from error
         if (n_spectra := len(inputs["attention_mask"])) != 1:
             raise ValueError(f"flux: expected one spectrum, or a list of them, got {n_spectra} in one")
+        asked = requests is not None
         if requests is None:
             requests = tokenizer.label_names if tokenizer.requests is None else tokenizer.requests
         names = [request if isinstance(request, str) else f"flux_{request}" for request in requests]
-        return {**inputs, "object_id": object_id, "names": names, "spectrum": name}
+        return {**inputs, "object_id": object_id, "names": names, "spectrum": name, "asked": asked}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        about = {name: model_inputs.pop(name) for name in ("object_id", "names", "spectrum")}
+        about = {name: model_inputs.pop(name) for name in ("object_id", "names", "spectrum", "asked")}
+        quality = {name: model_inputs.pop(name) for name in QUALITY if name in model_inputs}
         outputs = self.model(**model_inputs)
+        if quality:
+            # Of a batch, a list for each spectrum, which was asked for the same.
+            names = about["names"][0] if isinstance(about["names"][0], list) else about["names"]
+            about["flags"] = star_flags(self.model, model_inputs, outputs, quality, names)
         return {"values": outputs.values, "errors": outputs.errors, **about}
 
     def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         object_id = model_outputs["object_id"]
         star: dict[str, Any] = {} if object_id is None else {"object_id": object_id}
         values, errors = (model_outputs[key][0].tolist() for key in ("values", "errors"))
+        known = [math.isfinite(value) and math.isfinite(error) for value, error in zip(values, errors, strict=True)]
         for name, value, error in zip(model_outputs["names"], values, errors, strict=True):
-            if not (math.isfinite(value) and math.isfinite(error)):
+            if not model_outputs["asked"] and any(known) and not math.isfinite(value):
+                continue  # the spectrum does not tell it, and nobody has asked
+            if "flags" not in model_outputs and not (math.isfinite(value) and math.isfinite(error)):
                 which = f" ({spectrum})" if (spectrum := model_outputs["spectrum"]) is not None else ""
                 raise ValueError(f"{name}: expected a finite answer, got {value} with the error {error}{which}")
             star[name] = value
             star[f"{name}_err"] = error
+        if (flags := model_outputs.get("flags")) is not None:
+            star["flags"] = flags[0] if flags and isinstance(flags[0], list) else flags
         return star
 
 

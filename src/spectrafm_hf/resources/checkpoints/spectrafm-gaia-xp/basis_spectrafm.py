@@ -28,6 +28,10 @@ FLOOR = 0.01  # of the flux: a deviation that models of stars have anyway, and t
 MODEL_ERROR = 5e-4  # of the flux: what the directions leave out, and no error is smaller than
 MIN_LEVEL = 0.02  # of the level of the star: a fainter interval is compared with this
 NEAR_ONE = 0.15  # of ln level: so is the flux over the continuum of any star, averaged over many lines
+# A spectrum that looks like no star: chi^2 per degree of freedom, share of the pixels. Then other velocities are tried,
+# in km/s, one of which has to leave less than this part of chi^2; with lines that are narrow enough.
+STRANGE_MISFIT, STRANGE_CLIPPED = 1.3, 0.01
+SHIFT_LIMIT, SHIFT_STEP, SHIFT_GAIN, LEAST_POWER = 150.0, 10.0, 0.8, 5_000.0
 NATIVE_TOLERANCE = 1.03  # resolving powers that differ by less count as the same
 
 
@@ -78,6 +82,11 @@ class Rung:
     @property
     def n_intervals(self) -> int:
         return len(self.offset)
+
+    def has(self, intervals: np.ndarray) -> bool:
+        """Whether any of these are its own."""
+        last = self.first_interval + self.n_intervals
+        return bool(((intervals >= self.first_interval) & (intervals < last)).any())
 
     @property
     def range(self) -> tuple[float, float]:
@@ -130,6 +139,13 @@ class Evidence:
     clipped : bool array of shape (B, pixels)
     scale : float array of shape (B,)
         The level of the star: 1 where spectra are normalised.
+    estimate : float array of shape (B, T, K)
+        Level, slope and directions as they add up to the spectrum, in units of the prior, where flux is over the
+        continuum; elsewhere over the level of the interval.
+    information : float array of shape (B, T, K, K)
+        Inverse covariance of these that the pixels alone give.
+    pull : float array of shape (B, T, K)
+        Derivative of the likelihood of the pixels at `estimate`, which the prior keeps from its peak.
     """
 
     intervals: np.ndarray
@@ -139,6 +155,9 @@ class Evidence:
     misfit: np.ndarray
     clipped: np.ndarray
     scale: np.ndarray
+    estimate: np.ndarray
+    information: np.ndarray
+    pull: np.ndarray
 
 
 class SpectrumBasis:
@@ -272,7 +291,7 @@ class SpectrumBasis:
         flux: np.ndarray,
         inverse_variance: np.ndarray,
         resolving_power: float | None = None,
-        normalised: bool | np.ndarray | None = None,
+        normalised: float | np.ndarray | None = None,
         clip: bool = True,
     ) -> Evidence:
         """
@@ -288,9 +307,10 @@ class SpectrumBasis:
             0 where a pixel does not count.
         resolving_power : float, optional
             See [`SpectrumBasis.design`].
-        normalised : bool, or bool array of shape (stars,), optional
+        normalised : bool, or array of shape (stars,), optional
             Whether the flux is over the continuum: then its level is compared with 1, and else with that of the star.
-            Default: where the level of the star is near 1. In rungs of low resolving powers it plays no part.
+            Default, and where it is NaN: where the level of the star is near 1. In rungs of low resolving powers it
+            plays no part.
         clip : bool
             Whether to leave out pixels that no star of the basis could have.
 
@@ -308,6 +328,8 @@ class SpectrumBasis:
         misfit = np.full((n_stars, n_intervals), np.nan, np.float32)
         clipped = np.zeros(flux.shape, bool)
         first = np.zeros_like(level)
+        estimate, pull = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        information = np.zeros((*shape, shape[-1]), np.float32)
         # In units of its own size: squares of fluxes in erg/s/cm2/A do not fit into single precision.
         size = _size(flux, inverse_variance)
         all_values = torch.from_numpy((flux / size).astype(np.float32))
@@ -321,14 +343,15 @@ class SpectrumBasis:
         level_counts = np.ones(n_stars, bool)
         if design.rung.over_continuum:
             near = np.abs(np.log(scale * size[:, 0])) < NEAR_ONE
-            level_counts = near if normalised is None else np.broadcast_to(np.asarray(normalised, bool), n_stars)
+            stated = np.broadcast_to(np.asarray(np.nan if normalised is None else normalised, float), n_stars)
+            level_counts = np.where(np.isnan(stated), near, stated > 0)
             scale = np.where(level_counts, 1.0 / size[:, 0], scale).astype(np.float32)
         for i, pixels in enumerate(design.pixels):
             start = np.maximum(first[:, i], MIN_LEVEL * scale)
             factor = torch.from_numpy(start)[:, None]
             values, weight = all_values[:, pixels] / factor, all_weights[:, pixels] * factor**2
             weight = weight / (1.0 + MODEL_ERROR**2 * weight)
-            found, covariance = _solve(design, i, values, weight)
+            found, covariance, gram = _solve(design, i, values, weight)
             deviation = _deviation(design, i, values, weight, found)
             for _ in range(ROUNDS if clip else 0):
                 worst = deviation.amax(dim=1)
@@ -339,7 +362,7 @@ class SpectrumBasis:
                 bad = deviation[stars] > (0.1 * worst[stars, None]).clamp(min=CLIPPED_AT**2)
                 weight[stars] = weight[stars].masked_fill(bad, 0.0)
                 clipped[stars.numpy(), pixels] |= bad.numpy()
-                found[stars], covariance[stars] = _solve(design, i, values[stars], weight[stars])
+                found[stars], covariance[stars], gram[stars] = _solve(design, i, values[stars], weight[stars])
                 deviation[stars] = _deviation(design, i, values[stars], weight[stars], found[stars])
             found_level = found[:, :1].clamp(0.2, 5.0)
             mean[:, i], variance[:, i] = (found / found_level).numpy(), (covariance / found_level**2).numpy()
@@ -349,14 +372,55 @@ class SpectrumBasis:
             chi2 = ((values - found @ design.rows[i]).square_() * weight).sum(dim=1) / free.clamp(min=1)
             misfit[:, i] = torch.where(free > 0, chi2, torch.nan).numpy()
             seen[:, i] &= count.numpy() > 0
+            # The same in units of the level that the spectra are compared with.
+            unit = np.where(level_counts, start / scale, 1.0 / found_level[:, 0].numpy())[:, None].astype(np.float32)
+            estimate[:, i] = found.numpy() * unit
+            information[:, i] = gram.numpy() / unit[..., None] ** 2
+            found[:, 0] -= 1.0
+            pull[:, i] = found.numpy() / unit
         # The level was free; here it gets its prior, around that of the star.
         variance[..., 0] /= variance[..., 0] + design.rung.level_prior**2
         reliability = np.clip(1.0 - variance, 0.0, 1.0)
         mean[..., 0] = reliability[..., 0] * np.log(level / scale[:, None]) / design.rung.level_prior
         # Without its continuum, the level of a narrow interval says nothing.
         mean[~level_counts, :, :2], reliability[~level_counts, :, :2] = 0.0, 0.0
-        mean[~seen], reliability[~seen] = 0.0, 0.0
-        return Evidence(design.intervals, mean, reliability, seen, misfit, clipped, scale * size[:, 0])
+        mean[~seen], reliability[~seen], information[~seen], pull[~seen] = 0.0, 0.0, 0.0, 0.0
+        return Evidence(
+            design.intervals, mean, reliability, seen, misfit, clipped, scale * size[:, 0], estimate, information, pull
+        )
+
+    @staticmethod
+    def strange(evidence: Evidence, clipped: np.ndarray) -> np.ndarray:
+        """(stars,): where the directions leave more than errors explain, or many pixels are left out."""
+        misfit = np.where(np.isfinite(evidence.misfit), evidence.misfit, 1.0)
+        return (np.median(misfit, axis=1) > STRANGE_MISFIT) | (clipped > STRANGE_CLIPPED)
+
+    def tells_velocity(self, wavelength: np.ndarray, resolving_power: float | None = None) -> bool:
+        """Whether lines are narrow enough on this grid to say where rest is."""
+        rung = self.rung_for(wavelength, resolving_power)
+        power = min(resolving_power or np.inf, rung.resolving_power if rung else 0.0)
+        return power >= LEAST_POWER
+
+    def shifts(
+        self,
+        wavelength: np.ndarray,
+        flux: np.ndarray,
+        inverse_variance: np.ndarray,
+        resolving_power: float | None = None,
+    ) -> np.ndarray:
+        """
+        The velocity in km/s, of steps of `SHIFT_STEP`, at which spectra look most like stars; 0 where none is much
+        better than rest. Arguments as in [`SpectrumBasis.evidence`]; returns (stars,).
+        """
+        velocities = np.arange(-SHIFT_LIMIT, SHIFT_LIMIT + SHIFT_STEP, SHIFT_STEP)
+        total = np.full((len(velocities), len(flux)), np.inf)
+        for i, velocity in enumerate(velocities):
+            moved = wavelength / (1.0 + velocity / 299_792.458)
+            found = self.evidence(moved, flux, inverse_variance, resolving_power, clip=False)
+            total[i] = np.nanmedian(np.where(found.seen, found.misfit, np.nan), axis=1)
+        rest = total[len(velocities) // 2]
+        best = total.min(axis=0)
+        return np.where(best < SHIFT_GAIN * rest, velocities[total.argmin(axis=0)], 0.0)
 
 
 # --------------------------------------------------------------------------------------------------------- the algebra
@@ -397,6 +461,29 @@ def means_over_pixels(values: np.ndarray, first: float, low: np.ndarray, high: n
     return (cumulative(high) - cumulative(low)) / (high - low)
 
 
+def interval_matrices(rung: Rung, wavelength: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """
+    For each interval the pixels of a spectrum on the grid of the rung's emulator, and the matrix that makes
+    coefficients of them, in units of the prior: level, slope, directions. Intervals without pixels have no matrix rows.
+    """
+    position = np.log(wavelength)
+    found = []
+    for interval in range(rung.n_intervals):
+        low = rung.edge + interval * rung.width
+        begin = int(rung.offset[interval])
+        window = np.arange(begin, min(begin + rung.directions.shape[-1], len(position)))
+        pixels = window[(position[window] >= low) & (position[window] < low + rung.width)]
+        unit = np.concatenate([[1.0, rung.slope_prior], rung.prior[interval]])
+        if len(pixels) < 4:
+            found.append((pixels, np.zeros((len(unit), len(pixels)))))
+            continue
+        x = 2.0 * (position[pixels] - low) / rung.width - 1.0
+        mean = rung.mean[pixels]
+        rows = np.concatenate([[mean, mean * x], rung.directions[interval][:, pixels - begin]])
+        found.append((pixels, np.linalg.pinv(rows.T, rcond=1e-6) / unit[:, None]))
+    return found
+
+
 def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | None) -> Design:
     mean, directions = rung.smoothed(resolving_power)
     position = np.log(wavelength)
@@ -431,10 +518,14 @@ def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | None) -
     return Design(rung, np.array(intervals, np.int64), pixels, rows, products, torch.from_numpy(pairs))
 
 
-def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(stars, pixels) twice -> posterior means and variances, (stars, 2 + coefficients) each, in units of the prior."""
+def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """
+    (stars, pixels) twice -> posterior means and variances, (stars, 2 + coefficients) each, in units of the prior; and
+    the inverse covariance without the prior.
+    """
     rows = design.rows[i]
-    gram = (weight @ design.products[i])[:, design.pairs]
+    information = (weight @ design.products[i])[:, design.pairs]
+    gram = information.clone()
     gram.diagonal(dim1=1, dim2=2).add_(1.0)
     # The prior of the level is around 1, where it was first put.
     right = (weight * values) @ rows.T
@@ -449,7 +540,7 @@ def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -
         factor[failed > 0] = torch.linalg.cholesky(again).float()
     inverse = torch.cholesky_inverse(factor)
     mean = (inverse @ (right * scale)[..., None])[..., 0] * scale
-    return mean, inverse.diagonal(dim1=1, dim2=2) * scale**2
+    return mean, inverse.diagonal(dim1=1, dim2=2) * scale**2, information
 
 
 def _deviation(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
@@ -477,4 +568,4 @@ def _level_of_star(level: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return found
 
 
-__all__ = ["MODEL_ERROR", "Evidence", "Rung", "SpectrumBasis", "half_widths", "means_over_pixels"]
+__all__ = ["MODEL_ERROR", "Evidence", "Rung", "SpectrumBasis", "half_widths", "interval_matrices", "means_over_pixels"]

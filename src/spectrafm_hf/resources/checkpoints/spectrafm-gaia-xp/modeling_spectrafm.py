@@ -29,6 +29,8 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID, SpectraFMConfig
+from .evidence_spectrafm import SpectraFMMemberBlock, SpectraFMMemberHead, SpectraFMMemberLinear, SpectraFMRung
+from .refinement_spectrafm import Refined, SpectraFMRefinement, combinations
 
 
 @dataclass
@@ -46,8 +48,11 @@ class SpectraFMModelOutput(ModelOutput):
     encoder_last_hidden_state : torch.FloatTensor of shape (B, T, hidden_size)
     encoder_hidden_states : tuple of (B, T, hidden_size), on request
     encoder_attentions : tuple of (B, heads, T, T or T + 1), on request
-    predictions : tuple of (B, T, num_coefficients)
-        For `token_embedding="basis"`: see [`SpectraFMEvidenceOutput`].
+    rung_seen : torch.BoolTensor of shape (B, rungs)
+        For `token_embedding="basis"`: which rungs a star has intervals of. `last_hidden_state` is then (B, rungs,
+        num_members, hidden_size), zero where a rung was not seen.
+    cost : torch.FloatTensor of shape (B, rungs)
+        For `token_embedding="basis"`: see [`SpectraFMCompletion`].
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -56,7 +61,8 @@ class SpectraFMModelOutput(ModelOutput):
     encoder_last_hidden_state: torch.Tensor | None = None
     encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
-    predictions: tuple[torch.Tensor, ...] | None = None
+    rung_seen: torch.Tensor | None = None
+    cost: torch.Tensor | None = None
 
 
 class _OutputWithValues(ModelOutput):
@@ -97,32 +103,6 @@ class _OutputWithValues(ModelOutput):
 
 
 @dataclass
-class SpectraFMEvidenceOutput(ModelOutput):
-    """
-    Output of [`SpectraFMEvidenceEncoder`]. B stars, T intervals, S scalars.
-
-    Attributes
-    ----------
-    last_hidden_state : torch.FloatTensor of shape (B, 1, hidden_size)
-        The state of the star.
-    key, value : torch.FloatTensor of shape (B, 1 + T + S, hidden_size)
-        What the last state does not explain, for a decoder to attend to.
-    attention_mask : torch.BoolTensor of shape (B, 1 + T + S)
-    predictions : tuple of (B, T, num_coefficients)
-        Coefficients as each state predicts them, in units of their prior.
-    hidden_states, attentions : as everywhere in transformers, on request
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    key: torch.Tensor | None = None
-    value: torch.Tensor | None = None
-    attention_mask: torch.Tensor | None = None
-    predictions: tuple[torch.Tensor, ...] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
 class SpectraFMPredictionOutput(_OutputWithValues):
     """
     Output of [`SpectraFMForPrediction`]. B stars, R requests.
@@ -134,6 +114,10 @@ class SpectraFMPredictionOutput(_OutputWithValues):
         In standardised units.
     values, errors : torch.FloatTensor of shape (B, R)
         The same in physical units; errors are one sigma.
+    rung_seen, cost
+        With `token_embedding="basis"`, as in [`SpectraFMModelOutput`].
+    refined : Refined
+        Of a model with a star model, where the spectra have some of its intervals: what the fit found.
     decoder_hidden_states, cross_attentions, encoder_last_hidden_state, encoder_hidden_states, encoder_attentions
         As in [`SpectraFMModelOutput`].
     """
@@ -143,6 +127,9 @@ class SpectraFMPredictionOutput(_OutputWithValues):
     log_variance: torch.Tensor | None = None
     values: torch.Tensor | None = None  # type: ignore[assignment]
     errors: torch.Tensor | None = None
+    rung_seen: torch.Tensor | None = None
+    cost: torch.Tensor | None = None
+    refined: Refined | None = None
     decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
     encoder_last_hidden_state: torch.Tensor | None = None
@@ -306,8 +293,7 @@ class SpectraFMEmbeddings(nn.Module):
         super().__init__()
         self.value_embedding = SpectraFMValueEmbedding(config)
         self.patch_embedding = SpectraFMPatchEmbedding(config) if config.token_embedding == "patch" else None
-        if config.token_embedding != "basis":  # whose intervals have layers of their own
-            self.wavelength_encoding = WAVELENGTH_ENCODINGS[config.wavelength_encoding](config)
+        self.wavelength_encoding = WAVELENGTH_ENCODINGS[config.wavelength_encoding](config)
 
     def spectrum(self, flux, flux_error, pixel_mask, wavelength, wavelength_step) -> torch.Tensor:
         """(B, T, patch_size) fluxes, errors and mask, (B, T) wavelengths and steps -> (B, T, hidden_size)."""
@@ -464,136 +450,6 @@ class SpectraFMLayer(GradientCheckpointingLayer):
         return hidden_states if self.norm_first else self.mlp_layer_norm(hidden_states)
 
 
-# The share of its prior by which the prediction of a coefficient may be wrong; and how large, in units of its error, a
-# residual is beyond which it counts less and less.
-PREDICTION_ERROR, LARGE_RESIDUAL = 0.008, 4.0
-
-
-class SpectraFMIntervalLinear(nn.Module):
-    """A linear layer with weights of its own for each interval of ln wavelength."""
-
-    def __init__(self, config: SpectraFMConfig, in_features: int, out_features: int):
-        super().__init__()
-        # The last one is no interval: what is known before any evidence.
-        self.weight = nn.Parameter(torch.zeros(config.num_intervals + 1, in_features, out_features))
-        self.bias = nn.Parameter(torch.zeros(config.num_intervals + 1, out_features))
-
-    def forward(self, features: torch.Tensor, intervals: torch.Tensor) -> torch.Tensor:
-        """(B, T, in_features), (T,) -> (B, T, out_features)."""
-        product = torch.einsum("bti,tio->bto", features.to(self.weight.dtype), self.weight[intervals])
-        return product + self.bias[intervals]
-
-
-class SpectraFMEvidenceEmbedding(nn.Module):
-    """
-    Keys and values of the evidence of each interval, and what a state of the model says that it should be.
-
-    What is attended to is not the spectrum, but what of it a state does not yet explain: coefficients less those that
-    the state predicts, in units of their error. So an answer can be as exact as the spectrum: a small layer that is
-    right to a few percent of a small residual is right to a fraction of a percent of the star.
-    """
-
-    def __init__(self, config: SpectraFMConfig):
-        super().__init__()
-        features = 2 * config.num_coefficients
-        self.first = SpectraFMIntervalLinear(config, features, 2 * config.hidden_size)
-        self.residual = SpectraFMIntervalLinear(config, features, 2 * config.hidden_size)
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.fc = nn.Linear(config.hidden_size, config.prediction_dim)
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.prediction = SpectraFMIntervalLinear(config, config.prediction_dim, config.num_coefficients)
-
-    def predict(self, state: torch.Tensor, intervals: torch.Tensor) -> torch.Tensor:
-        """(B, 1, hidden_size), (T,) -> coefficients (B, T, num_coefficients) in units of their prior, float32."""
-        hidden = self.activation_fn(self.fc(self.layer_norm(state)))
-        return self.prediction(hidden.expand(-1, len(intervals), -1), intervals).float()
-
-    def forward(
-        self,
-        coefficients: torch.Tensor,
-        reliability: torch.Tensor,
-        intervals: torch.Tensor,
-        prediction: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """(B, T, num_coefficients) twice, (T,), and what was predicted -> keys and values, (B, T, 2 hidden_size)."""
-        known = reliability.float().clamp(0.0, 1.0)
-        if prediction is None:
-            embedding, evidence = self.first, torch.asinh(coefficients.float())
-        else:
-            embedding = self.residual
-            variance = known * (1.0 - known) + (PREDICTION_ERROR * known) ** 2 + 1e-8
-            residual = (coefficients.float() - known * prediction) * torch.rsqrt(variance)
-            evidence = torch.asinh(residual / LARGE_RESIDUAL)
-        return embedding(torch.cat((evidence, known), dim=-1), intervals)
-
-
-class SpectraFMEvidenceAttention(nn.Module):
-    """Attention of `hidden_states` to evidence, whose keys and values come as they are; its outcome is gated."""
-
-    def __init__(self, config: SpectraFMConfig, num_heads: int):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_dropout
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.gate = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch_size, length, hidden_size = hidden_states.shape
-        heads = (batch_size, -1, hidden_size // self.head_dim, self.head_dim)
-        implementation = self.config._attn_implementation
-        if _is_flash(implementation) and attention_mask is not None and attention_mask.ndim == 4:
-            implementation = "sdpa"
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        output, weights = attention(
-            self,
-            self.q_proj(hidden_states).view(heads).transpose(1, 2),
-            key.reshape(heads).transpose(1, 2),
-            value.reshape(heads).transpose(1, 2),
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        # Lines that tell of a label in one star tell of another in the next: what is read is weighed by the state.
-        return self.o_proj(output.reshape(batch_size, length, hidden_size) * (1.0 + self.gate(hidden_states))), weights
-
-
-class SpectraFMEvidenceLayer(GradientCheckpointingLayer):
-    """Attention to evidence and feed-forward, each with a LayerNorm before it and a residual."""
-
-    def __init__(self, config: SpectraFMConfig, num_heads: int, ffn_dim: int):
-        super().__init__()
-        self.attention = SpectraFMEvidenceAttention(config, num_heads)
-        self.attention_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = SpectraFMMLP(config, ffn_dim)
-        self.mlp_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """(B, N, hidden_size), evidence (B, T, hidden_size) twice -> (B, N, hidden_size)."""
-        attended, _ = self.attention(self.attention_layer_norm(hidden_states), key, value, attention_mask, **kwargs)
-        hidden_states = hidden_states + self.dropout(attended)
-        return hidden_states + self.dropout(self.mlp(self.mlp_layer_norm(hidden_states)))
-
-
 class SpectraFMPreTrainedModel(PreTrainedModel):
     """Initialisation, and what the models support."""
 
@@ -608,9 +464,10 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
     _no_split_modules = [
         "SpectraFMEmbeddings",
         "SpectraFMLayer",
-        "SpectraFMEvidenceEmbedding",
-        "SpectraFMEvidenceLayer",
+        "SpectraFMRung",
     ]
+    # Answers are found to a part in a thousand there, which half precision does not hold.
+    _keep_in_fp32_modules_strict = ["refinement", "completion"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -623,11 +480,15 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         if isinstance(module, SpectraFMAttention) and self.config.extra_key_value:
             init.normal_(module.extra_key, std=self.config.initializer_range)
             init.normal_(module.extra_value, std=self.config.initializer_range)
-        elif isinstance(module, SpectraFMIntervalLinear):
+        elif isinstance(module, SpectraFMMemberLinear):
             init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
             init.zeros_(module.bias)
-        elif isinstance(module, SpectraFMEvidenceEncoder):
-            init.normal_(module.state, std=self.config.initializer_range)
+        elif isinstance(module, SpectraFMMemberBlock):
+            # At first, a block adds little to what it is given.
+            init.normal_(module.fc2.weight, std=self.config.initializer_range)
+        elif isinstance(module, SpectraFMMemberHead):
+            init.normal_(module.weight, std=0.5 * self.config.initializer_range)
+            init.zeros_(module.bias)
         elif isinstance(module, SpectraFMPatchEmbedding):
             # Gates around one: at the start all wavelengths share their filters.
             init.ones_(module.gate.bias)
@@ -671,89 +532,6 @@ class SpectraFMStack(SpectraFMPreTrainedModel):
         mask = make_attention_mask(self.config, hidden_states, attended, attention_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, key_value_states, mask, **kwargs)
-        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
-
-
-class SpectraFMEvidenceEncoder(SpectraFMPreTrainedModel):
-    """
-    One state for each star, which looks at the evidence again and again: each time at what it does not yet explain.
-
-    The first token that is attended to is no evidence, but what is known before any of it.
-    """
-
-    _can_record_outputs = {"hidden_states": SpectraFMEvidenceLayer, "attentions": SpectraFMEvidenceAttention}
-
-    def __init__(self, config: SpectraFMConfig):
-        super().__init__(config)
-        self.state = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.evidence = SpectraFMEvidenceEmbedding(config)
-        self.scalars = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.layers = nn.ModuleList(
-            SpectraFMEvidenceLayer(config, heads, ffn_dim)
-            for heads, ffn_dim in zip(config.encoder_attention_heads, config.encoder_ffn_dim, strict=True)
-        )
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    @capture_outputs
-    def forward(
-        self,
-        coefficients: torch.Tensor,
-        reliability: torch.Tensor,
-        intervals: torch.Tensor,
-        attention_mask: torch.Tensor,
-        scalars: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> SpectraFMEvidenceOutput:
-        """
-        (B, T, num_coefficients) twice, (T,), and scalars (B, S, hidden_size); `attention_mask` (B, T + S) is true where
-        a token counts.
-        """
-        n_stars = coefficients.shape[0]
-        seen = nn.functional.pad(attention_mask.bool(), (1, 0), value=True)
-        coefficients, reliability = (nn.functional.pad(x, (0, 0, 1, 0)) for x in (coefficients, reliability))
-        intervals = nn.functional.pad(intervals, (1, 0), value=self.config.num_intervals)
-        state, predictions = self.state.expand(n_stars, -1, -1), []
-        mask = None
-        for number in range(len(self.layers) + 1):
-            prediction = self.evidence.predict(state, intervals) if number else None
-            pair = self.evidence(coefficients, reliability, intervals, prediction)
-            if scalars is not None:
-                pair = torch.cat((pair, self.scalars(scalars)), dim=1)
-            key, value = pair.chunk(2, dim=-1)
-            if prediction is not None:
-                predictions.append(prediction[:, 1:])
-            if number < len(self.layers):
-                mask = make_attention_mask(self.config, state, key, seen) if mask is None else mask
-                state = self.layers[number](state, key, value, mask, **kwargs)
-        return SpectraFMEvidenceOutput(
-            last_hidden_state=state, key=key, value=value, attention_mask=seen, predictions=tuple(predictions)
-        )
-
-
-class SpectraFMEvidenceDecoder(SpectraFMPreTrainedModel):
-    """Requests, each of which begins with the state of the star, attend to what is left of the evidence."""
-
-    _can_record_outputs = {"hidden_states": SpectraFMEvidenceLayer, "attentions": SpectraFMEvidenceAttention}
-
-    def __init__(self, config: SpectraFMConfig):
-        super().__init__(config)
-        self.layers = nn.ModuleList(
-            SpectraFMEvidenceLayer(config, heads, ffn_dim)
-            for heads, ffn_dim in zip(config.decoder_attention_heads, config.decoder_ffn_dim, strict=True)
-        )
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    @capture_outputs
-    def forward(
-        self, hidden_states: torch.Tensor, evidence: SpectraFMEvidenceOutput, **kwargs: Unpack[TransformersKwargs]
-    ) -> BaseModelOutput:
-        """(B, R, hidden_size) -> the same."""
-        mask = make_attention_mask(self.config, hidden_states, evidence.key, evidence.attention_mask)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, evidence.key, evidence.value, mask, **kwargs)
         return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
 
 
@@ -805,17 +583,16 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__(config)
-        self.embeddings = SpectraFMEmbeddings(config)
         if config.token_embedding == "basis":
-            self.encoder: nn.Module = SpectraFMEvidenceEncoder(config)
-            self.decoder: nn.Module = SpectraFMEvidenceDecoder(config)
+            self.rungs = nn.ModuleList(SpectraFMRung(config, rung) for rung in range(len(config.rung_intervals)))
         else:
+            self.embeddings = SpectraFMEmbeddings(config)
             self.encoder = SpectraFMStack(config, config.encoder_attention_heads, config.encoder_ffn_dim)
             self.decoder = SpectraFMStack(config, config.decoder_attention_heads, config.decoder_ffn_dim)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embeddings.value_embedding.weight
+    def get_input_embeddings(self) -> nn.Module:
+        return self.rungs if self.config.token_embedding == "basis" else self.embeddings.value_embedding.weight
 
     def set_input_embeddings(self, value: nn.Module):
         self.embeddings.value_embedding.weight = value  # type: ignore[assignment]
@@ -851,6 +628,10 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             setattr(self.config, field, [*getattr(self.config, field), entry])
         if self.config.label_error_factors:
             self.config.label_error_factors = [*self.config.label_error_factors, 1.0]
+        if self.config.network_labels:
+            self.config.network_labels = [*self.config.network_labels, name]
+        if self.config.token_embedding == "basis":  # whose labels are rows of the heads
+            return
         table = self.embeddings.value_embedding
         for part in ("weight", "bias"):
             old: nn.Embedding = getattr(table, part)
@@ -955,16 +736,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         if self.config.token_embedding == "basis":
             if coefficients is None or reliability is None or interval_ids is None:
                 raise ValueError("coefficients: expected them with reliability and interval_ids, got None")
-            return self._from_evidence(
-                coefficients,
-                reliability,
-                interval_ids,
-                attention_mask,
-                scalar_ids,
-                scalar_values,
-                request_ids,
-                **kwargs,
-            )
+            if scalar_ids is not None and bool((scalar_ids != PADDING_ID).any()):
+                raise ValueError("scalar_ids: expected none, as this model was trained on spectra alone, got some")
+            return self._from_evidence(coefficients, reliability, interval_ids, attention_mask)
         if flux is None or wavelength is None or wavelength_step is None:
             raise ValueError("flux: expected it with wavelength and wavelength_step, got None")
         encoder_outputs, attention_mask = self.encode(
@@ -1006,45 +780,39 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         reliability: torch.Tensor,
         interval_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        scalar_ids: torch.Tensor | None,
-        scalar_values: torch.Tensor | None,
-        request_ids: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMModelOutput:
         """`forward` for `token_embedding="basis"`."""
-        n_coefficients = self.config.num_coefficients
-        if coefficients.ndim != 3 or coefficients.shape[-1] != n_coefficients:
+        config = self.config
+        if coefficients.ndim != 3 or coefficients.shape[-1] != config.num_coefficients:
             raise ValueError(
-                f"coefficients: expected shape (batch, tokens, num_coefficients={n_coefficients}), "
+                f"coefficients: expected shape (batch, tokens, num_coefficients={config.num_coefficients}), "
                 f"got {tuple(coefficients.shape)}"
             )
         check_shapes(coefficients.shape, reliability=reliability)
         check_shapes(coefficients.shape[:2], interval_ids=interval_ids, attention_mask=attention_mask)
-        if attention_mask is None:
-            attention_mask = (reliability > 0).any(dim=-1)
-        scalars = None
-        if scalar_ids is not None and scalar_values is not None:
-            scalars, known = self._scalars(scalar_ids, scalar_values, len(coefficients))
-            attention_mask = torch.cat((attention_mask.bool(), known), dim=1)
-        if request_ids is None:
-            request_ids = self.all_labels(coefficients)
-        if not torch.compiler.is_exporting() and bool((request_ids == FLUX_ID).any()):
+        if not torch.compiler.is_exporting() and bool((interval_ids != interval_ids[:1]).any()):
             raise ValueError(
-                "request_ids: expected labels, as this model has no answer for flux, got a request of flux"
+                "interval_ids: expected the same for all stars, as the tokenizer makes them for spectra that it is "
+                "given together, got others"
             )
-        everything = {**kwargs, "return_dict": True}
-        evidence = self.encoder(coefficients, reliability, interval_ids[0], attention_mask, scalars, **everything)
-        queries = self.embeddings.value_embedding.weight(request_ids) + evidence.last_hidden_state
-        outputs = self.decoder(queries, evidence, **everything)
-        return SpectraFMModelOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            decoder_hidden_states=outputs.hidden_states,
-            cross_attentions=outputs.attentions,
-            encoder_last_hidden_state=evidence.last_hidden_state,
-            encoder_hidden_states=evidence.hidden_states,
-            encoder_attentions=evidence.attentions,
-            predictions=evidence.predictions,
-        )
+        seen = (reliability > 0).any(dim=-1)
+        if attention_mask is not None:
+            seen = seen & attention_mask.bool()
+        coefficients = torch.where(seen[..., None], coefficients, 0.0)
+        reliability = torch.where(seen[..., None], reliability, 0.0)
+        intervals, n_stars = interval_ids[0], len(coefficients)
+        shape = (n_stars, len(self.rungs))
+        states = coefficients.new_zeros((*shape, config.num_members, config.hidden_size), dtype=self.dtype)
+        rung_seen = torch.zeros(shape, dtype=torch.bool, device=seen.device)
+        cost = torch.full(shape, math.nan, device=seen.device)
+        for number, (rung, (first, last)) in enumerate(zip(self.rungs, config.rung_intervals, strict=True)):
+            (own,) = torch.nonzero((intervals >= first) & (intervals < last), as_tuple=True)
+            (stars,) = torch.nonzero(seen[:, own].any(dim=1), as_tuple=True)
+            if len(stars):
+                found, left = rung(coefficients[stars][:, own], reliability[stars][:, own], intervals[own])
+                states = states.index_put((stars, torch.tensor(number, device=stars.device)), found.to(states.dtype))
+                rung_seen[stars, number], cost[stars, number] = True, left
+        return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost)
 
     def _scalars(self, ids: torch.Tensor, values: torch.Tensor, n_stars: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens of known scalars, (B, S, hidden_size), and which of them count, (B, S)."""
@@ -1092,12 +860,24 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
     def __init__(self, config: SpectraFMConfig):
         super().__init__(config)
         self.model = SpectraFMModel(config)
-        self.readout = SpectraFMReadout(config)
+        if config.token_embedding == "basis":
+            heads = [
+                SpectraFMMemberHead(config, len(config.label_names)) for _ in range(2 * len(config.rung_intervals))
+            ]
+            self.means, self.log_variances = nn.ModuleList(heads[::2]), nn.ModuleList(heads[1::2])
+        else:
+            self.readout = SpectraFMReadout(config)
+        if config.star_labels:
+            self.start = SpectraFMMemberHead(config, len(config.star_labels))
+            self.refinement = SpectraFMRefinement(config)
         self.post_init()
 
     def add_label(self, name: str, unit: str = "", center: float = 0.0, scale: float = 1.0):
         """See [`SpectraFMModel.add_label`]."""
         self.model.add_label(name, unit, center, scale)
+        if self.config.token_embedding == "basis":
+            for head in (*self.means, *self.log_variances):
+                head.add_row()
 
     def resize_token_embeddings(self, *args, **kwargs):
         self.model.resize_token_embeddings()
@@ -1123,7 +903,11 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         coefficients: torch.Tensor | None = None,
         reliability: torch.Tensor | None = None,
         interval_ids: torch.Tensor | None = None,
-        coefficient_targets: torch.Tensor | None = None,
+        estimate: torch.Tensor | None = None,
+        information: torch.Tensor | None = None,
+        pull: torch.Tensor | None = None,
+        misfit: torch.Tensor | None = None,
+        star_targets: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMPredictionOutput:
         """
@@ -1136,8 +920,10 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             True values in physical units; NaN is unknown and ignored.
         label_errors : torch.FloatTensor of shape (B, R), optional
             Their one-sigma errors; NaN counts as 0.
-        coefficient_targets : torch.FloatTensor of shape (B, T, num_coefficients), optional
-            True coefficients, NaN where unknown: what the states of the encoder are to predict adds to the loss.
+        estimate, information, pull, misfit : torch.FloatTensor, optional
+            For a model with `config.star_labels`: what the pixels say, see [`Evidence`]. Answers are refined with it.
+        star_targets : torch.FloatTensor of shape (B, len(config.star_labels)), optional
+            True labels of the star model in physical units, NaN where unknown: the first estimate adds to the loss.
         """
         spectrum = flux if coefficients is None else coefficients
         if spectrum is None:
@@ -1170,33 +956,111 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             interval_ids,
             **{**kwargs, "return_dict": True},
         )
-        mean, log_variance = self.readout(outputs.last_hidden_state)
-        if self.config.label_error_factors:
-            log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
         center, scale = standardisation(self.config, request_ids, flux_center, flux_scale)
         loss = None
+        if self.config.token_embedding == "basis":
+            mean, log_variance = self._from_members(outputs, request_ids)
+        else:
+            mean, log_variance = (x[:, None] for x in self.readout(outputs.last_hidden_state))
         if labels is not None:
             target = (labels.float() - center) / scale
             sigma = None if label_errors is None else label_errors.float() / scale
             target = target.masked_fill(request_ids == PADDING_ID, math.nan)
-            loss = prediction_loss(mean, log_variance, target, sigma, self.config.degrees_of_freedom)
-            if coefficient_targets is not None and reliability is not None and outputs.predictions:
-                weight = self.config.coefficient_loss_weight / len(outputs.predictions)
-                known = coefficient_targets.float(), reliability.float()
-                for prediction in outputs.predictions:
-                    loss = loss + weight * coefficient_loss(prediction, *known)
+            # Each member learns by itself.
+            unknown = mean.isnan()
+            target = torch.where(unknown, math.nan, target[:, None])
+            sigma = None if sigma is None else sigma[:, None].expand_as(mean)
+            answers, spreads = torch.where(unknown, 0.0, mean), torch.where(unknown, 0.0, log_variance)
+            loss = prediction_loss(answers, spreads, target, sigma, self.config.degrees_of_freedom)
+            if star_targets is not None:
+                wanted = self.refinement.star_model.standardise(star_targets)
+                loss = loss + start_loss(self.start(self._star_state(outputs)), wanted[:, None])
+        if self.config.token_embedding == "basis":
+            mean, log_variance = combined(mean, log_variance)
+        else:
+            mean, log_variance = mean[:, 0], log_variance[:, 0]
+        if self.config.label_error_factors:
+            log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
+        refined = None
+        if self.config.star_labels and estimate is not None and information is not None and pull is not None:
+            refined = self._refine(
+                self._star_state(outputs), reliability, interval_ids, estimate, information, pull, misfit
+            )
+            if refined is not None:
+                table = combinations(self.config).to(request_ids.device)[request_ids]  # B, R, P
+                answers = ((table @ refined.labels[..., None])[..., 0] - center) / scale
+                variances = torch.einsum("brp,bpq,brq->br", table, refined.covariance, table) / scale**2
+                known = table.any(dim=-1) & refined.converged[:, None]
+                mean = torch.where(known, answers, mean)
+                log_variance = torch.where(known, torch.log(variances), log_variance)
         return SpectraFMPredictionOutput(
             loss=loss,
             mean=mean,
             log_variance=log_variance,
             values=mean * scale + center,
             errors=torch.exp(0.5 * log_variance) * scale,
+            rung_seen=outputs.rung_seen,
+            cost=outputs.cost,
+            refined=refined,
             decoder_hidden_states=outputs.decoder_hidden_states,
             cross_attentions=outputs.cross_attentions,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
+
+    def _from_members(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor):
+        """Mean and log-variance of each member of each rung for each request, (B, rungs * M, R), NaN for no answer."""
+        if not torch.compiler.is_exporting() and bool((request_ids == FLUX_ID).any()):
+            raise ValueError(
+                "request_ids: expected labels, as this model has no answer for flux, got a request of flux"
+            )
+        states, seen = outputs.last_hidden_state, outputs.rung_seen
+        assert states is not None and seen is not None
+        rows = (request_ids - FIRST_LABEL_ID).clamp(min=0)
+        parts = []
+        for heads in (self.means, self.log_variances):
+            answers = torch.stack([head(states[:, i]) for i, head in enumerate(heads)], dim=1)  # B, rungs, M, labels
+            answers = answers.masked_fill(~seen[:, :, None, None], math.nan).flatten(1, 2)
+            parts.append(answers.gather(2, rows[:, None].expand(-1, answers.shape[1], -1)))
+        known = [FIRST_LABEL_ID + list(self.config.label_names).index(name) for name in self.config.network_labels]
+        if known:
+            trained = torch.isin(request_ids, torch.tensor(known, device=request_ids.device))
+            parts = [part.masked_fill(~trained[:, None], math.nan) for part in parts]
+        return parts
+
+    def _star_state(self, outputs: SpectraFMModelOutput) -> torch.Tensor:
+        """States (B, M, hidden_size) of the rung that the star model is of."""
+        first = self.config.star_intervals[0]
+        number = [low <= first < high for low, high in self.config.rung_intervals].index(True)
+        assert outputs.last_hidden_state is not None
+        return outputs.last_hidden_state[:, number]
+
+    def _in_star_model(self, interval_ids: torch.Tensor) -> torch.Tensor:
+        """(T,): which intervals of the batch the star model knows."""
+        first, last = self.config.star_intervals
+        known = torch.zeros(self.config.num_intervals, dtype=torch.bool, device=interval_ids.device)
+        known[first:last] = self.refinement.star_model.components[0].flatten(1).any(dim=1)
+        return known[interval_ids[0]]
+
+    def _refine(self, state, reliability, interval_ids, estimate, information, pull, misfit) -> Refined | None:
+        """The fit of all stars; those without an interval of the star model do not converge."""
+        own = torch.nonzero(self._in_star_model(interval_ids))[:, 0]
+        if not len(own):
+            return None
+        information, level_known = information[:, own].float(), (reliability[:, own, 0] > 0).any(dim=1)
+        start = self.start(state).mean(dim=1)
+        refined: Refined = self.refinement(
+            start,
+            estimate[:, own].float(),
+            information,
+            pull[:, own].float(),
+            interval_ids[0, own],
+            level_known,
+            None if misfit is None else misfit[:, own].float(),
+        )
+        refined.converged &= (information.diagonal(dim1=2, dim2=3) > 0).flatten(1).any(dim=1)
+        return refined
 
 
 def prediction_loss(
@@ -1225,15 +1089,24 @@ def prediction_loss(
     return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
 
 
-def coefficient_loss(prediction: torch.Tensor, target: torch.Tensor, reliability: torch.Tensor) -> torch.Tensor:
+def combined(mean: torch.Tensor, log_variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    How far predicted coefficients, (B, T, K), are from true ones: mean of ln(1 + squared deviation), in units of the
-    error with which they are known; of those that were not seen, of their prior. NaN targets are ignored.
+    Answers of members, (B, M, R) twice, NaN for none -> their mean, each weighed by its inverse variance, and the
+    log-variance of one that is as sure as they are on average, (B, R). They saw the same: together they know no more.
     """
+    weight = torch.exp(-log_variance).nan_to_num(nan=0.0)
+    total = weight.sum(dim=1)
+    number = (weight > 0).sum(dim=1)
+    mean = (weight * mean.nan_to_num(nan=0.0)).sum(dim=1) / total
+    return torch.where(number > 0, mean, math.nan), torch.where(number > 0, -torch.log(total / number), math.nan)
+
+
+def start_loss(first: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """First estimates and true labels, (B, M, P) in standardised units -> mean deviation, squared where it is small."""
+    target = target.expand_as(first)
     known = ~torch.isnan(target)
-    variance = ((1.0 - reliability) / reliability.clamp(min=0.5)) + PREDICTION_ERROR**2
-    misfit = (torch.where(known, target, 0.0) - prediction) ** 2 / variance
-    return torch.where(known, torch.log1p(misfit), 0.0).sum() / known.sum().clamp(min=1)
+    deviation = nn.functional.smooth_l1_loss(first.float(), torch.where(known, target, 0.0), reduction="none", beta=0.3)
+    return torch.where(known, deviation, 0.0).sum() / known.sum().clamp(min=1)
 
 
 SpectraFMModel.register_for_auto_class("AutoModel")

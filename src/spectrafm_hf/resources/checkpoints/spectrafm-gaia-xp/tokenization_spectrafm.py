@@ -333,8 +333,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         max_length: int | None = None,
         generator: np.random.Generator | int | None = None,
         return_tensors: str | None = "pt",
-        resolving_power: float | None = None,
+        resolving_power: Any = None,
         normalised: Any = None,
+        return_quality: bool = False,
     ) -> BatchFeature:
         """
         Tokenize one spectrum or a batch. What comes back goes into the model as `model(**inputs)`.
@@ -368,10 +369,15 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         generator : numpy.random.Generator or int, optional
             Source of random sampling, or its seed.
         return_tensors : {"pt", "np"}
-        resolving_power : float, optional
-            With a basis: wavelength / FWHM of the spectra. Default: that of the basis.
+        resolving_power : float or array of shape (stars,), optional
+            With a basis: wavelength / FWHM of the spectra. Default, and where it is NaN: that of the basis.
         normalised : bool or array of shape (stars,), optional
-            With a basis: whether the flux is over the continuum. Default: where its level is near 1.
+            With a basis: whether the flux is over the continuum. Default, and where it is NaN: where its level is
+            near 1.
+        return_quality : bool
+            With a basis: whether to add what [`star_flags`] wants and the model does not take, (stars,) each:
+            `clipped`, the share of the pixels that are left out as no star could have them, and `shift`, the km/s by
+            which lines seem to be away from rest where the spectrum does not look like one of a star, else 0.
 
         Returns
         -------
@@ -423,7 +429,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         n_stars = len(pixels["flux"])
         if self.basis is not None:
             continuum = np.ones((n_stars, 1))
-            inputs = self._evidence(pixels, resolving_power, normalised)
+            inputs = self._evidence(pixels, resolving_power, normalised, return_quality)
         else:
             continuum = self._divide_by_continuum(pixels)
             self._standardise(pixels)
@@ -526,22 +532,21 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
     # ------------------------------------------------------------------------------------------------------ evidence
 
-    def _evidence(self, pixels: dict[str, np.ndarray], resolving_power, normalised) -> dict[str, np.ndarray]:
+    def _evidence(
+        self, pixels: dict[str, np.ndarray], resolving_power, normalised, return_quality: bool
+    ) -> dict[str, np.ndarray]:
         """Coefficients of all intervals that any of the stars has pixels in; each grid is dealt with once."""
         basis: Any = self.basis
-        if resolving_power is not None:
-            resolving_power = _number("resolving_power", resolving_power)
-            if not 0 < resolving_power < HUGE:
-                raise ValueError(f"resolving_power: expected a positive number, got {resolving_power:g}")
         wavelength, flux, error, valid = (pixels[name] for name in ("wavelength", "flux", "flux_error", "valid"))
         n_stars = len(flux)
-        if normalised is not None:
-            normalised = np.broadcast_to(np.asarray(normalised, bool), n_stars)
-        groups: dict[bytes, list[int]] = {}
+        powers = _optional("resolving_power", resolving_power, n_stars)
+        if np.any(wrong := ~(np.isnan(powers) | ((powers > 0) & (powers < HUGE)))):
+            raise ValueError(f"resolving_power: expected positive numbers, got {powers[wrong][0]:g}")
+        normalised = _optional("normalised", normalised, n_stars)
+        groups: dict[tuple[bytes, str], list[int]] = {}
         for star in range(n_stars):
-            groups.setdefault(wavelength[star % len(wavelength)].tobytes() if len(wavelength) > 1 else b"", []).append(
-                star
-            )
+            grid = wavelength[star].tobytes() if len(wavelength) > 1 else b""
+            groups.setdefault((grid, str(powers[star])), []).append(star)
         found = []
         for stars in groups.values():
             row = wavelength[stars[0] % len(wavelength)]
@@ -549,31 +554,53 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             if not here.any():
                 continue
             values, sigma, good = (array[np.ix_(stars, here)] for array in (flux, error, valid))
-            own = None if normalised is None else normalised[stars]
+            own, power = normalised[stars], None if np.isnan(powers[stars[0]]) else float(powers[stars[0]])
             known: Any = (good & (sigma > 0)).any(axis=1)
             sigma = np.where(sigma > 0, sigma, 1.0)
             guess = UNKNOWN_ERROR * np.mean(np.abs(values), axis=1, where=good, keepdims=True)
             sigma = np.where(known[:, None], sigma, np.where(guess > 0, guess, 1.0))
             weight = np.where(good, sigma.astype(np.float64) ** -2.0, 0.0)
-            evidence = basis.evidence(row[here], values, weight, resolving_power, own)
+            evidence = basis.evidence(row[here], values, weight, power, own)
             if not known.all():
                 misfit = np.array([np.nanmedian(star) if np.isfinite(star).any() else 1.0 for star in evidence.misfit])
                 weight /= np.where(known, 1.0, np.maximum(misfit, 1e-6))[:, None]
-                evidence = basis.evidence(row[here], values, weight, resolving_power, own)
-            found.append((stars, evidence))
-        intervals = np.unique(np.concatenate([evidence.intervals for _, evidence in found] or [np.zeros(0, np.int64)]))
+                evidence = basis.evidence(row[here], values, weight, power, own)
+            found.append((stars, power, evidence))
+        # All intervals of a rung, so that stars that lack some can be put beside those that lack others.
+        rungs = [rung for rung in basis.rungs if any(rung.has(evidence.intervals) for *_, evidence in found)]
+        intervals = np.concatenate([rung.first_interval + np.arange(rung.n_intervals) for rung in rungs] or [[]])
+        intervals = intervals.astype(np.int64)
         shape = (n_stars, len(intervals), basis.n_coefficients)
         inputs = {
             "coefficients": np.zeros(shape, np.float32),
             "reliability": np.zeros(shape, np.float32),
             "interval_ids": np.tile(intervals, (n_stars, 1)),
             "attention_mask": np.zeros(shape[:2], bool),
+            "estimate": np.zeros(shape, np.float32),
+            "information": np.zeros((*shape, shape[-1]), np.float32),
+            "pull": np.zeros(shape, np.float32),
+            "misfit": np.full(shape[:2], np.nan, np.float32),
         }
-        for stars, evidence in found:
+        quality = {name: np.zeros(n_stars, np.float32) for name in ("clipped", "shift")}
+        for stars, power, evidence in found:
             at = np.ix_(stars, np.searchsorted(intervals, evidence.intervals))
-            inputs["coefficients"][at], inputs["reliability"][at] = evidence.coefficients, evidence.reliability
-            inputs["attention_mask"][at] = evidence.seen
-        return inputs
+            for name, values in inputs.items():
+                if name != "interval_ids":
+                    values[at] = evidence.seen if name == "attention_mask" else getattr(evidence, name)
+            share = evidence.clipped.sum(axis=1) / np.maximum(valid[stars].sum(axis=1), 1)
+            quality["clipped"][stars] = share
+            if return_quality:
+                row = wavelength[stars[0] % len(wavelength)]
+                here = np.isfinite(row)
+                values, sigma, good = (array[np.ix_(stars, here)] for array in (flux, error, valid))
+                good &= sigma > 0
+                weight = np.where(good, np.where(good, sigma, 1.0).astype(np.float64) ** -2.0, 0.0)
+                strange = basis.strange(evidence, share)
+                if strange.any() and basis.tells_velocity(row[here], power):
+                    quality["shift"][np.asarray(stars)[strange]] = basis.shifts(
+                        row[here], values[strange], weight[strange], power
+                    )
+        return inputs | (quality if return_quality else {})
 
     # ---------------------------------------------------------------------------------- continuum, standardisation
 
@@ -1065,6 +1092,16 @@ def _per_star(field: str, values, n_stars: int, unit: Any = "") -> np.ndarray:
     if array.ndim > 1 or array.size not in (1, n_stars):
         raise ValueError(f"{field}: expected one number or one for each of {n_stars} stars, got shape {array.shape}")
     return np.broadcast_to(array, n_stars)
+
+
+def _optional(field: str, values, n_stars: int) -> np.ndarray:
+    """One number or truth for each star, (stars,), float64; None is NaN."""
+    if isinstance(values, list | tuple):
+        values = [np.nan if value is None else value for value in values]
+    if isinstance(values, bool | np.bool_ | list | tuple | np.ndarray):
+        values = np.asarray(values)
+        values = values.astype(float) if values.dtype == bool else values
+    return _per_star(field, values, n_stars)
 
 
 def _padded(field: str, values, unit: Any = "", factor: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
