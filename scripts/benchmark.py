@@ -3,6 +3,7 @@
 
     python scripts/benchmark.py --output benchmark             # some minutes: JSON, and a table
     python scripts/benchmark.py --output benchmark --curves    # cost against stars, pixels, patch, batch: pictures
+    python scripts/benchmark.py --output benchmark --against CHECKOUT    # this version and another one, in turn
 
 All are measured in turn, round after round, so that a machine that is busy for a while is so for all of them. A figure
 is the median of the rounds, a ratio the median of the ratios within each round. Shares are of the float32 matrix
@@ -18,8 +19,10 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -395,6 +398,64 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+# ------------------------------------------------------------------------------------------------ two versions in turn
+
+#: Run by a process of its own, with the code of one version: spectra as arrays -> labels, tokens included.
+DRIVER = """
+import json, sys, time
+import numpy as np
+from spectrafm_hf.checkpoints import load_checkpoint
+from spectrafm_hf.prediction import batches_of, predict_batches
+found = {}
+for instrument, name, file in zip(*[iter(sys.argv[1:])] * 3):
+    stars = dict(np.load(file))
+    count = len(stars["flux"])
+    rows = [{"object_id": str(i), **{key: column[i] for key, column in stars.items()}} for i in range(count)]
+    model, tokenizer = load_checkpoint(name)
+    labels = [label for label in ("teff", "logg", "fe_h", "alpha_m") if label in tokenizer.label_names]
+    for some in (rows[:64], rows):
+        start = time.perf_counter()
+        for _ in predict_batches(model, tokenizer, batches_of(some, tokenizer), labels):
+            pass
+        found[instrument] = len(some) / (time.perf_counter() - start)
+print(json.dumps(found))
+"""
+#: Of version 0.1.0, and of this one.
+BEFORE = {"apogee": "spectrafm-apogee", "gaia-xp": "spectrafm-gaia-xp-small"}
+NOW = {"apogee": "spectrafm-base", "gaia-xp": "spectrafm-base"}
+
+
+def against(checkout: Path, n: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Spectra a second of another version and of this one, measured in turn."""
+    if not (checkout / "src" / "spectrafm_hf").is_dir():
+        raise ValueError(f"against: expected a checkout with src/spectrafm_hf, got {checkout}")
+    files = {}
+    for instrument, number in (("apogee", n), ("gaia-xp", 10 * n)):
+        files[instrument] = folder / f"{instrument}.npz"
+        np.savez(files[instrument], **{name: spectra(instrument, number)[name] for name in PIXELS})
+    here = Path(__file__).resolve().parents[1]
+    found: dict[str, dict[str, list[float]]] = {side: {name: [] for name in files} for side in ("before", "now")}
+    for _ in tqdm(range(rounds), desc="measuring", unit="round", delay=2):
+        for side, root, names in (("before", checkout, BEFORE), ("now", here, NOW)):
+            given = [text for name in files for text in (name, names[name], str(files[name]))]
+            environment = {**os.environ, "PYTHONPATH": str(root.resolve() / "src")}
+            run = subprocess.run(
+                [sys.executable, "-c", DRIVER, *given], env=environment, capture_output=True, text=True, check=True
+            )
+            for name, speed in json.loads(run.stdout.splitlines()[-1]).items():
+                found[side][name].append(speed)
+    return {"machine": machine(), "stars": n, "stars_per_s": found}
+
+
+def against_as_markdown(content: Mapping[str, Any]) -> str:
+    before, now = (content["stars_per_s"][side] for side in ("before", "now"))
+    lines = ["| arrays to labels | before, stars a second | now | ratio |", "|---|---|---|---|"]
+    for name in before:
+        ratio = np.median(np.array(now[name]) / np.array(before[name]))
+        lines.append(f"| {name} | {np.median(before[name]):,.0f} | {np.median(now[name]):,.0f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="benchmark.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("benchmark"), metavar="DIR")
@@ -403,6 +464,7 @@ def main(argv: list[str] | None = None) -> int:
         "--stars", type=int, default=376, metavar="N", help="of APOGEE; ten times as many of XP (default: 376)"
     )
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="of each training run (default: 20)")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="of version 0.1.0, in place of the table")
     parser.add_argument("--curves", action="store_true", help="cost curves instead of the table")
     parser.add_argument(
         "--most-stars", type=int, default=1_000_000, metavar="N", help="of the curves (default: 1000000)"
@@ -416,6 +478,11 @@ def main(argv: list[str] | None = None) -> int:
             draw_curves(arguments.output / "curves.png", found)
             return 0
         n = arguments.stars
+        if arguments.against:
+            content = against(arguments.against, n, arguments.rounds, Path(folder))
+            write_json(arguments.output / "against.json", content)
+            print(against_as_markdown(content))
+            return 0
         others = [*of_the_original(), of_a_cannon(), of_a_payne()]
         everything = [
             *of_a_checkpoint("spectrafm-apogee", "apogee", n),

@@ -40,6 +40,11 @@ def test_save_load_save_gives_the_same_bytes(tmp_path, checkpoint):
     assert set(contents(checkpoint)) == {
         "config.json",
         "basis_spectrafm.py",
+        "configuration_emulator.py",
+        "evidence_spectrafm.py",
+        "flags_spectrafm.py",
+        "modeling_emulator.py",
+        "refinement_spectrafm.py",
         "configuration_spectrafm.py",
         "gate_spectrafm.py",
         "model.safetensors",
