@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: What `suitable_checkpoint` chooses from; here for `--help`, which imports nothing.
 DEFAULT_MODEL = "spectrafm-gaia-xp-small"
 APOGEE_MODEL = "spectrafm-apogee"
+#: What `spectrafm predict` takes, for the H band and for Gaia XP.
+PREDICTING_MODEL = "spectrafm-base"
 DEMO_STARS = Path(__file__).parent / "spectrafm_hf" / "resources" / "gaia_xp_demo.parquet"
 PRINTED_STARS = 20
 PLOTTED_STARS = 20
@@ -115,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "names, folders of such files, or data set folders. What cannot be used is left out, and listed at the end and "
         "in failed.csv beside the output; the exit code is then 1.",
     )
-    predict.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    predict.add_argument("--model", metavar="NAME_OR_PATH", help=f"{_MODELS} (default: {PREDICTING_MODEL})")
     predict.add_argument(
         "--output",
         type=Path,
@@ -529,14 +531,11 @@ def _predict(arguments: argparse.Namespace) -> int:
     _new_output(arguments)
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
-    models: dict[str, Any] = {}
-    units: dict[str, str] = {}
-    for name, row in _suitable_models(files, arguments):
-        models[name] = models.get(name) or _load_with_range(name, arguments.revision)
-        model, tokenizer, _ = models[name]
-        known = _labels(model, tokenizer)[1]
-        units |= {label: known[label] for label in answered_labels(model, tokenizer, row)}
-    names = list(units)
+    model, tokenizer, training_range = _load_with_range(arguments.model or PREDICTING_MODEL, arguments.revision)
+    every, known = _labels(model, tokenizer)
+    answered = {label for row in _first_rows(files, arguments) for label in answered_labels(model, tokenizer, row)}
+    names = [label for label in every if label in answered]
+    units = {label: known[label] for label in names}
     rows = read_spectra(files, failures=failures, keep_refused=True, **_how(arguments))
     summary = _Summary(names, units)
     with contextlib.ExitStack() as stack:
@@ -544,27 +543,20 @@ def _predict(arguments: argparse.Namespace) -> int:
         if arguments.output:
             # Data sets have an object_id for each star; spectra of one star may be in several files.
             tell = len(files) > 1 and any(path.suffix.lower() != ".parquet" for path in files)
-            writer = stack.enter_context(
-                PredictionWriter(arguments.output, names, units, files=tell, models=len(models) > 1)
-            )
+            writer = stack.enter_context(PredictionWriter(arguments.output, names, units, files=tell))
         progress = stack.enter_context(tqdm(total=_count(files), desc="predicting", unit=" stars", delay=DELAY))
 
-        def asked(row: Row) -> tuple[str, tuple[str, ...]]:
-            """The model of a spectrum, and what it is asked for."""
-            name = arguments.model or _model_of(row)
-            if name not in models:  # of a file that comes late: what only it predicts has no column
-                models[name] = _load_with_range(name, arguments.revision)
-            model, tokenizer, _ = models[name]
+        def asked(row: Row) -> tuple[str, ...]:
+            """What a spectrum is asked for."""
             wanted = answered_labels(model, tokenizer, None if row["refused"] else row)
-            return name, tuple(label for label in names if label in wanted)
+            return tuple(label for label in names if label in wanted)
 
-        for (name, own), group in itertools.groupby(rows, asked):
-            model, tokenizer, training_range = models[name]
+        for own, group in itertools.groupby(rows, asked):
             batches, same = itertools.tee(batches_of(group, tokenizer, arguments.batch_size))
             for batch, prediction in zip(
                 same, predict_batches(model, tokenizer, batches, own, training_range), strict=True
             ):
-                _fill_in(prediction, names, name)
+                _fill_in(prediction, names)
                 failed = summary.add(batch, prediction)
                 failures += [Failure(batch[i]["file"], _cause(prediction, i)) for i in failed]
                 if writer:
@@ -574,33 +566,23 @@ def _predict(arguments: argparse.Namespace) -> int:
             raise ValueError(_nothing(failures, len(files), arguments.output))
 
     summary.print(arguments.output)
-    if arguments.model is None:
-        counts = ", ".join(f"{name} ({count:,} spectra)" for name, count in summary.models.items())
-        print(f"model, by the wavelengths (--model NAME takes another): {counts}")
-    for name, (*_, training_range) in models.items():
-        if training_range is None:
-            print(f"{name} says nothing of its training range: what lies outside is not flagged")
+    if training_range is None:
+        print(f"{model.name_or_path} says nothing of its training range: what lies outside is not flagged")
     if arguments.plot:
         summary.draw(arguments.plot)
     return _report(failures, arguments.output)
 
 
-def _model_of(row: Row) -> str:
-    from spectrafm_hf.checkpoints import suitable_checkpoint
-
-    return suitable_checkpoint(row["wavelength"])
-
-
-def _suitable_models(files: Sequence[Path], arguments: argparse.Namespace) -> list[tuple[str, Row | None]]:
-    """The checkpoints for the first spectra of some files, and these spectra."""
+def _first_rows(files: Sequence[Path], arguments: argparse.Namespace) -> list[Row | None]:
+    """The first spectra of some files; at least one, which is None where none could be read."""
     from spectrafm_hf.data.readers import read_spectra
 
-    found: list[tuple[str, Row | None]] = []
+    found: list[Row | None] = []
     for file in files[:MODEL_FILES]:
         row = next(iter(read_spectra([file], failures=[], keep_refused=True, **_how(arguments))), None)
         if row is not None and not row["refused"]:
-            found.append((arguments.model or _model_of(row), row))
-    return found or [(arguments.model or DEFAULT_MODEL, None)]
+            found.append(row)
+    return found or [None]
 
 
 def _load_with_range(name: str, revision: str) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, Any]:
@@ -610,21 +592,20 @@ def _load_with_range(name: str, revision: str) -> tuple[SpectraFMForPrediction, 
     return model, tokenizer, TrainingRange.load(str(model.name_or_path), revision)
 
 
-def _fill_in(prediction: dict[str, Any], names: Sequence[str], model: str) -> None:
-    """The columns of the table that a model does not predict, and its name."""
+def _fill_in(prediction: dict[str, Any], names: Sequence[str]) -> None:
+    """The columns of the table that some spectra do not tell."""
     import numpy as np
 
     count = len(prediction["object_id"])
     for column in (column for name in names for column in (name, f"{name}_err")):
         prediction.setdefault(column, np.full(count, np.nan, np.float32))
-    prediction["model"] = np.array([model] * count, dtype=object)
 
 
 def _predict_survey(arguments: argparse.Namespace) -> int:
     """A file for each shard, in this process those that are its own."""
     from tqdm.auto import tqdm
 
-    from spectrafm_hf.prediction import Flagged, TrainingRange
+    from spectrafm_hf.prediction import Flagged, TrainingRange, answered_labels
     from spectrafm_hf.survey import ShardPredictor, is_on_the_hub, list_shards, process_number
 
     if arguments.plot:
@@ -636,8 +617,10 @@ def _predict_survey(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--ray: expected one process, which Ray makes more of, got {world_size}")
     failures: list[Failure] = []
     shards = list_shards(arguments.input, arguments.split, failures)
-    name = arguments.model or _suitable_model(arguments)
+    row = None if any(map(is_on_the_hub, arguments.input)) else _first_row(arguments)
+    name = arguments.model or PREDICTING_MODEL
     model, tokenizer = _load(name, arguments.revision)
+    tokenizer.requests = answered_labels(model, tokenizer, row)  # all files get the same columns
     training_range = TrainingRange.load(str(model.name_or_path), arguments.revision)
     predictor = ShardPredictor(
         model, tokenizer, arguments.output, training_range, arguments.batch_size, _how(arguments)
@@ -665,6 +648,7 @@ def _predict_survey(arguments: argparse.Namespace) -> int:
                 batch_size=arguments.batch_size,
                 how=_how(arguments),
                 address=arguments.ray or None,
+                requests=tokenizer.requests,
                 progress=progress.update,
             )
         for number, outcome in enumerate(outcomes, start=1):
@@ -690,10 +674,8 @@ class _Summary:
         from spectrafm_hf.prediction import Flagged
 
         self.n_good = self.n_repeated = 0
-        self.models: dict[str, int] = {}
         self.flagged = Flagged()
         self.table: list[list[str]] = []
-        self.shown: list[str] = []
         self.stars: list[tuple[Row, dict[str, Any]]] = []
         self.overview: list[dict[str, Any]] = []
         self._seen: set[int] = set()
@@ -703,11 +685,8 @@ class _Summary:
         import numpy as np
 
         failed = prediction["reason"] != ""
-        for name in prediction.get("model", ()):
-            self.models[name] = self.models.get(name, 0) + 1
         for i in range(min(len(batch), PRINTED_STARS - len(self.table))):
             self.table.append(_table_row(prediction, i, self.names, self.units))
-            self.shown.append(str(prediction["model"][i]) if "model" in prediction else "")
         for i in range(min(len(batch), PLOTTED_STARS - len(self.stars))):
             self.stars.append((batch[i], {name: column[i] for name, column in prediction.items()}))
         if self.flagged.stars < OVERVIEW_STARS:
@@ -723,10 +702,7 @@ class _Summary:
         header = ["object_id", *(_heading(name, self.units) for name in self.names), "flags", "reason"]
         if not any(row[-1] for row in self.table):
             header, self.table = header[:-1], [row[:-1] for row in self.table]
-        if len(self.models) < 2:
-            _print_table(header, self.table)
-        else:
-            _print_table([*header, "model"], [[*row, name] for row, name in zip(self.table, self.shown, strict=True)])
+        _print_table(header, self.table)
         if self.flagged.stars > len(self.table):
             where = f"see {output}" if output else "--output FILE keeps them"
             print(f"... {self.flagged.stars - len(self.table):,} more, {where}")
@@ -1232,13 +1208,19 @@ def _data_synthetic(arguments: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _suitable_model(arguments: argparse.Namespace) -> str:
-    """The bundled checkpoint for the first spectrum that can be read."""
-    from spectrafm_hf.checkpoints import suitable_checkpoint
+def _first_row(arguments: argparse.Namespace) -> Row | None:
+    """The first spectrum that can be read."""
     from spectrafm_hf.data.readers import find_files, read_spectra
 
     files = find_files(arguments.input, arguments.split, [])
-    row = next(iter(read_spectra(files, failures=[], **_how(arguments))), None)
+    return next(iter(read_spectra(files, failures=[], **_how(arguments))), None)
+
+
+def _suitable_model(arguments: argparse.Namespace) -> str:
+    """The bundled checkpoint for the first spectrum, of those whose tokens are pixels."""
+    from spectrafm_hf.checkpoints import suitable_checkpoint
+
+    row = _first_row(arguments)
     return suitable_checkpoint([] if row is None else row["wavelength"])
 
 
@@ -1361,7 +1343,7 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         cells = [
-            text.ljust(width) if left or i == 0 or header[i] in ("flags", "reason", "model") else text.rjust(width)
+            text.ljust(width) if left or i == 0 or header[i] in ("flags", "reason") else text.rjust(width)
             for i, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())

@@ -23,6 +23,8 @@ from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 
 
 _BUNDLED = Path(__file__).parent / "resources" / "checkpoints"
+#: Where labels are asked for. Explaining, embedding, exporting and fine-tuning need tokens made of pixels: the next two.
+BASE_CHECKPOINT = "spectrafm-base"
 DEFAULT_CHECKPOINT = "spectrafm-gaia-xp-small"
 #: For spectra of which half lies in here, Angstrom.
 APOGEE_CHECKPOINT, H_BAND = "spectrafm-apogee", (15_000.0, 17_100.0)
@@ -54,7 +56,7 @@ def bundled(name: str) -> str:
 
 
 def suitable_checkpoint(wavelength: ArrayLike) -> str:
-    """Name of the bundled checkpoint for a spectrum with these wavelengths (Angstrom), whatever else they are."""
+    """Name of the bundled checkpoint whose tokens are pixels of spectra at these wavelengths (Angstrom)."""
     known = np.asarray(wavelength, np.float64)
     known = known[np.isfinite(known)]
     low, high = H_BAND

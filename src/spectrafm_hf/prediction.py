@@ -576,8 +576,6 @@ class PredictionWriter:
         For the schema of a Parquet file.
     files : bool
         Whether to tell of which file each spectrum is, as object_ids of many may be the same.
-    models : bool
-        Whether to tell which model each spectrum went to.
     overwrite : bool
         False refuses a `path` that is there.
 
@@ -595,7 +593,6 @@ class PredictionWriter:
         metadata: Mapping[bytes, bytes] | None = None,
         *,
         files: bool = False,
-        models: bool = False,
         overwrite: bool = True,
     ) -> None:
         self.path = Path(path)
@@ -610,7 +607,7 @@ class PredictionWriter:
         if self.path.exists() and not overwrite:
             raise ValueError(f"output: expected a new file, got {self.path}, which exists; --overwrite replaces it")
         numbers = [pa.field(column, pa.float32()) for name in label_names for column in (name, f"{name}_err")]
-        before, after = ["object_id", *["file"] * files, *["model"] * models], ["flags", "reason"]
+        before, after = ["object_id", *["file"] * files], ["flags", "reason"]
         texts = {name: pa.field(name, pa.string()) for name in (*before, *after)}
         columns = [*(texts[name] for name in before), *numbers, *(texts[name] for name in after)]
         self.schema = pa.schema(columns, dict(metadata or {}))

@@ -33,8 +33,17 @@ except ImportError as error:
 class ShardActor:
     """Predictor of shards in a process of Ray's, for which it loads the checkpoint once; see [`predict_on_ray`]."""
 
-    def __init__(self, model: str, revision: str, output: str, batch_size: int | None, how: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        model: str,
+        revision: str,
+        output: str,
+        batch_size: int | None,
+        how: Mapping[str, Any],
+        requests: list[str] | None,
+    ) -> None:
         loaded, tokenizer = load_checkpoint(model, revision)
+        tokenizer.requests = requests or tokenizer.requests
         if torch.cuda.is_available():
             loaded.cuda()  # type: ignore[call-arg]  # transformers wraps it without its types
         training_range = TrainingRange.load(str(loaded.name_or_path), revision)
@@ -57,6 +66,7 @@ def predict_on_ray(
     batch_size: int | None = None,
     how: Mapping[str, Any] | None = None,
     address: str | None = None,
+    requests: Sequence[str] | None = None,
     progress: Callable[[int], Any] = lambda stars: None,
 ) -> Iterator[Outcome]:
     """
@@ -81,6 +91,8 @@ def predict_on_ray(
     address : str, optional
         Of the cluster, as `ray.init` takes it. Default: what RAY_ADDRESS says, one that runs on this machine, or a new
         one on this machine.
+    requests : sequence of str, optional
+        Labels; default: those of the checkpoint.
     progress : callable
         Is told how many stars more are done.
 
@@ -107,6 +119,7 @@ def predict_on_ray(
         "output": os.path.abspath(output),
         "batch_size": batch_size,
         "how": dict(how or {}),
+        "requests": None if requests is None else list(requests),
     }
     started = not ray.is_initialized()
     if started:

@@ -1,7 +1,6 @@
 """What transformers asks of a model, and what SpectraFM promises beyond; for a patch model and the original's."""
 
 import copy
-import inspect
 import math
 import pickle
 import re
