@@ -762,7 +762,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
     arguments.model = arguments.model or _suitable_model(arguments)
-    model, tokenizer = _load(arguments.model, arguments.revision)
+    model, tokenizer = _load(arguments.model, arguments.revision, "explain")
     _, units = _labels(model, tokenizer)
     explainer = Explainer(
         model,
@@ -816,7 +816,7 @@ def _embed(arguments: argparse.Namespace) -> int:
 
     _new_output(arguments)
     failures: list[Failure] = []
-    model, tokenizer = _load(arguments.model or _suitable_model(arguments), arguments.revision)
+    model, tokenizer = _load(arguments.model or _suitable_model(arguments), arguments.revision, "embed")
     n_stars = 0
     with EmbeddingWriter(arguments.output, model) as writer:
         for part in _embeddings(arguments, arguments.input, model, tokenizer, failures):
@@ -837,7 +837,7 @@ def _similar(arguments: argparse.Namespace) -> int:
     if arguments.output and not arguments.output.parent.is_dir():
         raise ValueError(f"output: expected a folder that exists, got {arguments.output.parent}")
     failures: list[Failure] = []
-    model, tokenizer = _load(arguments.model or _suitable_model(arguments), arguments.revision)
+    model, tokenizer = _load(arguments.model or _suitable_model(arguments), arguments.revision, "compare")
     names, units = _labels(model, tokenizer)
     others = read_embeddings(arguments.to, model) if arguments.to.is_file() else None
     if others is None:
@@ -1224,12 +1224,16 @@ def _suitable_model(arguments: argparse.Namespace) -> str:
     return suitable_checkpoint([] if row is None else row["wavelength"])
 
 
-def _load(name_or_path: str, revision: str = "main") -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
+def _load(
+    name_or_path: str, revision: str = "main", needs_pixels_to: str = ""
+) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
     """Model, on the GPU of this process if there is one, and tokenizer."""
-    from spectrafm_hf.checkpoints import load_checkpoint
+    from spectrafm_hf.checkpoints import demand_pixels, load_checkpoint
     from spectrafm_hf.survey import process_device
 
     model, tokenizer = load_checkpoint(name_or_path, revision)
+    if needs_pixels_to:
+        demand_pixels(tokenizer, needs_pixels_to)
     model.to(process_device())  # type: ignore[arg-type]  # transformers wraps it without its types
     return model, tokenizer
 

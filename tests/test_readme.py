@@ -15,6 +15,9 @@ import pytest
 
 import spectrafm_cli
 from spectrafm_hf import bundled, training
+from spectrafm_hf.models.flags_spectrafm import FLAGS
+from spectrafm_hf.models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
+from spectrafm_hf.prediction import NOT_AT_REST
 
 
 ROOT = Path(__file__).parents[1]
@@ -207,3 +210,8 @@ def test_the_files_that_the_readme_names_exist():
     named += re.findall(r"\b(?:scripts|model_cards)/[\w./-]+\.\w+", README)
     missing = [name for name in named if not (ROOT / name).exists()]
     assert named and not missing
+
+
+def test_every_flag_is_in_the_table_of_the_readme():
+    table = re.findall(r"^\| `(\w+)`[^|]*\|", README, re.MULTILINE)
+    assert {*FLAGS, NOT_AT_REST, FRAME_UNSTATED, MEDIUM_UNSTATED} <= set(table)

@@ -32,7 +32,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .checkpoints import APOGEE_CHECKPOINT, DEFAULT_CHECKPOINT, load_checkpoint, suitable_checkpoint
+from .checkpoints import (
+    APOGEE_CHECKPOINT,
+    DEFAULT_CHECKPOINT,
+    demand_pixels,
+    load_checkpoint,
+    suitable_checkpoint,
+)
 from .data.readers import Row, formats, read_spectra
 from .data.readers.base import OpenFile
 from .data.readers.parquet import columns_of
@@ -193,6 +199,7 @@ class Workbench:
         with self._lock:
             if name not in self._loaded:
                 model, tokenizer = load_checkpoint(name)
+                demand_pixels(tokenizer, "show in the app")
                 if torch.cuda.is_available():
                     model.cuda()  # type: ignore[call-arg]  # transformers wraps it without its types
                 training_range = TrainingRange.load(str(model.name_or_path))

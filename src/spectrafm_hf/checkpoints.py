@@ -23,7 +23,7 @@ from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 
 
 _BUNDLED = Path(__file__).parent / "resources" / "checkpoints"
-#: Where labels are asked for. Explaining, embedding, exporting and fine-tuning need tokens made of pixels: the next two.
+#: Where labels are asked for. To explain, embed, export and fine-tune needs tokens made of pixels: the next two.
 BASE_CHECKPOINT = "spectrafm-base"
 DEFAULT_CHECKPOINT = "spectrafm-gaia-xp-small"
 #: For spectra of which half lies in here, Angstrom.
@@ -61,6 +61,15 @@ def suitable_checkpoint(wavelength: ArrayLike) -> str:
     known = known[np.isfinite(known)]
     low, high = H_BAND
     return APOGEE_CHECKPOINT if known.size and low < np.median(known) < high else DEFAULT_CHECKPOINT
+
+
+def demand_pixels(tokenizer: SpectraFMTokenizer, purpose: str) -> None:
+    """`ValueError` for a checkpoint on evidence, where tokens that are made of pixels are needed."""
+    if tokenizer.basis is not None:
+        raise ValueError(
+            f"model: expected a checkpoint whose tokens are pixels to {purpose}, such as {APOGEE_CHECKPOINT} or "
+            f"{DEFAULT_CHECKPOINT}, got one on evidence"
+        )
 
 
 def save_checkpoint(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, folder: str | os.PathLike) -> None:

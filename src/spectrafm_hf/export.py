@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
-from .checkpoints import load_checkpoint
+from .checkpoints import demand_pixels, load_checkpoint
 from .data.readers import read_spectra
 from .data.schema import PIXEL_COLUMNS
 from .data.synthetic import SyntheticStars
@@ -119,6 +119,7 @@ def export_onnx(
     if path.is_dir():
         raise ValueError(f"output: expected the name of a file, got the folder {path}")
     model, tokenizer = load_checkpoint(checkpoint, revision)
+    demand_pixels(tokenizer, "export")
     model = model.float()  # type: ignore[no-untyped-call]  # transformers wraps it without its types
     tokenizer = schema_tokenizer(tokenizer)
     if rows is None:

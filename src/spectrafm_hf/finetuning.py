@@ -32,7 +32,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from .baselines import Baseline, MLPBaseline, RidgeBaseline, Spectra
 from .cards import checksums, read_evaluations, sha256, write_model_card
-from .checkpoints import load_checkpoint, suitable_checkpoint
+from .checkpoints import demand_pixels, load_checkpoint, suitable_checkpoint
 from .data.from_files import build_from_files
 from .data.labels import (
     FILE_COLUMNS,
@@ -563,6 +563,7 @@ def finetune(
         row = next(iter(read_spectra(files, failures=[], **reading)), None)
         model = suitable_checkpoint([] if row is None else row["wavelength"])
     base, tokenizer = load_checkpoint(model)
+    demand_pixels(tokenizer, "fine-tune")
     known = dict(zip(base.config.label_names, base.config.label_units, strict=True))
     table = read_label_table(labels, names, units, known)
     names = list(table.units)

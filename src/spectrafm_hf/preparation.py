@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .checkpoints import load_checkpoint
+from .checkpoints import demand_pixels, load_checkpoint
 from .metrics import MAD_TO_SIGMA
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from .prediction import TrainingRange
@@ -128,6 +128,7 @@ def prepare_checkpoint(
         the recipe wants the model to be another one.
     """
     model, tokenizer = load_checkpoint(str(recipe.checkpoint))
+    demand_pixels(tokenizer, "fine-tune")
     _override(recipe, model, tokenizer, samples)
     training_range = TrainingRange.load(str(model.name_or_path))
     columns = _label_columns(recipe, samples)
