@@ -107,7 +107,8 @@ def calibrate(model: SpectraFMForPrediction, collator: Collator, stars: Sequence
 
 
 def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> None:
-    shares, model_settings, network_labels = (settings.pop(name) for name in ("sources", "model", "labels"))
+    shares, model_settings, network_labels = (settings.pop(name) for name in ("mixture", "model", "labels"))
+    settings.pop("sources")  # for the card
     recipe_settings, data = (settings.pop(name) for name in ("recipe", "data"))
     stars_per_epoch = settings.pop("stars_per_epoch")
     if max_steps:
