@@ -566,6 +566,8 @@ def _predict(arguments: argparse.Namespace) -> int:
             raise ValueError(_nothing(failures, len(files), arguments.output))
 
     summary.print(arguments.output)
+    if arguments.model is None:
+        print(f"model: {PREDICTING_MODEL} (--model NAME takes another)")
     if training_range is None:
         print(f"{model.name_or_path} says nothing of its training range: what lies outside is not flagged")
     if arguments.plot:

@@ -13,21 +13,18 @@ from spectrafm_cli import DEMO_STARS, _as_typed, main
 
 
 @pytest.fixture
-def two_models(tmp_path, monkeypatch, tiny_model, tiny_tokenizer):
-    """Tiny checkpoints in the place of the two bundled ones."""
+def tiny_base(tmp_path, monkeypatch, tiny_model, tiny_tokenizer):
+    """A tiny checkpoint in the place of the bundled one."""
     from spectrafm_hf import checkpoints, save_checkpoint
     from spectrafm_hf.prediction import TrainingRange
 
-    names = ("spectrafm-apogee", "spectrafm-gaia-xp-small")
-    for name in names:
-        save_checkpoint(tiny_model, tiny_tokenizer, tmp_path / "models" / name)
-        TrainingRange({"teff": (-1e9, 1e9)}).save(tmp_path / "models" / name)
+    save_checkpoint(tiny_model, tiny_tokenizer, tmp_path / "models" / "spectrafm-base")
+    TrainingRange({"teff": (-1e9, 1e9)}).save(tmp_path / "models" / "spectrafm-base")
     load = checkpoints.load_checkpoint
     monkeypatch.setattr(
         checkpoints, "load_checkpoint", lambda name, revision="main": load(str(tmp_path / "models" / name), revision)
     )
     monkeypatch.chdir(tmp_path)
-    return names
 
 
 def write_h_band(path, **cards):
@@ -39,7 +36,8 @@ def write_h_band(path, **cards):
     hdu.writeto(path)
 
 
-def test_each_spectrum_of_a_mixed_folder_goes_to_the_model_that_suits_it(tmp_path, two_models, capsys):
+def test_each_spectrum_of_a_mixed_folder_is_asked_for_what_it_tells(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     write_h_band(tmp_path / "in" / "b.fits")
     write_h_band(tmp_path / "in" / "c.fits", CLASS="GALAXY")
@@ -47,15 +45,16 @@ def test_each_spectrum_of_a_mixed_folder_goes_to_the_model_that_suits_it(tmp_pat
     assert main(["predict", "in", "--output", "labels.csv"]) == 1
     printed, errors = capsys.readouterr()
     table = pd.read_csv("labels.csv", keep_default_na=False)
-    assert table["model"].tolist() == [two_models[1]] * 2 + [two_models[0]] * 2
     assert table["reason"].tolist() == ["", "", "", "object_class: expected a star, got GALAXY"]
-    assert table["flags"].tolist() == ["", "", "medium_unstated;frame_unstated", ""]
+    flags = table["flags"].tolist()
+    assert flags[:2] == ["", ""] and flags[2].startswith("medium_unstated;frame_unstated") and flags[3] == ""
     assert [text == "" for text in table["teff"].astype(str)] == [False, False, False, True]
-    assert "model, by the wavelengths" in printed and f"{two_models[0]} (2 spectra)" in printed
+    assert [text == "" for text in table["mg_fe"].astype(str)] == [True, True, False, True]  # Gaia XP does not tell it
+    assert "model: spectrafm-base" in printed
     assert "c.fits: c: object_class: expected a star, got GALAXY" in errors
 
 
-def test_options_settle_what_a_file_does_not_state(tmp_path, two_models, capsys):
+def test_options_settle_what_a_file_does_not_state(tmp_path, tiny_base, capsys):
     write_h_band(tmp_path / "a.fits")
     for options, expected in (
         ([], "medium_unstated;frame_unstated"),
@@ -67,7 +66,7 @@ def test_options_settle_what_a_file_does_not_state(tmp_path, two_models, capsys)
         assert pd.read_csv("labels.csv", keep_default_na=False)["flags"].tolist() == [expected]
 
 
-def test_columns_are_named_as_the_message_shows_it(tmp_path, two_models, capsys):
+def test_columns_are_named_as_the_message_shows_it(tmp_path, tiny_base, capsys):
     (tmp_path / "a.csv").write_text("place,flux\n" + "".join(f"{w},1.5\n" for w in range(5000, 5400)))
     assert main(["predict", "a.csv"]) == 2
     error = capsys.readouterr().err
@@ -78,7 +77,7 @@ def test_columns_are_named_as_the_message_shows_it(tmp_path, two_models, capsys)
     assert "--columns: expected ROLE=NAME" in capsys.readouterr().err
 
 
-def test_what_is_there_is_not_overwritten(tmp_path, two_models, capsys):
+def test_what_is_there_is_not_overwritten(tmp_path, tiny_base, capsys):
     (tmp_path / "labels.csv").write_text("mine")
     (tmp_path / "failed.csv").write_text("mine too")
     write_h_band(tmp_path / "a.fits")

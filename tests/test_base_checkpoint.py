@@ -1,0 +1,139 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""What the bundled `spectrafm-base` promises: the same star gives the same answer on any grid, whatever is missing."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from transformers import pipeline
+
+import spectrafm_hf
+from spectrafm_hf import bundled, load_checkpoint
+from spectrafm_hf.data.synthetic import SyntheticStars
+from spectrafm_hf.metrics import robust_scatter
+from spectrafm_hf.prediction import NO_ANSWER, answered_labels, batches_of, predict_batches
+
+
+NETWORK = ["teff", "logg", "fe_h", "alpha_m"]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_checkpoint("spectrafm-base")
+
+
+@pytest.fixture(scope="module")
+def xp():
+    table = pq.read_table(Path(spectrafm_hf.__file__).parent / "resources/gaia_xp_demo.parquet")
+    rows = table.to_pylist()
+    for row in rows:
+        for name in ("wavelength", "flux", "flux_error", "mask"):
+            row[name] = np.array(row[name])
+    return rows
+
+
+@pytest.fixture(scope="module")
+def h_band():
+    ranges = {"teff": (4200.0, 5800.0), "fe_h": (-0.8, 0.5)}
+    return list(islice(SyntheticStars("apogee", seed=8, label_ranges=ranges), 40))
+
+
+def predict(base, rows, names=NETWORK):
+    model, tokenizer = base
+    parts = list(predict_batches(model, tokenizer, batches_of(rows, tokenizer), names))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def changed(rows, change, seed=0):
+    """Rows with other spectra: `change` of wavelength, flux, error, mask and a generator."""
+    generator = np.random.default_rng(seed)
+    names = ("wavelength", "flux", "flux_error", "mask")
+    spectra = [change(*(row[name] for name in names), generator) for row in rows]
+    return [{**row, **dict(zip(names, spectrum, strict=True))} for row, spectrum in zip(rows, spectra, strict=True)]
+
+
+def masked(share):
+    return lambda w, f, e, m, g: (w, np.where((chosen := g.random(len(w)) < share), 1e3 * f, f), e, m | chosen)
+
+
+def absent(w, f, e, m, g):
+    kept = np.sort(g.permutation(len(w))[5:])
+    return w[kept], f[kept], e[kept], m[kept]
+
+
+def in_twos(w, f, e, m, g):
+    n = len(w) // 2 * 2
+    two = lambda x: x[:n].reshape(-1, 2).mean(axis=1)  # noqa: E731
+    return two(w), two(f), two(e), m[:n].reshape(-1, 2).any(axis=1)
+
+
+def test_observed_stars_of_gaia_xp_get_labels_with_right_errors(base, xp):
+    found = predict(base, xp)
+    for name, most in (("teff", 90.0), ("logg", 0.25), ("fe_h", 0.16)):
+        truth = np.array([row[name] for row in xp], float)
+        cool = np.array([3500 < row["teff"] < 6500 for row in xp]) & np.isfinite(truth)
+        residual = (found[name] - truth)[cool]
+        assert robust_scatter(residual) < most
+        assert 0.6 < robust_scatter(residual / found[f"{name}_err"][cool]) < 1.6
+    assert np.mean(found["flags"] == "") > 0.9
+
+
+@pytest.mark.parametrize(
+    ("change", "most"),
+    [(masked(0.01), 0.35), (masked(0.1), 0.7), (absent, 0.35), (in_twos, 0.7)],
+    ids=["1 % masked", "10 % masked", "five absent", "rebinned"],
+)
+def test_another_grid_and_missing_pixels_change_answers_by_less_than_their_errors(base, xp, change, most):
+    whole, other = predict(base, xp), predict(base, changed(xp, change))
+    for name in NETWORK:
+        moved = (other[name] - whole[name]) / whole[f"{name}_err"]
+        assert robust_scatter(moved) < most, name
+    assert (other["reason"] == "").all()
+
+
+def test_the_h_band_is_answered_to_its_noise_with_all_abundances(base, h_band):
+    model, tokenizer = base
+    names = answered_labels(model, tokenizer, h_band[0])
+    assert {"mg_fe", "ni_fe", "vmicro", "alpha_m"} <= set(names)
+    found = predict(base, h_band, names)
+    known = [name for name in names if name in h_band[0]]
+    off = [(found[name] - np.array([row[name] for row in h_band])) / found[f"{name}_err"] for name in known]
+    assert len(known) >= 10 and 0.85 < robust_scatter(np.concatenate(off)) < 1.2
+    assert np.median(found["teff_err"]) < 25 and np.median(found["logg_err"]) < 0.04
+    assert np.mean(found["flags"] == "") > 0.9
+
+
+def test_detectors_alone_and_flux_that_is_not_normalised_agree_with_the_whole(base, h_band):
+    whole = predict(base, h_band)
+    for change in (
+        lambda w, f, e, m, g: (w, f, e, m | (w > 15_900)),
+        lambda w, f, e, m, g: (w, 3e-14 * f * (w / 16_000), 3e-14 * e * (w / 16_000), m),
+    ):
+        rows = [{**row, "normalised": None} for row in changed(h_band, change)]
+        other = predict(base, rows)
+        for name in NETWORK:
+            sigma = np.hypot(other[f"{name}_err"], whole[f"{name}_err"])
+            assert robust_scatter((other[name] - whole[name]) / sigma) < 1.2, name
+
+
+def test_what_a_spectrum_does_not_tell_is_empty_with_a_reason(base, xp):
+    model, tokenizer = base
+    assert answered_labels(model, tokenizer, xp[0]) == NETWORK
+    found = predict(base, xp[:3], ["teff", "mg_fe"])
+    assert np.isfinite(found["teff"]).all() and np.isnan(found["mg_fe"]).all()
+    assert found["reason"].tolist() == [f"{NO_ANSWER}: mg_fe"] * 3
+
+
+def test_noise_is_no_star(base, xp):
+    noise = changed(xp, lambda w, f, e, m, g: (w, np.abs(g.normal(1.0, 0.3, len(w))).astype("f4"), e, m))
+    assert np.mean([bool(flags) for flags in predict(base, noise)["flags"]]) > 0.95
+
+
+def test_the_pipeline_answers_both(xp, h_band):
+    labels = pipeline("stellar-labels", model=bundled("spectrafm-base"))
+    names = ("wavelength", "flux", "flux_error", "mask")
+    of_xp, of_h = (labels(tuple(row[name] for name in names), flags=True) for row in (xp[0], h_band[0]))
+    assert list(of_xp) == [*(key for name in NETWORK for key in (name, f"{name}_err")), "flags"]
+    assert "vmicro" in of_h and abs(of_h["teff"] - h_band[0]["teff"]) < 5 * of_h["teff_err"]
