@@ -25,6 +25,7 @@ from ..models.basis_spectrafm import (
     half_widths,
     interval_matrices,
     means_over_pixels,
+    over_level,
 )
 from ..models.gate_spectrafm import SPEED_OF_LIGHT
 from .mixture import Columns, Source
@@ -277,8 +278,7 @@ class EvenNoiseStars:
         found = torch.einsum("tkm,ntm->ntk", vectors, modes)
         covariance = torch.einsum("tkm,ntm->ntk", vectors**2, 1.0 - gain)
         level = (1.0 + found[..., :1]).clamp(0.2, 5.0)
-        coefficients = found / level
-        covariance = covariance / level**2
+        coefficients, covariance = over_level(found, covariance.expand(found.shape), level)
         covariance[..., 0] /= covariance[..., 0] + level_prior**2
         reliability = (1.0 - covariance).clamp(0.0, 1.0)
         coefficients[..., 0] = reliability[..., 0] * torch.log(level[..., 0]) / level_prior
@@ -322,8 +322,10 @@ class SpoiltStars:
         mask = np.asarray(stars["mask"], bool) | ~np.isfinite(flux) | ~(error > 0)
         flux, error = np.where(mask, 0.0, flux), np.where(mask, 1.0, error)
         # As much noise again, or several times as much in some.
-        more = np.where(generator.random((n, 1)) < 0.2, generator.uniform(1.0, 6.0, (n, 1)), generator.random((n, 1)))
-        more = (more * (generator.random((n, 1)) < 0.6)).astype(np.float32)
+        more = np.where(
+            generator.random((n, 1)) < 0.2, generator.uniform(1.0, 6.0, (n, 1)), generator.uniform(0.0, 2.0, (n, 1))
+        )
+        more = (more * (generator.random((n, 1)) < 0.9)).astype(np.float32)
         flux = flux + more * error * generator.standard_normal(flux.shape, dtype=np.float32)
         error = error * np.sqrt(1.0 + more**2)
         if generator.random() >= self.clean:
