@@ -30,6 +30,7 @@ from spectrafm_hf.files import complete_file, only_writer
 from spectrafm_hf.metrics import MAD_TO_SIGMA, robust_scatter
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
+from spectrafm_hf.prediction import TrainingRange
 from spectrafm_hf.training import Columns, Draws, Recipe, SpectraFMTrainer, Task, last_checkpoint, write_curves
 from spectrafm_hf.training import _load as load_data
 
@@ -56,6 +57,11 @@ class Run(Task):
     def save(self, folder: Path) -> SpectraFMForPrediction:
         basis = cast(Any, self.train_collator).basis
         save_checkpoint(self.model, SpectraFMTokenizer(self.model.config.label_names, basis=basis), folder)
+        config, stars = self.model.config, self.model.refinement.star_model
+        found = zip(stars.low.tolist(), stars.high.tolist(), strict=True)
+        labels = dict(zip(config.star_labels, found, strict=True)) | (config.label_ranges or {})
+        limits = {name: (float(low), float(high)) for name, (low, high) in labels.items()}
+        TrainingRange(limits, [rung.range for rung in basis.rungs]).save(folder)
         return self.model
 
 
@@ -131,7 +137,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
     stars = SyntheticStars("apogee-apstar")
     emulator, rung = stars._stars.emulator.config, high.rung
     labels = list(dict.fromkeys([*network_labels, *emulator.label_names]))
-    units = [LABEL_UNITS[name] for name in labels]
+    units = [LABEL_UNITS[name].partition(" (")[0] for name in labels]
     values = {name: np.concatenate([part[name] for part in sample if name in part]) for name in labels}
     center = {name: float(np.nanmedian(column)) for name, column in values.items()}
     config = SpectraFMConfig(

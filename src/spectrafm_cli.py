@@ -33,6 +33,7 @@ APOGEE_MODEL = "spectrafm-apogee"
 PREDICTING_MODEL = "spectrafm-base"
 DEMO_STARS = Path(__file__).parent / "spectrafm_hf" / "resources" / "gaia_xp_demo.parquet"
 PRINTED_STARS = 20
+PRINTED_LABELS = 8
 PLOTTED_STARS = 20
 #: The overview picture holds no more, and no more names are remembered, so that the memory does not grow with the
 #: number of stars.
@@ -688,7 +689,7 @@ class _Summary:
 
         failed = prediction["reason"] != ""
         for i in range(min(len(batch), PRINTED_STARS - len(self.table))):
-            self.table.append(_table_row(prediction, i, self.names, self.units))
+            self.table.append(_table_row(prediction, i, self.names[:PRINTED_LABELS], self.units))
         for i in range(min(len(batch), PLOTTED_STARS - len(self.stars))):
             self.stars.append((batch[i], {name: column[i] for name, column in prediction.items()}))
         if self.flagged.stars < OVERVIEW_STARS:
@@ -701,10 +702,13 @@ class _Summary:
         return np.flatnonzero(failed).tolist()
 
     def print(self, output: Path | None) -> None:
-        header = ["object_id", *(_heading(name, self.units) for name in self.names), "flags", "reason"]
+        shown = self.names[:PRINTED_LABELS]
+        header = ["object_id", *(_heading(name, self.units) for name in shown), "flags", "reason"]
         if not any(row[-1] for row in self.table):
             header, self.table = header[:-1], [row[:-1] for row in self.table]
         _print_table(header, self.table)
+        if more := ", ".join(self.names[PRINTED_LABELS:]):
+            print(f"and {more}: {f'see {output}' if output else '--output FILE keeps them'}")
         if self.flagged.stars > len(self.table):
             where = f"see {output}" if output else "--output FILE keeps them"
             print(f"... {self.flagged.stars - len(self.table):,} more, {where}")
