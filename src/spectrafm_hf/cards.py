@@ -422,7 +422,7 @@ def _wavelength_ranges(ranges: TrainingRange) -> Iterator[str]:
 
     steps = pairs(ranges.wavelength_step)
     for i, (low, high) in enumerate(pairs(ranges.wavelength)):
-        step = " to ".join(dict.fromkeys(f"{limit:.3g}" for limit in steps[i])) if steps else "?"
+        step = " to ".join(dict.fromkeys(f"{limit:.3g}" for limit in steps[i])) if steps else "any"
         yield f"| {low:,.0f} to {high:,.0f} | {step} |"
 
 

@@ -365,7 +365,7 @@ class SpectrumBasis:
                 found[stars], covariance[stars], gram[stars] = _solve(design, i, values[stars], weight[stars])
                 deviation[stars] = _deviation(design, i, values[stars], weight[stars], found[stars])
             found_level = found[:, :1].clamp(0.2, 5.0)
-            mean[:, i], variance[:, i] = (found / found_level).numpy(), (covariance / found_level**2).numpy()
+            mean[:, i], variance[:, i] = over_level(found, covariance, found_level)
             level[:, i] = start * found_level[:, 0].numpy()
             count = torch.count_nonzero(weight, dim=1)
             free = count - self.n_coefficients
@@ -459,6 +459,19 @@ def means_over_pixels(values: np.ndarray, first: float, low: np.ndarray, high: n
         return found
 
     return (cumulative(high) - cumulative(low)) / (high - low)
+
+
+def over_level(mean, variance, level):
+    """
+    Posterior means and variances (stars, K) with a prior of 1, divided by the level of each star (stars, 1), with a
+    prior of 1 again: of an interval that is fainter than it was taken for, little is known of its shape. The first is
+    the level itself, and only divided.
+    """
+    mean, variance = mean / level, variance / level**2
+    again = 1.0 / (1.0 / variance[..., 1:] - level**2 + 1.0)
+    mean[..., 1:] *= again / variance[..., 1:]
+    variance[..., 1:] = again
+    return mean, variance
 
 
 def interval_matrices(rung: Rung, wavelength: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -568,4 +581,13 @@ def _level_of_star(level: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return found
 
 
-__all__ = ["MODEL_ERROR", "Evidence", "Rung", "SpectrumBasis", "half_widths", "interval_matrices", "means_over_pixels"]
+__all__ = [
+    "MODEL_ERROR",
+    "Evidence",
+    "Rung",
+    "SpectrumBasis",
+    "half_widths",
+    "interval_matrices",
+    "means_over_pixels",
+    "over_level",
+]
