@@ -84,6 +84,7 @@ def calibrate(model: SpectraFMForPrediction, collator: Collator, stars: Sequence
     """
     config = model.config
     names = list(config.network_labels)
+    config.label_error_factors = []
     limits = []
     factors = dict.fromkeys(config.label_names, 1.0)
     for columns in stars:

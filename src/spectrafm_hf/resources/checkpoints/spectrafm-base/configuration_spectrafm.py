@@ -1,0 +1,311 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of SpectraFM, a Transformer for stellar spectra (Koblischke & Bovy 2024, arXiv 2411.04750)."""
+
+import copy
+import math
+from typing import TYPE_CHECKING
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+if TYPE_CHECKING:
+    # transformers copies a file into a checkpoint, and out of it, where it sees a relative import of it. This one is
+    # never run; it makes the pipeline travel with the config that names it.
+    from .pipeline_spectrafm import StellarLabelsPipeline  # noqa: F401
+
+
+# Rows of the vocabulary that are no label: padding, and "the flux at a wavelength". Label i has row i + 2.
+PADDING_ID = 0
+FLUX_ID = 1
+FIRST_LABEL_ID = 2
+
+# Where transformers finds the code of a checkpoint in its own folder. The tokenizer writes its part itself.
+AUTO_MAP = {
+    "AutoConfig": "configuration_spectrafm.SpectraFMConfig",
+    "AutoModel": "modeling_spectrafm.SpectraFMModel",
+    "AutoModelForTimeSeriesPrediction": "modeling_spectrafm.SpectraFMForPrediction",
+}
+CUSTOM_PIPELINES = {
+    "stellar-labels": {
+        "impl": "pipeline_spectrafm.StellarLabelsPipeline",
+        "pt": ["AutoModelForTimeSeriesPrediction"],
+    }
+}
+
+
+@strict
+class SpectraFMConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`SpectraFMModel`]. The defaults are a small patch model; [`SpectraFMConfig.original`] is the
+    published architecture.
+
+    Parameters
+    ----------
+    patch_size : int
+        Consecutive pixels that one token covers.
+    hidden_size : int
+        Width of a token.
+    token_embedding : {"basis", "patch", "value"}
+        How a spectrum token is made. `"basis"`: from the coefficients of an interval of ln wavelength, see
+        [`SpectrumBasis`]. `"patch"`: from flux, flux error and mask of its pixels, with filters that vary
+        with wavelength. `"value"`: from one flux value alone, like any scalar (the paper).
+    num_filters : int
+        For `token_embedding="patch"`: number of filters that the pixels of a patch pass through.
+    whitening_wavelength : list[float]
+        For `token_embedding="patch"`: wavelengths (Angstrom, increasing, none or at least two) at which the model
+        keeps a matrix that decorrelates the pixels of a patch; see [`SpectraFMPatchEmbedding`].
+    flux_softening : float
+        For `token_embedding="patch"`: if not 0, the filters see asinh(flux / flux_softening) - asinh(1 /
+        flux_softening), for a tokenizer that standardises flux as a ratio to a typical star: nearly linear around
+        zero flux, logarithmic for bright pixels, so that a line is as deep in a faint spectrum as in a bright one.
+    wavelength_encoding : {"log", "linear"}
+        `"log"`: sines and cosines of ln(wavelength) and of the pixel spacing, through a small MLP.
+        `"linear"`: the paper's sines and cosines of (wavelength - 15,000 Angstrom) / 2 Angstrom.
+    num_frequencies : int
+        For `wavelength_encoding="log"`: number of frequencies, geometric between one turn over
+        `max_wavelength_period` and one over `min_wavelength_period`.
+    max_wavelength_period, min_wavelength_period : float
+        Longest and shortest period in ln(wavelength). The longest covers 1,000 Angstrom to 30 micron; the shortest is
+        the size of the finest detail that positions can tell apart.
+    encoder_attention_heads, encoder_ffn_dim : list[int]
+        Heads and feed-forward width of each encoder layer (self-attention).
+    decoder_attention_heads, decoder_ffn_dim : list[int]
+        The same for each decoder layer (cross-attention from requests to the encoder output, nothing else).
+    readout_dims : list[int]
+        Widths of the MLP between the decoder and the two linear heads.
+    num_intervals, num_coefficients : int
+        For `token_embedding="basis"`: those of the [`SpectrumBasis`].
+    rung_intervals : list[list[int]]
+        For `token_embedding="basis"`: for each rung its first interval, and the first after them that is not.
+    rung_components : list[int]
+        For `token_embedding="basis"`: principal components of stars in each rung, see [`SpectraFMCompletion`].
+    num_members : int
+        For `token_embedding="basis"`: networks with weights of their own, of width `hidden_size` with blocks of
+        `encoder_ffn_dim`, whose answers are averaged.
+    network_labels : list[str]
+        For `token_embedding="basis"`: labels that the network was trained to answer by itself; none: all. Others follow
+        from the star model, or are NaN.
+    evidence_limits : list[list[float]]
+        For each rung, the cost of the completion and chi^2 per degree of freedom beyond which no star of the training
+        looks like a spectrum; none: not known. See [`star_flags`].
+    label_ranges : dict[str, list[float]]
+        Lowest and highest value of labels among the stars of the training.
+    star_labels : list[str]
+        Labels of the [`SpectraFMStarModel`] with which answers are refined, the effective temperature first; none:
+        they stay as the network gives them.
+    star_combinations : dict[str, list[str]]
+        Labels that are the mean of some of `star_labels`.
+    star_components : list[int]
+        Its components, by the Gaussian processes that they share.
+    star_intervals : list[int]
+        The first interval that it knows, and the first after them that it does not.
+    num_stars : int
+        Stars that its Gaussian processes go through.
+    norm_first : bool
+        Pre-norm (with a last LayerNorm after each stack) if true, post-norm (the paper) if false.
+    extra_key_value : bool
+        Append one learned key and value to every sequence that is attended to (the paper).
+    hidden_act, dropout, attention_dropout, layer_norm_eps, initializer_range
+        As everywhere in transformers.
+    label_names : list[str]
+        The open vocabulary of stellar labels and scalars, in the order of their rows. Each can be a request, an
+        input token, or both.
+    label_units : list[str]
+        Their units, as astropy writes them (`""`: none).
+    label_centers, label_scales : list[float]
+        A label's value is standardised as (value - center) / scale.
+    degrees_of_freedom : float
+        0: the loss is the likelihood of a Gaussian (the paper). Otherwise of Student's t with so many degrees of
+        freedom: labels that are plainly wrong, of which every catalogue has some, then do not teach much. The errors
+        are those of its core.
+    label_error_factors : list[float]
+        The errors that the network gives of a label are multiplied by its factor, found after training on validation
+        stars; none: 1 for all.
+    """
+
+    model_type = "spectrafm"
+    keys_to_ignore_at_inference = [
+        "values",
+        "errors",
+        "last_hidden_state",
+        "decoder_hidden_states",
+        "cross_attentions",
+        "encoder_last_hidden_state",
+        "encoder_hidden_states",
+        "encoder_attentions",
+        "predictions",
+        "prediction",
+        "refined",
+    ]
+
+    patch_size: int = 16
+    hidden_size: int = 128
+    token_embedding: str = "patch"
+    num_filters: int = 256
+    whitening_wavelength: list[float | int] | tuple[float | int, ...] = ()
+    flux_softening: float | int = 0.0
+    wavelength_encoding: str = "log"
+    num_frequencies: int = 32
+    max_wavelength_period: float | int = 8.0
+    min_wavelength_period: float | int = 1e-5
+    encoder_attention_heads: list[int] | tuple[int, ...] = (8, 8, 8)
+    encoder_ffn_dim: list[int] | tuple[int, ...] = (512, 512, 512)
+    decoder_attention_heads: list[int] | tuple[int, ...] = (8, 8)
+    decoder_ffn_dim: list[int] | tuple[int, ...] = (512, 512)
+    readout_dims: list[int] | tuple[int, ...] = (128,)
+    num_intervals: int = 0
+    num_coefficients: int = 0
+    rung_intervals: list[list[int]] | tuple[list[int], ...] = ()
+    rung_components: list[int] | tuple[int, ...] = ()
+    num_members: int = 6
+    network_labels: list[str] | tuple[str, ...] = ()
+    evidence_limits: list[list[float]] | tuple[list[float], ...] = ()
+    label_ranges: dict[str, list[float]] | None = None
+    star_labels: list[str] | tuple[str, ...] = ()
+    star_combinations: dict[str, list[str]] | None = None
+    star_components: list[int] | tuple[int, ...] = ()
+    star_intervals: list[int] | tuple[int, ...] = (0, 0)
+    num_stars: int = 0
+    norm_first: bool = True
+    extra_key_value: bool = False
+    hidden_act: str = "gelu"
+    dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    label_names: list[str] | tuple[str, ...] = ("teff", "logg", "fe_h", "alpha_m")
+    label_units: list[str] | tuple[str, ...] = ("K", "dex", "dex", "dex")
+    label_centers: list[float | int] | tuple[float | int, ...] = (4700.0, 2.5, -0.2, 0.05)
+    label_scales: list[float | int] | tuple[float | int, ...] = (550.0, 1.3, 0.3, 0.1)
+    degrees_of_freedom: float | int = 0.0
+    label_error_factors: list[float | int] | tuple[float | int, ...] = ()
+
+    @classmethod
+    def original(cls, **kwargs) -> "SpectraFMConfig":
+        """
+        The published architecture (11.87 million parameters there, of which 3.85 million are embedding rows that are
+        never used and have no counterpart here).
+
+        Parameters
+        ----------
+        **kwargs
+            Fields to change, e.g. a smaller `hidden_size` for tests.
+        """
+        published = {
+            "patch_size": 1,
+            "hidden_size": 256,
+            "token_embedding": "value",
+            "wavelength_encoding": "linear",
+            "encoder_attention_heads": [16, 8],
+            "encoder_ffn_dim": [2048, 1024],
+            "decoder_attention_heads": [16, 8, 4],
+            "decoder_ffn_dim": [2048, 1024, 512],
+            "readout_dims": [2048, 1024, 512, 256],
+            "norm_first": False,
+            "extra_key_value": True,
+            "dropout": 0.05,
+            "attention_dropout": 0.05,
+            "label_names": ["teff", "logg", "o_fe", "mg_fe", "fe_h"],
+            "label_units": ["K", "dex", "dex", "dex", "dex"],
+            "label_centers": [4702.52, 2.4784, 0.0876, 0.0670, -0.1589],
+            "label_scales": [544.01, 1.3079, 0.0836, 0.0849, 0.2873],
+        }
+        return cls(**{**published, **kwargs})
+
+    # Set by the installed package, which registers the pipeline with transformers.
+    _pipeline_is_registered = False
+
+    def __post_init__(self, **kwargs):
+        # transformers.pipeline wants trust_remote_code of every config that has custom pipelines, even where it need
+        # not run code from the checkpoint. It also changes the dictionary: hence a copy.
+        kwargs["custom_pipelines"] = {} if self._pipeline_is_registered else copy.deepcopy(CUSTOM_PIPELINES)
+        super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        """The fields, and the names of all code of a checkpoint, whichever of its classes is being saved."""
+        code = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
+        return {**super().to_dict(), **copy.deepcopy(code)}
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.encoder_ffn_dim)
+
+    def label_ids(self, names) -> list[int]:
+        """Rows of the vocabulary for `names` (`"flux"` is the flux itself); `ValueError` for an unknown name."""
+        known = list(self.label_names)
+        unknown = [name for name in names if name != "flux" and name not in known]
+        if unknown:
+            raise ValueError(f"requests: expected names out of {['flux', *known]}, got {unknown}")
+        return [FLUX_ID if name == "flux" else FIRST_LABEL_ID + known.index(name) for name in names]
+
+    def validate_spectrafm(self):
+        """Runs at init and at save; `StrictDataclassClassValidationError` with field, expectation and value."""
+
+        def demand(condition, field, expectation):
+            if not condition:
+                raise ValueError(f"{field}: expected {expectation}, got {getattr(self, field)!r}")
+
+        demand(self.patch_size >= 1, "patch_size", "at least 1")
+        kinds = ("basis", "patch", "value")
+        demand(self.token_embedding in kinds, "token_embedding", f"one of {kinds}")
+        if self.token_embedding == "basis":
+            for field in ("num_intervals", "num_coefficients", "num_members"):
+                demand(getattr(self, field) >= 1, field, "at least 1 with token_embedding='basis'")
+            pairs = self.rung_intervals
+            inside = all(len(pair) == 2 and 0 <= pair[0] < pair[1] <= self.num_intervals for pair in pairs)
+            demand(len(pairs) >= 1 and inside, "rung_intervals", "two numbers of intervals for each rung, in order")
+            demand(len(self.rung_components) == len(pairs), "rung_components", "one number for each rung")
+        if self.star_labels:
+            demand(self.token_embedding == "basis", "star_labels", "none without token_embedding='basis'")
+            first, last = self.star_intervals
+            demand(0 <= first < last <= self.num_intervals, "star_intervals", "two numbers of intervals, in order")
+            demand(self.num_stars >= 1, "num_stars", "at least 1 with star_labels")
+            demand(len(self.star_components) >= 1, "star_components", "at least one number with star_labels")
+            parts = {part for parts in (self.star_combinations or {}).values() for part in parts}
+            demand(parts <= set(self.star_labels), "star_combinations", f"means of {list(self.star_labels)}")
+        demand(self.wavelength_encoding in ("log", "linear"), "wavelength_encoding", "'log' or 'linear'")
+        demand(self.token_embedding != "value" or self.patch_size == 1, "patch_size", "1 with token_embedding='value'")
+        demand(math.isfinite(self.flux_softening) and self.flux_softening >= 0, "flux_softening", "0 or more")
+        freedom = self.degrees_of_freedom
+        demand(math.isfinite(freedom) and freedom >= 0, "degrees_of_freedom", "0 or a positive number")
+        shortest, longest = self.min_wavelength_period, self.max_wavelength_period
+        demand(1e-12 <= longest <= 1e12, "max_wavelength_period", "1e-12 to 1e12")
+        demand(1e-12 <= shortest <= longest, "min_wavelength_period", "1e-12 to max_wavelength_period")
+        nodes = self.whitening_wavelength
+        demand(
+            len(nodes) != 1 and all(a < b for a, b in zip(nodes[:-1], nodes[1:], strict=True)),
+            "whitening_wavelength",
+            "no or at least two increasing wavelengths",
+        )
+        demand(self.hidden_size % 2 == 0, "hidden_size", "an even number")
+        for stack in () if self.token_embedding == "basis" else ("encoder", "decoder"):
+            heads, ffn = f"{stack}_attention_heads", f"{stack}_ffn_dim"
+            demand(len(getattr(self, heads)) == len(getattr(self, ffn)), heads, f"as many entries as {ffn}")
+            demand(
+                all(h >= 1 and self.hidden_size % h == 0 for h in getattr(self, heads)),
+                heads,
+                f"divisors of hidden_size={self.hidden_size}",
+            )
+        demand(len(self.decoder_ffn_dim) >= 1, "decoder_ffn_dim", "at least one layer")
+        demand(len(set(self.label_names)) == len(self.label_names), "label_names", "different names")
+        demand("flux" not in self.label_names, "label_names", "no label called 'flux'")
+        factors = self.label_error_factors
+        demand(len(factors) in (0, len(self.label_names)), "label_error_factors", "none or one for each label")
+        demand(all(0 < factor < math.inf for factor in factors), "label_error_factors", "positive numbers")
+        limits = len(self.evidence_limits)
+        demand(limits in (0, len(self.rung_intervals)), "evidence_limits", "none or two numbers for each rung")
+        pairs = (self.label_ranges or {}).values()
+        demand(
+            all(len(pair) == 2 and pair[0] <= pair[1] for pair in pairs), "label_ranges", "two numbers each, in order"
+        )
+        demand(set(self.network_labels) <= set(self.label_names), "network_labels", f"some of {list(self.label_names)}")
+        for field in ("label_units", "label_centers", "label_scales"):
+            demand(len(getattr(self, field)) == len(self.label_names), field, f"{len(self.label_names)} entries")
+        demand(all(math.isfinite(center) for center in self.label_centers), "label_centers", "finite numbers")
+        demand(all(0 < scale < math.inf for scale in self.label_scales), "label_scales", "positive numbers")
+
+
+SpectraFMConfig.register_for_auto_class()
+
+__all__ = ["SpectraFMConfig"]

@@ -1,0 +1,128 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+What speaks against the answers for a star: one table of flags, and one function that finds them.
+
+The command line, the pipeline (`flags=True`), surveys and the app all take them from here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+#: Name of each flag -> what it means, and what to do.
+FLAGS = {
+    "unlike_training": (
+        "No star of the training looks like this spectrum: it differs from the nearest by more than errors explain.",
+        "Look at the spectrum. Is it a star, and alone? Are continuum and resolution as stated?",
+    ),
+    "bad_pixels": (
+        "More than one percent of the pixels were left out, as no star could have them.",
+        "Mask what the pipeline of the instrument marks as bad. The answer does without these pixels.",
+    ),
+    "velocity": (
+        "The lines are not at rest.",
+        "Give the radial velocity, or shift the wavelengths to the rest frame.",
+    ),
+    "medium": (
+        "The lines lie where wavelengths in air have them, not in vacuum.",
+        "State the medium: `--medium air`, or `wavelength_medium` of the tokenizer.",
+    ),
+    "disagree": (
+        "Parts of the spectrum ask for different stars, by more than their errors.",
+        "Compare the answers from each part; a bad continuum, a second star or bad errors are usual reasons.",
+    ),
+    "edge": (
+        "An answer lies beyond the range of the training, or within one sigma of its end.",
+        "Take the answer for a limit.",
+    ),
+    "other_errors": (
+        "The pixels scatter by much more than their errors say, or differ from any star. Sigmas are larger to match.",
+        "Check the errors of the spectrum. Of bright observed stars it is usual: models of stars are not perfect.",
+    ),
+}
+BAD_PIXELS = 0.01  # of the pixels
+LARGEST_MISMATCH = 0.5  # of the lines
+LARGEST_MISFIT = 2.5  # chi^2 per degree of freedom
+MOVED, MOVED_SIGMA = 1.5, 5.0  # km/s, and in units of the error
+# Wavelengths in air are shorter by 83 km/s in the optical, by 82 in the H band.
+AIR, AIR_TOLERANCE = -82.0, 8.0
+DISAGREE = 4.0  # standard deviations of chi^2
+
+
+def star_flags(
+    model: Any, inputs: Mapping[str, Any], outputs: Any, quality: Mapping[str, Any], names: Sequence[str]
+) -> list[list[str]]:
+    """
+    Flags of each star.
+
+    Parameters
+    ----------
+    model : SpectraFMForPrediction
+    inputs : mapping
+        What the tokenizer made, and the model was given.
+    outputs : SpectraFMPredictionOutput
+    quality : mapping of str to array of shape (stars,)
+        `clipped` and `shift` of the tokenizer (`return_quality=True`).
+    names : sequence of str
+        Of the requests.
+
+    Returns
+    -------
+    list of list of str
+        In the order of `FLAGS`.
+    """
+    n_stars = len(outputs.values)
+    found: list[set[str]] = [set() for _ in range(n_stars)]
+
+    def add(flag: str, where: torch.Tensor) -> None:
+        for star in torch.nonzero(where)[:, 0].tolist():
+            found[star].add(flag)
+
+    clipped, shift = (torch.as_tensor(quality[name]).cpu() for name in ("clipped", "shift"))
+    add("bad_pixels", clipped > BAD_PIXELS)
+    air = (shift - AIR).abs() <= AIR_TOLERANCE
+    add("medium", (shift != 0) & air)
+    add("velocity", (shift != 0) & ~air)
+    refined = outputs.refined
+    config = model.config
+    by_stars = torch.zeros(n_stars, dtype=torch.bool)
+    ranges = {name: pair for name, pair in (config.label_ranges or {}).items() if name in names}
+    if refined is not None:
+        own = _has_star_intervals(model, inputs)
+        by_stars = refined.converged.cpu()
+        add("unlike_training", own & (~by_stars | (refined.mismatch.cpu() > LARGEST_MISMATCH)))
+        velocity, error = refined.velocity.cpu(), refined.velocity_error.cpu()
+        add("velocity", by_stars & (velocity.abs() > MOVED) & (velocity.abs() > MOVED_SIGMA * error))
+        add("disagree", by_stars & (refined.disagreement.cpu() > DISAGREE))
+        misfit = inputs["misfit"].float().nanmedian(dim=1).values.cpu()
+        add("other_errors", own & (misfit > LARGEST_MISFIT))
+    misfit = inputs["misfit"].float()
+    for number, (limit, misfit_limit) in enumerate(config.evidence_limits):
+        first, last = config.rung_intervals[number]
+        own = (inputs["interval_ids"] >= first) & (inputs["interval_ids"] < last)
+        chi2 = torch.where(own, misfit, torch.nan).nanmedian(dim=1).values.cpu()
+        here = ~by_stars & outputs.rung_seen[:, number].cpu()
+        add("unlike_training", here & ((outputs.cost[:, number].cpu() > limit) | (chi2 > misfit_limit)))
+    values, errors = outputs.values.float().cpu(), outputs.errors.float().cpu()
+    star_model = model.refinement.star_model if config.star_labels else None
+    for i, name in enumerate(names):
+        low, high = ranges.get(name, (-torch.inf, torch.inf))
+        edge = (values[:, i] < low + errors[:, i]) | (values[:, i] > high - errors[:, i])
+        if star_model is not None and name in config.star_labels:
+            row = list(config.star_labels).index(name)
+            low, high = float(star_model.low[row]), float(star_model.high[row])
+            own_edge = (values[:, i] < low + errors[:, i]) | (values[:, i] > high - errors[:, i])
+            edge = torch.where(by_stars, own_edge, edge)
+        add("edge", edge & values[:, i].isfinite())
+    return [[flag for flag in FLAGS if flag in flags] for flags in found]
+
+
+def _has_star_intervals(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    first, last = model.config.star_intervals
+    ids = inputs["interval_ids"]
+    return ((ids >= first) & (ids < last) & inputs["attention_mask"].bool()).any(dim=1).cpu()
+
+
+__all__ = ["FLAGS", "star_flags"]

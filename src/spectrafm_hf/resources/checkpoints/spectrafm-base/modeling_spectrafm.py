@@ -1,0 +1,1116 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+SpectraFM, a Transformer for stellar spectra (Koblischke & Bovy 2024, arXiv 2411.04750).
+
+A star is a set of tokens: pieces of its spectrum, and scalars such as a colour or a known abundance. An encoder reads
+them. A decoder is asked for any number of quantities ("requests": a stellar label, or the flux at a wavelength) and
+answers each, independently of the others, with a mean and a log-variance.
+
+The file reads in the order in which the data flow: wavelength encoding, embeddings, attention, layers, encoder,
+decoder, model, prediction.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID, SpectraFMConfig
+from .evidence_spectrafm import SpectraFMMemberBlock, SpectraFMMemberHead, SpectraFMMemberLinear, SpectraFMRung
+from .refinement_spectrafm import Refined, SpectraFMRefinement, combinations
+
+
+@dataclass
+class SpectraFMModelOutput(ModelOutput):
+    """
+    Output of [`SpectraFMModel`]. B stars, R requests, T tokens (spectrum and scalars).
+
+    Attributes
+    ----------
+    last_hidden_state : torch.FloatTensor of shape (B, R, hidden_size)
+        The decoder's answer to each request.
+    decoder_hidden_states : tuple of (B, R, hidden_size), on request
+    cross_attentions : tuple of (B, heads, R, T or T + 1), on request
+        The last key is the learned one if `extra_key_value`.
+    encoder_last_hidden_state : torch.FloatTensor of shape (B, T, hidden_size)
+    encoder_hidden_states : tuple of (B, T, hidden_size), on request
+    encoder_attentions : tuple of (B, heads, T, T or T + 1), on request
+    rung_seen : torch.BoolTensor of shape (B, rungs)
+        For `token_embedding="basis"`: which rungs a star has intervals of. `last_hidden_state` is then (B, rungs,
+        num_members, hidden_size), zero where a rung was not seen.
+    cost : torch.FloatTensor of shape (B, rungs)
+        For `token_embedding="basis"`: see [`SpectraFMCompletion`].
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
+    rung_seen: torch.Tensor | None = None
+    cost: torch.Tensor | None = None
+
+
+class _OutputWithValues(ModelOutput):
+    """
+    A ModelOutput with a field `values`, which hides the method of dictionaries of that name.
+
+    torch.export sees into a ModelOutput with functions of transformers that call the method. Here are others.
+    """
+
+    def __init_subclass__(cls):
+        def flatten(output):
+            return list(output.to_tuple()), list(output.keys())
+
+        def flatten_with_keys(output):
+            return [(pytree.MappingKey(key), value) for key, value in output.items()], list(output.keys())
+
+        pytree.register_pytree_node(
+            cls,
+            flatten,
+            lambda values, keys: cls(**dict(zip(keys, values, strict=True))),
+            serialized_type_name=f"{cls.__module__}.{cls.__name__}",
+            flatten_with_keys_fn=flatten_with_keys,
+        )
+
+    def __post_init__(self):
+        first = fields(self)[0].name
+        given = getattr(self, first)
+        if given is not None and not isinstance(given, torch.Tensor):
+            # DataParallel builds the output of all devices from pairs of name and tensor.
+            setattr(self, first, None)
+            pairs = dict(given)
+        else:
+            pairs = {field.name: getattr(self, field.name) for field in fields(self)}
+        self.clear()
+        for name, value in pairs.items():
+            if value is not None:
+                self[name] = value
+
+
+@dataclass
+class SpectraFMPredictionOutput(_OutputWithValues):
+    """
+    Output of [`SpectraFMForPrediction`]. B stars, R requests.
+
+    Attributes
+    ----------
+    loss : torch.FloatTensor of shape (), if labels were given
+    mean, log_variance : torch.FloatTensor of shape (B, R)
+        In standardised units.
+    values, errors : torch.FloatTensor of shape (B, R)
+        The same in physical units; errors are one sigma.
+    rung_seen, cost
+        With `token_embedding="basis"`, as in [`SpectraFMModelOutput`].
+    refined : Refined
+        Of a model with a star model, where the spectra have some of its intervals: what the fit found.
+    decoder_hidden_states, cross_attentions, encoder_last_hidden_state, encoder_hidden_states, encoder_attentions
+        As in [`SpectraFMModelOutput`].
+    """
+
+    loss: torch.Tensor | None = None
+    mean: torch.Tensor | None = None
+    log_variance: torch.Tensor | None = None
+    values: torch.Tensor | None = None  # type: ignore[assignment]
+    errors: torch.Tensor | None = None
+    rung_seen: torch.Tensor | None = None
+    cost: torch.Tensor | None = None
+    refined: Refined | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def in_full_precision(wavelength: torch.Tensor) -> torch.Tensor:
+    """
+    Wavelengths in float64 (Apple's GPUs know float32 only), at least 1 as those of padding are 0.
+
+    bfloat16 knows 16,000 A but not 15,987 A. float32 does, but one library rounds the last digit of its logarithm up
+    and the next one down, which is 1e-3 of the period of the fastest sine, and 1e-3 of an error in the answers.
+    """
+    dtype = torch.float32 if wavelength.device.type == "mps" else torch.float64
+    return wavelength.to(dtype).clamp(min=1.0)
+
+
+class SpectraFMLinearWavelengthEncoding(nn.Module):
+    """The paper's encoding: sines and cosines of 1000 (wavelength - 15000 A) / 2000 A times 10000^(-2i/d)."""
+
+    def __init__(self, config: SpectraFMConfig):
+        super().__init__()
+        self.hidden_size = config.hidden_size
+
+    def forward(self, wavelength: torch.Tensor, wavelength_step: torch.Tensor) -> torch.Tensor:
+        """(B, N) Angstrom -> (B, N, hidden_size), float32. `wavelength_step` plays no part."""
+        index = torch.arange(0, self.hidden_size, 2, device=wavelength.device, dtype=torch.float32)
+        frequency = torch.exp(index * (-math.log(10000.0) / self.hidden_size))
+        angle = (wavelength.float()[..., None] - 15000.0) / 2000.0 * 1000.0 * frequency
+        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+
+
+class SpectraFMLogWavelengthEncoding(nn.Module):
+    """
+    Sines and cosines of ln(wavelength) at geometric frequencies, and ln(pixel spacing), through a small MLP.
+
+    Logarithms put every instrument between 1,000 Angstrom and 30 micron on one scale on which a velocity is a shift;
+    the spacing tells apart two samplings of the same range.
+    """
+
+    def __init__(self, config: SpectraFMConfig):
+        super().__init__()
+        # Geometric between the two periods. In Python's numbers, which every dtype, device and export starts from.
+        longest, shortest, n = config.max_wavelength_period, config.min_wavelength_period, config.num_frequencies
+        self.frequencies = [2 * math.pi / longest * (longest / shortest) ** (i / max(n - 1, 1)) for i in range(n)]
+        self.fc1 = nn.Linear(2 * config.num_frequencies + 1, config.hidden_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, wavelength: torch.Tensor, wavelength_step: torch.Tensor) -> torch.Tensor:
+        """(B, N) Angstrom, (B, N) Angstrom per pixel -> (B, N, hidden_size)."""
+        wavelength = in_full_precision(wavelength)
+        step = wavelength_step.to(wavelength.dtype) / wavelength
+        frequency = torch.tensor(self.frequencies, device=wavelength.device, dtype=wavelength.dtype)
+        # The origin is arbitrary; it lies near the middle of the range.
+        angle = torch.log(wavelength / 5500.0)[..., None] * frequency
+        # Spacings lie between 1e-6 and 1e-2 of the wavelength: about -2 to 3 here.
+        spacing = torch.log(step.clamp(min=1e-9) / 1e-4)[..., None] / 2.0
+        features = torch.cat((angle.sin(), angle.cos(), spacing), dim=-1)
+        return self.fc2(self.activation_fn(self.fc1(features.to(self.fc1.weight.dtype))))
+
+
+WAVELENGTH_ENCODINGS = {"linear": SpectraFMLinearWavelengthEncoding, "log": SpectraFMLogWavelengthEncoding}
+
+
+class SpectraFMValueEmbedding(nn.Module):
+    """
+    The paper's embedding of one number: GELU(E[id] * value + b[id]), with one row of E and b for each quantity.
+
+    A request for the quantity is E[id] alone.
+    """
+
+    def __init__(self, config: SpectraFMConfig):
+        super().__init__()
+        rows = FIRST_LABEL_ID + len(config.label_names)
+        self.weight = nn.Embedding(rows, config.hidden_size, padding_idx=PADDING_ID)
+        self.bias = nn.Embedding(rows, config.hidden_size, padding_idx=PADDING_ID)
+        self.activation_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """(B, N) ids, (B, N) standardised values -> (B, N, hidden_size)."""
+        weight = self.weight(ids)
+        return self.activation_fn(weight * values.to(weight.dtype)[..., None] + self.bias(ids))
+
+
+class SpectraFMPatchEmbedding(nn.Module):
+    """
+    Embedding of `patch_size` pixels from the flux, flux error and mask of each.
+
+    The pixels pass through `num_filters` filters, each multiplied by a gate that depends on wavelength: every
+    wavelength has its own effective filters (as each line has its own profile), but neighbours share them, and so do
+    instruments.
+
+    Pixels of one patch are strongly correlated, and what tells stars apart is small beside what all spectra share.
+    Where `whitening_wavelength` names nodes, the fluxes are first multiplied by a (patch_size, patch_size) matrix
+    that undoes the correlation found in a training set, interpolated between the nodes in ln(wavelength).
+    """
+
+    whitening: torch.Tensor
+
+    def __init__(self, config: SpectraFMConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.flux_softening = float(config.flux_softening)
+        self.whitening_wavelength = tuple(config.whitening_wavelength)
+        if self.whitening_wavelength:
+            nodes = len(self.whitening_wavelength)
+            self.register_buffer("whitening", torch.eye(config.patch_size).repeat(nodes, 1, 1))
+        self.filters = nn.Linear(3 * config.patch_size, config.num_filters)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.gate = nn.Linear(config.hidden_size, config.num_filters)
+        self.projection = nn.Linear(config.num_filters, config.hidden_size)
+
+    def compress(self, flux: torch.Tensor) -> torch.Tensor:
+        """asinh(flux / softening), shifted so that the typical flux, 1, becomes 0; any shape."""
+        if not self.flux_softening:
+            return flux
+        return torch.asinh(flux / self.flux_softening) - math.asinh(1.0 / self.flux_softening)
+
+    def whiten(self, flux: torch.Tensor, wavelength: torch.Tensor) -> torch.Tensor:
+        """(B, T, patch_size), (B or 1, T) -> (B, T, patch_size)."""
+        position = in_full_precision(wavelength).log()
+        nodes = torch.tensor(self.whitening_wavelength, device=wavelength.device, dtype=position.dtype).log()
+        left = (position[..., None] >= nodes[1:-1]).sum(dim=-1)
+        fraction = ((position - nodes[left]) / (nodes[left + 1] - nodes[left])).clamp(0.0, 1.0)[..., None]
+        index = torch.arange(len(nodes), device=wavelength.device)
+        weight = (index == left[..., None]) * (1.0 - fraction) + (index == left[..., None] + 1) * fraction
+        weight = weight.to(flux.dtype)
+        if weight.shape[0] == 1:
+            matrices = torch.einsum("tk,kpq->tpq", weight[0], self.whitening)
+            return torch.einsum("btp,tpq->btq", flux, matrices)
+        # All nodes' matrices at once, then their weighted sum: cheaper than a matrix for each token of each star.
+        whitened = torch.einsum("btp,kpq->btkq", flux, self.whitening)
+        return torch.einsum("btkq,btk->btq", whitened, weight)
+
+    def forward(
+        self,
+        flux: torch.Tensor,
+        flux_error: torch.Tensor,
+        pixel_mask: torch.Tensor,
+        wavelength: torch.Tensor,
+        position: torch.Tensor,
+    ) -> torch.Tensor:
+        """(B, T, patch_size) three times, (B or 1, T), (B or 1, T, hidden_size) -> (B, T, hidden_size)."""
+        dtype = self.filters.weight.dtype
+        known = pixel_mask & (flux_error > 0)
+        # Errors span decades. An unknown error (0) and a masked pixel read as zero, a usual value of this feature.
+        log_error = torch.where(known, torch.log(flux_error.float().clamp(min=1e-6)) / 2.0 + 1.5, 0.0).to(dtype)
+        flux = torch.where(pixel_mask, self.compress(torch.where(pixel_mask, flux, 0.0)), 0.0).to(dtype)
+        if self.whitening_wavelength:
+            flux = self.whiten(flux, wavelength)
+        pixels = torch.cat((flux, log_error, pixel_mask.to(dtype)), dim=-1)
+        return self.projection(self.activation_fn(self.filters(pixels)) * self.gate(position))
+
+
+class SpectraFMEmbeddings(nn.Module):
+    """Tokens of the encoder (spectrum, then scalars) and of the decoder (requests)."""
+
+    def __init__(self, config: SpectraFMConfig):
+        super().__init__()
+        self.value_embedding = SpectraFMValueEmbedding(config)
+        self.patch_embedding = SpectraFMPatchEmbedding(config) if config.token_embedding == "patch" else None
+        self.wavelength_encoding = WAVELENGTH_ENCODINGS[config.wavelength_encoding](config)
+
+    def spectrum(self, flux, flux_error, pixel_mask, wavelength, wavelength_step) -> torch.Tensor:
+        """(B, T, patch_size) fluxes, errors and mask, (B, T) wavelengths and steps -> (B, T, hidden_size)."""
+        if not torch.compiler.is_exporting() and wavelength.stride(0) == wavelength_step.stride(0) == 0:
+            # One row, expanded: the stars share their wavelengths, and what depends on those alone is computed once.
+            # An export with free sizes cannot ask for strides.
+            wavelength, wavelength_step = wavelength[:1], wavelength_step[:1]
+        position = self.wavelength_encoding(wavelength, wavelength_step)
+        if self.patch_embedding is not None:
+            tokens = self.patch_embedding(flux, flux_error, pixel_mask, wavelength, position)
+        else:
+            ids = torch.where(pixel_mask[..., 0], FLUX_ID, PADDING_ID)
+            tokens = self.value_embedding(ids, torch.where(pixel_mask, flux, 0.0)[..., 0])
+        return tokens + position.to(tokens.dtype)
+
+    def requests(self, ids, wavelength, wavelength_step) -> torch.Tensor:
+        """(B, R) ids; wavelengths count where the request is for flux -> (B, R, hidden_size)."""
+        queries = self.value_embedding.weight(ids)
+        if wavelength is None:
+            return queries
+        position = self.wavelength_encoding(wavelength, wavelength_step).to(queries.dtype)
+        return queries + torch.where((ids == FLUX_ID)[..., None], position, 0.0)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, heads, N, head_dim) -> (B, N, heads, head_dim) and the attention weights (B, heads, N, keys)."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class SpectraFMAttention(nn.Module):
+    """Multi-head attention of `hidden_states` to `key_value_states` (to themselves in the encoder)."""
+
+    def __init__(self, config: SpectraFMConfig, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        if config.extra_key_value:
+            self.extra_key = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+            self.extra_value = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch_size, length, hidden_size = hidden_states.shape
+        key = self.k_proj(key_value_states)
+        value = self.v_proj(key_value_states)
+        if self.config.extra_key_value:
+            key = torch.cat((key, self.extra_key.expand(batch_size, -1, -1)), dim=1)
+            value = torch.cat((value, self.extra_value.expand(batch_size, -1, -1)), dim=1)
+        heads = (batch_size, -1, hidden_size // self.head_dim, self.head_dim)
+
+        implementation = self.config._attn_implementation
+        if _is_flash(implementation) and attention_mask is not None and attention_mask.ndim == 4:
+            implementation = "sdpa"
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        output, weights = attention(
+            self,
+            self.q_proj(hidden_states).view(heads).transpose(1, 2),
+            key.view(heads).transpose(1, 2),
+            value.view(heads).transpose(1, 2),
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(batch_size, length, hidden_size)), weights
+
+
+def _is_flash(implementation: str | None) -> bool:
+    return implementation is not None and "flash" in implementation
+
+
+def make_attention_mask(config: SpectraFMConfig, hidden_states, key_value_states, attention_mask):
+    """(B, keys) boolean, or None -> the mask in the form that the chosen attention wants."""
+    if attention_mask is not None and config.extra_key_value:
+        attention_mask = nn.functional.pad(attention_mask.bool(), (0, 1), value=True)
+    same = key_value_states is hidden_states and not config.extra_key_value
+    if attention_mask is not None and _is_flash(config._attn_implementation) and not same:
+        # The flash kernels drop padding from keys and queries alike, which is wrong where the two are not the same.
+        return attention_mask.bool()[:, None, None, :].expand(-1, 1, hidden_states.shape[1], -1)
+    return create_bidirectional_mask(
+        config=config,
+        inputs_embeds=hidden_states,
+        attention_mask=attention_mask,
+        encoder_hidden_states=key_value_states,
+    )
+
+
+class SpectraFMMLP(nn.Module):
+    def __init__(self, config: SpectraFMConfig, ffn_dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, ffn_dim)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(ffn_dim, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class SpectraFMLayer(GradientCheckpointingLayer):
+    """Attention and feed-forward, each with a residual; LayerNorm before (pre-norm) or after (the paper)."""
+
+    def __init__(self, config: SpectraFMConfig, num_heads: int, ffn_dim: int):
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.attention = SpectraFMAttention(config, num_heads)
+        self.attention_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = SpectraFMMLP(config, ffn_dim)
+        self.mlp_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """(B, N, hidden_size) -> the same; attends to itself where `key_value_states` is None."""
+        queries = self.attention_layer_norm(hidden_states) if self.norm_first else hidden_states
+        keys = queries if key_value_states is None else key_value_states
+        attended, _ = self.attention(queries, keys, attention_mask, **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        if not self.norm_first:
+            hidden_states = self.attention_layer_norm(hidden_states)
+
+        transformed = self.mlp(self.mlp_layer_norm(hidden_states) if self.norm_first else hidden_states)
+        hidden_states = hidden_states + self.dropout(transformed)
+        return hidden_states if self.norm_first else self.mlp_layer_norm(hidden_states)
+
+
+class SpectraFMPreTrainedModel(PreTrainedModel):
+    """Initialisation, and what the models support."""
+
+    config: SpectraFMConfig
+    config_class = SpectraFMConfig
+    base_model_prefix = "model"
+    main_input_name = "flux"
+    input_modalities = ["time"]
+    supports_gradient_checkpointing = True
+    # The loss is a mean over the known labels, whose number the Trainer cannot count: NaN is "unknown".
+    accepts_loss_kwargs = False
+    _no_split_modules = [
+        "SpectraFMEmbeddings",
+        "SpectraFMLayer",
+        "SpectraFMRung",
+    ]
+    # Answers are found to a part in a thousand there, which half precision does not hold.
+    _keep_in_fp32_modules_strict = ["refinement", "completion"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, SpectraFMAttention) and self.config.extra_key_value:
+            init.normal_(module.extra_key, std=self.config.initializer_range)
+            init.normal_(module.extra_value, std=self.config.initializer_range)
+        elif isinstance(module, SpectraFMMemberLinear):
+            init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
+            init.zeros_(module.bias)
+        elif isinstance(module, SpectraFMMemberBlock):
+            # At first, a block adds little to what it is given.
+            init.normal_(module.fc2.weight, std=self.config.initializer_range)
+        elif isinstance(module, SpectraFMMemberHead):
+            init.normal_(module.weight, std=0.5 * self.config.initializer_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, SpectraFMPatchEmbedding):
+            # Gates around one: at the start all wavelengths share their filters.
+            init.ones_(module.gate.bias)
+            if module.whitening_wavelength:
+                identity = torch.eye(module.patch_size).expand_as(module.whitening)
+                init.copy_(module.whitening, identity)
+
+
+class SpectraFMStack(SpectraFMPreTrainedModel):
+    """
+    Layers and, for pre-norm, the last LayerNorm: the encoder, in which the tokens of a star attend to each other, and
+    the decoder, in which requests attend to the tokens. There requests do not see each other.
+    """
+
+    _can_record_outputs = {"hidden_states": SpectraFMLayer, "attentions": SpectraFMAttention}
+
+    def __init__(self, config: SpectraFMConfig, attention_heads: Sequence[int], ffn_dims: Sequence[int]):
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            SpectraFMLayer(config, heads, ffn_dim) for heads, ffn_dim in zip(attention_heads, ffn_dims, strict=True)
+        )
+        self.layer_norm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.norm_first else nn.Identity()
+        )
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """
+        (B, N, hidden_size) -> the same. What is attended to, (B, T, hidden_size), is `key_value_states` or, without
+        them, `hidden_states`; `attention_mask` (B, T) is true where it counts.
+        """
+        attended = hidden_states if key_value_states is None else key_value_states
+        mask = make_attention_mask(self.config, hidden_states, attended, attention_mask)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, key_value_states, mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
+
+
+def standardisation(config: SpectraFMConfig, ids: torch.Tensor, flux_center=None, flux_scale=None):
+    """
+    Centre and scale of the quantities `ids`, float32, in the shape of `ids`.
+
+    They are read from the config at each call, so that no change of the model's dtype can round them. Flux is on the
+    tokenizer's standardised scale unless `flux_center` and `flux_scale` lead back from it.
+    """
+    table = torch.tensor(
+        [[0.0, 1.0]] * FIRST_LABEL_ID
+        + [[float(c), float(s)] for c, s in zip(config.label_centers, config.label_scales, strict=True)],
+        device=ids.device,
+    )
+    center, scale = table[ids].unbind(-1)
+    if flux_center is not None:
+        is_flux = ids == FLUX_ID
+        center = torch.where(is_flux, flux_center.float(), center)
+        scale = torch.where(is_flux, flux_scale.float(), scale)
+    return center, scale
+
+
+def log_error_factors(config: SpectraFMConfig, ids: torch.Tensor) -> torch.Tensor:
+    """ln of the factors by which the errors of the quantities `ids` are multiplied, float32, in the shape of `ids`."""
+    return torch.tensor(
+        [1.0] * FIRST_LABEL_ID + [float(factor) for factor in config.label_error_factors], device=ids.device
+    ).log()[ids]
+
+
+def check_shapes(shape, **tensors: torch.Tensor | None):
+    """`ValueError` for a tensor of another shape than `shape`, or for wavelengths that half precision has spoilt."""
+    for field, tensor in tensors.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{field}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+        if tensor is not None and "wavelength" in field and tensor.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(f"{field}: expected float32 or better, whatever the model's dtype, got {tensor.dtype}")
+
+
+def check_together(**tensors: torch.Tensor | None):
+    """`ValueError` where only some of the tensors are given."""
+    missing = [field for field, tensor in tensors.items() if tensor is None]
+    if 0 < len(missing) < len(tensors):
+        raise ValueError(f"{missing[0]}: expected a tensor, as {', '.join(tensors)} go together, got None")
+
+
+class SpectraFMModel(SpectraFMPreTrainedModel):
+    """Embeddings, encoder and decoder, without a head: one hidden state for each request."""
+
+    def __init__(self, config: SpectraFMConfig):
+        super().__init__(config)
+        if config.token_embedding == "basis":
+            self.rungs = nn.ModuleList(SpectraFMRung(config, rung) for rung in range(len(config.rung_intervals)))
+        else:
+            self.embeddings = SpectraFMEmbeddings(config)
+            self.encoder = SpectraFMStack(config, config.encoder_attention_heads, config.encoder_ffn_dim)
+            self.decoder = SpectraFMStack(config, config.decoder_attention_heads, config.decoder_ffn_dim)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.rungs if self.config.token_embedding == "basis" else self.embeddings.value_embedding.weight
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.embeddings.value_embedding.weight = value  # type: ignore[assignment]
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        raise NotImplementedError("The vocabulary of SpectraFM is its labels: use add_label(name, ...).")
+
+    @torch.no_grad()
+    def add_label(self, name: str, unit: str = "", center: float = 0.0, scale: float = 1.0):
+        """
+        Add a stellar label or scalar to the vocabulary. All answers to other requests stay as they are, bit by bit.
+
+        Parameters
+        ----------
+        name, unit : str
+            Its name (APOGEE's column in lower case where there is one) and unit.
+        center, scale : float
+            Its usual value and spread over the training set; values are standardised with them.
+
+        Raises
+        ------
+        ValueError
+            If the name is taken, the centre is not finite or the scale not positive.
+        """
+        if name in self.config.label_names or name == "flux":
+            raise ValueError(f"name: expected a name not yet in {['flux', *self.config.label_names]}, got {name!r}")
+        if not math.isfinite(center):
+            raise ValueError(f"center: expected a finite number, got {center!r}")
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"scale: expected a positive number, got {scale!r}")
+        for field, entry in (("names", name), ("units", unit), ("centers", center), ("scales", scale)):
+            field = f"label_{field}"
+            setattr(self.config, field, [*getattr(self.config, field), entry])
+        if self.config.label_error_factors:
+            self.config.label_error_factors = [*self.config.label_error_factors, 1.0]
+        if self.config.network_labels:
+            self.config.network_labels = [*self.config.network_labels, name]
+        if self.config.token_embedding == "basis":  # whose labels are rows of the heads
+            return
+        table = self.embeddings.value_embedding
+        for part in ("weight", "bias"):
+            old: nn.Embedding = getattr(table, part)
+            new = nn.Embedding(
+                old.num_embeddings + 1,
+                old.embedding_dim,
+                padding_idx=old.padding_idx,
+                device=old.weight.device,
+                dtype=old.weight.dtype,
+            )
+            self._init_weights(new)
+            new.weight[:-1] = old.weight
+            new.weight.requires_grad_(old.weight.requires_grad)
+            setattr(table, part, new)
+
+    def encode(
+        self,
+        flux: torch.Tensor,
+        wavelength: torch.Tensor,
+        wavelength_step: torch.Tensor,
+        flux_error: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        scalar_ids: torch.Tensor | None = None,
+        scalar_values: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[BaseModelOutput, torch.Tensor]:
+        """The encoder's output, and the (B, T) mask of its tokens. Arguments as in `forward`."""
+        if flux.ndim != 3 or flux.shape[-1] != self.config.patch_size:
+            raise ValueError(
+                f"flux: expected shape (batch, tokens, patch_size={self.config.patch_size}), got {tuple(flux.shape)}"
+            )
+        check_shapes(flux.shape, flux_error=flux_error, pixel_mask=pixel_mask)
+        check_shapes(
+            flux.shape[:2], wavelength=wavelength, wavelength_step=wavelength_step, attention_mask=attention_mask
+        )
+        check_together(scalar_ids=scalar_ids, scalar_values=scalar_values)
+        if pixel_mask is None:
+            pixel_mask = torch.ones_like(flux, dtype=torch.bool)
+        if flux_error is None:
+            flux_error = torch.zeros_like(flux)
+        pixel_mask = pixel_mask.bool()
+        if attention_mask is None:
+            attention_mask = pixel_mask.any(dim=-1)
+        tokens = self.embeddings.spectrum(flux, flux_error, pixel_mask, wavelength, wavelength_step)
+        if scalar_ids is not None and scalar_values is not None:
+            scalars, known = self._scalars(scalar_ids, scalar_values, flux.shape[0])
+            tokens = torch.cat((tokens, scalars), dim=1)
+            attention_mask = torch.cat((attention_mask.bool(), known), dim=1)
+        return self.encoder(tokens, None, attention_mask, **{**kwargs, "return_dict": True}), attention_mask
+
+    @can_return_tuple
+    def forward(
+        self,
+        flux: torch.Tensor | None = None,
+        wavelength: torch.Tensor | None = None,
+        wavelength_step: torch.Tensor | None = None,
+        flux_error: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        scalar_ids: torch.Tensor | None = None,
+        scalar_values: torch.Tensor | None = None,
+        request_ids: torch.Tensor | None = None,
+        request_wavelength: torch.Tensor | None = None,
+        request_wavelength_step: torch.Tensor | None = None,
+        coefficients: torch.Tensor | None = None,
+        reliability: torch.Tensor | None = None,
+        interval_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SpectraFMModelOutput:
+        """
+        All of this comes from the tokenizer. B stars, T spectrum tokens, S scalars, R requests.
+
+        Parameters
+        ----------
+        flux, flux_error : torch.FloatTensor of shape (B, T, patch_size)
+            Standardised flux and its error on the same scale; an error of 0 is an unknown one.
+        wavelength, wavelength_step : torch.FloatTensor of shape (B, T)
+            Centre of each token and spacing of its pixels, Angstrom, vacuum, rest frame, float32 or better.
+        pixel_mask : torch.BoolTensor of shape (B, T, patch_size), optional
+            True where a pixel counts; all by default.
+        attention_mask : torch.BoolTensor of shape (B, T), optional
+            True where a token counts; by default, tokens with at least one pixel that counts.
+        scalar_ids : torch.LongTensor of shape (B, S), optional
+            Rows of the vocabulary; 0 is padding.
+        scalar_values : torch.FloatTensor of shape (B, S), optional
+            In physical units.
+        request_ids : torch.LongTensor of shape (B, R), optional
+            Rows of the vocabulary; 0 is padding. By default all labels.
+        request_wavelength, request_wavelength_step : torch.FloatTensor of shape (B, R), optional
+            Where the flux is asked for, and over what pixel; read only for requests of flux.
+        coefficients, reliability : torch.FloatTensor of shape (B, T, num_coefficients)
+            For `token_embedding="basis"`, in place of all of flux and wavelength: see [`Evidence`].
+        interval_ids : torch.LongTensor of shape (B, T)
+            Which interval each token is; the same for all stars, of which some may have nothing in it.
+
+        Raises
+        ------
+        ValueError
+            If an argument has the wrong shape, or wavelengths are in half precision.
+        """
+        if self.config.token_embedding == "basis":
+            if coefficients is None or reliability is None or interval_ids is None:
+                raise ValueError("coefficients: expected them with reliability and interval_ids, got None")
+            if scalar_ids is not None and bool((scalar_ids != PADDING_ID).any()):
+                raise ValueError("scalar_ids: expected none, as this model was trained on spectra alone, got some")
+            return self._from_evidence(coefficients, reliability, interval_ids, attention_mask)
+        if flux is None or wavelength is None or wavelength_step is None:
+            raise ValueError("flux: expected it with wavelength and wavelength_step, got None")
+        encoder_outputs, attention_mask = self.encode(
+            flux,
+            wavelength,
+            wavelength_step,
+            flux_error,
+            pixel_mask,
+            attention_mask,
+            scalar_ids,
+            scalar_values,
+            **kwargs,
+        )
+        if request_ids is None:
+            request_ids = self.all_labels(flux)
+        check_together(request_wavelength=request_wavelength, request_wavelength_step=request_wavelength_step)
+        check_shapes(
+            (flux.shape[0], *request_ids.shape[-1:]),
+            request_ids=request_ids,
+            request_wavelength=request_wavelength,
+            request_wavelength_step=request_wavelength_step,
+        )
+        queries = self.embeddings.requests(request_ids, request_wavelength, request_wavelength_step)
+        decoder_outputs = self.decoder(
+            queries, encoder_outputs.last_hidden_state, attention_mask, **{**kwargs, "return_dict": True}
+        )
+        return SpectraFMModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            cross_attentions=decoder_outputs.attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+    def _from_evidence(
+        self,
+        coefficients: torch.Tensor,
+        reliability: torch.Tensor,
+        interval_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> SpectraFMModelOutput:
+        """`forward` for `token_embedding="basis"`."""
+        config = self.config
+        if coefficients.ndim != 3 or coefficients.shape[-1] != config.num_coefficients:
+            raise ValueError(
+                f"coefficients: expected shape (batch, tokens, num_coefficients={config.num_coefficients}), "
+                f"got {tuple(coefficients.shape)}"
+            )
+        check_shapes(coefficients.shape, reliability=reliability)
+        check_shapes(coefficients.shape[:2], interval_ids=interval_ids, attention_mask=attention_mask)
+        if not torch.compiler.is_exporting() and bool((interval_ids != interval_ids[:1]).any()):
+            raise ValueError(
+                "interval_ids: expected the same for all stars, as the tokenizer makes them for spectra that it is "
+                "given together, got others"
+            )
+        seen = (reliability > 0).any(dim=-1)
+        if attention_mask is not None:
+            seen = seen & attention_mask.bool()
+        coefficients = torch.where(seen[..., None], coefficients, 0.0)
+        reliability = torch.where(seen[..., None], reliability, 0.0)
+        intervals, n_stars = interval_ids[0], len(coefficients)
+        shape = (n_stars, len(self.rungs))
+        states = coefficients.new_zeros((*shape, config.num_members, config.hidden_size), dtype=self.dtype)
+        rung_seen = torch.zeros(shape, dtype=torch.bool, device=seen.device)
+        cost = torch.full(shape, math.nan, device=seen.device)
+        for number, (rung, (first, last)) in enumerate(zip(self.rungs, config.rung_intervals, strict=True)):
+            (own,) = torch.nonzero((intervals >= first) & (intervals < last), as_tuple=True)
+            (stars,) = torch.nonzero(seen[:, own].any(dim=1), as_tuple=True)
+            if len(stars):
+                found, left = rung(coefficients[stars][:, own], reliability[stars][:, own], intervals[own])
+                states = states.index_put((stars, torch.tensor(number, device=stars.device)), found.to(states.dtype))
+                rung_seen[stars, number], cost[stars, number] = True, left
+        return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost)
+
+    def _scalars(self, ids: torch.Tensor, values: torch.Tensor, n_stars: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of known scalars, (B, S, hidden_size), and which of them count, (B, S)."""
+        check_shapes((n_stars, *ids.shape[-1:]), scalar_ids=ids, scalar_values=values)
+        center, scale = standardisation(self.config, ids)
+        # The squares of larger ones, in normalisation, would be infinite.
+        standardised = ((values.float() - center) / scale).clamp(-1e6, 1e6)
+        return self.embeddings.value_embedding(ids, standardised), ids != PADDING_ID
+
+    def all_labels(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(B, labels): requests for every label of the vocabulary, for as many stars as `inputs` has."""
+        rows = FIRST_LABEL_ID + len(self.config.label_names)
+        return torch.arange(FIRST_LABEL_ID, rows, device=inputs.device).expand(inputs.shape[0], -1)
+
+
+class SpectraFMReadout(nn.Module):
+    """MLP shared by all requests, then one linear head for the mean and one for the log-variance."""
+
+    def __init__(self, config: SpectraFMConfig):
+        super().__init__()
+        widths = [config.hidden_size, *config.readout_dims]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.dropout)
+        self.mean = nn.Linear(widths[-1], 1)
+        self.log_variance = nn.Linear(widths[-1], 1)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, R, hidden_size) -> twice (B, R), float32."""
+        for layer in self.layers:
+            hidden_states = self.dropout(self.activation_fn(layer(hidden_states)))
+        # bfloat16 would round a mean of one and a half to 1/128, several Kelvin. Neither the model's dtype nor
+        # autocast touches a product and a sum in float32.
+        hidden_states = hidden_states.float()
+        mean, log_variance = (
+            (hidden_states * head.weight[0].float()).sum(dim=-1) + head.bias.float()
+            for head in (self.mean, self.log_variance)
+        )
+        return mean, log_variance
+
+
+class SpectraFMForPrediction(SpectraFMPreTrainedModel):
+    """SpectraFM with its read-out: a mean and a log-variance for each request."""
+
+    def __init__(self, config: SpectraFMConfig):
+        super().__init__(config)
+        self.model = SpectraFMModel(config)
+        if config.token_embedding == "basis":
+            heads = [
+                SpectraFMMemberHead(config, len(config.label_names)) for _ in range(2 * len(config.rung_intervals))
+            ]
+            self.means, self.log_variances = nn.ModuleList(heads[::2]), nn.ModuleList(heads[1::2])
+        else:
+            self.readout = SpectraFMReadout(config)
+        if config.star_labels:
+            self.start = SpectraFMMemberHead(config, len(config.star_labels))
+            self.refinement = SpectraFMRefinement(config)
+        self.post_init()
+
+    def add_label(self, name: str, unit: str = "", center: float = 0.0, scale: float = 1.0):
+        """See [`SpectraFMModel.add_label`]."""
+        self.model.add_label(name, unit, center, scale)
+        if self.config.token_embedding == "basis":
+            for head in (*self.means, *self.log_variances):
+                head.add_row()
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        self.model.resize_token_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        flux: torch.Tensor | None = None,
+        wavelength: torch.Tensor | None = None,
+        wavelength_step: torch.Tensor | None = None,
+        flux_error: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        scalar_ids: torch.Tensor | None = None,
+        scalar_values: torch.Tensor | None = None,
+        request_ids: torch.Tensor | None = None,
+        request_wavelength: torch.Tensor | None = None,
+        request_wavelength_step: torch.Tensor | None = None,
+        flux_center: torch.Tensor | None = None,
+        flux_scale: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        label_errors: torch.Tensor | None = None,
+        coefficients: torch.Tensor | None = None,
+        reliability: torch.Tensor | None = None,
+        interval_ids: torch.Tensor | None = None,
+        estimate: torch.Tensor | None = None,
+        information: torch.Tensor | None = None,
+        pull: torch.Tensor | None = None,
+        misfit: torch.Tensor | None = None,
+        star_targets: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SpectraFMPredictionOutput:
+        """
+        Parameters of [`SpectraFMModel.forward`], and:
+
+        flux_center, flux_scale : torch.FloatTensor of shape (B, R), optional
+            For requests of flux: value = mean * flux_scale + flux_center in the units of the spectrum that the
+            tokenizer was given. Without them `values` of flux stay standardised.
+        labels : torch.FloatTensor of shape (B, R), optional
+            True values in physical units; NaN is unknown and ignored.
+        label_errors : torch.FloatTensor of shape (B, R), optional
+            Their one-sigma errors; NaN counts as 0.
+        estimate, information, pull, misfit : torch.FloatTensor, optional
+            For a model with `config.star_labels`: what the pixels say, see [`Evidence`]. Answers are refined with it.
+        star_targets : torch.FloatTensor of shape (B, len(config.star_labels)), optional
+            True labels of the star model in physical units, NaN where unknown: the first estimate adds to the loss.
+        """
+        spectrum = flux if coefficients is None else coefficients
+        if spectrum is None:
+            raise ValueError("coefficients: expected them, or flux, got neither")
+        if request_ids is None:
+            request_ids = self.model.all_labels(spectrum)
+        check_together(flux_center=flux_center, flux_scale=flux_scale)
+        check_shapes(
+            (spectrum.shape[0], *request_ids.shape[-1:]),
+            request_ids=request_ids,
+            flux_center=flux_center,
+            flux_scale=flux_scale,
+            labels=labels,
+            label_errors=label_errors,
+        )
+        outputs: SpectraFMModelOutput = self.model(
+            flux,
+            wavelength,
+            wavelength_step,
+            flux_error,
+            pixel_mask,
+            attention_mask,
+            scalar_ids,
+            scalar_values,
+            request_ids,
+            request_wavelength,
+            request_wavelength_step,
+            coefficients,
+            reliability,
+            interval_ids,
+            **{**kwargs, "return_dict": True},
+        )
+        center, scale = standardisation(self.config, request_ids, flux_center, flux_scale)
+        loss = None
+        if self.config.token_embedding == "basis":
+            mean, log_variance = self._from_members(outputs, request_ids)
+        else:
+            mean, log_variance = (x[:, None] for x in self.readout(outputs.last_hidden_state))
+        if labels is not None:
+            target = (labels.float() - center) / scale
+            sigma = None if label_errors is None else label_errors.float() / scale
+            target = target.masked_fill(request_ids == PADDING_ID, math.nan)
+            # Each member learns by itself.
+            unknown = mean.isnan()
+            target = torch.where(unknown, math.nan, target[:, None])
+            sigma = None if sigma is None else sigma[:, None].expand_as(mean)
+            answers, spreads = torch.where(unknown, 0.0, mean), torch.where(unknown, 0.0, log_variance)
+            loss = prediction_loss(answers, spreads, target, sigma, self.config.degrees_of_freedom)
+            if star_targets is not None:
+                wanted = self.refinement.star_model.standardise(star_targets)
+                loss = loss + start_loss(self.start(self._star_state(outputs)), wanted[:, None])
+        if self.config.token_embedding == "basis":
+            mean, log_variance = combined(mean, log_variance)
+        else:
+            mean, log_variance = mean[:, 0], log_variance[:, 0]
+        if self.config.label_error_factors:
+            log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
+        refined = None
+        if self.config.star_labels and estimate is not None and information is not None and pull is not None:
+            refined = self._refine(
+                self._star_state(outputs), reliability, interval_ids, estimate, information, pull, misfit
+            )
+            if refined is not None:
+                table = combinations(self.config).to(request_ids.device)[request_ids]  # B, R, P
+                answers = ((table @ refined.labels[..., None])[..., 0] - center) / scale
+                variances = torch.einsum("brp,bpq,brq->br", table, refined.covariance, table) / scale**2
+                known = table.any(dim=-1) & refined.converged[:, None]
+                mean = torch.where(known, answers, mean)
+                log_variance = torch.where(known, torch.log(variances), log_variance)
+        return SpectraFMPredictionOutput(
+            loss=loss,
+            mean=mean,
+            log_variance=log_variance,
+            values=mean * scale + center,
+            errors=torch.exp(0.5 * log_variance) * scale,
+            rung_seen=outputs.rung_seen,
+            cost=outputs.cost,
+            refined=refined,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
+        )
+
+    def _from_members(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor):
+        """Mean and log-variance of each member of each rung for each request, (B, rungs * M, R), NaN for no answer."""
+        if not torch.compiler.is_exporting() and bool((request_ids == FLUX_ID).any()):
+            raise ValueError(
+                "request_ids: expected labels, as this model has no answer for flux, got a request of flux"
+            )
+        states, seen = outputs.last_hidden_state, outputs.rung_seen
+        assert states is not None and seen is not None
+        rows = (request_ids - FIRST_LABEL_ID).clamp(min=0)
+        parts = []
+        for heads in (self.means, self.log_variances):
+            answers = torch.stack([head(states[:, i]) for i, head in enumerate(heads)], dim=1)  # B, rungs, M, labels
+            answers = answers.masked_fill(~seen[:, :, None, None], math.nan).flatten(1, 2)
+            parts.append(answers.gather(2, rows[:, None].expand(-1, answers.shape[1], -1)))
+        known = [FIRST_LABEL_ID + list(self.config.label_names).index(name) for name in self.config.network_labels]
+        if known:
+            trained = torch.isin(request_ids, torch.tensor(known, device=request_ids.device))
+            parts = [part.masked_fill(~trained[:, None], math.nan) for part in parts]
+        return parts
+
+    def _star_state(self, outputs: SpectraFMModelOutput) -> torch.Tensor:
+        """States (B, M, hidden_size) of the rung that the star model is of."""
+        first = self.config.star_intervals[0]
+        number = [low <= first < high for low, high in self.config.rung_intervals].index(True)
+        assert outputs.last_hidden_state is not None
+        return outputs.last_hidden_state[:, number]
+
+    def _in_star_model(self, interval_ids: torch.Tensor) -> torch.Tensor:
+        """(T,): which intervals of the batch the star model knows."""
+        first, last = self.config.star_intervals
+        known = torch.zeros(self.config.num_intervals, dtype=torch.bool, device=interval_ids.device)
+        known[first:last] = self.refinement.star_model.components[0].flatten(1).any(dim=1)
+        return known[interval_ids[0]]
+
+    def _refine(self, state, reliability, interval_ids, estimate, information, pull, misfit) -> Refined | None:
+        """The fit of all stars; those without an interval of the star model do not converge."""
+        own = torch.nonzero(self._in_star_model(interval_ids))[:, 0]
+        if not len(own):
+            return None
+        information, level_known = information[:, own].float(), (reliability[:, own, 0] > 0).any(dim=1)
+        start = self.start(state).mean(dim=1)
+        refined: Refined = self.refinement(
+            start,
+            estimate[:, own].float(),
+            information,
+            pull[:, own].float(),
+            interval_ids[0, own],
+            level_known,
+            None if misfit is None else misfit[:, own].float(),
+        )
+        refined.converged &= (information.diagonal(dim1=2, dim2=3) > 0).flatten(1).any(dim=1)
+        return refined
+
+
+def prediction_loss(
+    mean: torch.Tensor,
+    log_variance: torch.Tensor,
+    target: torch.Tensor,
+    target_error: torch.Tensor | None = None,
+    degrees_of_freedom: float = 0.0,
+) -> torch.Tensor:
+    """
+    Mean over known targets of 0.5 [(target - mean)^2 / V + ln V], V = exp(log_variance) + target_error^2 + 1e-8.
+
+    Koblischke & Bovy 2024; all in standardised units, any shape. A NaN target is unknown and ignored, a NaN error
+    counts as 0. Without a known target the loss is 0. With `degrees_of_freedom` n, Student's t takes the place of the
+    Gaussian: 0.5 [(n + 1) ln(1 + (target - mean)^2 / n V) + ln V].
+    """
+    variance = torch.exp(log_variance) + 1e-8
+    if target_error is not None:
+        variance = variance + torch.nan_to_num(target_error, nan=0.0) ** 2
+    known = ~torch.isnan(target)
+    residual = torch.where(known, target, 0.0) - mean
+    misfit = residual**2 / variance
+    if degrees_of_freedom:
+        misfit = (degrees_of_freedom + 1.0) * torch.log1p(misfit / degrees_of_freedom)
+    terms = 0.5 * (misfit + torch.log(variance))
+    return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
+
+
+def combined(mean: torch.Tensor, log_variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Answers of members, (B, M, R) twice, NaN for none -> their mean, each weighed by its inverse variance, and the
+    log-variance of one that is as sure as they are on average, (B, R). They saw the same: together they know no more.
+    """
+    weight = torch.exp(-log_variance).nan_to_num(nan=0.0)
+    total = weight.sum(dim=1)
+    number = (weight > 0).sum(dim=1)
+    mean = (weight * mean.nan_to_num(nan=0.0)).sum(dim=1) / total
+    return torch.where(number > 0, mean, math.nan), torch.where(number > 0, -torch.log(total / number), math.nan)
+
+
+def start_loss(first: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """First estimates and true labels, (B, M, P) in standardised units -> mean deviation, squared where it is small."""
+    target = target.expand_as(first)
+    known = ~torch.isnan(target)
+    deviation = nn.functional.smooth_l1_loss(first.float(), torch.where(known, target, 0.0), reduction="none", beta=0.3)
+    return torch.where(known, deviation, 0.0).sum() / known.sum().clamp(min=1)
+
+
+SpectraFMModel.register_for_auto_class("AutoModel")
+# The nearest of the library's classes to "numbers out of a measured sequence".
+SpectraFMForPrediction.register_for_auto_class("AutoModelForTimeSeriesPrediction")
+
+__all__ = ["SpectraFMForPrediction", "SpectraFMModel", "SpectraFMPreTrainedModel"]

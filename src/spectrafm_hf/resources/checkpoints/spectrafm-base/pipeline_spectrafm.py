@@ -1,0 +1,166 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""The task `stellar-labels` of `transformers.pipeline`: spectra in, labels with one-sigma errors out."""
+
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import Pipeline
+
+from .flags_spectrafm import star_flags
+
+
+QUALITY = ("clipped", "shift")  # of a spectrum, for its flags
+
+
+class _Numbered(NamedTuple):
+    """One of several spectra, so that an error can say which it is."""
+
+    number: int
+    spectrum: Any
+
+
+class StellarLabelsPipeline(Pipeline):
+    """
+    Stellar labels, with one-sigma errors, from spectra.
+
+    One spectrum is a row of a data set in the project's schema (a mapping with `wavelength`, `flux` and where known
+    `flux_error`, `mask` and `object_id`), a tuple (wavelength, flux[, flux_error[, mask]]) or a `specutils.Spectrum`.
+    A list of them gives a list of answers; a data set or a generator is streamed and gives an iterator.
+
+    Examples
+    --------
+    >>> from transformers import pipeline
+    >>> predict = pipeline("stellar-labels", model=folder, trust_remote_code=True)  # doctest: +SKIP
+    >>> predict((wavelength, flux, flux_error))  # doctest: +SKIP
+    {'teff': 4801.2, 'teff_err': 43.0, 'logg': 2.61, 'logg_err': 0.11, ...}
+    """
+
+    # The tokenizer is loaded as a feature extractor: of a "tokenizer" the batching of the base class expects a text
+    # tokenizer's padding token, and of a "processor" its base class.
+    _load_feature_extractor = None
+    _load_tokenizer: Any = False
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+
+    def __init__(self, model, tokenizer=None, feature_extractor=None, processor=None, **kwargs):
+        given = [part for part in (feature_extractor, tokenizer, processor) if part is not None]
+        if not given:
+            raise ValueError(
+                "tokenizer: expected a SpectraFMTokenizer, or a checkpoint that holds one (preprocessor_config.json), "
+                "got None"
+            )
+        super().__init__(model=model, feature_extractor=given[0], **kwargs)
+
+    def __call__(self, inputs, **kwargs):  # type: ignore[override]
+        """
+        Parameters
+        ----------
+        inputs : see the class
+        requests : sequence of names or wavelengths, optional
+            What is asked for; by default all labels, or those that the checkpoint names. A number is a wavelength in
+            the tokenizer's unit, at which the flux is predicted.
+        scalars : sequence of str, optional
+            Columns of the rows that the model is given beside the spectrum.
+        flags : bool, optional
+            Whether to add `flags`, a list of what speaks against the answers of a star, see `FLAGS`; for a model on
+            evidence. Labels that the spectrum does not tell are then NaN, and no error.
+        batch_size : int, optional
+            Spectra that go through the model together; 1 by default.
+        num_workers : int, optional
+            Processes that tokenize; by default none but this one.
+
+        Returns
+        -------
+        dict, list of dict, or iterator of dict
+            For each star `object_id`, where it was given, and of each request its value and error in physical units,
+            as `teff` and `teff_err`; a flux at 15000 Angstrom as `flux_15000` and `flux_15000_err`.
+
+        Raises
+        ------
+        ValueError
+            Naming the field of the spectrum that is wrong, or the request whose answer is no number, the expectation
+            and the value; and the spectrum, by its `object_id` or its place among the inputs, from 0. Nothing comes
+            after it: `spectrafm predict` goes on, and flags such stars.
+        """
+        if isinstance(inputs, list) and not inputs:
+            return []
+        if hasattr(inputs, "with_format"):
+            # The base class would take a data set of the library `datasets` for one input.
+            inputs = (row for row in inputs.with_format("numpy"))
+        elif isinstance(inputs, Iterator):
+            # Of iterators it knows generators only.
+            inputs = (row for row in inputs)
+        if isinstance(inputs, list):
+            inputs = list(map(_Numbered, range(len(inputs)), inputs))
+        elif isinstance(inputs, Generator):
+            inputs = (_Numbered(number, spectrum) for number, spectrum in enumerate(inputs))
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(  # type: ignore[override]
+        self, requests: Sequence[Any] | None = None, scalars: Sequence[str] | None = None, flags: bool | None = None
+    ):
+        given = {"requests": requests, "scalars": scalars, "flags": flags}
+        return {name: value for name, value in given.items() if value is not None}, {}, {}
+
+    def preprocess(  # type: ignore[override]
+        self, input_, requests=None, scalars=None, flags=None
+    ) -> dict[str, Any]:
+        tokenizer: Any = self.feature_extractor
+        if flags and tokenizer.basis is None:
+            raise ValueError("flags: expected a model on evidence (token_embedding='basis'), got one without flags")
+        name = None
+        if isinstance(input_, _Numbered):
+            name, input_ = f"spectrum {input_.number}", input_.spectrum
+        object_id = input_.get("object_id") if isinstance(input_, Mapping) else None
+        if isinstance(object_id, np.generic):
+            object_id = object_id.item()
+        name = name if object_id is None else object_id
+        spectrum = input_ if isinstance(input_, tuple) else (input_,)
+        if scalars is not None and not isinstance(input_, Mapping):
+            raise ValueError(f"scalars: expected rows that hold {list(scalars)}, got a {type(input_).__name__}")
+        try:
+            inputs = tokenizer(*spectrum, scalars=scalars, requests=requests, return_quality=bool(flags))
+        except ValueError as error:
+            # To the tokenizer it is the only one.
+            cause = str(error).removesuffix(" in spectrum 0")
+            raise ValueError(cause if name is None else f"{cause} ({name})") from error
+        if (n_spectra := len(inputs["attention_mask"])) != 1:
+            raise ValueError(f"flux: expected one spectrum, or a list of them, got {n_spectra} in one")
+        asked = requests is not None
+        if requests is None:
+            requests = tokenizer.label_names if tokenizer.requests is None else tokenizer.requests
+        names = [request if isinstance(request, str) else f"flux_{request}" for request in requests]
+        return {**inputs, "object_id": object_id, "names": names, "spectrum": name, "asked": asked}
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        about = {name: model_inputs.pop(name) for name in ("object_id", "names", "spectrum", "asked")}
+        quality = {name: model_inputs.pop(name) for name in QUALITY if name in model_inputs}
+        outputs = self.model(**model_inputs)
+        if quality:
+            # Of a batch, a list for each spectrum, which was asked for the same.
+            names = about["names"][0] if isinstance(about["names"][0], list) else about["names"]
+            about["flags"] = star_flags(self.model, model_inputs, outputs, quality, names)
+        return {"values": outputs.values, "errors": outputs.errors, **about}
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        object_id = model_outputs["object_id"]
+        star: dict[str, Any] = {} if object_id is None else {"object_id": object_id}
+        values, errors = (model_outputs[key][0].tolist() for key in ("values", "errors"))
+        known = [math.isfinite(value) and math.isfinite(error) for value, error in zip(values, errors, strict=True)]
+        for name, value, error in zip(model_outputs["names"], values, errors, strict=True):
+            if not model_outputs["asked"] and any(known) and not math.isfinite(value):
+                continue  # the spectrum does not tell it, and nobody has asked
+            if "flags" not in model_outputs and not (math.isfinite(value) and math.isfinite(error)):
+                which = f" ({spectrum})" if (spectrum := model_outputs["spectrum"]) is not None else ""
+                raise ValueError(f"{name}: expected a finite answer, got {value} with the error {error}{which}")
+            star[name] = value
+            star[f"{name}_err"] = error
+        if (flags := model_outputs.get("flags")) is not None:
+            star["flags"] = flags[0] if flags and isinstance(flags[0], list) else flags
+        return star
+
+
+__all__ = ["StellarLabelsPipeline"]
