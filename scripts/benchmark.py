@@ -432,7 +432,8 @@ def against(checkout: Path, n: int, rounds: int, folder: Path) -> dict[str, Any]
     files = {}
     for instrument, number in (("apogee", n), ("gaia-xp", 10 * n)):
         files[instrument] = folder / f"{instrument}.npz"
-        np.savez(files[instrument], **{name: spectra(instrument, number)[name] for name in PIXELS})
+        columns: Any = {name: spectra(instrument, number)[name] for name in PIXELS}
+        np.savez(files[instrument], **columns)
     here = Path(__file__).resolve().parents[1]
     found: dict[str, dict[str, list[float]]] = {side: {name: [] for name in files} for side in ("before", "now")}
     for _ in tqdm(range(rounds), desc="measuring", unit="round", delay=2):

@@ -21,6 +21,7 @@ from conftest import make_tiny_model
 
 import spectrafm_cli
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
+from spectrafm_hf.checkpoints import DEFAULT_CHECKPOINT
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.prediction import TrainingRange
 from spectrafm_hf.similar import Embedder, EmbeddingWriter
@@ -98,7 +99,8 @@ def test_every_example_is_well_known_to_the_model_that_its_wavelengths_choose(wo
 
 def test_the_table_to_download_is_what_predict_writes(workbench, demo_file, tmp_path, capsys):
     reading = workbench.read(demo_file(3))
-    assert spectrafm_cli.main(["predict", str(demo_file(3)), "--output", str(tmp_path / "labels.csv")]) == 0
+    command = ["predict", str(demo_file(3)), "--output", str(tmp_path / "labels.csv")]
+    assert spectrafm_cli.main([*command, "--model", DEFAULT_CHECKPOINT]) == 0  # which explains itself, as the app needs
     assert reading.table.read_bytes() == (tmp_path / "labels.csv").read_bytes()
 
 

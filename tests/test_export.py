@@ -17,6 +17,7 @@ import torch
 import spectrafm_cli
 import spectrafm_hf
 from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer, load_checkpoint, save_checkpoint
+from spectrafm_hf.checkpoints import BASE_CHECKPOINT
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.data.synthetic import SyntheticStars
 from spectrafm_hf.export import INPUTS, OPSET, TOLERANCE, export_onnx
@@ -140,7 +141,9 @@ def test_a_file_whose_answers_differ_is_not_left_and_an_earlier_one_stays(tiny_m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in spectrafm_hf.bundled_names("spectrafm") if name != SMALL])
+@pytest.mark.parametrize(
+    "name", [name for name in spectrafm_hf.bundled_names("spectrafm") if name not in (SMALL, BASE_CHECKPOINT)]
+)
 def test_every_other_bundled_checkpoint_is_exported_too(name, demo, tmp_path):
     """The answers are compared on spectra that the export did not see."""
     export_by_command(name, tmp_path / "model.onnx")
@@ -219,3 +222,9 @@ def test_without_the_extra_the_command_says_what_to_install(monkeypatch, tmp_pat
     assert capsys.readouterr().err == (
         'spectrafm export: ONNX needs its libraries: pip install ".[onnx]" in a clone of the repository\n'
     )
+
+
+def test_a_checkpoint_on_evidence_is_refused_in_one_line(tmp_path, capsys):
+    assert spectrafm_cli.main(["export", BASE_CHECKPOINT, "--output", str(tmp_path / "model.onnx")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "expected a checkpoint whose tokens are pixels to export" in error
