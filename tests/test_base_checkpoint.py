@@ -137,3 +137,9 @@ def test_the_pipeline_answers_both(xp, h_band):
     of_xp, of_h = (labels(tuple(row[name] for name in names), flags=True) for row in (xp[0], h_band[0]))
     assert list(of_xp) == [*(key for name in NETWORK for key in (name, f"{name}_err")), "flags"]
     assert "vmicro" in of_h and abs(of_h["teff"] - h_band[0]["teff"]) < 5 * of_h["teff_err"]
+
+
+def test_a_batch_of_refused_spectra_gives_reasons_alone(base, xp):
+    refused = [{**row, "refused": "object_class: expected a star, got QSO"} for row in xp[:3]]
+    found = predict(base, refused)
+    assert set(found["reason"]) == {"object_class: expected a star, got QSO"} and np.isnan(found["teff"]).all()

@@ -403,7 +403,8 @@ class _BatchPredictor:
         usable = [i for i, reason in enumerate(reasons) if not reason]
         causes = [""] * len(usable)
         found: list[list[str]] = [[] for _ in rows]
-        for inputs, members in tokenize_rows(self.tokenizer, [rows[i] for i in usable], names, causes):
+        tokens = tokenize_rows(self.tokenizer, [rows[i] for i in usable], names, causes) if usable else ()
+        for inputs, members in tokens:
             self._answer(inputs, np.array(usable)[members], (values, errors), reasons, found)
         for i, cause in zip(usable, causes, strict=True):
             reasons[i] = reasons[i] or cause

@@ -220,3 +220,9 @@ def test_when_pixels_are_wide_and_few_and_their_errors_tiny_then_the_coefficient
     found = basis.evidence(wavelength, flux, np.full(flux.shape, 1e12), normalised=True)
     assert np.all(np.isfinite(found.coefficients)) and np.abs(found.coefficients).max() < 100
     assert np.all((found.reliability >= 0) & (found.reliability <= 1))
+
+
+def test_pixels_at_one_wavelength_are_as_wide_as_their_neighbours():
+    wavelength = np.array([5000.0, 5001.0, 5001.0, 5002.0, 5003.0, 5004.0, 5005.0, 5006.0, 5007.0, 5008.0])
+    np.testing.assert_allclose(half_widths(wavelength), 0.5)
+    np.testing.assert_allclose(half_widths(np.full(3, 5000.0)), 0.25)

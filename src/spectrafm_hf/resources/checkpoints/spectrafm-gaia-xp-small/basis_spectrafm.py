@@ -431,10 +431,12 @@ def half_widths(wavelength: np.ndarray) -> np.ndarray:
     if len(wavelength) < 2:
         return 0.5 * 1e-4 * wavelength
     distance = np.diff(wavelength)
+    distance = np.where(distance > 0, distance, np.inf)  # of two pixels at one wavelength, each is as wide as others
     near = np.minimum(np.append(distance, np.inf), np.insert(distance, 0, np.inf))
     padded = np.pad(near, 4, constant_values=np.inf)
     # Beside absent pixels the distance is wider than the pixel; the least of some neighbours is not.
-    return 0.5 * np.min(np.lib.stride_tricks.sliding_window_view(padded, 9), axis=1)
+    found = np.min(np.lib.stride_tricks.sliding_window_view(padded, 9), axis=1)
+    return 0.5 * np.where(np.isfinite(found), found, 1e-4 * wavelength)
 
 
 def means_over_pixels(values: np.ndarray, first: float, low: np.ndarray, high: np.ndarray) -> np.ndarray:
