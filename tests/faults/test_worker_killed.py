@@ -68,7 +68,8 @@ def test_where_a_process_that_makes_batches_is_killed_the_training_goes_on_from_
         last = (tmp_path / "log").read_text().splitlines()[-1]
         # torch words it in one of two ways, by which of its threads notices first.
         how = ("is killed by signal", "exited unexpectedly")
-        assert any("run: a process that makes batches ended (DataLoader worker" in last and way in last for way in how)
+        ended = "run: a process that makes batches ended (DataLoader worker"
+        assert any(ended in last and way in last for way in how), last
         assert not (tmp_path / "run" / "final").exists()
         assert one.run(tmp_path, *command, "run") == 0, (tmp_path / "log").read_text()
     weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "run")]
