@@ -29,9 +29,9 @@ MODEL_ERROR = 5e-4  # of the flux: what the directions leave out, and no error i
 MIN_LEVEL = 0.02  # of the level of the star: a fainter interval is compared with this
 NEAR_ONE = 0.15  # of ln level: so is the flux over the continuum of any star, averaged over many lines
 # A spectrum that looks like no star: chi^2 per degree of freedom, share of the pixels. Then other velocities are tried,
-# in km/s, one of which has to leave less than this part of chi^2; with lines that are narrow enough.
+# in km/s, one of which has to go along better with the mean of stars by this correlation; with lines that are narrow.
 STRANGE_MISFIT, STRANGE_CLIPPED = 1.3, 0.01
-SHIFT_LIMIT, SHIFT_STEP, SHIFT_GAIN, LEAST_POWER = 150.0, 10.0, 0.8, 5_000.0
+SHIFT_LIMIT, SHIFT_STEP, SHIFT_GAIN, LEAST_POWER = 150.0, 5.0, 0.15, 5_000.0
 NATIVE_TOLERANCE = 1.03  # resolving powers that differ by less count as the same
 
 
@@ -409,18 +409,30 @@ class SpectrumBasis:
         resolving_power: float | None = None,
     ) -> np.ndarray:
         """
-        The velocity in km/s, of steps of `SHIFT_STEP`, at which spectra look most like stars; 0 where none is much
-        better than rest. Arguments as in [`SpectrumBasis.evidence`]; returns (stars,).
+        The velocity in km/s, of steps of `SHIFT_STEP`, at which spectra go along best with the mean of stars; 0 where
+        none is much better than rest. Arguments as in [`SpectrumBasis.evidence`]; returns (stars,).
         """
+        design = self.design(wavelength, resolving_power)
+        mean, _ = design.rung.smoothed(resolving_power)
+        grid, position = design.rung.start + design.rung.step * np.arange(len(mean)), np.log(wavelength)
         velocities = np.arange(-SHIFT_LIMIT, SHIFT_LIMIT + SHIFT_STEP, SHIFT_STEP)
-        total = np.full((len(velocities), len(flux)), np.inf)
-        for i, velocity in enumerate(velocities):
-            moved = wavelength / (1.0 + velocity / 299_792.458)
-            found = self.evidence(moved, flux, inverse_variance, resolving_power, clip=False)
-            total[i] = np.nanmedian(np.where(found.seen, found.misfit, np.nan), axis=1)
-        rest = total[len(velocities) // 2]
-        best = total.min(axis=0)
-        return np.where(best < SHIFT_GAIN * rest, velocities[total.argmin(axis=0)], 0.0)
+        together, stars, templates = (0.0, 0.0, 0.0)
+        for pixels in design.pixels:
+            weight = inverse_variance[:, pixels]
+            total = np.maximum(weight.sum(axis=1, keepdims=True), 1e-30)
+            moved = position[pixels] - np.log1p(velocities / 299_792.458)[:, None]
+            template = np.interp(moved, grid, mean)
+            template = template - template.mean(axis=1, keepdims=True)
+            level = (weight * flux[:, pixels]).sum(axis=1, keepdims=True) / total
+            lines = flux[:, pixels] / np.where(level > 0, level, 1.0) - 1.0
+            # The same weight for pixels of all intervals, and none for what was not seen.
+            weight = weight * level**2
+            together = together + (weight * lines) @ template.T
+            stars = stars + (weight * lines**2).sum(axis=1, keepdims=True)
+            templates = templates + weight @ (template**2).T
+        found = together / np.sqrt(np.maximum(stars * templates, 1e-30))
+        best = found.max(axis=1)
+        return np.where(best > found[:, len(velocities) // 2] + SHIFT_GAIN, velocities[found.argmax(axis=1)], 0.0)
 
 
 # --------------------------------------------------------------------------------------------------------- the algebra
