@@ -39,7 +39,7 @@ PLOTTED_STARS = 20
 #: number of stars.
 OVERVIEW_STARS = 100_000
 FAILED = "failed.csv"
-#: Of so many files the first spectrum is looked at, to see which models a mixed folder needs.
+#: Of so many files the first spectrum is looked at, to see which labels a mixed folder tells.
 MODEL_FILES = 200
 DELAY = 2  # seconds before a progress bar shows
 
@@ -534,7 +534,11 @@ def _predict(arguments: argparse.Namespace) -> int:
     files = find_files(arguments.input, arguments.split, failures)
     model, tokenizer, training_range = _load_with_range(arguments.model or PREDICTING_MODEL, arguments.revision)
     every, known = _labels(model, tokenizer)
-    answered = {label for row in _first_rows(files, arguments) for label in answered_labels(model, tokenizer, row)}
+    answered = set(every if tokenizer.basis is None else ())
+    first_rows = _first_rows(files, arguments)
+    while answered != set(every) and (row := next(first_rows, None)):
+        answered |= set(answered_labels(model, tokenizer, row))
+    answered = answered or set(every)  # where no file could be read
     names = [label for label in every if label in answered]
     units = {label: known[label] for label in names}
     rows = read_spectra(files, failures=failures, keep_refused=True, **_how(arguments))
@@ -576,16 +580,14 @@ def _predict(arguments: argparse.Namespace) -> int:
     return _report(failures, arguments.output)
 
 
-def _first_rows(files: Sequence[Path], arguments: argparse.Namespace) -> list[Row | None]:
-    """The first spectra of some files; at least one, which is None where none could be read."""
+def _first_rows(files: Sequence[Path], arguments: argparse.Namespace) -> Iterator[Row]:
+    """The first spectra of some files, of those that can be read."""
     from spectrafm_hf.data.readers import read_spectra
 
-    found: list[Row | None] = []
     for file in files[:MODEL_FILES]:
         row = next(iter(read_spectra([file], failures=[], keep_refused=True, **_how(arguments))), None)
         if row is not None and not row["refused"]:
-            found.append(row)
-    return found or [None]
+            yield row
 
 
 def _load_with_range(name: str, revision: str) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, Any]:

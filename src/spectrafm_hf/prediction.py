@@ -35,7 +35,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from .data.schema import PIXEL_COLUMNS
 from .files import ask_twice, complete_file, temporary_name
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
-from .models.flags_spectrafm import star_flags
+from .models.flags_spectrafm import QUALITY, star_flags
 from .models.tokenization_spectrafm import HUGE
 
 
@@ -442,7 +442,7 @@ class _BatchPredictor:
         """
         Fill in values, errors and flags of some stars, of which the model gets no more at a time than go through.
         """
-        quality = {name: inputs.pop(name) for name in ("clipped", "shift") if name in inputs}
+        quality = {name: inputs.pop(name) for name in QUALITY if name in inputs}
         start = 0
         while start < len(members):
             some = members[start : start + (self.most or len(members))]

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .gate_spectrafm import SPEED_OF_LIGHT
+
 
 FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # in sigma, of a Gaussian
 TAPS = 6  # edges that the cumulative flux is interpolated through
@@ -420,7 +422,7 @@ class SpectrumBasis:
         for pixels in design.pixels:
             weight = inverse_variance[:, pixels]
             total = np.maximum(weight.sum(axis=1, keepdims=True), 1e-30)
-            moved = position[pixels] - np.log1p(velocities / 299_792.458)[:, None]
+            moved = position[pixels] - np.log1p(velocities / SPEED_OF_LIGHT)[:, None]
             template = np.interp(moved, grid, mean)
             template = template - template.mean(axis=1, keepdims=True)
             level = (weight * flux[:, pixels]).sum(axis=1, keepdims=True) / total

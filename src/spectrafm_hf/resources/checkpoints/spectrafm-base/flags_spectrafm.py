@@ -2,7 +2,7 @@
 """
 What speaks against the answers for a star: one table of flags, and one function that finds them.
 
-The command line, the pipeline (`flags=True`), surveys and the app all take them from here.
+The command line, the pipeline (`flags=True`) and surveys all take them from here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ FLAGS = {
     ),
     "medium": (
         "The lines lie where wavelengths in air have them, not in vacuum.",
-        "State the medium: `--medium air`, or `wavelength_medium` of the tokenizer.",
+        "State the medium: `--air`, or `wavelength_medium` of the tokenizer.",
     ),
     "disagree": (
         "Parts of the spectrum ask for different stars, by more than their errors.",
@@ -42,6 +42,8 @@ FLAGS = {
         "Check the errors of the spectrum. Of bright observed stars it is usual: models of stars are not perfect.",
     ),
 }
+#: What the tokenizer says of a spectrum for its flags, and the model does not take.
+QUALITY = ("clipped", "shift")
 BAD_PIXELS = 0.01  # of the pixels
 LARGEST_MISMATCH = 0.5  # of the lines
 LARGEST_MISFIT = 2.5  # chi^2 per degree of freedom
@@ -80,13 +82,12 @@ def star_flags(
         for star in torch.nonzero(where)[:, 0].tolist():
             found[star].add(flag)
 
-    clipped, shift = (torch.as_tensor(quality[name]).cpu() for name in ("clipped", "shift"))
+    clipped, shift = (torch.as_tensor(quality[name]).cpu() for name in QUALITY)
     add("bad_pixels", clipped > BAD_PIXELS)
     air = (shift - AIR).abs() <= AIR_TOLERANCE
     add("medium", (shift != 0) & air)
     add("velocity", (shift != 0) & ~air)
-    refined = outputs.refined
-    config = model.config
+    refined, config, misfit = outputs.refined, model.config, inputs["misfit"].float()
     by_stars = torch.zeros(n_stars, dtype=torch.bool)
     ranges = {name: pair for name, pair in (config.label_ranges or {}).items() if name in names}
     if refined is not None:
@@ -96,9 +97,7 @@ def star_flags(
         velocity, error = refined.velocity.cpu(), refined.velocity_error.cpu()
         add("velocity", by_stars & (velocity.abs() > MOVED) & (velocity.abs() > MOVED_SIGMA * error))
         add("disagree", by_stars & (refined.disagreement.cpu() > DISAGREE))
-        misfit = inputs["misfit"].float().nanmedian(dim=1).values.cpu()
-        add("other_errors", own & (misfit > LARGEST_MISFIT))
-    misfit = inputs["misfit"].float()
+        add("other_errors", own & (misfit.nanmedian(dim=1).values.cpu() > LARGEST_MISFIT))
     for number, (limit, misfit_limit) in enumerate(config.evidence_limits):
         first, last = config.rung_intervals[number]
         own = (inputs["interval_ids"] >= first) & (inputs["interval_ids"] < last)
@@ -107,14 +106,15 @@ def star_flags(
         add("unlike_training", here & ((outputs.cost[:, number].cpu() > limit) | (chi2 > misfit_limit)))
     values, errors = outputs.values.float().cpu(), outputs.errors.float().cpu()
     star_model = model.refinement.star_model if config.star_labels else None
+
+    def at_edge(i: int, low: float, high: float) -> torch.Tensor:
+        return (values[:, i] < low + errors[:, i]) | (values[:, i] > high - errors[:, i])
+
     for i, name in enumerate(names):
-        low, high = ranges.get(name, (-torch.inf, torch.inf))
-        edge = (values[:, i] < low + errors[:, i]) | (values[:, i] > high - errors[:, i])
+        edge = at_edge(i, *ranges.get(name, (-torch.inf, torch.inf)))
         if star_model is not None and name in config.star_labels:
             row = list(config.star_labels).index(name)
-            low, high = float(star_model.low[row]), float(star_model.high[row])
-            own_edge = (values[:, i] < low + errors[:, i]) | (values[:, i] > high - errors[:, i])
-            edge = torch.where(by_stars, own_edge, edge)
+            edge = torch.where(by_stars, at_edge(i, float(star_model.low[row]), float(star_model.high[row])), edge)
         add("edge", edge & values[:, i].isfinite())
     return [[flag for flag in FLAGS if flag in flags] for flags in found]
 
@@ -125,4 +125,4 @@ def _has_star_intervals(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     return ((ids >= first) & (ids < last) & inputs["attention_mask"].bool()).any(dim=1).cpu()
 
 
-__all__ = ["FLAGS", "star_flags"]
+__all__ = ["FLAGS", "QUALITY", "star_flags"]

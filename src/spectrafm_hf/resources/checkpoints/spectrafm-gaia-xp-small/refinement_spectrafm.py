@@ -222,9 +222,7 @@ class SpectraFMRefinement(InFullPrecision):
             error_factor = torch.nan_to_num(misfit.nanmedian(dim=1).values, nan=1.0).clamp(min=1.0).sqrt()
             information = information / error_factor[:, None, None, None] ** 2
             pull = pull / error_factor[:, None, None] ** 2
-        low, high = (
-            self.star_model.standardise(torch.stack((self.star_model.low, self.star_model.high))).sort(dim=0).values
-        )
+        low, high = self.star_model.limits()
         begin = nn.functional.pad(start.float().clamp(low, high), (0, 2))
         refined, end = self._fit(begin, estimate, information, pull, intervals, level_known)
         for _ in range(ROUNDS - 1):
@@ -365,10 +363,9 @@ class _Continuum:
     def removed_from(self, residual: torch.Tensor) -> torch.Tensor:
         return residual - (self.along * self.found[:, :, None]).sum(dim=-1)
 
-    def removed_from_columns(self, informed: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
-        """Information times columns (B, T, K, P), less what the continuum explains; None: of the unit matrix."""
-        along = self.along.transpose(2, 3)
-        return informed - self.weighted @ (along if columns is None else along @ columns)
+    def removed_from_columns(self, informed: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Information times columns (B, T, K, P), less what the continuum explains."""
+        return informed - self.weighted @ (self.along.transpose(2, 3) @ columns)
 
     def diagonal(self, information: torch.Tensor) -> torch.Tensor:
         return information.diagonal(dim1=2, dim2=3) - (self.weighted * self.along).sum(dim=-1)

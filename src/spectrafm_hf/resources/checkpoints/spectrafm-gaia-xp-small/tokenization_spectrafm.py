@@ -589,17 +589,14 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                     values[at] = evidence.seen if name == "attention_mask" else getattr(evidence, name)
             share = evidence.clipped.sum(axis=1) / np.maximum(valid[stars].sum(axis=1), 1)
             quality["clipped"][stars] = share
-            if return_quality:
-                row = wavelength[stars[0] % len(wavelength)]
-                here = np.isfinite(row)
-                values, sigma, good = (array[np.ix_(stars, here)] for array in (flux, error, valid))
+            strange = np.asarray(stars)[basis.strange(evidence, share)] if return_quality else []
+            row = wavelength[stars[0] % len(wavelength)]
+            here = np.isfinite(row)
+            if len(strange) and basis.tells_velocity(row[here], power):
+                values, sigma, good = (array[np.ix_(strange, here)] for array in (flux, error, valid))
                 good &= sigma > 0
                 weight = np.where(good, np.where(good, sigma, 1.0).astype(np.float64) ** -2.0, 0.0)
-                strange = basis.strange(evidence, share)
-                if strange.any() and basis.tells_velocity(row[here], power):
-                    quality["shift"][np.asarray(stars)[strange]] = basis.shifts(
-                        row[here], values[strange], weight[strange], power
-                    )
+                quality["shift"][strange] = basis.shifts(row[here], values, weight, power)
         return inputs | (quality if return_quality else {})
 
     # ---------------------------------------------------------------------------------- continuum, standardisation

@@ -861,10 +861,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         super().__init__(config)
         self.model = SpectraFMModel(config)
         if config.token_embedding == "basis":
-            heads = [
-                SpectraFMMemberHead(config, len(config.label_names)) for _ in range(2 * len(config.rung_intervals))
-            ]
-            self.means, self.log_variances = nn.ModuleList(heads[::2]), nn.ModuleList(heads[1::2])
+            n_labels, rungs = len(config.label_names), config.rung_intervals
+            self.means = nn.ModuleList(SpectraFMMemberHead(config, n_labels) for _ in rungs)
+            self.log_variances = nn.ModuleList(SpectraFMMemberHead(config, n_labels) for _ in rungs)
         else:
             self.readout = SpectraFMReadout(config)
         if config.star_labels:

@@ -8,10 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import Pipeline
 
-from .flags_spectrafm import star_flags
-
-
-QUALITY = ("clipped", "shift")  # of a spectrum, for its flags
+from .flags_spectrafm import QUALITY, star_flags
 
 
 class _Numbered(NamedTuple):
