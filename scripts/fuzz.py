@@ -178,14 +178,15 @@ def try_readers(case: Case, folder: Path) -> None:
 
 
 def answer(rows: Sequence[Mapping[str, Any]], model: Any = None, tokenizer: Any = None) -> None:
-    """Labels of some stars; each is a number or has a flag."""
+    """Labels of some stars; each is a number, or the star has a flag or a reason."""
 
     if model is None:
         model, tokenizer = tiny()
     for batch in predict_batches(model, tokenizer, [rows]):
+        silent = (batch["flags"] == "") & (batch["reason"] == "")
         for name, column in batch.items():
-            if column.dtype.kind == "f" and np.any(wrong := ~np.isfinite(column) & (batch["flags"] == "")):
-                raise Fault(f"{name}: {wrong.sum()} that are not finite, without a flag")
+            if column.dtype.kind == "f" and np.any(wrong := ~np.isfinite(column) & silent):
+                raise Fault(f"{name}: {wrong.sum()} that are not finite, without a flag or a reason")
 
 
 def star() -> dict[str, Any]:
