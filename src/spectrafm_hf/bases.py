@@ -57,7 +57,9 @@ def make_rung(
     resolving_power: float,
     lowest_resolving_power: float,
     over_continuum: bool = False,
+    counts_level: bool = True,
     n_directions: int = DIRECTIONS,
+    margin: int = MARGIN,
 ) -> Rung:
     """
     Intervals of one width.
@@ -68,9 +70,11 @@ def make_rung(
         Noiseless or nearly so, means over pixels that are even in ln wavelength.
     variations : sequence of (array, array, float)
         Pairs of spectra, (stars, pixels) each, whose difference times the number is to be told apart as well.
-    first_interval, edge, width, start, step, resolving_power, lowest_resolving_power, over_continuum
+    first_interval, edge, width, start, step, resolving_power, lowest_resolving_power, over_continuum, counts_level
         See [`Rung`].
     n_intervals, n_directions : int
+    margin : int
+        Own pixels that the directions go on beyond their interval.
 
     Returns
     -------
@@ -80,7 +84,7 @@ def make_rung(
     n_pixels = spectra.shape[1]
     position = start + step * np.arange(n_pixels)
     mean = spectra.mean(axis=0)
-    size = int(np.ceil(width / step)) + 1 + 2 * MARGIN
+    size = int(np.ceil(width / step)) + 1 + 2 * margin
     offset = np.zeros(n_intervals, np.int64)
     directions = np.zeros((n_intervals, n_directions, size))
     prior = np.full((n_intervals, n_directions), 1e-6)
@@ -90,7 +94,7 @@ def make_rung(
         inside = np.flatnonzero((position >= low) & (position < low + width))
         if inside.size < 3:
             continue
-        begin = int(np.clip(inside[0] - MARGIN, 0, max(n_pixels - size, 0)))
+        begin = int(np.clip(inside[0] - margin, 0, max(n_pixels - size, 0)))
         offset[interval] = begin
         window = slice(begin, min(begin + size, n_pixels))
         own = slice(int(inside[0]) - begin, int(inside[-1]) + 1 - begin)
@@ -136,6 +140,7 @@ def make_rung(
         level_prior=float(WIDER * np.median(levels)),
         slope_prior=float(WIDER * np.median(slopes)),
         over_continuum=over_continuum,
+        counts_level=counts_level,
     )
 
 

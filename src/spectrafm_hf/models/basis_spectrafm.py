@@ -12,7 +12,7 @@ A model of an interval is `level * (mean + slope * x * mean + sum of coefficient
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # in sigma, of a Gaussian
 TAPS = 6  # edges that the cumulative flux is interpolated through
 CLIPPED_AT = 6.0  # sigma, from what the directions can say
 ROUNDS = 3  # of clipping
+PIXELS = 2.5  # in a FWHM, where the resolving power is unknown
 KEPT = 8  # grids whose designs are kept
 FLOOR = 0.01  # of the flux: a deviation that models of stars have anyway, and that no pixel is clipped for
 MODEL_ERROR = 5e-4  # of the flux: what the directions leave out, and no error is smaller than
@@ -64,6 +65,10 @@ class Rung:
         Standard deviation of ln level and of slope among stars.
     over_continuum : bool
         Whether spectra of this rung may be over the continuum, so that their level says something.
+    counts_level : bool
+        Whether levels and slopes say something of a star at all: not where flux calibrations are worth little.
+    guesses_power : bool
+        Whether an unknown resolving power is taken for `PIXELS` in a FWHM, rather than for that of the rung.
     """
 
     first_interval: int
@@ -80,6 +85,8 @@ class Rung:
     level_prior: float = 1.0
     slope_prior: float = 0.3
     over_continuum: bool = False
+    counts_level: bool = True
+    guesses_power: bool = False
 
     @property
     def n_intervals(self) -> int:
@@ -95,19 +102,23 @@ class Rung:
         """Angstrom that its own grid covers."""
         return float(np.exp(self.start)), float(np.exp(self.start + self.step * (len(self.mean) - 1)))
 
-    def smoothed(self, resolving_power: float | None) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and directions at a lower resolving power; its own where None, or where it is no lower."""
+    def smoothed(self, resolving_power: float | None, interval: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Mean and directions, of all intervals or of one, at a lower resolving power; its own where None, or where it is
+        no lower.
+        """
+        directions = self.directions if interval is None else self.directions[interval : interval + 1]
         if resolving_power is None or resolving_power * NATIVE_TOLERANCE >= self.resolving_power:
-            return self.mean, self.directions
+            return self.mean, directions
         sigma = np.sqrt(resolving_power**-2.0 - self.resolving_power**-2.0) / FWHM / self.step
         reach = int(np.ceil(4.0 * sigma))
         kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
         kernel /= kernel.sum()
         mean = np.convolve(np.pad(self.mean, reach, mode="edge"), kernel, mode="valid")
-        wide = np.pad(self.directions, ((0, 0), (0, 0), (reach, reach)), mode="edge")
+        wide = np.pad(directions, ((0, 0), (0, 0), (reach, reach)), mode="edge")
         size = wide.shape[-1] + len(kernel) - 1
         product = np.fft.rfft(wide, size) * np.fft.rfft(kernel, size)
-        return mean, np.fft.irfft(product, size)[..., 2 * reach : 2 * reach + self.directions.shape[-1]]
+        return mean, np.fft.irfft(product, size)[..., 2 * reach : 2 * reach + directions.shape[-1]]
 
 
 @dataclass
@@ -216,6 +227,8 @@ class SpectrumBasis:
             values: dict[str, Any] = {}
             for field in fields(Rung):
                 name = f"{number}.{field.name}"
+                if name not in arrays and field.default is not MISSING:
+                    continue  # the file of an earlier version
                 if name not in arrays:
                     raise ValueError(f"basis: expected the array {name!r}, got {sorted(arrays)}")
                 value = np.asarray(arrays[name])
@@ -228,7 +241,7 @@ class SpectrumBasis:
 
     # ------------------------------------------------------------------------------------------------------ designs
 
-    def rung_for(self, wavelength: np.ndarray, resolving_power: float | None = None) -> Rung | None:
+    def rung_for(self, wavelength: np.ndarray, resolving_power: float | np.ndarray | None = None) -> Rung | None:
         """
         The rung that a spectrum belongs to: of those that share wavelengths with it, the finest one that its resolving
         power reaches. Where that is unknown, it is taken for 2.5 pixels in a FWHM.
@@ -237,25 +250,24 @@ class SpectrumBasis:
         ----------
         wavelength : array of shape (pixels,)
             Angstrom, increasing.
-        resolving_power : float, optional
+        resolving_power : float, or array of shape (pixels,), optional
 
         Returns
         -------
         Rung, or None where no rung shares wavelengths with the spectrum
         """
-        if resolving_power is None:
-            resolving_power = float(np.median(wavelength / (2.0 * half_widths(wavelength)))) / 2.5
+        power = _guess(wavelength) if resolving_power is None else float(np.median(resolving_power))
         shared = []
         for rung in self.rungs:
             low, high = rung.range
             if np.any((wavelength > low) & (wavelength < high)):
                 shared.append(rung)
-        reached = [rung for rung in shared if resolving_power >= rung.lowest_resolving_power]
+        reached = [rung for rung in shared if power >= rung.lowest_resolving_power]
         if reached:
             return max(reached, key=lambda rung: rung.lowest_resolving_power)
         return min(shared, key=lambda rung: rung.lowest_resolving_power, default=None)
 
-    def design(self, wavelength: np.ndarray, resolving_power: float | None = None) -> Design:
+    def design(self, wavelength: np.ndarray, resolving_power: float | np.ndarray | None = None) -> Design:
         """
         What the pixels of a grid are compared with; kept for the last grids that were asked for.
 
@@ -263,8 +275,8 @@ class SpectrumBasis:
         ----------
         wavelength : array of shape (pixels,)
             Angstrom, vacuum, rest frame, increasing.
-        resolving_power : float, optional
-            Of the spectrum, its pixels not included. Default: that of the rung.
+        resolving_power : float, or array of shape (pixels,), optional
+            Of the spectrum, its pixels not included. Default: that of the rung, or see [`Rung`].
 
         Raises
         ------
@@ -272,7 +284,8 @@ class SpectrumBasis:
             If no rung shares wavelengths with the grid.
         """
         wavelength = np.asarray(wavelength, np.float64)
-        key = (wavelength.tobytes(), resolving_power)
+        by_pixel = isinstance(resolving_power, np.ndarray)
+        key = (wavelength.tobytes(), resolving_power.tobytes() if by_pixel else resolving_power)
         kept = self._designs.get(key)
         if kept is None:
             rung = self.rung_for(wavelength, resolving_power)
@@ -281,6 +294,8 @@ class SpectrumBasis:
                 raise ValueError(
                     f"wavelength: expected some of {ranges} Angstrom, got {wavelength[0]:.1f}-{wavelength[-1]:.1f}"
                 )
+            if resolving_power is None and rung.guesses_power:
+                resolving_power = _guess(wavelength)
             kept = _design(rung, wavelength, resolving_power)
             if len(self._designs) >= KEPT:
                 self._designs = dict(list(self._designs.items())[-KEPT // 2 :])  # threads may share it
@@ -292,7 +307,7 @@ class SpectrumBasis:
         wavelength: np.ndarray,
         flux: np.ndarray,
         inverse_variance: np.ndarray,
-        resolving_power: float | None = None,
+        resolving_power: float | np.ndarray | None = None,
         normalised: float | np.ndarray | None = None,
         clip: bool = True,
     ) -> Evidence:
@@ -307,7 +322,7 @@ class SpectrumBasis:
             Finite.
         inverse_variance : array of shape (stars, pixels)
             0 where a pixel does not count.
-        resolving_power : float, optional
+        resolving_power : float, or array of shape (pixels,), optional
             See [`SpectrumBasis.design`].
         normalised : bool, or array of shape (stars,), optional
             Whether the flux is over the continuum: then its level is compared with 1, and else with that of the star.
@@ -342,7 +357,7 @@ class SpectrumBasis:
             seen[:, i] = norm > 0
             first[:, i] = ((weight * all_values[:, pixels]) @ row).numpy() / np.where(norm > 0, norm, 1.0)
         scale = _level_of_star(first, seen)
-        level_counts = np.ones(n_stars, bool)
+        level_counts = np.full(n_stars, design.rung.counts_level)
         if design.rung.over_continuum:
             near = np.abs(np.log(scale * size[:, 0])) < NEAR_ONE
             stated = np.broadcast_to(np.asarray(np.nan if normalised is None else normalised, float), n_stars)
@@ -397,10 +412,11 @@ class SpectrumBasis:
         misfit = np.where(np.isfinite(evidence.misfit), evidence.misfit, 1.0)
         return (np.median(misfit, axis=1) > STRANGE_MISFIT) | (clipped > STRANGE_CLIPPED)
 
-    def tells_velocity(self, wavelength: np.ndarray, resolving_power: float | None = None) -> bool:
+    def tells_velocity(self, wavelength: np.ndarray, resolving_power: float | np.ndarray | None = None) -> bool:
         """Whether lines are narrow enough on this grid to say where rest is."""
         rung = self.rung_for(wavelength, resolving_power)
-        power = min(resolving_power or np.inf, rung.resolving_power if rung else 0.0)
+        stated = np.inf if resolving_power is None else float(np.median(resolving_power))
+        power = min(stated, rung.resolving_power if rung else 0.0)
         return power >= LEAST_POWER
 
     def shifts(
@@ -408,14 +424,14 @@ class SpectrumBasis:
         wavelength: np.ndarray,
         flux: np.ndarray,
         inverse_variance: np.ndarray,
-        resolving_power: float | None = None,
+        resolving_power: float | np.ndarray | None = None,
     ) -> np.ndarray:
         """
         The velocity in km/s, of steps of `SHIFT_STEP`, at which spectra go along best with the mean of stars; 0 where
         none is much better than rest. Arguments as in [`SpectrumBasis.evidence`]; returns (stars,).
         """
         design = self.design(wavelength, resolving_power)
-        mean, _ = design.rung.smoothed(resolving_power)
+        mean, _ = design.rung.smoothed(None if resolving_power is None else float(np.median(resolving_power)))
         grid, position = design.rung.start + design.rung.step * np.arange(len(mean)), np.log(wavelength)
         velocities = np.arange(-SHIFT_LIMIT, SHIFT_LIMIT + SHIFT_STEP, SHIFT_STEP)
         together, stars, templates = (0.0, 0.0, 0.0)
@@ -438,6 +454,11 @@ class SpectrumBasis:
 
 
 # --------------------------------------------------------------------------------------------------------- the algebra
+
+
+def _guess(wavelength: np.ndarray) -> float:
+    """The resolving power of spectra with `PIXELS` in a FWHM."""
+    return float(np.median(wavelength / (2.0 * half_widths(wavelength)))) / PIXELS
 
 
 def half_widths(wavelength: np.ndarray) -> np.ndarray:
@@ -513,8 +534,9 @@ def interval_matrices(rung: Rung, wavelength: np.ndarray) -> list[tuple[np.ndarr
     return found
 
 
-def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | None) -> Design:
-    mean, directions = rung.smoothed(resolving_power)
+def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | np.ndarray | None) -> Design:
+    by_pixel = resolving_power if isinstance(resolving_power, np.ndarray) else None
+    mean, directions = rung.smoothed(None if by_pixel is not None else resolving_power)
     position = np.log(wavelength)
     half = half_widths(wavelength)
     low = (np.log(wavelength - half) - rung.start) / rung.step
@@ -530,7 +552,10 @@ def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | None) -
         if not inside.size:
             continue
         part = slice(int(inside[0]), int(inside[-1]) + 1)
-        window = np.concatenate([mean[None, begin : begin + directions.shape[-1]], directions[interval]])
+        own = directions[interval]
+        if by_pixel is not None:
+            mean, (own,) = rung.smoothed(float(np.median(by_pixel[part])), interval)
+        window = np.concatenate([mean[None, begin : begin + directions.shape[-1]], own])
         found = means_over_pixels(window, begin, low[part], high[part])
         x = 2.0 * (position[part] - rung.edge - interval * rung.width) / rung.width - 1.0
         table = np.concatenate([found[:1], found[:1] * x * rung.slope_prior, found[1:] * rung.prior[interval][:, None]])
