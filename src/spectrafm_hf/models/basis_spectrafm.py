@@ -660,6 +660,7 @@ __all__ = [
     "Rung",
     "SpectrumBasis",
     "half_widths",
+    "inverse_factor",
     "interval_matrices",
     "means_over_pixels",
     "over_level",
