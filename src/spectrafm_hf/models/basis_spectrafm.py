@@ -11,6 +11,7 @@ before any weight is learnt: the same star gives the same coefficients, less wha
 A model of an interval is `level * (mean + slope * x * mean + sum of coefficient * direction)`, with x from -1 to 1.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
@@ -26,6 +27,8 @@ TAPS = 6  # edges that the cumulative flux is interpolated through
 CLIPPED_AT = 6.0  # sigma, from what the directions can say
 ROUNDS = 3  # of clipping
 PIXELS = 2.5  # in a FWHM, where the resolving power is unknown
+STARS_AT_ONCE = 128  # whose matrices of an interval a cache holds
+SMALL = 16  # rows of a matrix
 KEPT = 8  # grids whose designs are kept
 FLOOR = 0.01  # of the flux: a deviation that models of stars have anyway, and that no pixel is clipped for
 MODEL_ERROR = 5e-4  # of the flux: what the directions leave out, and no error is smaller than
@@ -337,74 +340,80 @@ class SpectrumBasis:
             If no rung shares wavelengths with the spectra.
         """
         design = self.design(wavelength, resolving_power)
-        n_stars, n_intervals = len(flux), len(design.intervals)
-        shape = (n_stars, n_intervals, self.n_coefficients)
-        mean, variance = np.zeros(shape, np.float32), np.ones(shape, np.float32)
-        level = np.ones((n_stars, n_intervals), np.float32)
-        seen = np.zeros((n_stars, n_intervals), bool)
-        misfit = np.full((n_stars, n_intervals), np.nan, np.float32)
-        clipped = np.zeros(flux.shape, bool)
-        first = np.zeros_like(level)
-        estimate, pull = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        information = np.zeros((*shape, shape[-1]), np.float32)
+        n_stars, n_intervals, size = len(flux), len(design.intervals), self.n_coefficients
+        shape = (n_stars, n_intervals, size)
+        mean, variance = torch.zeros(shape), torch.ones(shape)
+        level, first = torch.ones(shape[:2]), torch.zeros(shape[:2])
+        seen = torch.zeros(shape[:2], dtype=torch.bool)
+        misfit = torch.full(shape[:2], torch.nan)
+        clipped = torch.zeros(flux.shape, dtype=torch.bool)
+        estimate, pull = torch.zeros(shape), torch.zeros(shape)
+        # Interval after interval, as it is made, and as it is used.
+        information = torch.zeros(n_intervals, n_stars, size, size)
         # In units of its own size: squares of fluxes in erg/s/cm2/A do not fit into single precision.
-        size = _size(flux, inverse_variance)
-        all_values = torch.from_numpy((flux / size).astype(np.float32))
-        all_weights = torch.from_numpy((inverse_variance * size**2).astype(np.float32))
+        unit_of_flux = _size(flux, inverse_variance)
+        all_values = torch.from_numpy((flux / unit_of_flux).astype(np.float32, copy=False))
+        all_weights = inverse_variance * unit_of_flux.astype(inverse_variance.dtype) ** 2
+        all_weights = torch.from_numpy(all_weights.astype(np.float32, copy=False))
         for i, pixels in enumerate(design.pixels):
             weight, row = all_weights[:, pixels], design.rows[i][0]
-            norm = (weight @ (row * row)).numpy()
+            norm = weight @ (row * row)
             seen[:, i] = norm > 0
-            first[:, i] = ((weight * all_values[:, pixels]) @ row).numpy() / np.where(norm > 0, norm, 1.0)
-        scale = _level_of_star(first, seen)
-        level_counts = np.full(n_stars, design.rung.counts_level)
-        if design.rung.over_continuum:
-            near = np.abs(np.log(scale * size[:, 0])) < NEAR_ONE
-            stated = np.broadcast_to(np.asarray(np.nan if normalised is None else normalised, float), n_stars)
-            level_counts = np.where(np.isnan(stated), near, stated > 0)
-            scale = np.where(level_counts, 1.0 / size[:, 0], scale).astype(np.float32)
-        for i, pixels in enumerate(design.pixels):
-            start = np.maximum(first[:, i], MIN_LEVEL * scale)
-            factor = torch.from_numpy(start)[:, None]
-            values, weight = all_values[:, pixels] / factor, all_weights[:, pixels] * factor**2
+            first[:, i] = ((weight * all_values[:, pixels]) @ row) / torch.where(norm > 0, norm, 1.0)
+        level_counts, scale = self._scale(design.rung, first, seen, unit_of_flux[:, 0], normalised)
+        parts = [slice(start, start + STARS_AT_ONCE) for start in range(0, n_stars, STARS_AT_ONCE)]
+        for (i, pixels), stars in itertools.product(enumerate(design.pixels), parts):
+            start = torch.maximum(first[stars, i], MIN_LEVEL * scale[stars])
+            values, weight = (
+                all_values[stars, pixels] / start[:, None],
+                all_weights[stars, pixels] * start[:, None] ** 2,
+            )
             weight = weight / (1.0 + MODEL_ERROR**2 * weight)
-            found, covariance, gram = _solve(design, i, values, weight)
-            deviation = _deviation(design, i, values, weight, found)
-            for _ in range(ROUNDS if clip else 0):
-                worst = deviation.amax(dim=1)
-                stars = torch.nonzero(worst > CLIPPED_AT**2)[:, 0]
-                if not len(stars):
-                    break
-                # Of several, those that are not much nearer to the fit than the worst, which may have bent it.
-                bad = deviation[stars] > (0.1 * worst[stars, None]).clamp(min=CLIPPED_AT**2)
-                weight[stars] = weight[stars].masked_fill(bad, 0.0)
-                clipped[stars.numpy(), pixels] |= bad.numpy()
-                found[stars], covariance[stars], gram[stars] = _solve(design, i, values[stars], weight[stars])
-                deviation[stars] = _deviation(design, i, values[stars], weight[stars], found[stars])
-            found_level = found[:, :1].clamp(0.2, 5.0)
-            mean[:, i], variance[:, i] = over_level(found, covariance, found_level)
-            level[:, i] = start * found_level[:, 0].numpy()
+            found, covariance, gram, chi2 = _fit(design, i, values, weight, clipped[stars, pixels] if clip else None)
+            found_level = found[:, 0].clamp(0.2, 5.0)
+            mean[stars, i], variance[stars, i] = over_level(found, covariance, found_level[:, None])
+            level[stars, i] = start * found_level
             count = torch.count_nonzero(weight, dim=1)
-            free = count - self.n_coefficients
-            chi2 = ((values - found @ design.rows[i]).square_() * weight).sum(dim=1) / free.clamp(min=1)
-            misfit[:, i] = torch.where(free > 0, chi2, torch.nan).numpy()
-            seen[:, i] &= count.numpy() > 0
+            free = count - size
+            misfit[stars, i] = torch.where(free > 0, chi2 / free.clamp(min=1), torch.nan)
+            seen[stars, i] &= count > 0
             # The same in units of the level that the spectra are compared with.
-            unit = np.where(level_counts, start / scale, 1.0 / found_level[:, 0].numpy())[:, None].astype(np.float32)
-            estimate[:, i] = found.numpy() * unit
-            information[:, i] = gram.numpy() / unit[..., None] ** 2
+            unit = torch.where(level_counts[stars], start / scale[stars], 1.0 / found_level)[:, None]
+            torch.div(gram, unit[..., None] ** 2, out=information[i, stars])
+            estimate[stars, i] = found * unit
             found[:, 0] -= 1.0
-            pull[:, i] = found.numpy() / unit
+            pull[stars, i] = found / unit
         # The level was free; here it gets its prior, around that of the star.
         variance[..., 0] /= variance[..., 0] + design.rung.level_prior**2
-        reliability = np.clip(1.0 - variance, 0.0, 1.0)
-        mean[..., 0] = reliability[..., 0] * np.log(level / scale[:, None]) / design.rung.level_prior
+        reliability = (1.0 - variance).clamp_(0.0, 1.0)
+        mean[..., 0] = reliability[..., 0] * torch.log(level / scale[:, None]) / design.rung.level_prior
         # Without its continuum, the level of a narrow interval says nothing.
-        mean[~level_counts, :, :2], reliability[~level_counts, :, :2] = 0.0, 0.0
-        mean[~seen], reliability[~seen], information[~seen], pull[~seen] = 0.0, 0.0, 0.0, 0.0
+        for values in (mean, reliability):
+            values[~level_counts, :, :2] = 0.0
+        nothing = ~seen
+        if nothing.any():
+            mean[nothing], reliability[nothing], pull[nothing], information[nothing.T] = 0.0, 0.0, 0.0, 0.0
+        tensors = (mean, reliability, seen, misfit, clipped, scale * unit_of_flux[:, 0], estimate)
         return Evidence(
-            design.intervals, mean, reliability, seen, misfit, clipped, scale * size[:, 0], estimate, information, pull
+            design.intervals, *(t.numpy() for t in tensors), information.transpose(0, 1).numpy(), pull.numpy()
         )
+
+    @staticmethod
+    def _scale(
+        rung: Rung, level: torch.Tensor, seen: torch.Tensor, unit: np.ndarray, normalised: float | np.ndarray | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        From the levels of the intervals (stars, intervals) and the unit of flux (stars,): whether the level of each
+        star says something, and what it is compared with.
+        """
+        scale = _level_of_star(level.numpy(), seen.numpy())
+        level_counts = np.full(len(scale), rung.counts_level)
+        if rung.over_continuum:
+            near = np.abs(np.log(scale * unit)) < NEAR_ONE
+            stated = np.broadcast_to(np.asarray(np.nan if normalised is None else normalised, float), len(scale))
+            level_counts = np.where(np.isnan(stated), near, stated > 0)
+            scale = np.where(level_counts, 1.0 / unit, scale).astype(np.float32)
+        return torch.from_numpy(level_counts), torch.from_numpy(scale)
 
     @staticmethod
     def strange(evidence: Evidence, clipped: np.ndarray) -> np.ndarray:
@@ -572,54 +581,102 @@ def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | np.ndar
     return Design(rung, np.array(intervals, np.int64), pixels, rows, products, torch.from_numpy(pairs))
 
 
+def _fit(
+    design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, clipped: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    """
+    (stars, pixels) twice -> what [`_solve`] finds, and chi^2. With `clipped`, of the same shape, pixels that no star
+    could have are marked there, and get no weight.
+    """
+    found = _solve(design, i, values, weight)
+    squared, deviation = _deviation(design, i, values, weight, found[0])
+    chi2 = squared.sum(dim=1)
+    for _ in range(ROUNDS if clipped is not None else 0):
+        worst = deviation.amax(dim=1)
+        (stars,) = torch.nonzero(worst > CLIPPED_AT**2, as_tuple=True)
+        if not len(stars):
+            break
+        # Of several, those that are not much nearer to the fit than the worst, which may have bent it.
+        bad = deviation[stars] > (0.1 * worst[stars, None]).clamp(min=CLIPPED_AT**2)
+        weight[stars] = weight[stars].masked_fill(bad, 0.0)
+        clipped[stars] |= bad
+        again = _solve(design, i, values[stars], weight[stars])
+        for tensor, new in zip(found, again, strict=True):
+            tensor[stars] = new
+        squared, deviation[stars] = _deviation(design, i, values[stars], weight[stars], again[0])
+        chi2[stars] = squared.sum(dim=1)
+    return *found, chi2
+
+
 def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """
     (stars, pixels) twice -> posterior means and variances, (stars, 2 + coefficients) each, in units of the prior; and
     the inverse covariance without the prior.
     """
     rows = design.rows[i]
-    information = (weight @ design.products[i])[:, design.pairs]
-    gram = information.clone()
-    gram.diagonal(dim1=1, dim2=2).add_(1.0)
+    unit = torch.eye(len(rows))
+    information = (weight @ design.products[i]).index_select(1, design.pairs.flatten()).unflatten(1, unit.shape)
     # The prior of the level is around 1, where it was first put.
     right = (weight * values) @ rows.T
     right[:, 0] += 1.0
-    # Scaled to a diagonal of one, single precision suffices: the directions are nearly independent of each other.
-    scale = torch.rsqrt(gram.diagonal(dim1=1, dim2=2))
-    gram.mul_(scale[:, :, None]).mul_(scale[:, None, :])
-    factor, failed = torch.linalg.cholesky_ex(gram)
+    # The directions are nearly independent of each other: single precision suffices.
+    inverse, failed = inverse_factor(information + unit)
     if failed.any():  # rounding, of directions that a few pixels cannot tell apart
-        again = gram[failed > 0].double()
-        again.diagonal(dim1=1, dim2=2).add_(1e-5)
-        factor[failed > 0] = torch.linalg.cholesky(again).float()
-    inverse = torch.cholesky_inverse(factor)
-    mean = (inverse @ (right * scale)[..., None])[..., 0] * scale
-    return mean, inverse.diagonal(dim1=1, dim2=2) * scale**2, information
+        gram = (information[failed] + unit).double()
+        gram.diagonal(dim1=1, dim2=2).mul_(1.0 + 1e-5)
+        inverse[failed] = torch.linalg.inv(torch.linalg.cholesky(gram)).float()
+    mean = ((right[:, None] @ inverse.mT) @ inverse)[:, 0]
+    return mean, (inverse * inverse).sum(dim=1), information
 
 
-def _deviation(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """(stars, pixels): squared distance from the fit, in units of the error and of what models do not say."""
+def inverse_factor(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Inverses of the lower Cholesky factors of matrices (stars, K, K), whose inverse is `factor^T factor`; and of which
+    there is none, (stars,). By halves, which are products of matrices: LAPACK is slow with those that are small.
+    """
+    size = matrix.shape[-1]
+    if size <= SMALL:
+        lower, info = torch.linalg.cholesky_ex(matrix)
+        unit = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        return torch.linalg.solve_triangular(lower, unit, upper=False), info > 0
+    half = size // 2
+    upper, failed = inverse_factor(matrix[:, :half, :half])
+    below = matrix[:, half:, :half] @ upper.mT
+    lower, failed_too = inverse_factor(matrix[:, half:, half:] - below @ below.mT)
+    found = torch.zeros_like(matrix)
+    found[:, :half, :half], found[:, half:, half:] = upper, lower
+    found[:, half:, :half] = -lower @ (below @ upper)
+    return found, failed | failed_too
+
+
+def _deviation(
+    design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    (stars, pixels): squared distance from the fit, in units of the error; and of the error and what models do not say.
+    """
     fit = mean @ design.rows[i]
-    misfit = (values - fit).square_().mul_(weight)
-    return misfit.div_(fit.square_().mul_(weight).mul_(FLOOR**2).add_(1.0))
+    squared = (values - fit).square_().mul_(weight)
+    return squared, squared / fit.square_().mul_(weight).mul_(FLOOR**2).add_(1.0)
 
 
 def _size(flux: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """(stars, pixels) twice -> (stars, 1): mean absolute flux of the pixels that count, 1 without any."""
     counts = weight > 0
-    total = np.abs(flux, where=counts, out=np.zeros(flux.shape)).sum(axis=1, keepdims=True)
+    total = np.sum(np.abs(flux), where=counts, axis=1, keepdims=True)
     size = total / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return np.where(size > 0, size, 1.0)
+    return np.where(size > 0, size, 1.0).astype(flux.dtype)
 
 
 def _level_of_star(level: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """(stars, intervals) -> (stars,): the median level of what was seen, or the highest where that is not positive."""
-    found = np.ones(len(level), np.float32)
-    for star, counts in enumerate(seen):
-        if counts.any():
-            middle, highest = np.median(level[star, counts]), level[star, counts].max()
-            found[star] = middle if middle > 0 else max(highest, 0.0) or 1.0
-    return found
+    ordered = np.sort(np.where(seen, level, np.inf), axis=1)
+    count = np.maximum(seen.sum(axis=1), 1)
+    stars = np.arange(len(level))
+    middle = 0.5 * (ordered[stars, (count - 1) // 2] + ordered[stars, count // 2])
+    highest = ordered[stars, count - 1]
+    found = np.where(middle > 0, middle, np.where(highest > 0, highest, 1.0))
+    return np.where(np.isfinite(found), found, 1.0).astype(np.float32)
 
 
 __all__ = [
@@ -628,6 +685,7 @@ __all__ = [
     "Rung",
     "SpectrumBasis",
     "half_widths",
+    "inverse_factor",
     "interval_matrices",
     "means_over_pixels",
     "over_level",

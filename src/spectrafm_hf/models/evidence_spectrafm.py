@@ -18,6 +18,7 @@ from .configuration_spectrafm import SpectraFMConfig
 
 
 MOST_RELIABLE = 0.9999
+PANEL, STARS_AT_ONCE = 16, 256  # columns of a Cholesky factor, and stars whose factors a cache holds
 LARGE = 4.0  # of the spread of an amplitude: beyond, it counts less and less
 
 
@@ -78,15 +79,8 @@ class SpectraFMCompletion(InFullPrecision):
         given = coefficients.float().flatten(1)
         inverse = 1.0 / (1.0 - known)
         size = directions.shape[1]
-        products = (directions[:, :, None] * directions[:, None, :]).flatten(1)
-        gram = ((known * inverse) @ products).unflatten(1, (size, size))
-        gram.diagonal(dim1=1, dim2=2).add_(self.spread**-2.0)
         right = ((given - known * center) * inverse) @ directions
-        # With a diagonal of one, single precision suffices.
-        unit = torch.rsqrt(gram.diagonal(dim1=1, dim2=2))
-        gram = gram * unit[:, :, None] * unit[:, None, :]
-        factor = torch.linalg.cholesky_ex(gram).L
-        found = torch.cholesky_solve((right * unit)[..., None], factor)[..., 0] * unit
+        found = solve_normal_equations(known * inverse, directions, self.spread**-2.0, right)
         left = given - known * (center + found @ directions.T)
         cost = (left**2 / (known * (1.0 - known) + (0.02 * known) ** 2 + 1e-6)).sum(dim=1)
         number = (known > 0).sum(dim=1)
@@ -104,6 +98,49 @@ class SpectraFMCompletion(InFullPrecision):
         known = torch.zeros(len(found), len(self.center), device=found.device)
         known[:, intervals - self.first] = reliability.float().clamp(0.0, 1.0).mean(dim=2)
         return torch.cat((scaled, torch.log(1.02 - known)), dim=1), cost
+
+
+def solve_normal_equations(
+    weight: torch.Tensor, directions: torch.Tensor, precision: torch.Tensor, right: torch.Tensor
+) -> torch.Tensor:
+    """
+    Least squares of many stars with the same directions: weights (B, N), directions (N, C), inverse variances of the
+    prior (C,), right sides (B, C) -> (directions^T weight directions + precision)^-1 right, (B, C).
+
+    A Cholesky factor by panels of columns, of many stars at once; LAPACK, which goes from star to star, takes three
+    times as long for matrices of this size. That of a matrix scaled to a diagonal of one would lose as few digits.
+    """
+    starts = range(0, len(precision), PANEL)
+    products = [
+        (directions[:, start:, None] * directions[:, None, start : start + PANEL]).flatten(1) for start in starts
+    ]
+    parts = zip(weight.split(STARS_AT_ONCE), right.split(STARS_AT_ONCE), strict=True)
+    return torch.cat([_solve_by_panels(*part, products, precision.split(PANEL)) for part in parts])
+
+
+def _solve_by_panels(weight, right, products, precision) -> torch.Tensor:
+    panels: list[torch.Tensor] = []  # of the lower factor, from its diagonal down
+    inverses: list[torch.Tensor] = []  # of what lies on its diagonal
+    found: list[torch.Tensor] = []
+    for number, (pairs, prior) in enumerate(zip(products, precision, strict=True)):
+        start, width = number * PANEL, len(prior)
+        panel = (weight @ pairs).unflatten(1, (-1, width))
+        panel.diagonal(dim1=1, dim2=2).add_(prior)
+        left = right[:, start : start + width, None]
+        for i, earlier in enumerate(panels):
+            rows = earlier[:, start - i * PANEL :]
+            panel.baddbmm_(rows, rows[:, :width].mT, alpha=-1.0)
+            left = torch.baddbmm(left, rows[:, :width], found[i], alpha=-1.0)
+        lower = torch.linalg.cholesky_ex(panel[:, :width]).L
+        unit = torch.eye(width, dtype=lower.dtype, device=lower.device)
+        inverses.append(torch.linalg.solve_triangular(lower, unit, upper=False))
+        panels.append(panel @ inverses[-1].mT)
+        found.append(inverses[-1] @ left)
+    for i in reversed(range(len(panels))):
+        if i + 1 < len(panels):
+            found[i] = found[i] - panels[i][:, PANEL:].mT @ torch.cat(found[i + 1 :], dim=1)
+        found[i] = inverses[i].mT @ found[i]
+    return torch.cat(found, dim=1)[..., 0]
 
 
 class SpectraFMMemberLinear(nn.Module):

@@ -1047,16 +1047,19 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         own = torch.nonzero(self._in_star_model(interval_ids))[:, 0]
         if not len(own):
             return None
-        information, level_known = information[:, own].float(), (reliability[:, own, 0] > 0).any(dim=1)
+        if len(own) < interval_ids.shape[1]:
+            reliability, estimate, information, pull = (x[:, own] for x in (reliability, estimate, information, pull))
+            misfit = None if misfit is None else misfit[:, own]
+        information, level_known = information.float(), (reliability[..., 0] > 0).any(dim=1)
         start = self.start(state).mean(dim=1)
         refined: Refined = self.refinement(
             start,
-            estimate[:, own].float(),
+            estimate.float(),
             information,
-            pull[:, own].float(),
+            pull.float(),
             interval_ids[0, own],
             level_known,
-            None if misfit is None else misfit[:, own].float(),
+            None if misfit is None else misfit.float(),
         )
         refined.converged &= (information.diagonal(dim1=2, dim2=3) > 0).flatten(1).any(dim=1)
         return refined
