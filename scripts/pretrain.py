@@ -43,12 +43,13 @@ MEASURED_STARS = 8000  # observed ones, for the directions of the intervals
 class Collator:
     """Columns of stars that share their wavelengths -> inputs, with requests of what the network answers."""
 
-    def __init__(self, basis: SpectrumBasis, config: SpectraFMConfig):
+    def __init__(self, basis: SpectrumBasis, config: SpectraFMConfig, with_star_labels: bool = True):
         self.basis, self.config = basis, config
+        self.star_labels = list(config.star_labels) if with_star_labels else []
 
     def __call__(self, columns: Any) -> dict[str, torch.Tensor]:
         names = list(self.config.network_labels)
-        return evidence_inputs(self.basis, columns, names, self.config.label_ids(names), list(self.config.star_labels))
+        return evidence_inputs(self.basis, columns, names, self.config.label_ids(names), self.star_labels)
 
 
 class Run(Task):
@@ -59,8 +60,12 @@ class Run(Task):
         save_checkpoint(self.model, SpectraFMTokenizer(self.model.config.label_names, basis=basis), folder)
         config, stars = self.model.config, self.model.refinement.star_model
         found = zip(stars.low.tolist(), stars.high.tolist(), strict=True)
-        labels = dict(zip(config.star_labels, found, strict=True)) | (config.label_ranges or {})
-        limits = {name: (float(low), float(high)) for name, (low, high) in labels.items()}
+        pairs = list(zip(config.star_labels, found, strict=True))
+        pairs += [pair for ranges in config.label_ranges for pair in ranges.items()]
+        limits: dict[str, tuple[float, float]] = {}
+        for name, (low, high) in pairs:
+            least, greatest = limits.get(name, (low, high))
+            limits[name] = (min(float(low), least), max(float(high), greatest))
         TrainingRange(limits, [rung.range for rung in basis.rungs]).save(folder)
         return self.model
 
@@ -84,17 +89,18 @@ def calibrate(model: SpectraFMForPrediction, collator: Collator, stars: Sequence
     """
     config = model.config
     names = list(config.network_labels)
-    config.label_error_factors = []
+    config.rung_error_factors = []
     limits = []
-    factors = dict.fromkeys(config.label_names, 1.0)
+    factors: list[dict[str, float]] = []
     for columns in stars:
         costs, misfits, deviations = [], [], []
         for start in range(0, len(columns["teff"]), EVALUATED_AT_ONCE):
             some = slice(start, start + EVALUATED_AT_ONCE)
             part = {name: value[some] if np.ndim(value) else value for name, value in columns.items()}
-            inputs = collator(part | {"wavelength": columns["wavelength"]})
+            shared = {name: columns[name] for name in ("wavelength", "resolving_power") if name in columns}
+            inputs = collator(part | shared)
             labels, errors = inputs.pop("labels"), inputs.pop("label_errors")
-            inputs.pop("star_targets")
+            inputs.pop("star_targets", None)
             with torch.no_grad():
                 outputs = model.eval()(**inputs)
             own = outputs.rung_seen.any(dim=0)
@@ -102,15 +108,21 @@ def calibrate(model: SpectraFMForPrediction, collator: Collator, stars: Sequence
             wavelength = np.asarray(columns["wavelength"], float)
             weight = np.where(part["mask"], 0.0, np.asarray(part["flux_error"], float) ** -2.0)
             grid = wavelength if wavelength.ndim == 1 else wavelength[0]
-            found = collator.basis.evidence(grid, np.asarray(part["flux"]), weight, normalised=part.get("normalised"))
+            power, normalised = columns.get("resolving_power"), part.get("normalised")
+            found = collator.basis.evidence(grid, np.asarray(part["flux"]), weight, power, normalised)
             misfits.append(np.nanmedian(found.misfit, axis=1))
             deviations.append((outputs.values - labels).abs() / torch.hypot(outputs.errors, errors.nan_to_num(nan=0.0)))
         limits.append([float(np.percentile(np.concatenate(values), STRANGEST)) for values in (costs, misfits)])
+        factors.append({})
         if "snr" in columns:  # observed stars; others are refined
             median = torch.cat(deviations).nanmedian(dim=0).values * MAD_TO_SIGMA
-            factors |= dict(zip(names, median.tolist(), strict=True))
-    config.evidence_limits = limits
-    config.label_error_factors = [factors[name] for name in config.label_names]
+            found_factors = dict(zip(names, median.tolist(), strict=True))
+            # A label that is known of no observed star is no better off than the others.
+            worst = max(value for value in found_factors.values() if np.isfinite(value))
+            factors[-1] = {
+                name: round(value if np.isfinite(value) else worst, 4) for name, value in found_factors.items()
+            }
+    config.evidence_limits, config.rung_error_factors = limits, factors
 
 
 def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> None:
@@ -146,9 +158,10 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         num_intervals=basis.n_intervals,
         num_coefficients=basis.n_coefficients,
         network_labels=network_labels,
-        label_ranges={
-            name: [float(np.nanmin(values[name])), float(np.nanmax(values[name]))] for name in network_labels
-        },
+        label_ranges=[
+            {name: [float(np.nanmin(part[name])), float(np.nanmax(part[name]))] for name in network_labels}
+            for part in (sample if basis.rungs[0] is high.rung else sample[::-1])
+        ],
         rung_intervals=[[r.first_interval, r.first_interval + r.n_intervals] for r in basis.rungs],
         star_labels=list(emulator.label_names),
         star_combinations={"alpha_m": list(ALPHA_ELEMENTS)},

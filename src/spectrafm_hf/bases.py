@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 
+from .data.survey_stars import SurveyGrid
 from .data.synthetic import SyntheticStars
 from .models.basis_spectrafm import FWHM, Rung, SpectrumBasis, interval_matrices
 from .models.evidence_spectrafm import SpectraFMCompletion
@@ -40,6 +41,10 @@ POPULATION = 1.5  # how much wider than among synthetic stars the labels of a st
 
 #: Gaia XP: intervals that hold about ten resolution elements, on a grid twice as fine as that of the archive's samples.
 XP = {"edge": float(np.log(3345.0)), "width": 0.14, "n_intervals": 8, "step": 0.0025}
+#: Surveys of the optical at medium resolution: about sixty resolution elements at R = 2,000.
+SURVEY = {"edge": float(np.log(3302.0)), "width": 0.03, "n_intervals": 38}
+SURVEY_PIXELS, SURVEY_POWER, LEAST_SURVEY_POWER = 3, 5_000.0, 400.0
+SURVEY_VELOCITY, SURVEY_MARGIN = 12.0, 100
 #: APOGEE: about a hundred resolution elements.
 HBAND = {"edge": float(np.log(15100.0)), "width": 0.0048, "n_intervals": 25}
 
@@ -58,6 +63,7 @@ def make_rung(
     lowest_resolving_power: float,
     over_continuum: bool = False,
     counts_level: bool = True,
+    guesses_power: bool = False,
     n_directions: int = DIRECTIONS,
     margin: int = MARGIN,
 ) -> Rung:
@@ -70,8 +76,8 @@ def make_rung(
         Noiseless or nearly so, means over pixels that are even in ln wavelength.
     variations : sequence of (array, array, float)
         Pairs of spectra, (stars, pixels) each, whose difference times the number is to be told apart as well.
-    first_interval, edge, width, start, step, resolving_power, lowest_resolving_power, over_continuum, counts_level
-        See [`Rung`].
+    first_interval, edge, width, start, step, resolving_power, lowest_resolving_power : see [`Rung`]
+    over_continuum, counts_level, guesses_power : see [`Rung`]
     n_intervals, n_directions : int
     margin : int
         Own pixels that the directions go on beyond their interval.
@@ -141,6 +147,7 @@ def make_rung(
         slope_prior=float(WIDER * np.median(slopes)),
         over_continuum=over_continuum,
         counts_level=counts_level,
+        guesses_power=guesses_power,
     )
 
 
@@ -161,10 +168,10 @@ def label_variations(stars: SyntheticStars, labels: Mapping[str, Array]) -> list
 
 
 def shift_and_blur(
-    spectra: Array, step: float, resolving_power: float, blur: float = BLUR
+    spectra: Array, step: float, resolving_power: float, blur: float = BLUR, velocity: float = VELOCITY
 ) -> list[tuple[Array, Array, float]]:
-    """Spectra moved by a small velocity, and blurred a little."""
-    pixels = VELOCITY / SPEED_OF_LIGHT / step
+    """Spectra moved by a small velocity in km/s, and blurred a little."""
+    pixels = velocity / SPEED_OF_LIGHT / step
     slope = np.gradient(spectra, axis=1) * pixels
     sigma = np.sqrt((1.0 - blur) ** -2.0 - 1.0) / resolving_power / FWHM / step
     blurred = gaussian_filter1d(spectra, sigma, axis=1, mode="nearest")
@@ -190,6 +197,38 @@ def hband_rung(first_interval: int, n_stars: int = 300, seed: int = 77, **settin
         lowest_resolving_power=3_000.0,
         over_continuum=True,
         **{**HBAND, **settings},  # type: ignore[arg-type]
+    )
+
+
+def survey_grid() -> SurveyGrid:
+    """The grid of [`survey_rung`], with the emulator of its stars."""
+    return SurveyGrid("emulator-survey", SURVEY_PIXELS, SURVEY_POWER)
+
+
+def survey_rung(first_interval: int, n_stars: int = 300, seed: int = 77, **settings: Any) -> Rung:
+    """Intervals of the optical at medium resolution, from the bundled emulator; settings as in `make_rung`."""
+    grid = survey_grid()
+    labels = grid.labels(n_stars, np.random.default_rng(seed))
+    config = grid.emulator.config
+    variations = []
+    for name, low, high in zip(config.label_names, config.label_minimum, config.label_maximum, strict=True):
+        step = STEPS.get(name, STEP)
+        sides = [grid.spectra({**labels, name: np.clip(labels[name] + sign * step, low, high)}) for sign in (1.0, -1.0)]
+        variations.append((sides[0], sides[1], 0.5))
+    flux = grid.spectra(labels).astype(np.float64)
+    variations += shift_and_blur(flux, grid.step, SURVEY_POWER, velocity=SURVEY_VELOCITY)
+    return make_rung(
+        flux,
+        variations,
+        first_interval=first_interval,
+        start=grid.start,
+        step=grid.step,
+        resolving_power=SURVEY_POWER,
+        lowest_resolving_power=LEAST_SURVEY_POWER,
+        counts_level=False,
+        guesses_power=True,
+        margin=SURVEY_MARGIN,
+        **{**SURVEY, **settings},  # type: ignore[arg-type]
     )
 
 

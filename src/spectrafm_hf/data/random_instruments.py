@@ -405,7 +405,13 @@ def evidence_inputs(
         flux, error = (np.asarray(columns[name], np.float32) for name in ("flux", "flux_error"))
         good = ~np.asarray(columns["mask"], bool) & np.isfinite(flux) & (error > 0) & np.isfinite(error)
         weight = np.where(good, np.where(good, error, 1.0) ** -2.0, 0.0)
-        found = basis.evidence(wavelength, np.where(good, flux, 0.0), weight, normalised=columns.get("normalised"))
+        found = basis.evidence(
+            wavelength,
+            np.where(good, flux, 0.0),
+            weight,
+            columns.get("resolving_power"),
+            normalised=columns.get("normalised"),
+        )
         tokens = {"coefficients": found.coefficients, "reliability": found.reliability}
         intervals, seen = found.intervals, found.seen
     n_stars = len(seen)

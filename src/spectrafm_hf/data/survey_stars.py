@@ -8,7 +8,7 @@ to the coefficients of its intervals, once for all; instruments are drawn on top
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from numpy.polynomial import legendre
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from ..models import SpectrumEmulator
+from ..metrics import MAD_TO_SIGMA
+from ..models import SpectrumEmulator, default_vmicro
 from ..models.basis_spectrafm import FWHM, MODEL_ERROR, Design, Rung, interval_matrices, over_level
 from ..models.gate_spectrafm import SPEED_OF_LIGHT
 from ..synthesis.labels import draw_optical_labels
@@ -28,6 +29,8 @@ from .synthetic import ALPHA_ELEMENTS, load_emulator
 
 Array = NDArray[Any]
 AT_ONCE = 250  # spectra in memory
+LEVELS = (0.2, 5.0)  # of an interval over what it was taken for: beyond, it counts as these
+OUTLYING = 4.0  # of the scatter
 
 
 class SurveyGrid:
@@ -86,6 +89,26 @@ class SurveyGrid:
         return found | {f"{name}_err": np.zeros(len(alpha), np.float32) for name in found}
 
 
+def likely_labels(grid: SurveyGrid, stars: Mapping[str, Array]) -> tuple[dict[str, Array], NDArray[np.bool_]]:
+    """
+    All labels of the emulator for stars of which only `teff`, `logg` and `fe_h` are known, as stars of the disc and the
+    halo usually have them; and which of the stars (stars,) the emulator covers: the others are left out.
+    """
+    config = grid.emulator.config
+    known = {name: np.asarray(stars[name], float) for name in ("teff", "logg", "fe_h")}
+    labels = {name: np.zeros(len(known["teff"])) for name in config.label_names} | known
+    for name in ALPHA_ELEMENTS:
+        labels[name] = np.clip(-0.4 * known["fe_h"], 0.0, 0.4)
+    labels["n_fe"] = np.where(known["logg"] < 3.5, 0.185, 0.0)
+    labels["li_fe"] = -1.5 - known["fe_h"]
+    labels["vmicro"] = default_vmicro(known["teff"], known["logg"])
+    for name, low, high in zip(config.label_names, config.label_minimum, config.label_maximum, strict=True):
+        if name not in known:
+            labels[name] = labels[name].clip(low + 1e-6, high - 1e-6)
+    covered = grid.emulator.covers(np.stack([labels[name] for name in config.label_names], axis=1))
+    return {name: values[covered] for name, values in labels.items()}, covered
+
+
 #: Spectra as they are, and their first and second derivatives by ln wavelength in units that make them about one.
 DERIVATIVE_UNITS = (1.0, 1e4, 1e8)
 _FIRST = np.array([-1.0, 9.0, -45.0, 0.0, 45.0, -9.0, 1.0]) / 60.0
@@ -113,6 +136,87 @@ def coefficients_of(grid: SurveyGrid, rung: Rung, labels: dict[str, Array]) -> A
     return np.concatenate(parts)
 
 
+def _modes(design: Design) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues (intervals, K) and eigenvectors (intervals, K, K) of the least squares of each interval."""
+    gram = torch.stack([rows @ rows.T for rows in design.rows]).double()
+    values, vectors = torch.linalg.eigh(gram)
+    return values.clamp(min=0.0).float(), vectors.float()
+
+
+def _rotated(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """(T, K, M), (stars, T, M) -> (stars, T, K)."""
+    return (matrix @ values.permute(1, 2, 0)).permute(2, 0, 1).contiguous()
+
+
+def shrunk(design: Design, coefficients: Array, variance: float) -> Array:
+    """
+    What least squares would find of stars (stars, intervals of the design, K), whose coefficients over their level
+    these are, from pixels without noise that count as much as this relative variance.
+    """
+    values, vectors = _modes(design)
+    gain = values / (values + variance + MODEL_ERROR**2)
+    true = torch.from_numpy(np.ascontiguousarray(coefficients, np.float32))
+    true[..., 0] = 0.0
+    found = _rotated(vectors, gain * _rotated(vectors.transpose(1, 2), true))
+    covariance = torch.einsum("tkm,tm->tk", vectors**2, 1.0 - gain)
+    found, _ = over_level(found, covariance.expand(found.shape), (1.0 + found[..., :1]).clamp(*LEVELS))
+    found[..., :2] = 0.0
+    return found.numpy()
+
+
+class Mismatch:
+    """
+    How observed stars differ from synthetic ones of their labels, in coefficients of a rung.
+
+    The mean difference is a smooth function of the labels; what is left of it varies from star to star in some
+    directions.
+
+    Parameters
+    ----------
+    labels : mapping
+        `teff`, `logg` and `fe_h` of observed stars.
+    difference : array of shape (stars, coefficients of all intervals)
+        Observed less synthetic, in units of the prior.
+    known : bool array of the same shape
+    directions : int
+        In which what is left is drawn.
+    """
+
+    def __init__(self, labels: Mapping[str, Array], difference: Array, known: Array, directions: int = 60):
+        features = self.features(labels)
+        penalty = 2.0 * np.diag(np.arange(features.shape[1]) > 0)
+        self.trend = np.zeros((features.shape[1], difference.shape[1]))
+        left = np.zeros_like(difference)
+        for i in np.flatnonzero(known.sum(axis=0) > 10 * features.shape[1]):
+            x, y = features[known[:, i]], difference[known[:, i], i]
+            good = np.ones(len(y), bool)
+            for _ in range(3):
+                self.trend[:, i] = np.linalg.solve(x[good].T @ x[good] + penalty, x[good].T @ y[good])
+                rest = y - x @ self.trend[:, i]
+                scatter = MAD_TO_SIGMA * np.median(np.abs(rest)) + 1e-6
+                good = np.abs(rest) < OUTLYING * scatter
+            left[known[:, i], i] = np.clip(rest, -OUTLYING * scatter, OUTLYING * scatter)
+        _, size, vectors = np.linalg.svd(left / np.sqrt(len(left)), full_matrices=False)
+        self.spread = (size[:directions, None] * vectors[:directions]).astype(np.float32)
+
+    @staticmethod
+    def features(labels: Mapping[str, Array]) -> Array:
+        """Polynomials of second order, (stars, 10)."""
+        teff, logg, fe_h = (np.asarray(labels[name], float) for name in ("teff", "logg", "fe_h"))
+        x = np.stack([np.clip((teff - 5200.0) / 1000.0, -2.0, 2.5), logg - 3.3, fe_h + 0.3])
+        i, j = np.triu_indices(len(x))
+        return np.concatenate([np.ones((1, x.shape[1])), x, x[i] * x[j]]).T
+
+    def added_to(self, coefficients: Array, labels: Mapping[str, Array]) -> Array:
+        """[`coefficients_of`] synthetic stars, with the mean difference of observed ones added."""
+        n, _, intervals, size = coefficients.shape
+        mean = (self.features(labels) @ self.trend).reshape(n, intervals, size).astype(np.float32)
+        changed = coefficients.copy()
+        level = coefficients[:, 0, :, :1].astype(np.float32)
+        changed[:, 0, :, 2:] = coefficients[:, 0, :, 2:].astype(np.float32) + level * mean[..., 2:]
+        return changed
+
+
 class SurveyStars:
     """
     Tokens of stars as spectrographs would record them, drawn without their pixels: noise is the same in all pixels of
@@ -127,10 +231,14 @@ class SurveyStars:
         Labels of the stars and their errors.
     designs : sequence of Design
         Of the grids of the rung that spectra may have.
-    widths : sequence of float
+    powers : sequence of float
         Resolving power of each design.
     seen : bool array of shape (stars, intervals), optional
         Intervals in which the star is known.
+    spread : array of shape (directions, intervals * coefficients), optional
+        Coefficients that are added, times numbers from a normal distribution. See [`Mismatch`].
+    observed : bool
+        Whether the stars are moved and blurred already, as they are what was observed.
     """
 
     def __init__(
@@ -142,19 +250,20 @@ class SurveyStars:
         powers: Sequence[float],
         seen: Array | None = None,
         spread: Array | None = None,
+        observed: bool = False,
     ):
+        self.observed = observed
         self.rung, self.coefficients, self.labels, self.powers = rung, coefficients, known, list(powers)
         self.seen = np.ones(coefficients.shape[::2][:2], bool) if seen is None else seen
         self.spread = spread
-        self.modes = []
-        for design in designs:
-            gram = torch.stack([rows @ rows.T for rows in design.rows]).double()
-            values, vectors = torch.linalg.eigh(gram)
-            own = design.intervals - rung.first_interval
-            self.modes.append((own, values.clamp(min=0.0).float(), vectors.float()))
+        self.modes = [(design.intervals - rung.first_interval, *_modes(design)) for design in designs]
 
     def truth(self, stars: Array, power: float, generator: np.random.Generator) -> Array:
         """Coefficients over their level of stars that are moved and blurred a little, (stars, intervals, K)."""
+        if self.observed:
+            raw = self.coefficients[stars, 0].astype(np.float32)
+            raw[..., 0] = 0.0
+            return raw
         n = len(stars)
         velocity = generator.standard_normal(n) * np.where(generator.random(n) < 0.2, 20.0, 4.0)
         moved = -velocity / SPEED_OF_LIGHT
@@ -168,8 +277,11 @@ class SurveyStars:
         raw[..., 0] = 0.0
         return raw
 
-    def draw(self, n: int, generator: np.random.Generator) -> Columns:
-        """Inputs of the model, as [`evidence_inputs`] makes them, labels beside them."""
+    def draw(self, n: int, generator: np.random.Generator, snr: float | None = None, whole: bool = False) -> Columns:
+        """
+        Inputs of the model, as [`evidence_inputs`] makes them, labels beside them; with a signal-to-noise ratio that is
+        the same for all, and with all intervals that are known, where this is asked for.
+        """
         stars = generator.integers(len(self.coefficients), size=n)
         number = int(generator.integers(len(self.modes)))
         own, values, vectors = self.modes[number]
@@ -181,20 +293,20 @@ class SurveyStars:
             wanted += (drawn @ self.spread).reshape(wanted.shape)
         wanted[..., 1] += generator.standard_normal(wanted.shape[:2]) * 0.2 / self.rung.slope_prior
         true = torch.from_numpy(np.ascontiguousarray(wanted[:, own]))
-        snr = draw_snr(n, generator)
+        drawn_snr = draw_snr(n, generator) if snr is None else np.full(n, snr, np.float32)
         trend = generator.standard_normal((n, 1, 3)) * (0.6, 0.3, 0.2)
         shape = np.exp(trend @ legendre.legvander(np.linspace(-1, 1, self.rung.n_intervals), 3)[own, 1:].T)
-        variance = torch.from_numpy((shape[:, 0] / snr[:, None]).astype(np.float32)) ** 2 + MODEL_ERROR**2
+        variance = torch.from_numpy((shape[:, 0] / drawn_snr[:, None]).astype(np.float32)) ** 2 + MODEL_ERROR**2
         gain = values / (values + variance[..., None])
         noise = torch.from_numpy(generator.standard_normal(true.shape, dtype=np.float32))
-        modes = torch.einsum("tkm,ntk->ntm", vectors, true)
-        modes = gain * modes + torch.sqrt(gain * (1.0 - gain)) * noise
-        found = torch.einsum("tkm,ntm->ntk", vectors, modes)
-        covariance = torch.einsum("tkm,ntm->ntk", vectors**2, 1.0 - gain)
-        level = (1.0 + found[..., :1]).clamp(0.2, 5.0)
-        coefficients, covariance = over_level(found, covariance.expand(found.shape), level)
+        modes = gain * _rotated(vectors.transpose(1, 2), true) + torch.sqrt(gain * (1.0 - gain)) * noise
+        found = _rotated(vectors, modes)
+        covariance = _rotated(vectors**2, 1.0 - gain)
+        coefficients, covariance = over_level(found, covariance, (1.0 + found[..., :1]).clamp(*LEVELS))
         reliability = (1.0 - covariance).clamp(0.0, 1.0)
-        seen = self.seen[stars][:, own] & self._seen(n, own, generator)
+        seen = self.seen[stars][:, own]
+        if not whole:
+            seen = seen & self._seen(n, own, generator)
         hidden = ~torch.from_numpy(seen)
         coefficients[hidden], reliability[hidden] = 0.0, 0.0
         coefficients[..., :2], reliability[..., :2] = 0.0, 0.0

@@ -89,8 +89,11 @@ class SpectraFMConfig(PreTrainedConfig):
     evidence_limits : list[list[float]]
         For each rung, the cost of the completion and chi^2 per degree of freedom beyond which no star of the training
         looks like a spectrum; none: not known. See [`star_flags`].
-    label_ranges : dict[str, list[float]]
-        Lowest and highest value of labels among the stars of the training.
+    label_ranges : list[dict[str, list[float]]]
+        For each rung, lowest and highest value of labels among the stars of the training; none: not known.
+    rung_error_factors : list[dict[str, float]]
+        For each rung, factors of the errors that the network gives of labels, found on validation stars of that rung;
+        none, or a label that is not there: 1.
     star_labels : list[str]
         Labels of the [`SpectraFMStarModel`] with which answers are refined, the effective temperature first; none:
         they stay as the network gives them.
@@ -161,7 +164,8 @@ class SpectraFMConfig(PreTrainedConfig):
     num_members: int = 6
     network_labels: list[str] | tuple[str, ...] = ()
     evidence_limits: list[list[float]] | tuple[list[float], ...] = ()
-    label_ranges: dict[str, list[float]] | None = None
+    label_ranges: list[dict[str, list[float]]] | tuple[dict[str, list[float]], ...] = ()
+    rung_error_factors: list[dict[str, float]] | tuple[dict[str, float], ...] = ()
     star_labels: list[str] | tuple[str, ...] = ()
     star_combinations: dict[str, list[str]] | None = None
     star_components: list[int] | tuple[int, ...] = ()
@@ -295,10 +299,14 @@ class SpectraFMConfig(PreTrainedConfig):
         demand(all(0 < factor < math.inf for factor in factors), "label_error_factors", "positive numbers")
         limits = len(self.evidence_limits)
         demand(limits in (0, len(self.rung_intervals)), "evidence_limits", "none or two numbers for each rung")
-        pairs = (self.label_ranges or {}).values()
-        demand(
-            all(len(pair) == 2 and pair[0] <= pair[1] for pair in pairs), "label_ranges", "two numbers each, in order"
-        )
+        for field in ("label_ranges", "rung_error_factors"):
+            entries = len(getattr(self, field))
+            demand(entries in (0, len(self.rung_intervals)), field, "none or one for each rung")
+        pairs = [pair for ranges in self.label_ranges for pair in ranges.values()]
+        in_order = all(len(pair) == 2 and pair[0] <= pair[1] for pair in pairs)
+        demand(in_order, "label_ranges", "two numbers each, in order")
+        factors = [factor for factors in self.rung_error_factors for factor in factors.values()]
+        demand(all(0 < factor < math.inf for factor in factors), "rung_error_factors", "positive numbers")
         demand(set(self.network_labels) <= set(self.label_names), "network_labels", f"some of {list(self.label_names)}")
         for field in ("label_units", "label_centers", "label_scales"):
             demand(len(getattr(self, field)) == len(self.label_names), field, f"{len(self.label_names)} entries")

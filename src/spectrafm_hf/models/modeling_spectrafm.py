@@ -1022,6 +1022,16 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             answers = torch.stack([head(states[:, i]) for i, head in enumerate(heads)], dim=1)  # B, rungs, M, labels
             answers = answers.masked_fill(~seen[:, :, None, None], math.nan).flatten(1, 2)
             parts.append(answers.gather(2, rows[:, None].expand(-1, answers.shape[1], -1)))
+        if self.config.rung_error_factors and not self.training:
+            own = torch.tensor(
+                [
+                    [found.get(name, 1.0) for name in self.config.label_names]
+                    for found in self.config.rung_error_factors
+                ],
+                device=rows.device,
+            )
+            by_member = 2.0 * own.log().repeat_interleave(self.config.num_members, dim=0)
+            parts[1] = parts[1] + by_member.T[rows].transpose(1, 2)
         known = [FIRST_LABEL_ID + list(self.config.label_names).index(name) for name in self.config.network_labels]
         if known:
             trained = torch.isin(request_ids, torch.tensor(known, device=request_ids.device))
