@@ -1156,8 +1156,10 @@ def _first_if_equal(rows: list) -> Any:
     """The first of plain arrays that are all the same, which takes less time than to stack them; else all."""
     first = rows[0]
     plain = type(first) is np.ndarray and first.ndim == 1 and first.dtype.kind in "fiu"
-    same = plain and all(type(row) is np.ndarray and (row is first or np.array_equal(row, first)) for row in rows)
-    return first if same else rows
+    if not plain or any(type(row) is not np.ndarray or row.dtype != first.dtype for row in rows):
+        return rows
+    content = first.tobytes()
+    return first if all(row is first or row.tobytes() == content for row in rows) else rows
 
 
 def _chosen(array: np.ndarray, stars: Any, pixels: np.ndarray) -> np.ndarray:
