@@ -393,9 +393,17 @@ class SpectrumBasis:
         nothing = ~seen
         if nothing.any():
             mean[nothing], reliability[nothing], pull[nothing], information[nothing.T] = 0.0, 0.0, 0.0, 0.0
-        tensors = (mean, reliability, seen, misfit, clipped, scale * unit_of_flux[:, 0], estimate)
         return Evidence(
-            design.intervals, *(t.numpy() for t in tensors), information.transpose(0, 1).numpy(), pull.numpy()
+            intervals=design.intervals,
+            coefficients=mean.numpy(),
+            reliability=reliability.numpy(),
+            seen=seen.numpy(),
+            misfit=misfit.numpy(),
+            clipped=clipped.numpy(),
+            scale=scale.numpy() * unit_of_flux[:, 0],
+            estimate=estimate.numpy(),
+            information=information.transpose(0, 1).numpy(),
+            pull=pull.numpy(),
         )
 
     @staticmethod

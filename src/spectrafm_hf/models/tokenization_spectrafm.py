@@ -475,6 +475,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 raise ValueError(f"{field}: expected the lengths of flux, {expected}, got {actual}")
             return array
 
+        if len(flux) > 1 and isinstance(wavelength, list) and len(wavelength) == len(flux):
+            wavelength = _first_if_equal(wavelength)
         wavelength = like_flux("wavelength", wavelength, "Angstrom", ANGSTROM_PER_UNIT[self.wavelength_unit])
         wavelength = _one_row_if_equal(wavelength)
         present = np.arange(flux.shape[1]) < _one_row_if_equal(lengths[:, None])
@@ -553,13 +555,13 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             here = np.isfinite(row)
             if not here.any():
                 continue
-            values, sigma, good = (array[np.ix_(stars, here)] for array in (flux, error, valid))
+            values, sigma, good = (_chosen(array, stars, here) for array in (flux, error, valid))
             own, power = normalised[stars], None if np.isnan(powers[stars[0]]) else float(powers[stars[0]])
             known: Any = (good & (sigma > 0)).any(axis=1)
-            sigma = np.where(sigma > 0, sigma, 1.0)
-            guess = UNKNOWN_ERROR * np.mean(np.abs(values), axis=1, where=good, keepdims=True)
-            sigma = np.where(known[:, None], sigma, np.where(guess > 0, guess, 1.0))
-            weight = np.where(good, sigma.astype(np.float64) ** -2.0, 0.0)
+            if not known.all():
+                guess = UNKNOWN_ERROR * np.mean(np.abs(values), axis=1, where=good, keepdims=True)
+                sigma = np.where(known[:, None], sigma, np.where(guess > 0, guess, 1.0))
+            weight = _inverse_variance(sigma, good)
             evidence = basis.evidence(row[here], values, weight, power, own)
             if not known.all():
                 misfit = np.array([np.nanmedian(star) if np.isfinite(star).any() else 1.0 for star in evidence.misfit])
@@ -577,25 +579,29 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             "interval_ids": np.tile(intervals, (n_stars, 1)),
             "attention_mask": np.zeros(shape[:2], bool),
             "estimate": np.zeros(shape, np.float32),
-            "information": np.zeros((*shape, shape[-1]), np.float32),
+            "information": np.zeros((shape[1], n_stars, shape[2], shape[2]), np.float32).swapaxes(0, 1),
             "pull": np.zeros(shape, np.float32),
             "misfit": np.full(shape[:2], np.nan, np.float32),
         }
         quality = {name: np.zeros(n_stars, np.float32) for name in ("clipped", "shift")}
         for stars, power, evidence in found:
-            at = np.ix_(stars, np.searchsorted(intervals, evidence.intervals))
+            columns = np.searchsorted(intervals, evidence.intervals)
+            rows = slice(None) if len(stars) == n_stars else np.array(stars)
             for name, values in inputs.items():
-                if name != "interval_ids":
-                    values[at] = evidence.seen if name == "attention_mask" else getattr(evidence, name)
+                own = evidence.seen if name == "attention_mask" else getattr(evidence, name, None)
+                if own is not None and own.shape == values.shape:
+                    inputs[name] = own
+                elif own is not None:
+                    for number, column in enumerate(columns):
+                        values[rows, column] = own[:, number]
             share = evidence.clipped.sum(axis=1) / np.maximum(valid[stars].sum(axis=1), 1)
             quality["clipped"][stars] = share
             strange = np.asarray(stars)[basis.strange(evidence, share)] if return_quality else []
             row = wavelength[stars[0] % len(wavelength)]
             here = np.isfinite(row)
             if len(strange) and basis.tells_velocity(row[here], power):
-                values, sigma, good = (array[np.ix_(strange, here)] for array in (flux, error, valid))
-                good &= sigma > 0
-                weight = np.where(good, np.where(good, sigma, 1.0).astype(np.float64) ** -2.0, 0.0)
+                values, sigma, good = (_chosen(array, strange, here) for array in (flux, error, valid))
+                weight = _inverse_variance(sigma, good & (sigma > 0)).astype(np.float64)
                 quality["shift"][strange] = basis.shifts(row[here], values, weight, power)
         return inputs | (quality if return_quality else {})
 
@@ -1144,6 +1150,30 @@ def _range(numbers: np.ndarray) -> str:
 def _one_row_if_equal(array: np.ndarray) -> np.ndarray:
     """(stars, n) -> (1, n) where all rows are the same."""
     return array[:1] if len(array) > 1 and np.all(array == array[0]) else array
+
+
+def _first_if_equal(rows: list) -> Any:
+    """The first of plain arrays that are all the same, which takes less time than to stack them; else all."""
+    first = rows[0]
+    plain = type(first) is np.ndarray and first.ndim == 1 and first.dtype.kind in "fiu"
+    if not plain or any(type(row) is not np.ndarray or row.dtype != first.dtype for row in rows):
+        return rows
+    content = first.tobytes()
+    return first if all(row is first or row.tobytes() == content for row in rows) else rows
+
+
+def _chosen(array: np.ndarray, stars: Any, pixels: np.ndarray) -> np.ndarray:
+    """(stars, pixels) -> those of some stars and pixels; a view where these are all."""
+    array = array if len(stars) == len(array) else array[stars]
+    return array if pixels.all() else array[:, pixels]
+
+
+def _inverse_variance(error: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Of the shape of both, 0 where a pixel does not count; float64 where float32 could not hold it."""
+    error = np.where(counts, error, 1.0)
+    if error.dtype == np.float32 and not (error.min() > 1e-9 and error.max() < 1e9):
+        error = error.astype(np.float64)
+    return np.where(counts, error**-2, 0.0).astype(error.dtype, copy=False)
 
 
 def _median(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
