@@ -226,3 +226,71 @@ def test_pixels_at_one_wavelength_are_as_wide_as_their_neighbours():
     wavelength = np.array([5000.0, 5001.0, 5001.0, 5002.0, 5003.0, 5004.0, 5005.0, 5006.0, 5007.0, 5008.0])
     np.testing.assert_allclose(half_widths(wavelength), 0.5)
     np.testing.assert_allclose(half_widths(np.full(3, 5000.0)), 0.25)
+
+
+# ----------------------------------------------------------------------- spectra of other resolving powers than a rung
+
+
+def survey():
+    return SpectrumBasis([rung(over_continuum=False, counts_level=False, guesses_power=True)])
+
+
+def test_levels_and_slopes_say_nothing_where_they_are_not_counted():
+    flux, weight = observed(stars(20, seed=3))
+    tilted = np.exp(np.random.default_rng(0).normal(0, 0.2, (20, 1)) * np.linspace(-1, 1, N))
+    basis = survey()
+    one = basis.evidence(GRID, flux, weight, POWER)
+    other = basis.evidence(GRID, flux * tilted, weight / tilted**2, POWER)
+    assert not one.coefficients[..., :2].any() and not one.reliability[..., :2].any()
+    assert one.reliability[..., 2:].max() > 0.9
+    np.testing.assert_allclose(other.coefficients, one.coefficients, atol=0.05)
+
+
+def test_the_resolving_power_of_each_pixel():
+    """A line spread function of the same width in wavelength at all wavelengths."""
+    low, high = 6_000.0, 12_000.0
+    powers = np.linspace(low, high, N)
+    blurred = np.where(np.arange(N) < N / 2, stars(20, seed=4, power=low), stars(20, seed=4, power=high))
+    steps = np.where(np.arange(N) < N / 2, low, high)
+    weight = np.full(blurred.shape, SNR**2)
+    right = survey().evidence(GRID, blurred, weight, steps)
+    wrong = survey().evidence(GRID, blurred, weight, POWER)
+    native = survey().evidence(GRID, stars(20, seed=4), weight, POWER)
+    own = np.arange(10) != 10 * N // 2 // N  # not where the width changes
+    miss = np.abs(right.coefficients - native.coefficients)[:, own]
+    assert np.median(miss) < 0.3 * np.median(np.abs(wrong.coefficients - native.coefficients)[:, own])
+    assert powers.shape == steps.shape
+
+
+def test_an_unknown_resolving_power_follows_from_the_pixels():
+    wavelength = np.exp(np.arange(START + 20 * STEP, START + (N - 20) * STEP, 1.0 / 5_000.0 / 2.5))
+    flux, weight = observed(stars(20, seed=5, wavelength=wavelength, power=5_000.0))
+    guessed = survey().evidence(wavelength, flux, weight)
+    stated = survey().evidence(wavelength, flux, weight, 5_000.0)
+    np.testing.assert_allclose(guessed.coefficients, stated.coefficients, atol=0.02)
+
+
+def test_spectra_of_a_higher_resolving_power_are_brought_down():
+    fine = np.exp(START + STEP / 4 * np.arange(100, 4 * N - 100))
+    power = 4 * POWER
+    flux, weight = observed(stars(20, seed=6, wavelength=fine, power=power), snr=SNR)
+    weight[:, 3000:3100] = 0.0
+    flux[:, 3000:3100] = 50.0  # of pixels that do not count
+    found = survey().evidence(fine, flux, weight, power)
+    native = survey().evidence(GRID, *observed(stars(20, seed=6), snr=SNR * 2), POWER)
+    wide = np.isin(native.intervals, found.intervals)
+    miss = found.coefficients[:, 1:-1] - native.coefficients[:, wide][:, 1:-1]
+    spread = np.sqrt(np.mean(native.coefficients[:, wide, 2:] ** 2))
+    assert np.sqrt(np.mean(miss[..., 2:] ** 2)) < 0.25 * spread
+    # What they tell is no more than what is in them.
+    assert abs(np.median(found.reliability[:, 1:-1, 2]) - np.median(native.reliability[:, wide][:, 1:-1, 2])) < 0.03
+
+
+def test_a_file_of_an_earlier_version_has_no_fields_that_came_later():
+    arrays = survey().arrays()
+    earlier = {name: array for name, array in arrays.items() if not name.endswith(("guesses_power", "counts_level"))}
+    read = SpectrumBasis.from_arrays(earlier).rungs[0]
+    assert read.counts_level and not read.guesses_power
+    del earlier["0.mean"]
+    with pytest.raises(ValueError, match="expected the array '0.mean'"):
+        SpectrumBasis.from_arrays(earlier)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 
 from .gate_spectrafm import SPEED_OF_LIGHT
 
@@ -71,7 +72,8 @@ class Rung:
     counts_level : bool
         Whether levels and slopes say something of a star at all: not where flux calibrations are worth little.
     guesses_power : bool
-        Whether an unknown resolving power is taken for `PIXELS` in a FWHM, rather than for that of the rung.
+        Whether an unknown resolving power is taken for `PIXELS` in a FWHM, rather than for that of the rung, and
+        spectra of a higher one than that of the rung are brought down to it.
     """
 
     first_interval: int
@@ -339,6 +341,14 @@ class SpectrumBasis:
         ValueError
             If no rung shares wavelengths with the spectra.
         """
+        rung = self.rung_for(wavelength, resolving_power)
+        if rung is not None and rung.guesses_power:
+            power = _guess(wavelength) if resolving_power is None else float(np.median(resolving_power))
+            if power > rung.resolving_power * NATIVE_TOLERANCE:
+                wavelength, flux, inverse_variance = degraded(
+                    wavelength, flux, inverse_variance, power, rung.resolving_power
+                )
+                resolving_power = rung.resolving_power
         design = self.design(wavelength, resolving_power)
         n_stars, n_intervals, size = len(flux), len(design.intervals), self.n_coefficients
         shape = (n_stars, n_intervals, size)
@@ -489,6 +499,41 @@ def half_widths(wavelength: np.ndarray) -> np.ndarray:
     # Beside absent pixels the distance is wider than the pixel; the least of some neighbours is not.
     found = np.min(np.lib.stride_tricks.sliding_window_view(padded, 9), axis=1)
     return 0.5 * np.where(np.isfinite(found), found, 1e-4 * wavelength)
+
+
+def degraded(
+    wavelength: np.ndarray, flux: np.ndarray, inverse_variance: np.ndarray, power: float, lower_power: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Spectra (stars, pixels) of a resolving power as they would be at a lower one, on a grid with `PIXELS` pixels in a
+    FWHM. Pixels without weight are left out of the means; each new one counts as much as the old ones in it did, as
+    smoothing takes nothing from what is wider than it.
+
+    Returns
+    -------
+    wavelength, flux, inverse_variance
+    """
+    position = np.log(wavelength)
+    step = 1.0 / (lower_power * PIXELS)
+    # New pixels where there are old ones, none across gaps.
+    number = np.unique(np.floor((position - position[0]) / step).astype(int))
+    new = position[0] + (number + 0.5) * step
+    # Of the line spread function, and of the new pixels, which are means.
+    sigma = np.sqrt((lower_power**-2.0 - power**-2.0) / FWHM**2 + step**2 / 12.0)
+    low, high = (np.searchsorted(position, new + side * 4.0 * sigma) for side in (-1, 1))
+    rows = np.repeat(np.arange(len(new)), high - low)
+    columns = np.concatenate([np.arange(i, j) for i, j in zip(low, high, strict=True)])
+    near = np.exp(-0.5 * ((position[columns] - new[rows]) / sigma) ** 2) * half_widths(wavelength)[columns]
+    smoothing = csr_matrix((near, (rows, columns)), shape=(len(new), len(position)))
+    inside = np.searchsorted(number, np.floor((position - position[0]) / step).astype(int))
+    adding = csr_matrix((np.ones(len(position)), (inside, np.arange(len(position)))), shape=smoothing.shape)
+    counts = inverse_variance > 0
+    share = (smoothing @ counts.T.astype(float)).T / np.asarray(smoothing.sum(axis=1))[:, 0].clip(min=1e-30)
+    smooth = (smoothing @ np.where(counts, flux, 0.0).T).T / np.maximum(
+        (smoothing @ counts.T.astype(float)).T, 1e-30
+    )
+    weight = np.where(share > 0.5, (adding @ inverse_variance.T).T, 0.0)
+    return np.exp(new), np.where(weight > 0, smooth, 0.0), weight
 
 
 def means_over_pixels(values: np.ndarray, first: float, low: np.ndarray, high: np.ndarray) -> np.ndarray:
