@@ -173,7 +173,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         for array, name in zip(tokens, ("coefficients", "reliability"), strict=True):
             array[:, at] = evidence[name].numpy()
         if part.completion.num_pixels:
-            fill_pixels(part.completion, basis, np.unique(measured["wavelength"]))
+            fill_pixels(part.completion, basis, measured["wavelength"][0])
         fill_completion(part.completion, *tokens)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{trained / 1e6:.2f} million parameters are trained", flush=True)

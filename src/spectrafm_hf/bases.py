@@ -276,7 +276,7 @@ def fill_completion(completion: SpectraFMCompletion, coefficients: Array, reliab
             flux = torch.cat(found).double()
             completion.flux_center.copy_(flux.mean(dim=0))
             values, vectors = torch.linalg.eigh(torch.cov(flux.T))
-            completion.flux_components.copy_(vectors.flip(1)[:, :size])
+            completion.flux_components.copy_(vectors.flip(1)[:, : completion.flux_components.shape[1]])
         parts = [completion.summary(*pair, intervals) for pair in chunks]
         amplitudes, unknown = (torch.cat([part[i] for part in parts]) for i in (0, 1))
         completion.noise_middle.copy_(unknown.mean(dim=0))

@@ -86,7 +86,11 @@ def test_labels_have_ids_after_padding_and_flux():
         ({"max_wavelength_period": 1e300}, r"max_wavelength_period: expected 1e-12 to 1e12, got 1e\+300"),
         ({"flux_softening": -1.0}, "flux_softening: expected 0 or more"),
         ({**BASIS, "rung_pixels": [9, 9]}, "rung_pixels: expected none or one number for each rung"),
-        ({**BASIS, "rung_pixels": [9]}, "flux_softening: expected a positive number with rung_pixels"),
+        ({**BASIS, "rung_pixels": [9]}, "rung_features: expected one number for each of rung_pixels, and not more"),
+        (
+            {**BASIS, "rung_pixels": [9], "rung_features": [9]},
+            "flux_softening: expected a positive number with rung_pixels",
+        ),
         ({"label_scales": [1.0, 1.0, float("nan"), 1.0]}, "label_scales: expected positive numbers"),
         ({"label_scales": [1.0, 1.0, float("inf"), 1.0]}, "label_scales: expected positive numbers"),
         ({"label_centers": [0.0, 0.0, float("nan"), 0.0]}, "label_centers: expected finite numbers"),

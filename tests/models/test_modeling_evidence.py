@@ -155,7 +155,7 @@ def test_a_completion_fills_in_what_was_not_seen():
 
 
 def test_a_rung_with_pixels_sees_asinh_of_the_flux_of_the_completed_spectrum():
-    model = SpectraFMForPrediction(config(rung_pixels=[0, 12], flux_softening=0.2))
+    model = SpectraFMForPrediction(config(rung_pixels=[0, 12], rung_features=[0, 7], flux_softening=0.2))
     completion = model.model.rungs[1].completion  # three intervals
     generator = np.random.default_rng(0)
     with torch.no_grad():

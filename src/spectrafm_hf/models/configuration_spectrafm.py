@@ -83,6 +83,8 @@ class SpectraFMConfig(PreTrainedConfig):
     rung_pixels : list[int]
         For `token_embedding="basis"`: pixels of the grid of each rung on which the network sees asinh(flux /
         flux_softening) of the completed spectrum; 0, or none: it sees the amplitudes of the components.
+    rung_features : list[int]
+        With `rung_pixels`: principal components of it that the network sees.
     num_members : int
         For `token_embedding="basis"`: networks with weights of their own, of width `hidden_size` with blocks of
         `encoder_ffn_dim`, whose answers are averaged.
@@ -162,6 +164,7 @@ class SpectraFMConfig(PreTrainedConfig):
     rung_intervals: list[list[int]] | tuple[list[int], ...] = ()
     rung_components: list[int] | tuple[int, ...] = ()
     rung_pixels: list[int] | tuple[int, ...] = ()
+    rung_features: list[int] | tuple[int, ...] = ()
     num_members: int = 6
     network_labels: list[str] | tuple[str, ...] = ()
     evidence_limits: list[list[float]] | tuple[list[float], ...] = ()
@@ -261,6 +264,9 @@ class SpectraFMConfig(PreTrainedConfig):
             demand(len(pairs) >= 1 and inside, "rung_intervals", "two numbers of intervals for each rung, in order")
             demand(len(self.rung_components) == len(pairs), "rung_components", "one number for each rung")
             demand(len(self.rung_pixels) in (0, len(pairs)), "rung_pixels", "none or one number for each rung")
+            fewer = all(few <= all_ for few, all_ in zip(self.rung_features, self.rung_pixels, strict=False))
+            same = len(self.rung_features) == len(self.rung_pixels)
+            demand(same and fewer, "rung_features", "one number for each of rung_pixels, and not more")
             softened = not any(self.rung_pixels) or self.flux_softening > 0
             demand(softened, "flux_softening", "a positive number with rung_pixels")
         if self.star_labels:

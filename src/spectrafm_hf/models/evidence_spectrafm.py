@@ -72,16 +72,17 @@ class SpectraFMCompletion(InFullPrecision):
             self.register_buffer("level_prior", torch.ones(()))
             self.register_buffer("pixels", torch.zeros(*shape, self.num_pixels))  # the flux that a coefficient adds
             self.register_buffer("flux_center", torch.zeros(self.num_pixels))
-            self.register_buffer("flux_components", torch.zeros(self.num_pixels, size))
+            self.register_buffer("flux_components", torch.zeros(self.num_pixels, config.rung_features[rung]))
         # Of what follows from the amplitudes, and of ln of what is not known of each interval, for the network.
-        self.register_buffer("middle", torch.zeros(size))
-        self.register_buffer("scale", torch.ones(size))
+        seen = config.rung_features[rung] if self.num_pixels else size
+        self.register_buffer("middle", torch.zeros(seen))
+        self.register_buffer("scale", torch.ones(seen))
         self.register_buffer("noise_middle", torch.zeros(shape[0]))
         self.register_buffer("noise_scale", torch.ones(shape[0]))
 
     @property
     def num_features(self) -> int:
-        return len(self.spread) + len(self.center)
+        return len(self.middle) + len(self.center)
 
     @torch.no_grad()
     def amplitudes(
@@ -127,7 +128,7 @@ class SpectraFMCompletion(InFullPrecision):
     def summary(
         self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As [`amplitudes`]; what follows from them (B, components), ln of what is not known (B, intervals), cost."""
+        """As [`amplitudes`]; what follows from them (B, features), ln of what is not known (B, intervals), cost."""
         with torch.autocast(coefficients.device.type, enabled=False):
             found, cost = self.amplitudes(coefficients, reliability, intervals)
             if self.num_pixels:
