@@ -6,9 +6,11 @@
     python scripts/evaluate.py --tune               # search the settings of the baselines again
     python scripts/evaluate.py --data DIR --model NAME --baselines none   # any data set with labels, such as synthetic
 
-The baselines are refitted to the training stars with the settings in scripts/recipes/baselines-gaia-xp.json, which
-`--tune` chose on validation stars; it holds everything that was tried. The factors that make the errors of the
-baselines honest (`Baseline.calibrate`) come from validation stars too. Test stars are read for the table only.
+The baselines, one of them an MLP on the tokens of the checkpoint, are refitted to the training stars with the settings
+in scripts/recipes/baselines-gaia-xp.json, which `--tune` chose on validation stars; it holds everything that was tried.
+The factors that make the errors of the baselines honest (`Baseline.calibrate`) come from validation stars too. Test
+stars are read for the tables only. With baselines there is one more, without stars whose T_eff label contradicts their
+colours (`contradicts_colour`).
 """
 
 import argparse
@@ -21,7 +23,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +34,30 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from spectrafm_cli import DEFAULT_MODEL, Parser
-from spectrafm_hf.baselines import BASELINES, Baseline, Spectra
+from spectrafm_hf.baselines import BASELINES, Baseline, MLPBaseline, Spectra
 from spectrafm_hf.cards import checksums
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data import LABEL_UNITS, build_gaia_xp, cache_dir, flat_pixels, label_names_of
 from spectrafm_hf.files import complete_file, write_json
 from spectrafm_hf.metrics import format_table, label_metrics, robust_scatter, table_metrics
+from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.prediction import predict_batches
 
 
 RECIPE = Path(__file__).parent / "recipes" / "baselines-gaia-xp.json"
-NAMES = {"ridge": "ridge", "cannon": "Cannon", "mlp": "PCA + MLP"}
+METHODS: dict[str, type[Baseline]] = {**BASELINES, "tokens": MLPBaseline}
+NAMES = {
+    "ridge": "ridge",
+    "cannon": "Cannon",
+    "boosting": "boosted trees",
+    "mlp": "PCA + MLP",
+    "tokens": "MLP on tokens",
+}
 SPLIT_RULE = "(gaia_source_id // 128) % 10: 0 test, 1 validation, else train"
 MAIN = "3500 K < teff < 6500 K"
+AGREEING = f"{MAIN}, label and colours agree"
+N_BANDS = 6  # of as many pixels each, for colours
+CONTRADICTION = 5.0  # sigma of 5040 K / T_eff
 # A coordinate search for each baseline: from the first settings, each line in turn tries other values of one of them
 # and keeps the best. `train_teff` and `train_min_snr` choose training stars, the rest are arguments of the class.
 SEARCH: dict[str, tuple[dict[str, Any], list[tuple[str, list[Any]]]]] = {
@@ -82,6 +95,25 @@ SEARCH: dict[str, tuple[dict[str, Any], list[tuple[str, list[Any]]]]] = {
             ("n_starts", [8]),
         ],
     ),
+    "boosting": (
+        {
+            "train_teff": None,
+            "train_min_snr": 0,
+            "transform": "asinh",
+            "errors_as_inputs": False,
+            "n_components": 60,
+            "loss": "squared_error",
+            "learning_rate": 0.1,
+            "iterations": 200,
+            "leaves": 31,
+        },
+        [
+            ("errors_as_inputs", [True]),
+            ("n_components", [30, 100]),
+            ("iterations", [600]),
+            ("loss", ["absolute_error"]),
+        ],
+    ),
     "mlp": (
         {
             "train_teff": None,
@@ -115,6 +147,28 @@ SEARCH: dict[str, tuple[dict[str, Any], list[tuple[str, list[Any]]]]] = {
             ("dropout", [0.1]),
         ],
     ),
+    "tokens": (
+        {
+            "train_teff": None,
+            "train_min_snr": 0,
+            "transform": "raw",
+            "errors_as_inputs": True,
+            "learning_rate": 2e-3,
+            "batch_size": 512,
+            "weight_decay": 0.1,
+            "dropout": 0.0,
+            "noise": 0.3,
+            "degrees_of_freedom": 3.0,
+            "ema": 0.0,
+            "epochs": 25,
+        },
+        [
+            ("errors_as_inputs", [False]),
+            ("dropout", [0.1]),
+            ("noise", [0.0]),
+            ("epochs", [60]),
+        ],
+    ),
 }
 
 
@@ -141,6 +195,55 @@ class Stars:
             "all stars": np.ones(len(teff), dtype=bool),
             "[Fe/H] < -1": fe_h < -1,
         }
+
+
+def basis_of(model_name: str) -> SpectrumBasis:
+    """Of the tokenizer of a checkpoint; of the default one where a checkpoint has none, or there is no checkpoint."""
+    names = [name for name in (model_name, DEFAULT_MODEL) if name != "none"]
+    found = (load_checkpoint(name)[1].basis for name in names)
+    return next(basis for basis in found if basis is not None)
+
+
+def as_tokens(stars: Stars, basis: SpectrumBasis) -> Stars:
+    """The same stars with coefficients of the intervals for pixels, and what is not known of them for errors."""
+    spectra = stars.spectra
+    good = np.isfinite(spectra.flux) & (spectra.flux_error > 0)
+    flux, error = np.where(good, spectra.flux, 0.0), np.where(good, spectra.flux_error, 1.0)
+    weight = np.where(good, error.astype(float) ** -2.0, 0.0)
+    found = [
+        basis.evidence(stars.wavelength.astype(float), flux[part], weight[part])
+        for part in np.array_split(np.arange(len(flux)), -(-len(flux) // 500))
+    ]
+    coefficients = np.concatenate([part.coefficients.reshape(len(part.coefficients), -1) for part in found])
+    reliability = np.concatenate([part.reliability.reshape(len(part.reliability), -1) for part in found])
+    tokens = replace(spectra, flux=coefficients, flux_error=np.sqrt(np.maximum(1.0 - reliability, 1e-6)))
+    return replace(stars, spectra=tokens)
+
+
+def contradicts_colour(stars: Stars, train: Stars) -> NDArray[np.bool_]:
+    """
+    Stars (stars,) whose label T_eff is far from what their colours say.
+
+    5040 K / T_eff is fitted to training stars of the main table as a quadratic function of the `N_BANDS` - 1 colours
+    between neighbouring bands of their own spectra, without those beyond 3 sigma; several colours tell dust from
+    temperature. Far is beyond `CONTRADICTION` times the robust scatter of the training stars.
+    """
+
+    def terms(some: Stars) -> NDArray[Any]:
+        bands = [np.nanmean(part, axis=1) for part in np.array_split(some.spectra.flux, N_BANDS, axis=1)]
+        colours = np.diff(np.log(np.maximum(np.stack(bands, axis=1), 0.01)), axis=1)
+        first, second = np.triu_indices(N_BANDS - 1)
+        return np.concatenate([np.ones((len(colours), 1)), colours, colours[:, first] * colours[:, second]], axis=1)
+
+    chosen = train.selections()[MAIN]
+    design, wanted = terms(train)[chosen], 5040.0 / train.label("teff")[chosen]
+    kept = np.ones(len(design), bool)
+    for _ in range(10):
+        factors = np.linalg.lstsq(design[kept], wanted[kept])[0]
+        residual = wanted - design @ factors
+        scatter = robust_scatter(residual[kept])
+        kept = np.abs(residual) < 3.0 * scatter
+    return np.abs(5040.0 / stars.label("teff") - terms(stars) @ factors) > CONTRADICTION * robust_scatter(residual)
 
 
 def read_stars(folder: Path, split: str) -> Stars:
@@ -194,15 +297,18 @@ def fit_baseline(name: str, settings: Mapping[str, Any], train: Stars, validatio
     if teff_range is not None:
         teff = train.label("teff")
         chosen &= (teff > teff_range[0]) & (teff < teff_range[1])
-    baseline = BASELINES[name](**model_settings).fit(train.spectra[chosen])
+    baseline = METHODS[name](**model_settings).fit(train.spectra[chosen])
     return baseline.calibrate(validation.spectra[validation.selections()[MAIN]])
 
 
-def tune(names: Sequence[str], train: Stars, validation: Stars, recipe_file: Path) -> None:
+def tune(names: Sequence[str], basis: SpectrumBasis, train: Stars, validation: Stars, recipe_file: Path) -> None:
     """Search the settings on validation stars. Each fit is written down at once; what is there is not done again."""
-    held_out = validation.spectra[validation.selections()[MAIN]]
-    known = np.isfinite(held_out.labels)
-    spread = [robust_scatter(column[mask]) for column, mask in zip(held_out.labels.T, known.T, strict=True)]
+    main = validation.selections()[MAIN]
+    labels = validation.spectra[main].labels
+    spread = [robust_scatter(column[np.isfinite(column)]) for column in labels.T]
+    views = {"pixels": (train, validation)}
+    if "tokens" in names:
+        views["tokens"] = as_tokens(train, basis), as_tokens(validation, basis)
     recipe: dict[str, Any] = {
         "made_by": "python scripts/evaluate.py --tune",
         "measured_on": f"validation stars, {MAIN}",
@@ -221,7 +327,8 @@ def tune(names: Sequence[str], train: Stars, validation: Stars, recipe_file: Pat
             if earlier["settings"] == settings:
                 return earlier["score"]
         start = time.perf_counter()
-        baseline = fit_baseline(name, settings, train, validation)
+        seen = views["tokens" if name == "tokens" else "pixels"]
+        baseline, held_out = fit_baseline(name, settings, *seen), seen[1].spectra[main]
         values, errors = baseline.predict(held_out.flux, held_out.flux_error)
         scatter = [
             float(label_metrics(*columns)["robust_scatter"])
@@ -307,6 +414,7 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> None:
         "results": {},
     }
     predictions: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    selections = stars.selections()
     if arguments.baselines:
         train = read_stars(folder, "train")
         validation = stars if arguments.split == "validation" else read_stars(folder, "validation")
@@ -314,15 +422,20 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> None:
             if not np.array_equal(other.wavelength, stars.wavelength) or other.label_names != stars.label_names:
                 raise ValueError("data: expected one wavelength grid and the same labels in all splits")
         report["data_sha256"] |= {"train": train.sha256, "validation": validation.sha256}
+        selections[AGREEING] = selections[MAIN] & ~contradicts_colour(stars, train)
+        report["stars"][AGREEING] = int(selections[AGREEING].sum())
         recipe = json.loads(arguments.recipe.read_text(encoding="utf-8"))["baselines"]
         for name in tqdm(arguments.baselines, desc="fitting baselines", delay=2):
             if name not in recipe:
                 raise ValueError(f"recipe: expected settings of {name} in {arguments.recipe}, got {list(recipe)}")
             settings = recipe[name]["chosen"]
             start = time.perf_counter()
-            baseline = fit_baseline(name, settings, train, validation)
+            parts = [train, validation, stars]
+            if name == "tokens":
+                parts = [as_tokens(part, arguments.basis) for part in parts]
+            baseline = fit_baseline(name, settings, *parts[:2])
             fitted = time.perf_counter()
-            values, errors = baseline.predict(stars.spectra.flux, stars.spectra.flux_error)
+            values, errors = baseline.predict(parts[2].spectra.flux, parts[2].spectra.flux_error)
             predicted = time.perf_counter()
             predictions[NAMES[name]] = (
                 dict(zip(stars.label_names, values.T, strict=True)),
@@ -348,7 +461,7 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> None:
     if arguments.baselines:
         print("sigma of the baselines: one factor a label from validation stars", end="")
         print(", here the same stars" if arguments.split == "validation" else "")
-    for title, mask in stars.selections().items():
+    for title, mask in selections.items():
         report["results"][title] = {
             row: table_metrics(values, errors, labels, label_errors, mask)
             for row, (values, errors) in predictions.items()
@@ -398,7 +511,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help="a checkpoint, or none")
     parser.add_argument("--data", type=Path, metavar="DIR", help="made by `spectrafm data gaia-xp`; default: made now")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
-    parser.add_argument("--baselines", nargs="+", choices=(*BASELINES, "none"), default=list(BASELINES))
+    parser.add_argument("--baselines", nargs="+", choices=(*METHODS, "none"), default=list(METHODS))
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON with all figures and how they were made")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: predicted over true, and error/sigma")
     parser.add_argument("--recipe", type=Path, default=RECIPE, metavar="FILE", help="settings of the baselines")
@@ -416,8 +529,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not path.absolute().parent.is_dir():
                 raise ValueError(f"output: expected a folder that exists, got {path.parent}")
         folder = arguments.data or build_gaia_xp(cache_dir() / "gaia-xp")
+        if "tokens" in arguments.baselines:
+            arguments.basis = basis_of(arguments.model)
         if arguments.tune:
-            tune(arguments.baselines, read_stars(folder, "train"), read_stars(folder, "validation"), arguments.recipe)
+            basis = getattr(arguments, "basis", None)
+            tune(
+                arguments.baselines,
+                basis,
+                read_stars(folder, "train"),
+                read_stars(folder, "validation"),
+                arguments.recipe,
+            )
         else:
             evaluate(arguments, folder)
     except (ValueError, OSError, RuntimeError) as error:

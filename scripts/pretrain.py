@@ -20,7 +20,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 from transformers import TrainingArguments
 
-from spectrafm_hf.bases import fill_completion, fill_star_model, make_basis
+from spectrafm_hf.bases import fill_completion, fill_pixels, fill_star_model, make_basis
 from spectrafm_hf.checkpoints import save_checkpoint
 from spectrafm_hf.data.mixture import HostedStars, Mixture
 from spectrafm_hf.data.random_instruments import EvenNoiseStars, HighResolutionStars, SpoiltStars, evidence_inputs
@@ -185,6 +185,8 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         tokens = [np.zeros(shape, np.float32) for _ in range(2)]
         for array, name in zip(tokens, ("coefficients", "reliability"), strict=True):
             array[:, at] = evidence[name].numpy()
+        if part.completion.num_pixels:
+            fill_pixels(part.completion, basis, measured["wavelength"][0])
         fill_completion(part.completion, *tokens)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{trained / 1e6:.2f} million parameters are trained", flush=True)

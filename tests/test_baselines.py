@@ -5,6 +5,7 @@ import torch
 from spectrafm_hf.baselines import (
     BASELINES,
     TRANSFORMS,
+    BoostingBaseline,
     CannonBaseline,
     MLPBaseline,
     RidgeBaseline,
@@ -45,6 +46,9 @@ SMALL_MLP = {"epochs": 30, "batch_size": 64, "n_components": 8, "widths": (48, 4
 
 
 def make_baseline(name):
+    if name == "boosting":
+        pytest.importorskip("sklearn")
+        return BoostingBaseline(transform="raw", n_components=8, leaves=8)
     return MLPBaseline(**SMALL_MLP) if name == "mlp" else BASELINES[name](transform="raw")
 
 

@@ -2,13 +2,14 @@
 """Classical models that infer stellar labels from spectra, to compare SpectraFM with.
 
 Ridge regression (spectrum -> labels), a quadratic model in the manner of The Cannon (labels -> spectrum, inverted; Ness
-et al. 2015, ApJ 808, 16), and a multilayer perceptron on pixels and principal components (spectrum -> labels).
+et al. 2015, ApJ 808, 16), boosted trees on principal components (spectrum -> labels), and a multilayer perceptron on
+pixels and principal components (spectrum -> labels).
 
 All see what SpectraFM sees: flux and flux error, on one wavelength grid. Each gives a raw error with each label: 1 for
-ridge, the formal error of the fit for the Cannon, the predicted one for the MLP. Ridge has no better one, and the
-formal one ignores that the misfits of neighbouring pixels go together. So `calibrate` multiplies the raw errors of each
-label by one factor, for all three models alike: the one that makes the robust scatter of error/sigma 1 on held-out
-(validation) stars.
+ridge and the trees, the formal error of the fit for the Cannon, the predicted one for the MLP. The former have no
+better one, and the formal one ignores that the misfits of neighbouring pixels go together. So `calibrate` multiplies
+the raw errors of each label by one factor, for all models alike: the one that makes the robust scatter of error/sigma 1
+on held-out (validation) stars.
 """
 
 import math
@@ -212,6 +213,72 @@ class RidgeBaseline(Baseline):
 
     def raw_predict(self, flux: FloatArray, flux_error: FloatArray) -> tuple[FloatArray, FloatArray]:
         values = self.inputs(flux, flux_error)[0] @ self.weights + self.offsets
+        return values, np.ones_like(values)
+
+
+class BoostingBaseline(Baseline):
+    """Boosted trees on the principal components of the pixels, for each label by itself (scikit-learn).
+
+    Parameters
+    ----------
+    transform : {"raw", "log", "asinh"}
+        See `transform_flux`.
+    errors_as_inputs : bool
+        Principal components of the logarithms of the flux errors too.
+    n_components : int
+        Components of the pixels; of the errors there are a tenth as many.
+    loss : {"squared_error", "absolute_error"}
+    learning_rate, iterations, leaves, l2
+        Of scikit-learn's `HistGradientBoostingRegressor`.
+    seed : int
+    """
+
+    def __init__(
+        self,
+        transform: str = "asinh",
+        errors_as_inputs: bool = False,
+        n_components: int = 60,
+        loss: str = "squared_error",
+        learning_rate: float = 0.1,
+        iterations: int = 300,
+        leaves: int = 31,
+        l2: float = 0.0,
+        seed: int = 0,
+    ):
+        self.transform, self.errors_as_inputs, self.n_components = transform, errors_as_inputs, n_components
+        self.loss, self.learning_rate, self.iterations, self.leaves = loss, learning_rate, iterations, leaves
+        self.l2, self.seed = l2, seed
+
+    def fit(self, train: Spectra) -> Self:
+        from sklearn.ensemble import HistGradientBoostingRegressor
+
+        self.pixels = PixelInputs(train, self.transform, self.errors_as_inputs)
+        x = self.pixels(train.flux, train.flux_error)[0]
+        n_pixels = train.flux.shape[1]
+        parts = [(slice(0, n_pixels), self.n_components)]
+        if self.errors_as_inputs:
+            parts.append((slice(n_pixels, None), max(1, self.n_components // 10)))
+        self.components = []
+        for columns, number in parts:
+            variances, vectors = _principal_components(x[:, columns].astype(np.float64))
+            self.components.append((columns, vectors[:, np.argsort(-variances)[:number]]))
+        settings = {"loss": self.loss, "learning_rate": self.learning_rate, "max_iter": self.iterations}
+        settings |= {"max_leaf_nodes": self.leaves, "l2_regularization": self.l2, "random_state": self.seed}
+        inputs = self._project(x)
+        self.models = []
+        for label in train.labels.T:
+            known = np.isfinite(label)
+            # Early stopping would take stars away that the other models learn from.
+            model = HistGradientBoostingRegressor(early_stopping=False, **settings)
+            self.models.append(model.fit(inputs[known], label[known]))
+        return self
+
+    def _project(self, x: FloatArray) -> FloatArray:
+        return np.concatenate([x[:, columns] @ vectors for columns, vectors in self.components], axis=1)
+
+    def raw_predict(self, flux: FloatArray, flux_error: FloatArray) -> tuple[FloatArray, FloatArray]:
+        inputs = self._project(self.pixels(flux, flux_error)[0])
+        values = np.stack([model.predict(inputs) for model in self.models], axis=1)
         return values, np.ones_like(values)
 
 
@@ -521,4 +588,9 @@ class MLPBaseline(Baseline):
         return mean * self.labels.scale + self.labels.center, errors
 
 
-BASELINES: dict[str, type[Baseline]] = {"ridge": RidgeBaseline, "cannon": CannonBaseline, "mlp": MLPBaseline}
+BASELINES: dict[str, type[Baseline]] = {
+    "ridge": RidgeBaseline,
+    "cannon": CannonBaseline,
+    "boosting": BoostingBaseline,
+    "mlp": MLPBaseline,
+}

@@ -37,6 +37,7 @@ BLUR = 0.1  # by which a resolving power may be wrong
 WIDER_LINES = 0.02  # by which it is in the unit of the star model
 OUTLYING = 4.0  # coefficients of stars beyond, in units of their prior, count as this
 WHITENING = 0.6  # the power of the spread of an amplitude that it is divided by
+LEAST_NOISE_SCALE = 0.1  # of the spread of ln of what is not known of an interval
 POPULATION = 1.5  # how much wider than among synthetic stars the labels of a star may be spread
 
 #: Gaia XP: intervals that hold about ten resolution elements, on a grid twice as fine as that of the archive's samples.
@@ -276,9 +277,21 @@ def fill_star_model(star_model: SpectraFMStarModel, rung: Rung, stars: Synthetic
         star_model.groups.load_state_dict(emulator.groups.state_dict())
 
 
+def fill_pixels(completion: SpectraFMCompletion, basis: SpectrumBasis, wavelength: Array) -> None:
+    """What coefficients add to the flux at `wavelength` (pixels,), for a completion that is to see it as flux."""
+    design = basis.design(np.asarray(wavelength, float))
+    table = torch.zeros_like(completion.pixels)
+    for interval, pixels, rows in zip(design.intervals, design.pixels, design.rows, strict=True):
+        table[interval - completion.first, :, pixels] = rows
+    with torch.no_grad():
+        completion.pixels.copy_(table)
+        completion.level_prior.fill_(design.rung.level_prior)
+
+
 def fill_completion(completion: SpectraFMCompletion, coefficients: Array, reliability: Array) -> None:
     """
-    Compute the principal components of stars over all intervals of a rung, and how amplitudes are scaled.
+    Compute the principal components of stars over all intervals of a rung, those of their flux where the network sees
+    that (after [`fill_pixels`]), and how all is scaled.
 
     Parameters
     ----------
@@ -301,11 +314,18 @@ def fill_completion(completion: SpectraFMCompletion, coefficients: Array, reliab
         completion.components.copy_(torch.from_numpy(vectors.reshape(*shape, size).copy()))
         completion.spread.copy_(torch.from_numpy(np.sqrt(np.maximum(values, 1e-4))))
         intervals = completion.first + torch.arange(shape[0])
-        parts = [
-            completion.amplitudes(torch.from_numpy(c), torch.from_numpy(r), intervals)[0]
-            for c, r in zip(_chunks(coefficients), _chunks(reliability), strict=True)
-        ]
-        amplitudes = torch.cat(parts).numpy()
+        chunks = list(zip(_chunks(coefficients), _chunks(reliability), strict=True))
+        if completion.num_pixels:
+            found = [completion.compressed_flux(completion.amplitudes(*pair, intervals)[0]) for pair in chunks]
+            flux = torch.cat(found).double()
+            completion.flux_center.copy_(flux.mean(dim=0))
+            values, vectors = torch.linalg.eigh(torch.cov(flux.T))
+            completion.flux_components.copy_(vectors.flip(1)[:, : completion.flux_components.shape[1]])
+        parts = [completion.summary(*pair, intervals) for pair in chunks]
+        amplitudes, unknown = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+        completion.noise_middle.copy_(unknown.mean(dim=0))
+        completion.noise_scale.copy_(unknown.std(dim=0).clamp(min=LEAST_NOISE_SCALE))
+        amplitudes = amplitudes.numpy()
         middle = np.median(amplitudes, axis=0)
         spread = 1.4826 * np.median(np.abs(amplitudes - middle), axis=0)
         # Neither as they are, nor all of one size: what differs little among stars is mostly noise.
@@ -314,8 +334,8 @@ def fill_completion(completion: SpectraFMCompletion, coefficients: Array, reliab
         completion.scale.copy_(torch.from_numpy(scale))
 
 
-def _chunks(values: Array) -> list[Array]:
-    return [np.ascontiguousarray(values[i : i + 1000]) for i in range(0, len(values), 1000)]
+def _chunks(values: Array) -> list[torch.Tensor]:
+    return list(torch.from_numpy(np.ascontiguousarray(values)).split(1000))
 
 
 def on_even_grid(wavelength: Array, flux: Array, start: float, step: float, n_pixels: int) -> Array:

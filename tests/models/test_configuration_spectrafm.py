@@ -48,6 +48,15 @@ def test_the_original_takes_other_fields():
     assert config.hidden_size == 64 and config.token_embedding == "value"
 
 
+BASIS = {
+    "token_embedding": "basis",
+    "num_intervals": 2,
+    "num_coefficients": 4,
+    "rung_intervals": [[0, 2]],
+    "rung_components": [3],
+}
+
+
 def test_labels_have_ids_after_padding_and_flux():
     config = SpectraFMConfig(label_names=["teff", "logg", "fe_h", "alpha_m"])
     assert config.label_ids(["fe_h", "flux", "teff"]) == [4, 1, 2]
@@ -76,6 +85,12 @@ def test_labels_have_ids_after_padding_and_flux():
         ({"min_wavelength_period": 0.0}, "min_wavelength_period: expected 1e-12 to max_wavelength_period, got 0.0"),
         ({"max_wavelength_period": 1e300}, r"max_wavelength_period: expected 1e-12 to 1e12, got 1e\+300"),
         ({"flux_softening": -1.0}, "flux_softening: expected 0 or more"),
+        ({**BASIS, "rung_pixels": [9, 9]}, "rung_pixels: expected none or one number for each rung"),
+        ({**BASIS, "rung_pixels": [9]}, "rung_features: expected one number for each of rung_pixels, and not more"),
+        (
+            {**BASIS, "rung_pixels": [9], "rung_features": [9]},
+            "flux_softening: expected a positive number with rung_pixels",
+        ),
         ({"label_scales": [1.0, 1.0, float("nan"), 1.0]}, "label_scales: expected positive numbers"),
         ({"label_scales": [1.0, 1.0, float("inf"), 1.0]}, "label_scales: expected positive numbers"),
         ({"label_centers": [0.0, 0.0, float("nan"), 0.0]}, "label_centers: expected finite numbers"),

@@ -23,9 +23,11 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 WAVELENGTH = np.arange(4000, 4240, 10, dtype=np.float32)
 LABELS = ("teff", "logg", "fe_h", "alpha_m")
 MAIN, ALL, POOR = "3500 K < teff < 6500 K", "all stars", "[Fe/H] < -1"
+AGREEING = f"{MAIN}, label and colours agree"
 SETTINGS = {
     "ridge": {"train_teff": None, "train_min_snr": 0, "transform": "raw", "alpha": 1e-4},
     "cannon": {"train_teff": [3000, 7500], "train_min_snr": 20, "transform": "raw", "n_candidates": 100},
+    "boosting": {"train_teff": None, "train_min_snr": 0, "transform": "raw", "n_components": 4, "leaves": 8},
     "mlp": {
         "train_teff": None,
         "train_min_snr": 0,

@@ -42,6 +42,7 @@ ERROR_SPREAD = 0.15  # of ln of that factor
 CONTINUUM_ERRORS = 0.35  # of spectra over the continuum
 FLUXED = 0.25  # of high-resolution spectra are not over the continuum
 SNR = (10.0, 500.0)
+CLEAN_NOISE = 1.0  # at most, in units of the errors, in observed stars that are not spoilt
 
 
 def missing_pixels(wavelength: Array, n_stars: int, generator: np.random.Generator) -> Array:
@@ -321,14 +322,15 @@ class SpoiltStars:
         flux, error = (np.asarray(stars[name], np.float32) for name in ("flux", "flux_error"))
         mask = np.asarray(stars["mask"], bool) | ~np.isfinite(flux) | ~(error > 0)
         flux, error = np.where(mask, 0.0, flux), np.where(mask, 1.0, error)
+        clean = generator.random() < self.clean
         # As much noise again, or several times as much in some.
-        more = np.where(
-            generator.random((n, 1)) < 0.2, generator.uniform(1.0, 6.0, (n, 1)), generator.uniform(0.0, 2.0, (n, 1))
-        )
+        more = generator.uniform(0.0, CLEAN_NOISE if clean else 2.0, (n, 1))
+        if not clean:
+            more = np.where(generator.random((n, 1)) < 0.2, generator.uniform(1.0, 6.0, (n, 1)), more)
         more = (more * (generator.random((n, 1)) < 0.9)).astype(np.float32)
         flux = flux + more * error * generator.standard_normal(flux.shape, dtype=np.float32)
         error = error * np.sqrt(1.0 + more**2)
-        if generator.random() >= self.clean:
+        if not clean:
             if generator.random() < 0.4:
                 wavelength, flux, error, mask = self._other_grid(wavelength, flux, error, mask, generator)
             mask = mask | missing_pixels(wavelength, n, generator)

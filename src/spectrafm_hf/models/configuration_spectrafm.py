@@ -80,6 +80,11 @@ class SpectraFMConfig(PreTrainedConfig):
         For `token_embedding="basis"`: for each rung its first interval, and the first after them that is not.
     rung_components : list[int]
         For `token_embedding="basis"`: principal components of stars in each rung, see [`SpectraFMCompletion`].
+    rung_pixels : list[int]
+        For `token_embedding="basis"`: pixels of the grid of each rung on which the network sees asinh(flux /
+        flux_softening) of the completed spectrum; 0, or none: it sees the amplitudes of the components.
+    rung_features : list[int]
+        With `rung_pixels`: principal components of it that the network sees.
     num_members : int
         For `token_embedding="basis"`: networks with weights of their own, of width `hidden_size` with blocks of
         `encoder_ffn_dim`, whose answers are averaged.
@@ -161,6 +166,8 @@ class SpectraFMConfig(PreTrainedConfig):
     num_coefficients: int = 0
     rung_intervals: list[list[int]] | tuple[list[int], ...] = ()
     rung_components: list[int] | tuple[int, ...] = ()
+    rung_pixels: list[int] | tuple[int, ...] = ()
+    rung_features: list[int] | tuple[int, ...] = ()
     num_members: int = 6
     network_labels: list[str] | tuple[str, ...] = ()
     evidence_limits: list[list[float]] | tuple[list[float], ...] = ()
@@ -260,6 +267,12 @@ class SpectraFMConfig(PreTrainedConfig):
             inside = all(len(pair) == 2 and 0 <= pair[0] < pair[1] <= self.num_intervals for pair in pairs)
             demand(len(pairs) >= 1 and inside, "rung_intervals", "two numbers of intervals for each rung, in order")
             demand(len(self.rung_components) == len(pairs), "rung_components", "one number for each rung")
+            demand(len(self.rung_pixels) in (0, len(pairs)), "rung_pixels", "none or one number for each rung")
+            fewer = all(few <= all_ for few, all_ in zip(self.rung_features, self.rung_pixels, strict=False))
+            same = len(self.rung_features) == len(self.rung_pixels)
+            demand(same and fewer, "rung_features", "one number for each of rung_pixels, and not more")
+            softened = not any(self.rung_pixels) or self.flux_softening > 0
+            demand(softened, "flux_softening", "a positive number with rung_pixels")
         if self.star_labels:
             demand(self.token_embedding == "basis", "star_labels", "none without token_embedding='basis'")
             first, last = self.star_intervals

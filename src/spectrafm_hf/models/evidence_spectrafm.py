@@ -5,6 +5,8 @@ The network on evidence: what is known of all intervals of a spectrum is complet
 Neighbouring intervals of a star go together. Principal components of stars, over all intervals of a rung, and their
 spread among stars are a prior; with what each coefficient tells, by its reliability, the most likely amplitude of each
 component follows by least squares. An interval without pixels is filled in from the others, as far as they tell of it.
+Where flux spans decades within a spectrum, as in Gaia XP, the completed spectrum is put on one grid, and the network
+sees principal components of its asinh: dust, a factor, then adds.
 
 Then some small networks, the members, each with weights of its own, go from these amplitudes to labels. Their answers
 are averaged. Attention between the few intervals of a spectrum was tried in their place: see the model card.
@@ -20,6 +22,9 @@ from .configuration_spectrafm import SpectraFMConfig
 MOST_RELIABLE = 0.9999
 PANEL, STARS_AT_ONCE = 16, 256  # columns of a Cholesky factor, and stars whose factors a cache holds
 LARGE = 4.0  # of the spread of an amplitude: beyond, it counts less and less
+LEAST_UNKNOWN = 1e-5  # of the prior variance of a coefficient
+MEAN_FLUX = 0.01  # of the level of the star, at least
+BRIGHTEST = 5.0  # of ln of the level of an interval over that of the star
 
 
 class InFullPrecision(nn.Module):
@@ -35,7 +40,8 @@ class InFullPrecision(nn.Module):
 
 class SpectraFMCompletion(InFullPrecision):
     """
-    Coefficients of any intervals of a rung -> amplitudes of the principal components of stars.
+    Coefficients of any intervals of a rung -> amplitudes of the principal components of stars, and from them, with
+    `config.rung_pixels`, principal components of asinh of the completed flux.
 
     Nothing of it is trained: `bases.fill_completion` computes it.
     """
@@ -46,6 +52,12 @@ class SpectraFMCompletion(InFullPrecision):
     spread: torch.Tensor
     middle: torch.Tensor
     scale: torch.Tensor
+    noise_middle: torch.Tensor
+    noise_scale: torch.Tensor
+    level_prior: torch.Tensor
+    pixels: torch.Tensor
+    flux_center: torch.Tensor
+    flux_components: torch.Tensor
 
     def __init__(self, config: SpectraFMConfig, rung: int):
         super().__init__()
@@ -55,13 +67,23 @@ class SpectraFMCompletion(InFullPrecision):
         self.register_buffer("metric", torch.ones(shape))  # how much each counts in the components
         self.register_buffer("components", torch.zeros(*shape, size))
         self.register_buffer("spread", torch.ones(size))  # of the amplitudes among stars
-        # Of the amplitudes as they are found, for the network.
-        self.register_buffer("middle", torch.zeros(size))
-        self.register_buffer("scale", torch.ones(size))
+        self.num_pixels = config.rung_pixels[rung] if config.rung_pixels else 0
+        self.softening = float(config.flux_softening)
+        if self.num_pixels:
+            self.register_buffer("level_prior", torch.ones(()))
+            self.register_buffer("pixels", torch.zeros(*shape, self.num_pixels))  # the flux that a coefficient adds
+            self.register_buffer("flux_center", torch.zeros(self.num_pixels))
+            self.register_buffer("flux_components", torch.zeros(self.num_pixels, config.rung_features[rung]))
+        # Of what follows from the amplitudes, and of ln of what is not known of each interval, for the network.
+        seen = config.rung_features[rung] if self.num_pixels else size
+        self.register_buffer("middle", torch.zeros(seen))
+        self.register_buffer("scale", torch.ones(seen))
+        self.register_buffer("noise_middle", torch.zeros(shape[0]))
+        self.register_buffer("noise_scale", torch.ones(shape[0]))
 
     @property
     def num_features(self) -> int:
-        return len(self.spread) + len(self.center)
+        return len(self.middle) + len(self.center)
 
     @torch.no_grad()
     def amplitudes(
@@ -86,18 +108,39 @@ class SpectraFMCompletion(InFullPrecision):
         number = (known > 0).sum(dim=1)
         return found, (cost + ((found / self.spread) ** 2).sum(dim=1)) / (number + size)
 
+    def compressed_flux(self, amplitudes: torch.Tensor) -> torch.Tensor:
+        """Amplitudes (B, components) -> asinh of the flux over its mean and the softening (B, pixels)."""
+        metric = self.metric.flatten()
+        completed = self.center.flatten() + (amplitudes @ self.components.flatten(0, 1).T) / metric
+        completed = completed.unflatten(1, self.center.shape)
+        level = torch.exp((self.level_prior * completed[..., :1]).clamp(-BRIGHTEST, BRIGHTEST))
+        parts = torch.cat((level, level * completed[..., 1:]), dim=2)
+        flux = parts.flatten(1) @ self.pixels.flatten(0, 1)
+        flux = flux / flux.mean(dim=1, keepdim=True).clamp(min=MEAN_FLUX)
+        return torch.asinh(flux / self.softening)
+
+    def summary(
+        self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As [`amplitudes`]; what follows from them (B, features), ln of what is not known (B, intervals), cost."""
+        with torch.autocast(coefficients.device.type, enabled=False):
+            found, cost = self.amplitudes(coefficients, reliability, intervals)
+            if self.num_pixels:
+                found = (self.compressed_flux(found) - self.flux_center) @ self.flux_components
+            unknown = torch.zeros(len(found), len(self.center), device=found.device)
+            rest = (1.0 - reliability.float()).clamp(LEAST_UNKNOWN, 1.0)
+            unknown[:, intervals - self.first] = torch.log(rest).mean(dim=2)
+        return found, unknown, cost
+
     def forward(
         self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As [`amplitudes`]; the amplitudes scaled, and how well each interval is known beside them."""
-        with torch.autocast(coefficients.device.type, enabled=False):
-            found, cost = self.amplitudes(coefficients, reliability, intervals)
+        """As [`amplitudes`]; what the network sees (B, num_features), scaled, and the cost."""
+        found, unknown, cost = self.summary(coefficients, reliability, intervals)
         scaled = (found - self.middle) / self.scale
         size = scaled.abs()
         scaled = torch.where(size < LARGE, scaled, scaled.sign() * (LARGE + torch.log1p((size - LARGE).clamp(min=0.0))))
-        known = torch.zeros(len(found), len(self.center), device=found.device)
-        known[:, intervals - self.first] = reliability.float().clamp(0.0, 1.0).mean(dim=2)
-        return torch.cat((scaled, torch.log(1.02 - known)), dim=1), cost
+        return torch.cat((scaled, (unknown - self.noise_middle) / self.noise_scale), dim=1), cost
 
 
 def solve_normal_equations(

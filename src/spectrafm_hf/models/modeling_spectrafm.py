@@ -603,7 +603,8 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
     @torch.no_grad()
     def add_label(self, name: str, unit: str = "", center: float = 0.0, scale: float = 1.0):
         """
-        Add a stellar label or scalar to the vocabulary. All answers to other requests stay as they are, bit by bit.
+        Add a stellar label or scalar to the vocabulary. All answers to other requests stay as they are: bit by bit,
+        and in a model on evidence but for rounding.
 
         Parameters
         ----------
