@@ -99,7 +99,7 @@ class Sources:
         grid = survey_grid()
         path = folder / "stars.safetensors"
         if not path.is_file():
-            labels = grid.labels(n_stars, np.random.default_rng([seed, 3]))
+            labels = grid.labels(n_stars, np.random.default_rng(seed + 1))
             with complete_file(path) as temporary:
                 save_file({"coefficients": coefficients_of(grid, rung, labels), **labels}, temporary)
         labels = load_file(path)
@@ -147,6 +147,8 @@ def with_rung(model: SpectraFMForPrediction, rung: Rung, components: int) -> Spe
     settings["num_intervals"] = rung.first_interval + rung.n_intervals
     settings["rung_intervals"] = [*settings["rung_intervals"], [rung.first_interval, settings["num_intervals"]]]
     settings["rung_components"] = [*settings["rung_components"], components]
+    for name in ("rung_pixels", "rung_features"):
+        settings[name] = [*settings[name], 0] if settings[name] else []
     for name in ("label_ranges", "rung_error_factors", "evidence_limits"):
         settings[name] = []
     larger = SpectraFMForPrediction(SpectraFMConfig.from_dict(settings))
