@@ -44,7 +44,7 @@ def test_when_tokens_are_drawn_without_pixels_then_they_scatter_as_those_of_pixe
     z = residuals(drawn["coefficients"], drawn["reliability"], true)
     assert np.std(z) == pytest.approx(1.0, abs=0.1)
     known, weights = high.draw_weights(60, np.random.default_rng(1))
-    wavelength, components = high._grid(0)
+    wavelength, components, _ = high._grid(0)
     flux = (weights @ components).astype(np.float32)
     error = np.full_like(flux, 0.01)
     noisy = flux + error * np.random.default_rng(2).standard_normal(flux.shape, dtype=np.float32)

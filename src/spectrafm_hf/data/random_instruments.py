@@ -137,7 +137,7 @@ class HighResolutionStars:
             self.grids.append((self._random_grid(inside, apogee, generator), 4.0 / n_grids))
         self.shares = np.array([share for _, share in self.grids])
         self.shares /= self.shares.sum()
-        self._on_grid: dict[int, tuple[Array, Array]] = {}
+        self._on_grid: dict[int, tuple[Array, Array, Array]] = {}
         # Spectra as sums of the emulator's components -> level, slope and directions of each interval.
         matrices = interval_matrices(self.rung, self.native)
         self._targets = np.stack([matrix @ self.components[:, pixels].T for pixels, matrix in matrices])
@@ -169,14 +169,17 @@ class HighResolutionStars:
         parts = [np.log(level) / self.rung.level_prior, raw[..., 1:] / level]
         return np.concatenate(parts, axis=-1).astype(np.float32)
 
-    def _grid(self, number: int) -> tuple[Array, Array]:
-        """Wavelengths of a grid, and the components on it."""
+    def _grid(self, number: int) -> tuple[Array, Array, Array]:
+        """Wavelengths of a grid, the components on it, and their derivatives with respect to ln wavelength."""
         if number not in self._on_grid:
             wavelength = self.grids[number][0]
             half = half_widths(wavelength)
             edges = [(np.log(wavelength + side * half) - np.log(self.native[0])) / self.step for side in (-1, 1)]
             components = means_over_pixels(self.components, 0.0, *edges)
-            self._on_grid[number] = wavelength, components.astype(np.float32)
+            slopes = np.gradient(components, np.log(wavelength), axis=1)
+            # Across a gap there is no slope.
+            slopes[:, np.abs(np.gradient(wavelength)) > 4.0 * np.median(np.diff(wavelength))] = 0.0
+            self._on_grid[number] = wavelength, components.astype(np.float32), slopes.astype(np.float32)
         return self._on_grid[number]
 
     def draw_weights(self, n: int, generator: np.random.Generator) -> tuple[Columns, Array]:
@@ -195,7 +198,7 @@ class HighResolutionStars:
     def whole(self, n: int, generator: np.random.Generator, snr: float = 200.0) -> Columns:
         """Columns of `n` stars without gaps and faults, on the grid of apStar."""
         known, weights = self.draw_weights(n, generator)
-        wavelength, components = self._grid(1)
+        wavelength, components, _ = self._grid(1)
         flux = weights.astype(np.float32) @ components
         flux += generator.standard_normal(flux.shape, dtype=np.float32) / np.float32(snr)
         columns = {"flux": flux, "flux_error": np.full_like(flux, 1.0 / snr), "mask": np.zeros(flux.shape, bool)}
@@ -204,13 +207,12 @@ class HighResolutionStars:
     def draw(self, n: int, generator: np.random.Generator) -> Columns:
         """Columns of `n` stars."""
         known, weights = self.draw_weights(n, generator)
-        wavelength, components = self._grid(int(generator.choice(len(self.grids), p=self.shares)))
-        flux = (torch.from_numpy(weights.astype(np.float32)) @ torch.from_numpy(components)).numpy()
-        velocity = generator.normal(0.0, np.where(generator.random(n) < 0.1, 3.0, 0.4))
-        slope = np.gradient(flux, np.log(wavelength), axis=1)
-        # Across a gap there is no slope.
-        slope[:, np.abs(np.gradient(wavelength)) > 4.0 * np.median(np.diff(wavelength))] = 0.0
-        flux = flux + (velocity / SPEED_OF_LIGHT)[:, None].astype(np.float32) * slope.astype(np.float32)
+        wavelength, *tables = self._grid(int(generator.choice(len(self.grids), p=self.shares)))
+        components, slopes = map(torch.from_numpy, tables)
+        velocity = generator.normal(0.0, np.where(generator.random(n) < 0.1, 3.0, 0.4)) / SPEED_OF_LIGHT
+        amount = torch.from_numpy(weights.astype(np.float32))
+        moved = torch.from_numpy((weights * velocity[:, None]).astype(np.float32))
+        flux = (amount @ components).addmm_(moved, slopes).numpy()
         fluxed = generator.random() < FLUXED
         wrong = generator.random(n) < (1.0 if fluxed else CONTINUUM_ERRORS)
         amplitude = np.exp(generator.uniform(np.log(1e-3), np.log(2e-2), n)) * wrong

@@ -352,32 +352,19 @@ class SpectrumBasis:
         design = self.design(wavelength, resolving_power)
         n_stars, n_intervals, size = len(flux), len(design.intervals), self.n_coefficients
         shape = (n_stars, n_intervals, size)
-        mean, variance = torch.zeros(shape), torch.ones(shape)
-        level, first = torch.ones(shape[:2]), torch.zeros(shape[:2])
-        seen = torch.zeros(shape[:2], dtype=torch.bool)
-        misfit = torch.full(shape[:2], torch.nan)
+        mean, variance, estimate, pull = torch.zeros(shape), torch.ones(shape), torch.zeros(shape), torch.zeros(shape)
+        level, misfit = torch.ones(shape[:2]), torch.full(shape[:2], torch.nan)
         clipped = torch.zeros(flux.shape, dtype=torch.bool)
-        estimate, pull = torch.zeros(shape), torch.zeros(shape)
         # Interval after interval, as it is made, and as it is used.
         information = torch.zeros(n_intervals, n_stars, size, size)
-        # In units of its own size: squares of fluxes in erg/s/cm2/A do not fit into single precision.
-        unit_of_flux = _size(flux, inverse_variance)
-        all_values = torch.from_numpy((flux / unit_of_flux).astype(np.float32, copy=False))
-        all_weights = inverse_variance * unit_of_flux.astype(inverse_variance.dtype) ** 2
-        all_weights = torch.from_numpy(all_weights.astype(np.float32, copy=False))
-        for i, pixels in enumerate(design.pixels):
-            weight, row = all_weights[:, pixels], design.rows[i][0]
-            norm = weight @ (row * row)
-            seen[:, i] = norm > 0
-            first[:, i] = ((weight * all_values[:, pixels]) @ row) / torch.where(norm > 0, norm, 1.0)
+        all_values, all_weights, unit_of_flux = _in_own_unit(flux, inverse_variance)
+        first, seen = _first_levels(design, all_values, all_weights)
         level_counts, scale = self._scale(design.rung, first, seen, unit_of_flux[:, 0], normalised)
         parts = [slice(start, start + STARS_AT_ONCE) for start in range(0, n_stars, STARS_AT_ONCE)]
         for (i, pixels), stars in itertools.product(enumerate(design.pixels), parts):
             start = torch.maximum(first[stars, i], MIN_LEVEL * scale[stars])
-            values, weight = (
-                all_values[stars, pixels] / start[:, None],
-                all_weights[stars, pixels] * start[:, None] ** 2,
-            )
+            values = all_values[stars, pixels] / start[:, None]
+            weight = all_weights[stars, pixels] * start[:, None] ** 2
             weight = weight / (1.0 + MODEL_ERROR**2 * weight)
             found, covariance, gram, chi2 = _fit(design, i, values, weight, clipped[stars, pixels] if clip else None)
             found_level = found[:, 0].clamp(0.2, 5.0)
@@ -393,15 +380,8 @@ class SpectrumBasis:
             estimate[stars, i] = found * unit
             found[:, 0] -= 1.0
             pull[stars, i] = found / unit
-        # The level was free; here it gets its prior, around that of the star.
-        variance[..., 0] /= variance[..., 0] + design.rung.level_prior**2
-        reliability = (1.0 - variance).clamp_(0.0, 1.0)
-        mean[..., 0] = reliability[..., 0] * torch.log(level / scale[:, None]) / design.rung.level_prior
-        # Without its continuum, the level of a narrow interval says nothing.
-        for values in (mean, reliability):
-            values[~level_counts, :, :2] = 0.0
-        nothing = ~seen
-        if nothing.any():
+        mean, reliability = _with_prior_of_level(design.rung, mean, variance, level / scale[:, None], level_counts)
+        if (nothing := ~seen).any():
             mean[nothing], reliability[nothing], pull[nothing], information[nothing.T] = 0.0, 0.0, 0.0, 0.0
         return Evidence(
             intervals=design.intervals,
@@ -711,6 +691,44 @@ def _deviation(
     fit = mean @ design.rows[i]
     squared = (values - fit).square_().mul_(weight)
     return squared, squared / fit.square_().mul_(weight).mul_(FLOOR**2).add_(1.0)
+
+
+def _in_own_unit(flux: np.ndarray, inverse_variance: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """
+    (stars, pixels) twice -> the same, float32, in a unit (stars, 1) of each star: squares of fluxes in erg/s/cm2/A do
+    not fit into single precision.
+    """
+    unit = _size(flux, inverse_variance)
+    values = (flux / unit).astype(np.float32, copy=False)
+    weights = (inverse_variance * unit.astype(inverse_variance.dtype) ** 2).astype(np.float32, copy=False)
+    return torch.from_numpy(values), torch.from_numpy(weights), unit
+
+
+def _first_levels(design: Design, values: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels by the mean alone, and which intervals have pixels that count, (stars, intervals) each."""
+    shape = (len(values), len(design.pixels))
+    first, seen = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+    for i, pixels in enumerate(design.pixels):
+        weight, row = weights[:, pixels], design.rows[i][0]
+        norm = weight @ (row * row)
+        seen[:, i] = norm > 0
+        first[:, i] = ((weight * values[:, pixels]) @ row) / torch.where(norm > 0, norm, 1.0)
+    return first, seen
+
+
+def _with_prior_of_level(
+    rung: Rung, mean: torch.Tensor, variance: torch.Tensor, level: torch.Tensor, level_counts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Coefficients and their reliability. The level, over that of the star (stars, intervals), was free; here it gets its
+    prior. Without its continuum, (stars,), the level of a narrow interval says nothing.
+    """
+    variance[..., 0] /= variance[..., 0] + rung.level_prior**2
+    reliability = (1.0 - variance).clamp_(0.0, 1.0)
+    mean[..., 0] = reliability[..., 0] * torch.log(level) / rung.level_prior
+    for values in (mean, reliability):
+        values[~level_counts, :, :2] = 0.0
+    return mean, reliability
 
 
 def _size(flux: np.ndarray, weight: np.ndarray) -> np.ndarray:

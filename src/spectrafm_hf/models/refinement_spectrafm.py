@@ -430,8 +430,7 @@ class _Continuum:
 
     def __init__(self, pixels: _Pixels, residual, model, seen, level, slope):
         self.variances = torch.stack((level, slope), dim=1)  # B, 2
-        self.sizes_now = self.variances.sqrt()
-        by_level, by_slope = self.sizes_now.T[:, :, None]
+        by_level, by_slope = self.variances.sqrt().T[:, :, None]
         # The information times both directions, and how they go together.
         self.along_level, self.along_slope = by_level * seen, by_slope * pixels.slope_column()
         a = 1.0 + by_level[:, 0] * (model * self.along_level).sum(dim=2)
