@@ -57,6 +57,7 @@ SPLIT_RULE = "(gaia_source_id // 128) % 10: 0 test, 1 validation, else train"
 MAIN = "3500 K < teff < 6500 K"
 AGREEING = f"{MAIN}, label and colours agree"
 N_BANDS = 6  # of as many pixels each, for colours
+TOKENS = "spectrafm-base"  # whose tokens the MLP sees where the checkpoint has none
 CONTRADICTION = 5.0  # sigma of 5040 K / T_eff
 # A coordinate search for each baseline: from the first settings, each line in turn tries other values of one of them
 # and keeps the best. `train_teff` and `train_min_snr` choose training stars, the rest are arguments of the class.
@@ -198,8 +199,8 @@ class Stars:
 
 
 def basis_of(model_name: str) -> SpectrumBasis:
-    """Of the tokenizer of a checkpoint; of the default one where a checkpoint has none, or there is no checkpoint."""
-    names = [name for name in (model_name, DEFAULT_MODEL) if name != "none"]
+    """Of the tokenizer of a checkpoint; of `TOKENS` where a checkpoint has none, or there is no checkpoint."""
+    names = [name for name in (model_name, TOKENS) if name != "none"]
     found = (load_checkpoint(name)[1].basis for name in names)
     return next(basis for basis in found if basis is not None)
 
