@@ -36,10 +36,11 @@ from tqdm.auto import tqdm
 from spectrafm_cli import DEFAULT_MODEL, Parser
 from spectrafm_hf.baselines import BASELINES, Baseline, MLPBaseline, Spectra
 from spectrafm_hf.cards import checksums
-from spectrafm_hf.checkpoints import load_checkpoint
+from spectrafm_hf.checkpoints import bundled, bundled_names, load_checkpoint
 from spectrafm_hf.data import LABEL_UNITS, build_gaia_xp, cache_dir, flat_pixels, label_names_of
 from spectrafm_hf.files import complete_file, write_json
 from spectrafm_hf.metrics import format_table, label_metrics, robust_scatter, table_metrics
+from spectrafm_hf.models import SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.prediction import predict_batches
 
@@ -57,6 +58,7 @@ SPLIT_RULE = "(gaia_source_id // 128) % 10: 0 test, 1 validation, else train"
 MAIN = "3500 K < teff < 6500 K"
 AGREEING = f"{MAIN}, label and colours agree"
 N_BANDS = 6  # of as many pixels each, for colours
+TOKENS = "spectrafm-base"  # whose tokens the MLP sees where the checkpoint has none
 CONTRADICTION = 5.0  # sigma of 5040 K / T_eff
 # A coordinate search for each baseline: from the first settings, each line in turn tries other values of one of them
 # and keeps the best. `train_teff` and `train_min_snr` choose training stars, the rest are arguments of the class.
@@ -198,9 +200,10 @@ class Stars:
 
 
 def basis_of(model_name: str) -> SpectrumBasis:
-    """Of the tokenizer of a checkpoint; of the default one where a checkpoint has none, or there is no checkpoint."""
-    names = [name for name in (model_name, DEFAULT_MODEL) if name != "none"]
-    found = (load_checkpoint(name)[1].basis for name in names)
+    """Of the tokenizer of a checkpoint; of `TOKENS` where a checkpoint has none, or there is no checkpoint."""
+    names = [name for name in (model_name, TOKENS) if name != "none"]
+    folders = (bundled(name) if name in bundled_names() else name for name in names)
+    found = (SpectraFMTokenizer.from_pretrained(folder).basis for folder in folders)
     return next(basis for basis in found if basis is not None)
 
 

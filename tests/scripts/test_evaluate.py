@@ -39,6 +39,8 @@ SETTINGS = {
     },
 }
 
+SETTINGS["tokens"] = SETTINGS["mlp"] | {"errors_as_inputs": True}
+
 
 @pytest.fixture(scope="module")
 def evaluate():
@@ -110,17 +112,18 @@ def test_one_command_compares_a_checkpoint_with_all_baselines(evaluate, data, re
     printed = capsys.readouterr().out
     report = json.loads(output.read_text())
 
-    rows = ["ridge", "Cannon", "PCA + MLP", "tiny"]
-    assert list(report["results"]) == [MAIN, ALL, POOR]
+    rows = ["ridge", "Cannon", "boosted trees", "PCA + MLP", "MLP on tokens", "tiny"]
+    assert list(report["results"]) == [MAIN, ALL, POOR, AGREEING]
     for title, table in report["results"].items():
         assert list(table) == rows
         assert title in printed
-        assert [list(figures) for figures in table.values()] == [list(LABELS)] * 4
+        assert [list(figures) for figures in table.values()] == [list(LABELS)] * len(rows)
     assert "test stars" in printed and "here the same stars" not in printed
-    assert sum(line.startswith(tuple(f"| {row} " for row in rows)) for line in printed.splitlines()) == 12
+    assert sum(line.startswith(tuple(f"| {row} " for row in rows)) for line in printed.splitlines()) == 4 * len(rows)
 
     truth = write_split(tmp_path / "again", "test", 90, 2)
     main = (truth["teff"] > 3500) & (truth["teff"] < 6500)
+    assert report["stars"].pop(AGREEING) <= main.sum()
     assert report["stars"] == {MAIN: main.sum(), ALL: 90, POOR: (truth["fe_h"] < -1).sum()}
     assert report["results"][MAIN]["ridge"]["teff"]["n"] == main.sum()
     assert report["results"][ALL]["tiny"]["fe_h"]["n"] == 81
@@ -140,6 +143,29 @@ def test_one_command_compares_a_checkpoint_with_all_baselines(evaluate, data, re
     assert report["seconds"]["ridge"]["fit"] > 0 and report["threads"] >= 1
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.glob(".*")) == []
+
+
+def test_a_label_that_contradicts_the_colours_is_found_and_others_are_not(evaluate, tmp_path):
+    """Black bodies behind dust of random thickness, some of which have the temperature of another star."""
+    random = np.random.default_rng(0)
+    wavelength = np.arange(3600.0, 10000.0, 40.0)
+
+    def stars(n, wrong):
+        teff = random.uniform(3600, 6400, n)
+        flux = 1.0 / (wavelength / 1e4) ** 5 / np.expm1(1.4388e8 / wavelength / teff[:, None])
+        flux *= np.exp(-random.uniform(0, 1, (n, 1)) * (5500.0 / wavelength) ** 1.6)
+        flux /= np.median(flux, axis=1, keepdims=True)
+        flux *= 1 + random.normal(0, 0.003, flux.shape)
+        teff[wrong] = 10_000.0 - teff[wrong]
+        labels = np.stack([teff, np.zeros(n)], axis=1)
+        spectra = evaluate.Spectra(flux, np.full(flux.shape, 0.003), labels, np.full((n, 2), 1.0), np.empty((n, 0)))
+        return evaluate.Stars(np.arange(n), wavelength, spectra, ["teff", "fe_h"], np.full(n, 100.0), "")
+
+    train, test = stars(2000, slice(0, 40)), stars(500, slice(0, 20))
+    moved = np.abs(test.label("teff")[:20] - 5000.0) > 500.0
+    found = evaluate.contradicts_colour(test, train)
+    assert moved.sum() > 5 and found[:20][moved].all()
+    assert found[20:].mean() < 0.01
 
 
 def test_the_figures_of_the_checkpoint_are_those_of_its_own_predictions(evaluate, data, checkpoint, tmp_path):
