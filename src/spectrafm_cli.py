@@ -175,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     embed = verbs.add_parser(
         "embed", parents=[_reading()], help="a vector for each spectrum, near for stars that are alike"
     )
-    embed.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    embed.add_argument("--model", metavar="NAME_OR_PATH", help=_EVIDENCE_HELP)
     embed.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .parquet file")
     embed.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
     _overwriting(embed)
@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         "--to", type=Path, required=True, metavar="PATH", help="data set folder, or what `spectrafm embed` wrote"
     )
     similar.add_argument("-n", type=_positive, default=5, metavar="N", help="neighbours (default: 5)")
-    similar.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    similar.add_argument("--model", metavar="NAME_OR_PATH", help=_EVIDENCE_HELP)
     similar.add_argument("--output", type=Path, metavar="FILE", help="table of all neighbours, .csv")
     similar.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
     _overwriting(similar)
@@ -811,14 +811,14 @@ def _embed(arguments: argparse.Namespace) -> int:
 
     _new_output(arguments)
     failures: list[Failure] = []
-    model, tokenizer = _load(arguments.model or _suitable_model(arguments), arguments.revision, "embed")
+    model, tokenizer = _load(arguments.model or PREDICTING_MODEL, arguments.revision)
     n_stars = 0
     with EmbeddingWriter(arguments.output, model) as writer:
         for part in _embeddings(arguments, arguments.input, model, tokenizer, failures):
             writer.write(part)
             n_stars += len(part.object_id)
-            width = part.vectors.shape[1]
-    print(f"written: {arguments.output}, {n_stars:,} vectors of {width} numbers")
+            width, wavelengths = part.vectors.shape[1], part.range
+    print(f"written: {arguments.output}, {n_stars:,} vectors of {width} numbers, of spectra of {wavelengths}")
     return _report(failures, arguments.output)
 
 
@@ -832,7 +832,7 @@ def _similar(arguments: argparse.Namespace) -> int:
     if arguments.output and not arguments.output.parent.is_dir():
         raise ValueError(f"output: expected a folder that exists, got {arguments.output.parent}")
     failures: list[Failure] = []
-    model, tokenizer = _load(arguments.model or _suitable_model(arguments), arguments.revision, "compare")
+    model, tokenizer = _load(arguments.model or PREDICTING_MODEL, arguments.revision)
     names, units = _labels(model, tokenizer)
     others = read_embeddings(arguments.to, model) if arguments.to.is_file() else None
     if others is None:
@@ -1211,24 +1211,12 @@ def _first_row(arguments: argparse.Namespace) -> Row | None:
     return next(iter(read_spectra(files, failures=[], **_how(arguments))), None)
 
 
-def _suitable_model(arguments: argparse.Namespace) -> str:
-    """The bundled checkpoint for the first spectrum, of those whose tokens are pixels."""
-    from spectrafm_hf.checkpoints import suitable_checkpoint
-
-    row = _first_row(arguments)
-    return suitable_checkpoint([] if row is None else row["wavelength"])
-
-
-def _load(
-    name_or_path: str, revision: str = "main", needs_pixels_to: str = ""
-) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
+def _load(name_or_path: str, revision: str = "main") -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
     """Model, on the GPU of this process if there is one, and tokenizer."""
-    from spectrafm_hf.checkpoints import demand_pixels, load_checkpoint
+    from spectrafm_hf.checkpoints import load_checkpoint
     from spectrafm_hf.survey import process_device
 
     model, tokenizer = load_checkpoint(name_or_path, revision)
-    if needs_pixels_to:
-        demand_pixels(tokenizer, needs_pixels_to)
     model.to(process_device())  # type: ignore[arg-type]  # transformers wraps it without its types
     return model, tokenizer
 

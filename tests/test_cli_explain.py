@@ -2,13 +2,16 @@
 
 import csv
 import re
+from itertools import islice
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from matplotlib import image
 
 from spectrafm_cli import DEMO_STARS, main
+from spectrafm_hf.data.synthetic import SyntheticStars
 
 
 @pytest.fixture
@@ -95,7 +98,7 @@ def test_what_is_not_there_is_one_line_and_writes_nothing(run, tmp_path, argumen
 def test_embed_and_similar_find_stars_that_are_alike(run, tmp_path):
     code, printed, errors = run("embed", DEMO_STARS, "--output", "e.parquet")
     assert (code, errors) == (0, "")
-    assert printed == "written: e.parquet, 64 vectors of 768 numbers\n"
+    assert re.fullmatch(r"written: e.parquet, 64 vectors of 128 numbers, of spectra of 3,3\d\d-10,\d{3} Å\n", printed)
     code, printed, errors = run("similar", DEMO_STARS, "--to", "e.parquet", "-n", 2, "--output", "near.csv")
     assert (code, errors) == (0, "")
     near = rows_of(tmp_path / "near.csv")
@@ -106,6 +109,15 @@ def test_embed_and_similar_find_stars_that_are_alike(run, tmp_path):
     # The same from the spectra as from their vectors.
     run("similar", DEMO_STARS, "--to", DEMO_STARS, "-n", 2, "--output", "again.csv")
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "near.csv").read_text()
+
+
+def test_spectra_of_other_wavelengths_are_refused_in_one_line(run, tmp_path):
+    (star,) = islice(SyntheticStars("apogee", seed=3), 1)
+    columns = {name: [np.asarray(star[name])] for name in ("wavelength", "flux", "flux_error", "mask")}
+    pq.write_table(pa.table({"object_id": ["h"], **columns}), tmp_path / "h.parquet")
+    code, _, errors = run("similar", "h.parquet", "--to", DEMO_STARS)
+    assert code == 2
+    assert re.fullmatch(r"spectrafm similar: embeddings: expected spectra of the same wavelengths .*\n", errors)
 
 
 def test_a_comma_in_an_identifier_makes_no_column(run, tmp_path):

@@ -572,7 +572,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         list of EvidenceOnGrid
             Each has stars that share their wavelengths.
         """
-        pixels = self._read_pixels(*_pixel_columns(_as_columns(rows)), None, self.error_type)
+        wavelength, flux, flux_error, mask = _pixel_columns(_as_columns(rows))
+        pixels = self._read_pixels(wavelength, flux, flux_error, mask, None, self.error_type)
         return self._evidence_on_grids(pixels, resolving_power, normalised)
 
     def _evidence_on_grids(self, pixels: dict[str, np.ndarray], resolving_power, normalised) -> list[EvidenceOnGrid]:
@@ -642,7 +643,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             share = evidence.clipped.sum(axis=1) / np.maximum(valid[stars].sum(axis=1), 1)
             quality["clipped"][stars] = share
             known = (error[stars] > 0).any(axis=1)
-            strange = np.flatnonzero(basis.strange(evidence, share) & known) if return_quality else []
+            strange: Any = np.flatnonzero(basis.strange(evidence, share) & known) if return_quality else []
             if len(strange) and basis.tells_velocity(grid.wavelength, grid.resolving_power):
                 quality["shift"][stars[strange]] = basis.shifts(
                     grid.wavelength, grid.flux[strange], grid.inverse_variance[strange], grid.resolving_power
