@@ -215,8 +215,9 @@ def _parser() -> argparse.ArgumentParser:
     export = verbs.add_parser(
         "export",
         help="write a checkpoint as ONNX, for programs without PyTorch",
-        description="Write a checkpoint as one ONNX file, for any number of stars, tokens and requests, whose answers "
-        "are checked to be those of the checkpoint. Needs the extra `onnx`.",
+        description="Write the network of a checkpoint as one ONNX file, from tokens to labels, for any number of "
+        "stars, intervals and requests, whose answers are checked to be those of the checkpoint. The fit that refines "
+        "labels in the H band is not in it. Needs the extra `onnx`.",
     )
     export.add_argument("checkpoint", metavar="CHECKPOINT", help=_MODELS)
     export.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .onnx file")
@@ -918,6 +919,11 @@ def _export(arguments: argparse.Namespace) -> None:
         f"written: {exported.path} (ONNX, opset {OPSET}); ONNX Runtime's answers to {exported.n_spectra} spectra "
         f"differ from PyTorch's by at most {exported.deviation:.1e} of their errors"
     )
+    if exported.left_out:
+        print(
+            f"it answers {', '.join(exported.labels)} as the network does alone; the fit that refines them in the H "
+            f"band is not in it, nor what that adds: {', '.join(exported.left_out)}"
+        )
 
 
 def _formats(arguments: argparse.Namespace) -> None:
