@@ -54,6 +54,7 @@ from spectrafm_hf.baselines import CannonBaseline, Spectra
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.data.schema import pixel_column
 from spectrafm_hf.data.synthetic import SyntheticStars
+from spectrafm_hf.export import INPUTS as ONNX_INPUTS
 from spectrafm_hf.export import export_onnx
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.instruments import Instrument
@@ -141,7 +142,7 @@ def of_other_runtimes(name: str, instrument: str, n: int, folder: Path) -> list[
     tokens = [tokenizer(batch) for batch in batches_of(as_rows(instrument, n), tokenizer)]
     if len(tokens) > 1:
         tokens = tokens[:-1]  # of one size, as another would be compiled anew
-    n = sum(len(inputs["flux"]) for inputs in tokens)
+    n = sum(len(inputs["attention_mask"]) for inputs in tokens)
     found = []
     if shutil.which("c++") or shutil.which("g++"):
         compiled = torch.compile(model.eval())
@@ -160,7 +161,7 @@ def of_other_runtimes(name: str, instrument: str, n: int, folder: Path) -> list[
         options.intra_op_num_threads = torch.get_num_threads()
         path = export_onnx(name, folder / "model.onnx").path
         session = onnxruntime.InferenceSession(path, options)
-        arrays = [{key: value.numpy() for key, value in inputs.items()} for inputs in tokens]
+        arrays = [{key: inputs[key].numpy() for key in ONNX_INPUTS} for inputs in tokens]
         found.append(
             Measured(f"{name}: forward pass, ONNX Runtime", n, lambda: [session.run(None, inputs) for inputs in arrays])
         )

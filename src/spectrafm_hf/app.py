@@ -183,7 +183,6 @@ class Workbench:
         self._known_used = False
         self._loaded: dict[str, LoadedModel] = {}
         self._examples: dict[str, Reading] = {}
-        # Explaining switches the attention of the model to another implementation and back.
         self._lock = threading.RLock()
         if model is not None or known is not None:
             names = [DEFAULT_CHECKPOINT, APOGEE_CHECKPOINT] if model is None else [model]
@@ -535,10 +534,10 @@ def picture_html(
         )
         sources.append(f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}")
     what = "all labels" if label == ALL_LABELS else plain_symbol(label)
-    words = f"{_peaks_in_words(explanation, label, wavelength_range)} {_tokens_in_words(explanation)}"
+    words = f"{_peaks_in_words(explanation, label, wavelength_range)} {_response_in_words(explanation)}"
     alternative = (
-        f"Three panels over wavelength: the spectrum of {row['object_id']} with its errors and masked pixels; the "
-        f"attention of the request for {what}; how much {what} responds to a line there. {words}"
+        f"Three panels over wavelength: the spectrum of {row['object_id']} with its errors and masked pixels; how much "
+        f"each part of it tells of {what}; how much {what} responds to a line there. {words}"
     )
     return (
         f'<picture><source media="(max-width: 640px)" srcset="{sources[1]}">'
@@ -559,11 +558,8 @@ def _peaks_in_words(explanation: Explanation, label: str, wavelength_range: tupl
     return f"Strongest response at {', '.join(peaks[:NAMED_PEAKS])}." if peaks else "No peak of the response here."
 
 
-def _tokens_in_words(explanation: Explanation) -> str:
-    return (
-        f"Attention is no finer than a token, {explanation.token_width:,.0f} Å here; the response is that to a line "
-        f"{explanation.line_width:.2g} Å wide which gets 1 % deeper."
-    )
+def _response_in_words(explanation: Explanation) -> str:
+    return f"The response is that to a line {explanation.line_width:.2g} Å wide which gets 1 % deeper."
 
 
 def formats_html() -> str:

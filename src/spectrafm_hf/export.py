@@ -1,8 +1,15 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""A checkpoint as one ONNX file, for programs without PyTorch, whose answers are checked to be the model's own."""
+"""
+A checkpoint as one ONNX file, for programs without PyTorch, whose answers are checked to be the model's own.
+
+The file holds the network, from tokens to labels. ONNX has no solver of linear systems: that of the completion is
+written out as a loop. The fit with the star model, which refines the labels of some spectra, has
+many more, and stays with PyTorch; the file and the command say so.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -15,16 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._higher_order_ops import while_loop
 from tqdm.auto import tqdm
-from transformers import BatchFeature
 
-from .checkpoints import demand_pixels, load_checkpoint
+from .checkpoints import demand_evidence, load_checkpoint
 from .data.readers import read_spectra
 from .data.schema import PIXEL_COLUMNS
 from .data.synthetic import SyntheticStars
 from .files import complete_file
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
-from .prediction import TrainingRange, schema_tokenizer, valid_pixels
+from .models.evidence_spectrafm import MOST_RELIABLE, SpectraFMCompletion
+from .models.modeling_spectrafm import SpectraFMModelOutput, combined, log_error_factors, standardisation
+from .prediction import schema_tokenizer, valid_pixels
 
 
 try:
@@ -36,10 +45,16 @@ except ImportError as error:
 
 OPSET = 20
 #: Inputs of the file, by the names that the tokenizer gives them.
-INPUTS = (*SpectraFMTokenizer.model_input_names, "request_ids")
-#: What the answers may differ by, in units of the error of each label: a few times the rounding of float32, in which
-#: 5,000 K with an error of 25 K are known to 2e-5 of that.
-TOLERANCE = 2e-4
+INPUTS = ("coefficients", "reliability", "interval_ids", "attention_mask", "request_ids")
+#: What the answers may differ by, in units of the error of each label. PyTorch solves the completion in single
+#: precision, the file in double: that is most of the difference.
+TOLERANCE = 5e-3
+
+#: In the metadata of a file whose model has a star model.
+LEFT_OUT = (
+    "The fit with the star model, which refines the labels of spectra of the H band and adds abundances, is not in "
+    "this file: it answers as the network does alone."
+)
 
 _DEMO_STARS = Path(__file__).parent / "resources" / "gaia_xp_demo.parquet"
 _CHECKED_STARS = 64
@@ -56,12 +71,18 @@ class Exported:
     path : path
     n_spectra : int
         Spectra that were compared, each in several ways.
+    labels : list of str
+        What the file answers.
+    left_out : list of str
+        What only the fit with the star model answers, which is not in the file.
     deviation : float
         Greatest difference of ONNX Runtime's values and errors from PyTorch's, in units of the error.
     """
 
     path: Path
     n_spectra: int
+    labels: list[str]
+    left_out: list[str]
     deviation: float
 
 
@@ -74,14 +95,14 @@ def export_onnx(
     tolerance: float = TOLERANCE,
 ) -> Exported:
     """
-    Write a checkpoint as ONNX (opset 20), for any number of stars, tokens and requests.
+    Write the network of a checkpoint as ONNX (opset 20), for any number of stars, intervals and requests.
 
-    The inputs are those that the tokenizer makes of spectra, by its names; the outputs `values` and `errors` are in
-    physical units, of shape (stars, requests). What the labels are called, their units and the ids by which they are
-    requested stand in the metadata of the file. Scalars as inputs and requests of flux stay with PyTorch.
+    The inputs are `INPUTS`, as the tokenizer makes them of spectra; the outputs `values` and `errors` are in physical
+    units, of shape (stars, requests), NaN for no answer. What the labels are called, their units and the ids by which
+    they are requested stand in the metadata of the file, and what it does not do: the fit with the star model.
 
-    The file appears only if ONNX Runtime answers as PyTorch does: for many spectra at once, one alone, with masked
-    pixels, with another number of tokens, with padding, and for fewer labels.
+    The file appears only if ONNX Runtime answers as the network does in PyTorch: for many spectra at once, one alone,
+    with masked pixels, with fewer intervals, and for fewer labels.
 
     Parameters
     ----------
@@ -90,8 +111,8 @@ def export_onnx(
     path : path
         Ends in .onnx. A file of this name is replaced.
     rows : sequence of mappings, optional
-        Spectra for the comparison, in the schema of this project. Default: stars that come with the package (Gaia XP),
-        or synthetic ones (APOGEE, optical), whichever the checkpoint was trained for.
+        Spectra for the comparison, in the schema of this project. Default: stars that come with the package (Gaia XP)
+        and synthetic ones (APOGEE), of which the checkpoint reads those that it can.
     revision : str
         Branch, tag or commit, for a repository of the hub.
     tolerance : float
@@ -109,7 +130,7 @@ def export_onnx(
     --------
     >>> session = onnxruntime.InferenceSession("model.onnx")  # doctest: +SKIP
     >>> inputs = tokenizer(wavelength, flux, flux_error, return_tensors="np")  # doctest: +SKIP
-    >>> values, errors = session.run(None, dict(inputs))  # doctest: +SKIP
+    >>> values, errors = session.run(None, {name: inputs[name] for name in INPUTS})  # doctest: +SKIP
     """
     path = Path(path)
     if path.suffix.lower() != ".onnx":
@@ -119,64 +140,110 @@ def export_onnx(
     if path.is_dir():
         raise ValueError(f"output: expected the name of a file, got the folder {path}")
     model, tokenizer = load_checkpoint(checkpoint, revision)
-    demand_pixels(tokenizer, "export")
+    demand_evidence(tokenizer, "export")
     model = model.float()  # type: ignore[no-untyped-call]  # transformers wraps it without its types
     tokenizer = schema_tokenizer(tokenizer)
-    if rows is None:
-        rows = _suitable_spectra(tokenizer, TrainingRange.load(str(model.name_or_path), revision))
-    batches = list(_check_batches(tokenizer, rows))
+    parts = _suitable_spectra(tokenizer) if rows is None else [rows]
+    names = list(model.config.network_labels or model.config.label_names)
+    batches = [batch for part in parts for batch in _check_batches(tokenizer, part, names)]
     with (
         complete_file(path) as temporary,
         tqdm(total=1 + len(batches), desc="exporting", delay=2, disable=None) as progress,
     ):
-        _write(model, temporary, Path(checkpoint).name)
+        _write(model, temporary, Path(checkpoint).name, names)
         progress.update()
-        session = onnxruntime.InferenceSession(os.fspath(temporary), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # it says which parts of the file it does without
+        session = onnxruntime.InferenceSession(os.fspath(temporary), options, providers=["CPUExecutionProvider"])
         deviation = 0.0
         for inputs in batches:
             deviation = max(deviation, _deviation(model, session, inputs))
             if not deviation <= tolerance:
                 raise RuntimeError(
                     f"{path}: not written, as ONNX Runtime differs from PyTorch by {deviation:.1e} of the error, more "
-                    f"than {tolerance:.1e}, for flux of shape {tuple(inputs['flux'].shape)}"
+                    f"than {tolerance:.1e}, for coefficients of shape {tuple(inputs['coefficients'].shape)}"
                 )
             progress.update()
-    return Exported(path, len(rows), deviation)
+    left_out = [name for name in model.config.label_names if name not in names]
+    return Exported(path, sum(map(len, parts)), names, left_out, deviation)
 
 
-class _Values(torch.nn.Module):
-    """The model with named inputs and two outputs, all of them tensors."""
+def solved(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Positive definite (B, n, n), (B, n) -> x of matrix @ x = right, (B, n): an elimination, as a loop of ONNX."""
+    size = matrix.shape[2]
+    places = torch.arange(size)
+
+    def goes_on(step, rows):
+        return step < size
+
+    def eliminate(step, rows):
+        unit = (places == step).to(rows.dtype)
+        column = (rows[:, :, :size] * unit).sum(dim=2)
+        row = (rows * unit[:, None]).sum(dim=1) / (column * unit).sum(dim=1, keepdim=True)
+        return step + 1, rows - (column - unit)[..., None] * row[:, None]
+
+    _, rows = while_loop(goes_on, eliminate, (torch.tensor(0), torch.cat((matrix, right[..., None]), dim=2)))
+    return rows[:, :, -1].clone()
+
+
+class _Completion(SpectraFMCompletion):
+    """The same in operations that ONNX knows, of all intervals of a rung; in double precision. The cost is left out."""
+
+    def amplitudes(
+        self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        directions = (self.components.double() / self.metric.double()[..., None]).flatten(0, 1)
+        known = reliability.double().clamp(0.0, MOST_RELIABLE).flatten(1)
+        inverse = 1.0 / (1.0 - known)
+        weighted = directions * (known * inverse)[..., None]
+        gram = directions.T @ weighted + torch.diag(self.spread.double() ** -2.0)
+        right = ((coefficients.double().flatten(1) - known * self.center.double().flatten()) * inverse) @ directions
+        found = solved(gram, right).float()
+        return found, found[:, 0]
+
+
+class _Network(torch.nn.Module):
+    """The network with named inputs and two outputs, without a branch that depends on what is in them."""
 
     def __init__(self, model: SpectraFMForPrediction):
         super().__init__()
-        self.model = model
+        self.model = copy.deepcopy(model)
+        for rung in self.model.model.rungs:
+            rung.completion.__class__ = _Completion
 
-    def forward(self, flux, flux_error, pixel_mask, wavelength, wavelength_step, attention_mask, request_ids):
-        outputs = self.model(
-            flux=flux,
-            flux_error=flux_error,
-            pixel_mask=pixel_mask,
-            wavelength=wavelength,
-            wavelength_step=wavelength_step,
-            attention_mask=attention_mask,
-            request_ids=request_ids,
+    def forward(self, coefficients, reliability, interval_ids, attention_mask, request_ids):
+        config = self.model.config
+        seen = ((reliability > 0).any(dim=-1) & attention_mask)[..., None]
+        # Each interval in its own place, where there is nothing of the others.
+        place = torch.arange(config.num_intervals) == interval_ids[..., None]
+        place = (place & seen).float().transpose(1, 2)
+        coefficients, reliability = place @ coefficients, place @ reliability
+        states, rung_seen = [], []
+        for rung, (first, last) in zip(self.model.model.rungs, config.rung_intervals, strict=True):
+            part, known = coefficients[:, first:last], reliability[:, first:last]
+            states.append(rung(part, known, torch.arange(first, last))[0])
+            rung_seen.append((known > 0).flatten(1).any(dim=1))
+        outputs = SpectraFMModelOutput(
+            last_hidden_state=torch.stack(states, dim=1), rung_seen=torch.stack(rung_seen, dim=1)
         )
-        return outputs.values, outputs.errors
+        mean, log_variance = combined(*self.model._from_members(outputs, request_ids))
+        if config.label_error_factors:
+            log_variance = log_variance + 2.0 * log_error_factors(config, request_ids)
+        center, scale = standardisation(config, request_ids)
+        return mean * scale + center, torch.exp(0.5 * log_variance) * scale
 
 
-def _write(model: SpectraFMForPrediction, path: Path, name: str) -> None:
+def _write(model: SpectraFMForPrediction, path: Path, name: str, names: Sequence[str]) -> None:
     size = (2, 3)  # sizes of 1 would be taken for fixed
     config = model.config
     inputs = {
-        "flux": torch.zeros(*size, config.patch_size),
-        "flux_error": torch.ones(*size, config.patch_size),
-        "pixel_mask": torch.ones(*size, config.patch_size, dtype=torch.bool),
-        "wavelength": torch.full(size, 5000.0),
-        "wavelength_step": torch.ones(size),
+        "coefficients": torch.zeros(*size, config.num_coefficients),
+        "reliability": torch.full((*size, config.num_coefficients), 0.5),
+        "interval_ids": torch.arange(3).repeat(2, 1),
         "attention_mask": torch.ones(size, dtype=torch.bool),
-        "request_ids": torch.tensor([config.label_ids(config.label_names[:1]) * 2] * 2),
+        "request_ids": torch.tensor([config.label_ids(names[:1]) * 2] * 2),
     }
-    shapes = {key: {0: "stars", 1: "requests" if key == "request_ids" else "tokens"} for key in INPUTS}
+    shapes = {key: {0: "stars", 1: "requests" if key == "request_ids" else "intervals"} for key in INPUTS}
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it misses torchvision
@@ -185,7 +252,7 @@ def _write(model: SpectraFMForPrediction, path: Path, name: str) -> None:
             warnings.filterwarnings("ignore", "# The axis name: ", UserWarning)  # each is shared by several inputs
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
             program: Any = torch.onnx.export(
-                _Values(model).eval(),
+                _Network(model).eval(),
                 kwargs={key: inputs[key] for key in INPUTS},
                 input_names=INPUTS,
                 output_names=("values", "errors"),
@@ -199,70 +266,73 @@ def _write(model: SpectraFMForPrediction, path: Path, name: str) -> None:
     graph = program.model.graph
     for part in (graph, *graph.all_nodes()):
         part.metadata_props.clear()  # paths of this machine among them
-    ids = config.label_ids(config.label_names)
+    units = dict(zip(config.label_names, config.label_units, strict=True))
     labels = {
-        label: {"request_id": request_id, "unit": unit}
-        for label, request_id, unit in zip(config.label_names, ids, config.label_units, strict=True)
+        label: {"request_id": request_id, "unit": units[label]}
+        for label, request_id in zip(names, config.label_ids(names), strict=True)
     }
-    program.model.metadata_props.update({"checkpoint": name, "labels": json.dumps(labels)})
+    about = {"checkpoint": name, "labels": json.dumps(labels)}
+    if config.star_labels:
+        about["left_out"] = LEFT_OUT
+    program.model.metadata_props.update(about)
     program.save(path, external_data=False)
 
 
-def _deviation(model: SpectraFMForPrediction, session: Any, inputs: BatchFeature) -> float:
-    """Greatest difference in values and errors, in units of the error; NaN if one of them is none."""
+def _deviation(model: SpectraFMForPrediction, session: Any, inputs: Mapping[str, torch.Tensor]) -> float:
+    """Greatest difference in values and errors, in units of the error; infinite where only one gives an answer."""
     with torch.inference_mode():
         expected = model(**inputs)
     errors = expected.errors.numpy()
     answers = session.run(None, {key: tensor.numpy() for key, tensor in inputs.items()})
-    pairs = zip(answers, (expected.values.numpy(), errors), strict=True)
-    return float(max(np.max(np.abs(answer - torchs) / errors) for answer, torchs in pairs))
+    worst = 0.0
+    for answer, torchs in zip(answers, (expected.values.numpy(), errors), strict=True):
+        known = np.isfinite(torchs)
+        if not np.array_equal(known, np.isfinite(answer)):
+            return float("inf")
+        worst = max(worst, float(np.max(np.abs(answer - torchs)[known] / errors[known], initial=0.0)))
+    return worst
 
 
 # ------------------------------------------------------------------------------------------------- what is compared
 
 
-def _candidates() -> Iterator[list[Mapping[str, Any]]]:
-    yield list(read_spectra([_DEMO_STARS]))
-    for instrument in ("apogee", "miles"):
-        yield list(islice(SyntheticStars(instrument), _CHECKED_STARS))
-
-
-def _suitable_spectra(tokenizer: SpectraFMTokenizer, training_range: TrainingRange | None) -> list[Mapping[str, Any]]:
-    """The first that the model was trained for; else the first that its tokenizer takes."""
-    readable = []
-    for rows in _candidates():
-        try:
-            _tokenize(tokenizer, rows)
-        except ValueError:
-            continue
-        readable.append(rows)
-        if training_range is None or not training_range.flags(rows[0], {}):
-            return rows
+def _suitable_spectra(tokenizer: SpectraFMTokenizer) -> list[Sequence[Mapping[str, Any]]]:
+    """Of each instrument that its tokenizer takes."""
+    assert tokenizer.basis is not None
+    candidates = list(read_spectra([_DEMO_STARS])), list(islice(SyntheticStars("apogee"), _CHECKED_STARS))
+    readable: list[Sequence[Mapping[str, Any]]] = [
+        rows for rows in candidates if tokenizer.basis.rung_for(np.asarray(rows[0]["wavelength"], np.float64))
+    ]
     if not readable:
         raise ValueError("rows: expected spectra that the checkpoint can read, got None, and the package has no such")
-    return readable[0]
+    return readable
 
 
-def _check_batches(tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]]) -> Iterator[BatchFeature]:
+def _check_batches(
+    tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> Iterator[dict[str, torch.Tensor]]:
     """The spectra in the ways in which a model might be given some."""
     generator = np.random.default_rng(0)
     masked = [
         {**row, "mask": np.asarray(row["mask"], bool) | (generator.random(len(row["mask"])) < _MASKED_SHARE)}
         for row in rows
     ]
-    yield _tokenize(tokenizer, rows)  # which refuses a spectrum without a pixel that counts
+    yield _tokenize(tokenizer, rows, names)  # which refuses a spectrum without a pixel that counts
     parts = [_middle_half(row) for row in rows]
-    yield _tokenize(tokenizer, rows[:1])
-    yield _tokenize(tokenizer, masked)
-    yield _tokenize(tokenizer, parts)
-    yield _tokenize(tokenizer, [*parts[:2], *rows[:3]])
-    yield _tokenize(tokenizer, rows, (tokenizer.requests or tokenizer.label_names)[:1])
+    yield _tokenize(tokenizer, rows[:1], names)
+    yield _tokenize(tokenizer, masked, names)
+    yield _tokenize(tokenizer, parts, names)
+    yield _tokenize(tokenizer, [*parts[:2], *rows[:3]], names)
+    some = _tokenize(tokenizer, parts[:4], names[:1])
+    present = some["attention_mask"].any(dim=0)  # without those that none of them has
+    yield {name: value if name == "request_ids" else value[:, present] for name, value in some.items()}
 
 
 def _tokenize(
-    tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]], requests: Sequence[str] | None = None
-) -> BatchFeature:
-    return tokenizer({name: [row[name] for row in rows] for name in PIXEL_COLUMNS}, requests=requests)
+    tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]], requests: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    found = tokenizer({name: [row[name] for row in rows] for name in PIXEL_COLUMNS}, requests=requests)
+    return {name: found[name] for name in INPUTS}
 
 
 def _middle_half(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -276,7 +276,9 @@ def test_spectra_of_a_higher_resolving_power_are_brought_down():
     flux, weight = observed(stars(20, seed=6, wavelength=fine, power=power), snr=SNR)
     weight[:, 3000:3100] = 0.0
     flux[:, 3000:3100] = 50.0  # of pixels that do not count
-    found = survey().evidence(fine, flux, weight, power)
+    *spectra, brought = survey().brought_down(fine, flux, weight, power)
+    assert brought == POWER
+    found = survey().evidence(*spectra, brought)
     native = survey().evidence(GRID, *observed(stars(20, seed=6), snr=SNR * 2), POWER)
     wide = np.isin(native.intervals, found.intervals)
     miss = found.coefficients[:, 1:-1] - native.coefficients[:, wide][:, 1:-1]

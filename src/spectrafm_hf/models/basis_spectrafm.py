@@ -73,7 +73,7 @@ class Rung:
         Whether levels and slopes say something of a star at all: not where flux calibrations are worth little.
     guesses_power : bool
         Whether an unknown resolving power is taken for `PIXELS` in a FWHM, rather than for that of the rung, and
-        spectra of a higher one than that of the rung are brought down to it.
+        spectra of a higher one than that of the rung are to be brought down to it.
     """
 
     first_interval: int
@@ -164,6 +164,10 @@ class Evidence:
         Inverse covariance of these that the pixels alone give.
     pull : float array of shape (B, T, K)
         Derivative of the likelihood of the pixels at `estimate`, which the prior keeps from its peak.
+    level : float array of shape (B, T)
+        What the prior of the level lies around, in the unit of the flux.
+    unit : float array of shape (B, T)
+        By which `estimate` is over the least squares in units of `level`.
     """
 
     intervals: np.ndarray
@@ -176,6 +180,8 @@ class Evidence:
     estimate: np.ndarray
     information: np.ndarray
     pull: np.ndarray
+    level: np.ndarray
+    unit: np.ndarray
 
 
 class SpectrumBasis:
@@ -307,6 +313,21 @@ class SpectrumBasis:
             self._designs[key] = kept
         return kept
 
+    def brought_down(
+        self, wavelength: np.ndarray, flux: np.ndarray, inverse_variance: np.ndarray, resolving_power: float | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float | None]:
+        """
+        The same spectra (stars, pixels), or, where their resolving power is higher than that of a rung which wants it,
+        smoothed spectra on a grid of their own, see [`degraded`]; and the resolving power.
+        """
+        rung = self.rung_for(wavelength, resolving_power)
+        if rung is None or not rung.guesses_power:
+            return wavelength, flux, inverse_variance, resolving_power
+        power = _guess(wavelength) if resolving_power is None else resolving_power
+        if power <= rung.resolving_power * NATIVE_TOLERANCE:
+            return wavelength, flux, inverse_variance, resolving_power
+        return *degraded(wavelength, flux, inverse_variance, power, rung.resolving_power), rung.resolving_power
+
     def evidence(
         self,
         wavelength: np.ndarray,
@@ -341,19 +362,12 @@ class SpectrumBasis:
         ValueError
             If no rung shares wavelengths with the spectra.
         """
-        rung = self.rung_for(wavelength, resolving_power)
-        if rung is not None and rung.guesses_power:
-            power = _guess(wavelength) if resolving_power is None else float(np.median(resolving_power))
-            if power > rung.resolving_power * NATIVE_TOLERANCE:
-                wavelength, flux, inverse_variance = degraded(
-                    wavelength, flux, inverse_variance, power, rung.resolving_power
-                )
-                resolving_power = rung.resolving_power
         design = self.design(wavelength, resolving_power)
         n_stars, n_intervals, size = len(flux), len(design.intervals), self.n_coefficients
         shape = (n_stars, n_intervals, size)
         mean, variance, estimate, pull = torch.zeros(shape), torch.ones(shape), torch.zeros(shape), torch.zeros(shape)
         level, misfit = torch.ones(shape[:2]), torch.full(shape[:2], torch.nan)
+        begin, units = torch.zeros(shape[:2]), torch.ones(shape[:2])
         clipped = torch.zeros(flux.shape, dtype=torch.bool)
         # Interval after interval, as it is made, and as it is used.
         information = torch.zeros(n_intervals, n_stars, size, size)
@@ -376,6 +390,7 @@ class SpectrumBasis:
             seen[stars, i] &= count > 0
             # The same in units of the level that the spectra are compared with.
             unit = torch.where(level_counts[stars], start / scale[stars], 1.0 / found_level)[:, None]
+            begin[stars, i], units[stars, i] = start, unit[:, 0]
             torch.div(gram, unit[..., None] ** 2, out=information[i, stars])
             estimate[stars, i] = found * unit
             found[:, 0] -= 1.0
@@ -394,6 +409,8 @@ class SpectrumBasis:
             estimate=estimate.numpy(),
             information=information.transpose(0, 1).numpy(),
             pull=pull.numpy(),
+            level=begin.numpy() * unit_of_flux,
+            unit=units.numpy(),
         )
 
     @staticmethod
@@ -509,9 +526,7 @@ def degraded(
     adding = csr_matrix((np.ones(len(position)), (inside, np.arange(len(position)))), shape=smoothing.shape)
     counts = inverse_variance > 0
     share = (smoothing @ counts.T.astype(float)).T / np.asarray(smoothing.sum(axis=1))[:, 0].clip(min=1e-30)
-    smooth = (smoothing @ np.where(counts, flux, 0.0).T).T / np.maximum(
-        (smoothing @ counts.T.astype(float)).T, 1e-30
-    )
+    smooth = (smoothing @ np.where(counts, flux, 0.0).T).T / np.maximum((smoothing @ counts.T.astype(float)).T, 1e-30)
     weight = np.where(share > 0.5, (adding @ inverse_variance.T).T, 0.0)
     return np.exp(new), np.where(weight > 0, smooth, 0.0), weight
 

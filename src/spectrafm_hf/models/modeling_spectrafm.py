@@ -1035,7 +1035,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             parts[1] = parts[1] + by_member.T[rows].transpose(1, 2)
         known = [FIRST_LABEL_ID + list(self.config.label_names).index(name) for name in self.config.network_labels]
         if known:
-            trained = torch.isin(request_ids, torch.tensor(known, device=request_ids.device))
+            trained = (request_ids[..., None] == torch.tensor(known, device=request_ids.device)).any(dim=-1)
             parts = [part.masked_fill(~trained[:, None], math.nan) for part in parts]
         return parts
 

@@ -219,6 +219,8 @@ class Refined:
         chi^2 of the labels that thirds of the spectrum would have by themselves, less what is expected, in standard
         deviations.
     converged : torch.BoolTensor of shape (B,)
+    slope : torch.FloatTensor of shape (B, P, T, K)
+        Derivative of the labels with respect to `pull` of the evidence, where that is asked for.
     """
 
     labels: torch.Tensor
@@ -229,6 +231,7 @@ class Refined:
     error_factor: torch.Tensor
     disagreement: torch.Tensor
     converged: torch.Tensor
+    slope: torch.Tensor | None = None
 
 
 class SpectraFMRefinement(InFullPrecision):
@@ -238,7 +241,6 @@ class SpectraFMRefinement(InFullPrecision):
         super().__init__()
         self.star_model = SpectraFMStarModel(config).requires_grad_(False)
 
-    @torch.no_grad()
     def forward(
         self,
         start: torch.Tensor,
@@ -262,7 +264,19 @@ class SpectraFMRefinement(InFullPrecision):
         misfit : torch.FloatTensor of shape (B, T), optional
             chi^2 per degree of freedom of what is beyond the coefficients, NaN where unknown: where the stated errors
             are too small for it, they count as larger.
+
+        Labels have a derivative with respect to `pull`, where that requires one: not of each step, but of the end,
+        where the likelihood has its peak. Nothing else has.
         """
+        wanted = torch.is_grad_enabled() and pull.requires_grad
+        with torch.no_grad():
+            refined = self._refine(start, estimate, information, pull, intervals, level_known, misfit, wanted)
+        if refined.slope is not None:
+            refined.labels = refined.labels + torch.einsum("bptk,btk->bp", refined.slope, pull - pull.detach())
+        return refined
+
+    def _refine(self, start, estimate, information, pull, intervals, level_known, misfit, wanted) -> Refined:
+        """`forward`, and where `wanted` the slope as well."""
         error_factor = torch.ones_like(start[:, 0])
         if misfit is not None:
             error_factor = torch.nan_to_num(misfit.nanmedian(dim=1).values, nan=1.0).clamp(min=1.0).sqrt()
@@ -270,18 +284,19 @@ class SpectraFMRefinement(InFullPrecision):
         low, high = self.star_model.limits()
         begin = nn.functional.pad(start.float().clamp(low, high), (0, 2))
         trends = self.star_model.trends()
-        refined, end = self._fit(begin, pixels, intervals, trends)
+        refined, end = self._fit(begin, pixels, intervals, trends, wanted)
         for _ in range(ROUNDS - 1):
             again = torch.nonzero(~refined.converged)[:, 0]
             if not len(again):
                 break
-            found, end[again] = self._fit(end[again], pixels.of(again), intervals, trends)
+            found, end[again] = self._fit(end[again], pixels.of(again), intervals, trends, wanted)
             for field in fields(found):
-                getattr(refined, field.name)[again] = getattr(found, field.name)
+                if field.name != "slope" or wanted:
+                    getattr(refined, field.name)[again] = getattr(found, field.name)
         refined.error_factor *= error_factor
         return refined
 
-    def _fit(self, found, pixels: "_Pixels", intervals, trends) -> tuple[Refined, torch.Tensor]:
+    def _fit(self, found, pixels: "_Pixels", intervals, trends, wanted) -> tuple[Refined, torch.Tensor]:
         """`STEPS` steps from labels, velocity and width (B, P + 2); and where they lead."""
         star = self.star_model
         n_labels = found.shape[1] - 2
@@ -331,6 +346,10 @@ class SpectraFMRefinement(InFullPrecision):
             disagreement=_disagreement(fishers, pulls, inverse, prior),
             converged=(size < CONVERGED) & found.isfinite().all(dim=1),
         )
+        if wanted:
+            weight = pixels.precision / factor
+            by_pull = continuum.removed_from_rows(jacobian) * weight[:, None, None]
+            refined.slope = torch.einsum("bpq,tbqk->bptk", inverse[:, :n_labels] * change[:, :, None], by_pull)
         return refined, found
 
 
@@ -461,6 +480,15 @@ class _Continuum:
         along = (informed @ by_level[..., None])[..., 0], by_slope[:, None] * informed[..., 1]
         both = torch.stack(along, dim=3), torch.stack(self._inside(*along), dim=3)  # T, B, P, 2
         return _sums_of_parts(both[0] @ both[1].mT)
+
+    def removed_from_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (T, B, P, K), so that with a residual they give what they do with [`removed_from`] it."""
+        by_level, by_slope = self.directions
+        along = (rows @ self.along_level[..., None])[..., 0], (rows @ self.along_slope[..., None])[..., 0]
+        level, slope = self._inside(*along)
+        rows = rows - level[..., None] * by_level[:, :, None]
+        rows[..., 1] -= by_slope[:, None] * slope
+        return rows
 
     def sizes(self, level, slope, level_known):
         """Variances as they turn out to be, of stars whose level is known; others keep theirs."""
