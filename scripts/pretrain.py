@@ -37,6 +37,9 @@ from spectrafm_hf.training import _load as load_data
 
 STRANGEST = 99.5  # percent of validation stars look more like stars
 EVALUATED_AT_ONCE = 500
+TEMPERATURES = [3250.0, 3750.0, 4250.0, 4750.0, 5250.0, 5750.0, 6250.0, 7000.0, 9000.0, 13000.0]  # K
+UNKNOWN_KNOTS = [3, 15, 35, 65, 85, 97]  # percent of validation stars
+CALIBRATION_ROUNDS, MEDIAN_ROUNDS = 6, 60
 MEASURED_STARS = 8000  # observed ones, for the directions of the intervals
 
 
@@ -77,18 +80,50 @@ def load_basis(path: Path, observed: Any) -> SpectrumBasis:
     return SpectrumBasis.from_arrays(load_file(path))
 
 
+def interpolation(x: np.ndarray, knots: Sequence[float]) -> np.ndarray:
+    """(stars, knots): weights of values at the knots."""
+    return np.stack([np.interp(x, knots, column) for column in np.eye(len(knots))], axis=1)
+
+
+def error_curves(
+    residual: np.ndarray, sigma: np.ndarray, label_error: np.ndarray, design: Sequence[np.ndarray]
+) -> tuple[float, list[list[float]]]:
+    """
+    A factor, and ln of further ones at the knots of each part of the design, by which `sigma` (stars,) is multiplied so
+    that the median of |residual| over all errors is that of a Gaussian, whatever the star.
+
+    Each part of the design is (stars, knots). A knot near which there are no stars has a factor of one.
+    """
+    known = np.isfinite(residual)
+    table = np.concatenate(design, axis=1)[known]
+    size, sigma, label_error = np.abs(residual[known]) + 1e-9, sigma[known], label_error[known]
+    total, values = 0.0, np.zeros(table.shape[1])
+    for _ in range(CALIBRATION_ROUNDS):  # the errors of the labels count as well
+        found = total + table @ values
+        wanted = found + np.log(size * MAD_TO_SIGMA / np.hypot(np.exp(found) * sigma, label_error))
+        total = float(np.median(wanted))
+        weight = np.ones(len(table))
+        for _ in range(MEDIAN_ROUNDS):  # least absolute deviations
+            root = np.sqrt(weight)
+            values = np.linalg.lstsq(table * root[:, None], (wanted - total) * root)[0]
+            weight = 1.0 / np.maximum(np.abs(wanted - total - table @ values), 1e-3)
+    edges = np.cumsum([part.shape[1] for part in design])[:-1]
+    return float(np.exp(total)), [part.tolist() for part in np.split(values, edges)]
+
+
 def calibrate(model: SpectraFMForPrediction, collator: Collator, stars: Sequence[Any]) -> None:
     """
-    From validation stars of each rung, whole and as they are: the factors of the errors that the network gives, and how
-    little stars may look like those of the training.
+    From validation stars of each rung, whole and as they are: the factors of the errors that the network gives, as a
+    function of T_eff and of how little is known, and how little stars may look like those of the training.
     """
     config = model.config
     names = list(config.network_labels)
-    config.label_error_factors = []
+    config.label_error_factors, config.label_error_curves = [], None
     limits = []
     factors = dict.fromkeys(config.label_names, 1.0)
+    curves: dict[str, list[list[float]]] = {}
     for columns in stars:
-        costs, misfits, deviations = [], [], []
+        costs, misfits, answers = [], [], []
         for start in range(0, len(columns["teff"]), EVALUATED_AT_ONCE):
             some = slice(start, start + EVALUATED_AT_ONCE)
             part = {name: value[some] if np.ndim(value) else value for name, value in columns.items()}
@@ -104,13 +139,21 @@ def calibrate(model: SpectraFMForPrediction, collator: Collator, stars: Sequence
             grid = wavelength if wavelength.ndim == 1 else wavelength[0]
             found = collator.basis.evidence(grid, np.asarray(part["flux"]), weight, normalised=part.get("normalised"))
             misfits.append(np.nanmedian(found.misfit, axis=1))
-            deviations.append((outputs.values - labels).abs() / torch.hypot(outputs.errors, errors.nan_to_num(nan=0.0)))
+            arrays = (outputs.values - labels, outputs.errors, errors.nan_to_num(nan=0.0), outputs.unknown[:, :1])
+            answers.append([array.double().numpy() for array in arrays] + [outputs.values.double().numpy()])
         limits.append([float(np.percentile(np.concatenate(values), STRANGEST)) for values in (costs, misfits)])
         if "snr" in columns:  # observed stars; others are refined
-            median = torch.cat(deviations).nanmedian(dim=0).values * MAD_TO_SIGMA
-            factors |= dict(zip(names, median.tolist(), strict=True))
+            residual, sigma, label_error, unknown, values = (
+                np.concatenate(part) for part in zip(*answers, strict=True)
+            )
+            knots = [TEMPERATURES, np.percentile(unknown, UNKNOWN_KNOTS).tolist()]
+            config.label_error_knots = knots
+            design = [interpolation(values[:, names.index("teff")], knots[0]), interpolation(unknown[:, 0], knots[1])]
+            for i, name in enumerate(names):
+                factors[name], curves[name] = error_curves(residual[:, i], sigma[:, i], label_error[:, i], design)
     config.evidence_limits = limits
     config.label_error_factors = [factors[name] for name in config.label_names]
+    config.label_error_curves = curves
 
 
 def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> None:
