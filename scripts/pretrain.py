@@ -40,6 +40,7 @@ EVALUATED_AT_ONCE = 500
 TEMPERATURES = [3250.0, 3750.0, 4250.0, 4750.0, 5250.0, 5750.0, 6250.0, 7000.0, 9000.0, 13000.0]  # K
 UNKNOWN_KNOTS = [3, 15, 35, 65, 85, 97]  # percent of validation stars
 CALIBRATION_ROUNDS, MEDIAN_ROUNDS = 6, 60
+PRIOR_STARS = 5.0  # whose errors are right, at each knot
 MEASURED_STARS = 8000  # observed ones, for the directions of the intervals
 
 
@@ -92,7 +93,7 @@ def error_curves(
     A factor, and ln of further ones at the knots of each part of the design, by which `sigma` (stars,) is multiplied so
     that the median of |residual| over all errors is that of a Gaussian, whatever the star.
 
-    Each part of the design is (stars, knots). A knot near which there are no stars has a factor of one.
+    Each part of the design is (stars, knots). Near a knot with few stars the factor is drawn to one.
     """
     known = np.isfinite(residual)
     table = np.concatenate(design, axis=1)[known]
@@ -105,10 +106,12 @@ def error_curves(
         weight = np.ones(len(table))
         for _ in range(MEDIAN_ROUNDS):  # least absolute deviations
             root = np.sqrt(weight)
-            values = np.linalg.lstsq(table * root[:, None], (wanted - total) * root)[0]
+            prior = PRIOR_STARS**0.5 * np.eye(len(values))
+            rows = np.concatenate([table * root[:, None], prior])
+            values = np.linalg.lstsq(rows, np.append((wanted - total) * root, np.zeros(len(values))))[0]
             weight = 1.0 / np.maximum(np.abs(wanted - total - table @ values), 1e-3)
     edges = np.cumsum([part.shape[1] for part in design])[:-1]
-    return float(np.exp(total)), [part.tolist() for part in np.split(values, edges)]
+    return float(np.exp(total)), [part.round(4).tolist() for part in np.split(values, edges)]
 
 
 def calibrate(model: SpectraFMForPrediction, collator: Collator, stars: Sequence[Any]) -> None:
