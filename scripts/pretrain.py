@@ -37,6 +37,10 @@ from spectrafm_hf.training import _load as load_data
 
 STRANGEST = 99.5  # percent of validation stars look more like stars
 EVALUATED_AT_ONCE = 500
+TEMPERATURES = [3250.0, 3750.0, 4250.0, 4750.0, 5250.0, 5750.0, 6250.0, 7000.0, 9000.0, 13000.0]  # K
+UNKNOWN_KNOTS = [3, 15, 35, 65, 85, 97]  # percent of validation stars
+CALIBRATION_ROUNDS, MEDIAN_ROUNDS = 6, 60
+PRIOR_STARS = 5.0  # whose errors are right, at each knot
 MEASURED_STARS = 8000  # observed ones, for the directions of the intervals
 
 
@@ -82,18 +86,56 @@ def load_basis(path: Path, observed: Any) -> SpectrumBasis:
     return SpectrumBasis.from_arrays(load_file(path))
 
 
-def calibrate(model: SpectraFMForPrediction, collator: Collator, stars: Sequence[Any]) -> None:
+def interpolation(x: np.ndarray, knots: Sequence[float]) -> np.ndarray:
+    """(stars, knots): weights of values at the knots."""
+    return np.stack([np.interp(x, knots, column) for column in np.eye(len(knots))], axis=1)
+
+
+def error_curves(
+    residual: np.ndarray, sigma: np.ndarray, label_error: np.ndarray, design: Sequence[np.ndarray]
+) -> tuple[float, list[list[float]]]:
     """
-    From validation stars of each rung, whole and as they are: the factors of the errors that the network gives, and how
-    little stars may look like those of the training.
+    A factor, and ln of further ones at the knots of each part of the design, by which `sigma` (stars,) is multiplied so
+    that the median of |residual| over all errors is that of a Gaussian, whatever the star.
+
+    Each part of the design is (stars, knots). Near a knot with few stars the factor is drawn to one.
+    """
+    known = np.isfinite(residual)
+    table = np.concatenate(design, axis=1)[known]
+    size, sigma, label_error = np.abs(residual[known]) + 1e-9, sigma[known], label_error[known]
+    total, values = 0.0, np.zeros(table.shape[1])
+    for _ in range(CALIBRATION_ROUNDS):  # the errors of the labels count as well
+        found = total + table @ values
+        wanted = found + np.log(size * MAD_TO_SIGMA / np.hypot(np.exp(found) * sigma, label_error))
+        total = float(np.median(wanted))
+        weight = np.ones(len(table))
+        for _ in range(MEDIAN_ROUNDS):  # least absolute deviations
+            root = np.sqrt(weight)
+            prior = PRIOR_STARS**0.5 * np.eye(len(values))
+            rows = np.concatenate([table * root[:, None], prior])
+            values = np.linalg.lstsq(rows, np.append((wanted - total) * root, np.zeros(len(values))))[0]
+            weight = 1.0 / np.maximum(np.abs(wanted - total - table @ values), 1e-3)
+    edges = np.cumsum([part.shape[1] for part in design])[:-1]
+    return float(np.exp(total)), [part.round(4).tolist() for part in np.split(values, edges)]
+
+
+def calibrate(
+    model: SpectraFMForPrediction, collator: Collator, stars: Sequence[Any], with_curves: bool = True
+) -> None:
+    """
+    From validation stars of each rung, whole and as they are: the factors of the errors that the network gives, as a
+    function of T_eff and of how little is known, and how little stars may look like those of the training.
     """
     config = model.config
     names = list(config.network_labels)
     config.rung_error_factors = []
+    if with_curves:
+        config.label_error_curves = None
     limits = []
     factors: list[dict[str, float]] = []
+    curves: dict[str, list[list[float]]] = {}
     for columns in stars:
-        costs, misfits, deviations = [], [], []
+        costs, misfits, answers = [], [], []
         for start in range(0, len(columns["teff"]), EVALUATED_AT_ONCE):
             some = slice(start, start + EVALUATED_AT_ONCE)
             part = {name: value[some] if np.ndim(value) else value for name, value in columns.items()}
@@ -111,18 +153,33 @@ def calibrate(model: SpectraFMForPrediction, collator: Collator, stars: Sequence
             power, normalised = columns.get("resolving_power"), part.get("normalised")
             found = collator.basis.evidence(grid, np.asarray(part["flux"]), weight, power, normalised)
             misfits.append(np.nanmedian(found.misfit, axis=1))
-            deviations.append((outputs.values - labels).abs() / torch.hypot(outputs.errors, errors.nan_to_num(nan=0.0)))
+            arrays = (outputs.values - labels, outputs.errors, errors.nan_to_num(nan=0.0), outputs.unknown[:, :1])
+            answers.append([array.double().numpy() for array in arrays] + [outputs.values.double().numpy()])
         limits.append([float(np.percentile(np.concatenate(values), STRANGEST)) for values in (costs, misfits)])
         factors.append({})
         if "snr" in columns:  # observed stars; others are refined
-            median = torch.cat(deviations).nanmedian(dim=0).values * MAD_TO_SIGMA
-            found_factors = dict(zip(names, median.tolist(), strict=True))
+            residual, sigma, label_error, unknown, values = (
+                np.concatenate(part) for part in zip(*answers, strict=True)
+            )
+            knots = [TEMPERATURES, np.percentile(unknown, UNKNOWN_KNOTS).tolist()]
+            design = [interpolation(values[:, names.index("teff")], knots[0]), interpolation(unknown[:, 0], knots[1])]
+            for i, name in enumerate(names):
+                if not np.isfinite(residual[:, i]).any():
+                    continue
+                if with_curves:
+                    config.label_error_knots = knots
+                    factors[-1][name], curves[name] = error_curves(
+                        residual[:, i], sigma[:, i], label_error[:, i], design
+                    )
+                else:
+                    ratio = np.abs(residual[:, i]) / np.hypot(sigma[:, i], label_error[:, i])
+                    factors[-1][name] = round(float(MAD_TO_SIGMA * np.nanmedian(ratio)), 4)
             # A label that is known of no observed star is no better off than the others.
-            worst = max(value for value in found_factors.values() if np.isfinite(value))
-            factors[-1] = {
-                name: round(value if np.isfinite(value) else worst, 4) for name, value in found_factors.items()
-            }
+            worst = max(factors[-1].values())
+            factors[-1] = {name: factors[-1].get(name, worst) for name in names}
     config.evidence_limits, config.rung_error_factors = limits, factors
+    if with_curves:
+        config.label_error_curves = curves
 
 
 def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> None:

@@ -91,6 +91,15 @@ def test_labels_have_ids_after_padding_and_flux():
             {**BASIS, "rung_pixels": [9], "rung_features": [9]},
             "flux_softening: expected a positive number with rung_pixels",
         ),
+        (
+            {"label_error_curves": {"teff": [[0.0], [0.0]]}, "label_error_knots": [[1.0], [1.0]]},
+            "label_error_curves: expected none without teff in network_labels",
+        ),
+        (
+            {**BASIS, "network_labels": ["teff"], "label_error_curves": {"teff": [[0.0], [0.0]]}},
+            "label_error_curves: expected for some of label_names, as many values as knots",
+        ),
+        ({"label_error_knots": [[2.0, 1.0], [1.0]]}, "label_error_knots: expected none or two lists of rising numbers"),
         ({"label_scales": [1.0, 1.0, float("nan"), 1.0]}, "label_scales: expected positive numbers"),
         ({"label_scales": [1.0, 1.0, float("inf"), 1.0]}, "label_scales: expected positive numbers"),
         ({"label_centers": [0.0, 0.0, float("nan"), 0.0]}, "label_centers: expected finite numbers"),

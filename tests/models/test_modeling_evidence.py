@@ -190,6 +190,34 @@ def test_what_is_not_known_of_an_interval_is_told_on_a_logarithmic_scale(model):
     assert (np.diff(steps, axis=0) < 0).all()
 
 
+def test_errors_follow_curves_of_temperature_and_of_what_is_not_known():
+    torch.manual_seed(0)
+    curves = {"logg": [[0.0, 1.0], [0.5, 0.0]]}
+    knots = [[4000.0, 6000.0], [-4.0, -1.0]]
+    model = SpectraFMForPrediction(config(network_labels=LABELS)).eval()
+    fill(model)
+    inputs = tokens(6)
+    with torch.no_grad():
+        before = model(**inputs)
+        model.config.label_error_knots, model.config.label_error_curves = knots, curves
+        after = model(**inputs)
+        alone = model(**inputs, request_ids=torch.full((6, 1), 3))
+    expected = np.exp(
+        np.interp(before.values[:, 0], knots[0], curves["logg"][0])
+        + np.interp(before.unknown[:, 0], knots[1], curves["logg"][1])
+    )
+    known = torch.log(1.0 - inputs["reliability"][:, :3]).mean(dim=2).sum(dim=1) / 6  # of six intervals
+    np.testing.assert_allclose(before.unknown[:, 0], known, rtol=1e-4)
+    np.testing.assert_allclose((after.errors / before.errors)[:, 1], expected, rtol=1e-4)
+    assert torch.equal(after.errors[:, [0, 2]], before.errors[:, [0, 2]])
+    torch.testing.assert_close(alone.errors[:, 0], after.errors[:, 1])
+    other = {name: value[:, 3:] for name, value in inputs.items()}  # the second rung alone has no curves
+    with torch.no_grad():
+        found = model(**other).errors
+        model.config.label_error_curves = None
+        torch.testing.assert_close(found, model(**other).errors, rtol=0, atol=0)
+
+
 def test_scalars_are_refused(model):
     known = {"scalar_ids": torch.full((4, 1), 2), "scalar_values": torch.full((4, 1), 6000.0)}
     with pytest.raises(ValueError, match="scalar_ids: expected none"):

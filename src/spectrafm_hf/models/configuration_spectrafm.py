@@ -130,6 +130,12 @@ class SpectraFMConfig(PreTrainedConfig):
     label_error_factors : list[float]
         The errors that the network gives of a label are multiplied by its factor, found after training on validation
         stars; none: 1 for all.
+    label_error_knots : list[list[float]]
+        With `label_error_curves`: effective temperatures in K, and numbers that say how little of a spectrum is known
+        (`unknown` of [`SpectraFMModelOutput`]), in order.
+    label_error_curves : dict[str, list[list[float]]]
+        For stars of the first rung: ln of a further factor of the error of a label is the sum of two numbers, which are
+        interpolated between the values at the temperatures and at the other knots, and constant beyond.
     """
 
     model_type = "spectrafm"
@@ -191,6 +197,8 @@ class SpectraFMConfig(PreTrainedConfig):
     label_scales: list[float | int] | tuple[float | int, ...] = (550.0, 1.3, 0.3, 0.1)
     degrees_of_freedom: float | int = 0.0
     label_error_factors: list[float | int] | tuple[float | int, ...] = ()
+    label_error_knots: list[list[float]] | tuple[list[float], ...] = ()
+    label_error_curves: dict[str, list[list[float]]] | None = None
 
     @classmethod
     def original(cls, **kwargs) -> "SpectraFMConfig":
@@ -310,6 +318,13 @@ class SpectraFMConfig(PreTrainedConfig):
         factors = self.label_error_factors
         demand(len(factors) in (0, len(self.label_names)), "label_error_factors", "none or one for each label")
         demand(all(0 < factor < math.inf for factor in factors), "label_error_factors", "positive numbers")
+        curves, sizes = self.label_error_curves or {}, [len(knots) for knots in self.label_error_knots]
+        known = self.token_embedding == "basis" and "teff" in self.network_labels
+        demand(not curves or known, "label_error_curves", "none without teff in network_labels")
+        fits = set(curves) <= set(self.label_names) and all([len(v) for v in c] == sizes for c in curves.values())
+        demand(fits, "label_error_curves", "for some of label_names, as many values as knots")
+        rising = all(a < b for knots in self.label_error_knots for a, b in zip(knots[:-1], knots[1:], strict=True))
+        demand(rising and len(sizes) in (0, 2), "label_error_knots", "none or two lists of rising numbers")
         limits = len(self.evidence_limits)
         demand(limits in (0, len(self.rung_intervals)), "evidence_limits", "none or two numbers for each rung")
         for field in ("label_ranges", "rung_error_factors"):

@@ -29,7 +29,13 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID, SpectraFMConfig
-from .evidence_spectrafm import SpectraFMMemberBlock, SpectraFMMemberHead, SpectraFMMemberLinear, SpectraFMRung
+from .evidence_spectrafm import (
+    LEAST_UNKNOWN,
+    SpectraFMMemberBlock,
+    SpectraFMMemberHead,
+    SpectraFMMemberLinear,
+    SpectraFMRung,
+)
 from .refinement_spectrafm import Refined, SpectraFMRefinement, combinations
 
 
@@ -53,6 +59,8 @@ class SpectraFMModelOutput(ModelOutput):
         num_members, hidden_size), zero where a rung was not seen.
     cost : torch.FloatTensor of shape (B, rungs)
         For `token_embedding="basis"`: see [`SpectraFMCompletion`].
+    unknown : torch.FloatTensor of shape (B, rungs)
+        For `token_embedding="basis"`: mean of ln(1 - reliability) over all coefficients of a rung.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -63,6 +71,7 @@ class SpectraFMModelOutput(ModelOutput):
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
     rung_seen: torch.Tensor | None = None
     cost: torch.Tensor | None = None
+    unknown: torch.Tensor | None = None
 
 
 class _OutputWithValues(ModelOutput):
@@ -129,6 +138,7 @@ class SpectraFMPredictionOutput(_OutputWithValues):
     errors: torch.Tensor | None = None
     rung_seen: torch.Tensor | None = None
     cost: torch.Tensor | None = None
+    unknown: torch.Tensor | None = None
     refined: Refined | None = None
     decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
@@ -805,7 +815,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         shape = (n_stars, len(self.rungs))
         states = coefficients.new_zeros((*shape, config.num_members, config.hidden_size), dtype=self.dtype)
         rung_seen = torch.zeros(shape, dtype=torch.bool, device=seen.device)
-        cost = torch.full(shape, math.nan, device=seen.device)
+        cost, unknown = (torch.full(shape, math.nan, device=seen.device) for _ in range(2))
         for number, (rung, (first, last)) in enumerate(zip(self.rungs, config.rung_intervals, strict=True)):
             (own,) = torch.nonzero((intervals >= first) & (intervals < last), as_tuple=True)
             (stars,) = torch.nonzero(seen[:, own].any(dim=1), as_tuple=True)
@@ -813,7 +823,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
                 found, left = rung(coefficients[stars][:, own], reliability[stars][:, own], intervals[own])
                 states = states.index_put((stars, torch.tensor(number, device=stars.device)), found.to(states.dtype))
                 rung_seen[stars, number], cost[stars, number] = True, left
-        return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost)
+                rest = (1.0 - reliability[stars][:, own].float()).clamp(LEAST_UNKNOWN, 1.0)
+                unknown[stars, number] = torch.log(rest).mean(dim=2).sum(dim=1) / (last - first)
+        return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost, unknown=unknown)
 
     def _scalars(self, ids: torch.Tensor, values: torch.Tensor, n_stars: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens of known scalars, (B, S, hidden_size), and which of them count, (B, S)."""
@@ -981,6 +993,8 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             mean, log_variance = mean[:, 0], log_variance[:, 0]
         if self.config.label_error_factors:
             log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
+        if self.config.label_error_curves:
+            log_variance = log_variance + 2.0 * self._error_curves(outputs, request_ids)
         refined = None
         if self.config.star_labels and estimate is not None and information is not None and pull is not None:
             refined = self._refine(
@@ -1001,6 +1015,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             errors=torch.exp(0.5 * log_variance) * scale,
             rung_seen=outputs.rung_seen,
             cost=outputs.cost,
+            unknown=outputs.unknown,
             refined=refined,
             decoder_hidden_states=outputs.decoder_hidden_states,
             cross_attentions=outputs.cross_attentions,
@@ -1038,6 +1053,23 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             trained = (request_ids[..., None] == torch.tensor(known, device=request_ids.device)).any(dim=-1)
             parts = [part.masked_fill(~trained[:, None], math.nan) for part in parts]
         return parts
+
+    def _error_curves(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor) -> torch.Tensor:
+        """ln of the factors of `config.label_error_curves`, (B, R), for stars of the first rung; 0 for others."""
+        config = self.config
+        assert outputs.unknown is not None and config.label_error_curves
+        teff_ids = torch.full_like(request_ids[:, :1], config.label_ids(["teff"])[0])
+        center, scale = standardisation(config, teff_ids)
+        teff = combined(*self._from_members(outputs, teff_ids))[0] * scale + center
+        found = torch.zeros(request_ids.shape, device=request_ids.device)
+        for part, x in enumerate((teff[:, 0], outputs.unknown[:, 0])):
+            knots = torch.tensor(config.label_error_knots[part], device=x.device)
+            values = torch.zeros(FIRST_LABEL_ID + len(config.label_names), len(knots), device=x.device)
+            for name, curves in config.label_error_curves.items():
+                values[config.label_ids([name])[0]] = torch.tensor(curves[part], device=x.device)
+            ramps = ((x[:, None] - knots[:-1]) / knots.diff()).clamp(0.0, 1.0)
+            found = found + (values[:, 0] + ramps @ values.diff(dim=1).T).gather(1, request_ids)
+        return found.nan_to_num(nan=0.0)
 
     def _star_state(self, outputs: SpectraFMModelOutput) -> torch.Tensor:
         """States (B, M, hidden_size) of the rung that the star model is of."""
