@@ -19,17 +19,19 @@ def text(page: str) -> str:
 
 def test_of_too_many_spectra_the_first_are_used_and_the_page_says_so(workbench, demo_file, monkeypatch):
     assert not workbench.read(demo_file(3)).more
-    monkeypatch.setattr(module, "MAX_SPECTRA", 2)
+    for part in (module, app_html):
+        monkeypatch.setattr(part, "MAX_SPECTRA", 2)
     reading = workbench.read(demo_file(3))
     assert reading.more and len(reading.rows) == len(reading.prediction["teff"]) == 2
     assert "The file holds more spectra: these are the first 2." in text(app_html.summary_html(reading, 0))
 
 
 def test_labels_of_another_kind_of_spectrum_are_not_to_be_used(workbench, text_file):
-    reading = workbench.read(text_file())  # a wave, no star
+    reading = workbench.read(text_file(15_200.0, 16_900.0, 0.2))  # a wave, no star
     assert "unlike_training" in reading.flags(0)
     said = text(app_html.summary_html(reading, 0))
     assert "Do not use these labels." in said and "No star of the training looks like this spectrum" in said
+    assert "no answer from this spectrum: c_fe, " in said and "unknown" not in app_html.labels_html(reading, 0)
 
 
 def test_flags_say_what_to_do_on_this_page(workbench, demo_file):

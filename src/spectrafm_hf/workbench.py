@@ -77,11 +77,10 @@ _KNOWN: dict[str, Callable[[], Iterator[Row]]] = {
 
 @dataclass(frozen=True)
 class KnownStars:
-    """Stars to find the nearest among: what they are, in words, and between which wavelengths (Angstrom)."""
+    """Stars to find the nearest among, and what they are, in words."""
 
     what: str
     embeddings: Embeddings
-    wavelength: tuple[float, float] = (0.0, np.inf)
 
 
 @dataclass(frozen=True)
@@ -215,31 +214,15 @@ class Workbench:
         loaded = self.load()
         if loaded.given is not None:
             return loaded.given
-        wavelength = np.asarray(row["wavelength"], np.float64)[valid_pixels(row)]
-        low, high = np.min(wavelength), np.max(wavelength)
-        with self._lock:
-            for what, stars in _KNOWN.items():
-                if what not in self._known:
-                    self._known[what] = self._embedded(loaded, what, stars)
-        shared = {
-            what: min(high, known.wavelength[1]) - max(low, known.wavelength[0])
-            for what, known in self._known.items()
-            if known is not None
-        }
-        best = max(shared, key=lambda what: shared[what], default="")
-        # Of a spectrum of another range no star of the package is a neighbour.
-        return self._known[best] if best and shared[best] > 0.5 * (high - low) else None
-
-    def _embedded(self, loaded: LoadedModel, what: str, stars: Callable[[], Iterator[Row]]) -> KnownStars | None:
-        first = next(iter(stars()))
-        if loaded.training_range is None or loaded.training_range.flags(first, {}):
-            return None
-        rows = list(stars())
-        embedder = Embedder(loaded.model, loaded.tokenizer)
-        parts = [embedder(rows[k : k + 32])[0] for k in range(0, len(rows), 32)]
-        wavelength = np.asarray(first["wavelength"], np.float64)[valid_pixels(first)]
-        limits = float(np.min(wavelength)), float(np.max(wavelength))
-        return KnownStars(f"{len(rows)} {what}", Embeddings.join(parts), limits)
+        low, high = _limits(row)
+        for what, stars in _KNOWN.items():
+            with self._lock:
+                first, last = _limits(next(iter(stars())))
+                if min(high, last) - max(low, first) > 0.5 * max(high - low, last - first):
+                    if what not in self._known:
+                        self._known[what] = _embedded(loaded, what, stars)
+                    return self._known[what]
+        return None
 
     def example(self, name: str) -> Reading:
         """One of the `EXAMPLES`; the same from the second time on."""
@@ -352,6 +335,26 @@ class Workbench:
             for star, cosine in zip(index[0], similarity[0], strict=True)
             if star >= 0
         ]
+
+
+def _limits(row: Row) -> tuple[float, float]:
+    """First and last wavelength that counts."""
+    wavelength = np.asarray(row["wavelength"], np.float64)[valid_pixels(row)]
+    return float(np.min(wavelength)), float(np.max(wavelength))
+
+
+def _embedded(loaded: LoadedModel, what: str, stars: Callable[[], Iterator[Row]]) -> KnownStars | None:
+    """Known stars; None where the model was not trained for such spectra."""
+    rows = list(stars())
+    trained = loaded.training_range and loaded.training_range.wavelength
+    first, last = _limits(rows[0])
+    if not trained or not any(
+        min(last, high) - max(first, low) > 0.9 * (high - low) for low, high in np.atleast_2d(np.asarray(trained))
+    ):
+        return None
+    embedder = Embedder(loaded.model, loaded.tokenizer)
+    parts = [embedder(rows[k : k + 32])[0] for k in range(0, len(rows), 32)]
+    return KnownStars(f"{len(rows)} {what}", Embeddings.join(parts))
 
 
 def _for_visitors(message: str, path: Path) -> str:
