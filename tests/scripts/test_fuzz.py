@@ -103,7 +103,7 @@ def test_each_target_has_no_fault_in_a_few_inputs(tmp_path):
     options = ("--inputs", "20", "--seeds", str(tmp_path / "seeds"), "--engines", *engines)
     done, runs = run(SCRIPT, tmp_path, *options)
     assert [(found["target"], found["inputs"]) for found in runs] == [
-        (target, 20) for target in ("tokenizer", "readers", "config", "safetensors") for _ in engines
+        (target, 20) for target in ("tokenizer", "readers", "statements", "config", "safetensors") for _ in engines
     ]
     assert done.returncode == int(any(found["fault"] for found in runs))
     assert all(found["faults"] == [] for found in runs), done.stdout

@@ -186,6 +186,12 @@ def admit(
                 mask = mask | ~inside
 
     flags = []
+    if (
+        given.medium is None
+        and hasattr(given.wavelength_unit, "is_equivalent")
+        and not _is_length(given.wavelength_unit)
+    ):
+        medium = "vacuum"  # a frequency or an energy is in no medium
     unsettled = given.medium is medium is None or given.frame is None
     coarse = unsettled and _is_coarse(wavelength, given.resolving_power)
     if (given.medium or medium) == "air":
@@ -309,6 +315,12 @@ def _angstrom(wavelength, unit) -> np.ndarray:
         raise ValueError(f"wavelength: expected a length, frequency or energy, got {unit}") from error
     with np.errstate(over="ignore"):
         return array if factor == 1 else array.astype(np.float64) * factor
+
+
+def _is_length(unit) -> bool:
+    from astropy import units
+
+    return unit.is_equivalent(units.AA)
 
 
 def _bad_pixels(given: Stated, shape: tuple[int, ...]) -> np.ndarray:

@@ -105,6 +105,7 @@ _OF_FLUX = {
 #: What `--columns ROLE=NAME` may name.
 ROLES = tuple(_NAMES)
 _HEADING = re.compile(r"^\s*(.*?)\s*(?:\[([^\]]*)\]|\(([^)]*)\))\s*$")
+_IN_A_MEDIUM = re.compile(r"(?<=.)(in)?(air|vac(uum)?)$")
 _SUFFIX = re.compile(r"^(wave|wavelength|lambda|lam|wl|wav)_(nm|um|micron|microns|angstroms?|aa?)$", re.IGNORECASE)
 
 
@@ -174,7 +175,10 @@ def find_columns(
     for role, known in _NAMES.items():
         if role in asked:
             continue
-        ranked = sorted((known.index(plain(name)), i) for i, name in enumerate(left) if plain(name) in known)
+        words = [plain(name) for name in left]
+        if role in ("wavelength", "log_wavelength"):
+            words = [word if word in known else _IN_A_MEDIUM.sub("", word) for word in words]
+        ranked = sorted((known.index(word), i) for i, word in enumerate(words) if word in known)
         if not ranked:
             continue
         best = [left[i] for rank, i in ranked if rank == ranked[0][0]]
@@ -278,7 +282,7 @@ def unit_of(text: Any) -> units.UnitBase | None:
 
     Of a flux whose unit cannot be read, it still matters whether it is per frequency, in photons or a magnitude.
     """
-    if text is None or hasattr(text, "physical_type"):
+    if text is None or (hasattr(text, "physical_type") and not _is_misread(text)):
         return None if text is None or text == units.one else text
     words = " ".join(str(text).split())
     if words.lower() in _NOTHING:
@@ -314,6 +318,11 @@ def unit_of(text: Any) -> units.UnitBase | None:
         if sign in lower:
             return unit
     return None
+
+
+def _is_misread(unit: Any) -> bool:
+    """Whether astropy did not know a unit, or took an Angstrom for an ampere, as tables do that it reads itself."""
+    return isinstance(unit, units.UnrecognizedUnit) or units.A in getattr(unit, "bases", ())
 
 
 def logarithm(text: Any) -> tuple[float, str] | None:

@@ -207,11 +207,15 @@ def _grid_beside(images: Sequence[Any], stated: Row, options: Options) -> tuple[
     """Wavelengths in an extension of their own, and their unit."""
     for hdu in images:
         if plain(hdu.name) in _WAVELENGTH | _LOG_WAVELENGTH:
-            unit = length_unit(hdu.header.get("BUNIT"), "wavelength") or options.wavelength_unit
+            log = logarithm(hdu.header.get("BUNIT"))
+            unit = length_unit(hdu.header.get("BUNIT") if log is None else log[1], "wavelength")
+            unit = unit or options.wavelength_unit
             values = np.asarray(hdu.data, np.float64)
+            if log is not None:
+                return from_logarithm(values, log[0]), unit
             if "air" in plain(hdu.name) or "vac" in plain(hdu.name):
                 stated["medium"] = "air" if "air" in plain(hdu.name) else "vacuum"
-            return (10**values, None) if plain(hdu.name) in _LOG_WAVELENGTH else (values, unit)
+            return (from_logarithm(values) if plain(hdu.name) in _LOG_WAVELENGTH else values), unit
     return None
 
 
