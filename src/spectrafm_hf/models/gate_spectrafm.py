@@ -186,11 +186,7 @@ def admit(
                 mask = mask | ~inside
 
     flags = []
-    if (
-        given.medium is None
-        and hasattr(given.wavelength_unit, "is_equivalent")
-        and not _is_length(given.wavelength_unit)
-    ):
+    if given.medium is None and not _is_length(given.wavelength_unit):
         medium = "vacuum"  # a frequency or an energy is in no medium
     unsettled = given.medium is medium is None or given.frame is None
     coarse = unsettled and _is_coarse(wavelength, given.resolving_power)
@@ -318,6 +314,8 @@ def _angstrom(wavelength, unit) -> np.ndarray:
 
 
 def _is_length(unit) -> bool:
+    if not hasattr(unit, "is_equivalent"):
+        return True
     from astropy import units
 
     return unit.is_equivalent(units.AA)
