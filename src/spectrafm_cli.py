@@ -156,27 +156,17 @@ def _parser() -> argparse.ArgumentParser:
     explain = verbs.add_parser(
         "explain",
         parents=[_reading()],
-        help="see what a model looks at: attention and gradients over wavelength, and the lines at their peaks",
-        description="Draw what a model looks at in the spectra of INPUT, on average, for each label: attention, how "
-        "the label responds to a line that gets 1 percent deeper, and the known lines at the peaks of both. Written to "
-        "DIR: a picture for each label, curves.csv and peaks.csv.",
+        help="see what a model looks at: how labels move with the flux, which parts tell, and the lines there",
+        description="Draw what a model looks at in the spectra of INPUT, on average, for each label: how the label "
+        "responds to a line that gets 1 percent deeper, how much each part of the spectrum tells of it, and the known "
+        "lines at the peaks of the response. There is no attention in this model; these are exact derivatives of the "
+        "answers. Written to DIR: a picture for each label, curves.csv, intervals.csv and peaks.csv.",
     )
-    explain.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    explain.add_argument("--model", metavar="NAME_OR_PATH", help=_EVIDENCE_HELP)
     explain.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
     explain.add_argument("--labels", nargs="+", metavar="LABEL", help="default: all that the model predicts")
     explain.add_argument(
-        "--layer", type=int, default=-1, metavar="N", help="of the decoder, from 0 (default: the last)"
-    )
-    explain.add_argument("--head", type=int, metavar="N", help="of the layer, from 0 (default: the mean of all)")
-    explain.add_argument(
         "--line-width", type=float, metavar="ANGSTROM", help="full width at half depth of a line (default: 3 pixels)"
-    )
-    explain.add_argument(
-        "--phases",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="look N times, with the tokens laid elsewhere each time: finer attention (default: 1)",
     )
     explain.add_argument("--by-type", action="store_true", help="giants, dwarfs, cool and hot stars apart as well")
     explain.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="stars at once (default: 32)")
@@ -185,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     embed = verbs.add_parser(
         "embed", parents=[_reading()], help="a vector for each spectrum, near for stars that are alike"
     )
-    embed.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    embed.add_argument("--model", metavar="NAME_OR_PATH", help=_EVIDENCE_HELP)
     embed.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .parquet file")
     embed.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
     _overwriting(embed)
@@ -198,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         "--to", type=Path, required=True, metavar="PATH", help="data set folder, or what `spectrafm embed` wrote"
     )
     similar.add_argument("-n", type=_positive, default=5, metavar="N", help="neighbours (default: 5)")
-    similar.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
+    similar.add_argument("--model", metavar="NAME_OR_PATH", help=_EVIDENCE_HELP)
     similar.add_argument("--output", type=Path, metavar="FILE", help="table of all neighbours, .csv")
     similar.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
     _overwriting(similar)
@@ -404,6 +394,7 @@ def _new_output(arguments: argparse.Namespace) -> None:
 
 _WHEEL_HELP = "a copy of the source, instead of the download"
 _MODELS = "a bundled checkpoint, a folder, or a name on the Hugging Face hub"
+_EVIDENCE_HELP = f"{_MODELS} (default: {PREDICTING_MODEL})"
 _MODEL_HELP = f"{_MODELS} (default: {APOGEE_MODEL} if the first spectrum is of the H band, else {DEFAULT_MODEL})"
 
 
@@ -764,23 +755,16 @@ def _explain(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
-    from spectrafm_hf.explain import Explainer, match_lines, write_curves, write_peaks
+    from spectrafm_hf.explain import Explainer, match_lines, write_curves, write_intervals, write_peaks
     from spectrafm_hf.plots import plot_explanation
 
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
-    arguments.model = arguments.model or _suitable_model(arguments)
-    model, tokenizer = _load(arguments.model, arguments.revision, "explain")
+    name = arguments.model or PREDICTING_MODEL
+    model, tokenizer = _load(name, arguments.revision)
     _, units = _labels(model, tokenizer)
     explainer = Explainer(
-        model,
-        tokenizer,
-        arguments.labels,
-        layer=arguments.layer,
-        head=arguments.head,
-        line_width=arguments.line_width,
-        by_type=arguments.by_type,
-        phases=arguments.phases,
+        model, tokenizer, arguments.labels, line_width=arguments.line_width, by_type=arguments.by_type
     )
     rows = read_spectra(files, failures=failures, **_how(arguments))
     with tqdm(total=_count(files), desc="explaining", unit=" stars", delay=DELAY) as progress:
@@ -794,28 +778,31 @@ def _explain(arguments: argparse.Namespace) -> int:
 
     folder = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
-    matches = {name: match_lines(explanation) for name, explanation in explanations.items()}
+    matches = {kind: match_lines(explanation) for kind, explanation in explanations.items()}
     write_curves(folder / "curves.csv", explanations)
+    write_intervals(folder / "intervals.csv", explanations)
     write_peaks(folder / "peaks.csv", matches)
     table = []
-    for name, explanation in explanations.items():
-        for match in matches[name]:
-            if match.curve == "response":
-                picture = folder / (f"{match.label}.png" if name == "all" else f"{match.label}-{name}.png")
-                kind = {"all": "stars", "cool": "cool stars", "hot": "hot stars"}.get(name, name)
-                count = "one star" if explanation.n_stars == 1 else f"mean of {explanation.n_stars:,} {kind}"
-                title = f"what {Path(arguments.model).name} looks at, {count}"
-                plot_explanation(picture, explanation, match.label, match.peaks, units, title)
+    for kind, explanation in explanations.items():
+        for match in matches[kind]:
+            picture = folder / (f"{match.label}.png" if kind == "all" else f"{match.label}-{kind}.png")
+            stars = {"all": "stars", "cool": "cool stars", "hot": "hot stars"}.get(kind, kind)
+            count = "one star" if explanation.n_stars == 1 else f"mean of {explanation.n_stars:,} {stars}"
+            title = f"what {Path(name).name} looks at, {count}"
+            plot_explanation(picture, explanation, match.label, match.peaks, units, title)
+            best = int(explanation.information[explanation.labels.index(match.label)].argmax())
+            low, high = explanation.intervals[best]
+            share = explanation.information[explanation.labels.index(match.label), best]
             table.append(
-                [name, f"{explanation.n_stars:,}", match.label, match.curve, str(len(match.peaks))]
-                + [_recovered(found) for found in (match.known, match.paper)]
+                [kind, f"{explanation.n_stars:,}", match.label, f"{low:,.0f}-{high:,.0f} Å: {share:.0%}"]
+                + [str(len(match.peaks)), *(_recovered(found) for found in (match.known, match.paper))]
             )
-    header = ["stars", "number", "label", "curve", "peaks", "known lines at peaks", "the paper's"]
+    header = ["stars", "number", "label", "most information", "peaks", "known lines at peaks", "the paper's"]
     _print_table(header, table, left=True)
     print(
         "(lines in range; random: mean ± spread for the same lines, moved at random; p: how often those find as many)"
     )
-    print(f"written in {folder}: a picture for each label, curves.csv and peaks.csv")
+    print(f"written in {folder}: a picture for each label, curves.csv, intervals.csv and peaks.csv")
     return _report(failures, folder / "curves.csv")
 
 
@@ -824,14 +811,14 @@ def _embed(arguments: argparse.Namespace) -> int:
 
     _new_output(arguments)
     failures: list[Failure] = []
-    model, tokenizer = _load(arguments.model or _suitable_model(arguments), arguments.revision, "embed")
+    model, tokenizer = _load(arguments.model or PREDICTING_MODEL, arguments.revision)
     n_stars = 0
     with EmbeddingWriter(arguments.output, model) as writer:
         for part in _embeddings(arguments, arguments.input, model, tokenizer, failures):
             writer.write(part)
             n_stars += len(part.object_id)
-            width = part.vectors.shape[1]
-    print(f"written: {arguments.output}, {n_stars:,} vectors of {width} numbers")
+            width, wavelengths = part.vectors.shape[1], part.range
+    print(f"written: {arguments.output}, {n_stars:,} vectors of {width} numbers, of spectra of {wavelengths}")
     return _report(failures, arguments.output)
 
 
@@ -845,7 +832,7 @@ def _similar(arguments: argparse.Namespace) -> int:
     if arguments.output and not arguments.output.parent.is_dir():
         raise ValueError(f"output: expected a folder that exists, got {arguments.output.parent}")
     failures: list[Failure] = []
-    model, tokenizer = _load(arguments.model or _suitable_model(arguments), arguments.revision, "compare")
+    model, tokenizer = _load(arguments.model or PREDICTING_MODEL, arguments.revision)
     names, units = _labels(model, tokenizer)
     others = read_embeddings(arguments.to, model) if arguments.to.is_file() else None
     if others is None:
@@ -1224,24 +1211,12 @@ def _first_row(arguments: argparse.Namespace) -> Row | None:
     return next(iter(read_spectra(files, failures=[], **_how(arguments))), None)
 
 
-def _suitable_model(arguments: argparse.Namespace) -> str:
-    """The bundled checkpoint for the first spectrum, of those whose tokens are pixels."""
-    from spectrafm_hf.checkpoints import suitable_checkpoint
-
-    row = _first_row(arguments)
-    return suitable_checkpoint([] if row is None else row["wavelength"])
-
-
-def _load(
-    name_or_path: str, revision: str = "main", needs_pixels_to: str = ""
-) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
+def _load(name_or_path: str, revision: str = "main") -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
     """Model, on the GPU of this process if there is one, and tokenizer."""
-    from spectrafm_hf.checkpoints import demand_pixels, load_checkpoint
+    from spectrafm_hf.checkpoints import load_checkpoint
     from spectrafm_hf.survey import process_device
 
     model, tokenizer = load_checkpoint(name_or_path, revision)
-    if needs_pixels_to:
-        demand_pixels(tokenizer, needs_pixels_to)
     model.to(process_device())  # type: ignore[arg-type]  # transformers wraps it without its types
     return model, tokenizer
 

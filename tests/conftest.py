@@ -22,8 +22,10 @@ import torch
 
 from spectrafm_cli import DEMO_STARS
 from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
+from spectrafm_hf.bases import fill_completion, make_rung
 from spectrafm_hf.data.readers import find_files, read_spectra
 from spectrafm_hf.data.sources import cache_dir
+from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.synthesis.atmospheres import MarcsGrid
 
 
@@ -43,6 +45,47 @@ def make_tiny_model(seed: int = 0, encoder_ffn_dim: int = 16) -> SpectraFMForPre
         initializer_range=0.5,
     )
     return SpectraFMForPrediction(config).eval()
+
+
+def make_tiny_evidence(seed: int = 0) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
+    """A model of random weights on evidence, of the wavelengths of `stars` and of some in the H band; its tokenizer."""
+    generator = np.random.default_rng(seed)
+    rungs = []
+    for first, low, width, step, power in ((0, 4980.0, 0.016, 1e-4, 2000.0), (2, 15_000.0, 0.01, 2e-5, 20_000.0)):
+        n_pixels = round(2 * width / step) + 400
+        waves = np.sin(np.arange(n_pixels) / np.array([[7.0], [11.0], [19.0]]))
+        spectra = 1.0 + 0.05 * generator.normal(size=(100, 3)) @ waves
+        start = np.log(low) - 200 * step
+        rungs.append(
+            make_rung(
+                spectra, [], first_interval=first, edge=np.log(low), width=width, n_intervals=2, start=start, step=step,
+                resolving_power=power, lowest_resolving_power=0.0, over_continuum=first > 0, n_directions=3,
+            )
+        )  # fmt: skip
+    torch.manual_seed(seed)
+    config = SpectraFMConfig(
+        token_embedding="basis",
+        patch_size=300,
+        num_intervals=4,
+        num_coefficients=5,
+        rung_intervals=[[0, 2], [2, 4]],
+        rung_components=[6, 4],
+        num_members=3,
+        hidden_size=16,
+        encoder_ffn_dim=[16],
+        initializer_range=0.5,
+    )
+    model = SpectraFMForPrediction(config).eval()
+    for rung in model.model.rungs:
+        shape = (200, *rung.completion.center.shape)
+        fill_completion(rung.completion, generator.normal(size=shape).astype("f4"), np.full(shape, 0.99, "f4"))
+    tokenizer = SpectraFMTokenizer(config.label_names, patch_size=300, basis=SpectrumBasis(rungs))
+    return model, tokenizer
+
+
+@pytest.fixture
+def tiny_evidence() -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
+    return make_tiny_evidence()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 from matplotlib import image
 
 from spectrafm_cli import DEMO_STARS, main
+from spectrafm_hf.data.synthetic import SyntheticStars
 
 
 @pytest.fixture
@@ -53,14 +55,15 @@ def test_explain_writes_pictures_and_tables(run, tmp_path):
     assert (code, errors) == (0, "")
     names = {path.name for path in (tmp_path / "why").iterdir()}
     pictures = {f"teff{kind}.png" for kind in ("", "-giants", "-dwarfs", "-cool", "-hot")}
-    assert pictures | {"curves.csv", "peaks.csv"} <= names
+    assert pictures | {"curves.csv", "intervals.csv", "peaks.csv"} == names
     assert image.imread(tmp_path / "why" / "teff.png").shape == (1125, 1999, 4)
     curves = rows_of(tmp_path / "why" / "curves.csv")
     assert {row["stars"] for row in curves} == {"all", "giants", "dwarfs", "cool", "hot"}
     everything = [row for row in curves if row["stars"] == "all"]
     assert len(everything) == 343
-    assert np.mean([float(row["teff_attention"]) for row in everything]) == pytest.approx(1.0, abs=1e-3)
-    assert re.search(r"^all +64 +teff +response +10 +\d+ of 15; random", printed, re.MULTILINE)
+    intervals = [row for row in rows_of(tmp_path / "why" / "intervals.csv") if row["stars"] == "all"]
+    assert sum(float(row["teff"]) for row in intervals) == pytest.approx(1.0, abs=1e-3)
+    assert re.search(r"^all +64 +teff +\d,\d{3}-\d,\d{3} Å: \d\d% +10 +\d+ of 15; random", printed, re.MULTILINE)
     # Deeper Balmer lines mean a hotter star.
     at = {float(row["wavelength"]): float(row["teff_response"]) for row in everything}
     assert at[6560.0] > 0
@@ -80,9 +83,8 @@ def test_a_star_without_pixels_is_listed_and_the_others_explained(run, few, tmp_
     ("arguments", "message"),
     [
         (["--labels", "age"], "expected names out of"),
-        (["--layer", "7"], "layer: expected 0 to"),
-        (["--head", "99"], "head: expected 0 to"),
         (["--line-width", "-1"], "line_width: expected a positive number"),
+        (["--labels", "teff", "mg_fe"], "no answer from this spectrum: mg_fe"),
     ],
 )
 def test_what_is_not_there_is_one_line_and_writes_nothing(run, tmp_path, arguments, message):
@@ -96,7 +98,7 @@ def test_what_is_not_there_is_one_line_and_writes_nothing(run, tmp_path, argumen
 def test_embed_and_similar_find_stars_that_are_alike(run, tmp_path):
     code, printed, errors = run("embed", DEMO_STARS, "--output", "e.parquet")
     assert (code, errors) == (0, "")
-    assert printed == "written: e.parquet, 64 vectors of 768 numbers\n"
+    assert re.fullmatch(r"written: e.parquet, 64 vectors of 128 numbers, of spectra of 3,3\d\d-10,\d{3} Å\n", printed)
     code, printed, errors = run("similar", DEMO_STARS, "--to", "e.parquet", "-n", 2, "--output", "near.csv")
     assert (code, errors) == (0, "")
     near = rows_of(tmp_path / "near.csv")
@@ -107,6 +109,15 @@ def test_embed_and_similar_find_stars_that_are_alike(run, tmp_path):
     # The same from the spectra as from their vectors.
     run("similar", DEMO_STARS, "--to", DEMO_STARS, "-n", 2, "--output", "again.csv")
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "near.csv").read_text()
+
+
+def test_spectra_of_other_wavelengths_are_refused_in_one_line(run, tmp_path):
+    (star,) = islice(SyntheticStars("apogee", seed=3), 1)
+    columns = {name: [np.asarray(star[name])] for name in ("wavelength", "flux", "flux_error", "mask")}
+    pq.write_table(pa.table({"object_id": ["h"], **columns}), tmp_path / "h.parquet")
+    code, _, errors = run("similar", "h.parquet", "--to", DEMO_STARS)
+    assert code == 2
+    assert re.fullmatch(r"spectrafm similar: embeddings: expected spectra of the same wavelengths .*\n", errors)
 
 
 def test_a_comma_in_an_identifier_makes_no_column(run, tmp_path):

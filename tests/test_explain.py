@@ -1,18 +1,14 @@
-"""What a model looks at: the numbers against finite differences, the statistics against what is planted."""
+"""What a model looks at: the sums over stars against each one's, the statistics against what is planted."""
 
 import csv
 
 import numpy as np
 import pytest
-import torch
 
-from spectrafm_hf import SpectraFMTokenizer
 from spectrafm_hf.explain import (
     ALL_LABELS,
     Explainer,
     Line,
-    attributions,
-    eager_attention,
     line_list,
     match_lines,
     peaks_of,
@@ -20,158 +16,101 @@ from spectrafm_hf.explain import (
     spread_over_line,
     star_types,
     write_curves,
+    write_intervals,
     write_peaks,
 )
+from spectrafm_hf.models.flags_spectrafm import QUALITY
+from spectrafm_hf.prediction import tokenize_rows
+from spectrafm_hf.response import pixel_responses
 
 
 LABELS = ["teff", "logg", "fe_h", "alpha_m"]
 
 
 @pytest.fixture
-def tokenizer() -> SpectraFMTokenizer:
-    """With all that stands between flux and what the model sees: continuum, centre and scale that vary."""
-    return SpectraFMTokenizer(
-        patch_size=4,
-        continuum="median",
-        standardize_wavelength=[4900.0, 5200.0],
-        standardize_center=[0.9, 1.1],
-        standardize_scale=[0.05, 0.2],
-        clip=None,
-    )
+def quiet_stars(stars):
+    """Stars whose errors are those of their scatter, so that no pixel is clipped."""
+    return [{**star, "flux_error": np.full(len(star["flux"]), 0.1)} for star in stars]
 
 
-@pytest.fixture
-def one(tiny_model, tokenizer, stars):
-    inputs = tokenizer(stars[0], requests=LABELS)
-    return attributions(tiny_model, tokenizer, inputs), inputs
+def responses_of(tiny_evidence, row, names):
+    model, tokenizer = tiny_evidence
+    ((inputs, _),) = tokenize_rows(tokenizer, [row], names, [""])
+    tokens = {name: value for name, value in inputs.items() if name not in QUALITY}
+    return pixel_responses(model, tokenizer, [row], tokens)[0]
 
 
-def test_the_gradient_is_what_one_percent_of_flux_does(tiny_model, tokenizer, stars, one):
-    found, _ = one
-    model = tiny_model.double()
-    star = {name: np.asarray(value, np.float64) if name != "object_id" else value for name, value in stars[0].items()}
-    star["mask"] = stars[0]["mask"]
-
-    def answers(flux):
-        with torch.no_grad():
-            inputs = tokenizer({**star, "flux": flux}, requests=LABELS)
-            inputs["flux"], inputs["flux_error"] = inputs["flux"].double(), inputs["flux_error"].double()
-            return model(**inputs).values[0].double().numpy()
-
-    good = np.flatnonzero(~star["mask"])
-    middle = good[np.argsort(star["flux"][good])[(len(good) - 1) // 2 : len(good) // 2 + 1]]
-    checked = 0
-    for pixel in (0, 9, 21, 39):
-        if star["mask"][pixel] or pixel in middle:  # these make the median, which is held fixed
-            continue
-        up, down = star["flux"].copy(), star["flux"].copy()
-        up[pixel] *= 1.0 + 1e-3
-        down[pixel] *= 1.0 - 1e-3
-        expected = (answers(up) - answers(down)) / 0.2
-        at = found.valid[0] & (np.abs(found.wavelength[0] - star["wavelength"][pixel]) < 0.1)
-        np.testing.assert_allclose(found.gradient[0][:, at][:, 0], expected, rtol=0.01)
-        checked += 1
-    assert checked >= 3
+def test_one_star_is_explained_by_its_responses(tiny_evidence, quiet_stars):
+    explainer = Explainer(*tiny_evidence, LABELS[:2])
+    assert explainer.add(quiet_stars[:1]) == {}
+    found, expected = explainer.explanations()["all"], responses_of(tiny_evidence, quiet_stars[0], LABELS[:2])
+    valid = ~quiet_stars[0]["mask"]
+    np.testing.assert_allclose(found.wavelength, quiet_stars[0]["wavelength"][valid])
+    flux = quiet_stars[0]["flux"][valid]
+    np.testing.assert_allclose(found.flux, flux / expected.level, rtol=1e-5)
+    np.testing.assert_allclose(found.gradient[:2], 0.01 * flux * expected.response[0][:, valid], rtol=1e-5)
+    np.testing.assert_allclose(found.information[:2], expected.information()[0], rtol=1e-6)
+    np.testing.assert_allclose(found.information.sum(axis=1), 1.0)
+    basis = tiny_evidence[1].basis
+    np.testing.assert_allclose(found.intervals, basis.interval_edges[:2])
+    scales = np.array(tiny_evidence[0].config.label_scales[:2])
+    assert found.labels == ["teff", "logg", ALL_LABELS]
+    together = np.sqrt(((found.gradient[:2] / scales[:, None]) ** 2).sum(axis=0))
+    np.testing.assert_allclose(found.gradient[2], together, rtol=1e-6)
 
 
-def test_attention_is_one_on_average_and_masked_pixels_have_none(one, stars):
-    found, _ = one
-    np.testing.assert_allclose(found.attention[0][:, found.valid[0]].mean(axis=1), 1.0, rtol=1e-5)
-    assert not found.attention[0][:, ~found.valid[0]].any()
-    assert not found.gradient[0][:, ~found.valid[0]].any()
-    assert found.valid.sum() == np.count_nonzero(~stars[0]["mask"])
-
-
-def test_flux_comes_back_over_the_continuum(one, stars):
-    found, _ = one
-    good = ~stars[0]["mask"]
-    expected = stars[0]["flux"][good] / np.median(stars[0]["flux"][good])
-    np.testing.assert_allclose(found.flux[0][found.valid[0]], expected, rtol=1e-5)
-    np.testing.assert_allclose(found.wavelength[0][found.valid[0]], stars[0]["wavelength"][good])
-
-
-def test_attention_is_that_of_the_head_that_is_asked_for(tiny_model, tokenizer, stars, one):
-    mean, inputs = one
-    heads = [attributions(tiny_model, tokenizer, inputs, head=head).attention for head in (0, 1)]
-    np.testing.assert_allclose(np.mean(heads, axis=0), mean.attention, rtol=1e-5)
-    assert np.abs(heads[0] - heads[1]).max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("choice", "field"), [({"layer": 1}, "layer"), ({"layer": -2}, "layer"), ({"head": 2}, "head")]
-)
-def test_a_layer_or_head_that_is_not_there_is_a_clear_error(tiny_model, tokenizer, one, choice, field):
-    with pytest.raises(ValueError, match=f"^{field}: expected 0 to"):
-        attributions(tiny_model, tokenizer, one[1], **choice)
-
-
-def test_the_attention_of_the_model_is_as_it_was_even_after_an_error(tiny_model):
-    before = tiny_model.config._attn_implementation
-    with pytest.raises(KeyError), eager_attention(tiny_model):
-        assert tiny_model.model.decoder.config._attn_implementation == "eager"
-        raise KeyError
-    assert before != "eager"
-    assert tiny_model.config._attn_implementation == before
-    assert tiny_model.model.decoder.config._attn_implementation == before
-
-
-def test_a_star_has_the_same_part_in_any_batch(tiny_model, tokenizer, stars):
-    rows = [stars[0], stars[3]]  # of one grid
-    together, apart = (Explainer(tiny_model, tokenizer, LABELS) for _ in range(2))
+def test_a_star_has_the_same_part_in_any_batch(tiny_evidence, quiet_stars):
+    rows = [quiet_stars[0], quiet_stars[3]]  # of one grid
+    together, apart = (Explainer(*tiny_evidence) for _ in range(2))
     assert together.add(rows) == {}
     assert apart.add(rows[:1]) == apart.add(rows[1:]) == {}
     a, b = together.explanations()["all"], apart.explanations()["all"]
     assert a.n_stars == b.n_stars == 2
     assert a.labels == [*LABELS, ALL_LABELS]
-    for name in ("wavelength", "flux", "attention", "gradient", "response"):
-        np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-4, atol=1e-6)
+    for name in ("wavelength", "flux", "gradient", "response", "information"):
+        values = getattr(a, name)
+        np.testing.assert_allclose(values, getattr(b, name), rtol=1e-3, atol=1e-4 * np.abs(values).max())
 
 
-def test_the_mean_is_over_the_stars_that_have_the_pixel(tiny_model, tokenizer, stars):
-    rows = [stars[0], {**stars[3], "mask": np.arange(40) < 8}]
-    explainer = Explainer(tiny_model, tokenizer, ["fe_h"])
+def test_the_mean_is_over_the_stars_that_have_the_pixel(tiny_evidence, quiet_stars):
+    rows = [quiet_stars[0], {**quiet_stars[3], "mask": np.arange(40) < 8}]
+    explainer = Explainer(*tiny_evidence, ["fe_h"])
     explainer.add(rows)
-    alone = attributions(tiny_model, tokenizer, tokenizer(rows[0], requests=["fe_h"]))
+    alone = Explainer(*tiny_evidence, ["fe_h"])
+    alone.add(rows[:1])
     both = explainer.explanations()["all"]
     assert both.wavelength[0] >= 5016  # what only half of the stars have is left out
     explainer.add([rows[0]])
     most = explainer.explanations()["all"]
     assert most.wavelength[0] == 5000
-    np.testing.assert_allclose(most.gradient[0, 0], alone.gradient[0, 0][alone.valid[0]][0], rtol=1e-4)
+    np.testing.assert_allclose(most.gradient[0, 0], alone.explanations()["all"].gradient[0, 0], rtol=1e-3)
 
 
-def test_a_star_of_other_wavelengths_is_told(tiny_model, tokenizer, stars):
-    explainer = Explainer(tiny_model, tokenizer)
-    far = {**stars[1], "wavelength": stars[1]["wavelength"] + 500}
-    empty = {**stars[2], "mask": np.ones(33, bool)}
-    bad = explainer.add([stars[0], far, empty])
-    assert bad == {1: "expected the wavelengths of the first star, got others", 2: "no valid pixel"}
+def test_a_star_of_other_wavelengths_is_told(tiny_evidence, quiet_stars):
+    explainer = Explainer(*tiny_evidence)
+    far = {**quiet_stars[1], "wavelength": quiet_stars[1]["wavelength"] + 60}
+    empty = {**quiet_stars[2], "mask": np.ones(33, bool)}
+    refused = {**quiet_stars[2], "refused": "object_class: expected a star, got QSO"}
+    bad = explainer.add([quiet_stars[0], far, empty, refused])
+    assert bad == {
+        1: "expected the wavelengths of the first star, got others",
+        2: "no valid pixel",
+        3: "object_class: expected a star, got QSO",
+    }
     assert explainer.explanations()["all"].n_stars == 1
 
 
-def test_phases_are_the_mean_over_tokens_that_start_elsewhere(tiny_model, tokenizer, stars):
-    star = {**stars[0], "mask": np.zeros(len(stars[0]["flux"]), bool)}
-    explainer = Explainer(tiny_model, tokenizer, ["fe_h"], phases=4)
-    assert explainer.add([star]) == {} and explainer.n_stars["all"] == 1
-    found = explainer.explanations()["all"]
-    cut = [{name: value if np.ndim(value) == 0 else value[k:] for name, value in star.items()} for k in range(4)]
-    parts = [attributions(tiny_model, tokenizer, tokenizer(part, requests=["fe_h"])) for part in cut]
-    for curve in ("attention", "gradient"):
-        values = [getattr(part, curve)[0, 0][part.valid[0]] for part in parts]
-        total = sum(np.pad(value, (k, 0)) for k, value in enumerate(values))
-        expected = total / np.minimum(np.arange(1, len(total) + 1), 4)
-        n_found = found.wavelength.size  # pixels that few of the phases have are left out
-        assert len(expected) - 2 <= n_found < len(expected)
-        np.testing.assert_allclose(getattr(found, curve)[0], expected[-n_found:], rtol=1e-6)
-    once = Explainer(tiny_model, tokenizer, ["fe_h"])
-    once.add([star])
-    steps = [np.count_nonzero(np.diff(e.attention[0])) for e in (found, once.explanations()["all"])]
-    assert steps[0] > 3 * steps[1], "attention changes within a token"
+def test_a_label_that_is_not_answered_is_told(tiny_evidence, quiet_stars):
+    model, tokenizer = tiny_evidence
+    model.config.network_labels = ["teff"]
+    explainer = Explainer(model, tokenizer, ["teff", "fe_h"])
+    assert explainer.add(quiet_stars[:1]) == {0: "no answer from this spectrum: fe_h"}
+    assert explainer.explanations() == {}
 
 
-def test_more_phases_than_a_token_has_pixels_are_a_clear_error(tiny_model, tokenizer):
-    with pytest.raises(ValueError, match="phases: expected 1 to 4, the pixels of a token, got 5"):
-        Explainer(tiny_model, tokenizer, phases=5)
+def test_a_model_whose_tokens_are_pixels_is_refused(tiny_model, tiny_tokenizer):
+    with pytest.raises(ValueError, match="^model: expected a checkpoint on evidence to explain"):
+        Explainer(tiny_model, tiny_tokenizer)
 
 
 def test_stars_are_told_apart_by_their_own_labels_and_else_by_the_predicted():
@@ -180,13 +119,17 @@ def test_stars_are_told_apart_by_their_own_labels_and_else_by_the_predicted():
     assert star_types({}, {"fe_h": 0.0}) == ["all"]
 
 
-def test_types_add_up(tiny_model, tokenizer, stars):
-    rows = [{**star, "logg": logg, "teff": 4000.0} for star, logg in zip((stars[0], stars[3]), (1.0, 4.0), strict=True)]
-    explainer = Explainer(tiny_model, tokenizer, LABELS, by_type=True)
+def test_types_add_up(tiny_evidence, quiet_stars):
+    rows = [
+        {**star, "logg": logg, "teff": 4000.0}
+        for star, logg in zip((quiet_stars[0], quiet_stars[3]), (1.0, 4.0), strict=True)
+    ]
+    explainer = Explainer(*tiny_evidence, LABELS, by_type=True)
     explainer.add(rows)
     found = explainer.explanations()
     assert {name: one.n_stars for name, one in found.items()} == {"all": 2, "giants": 1, "dwarfs": 1, "cool": 2}
     np.testing.assert_array_equal(found["cool"].gradient, found["all"].gradient)
+    np.testing.assert_array_equal(found["cool"].information, found["all"].information)
 
 
 def test_a_line_sums_the_gradients_below_it_and_does_not_reach_over_a_gap():
@@ -254,9 +197,9 @@ def test_the_p_value_is_right_for_lines_that_cluster():
     assert np.mean(np.array(values) < 0.05) < 0.15
 
 
-def test_tables_hold_what_was_found(tiny_model, tokenizer, stars, tmp_path):
-    explainer = Explainer(tiny_model, tokenizer, ["teff", "fe_h"])
-    explainer.add([stars[1]])
+def test_tables_hold_what_was_found(tiny_evidence, quiet_stars, tmp_path):
+    explainer = Explainer(*tiny_evidence, ["teff", "fe_h"])
+    explainer.add([quiet_stars[1]])
     found = explainer.explanations()
     write_curves(tmp_path / "curves.csv", found)
     with (tmp_path / "curves.csv").open() as file:
@@ -264,8 +207,13 @@ def test_tables_hold_what_was_found(tiny_model, tokenizer, stars, tmp_path):
     assert len(rows) == found["all"].wavelength.size
     assert float(rows[3]["fe_h_gradient"]) == pytest.approx(found["all"].gradient[1, 3], rel=1e-4)
     assert float(rows[3]["all_response"]) == pytest.approx(found["all"].response[2, 3], rel=1e-4)
+    write_intervals(tmp_path / "intervals.csv", found)
+    with (tmp_path / "intervals.csv").open() as file:
+        intervals = list(csv.DictReader(file))
+    assert [float(row["low"]) for row in intervals] == pytest.approx(found["all"].intervals[:, 0], abs=0.01)
+    assert sum(float(row["teff"]) for row in intervals) == pytest.approx(1.0, abs=1e-4)
     matches = match_lines(found["all"])
-    assert {match.curve for match in matches} == {"response"}  # 15 tokens are too coarse for lines
+    assert [match.label for match in matches] == ["teff", "fe_h", ALL_LABELS]
     write_peaks(tmp_path / "peaks.csv", {"all": matches})
     with (tmp_path / "peaks.csv").open() as file:
         peaks = list(csv.DictReader(file))

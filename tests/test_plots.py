@@ -217,7 +217,8 @@ def test_an_explanation_names_the_lines_at_peaks_and_shows_long_spectra_close_up
     monkeypatch.setattr("spectrafm_hf.plots._save", lambda figure, path: figures.append(figure))
     wavelength = np.linspace(15700.0, 15980.0, n_pixels)
     curve = np.sin(wavelength / 3)[None]
-    found = Explanation(["mg_fe"], 3, wavelength, 1 + 0.1 * curve[0], 1 + curve, curve, curve, 0.1, 20.0, 0.3)
+    intervals, shares = np.array([[15690.0, 15800.0], [15800.0, 15990.0]]), np.array([[0.25, 0.75]])
+    found = Explanation(["mg_fe"], 3, wavelength, 1 + 0.1 * curve[0], curve, curve, intervals, shares, 0.1, 0.3)
     lines = [line for line in line_list() if line.name == "Mg I" and line.wavelength in (15770.11, 15958.86)]
     peaks = [Peak(line.wavelength, 1.0, 1.0, line) for line in lines] + [Peak(15771.0, 1.0, 0.5, None)]
     plot_explanation(tmp_path / "picture.png", found, "mg_fe", peaks, {"mg_fe": "dex"}, "what it looks at")
@@ -225,4 +226,5 @@ def test_an_explanation_names_the_lines_at_peaks_and_shows_long_spectra_close_up
     assert len(figure.axes) == panels
     assert figure._suptitle.get_text() == "[Mg/Fe]: what it looks at"
     assert [text.get_text() for text in figure.axes[0].texts] == ["Mg I", "Mg I"]
+    assert [bar.get_height() for bar in figure.axes[1].patches] == [25.0, 75.0]
     assert figure.axes[2].get_ylabel().startswith("[Mg/Fe] [dex]")

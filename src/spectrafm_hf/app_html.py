@@ -248,10 +248,10 @@ def picture_html(
         )
         sources.append(f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}")
     what = "all labels" if label == ALL_LABELS else plain_symbol(label)
-    words = f"{_peaks_in_words(explanation, label, wavelength_range)} {_tokens_in_words(explanation)}"
+    words = f"{_peaks_in_words(explanation, label, wavelength_range)} {_response_in_words(explanation)}"
     alternative = (
-        f"Three panels over wavelength: the spectrum of {row['object_id']} with its errors and masked pixels; the "
-        f"attention of the request for {what}; how much {what} responds to a line there. {words}"
+        f"Three panels over wavelength: the spectrum of {row['object_id']} with its errors and masked pixels; how much "
+        f"each part of it tells of {what}; how much {what} responds to a line there. {words}"
     )
     return (
         f'<picture><source media="(max-width: 640px)" srcset="{sources[1]}">'
@@ -272,11 +272,8 @@ def _peaks_in_words(explanation: Explanation, label: str, wavelength_range: tupl
     return f"Strongest response at {', '.join(peaks[:NAMED_PEAKS])}." if peaks else "No peak of the response here."
 
 
-def _tokens_in_words(explanation: Explanation) -> str:
-    return (
-        f"Attention is no finer than a token, {explanation.token_width:,.0f} Å here; the response is that to a line "
-        f"{explanation.line_width:.2g} Å wide which gets 1 % deeper."
-    )
+def _response_in_words(explanation: Explanation) -> str:
+    return f"The response is that to a line {explanation.line_width:.2g} Å wide which gets 1 % deeper."
 
 
 # ------------------------------------------------------------------------------------------------ words beside it

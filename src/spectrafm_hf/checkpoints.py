@@ -72,6 +72,15 @@ def demand_pixels(tokenizer: SpectraFMTokenizer, purpose: str) -> None:
         )
 
 
+def demand_evidence(tokenizer: SpectraFMTokenizer, purpose: str) -> None:
+    """`ValueError` for a checkpoint whose tokens are pixels, where evidence is needed."""
+    if tokenizer.basis is None:
+        raise ValueError(
+            f"model: expected a checkpoint on evidence to {purpose}, such as {BASE_CHECKPOINT}, got one whose tokens "
+            "are pixels"
+        )
+
+
 def save_checkpoint(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, folder: str | os.PathLike) -> None:
     """
     Write a model, its tokenizer and the code of both (for `trust_remote_code=True`) into one folder.

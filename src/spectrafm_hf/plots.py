@@ -551,7 +551,7 @@ def plot_explanation(
     units: Mapping[str, str],
     title: str = "",
 ) -> None:
-    """What a model looks at for one label: spectrum, attention, response to a line; close-ups of the highest peaks.
+    """What a model looks at for one label: spectrum, information, response to a line; close-ups of the highest peaks.
 
     Parameters
     ----------
@@ -567,18 +567,18 @@ def plot_explanation(
     title : str
     """
     wavelength = explanation.wavelength
-    x, flux, _, response = _curves(explanation, label)
+    x, flux, response = _curves(explanation, label)
     size = len(wavelength)
     chosen = _apart(peaks, ZOOM_WIDTH, 5) if size > 2000 else []
     figure = Figure(figsize=(13.33, 7.5), layout=ConstrainedLayoutEngine(h_pad=0.04, w_pad=0.06, hspace=0.03))
-    heights = [2, 1.3, 1.7, 2.1] if chosen else [2, 1.3, 1.7]
+    heights = [2, 1.1, 1.8, 2.1] if chosen else [2, 1.1, 1.8]
     grid = figure.add_gridspec(len(heights), max(len(chosen), 1), height_ratios=heights)
     top = figure.add_subplot(grid[0, :])
     middle, bottom = (figure.add_subplot(grid[i, :], sharex=top) for i in (1, 2))
     width = 1.4 if size < 1000 else 0.5
     top.plot(x, flux, color=INK, lw=width, drawstyle="steps-mid")
     top.set_ylim(_flux_limits(explanation.flux))
-    _draw_attention(middle, explanation, label)
+    _draw_information(middle, explanation, label)
     _draw_response(bottom, explanation, label, units)
     top.set_xlim(wavelength[0], wavelength[-1])
     top.set_ylabel("Flux", fontsize=12)
@@ -667,8 +667,10 @@ def plot_explained_star(
     mark_lines(top, row, 0.036 if narrow else 0.014)
     top.set_xlabel("")
     top.set_ylabel(flux_label, fontsize=11)
-    _draw_attention(middle, explanation, label)
+    low, high = top.get_xlim()
+    _draw_information(middle, explanation, label)
     _draw_response(bottom, explanation, label, units)
+    top.set_xlim(low, high)
     for axes in (middle, bottom):
         _style(axes)
     bottom.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=12)
@@ -683,26 +685,25 @@ def plot_explained_star(
 
 
 def _curves(explanation: Explanation, label: str) -> list[NDArray[np.float64]]:
-    """Wavelength, flux, attention and response; lines end at gaps and where pixels are masked."""
+    """Wavelength, flux and response; lines end at gaps and where pixels are masked."""
     row = explanation.labels.index(label)
     step = np.diff(explanation.wavelength)
     gaps = np.flatnonzero(step > 2.5 * explanation.step) + 1 if explanation.step else np.empty(0, int)
-    curves = explanation.wavelength, explanation.flux, explanation.attention[row], explanation.response[row]
+    curves = explanation.wavelength, explanation.flux, explanation.response[row]
     return [np.insert(curve, gaps, np.nan) for curve in curves]
 
 
-def _draw_attention(axes: Axes, explanation: Explanation, label: str) -> None:
-    x, _, attention, _ = _curves(explanation, label)
-    axes.fill_between(x, attention, color=BLUE, lw=0, step="mid", alpha=0.75)
-    axes.axhline(1, color=GREY, lw=0.8, ls="--")
-    axes.set_ylim(0, 1.08 * np.nanmax(attention))
-    axes.annotate("even", (1, 1), (3, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
-                  va="center", fontsize=9, color=INK)  # fmt: skip
-    axes.set_ylabel("Attention\n/ even", fontsize=12)
+def _draw_information(axes: Axes, explanation: Explanation, label: str) -> None:
+    """A bar for each interval, as wide as it is."""
+    shares = 100.0 * explanation.information[explanation.labels.index(label)]
+    low, high = explanation.intervals.T
+    axes.bar(low, shares, high - low, align="edge", color=BLUE, alpha=0.75, ec="white", lw=0.8)
+    axes.set_ylim(0, 1.08 * shares.max() or 1.0)
+    axes.set_ylabel("Information\n[% of all]", fontsize=12)
 
 
 def _draw_response(axes: Axes, explanation: Explanation, label: str, units: Mapping[str, str]) -> None:
-    x, _, _, response = _curves(explanation, label)
+    x, _, response = _curves(explanation, label)
     axes.fill_between(x, response, color=ORANGE, lw=0.6, step="mid")
     axes.axhline(0, color=GREY, lw=0.6)
     number = axis_label(label, units) if label in units else "all labels, scaled"

@@ -116,7 +116,7 @@ def test_each_target_has_no_fault_in_a_few_inputs(tmp_path):
         ({"air": True}, None),  # flagged
         ({"air": True, "cards": {"AIRORVAC": "vacuum"}}, r"wavelength: off by -8\d\.\d km/s"),
         ({"air": True, "cards": {"AIRORVAC": "air"}, "velocity": 50.0}, None),  # flagged
-        ({"velocity": 50.0, "cards": {"SPECSYS": "SOURCE"}}, r"wavelength: off by 50\.\d km/s"),
+        ({"velocity": 50.0, "cards": {"SPECSYS": "SOURCE", "AIRORVAC": "vacuum"}}, r"wavelength: off by 50\.\d km/s"),
         ({"flux_unit": "Jy", "error_unit": "mJy"}, None),
     ],
 )

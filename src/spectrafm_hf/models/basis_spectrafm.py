@@ -148,6 +148,10 @@ class Evidence:
         Inverse covariance of these that the pixels alone give.
     pull : float array of shape (B, T, K)
         Derivative of the likelihood of the pixels at `estimate`, which the prior keeps from its peak.
+    level : float array of shape (B, T)
+        What the prior of the level lies around, in the unit of the flux.
+    unit : float array of shape (B, T)
+        By which `estimate` is over the least squares in units of `level`.
     """
 
     intervals: np.ndarray
@@ -160,6 +164,8 @@ class Evidence:
     estimate: np.ndarray
     information: np.ndarray
     pull: np.ndarray
+    level: np.ndarray
+    unit: np.ndarray
 
 
 class SpectrumBasis:
@@ -329,7 +335,7 @@ class SpectrumBasis:
         seen = np.zeros((n_stars, n_intervals), bool)
         misfit = np.full((n_stars, n_intervals), np.nan, np.float32)
         clipped = np.zeros(flux.shape, bool)
-        first = np.zeros_like(level)
+        first, begin, units = np.zeros_like(level), np.zeros_like(level), np.ones_like(level)
         estimate, pull = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         information = np.zeros((*shape, shape[-1]), np.float32)
         # In units of its own size: squares of fluxes in erg/s/cm2/A do not fit into single precision.
@@ -376,6 +382,7 @@ class SpectrumBasis:
             seen[:, i] &= count.numpy() > 0
             # The same in units of the level that the spectra are compared with.
             unit = np.where(level_counts, start / scale, 1.0 / found_level[:, 0].numpy())[:, None].astype(np.float32)
+            begin[:, i], units[:, i] = start, unit[:, 0]
             estimate[:, i] = found.numpy() * unit
             information[:, i] = gram.numpy() / unit[..., None] ** 2
             found[:, 0] -= 1.0
@@ -387,8 +394,9 @@ class SpectrumBasis:
         # Without its continuum, the level of a narrow interval says nothing.
         mean[~level_counts, :, :2], reliability[~level_counts, :, :2] = 0.0, 0.0
         mean[~seen], reliability[~seen], information[~seen], pull[~seen] = 0.0, 0.0, 0.0, 0.0
+        scale, begin = scale * size[:, 0], begin * size
         return Evidence(
-            design.intervals, mean, reliability, seen, misfit, clipped, scale * size[:, 0], estimate, information, pull
+            design.intervals, mean, reliability, seen, misfit, clipped, scale, estimate, information, pull, begin, units
         )
 
     @staticmethod

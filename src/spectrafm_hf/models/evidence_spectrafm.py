@@ -62,7 +62,6 @@ class SpectraFMCompletion(InFullPrecision):
     def num_features(self) -> int:
         return len(self.spread) + len(self.center)
 
-    @torch.no_grad()
     def amplitudes(
         self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -173,6 +173,8 @@ class Refined:
         chi^2 of the labels that thirds of the spectrum would have by themselves, less what is expected, in standard
         deviations.
     converged : torch.BoolTensor of shape (B,)
+    slope : torch.FloatTensor of shape (B, P, T, K)
+        Derivative of the labels with respect to `pull` of the evidence, where that is asked for.
     """
 
     labels: torch.Tensor
@@ -183,6 +185,7 @@ class Refined:
     error_factor: torch.Tensor
     disagreement: torch.Tensor
     converged: torch.Tensor
+    slope: torch.Tensor | None = None
 
 
 class SpectraFMRefinement(InFullPrecision):
@@ -192,7 +195,6 @@ class SpectraFMRefinement(InFullPrecision):
         super().__init__()
         self.star_model = SpectraFMStarModel(config).requires_grad_(False)
 
-    @torch.no_grad()
     def forward(
         self,
         start: torch.Tensor,
@@ -216,7 +218,19 @@ class SpectraFMRefinement(InFullPrecision):
         misfit : torch.FloatTensor of shape (B, T), optional
             chi^2 per degree of freedom of what is beyond the coefficients, NaN where unknown: where the stated errors
             are too small for it, they count as larger.
+
+        Labels have a derivative with respect to `pull`, where that requires one: not of each step, but of the end,
+        where the likelihood has its peak. Nothing else has.
         """
+        wanted = torch.is_grad_enabled() and pull.requires_grad
+        with torch.no_grad():
+            refined = self._refine(start, estimate, information, pull, intervals, level_known, misfit, wanted)
+        if refined.slope is not None:
+            refined.labels = refined.labels + torch.einsum("bptk,btk->bp", refined.slope, pull - pull.detach())
+        return refined
+
+    def _refine(self, start, estimate, information, pull, intervals, level_known, misfit, wanted) -> Refined:
+        """`forward`, and where `wanted` the slope as well."""
         error_factor = torch.ones_like(start[:, 0])
         if misfit is not None:
             error_factor = torch.nan_to_num(misfit.nanmedian(dim=1).values, nan=1.0).clamp(min=1.0).sqrt()
@@ -224,20 +238,23 @@ class SpectraFMRefinement(InFullPrecision):
             pull = pull / error_factor[:, None, None] ** 2
         low, high = self.star_model.limits()
         begin = nn.functional.pad(start.float().clamp(low, high), (0, 2))
-        refined, end = self._fit(begin, estimate, information, pull, intervals, level_known)
+        refined, end = self._fit(begin, estimate, information, pull, intervals, level_known, wanted)
         for _ in range(ROUNDS - 1):
             again = torch.nonzero(~refined.converged)[:, 0]
             if not len(again):
                 break
             found, end[again] = self._fit(
-                end[again], estimate[again], information[again], pull[again], intervals, level_known[again]
+                end[again], estimate[again], information[again], pull[again], intervals, level_known[again], wanted
             )
             for field in fields(found):
-                getattr(refined, field.name)[again] = getattr(found, field.name)
+                if field.name != "slope" or wanted:
+                    getattr(refined, field.name)[again] = getattr(found, field.name)
         refined.error_factor *= error_factor
+        if refined.slope is not None:
+            refined.slope /= error_factor[:, None, None, None] ** 2
         return refined
 
-    def _fit(self, found, estimate, information, pull, intervals, level_known) -> tuple[Refined, torch.Tensor]:
+    def _fit(self, found, estimate, information, pull, intervals, level_known, wanted) -> tuple[Refined, torch.Tensor]:
         """`STEPS` steps from labels, velocity and width (B, P + 2); and where they lead."""
         star = self.star_model
         n_labels = found.shape[1] - 2
@@ -292,6 +309,9 @@ class SpectraFMRefinement(InFullPrecision):
             ),
             converged=(size < CONVERGED) & found.isfinite().all(dim=1),
         )
+        if wanted:
+            by_pull = continuum.removed_from_rows(jacobian) / factor[:, None, None, None]
+            refined.slope = torch.einsum("bpq,btkq->bptk", inverse[:, :n_labels] * change[:, :, None], by_pull)
         return refined, found
 
 
@@ -349,6 +369,7 @@ class _Continuum:
         along_slope = torch.zeros_like(model)
         along_slope[..., 1] = 1.0
         directions = torch.stack((model, along_slope), dim=3) * sizes[:, :, None]
+        self.directions = directions
         self.along = information @ directions  # B, T, K, 2
         # The posterior covariance in units of the prior, of two by two.
         a, b, d = (
@@ -366,6 +387,10 @@ class _Continuum:
     def removed_from_columns(self, informed: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Information times columns (B, T, K, P), less what the continuum explains."""
         return informed - self.weighted @ (self.along.transpose(2, 3) @ columns)
+
+    def removed_from_rows(self, columns: torch.Tensor) -> torch.Tensor:
+        """Columns (B, T, K, P), so that with a residual they give what they do with [`removed_from`] it."""
+        return columns - self.directions @ (self.inner @ (self.along.transpose(2, 3) @ columns))
 
     def diagonal(self, information: torch.Tensor) -> torch.Tensor:
         return information.diagonal(dim1=2, dim2=3) - (self.weighted * self.along).sum(dim=-1)

@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import cached_file
 
-from .basis_spectrafm import SpectrumBasis
+from .basis_spectrafm import Evidence, SpectrumBasis
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID
 from .gate_spectrafm import (
     ANGSTROM_PER_UNIT,
@@ -72,6 +73,31 @@ BASIS_FILE = "basis.safetensors"
 UNKNOWN_ERROR = 0.02
 # What the Auto classes read in the saved files beside the settings.
 FOREIGN_KEYS = {"auto_map", "feature_extractor_type", "processor_class", "tokenizer_class"}
+
+
+@dataclass
+class EvidenceOnGrid:
+    """
+    What stars on one grid say, and how they say it.
+
+    Attributes
+    ----------
+    stars : int array of shape (B,)
+        Which of the stars that were given.
+    wavelength : array of shape (pixels,)
+        Angstrom, vacuum, rest frame, increasing.
+    flux, inverse_variance : array of shape (B, pixels)
+        In the unit given; 0 where a pixel does not count.
+    resolving_power : float, optional
+    evidence : Evidence
+    """
+
+    stars: np.ndarray
+    wavelength: np.ndarray
+    flux: np.ndarray
+    inverse_variance: np.ndarray
+    resolving_power: float | None
+    evidence: Evidence
 
 
 class SpectraFMTokenizer(FeatureExtractionMixin):
@@ -532,10 +558,26 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
     # ------------------------------------------------------------------------------------------------------ evidence
 
-    def _evidence(
-        self, pixels: dict[str, np.ndarray], resolving_power, normalised, return_quality: bool
-    ) -> dict[str, np.ndarray]:
-        """Coefficients of all intervals that any of the stars has pixels in; each grid is dealt with once."""
+    def evidence(self, rows, resolving_power=None, normalised=None) -> list[EvidenceOnGrid]:
+        """
+        What rows of a data set say, as their tokens have it, beside the pixels that say it. Needs a basis.
+
+        Parameters
+        ----------
+        rows, resolving_power, normalised
+            As in a call.
+
+        Returns
+        -------
+        list of EvidenceOnGrid
+            Each has stars that share their wavelengths.
+        """
+        wavelength, flux, flux_error, mask = _pixel_columns(_as_columns(rows))
+        pixels = self._read_pixels(wavelength, flux, flux_error, mask, None, self.error_type)
+        return self._evidence_on_grids(pixels, resolving_power, normalised)
+
+    def _evidence_on_grids(self, pixels: dict[str, np.ndarray], resolving_power, normalised) -> list[EvidenceOnGrid]:
+        """Each grid is dealt with once."""
         basis: Any = self.basis
         wavelength, flux, error, valid = (pixels[name] for name in ("wavelength", "flux", "flux_error", "valid"))
         n_stars = len(flux)
@@ -565,9 +607,19 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 misfit = np.array([np.nanmedian(star) if np.isfinite(star).any() else 1.0 for star in evidence.misfit])
                 weight /= np.where(known, 1.0, np.maximum(misfit, 1e-6))[:, None]
                 evidence = basis.evidence(row[here], values, weight, power, own)
-            found.append((stars, power, evidence))
+            found.append(EvidenceOnGrid(np.array(stars), row[here], values, weight, power, evidence))
+        return found
+
+    def _evidence(
+        self, pixels: dict[str, np.ndarray], resolving_power, normalised, return_quality: bool
+    ) -> dict[str, np.ndarray]:
+        """Coefficients of all intervals that any of the stars has pixels in."""
+        basis: Any = self.basis
+        found = self._evidence_on_grids(pixels, resolving_power, normalised)
+        error, valid = pixels["flux_error"], pixels["valid"]
+        n_stars = len(valid)
         # All intervals of a rung, so that stars that lack some can be put beside those that lack others.
-        rungs = [rung for rung in basis.rungs if any(rung.has(evidence.intervals) for *_, evidence in found)]
+        rungs = [rung for rung in basis.rungs if any(rung.has(grid.evidence.intervals) for grid in found)]
         intervals = np.concatenate([rung.first_interval + np.arange(rung.n_intervals) for rung in rungs] or [[]])
         intervals = intervals.astype(np.int64)
         shape = (n_stars, len(intervals), basis.n_coefficients)
@@ -582,21 +634,20 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             "misfit": np.full(shape[:2], np.nan, np.float32),
         }
         quality = {name: np.zeros(n_stars, np.float32) for name in ("clipped", "shift")}
-        for stars, power, evidence in found:
+        for grid in found:
+            stars, evidence = grid.stars, grid.evidence
             at = np.ix_(stars, np.searchsorted(intervals, evidence.intervals))
             for name, values in inputs.items():
                 if name != "interval_ids":
                     values[at] = evidence.seen if name == "attention_mask" else getattr(evidence, name)
             share = evidence.clipped.sum(axis=1) / np.maximum(valid[stars].sum(axis=1), 1)
             quality["clipped"][stars] = share
-            strange = np.asarray(stars)[basis.strange(evidence, share)] if return_quality else []
-            row = wavelength[stars[0] % len(wavelength)]
-            here = np.isfinite(row)
-            if len(strange) and basis.tells_velocity(row[here], power):
-                values, sigma, good = (array[np.ix_(strange, here)] for array in (flux, error, valid))
-                good &= sigma > 0
-                weight = np.where(good, np.where(good, sigma, 1.0).astype(np.float64) ** -2.0, 0.0)
-                quality["shift"][strange] = basis.shifts(row[here], values, weight, power)
+            known = (error[stars] > 0).any(axis=1)
+            strange: Any = np.flatnonzero(basis.strange(evidence, share) & known) if return_quality else []
+            if len(strange) and basis.tells_velocity(grid.wavelength, grid.resolving_power):
+                quality["shift"][stars[strange]] = basis.shifts(
+                    grid.wavelength, grid.flux[strange], grid.inverse_variance[strange], grid.resolving_power
+                )
         return inputs | (quality if return_quality else {})
 
     # ---------------------------------------------------------------------------------- continuum, standardisation
