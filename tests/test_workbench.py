@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_tiny_model
 
 import spectrafm_cli
 import spectrafm_hf.workbench as module
-from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
+from spectrafm_hf import save_checkpoint
 from spectrafm_hf.prediction import TrainingRange
 from spectrafm_hf.similar import Embedder, EmbeddingWriter
 from spectrafm_hf.workbench import EXAMPLES, NEIGHBOURS, Workbench
@@ -179,9 +178,9 @@ def test_a_spectrum_unlike_those_of_the_training_has_no_neighbours(workbench, te
 
 
 @pytest.fixture
-def tiny_checkpoint(tmp_path) -> Path:
+def tiny_checkpoint(tmp_path, tiny_evidence) -> Path:
     """Random weights, for spectra like no star of the package."""
-    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "tiny")
+    save_checkpoint(*tiny_evidence, tmp_path / "tiny")
     TrainingRange({"teff": (3000.0, 7000.0)}, (5000.0, 5100.0), (2.0, 2.0)).save(tmp_path / "tiny")
     return tmp_path / "tiny"
 

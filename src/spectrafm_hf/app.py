@@ -346,19 +346,19 @@ class Page:
             self.picture: waiting_html("Finding out what the model looks at"),
             self.nearest: "",
         }
-        explanation = self.workbench.explain(reading, i)
-        yield {
-            self.picture: picture_html(reading, i, explanation, chosen),
-            self.nearest: waiting_html("Comparing it with known stars"),
-        }
+        try:
+            picture = picture_html(reading, i, self.workbench.explain(reading, i), chosen)
+        except ValueError as error:
+            picture = alert_html(f"What the model looks at cannot be shown: {error}.", "")
+        yield {self.picture: picture, self.nearest: waiting_html("Comparing it with known stars")}
         yield {self.nearest: neighbours_html(reading, i, *self.workbench.nearest(reading, i))}
 
     def view(self, reading: Reading, i: int, label: str | None, low: str, high: str) -> Iterator[Update]:
         """The same spectrum, for another label or in another part."""
         if not reading.known(i):
             return
-        explanation = self.workbench.explain(reading, i)
         try:
+            explanation = self.workbench.explain(reading, i)
             limits = _part(explanation, _number(low, "Show from", "Å"), _number(high, "to", "Å"))
         except ValueError as error:
             yield {self.picture: alert_html(str(error), "")}

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .checkpoints import BASE_CHECKPOINT, load_checkpoint
+from .checkpoints import BASE_CHECKPOINT, demand_evidence, load_checkpoint
 from .data.readers import Row, read_spectra
 from .data.readers.base import OpenFile
 from .data.readers.parquet import columns_of
@@ -182,7 +182,6 @@ class Workbench:
         self._loaded: LoadedModel | None = None
         self._known: dict[str, KnownStars | None] = {}
         self._examples: dict[str, Reading] = {}
-        # Explaining switches the attention of the model to another implementation and back.
         self._lock = threading.RLock()
         if model is not None or known is not None:
             self.load()
@@ -192,6 +191,7 @@ class Workbench:
         with self._lock:
             if self._loaded is None:
                 model, tokenizer = load_checkpoint(self.model)
+                demand_evidence(tokenizer, "show in the app")
                 given = None
                 if self.known is not None:
                     found = None
@@ -304,11 +304,19 @@ class Workbench:
         return reading
 
     def explain(self, reading: Reading, i: int) -> Explanation:
-        """What the model looks at in a spectrum that has labels; from the second time on as it was found the first."""
+        """
+        What the model looks at in a spectrum that has labels; from the second time on as it was found the first.
+
+        Raises
+        ------
+        ValueError
+            Where it has labels, but it cannot be found what they come from: why.
+        """
         with self._lock:
             if i not in reading._explained:
                 explainer = Explainer(reading.loaded.model, reading.loaded.tokenizer, reading.labels(i))
-                explainer.add([reading.rows[i]])
+                if why := explainer.add([reading.rows[i]]):
+                    raise ValueError(why[0])
                 reading._explained[i] = explainer.explanations()["all"]
             return reading._explained[i]
 
@@ -326,7 +334,9 @@ class Workbench:
         if known is None:
             return "", []
         with self._lock:
-            vector, _ = Embedder(reading.loaded.model, reading.loaded.tokenizer)([reading.rows[i]])
+            vector, why = Embedder(reading.loaded.model, reading.loaded.tokenizer)([reading.rows[i]])
+        if why or vector.range != known.embeddings.range:
+            return "", []
         index, similarity = neighbours(vector, known.embeddings, NEIGHBOURS)
         stars = known.embeddings
         names = [name for name in reading.labels(i) if name in stars.labels]
