@@ -80,7 +80,7 @@ _STYLE = """<style>
   .page .outside { color: #c2410c; }
   .dark & .page .outside { color: #fdba74; }
   .page .waiting { min-height: 3rem; }
-  &:has(#upload progress, #upload .progress, #upload .uploading) #answer { visibility: hidden; }
+  &:has(#upload progress, #upload .progress, #upload .uploading) #answer > * { display: none !important; }
   .page img { width: 100%; height: auto; margin: 0; background: white; border-radius: 6px; }
   #upload .or { color: inherit; }
   @media (max-width: 640px) {
@@ -426,7 +426,11 @@ def launch(
         quiet=True,
         footer_links=[],
         max_file_size=f"{MAX_MEGABYTES}mb",
-        theme=gr.themes.Default(primary_hue="blue", font=font, font_mono=["ui-monospace", "monospace"]),
+        theme=gr.themes.Default(primary_hue="blue", font=font, font_mono=["ui-monospace", "monospace"]).set(
+            # Theirs are too pale to read.
+            block_info_text_color="*neutral_600",
+            block_info_text_color_dark="*neutral_300",
+        ),
         head=_STYLE,
         prevent_thread_lock=True,
     )
