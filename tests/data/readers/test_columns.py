@@ -71,7 +71,7 @@ def test_logarithms_frequencies_and_wavenumbers_are_wavelengths(tmp_path, name, 
     ("unit", "power"),
     [
         ("milliJansky", 2), ("Janskys", 2), ("Jy/beam", 2), ("PHOTLAM", 1), ("photnu", 3), ("ph/s/cm2/A", 1),
-        ("erg/s/cm2", 1), ("erg/s/cm2/Angstrom/pix", 0), ("DN/s", 0), ("electron", 0), ("ct", 0),
+        ("erg/s/cm2", 1), ("erg/s/cm2/Angstrom/pix", 0), ("DN/s", 0), ("electron", 0), ("ct", 0), ("du", 0),
     ],
 )  # fmt: skip
 def test_units_of_flux_give_the_shape_per_wavelength(tmp_path, unit, power):
@@ -83,6 +83,7 @@ def test_units_of_flux_give_the_shape_per_wavelength(tmp_path, unit, power):
 @pytest.mark.parametrize(
     ("unit", "expected"),
     [
+        ("erg s-1 cm-2 km-1 s", "flux: expected a flux density, counts or numbers without a unit, got erg"),
         ("K", "flux: expected a flux density, counts or numbers without a unit, got K"),
         ("log(erg/s/cm2/A)", r"flux: expected a flux density or numbers without a unit, got its logarithm \(dex"),
         ("ABmag", r"flux: expected .*, got magnitudes \(mag"),
