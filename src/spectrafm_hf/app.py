@@ -83,6 +83,7 @@ _STYLE = """<style>
   &:has(#upload progress, #upload .progress, #upload .uploading) #answer > * { display: none !important; }
   .page img { width: 100%; height: auto; margin: 0; background: white; border-radius: 6px; }
   #upload .or { color: inherit; }
+  @media (max-width: 768px) { #answer { min-height: 100vh; } }
   @media (max-width: 640px) {
     .main { padding: .5rem; }
     .html-container { padding: 10px 2px; }
