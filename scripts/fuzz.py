@@ -7,8 +7,10 @@
     python scripts/fuzz.py --output fuzz --replay fuzz/faults/readers-1-a.fits   # one that failed, with its traceback
 
 Targets: `tokenizer` (calls with arrays, lists, tensors and quantities, a tiny model behind it), `readers` (files of
-every format that the tests of the readers write, changed, and predicted), `config` (every file of settings: of a model,
-a tokenizer, a training range, shards of weights, an emulator, a recipe, an instrument), `safetensors` (weights). Two
+every format that the tests of the readers write, changed, and predicted), `statements` (a known star in files that
+state unit, medium and frame at random, or do not: what is read is the star, flagged or refused), `config` (every file
+of settings: of a model, a tokenizer, a training range, shards of weights, an emulator, a recipe, an instrument),
+`safetensors` (weights). Two
 engines make inputs: hypothesis by the structure of the data, atheris (`pip install atheris`) by the branches of the
 package that a change of bytes reaches. Each runs in a process of its own, so that one that dies or hangs is counted,
 and the next goes on behind it.
@@ -47,6 +49,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import fuzz_statements
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -79,7 +82,7 @@ with importlib.import_module("atheris").instrument_imports(["spectrafm_hf"]) if 
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = str(ROOT / "src" / "spectrafm_hf")
-TARGETS = ("tokenizer", "readers", "config", "safetensors")
+TARGETS = ("tokenizer", "readers", "statements", "config", "safetensors")
 ENGINES = ("hypothesis", "atheris")
 #: An input that takes longer hangs, seconds.
 HANG = 20.0
@@ -177,6 +180,14 @@ def try_readers(case: Case, folder: Path) -> None:
     answer(rows)
 
 
+def try_statements(case: Case, folder: Path) -> None:
+
+    try:
+        fuzz_statements.check(json.loads(case.content), folder)
+    except fuzz_statements.Wrong as error:
+        raise Fault(str(error)) from error
+
+
 def answer(rows: Sequence[Mapping[str, Any]], model: Any = None, tokenizer: Any = None) -> None:
     """Labels of some stars; each is a number, or the star has a flag or a reason."""
 
@@ -264,6 +275,7 @@ def try_safetensors(case: Case, folder: Path) -> None:
 TRY: dict[str, Callable[[Case, Path], None]] = {
     "tokenizer": try_tokenizer,
     "readers": try_readers,
+    "statements": try_statements,
     "config": try_config,
     "safetensors": try_safetensors,
 }
@@ -627,6 +639,9 @@ def strategies(target: str, seeds: Sequence[Case]) -> Any:
     made: dict[str, Callable[[], Any]] = {
         "tokenizer": calls,
         "readers": lambda: tables() | damaged() | cards(),
+        "statements": lambda: fuzz_statements.statements(st).map(
+            lambda said: Case("said.json", json.dumps(said).encode())
+        ),
         "config": documents,
         "safetensors": lambda: weights() | weights() | damaged(),
     }
@@ -644,7 +659,7 @@ def seed_files(target: str, folder: Path) -> list[Case]:
 
         kept = [(path, content) for content, path in small.items()]
         return [Case(p.name, content) for p, content in kept if p.name.lower().removesuffix(".gz").endswith(SUFFIXES)]
-    if target == "tokenizer":
+    if target in ("tokenizer", "statements"):
         return []
     model = checkpoints() / "model"
     if target == "safetensors":
@@ -736,7 +751,7 @@ def by_hypothesis(worker: Worker, seeds: Sequence[Case], seed: int) -> None:
 def by_atheris(worker: Worker, seeds: Sequence[Case], seed: int) -> None:
     import atheris
 
-    if worker.target == "tokenizer":
+    if worker.target in ("tokenizer", "statements"):
         import hypothesis
 
         @hypothesis.settings(database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))

@@ -15,9 +15,12 @@ if multiprocessing.parent_process() is None:  # those that it starts have its en
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from spectrafm_cli import DEMO_STARS
 from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.bases import fill_completion, make_rung
 from spectrafm_hf.data.readers import find_files, read_spectra
@@ -183,3 +186,38 @@ def run_script(monkeypatch, capsys):
 def read():
     """All spectra of some paths."""
     return lambda *paths, **options: list(read_spectra(find_files(paths), **options))
+
+
+@pytest.fixture(scope="session")
+def workbench():
+    """What the page computes, with the model that comes with the package."""
+    from spectrafm_hf.workbench import Workbench
+
+    return Workbench()
+
+
+@pytest.fixture
+def demo_file(tmp_path):
+    """The first stars of the demo, with other columns where those are given."""
+
+    def write(n: int = 1, **columns) -> Path:
+        table = pq.read_table(DEMO_STARS).slice(0, n)
+        for name, values in columns.items():
+            table = table.set_column(table.column_names.index(name), name, pa.array(values, table[name].type))
+        pq.write_table(table, tmp_path / "stars.parquet")
+        return tmp_path / "stars.parquet"
+
+    return write
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    """A spectrum of 20 Angstrom pixels, or of other wavelengths, as CSV."""
+
+    def write(first=3360.0, last=10_200.0, step=20.0) -> Path:
+        wavelength = np.arange(first, last + 0.5 * step, step)
+        lines = [f"{x},{1 + 0.1 * np.sin(x / 300)},0.01" for x in wavelength]
+        (tmp_path / "mine.csv").write_text("\n".join(["wavelength,flux,flux_error", *lines]))
+        return tmp_path / "mine.csv"
+
+    return write

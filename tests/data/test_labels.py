@@ -16,6 +16,7 @@ from spectrafm_hf.data.labels import (
     label_columns,
     read_allstar,
     read_labels,
+    stated_units,
 )
 
 
@@ -210,3 +211,54 @@ def test_identifiers_that_lost_their_digits_and_missing_columns_are_refused():
     with pytest.raises(ValueError, match="id_column: expected 'kic' among"):
         join_labels(["a"], pa.table({"star": ["a"]}), "kic")
     assert join_labels(["a"], pa.table({"star": ["a"]}), "Star").index.tolist() == [0]
+
+
+@pytest.mark.parametrize("suffix", ["fits", "ecsv", "xml"])
+def test_the_unit_of_a_column_counts_for_labels_and_their_errors(tmp_path, suffix):
+    """Labels that this project knows come in its units, and the error of any other in that of the label."""
+    columns = {"object_id": ["007", "8"], "teff": [5.8, 4.5], "e_teff": [90.0, 60.0], "vmicro": [1100.0, 1500.0]}
+    stars = Table({**columns, "age": [4.5, 9.0], "age_err": [500.0, 700.0], "logg": [4.4, 2.5]})
+    units = {"teff": "kK", "e_teff": "K", "vmicro": "m/s", "age": "Gyr", "age_err": "Myr", "logg": "cm/s2"}
+    for name, unit in units.items():
+        stars[name].unit = unit
+    path = tmp_path / f"labels.{suffix}"
+    stars.write(path, format={"xml": "votable", "ecsv": "ascii.ecsv"}.get(suffix))
+    table = read_labels(path)
+    assert table["object_id"].to_pylist() == ["007", "8"]
+    assert table["teff"].to_pylist() == [5800.0, 4500.0] and table["teff_err"].to_pylist() == [90.0, 60.0]
+    assert table["vmicro"].to_pylist() == pytest.approx([1.1, 1.5])
+    assert table["age"].to_pylist() == [4.5, 9.0] and table["age_err"].to_pylist() == pytest.approx([0.5, 0.7])
+    assert table["logg"].to_pylist() == [4.4, 2.5]  # of what the logarithm was taken of
+    assert stated_units(table)["age"] == "Gyr"
+
+
+def test_the_unit_of_a_heading_counts_in_the_same_way(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("object_id,teff [kK],e_teff [K],age [Gyr],e_age [Myr]\n007,5.8,90,4.5,500\n8,4.5,60,9,700\n")
+    table = read_labels(path)
+    assert table["object_id"].to_pylist() == ["007", "8"]
+    assert table["teff"].to_pylist() == [5800.0, 4500.0] and table["teff_err"].to_pylist() == [90.0, 60.0]
+    assert table["age_err"].to_pylist() == pytest.approx([0.5, 0.7])
+    assert heading_units(table)["age"] == "Gyr" and heading_units(table)["teff"] == "K"
+
+
+def test_an_error_in_a_unit_that_is_none_of_the_label_is_refused(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("object_id,age [Gyr],e_age [km/s]\na,4.5,1\n")
+    with pytest.raises(ValueError, match=r"labels.csv: age_err: expected an error in the unit of age, Gyr, got km/s"):
+        read_labels(path)
+
+
+@pytest.mark.parametrize(
+    ("spectra", "table", "expected"),
+    [
+        (["007", "12"], ["007", "12"], [0, 1]),
+        (["007", "12"], [7, 12], [0, 1]),  # a number has lost them
+        (["7"], ["007"], [0]),
+        (["0x7", "00a"], ["00a", "0x7"], [1, 0]),
+        (["000"], ["0"], [0]),
+    ],
+)
+def test_leading_zeros_are_kept_and_a_number_that_lost_them_is_found(spectra, table, expected):
+    labels = pa.table({"object_id": table, "teff": [5000.0] * len(table)})
+    assert join_labels(spectra, labels).index.tolist() == expected

@@ -103,7 +103,32 @@ def test_each_target_has_no_fault_in_a_few_inputs(tmp_path):
     options = ("--inputs", "20", "--seeds", str(tmp_path / "seeds"), "--engines", *engines)
     done, runs = run(SCRIPT, tmp_path, *options)
     assert [(found["target"], found["inputs"]) for found in runs] == [
-        (target, 20) for target in ("tokenizer", "readers", "config", "safetensors") for _ in engines
+        (target, 20) for target in ("tokenizer", "readers", "statements", "config", "safetensors") for _ in engines
     ]
     assert done.returncode == int(any(found["fault"] for found in runs))
     assert all(found["faults"] == [] for found in runs), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"air": True}, None),  # flagged
+        ({"air": True, "cards": {"AIRORVAC": "vacuum"}}, r"wavelength: off by -8\d\.\d km/s"),
+        ({"air": True, "cards": {"AIRORVAC": "air"}, "velocity": 50.0}, None),  # flagged
+        ({"velocity": 50.0, "cards": {"SPECSYS": "SOURCE", "AIRORVAC": "vacuum"}}, r"wavelength: off by 50\.\d km/s"),
+        ({"flux_unit": "Jy", "error_unit": "mJy"}, None),
+    ],
+)
+def test_a_statement_that_is_wrong_is_told_from_one_that_is_right(tmp_path, monkeypatch, changes, expected):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import fuzz_statements
+
+    said = {"form": "fits-table", "air": False, "velocity": 0.0, "wavelength_unit": "nm", "wavelength_name": "wave"}
+    said |= {"suffix": "", "flux_unit": "", "flux_name": "flux", "error_unit": "", "error_kind": "sigma", "rv": False}
+    said |= {"rv_unit": "", "null": "-9999", "cards": {}, **changes}
+    if expected is None:
+        fuzz_statements.check(said, tmp_path)
+    else:
+        with pytest.raises(fuzz_statements.Wrong, match=expected):
+            fuzz_statements.check(said, tmp_path)

@@ -130,10 +130,14 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
         {"unit": m[2] or m[3] or ""} if m and not m[4] else {"column_unit": units[given]} if given in units else None
         for m, given in zip(matches, table.column_names, strict=True)
     ]
-    columns_and_units = [
-        _in_our_unit(_clean(name, column), name, unit)
-        for name, column, unit in zip(names, table.columns, stated, strict=True)
-    ]
+    by_name = dict(zip(names, stated, strict=True))
+    try:
+        columns_and_units = [
+            _in_our_unit(_error_in_unit_of_label(name, _clean(name, column), by_name), name, unit)
+            for name, column, unit in zip(names, table.columns, stated, strict=True)
+        ]
+    except ValueError as error:
+        raise ValueError(f"{path}: {_one_line(error)}") from error
     schema = pa.schema(
         [
             pa.field(name, column.type, metadata=unit)
@@ -244,20 +248,42 @@ def _in_our_unit(
 ) -> tuple[pa.ChunkedArray, dict[str, str] | None]:
     """A label that this project knows, in its unit; others in their own. The unit that is left to tell."""
     ours = LABEL_UNITS.get(name.removesuffix("_err"))
-    if unit is None or ours is None or "unit" in unit:
+    if unit is None or ours is None:
         return column, unit
     from .readers.columns import unit_of
 
-    given = unit_of(unit["column_unit"])
+    in_heading = "unit" in unit
+    given = unit_of(unit["unit" if in_heading else "column_unit"])
     if ours.startswith("dex"):
         # Units of what the logarithm was taken of, or of none: as loosely written as can be.
-        return column, None
+        return column, unit if in_heading else None
     if given is None or not given.is_equivalent(ours):
-        return column, {"unit": unit["column_unit"]} if not name.endswith("_err") else None
+        written = unit if in_heading else {"unit": unit["column_unit"]}
+        return column, written if in_heading or not name.endswith("_err") else None
     factor = float(given.to(ours))
-    if factor != 1:
-        column = pc.multiply(column.cast(pa.float64()), factor)
-    return column, None
+    return _times(column, factor), (unit if factor == 1 else {"unit": ours}) if in_heading else None
+
+
+def _times(column: pa.ChunkedArray, factor: float) -> pa.ChunkedArray:
+    return column if factor == 1 else pc.multiply(column.cast(pa.float64()), factor)
+
+
+def _error_in_unit_of_label(
+    name: str, column: pa.ChunkedArray, stated: Mapping[str, dict[str, str] | None]
+) -> pa.ChunkedArray:
+    """The error of a label that this project does not know, as `age_err` in Myr of an `age` in Gyr."""
+    label = name.removesuffix("_err")
+    own, of_label = (next(iter((stated.get(each) or {}).values()), None) for each in (name, label))
+    if name == label or label in LABEL_UNITS or own is None or of_label is None or own == of_label:
+        return column
+    from .readers.columns import unit_of
+
+    given, wanted = unit_of(own), unit_of(of_label)
+    if given is None or wanted is None:
+        return column
+    if not given.is_equivalent(wanted):
+        raise ValueError(f"{name}: expected an error in the unit of {label}, {of_label}, got {own}")
+    return _times(column, float(given.to(wanted)))
 
 
 def heading_units(table: pa.Table) -> dict[str, str]:

@@ -23,6 +23,8 @@ COARSE = 1e-3
 FRAME_UNSTATED, MEDIUM_UNSTATED = "frame_unstated", "medium_unstated"
 PER_WAVELENGTH = "1e-17 erg s-1 cm-2 Angstrom-1"
 NOT_STARS = ("QSO", "QUASAR", "GALAXY", "GAL", "AGN")
+# Written for a flux that was not measured.
+PLACEHOLDERS = (-999.0, -9999.0, -99999.0)
 # An arm or order has at least so many pixels; shorter runs are wavelengths that are not sorted.
 MIN_ARM = 8
 
@@ -166,7 +168,7 @@ def admit(
     if given.null is not None:
         flux = np.where(flux == given.null, np.nan, flux)
         error = None if error is None else np.where(error == given.null, np.nan, error)
-    mask = _bad_pixels(given, flux.shape)
+    mask, placeholders = _bad_pixels(given, flux.shape), np.isin(flux, PLACEHOLDERS)
     if error is None:
         error = np.full(flux.shape, np.nan)
     else:
@@ -176,7 +178,7 @@ def admit(
         with np.errstate(over="ignore", invalid="ignore"):
             flux, error = flux * factor, error * factor
     if flux.shape == error.shape == mask.shape:
-        mask = mask | ~(np.isfinite(flux) & ~(error <= 0) & (error != np.inf))
+        mask = mask | ~(np.isfinite(flux) & ~(error <= 0) & (error != np.inf)) | placeholders
         if given.wavelength_unit is not None and wavelength.shape == flux.shape:
             # Model spectra reach further. Without a unit, they may be nanometres: the tokenizer asks.
             inside = (wavelength >= MIN_WAVELENGTH) & (wavelength <= MAX_WAVELENGTH)
@@ -184,6 +186,8 @@ def admit(
                 mask = mask | ~inside
 
     flags = []
+    if given.medium is None and not _is_length(given.wavelength_unit):
+        medium = "vacuum"  # a frequency or an energy is in no medium
     unsettled = given.medium is medium is None or given.frame is None
     coarse = unsettled and _is_coarse(wavelength, given.resolving_power)
     if (given.medium or medium) == "air":
@@ -238,18 +242,26 @@ def per_wavelength(unit, wavelength):
     Raises
     ------
     ValueError
-        For magnitudes, whose zero point is not always known.
+        For magnitudes, whose zero point is not always known, logarithms, and units of no flux.
     """
     if unit is None or not hasattr(unit, "physical_type"):
         return None
     from astropy import units
 
     target = units.Unit(PER_WAVELENGTH)
+    if "dex" in str(unit):
+        raise ValueError(
+            f"flux: expected a flux density or numbers without a unit, got its logarithm ({unit}); convert it first, "
+            "with 10 ** flux"
+        )
     if hasattr(unit, "function_unit") or units.mag in unit.decompose().bases + unit.bases:
         raise ValueError(
             f"flux: expected a flux density or numbers without a unit, got magnitudes ({unit}); convert them first, "
             "with 10 ** (-0.4 * magnitude) for AB magnitudes to a flux per frequency"
         )
+    for base, power in zip(unit.bases, unit.powers, strict=True):
+        if base in (units.beam, units.pix):
+            unit = unit / base**power
     # Per solid angle, and of the star itself, the shape is the same.
     for same_shape in (unit, unit * units.sr, unit / units.cm**2):
         if same_shape.is_equivalent(target):
@@ -260,6 +272,12 @@ def per_wavelength(unit, wavelength):
                 return same_shape.to(target, np.ones(np.shape(wavelength)), units.spectral_density(at))
             except units.UnitConversionError:
                 continue
+    bases = {*unit.decompose().bases}
+    # Programs write counts in many ways, of which some, such as du, are units of other things to astropy.
+    if units.K in bases or {units.kg, units.s} <= bases:
+        raise ValueError(
+            f"flux: expected a flux density, counts or numbers without a unit, got {unit}; convert it first"
+        )
     return None
 
 
@@ -294,6 +312,14 @@ def _angstrom(wavelength, unit) -> np.ndarray:
         raise ValueError(f"wavelength: expected a length, frequency or energy, got {unit}") from error
     with np.errstate(over="ignore"):
         return array if factor == 1 else array.astype(np.float64) * factor
+
+
+def _is_length(unit) -> bool:
+    if not hasattr(unit, "is_equivalent"):
+        return True
+    from astropy import units
+
+    return unit.is_equivalent(units.AA)
 
 
 def _bad_pixels(given: Stated, shape: tuple[int, ...]) -> np.ndarray:

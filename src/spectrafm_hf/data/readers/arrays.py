@@ -11,7 +11,7 @@ import numpy as np
 from ...models.gate_spectrafm import MAX_WAVELENGTH, MIN_WAVELENGTH
 from .base import AS_GIVEN, OpenFile, Options, Row, SpectrumFormat
 from .columns import find_columns
-from .tables import spectrum_of
+from .tables import moving, spectrum_of
 
 
 def read_arrays(file: OpenFile, options: Options) -> Iterator[Row]:
@@ -115,9 +115,10 @@ def _stars(file: OpenFile, arrays: dict[str, Any], written: dict[str, Any], opti
     for i in range(len(flux)):
         pixels = {role: parts[role] if parts[role].ndim == 1 else parts[role][i] for role in names}
         row = spectrum_of({**pixels, "flux": flux[i]}, roles, stated, options)
-        for role in ("radial_velocity", "redshift"):
-            if role in parts and np.size(parts[role]) in (1, len(flux)):
-                row[role] = float(np.ravel(parts[role])[i if np.size(parts[role]) > 1 else 0])
+        there = [role for role in ("radial_velocity", "redshift") if np.size(parts.get(role, ())) in (1, len(flux))]
+        row |= moving(
+            {role: np.ravel(parts[role])[i if np.size(parts[role]) > 1 else 0] for role in there}, roles, stated
+        )
         object_id = str(ids[i]) if ids.size else file.stem if len(flux) == 1 else f"{file.stem}:{i}"
         yield {"object_id": object_id, **row}
 

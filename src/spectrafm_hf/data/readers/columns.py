@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from astropy import units
 
 
@@ -30,13 +32,21 @@ _NAMES: dict[str, tuple[str, ...]] = {
             "ll",
             "waveobs",
             "arg",
+            "frequency",
+            "freq",
+            "wavenumber",
+            "wavenumbers",
         ),
         *("wavelengthair", "waveair", "lambdaair", "airwavelength", "airwave"),
         *("wavelengthvac", "wavevac", "lambdavac", "vacuumwavelength", "wavelengthvacuum", "wvac"),
     ),
-    "log_wavelength": ("loglam", "loglambda", "logwave", "logwavelength", "log10wavelength", "loglamb"),
+    "log_wavelength": (
+        *("loglam", "loglambda", "logwave", "logwavelength", "log10wavelength", "loglamb"),
+        *("lnlam", "lnwave", "lnlambda", "lnwavelength"),
+    ),
     "flux": (
         *("flux", "fluxes", "spec", "spectrum", "flam", "fluxlambda", "flambda", "fluxdensity", "f", "fnu", "fluxnu"),
+        *("fluxreduced", "fluxcal", "fluxcalibrated"),
         *("normflux", "fluxnorm", "normalizedflux", "normalisedflux", "fluxnormalized", "intensity", "counts", "fun"),
     ),
     "flux_error": (
@@ -55,12 +65,17 @@ _NAMES: dict[str, tuple[str, ...]] = {
             "ferr",
             "fluxuncert",
             "properr",
+            "errreduced",
         ),
     ),
     "ivar": ("ivar", "fluxivar", "ivarflux", "invvar", "inversevariance", "specivar", "fluxinvvar"),
     "variance": ("variance", "var", "fluxvar", "fluxvariance", "specvar", "specvariance"),
-    "mask": ("mask", "bad", "badpixels", "pixelmask", "andmask", "dq", "qual", "quality", "pixmask", "flags"),
-    "good": ("dataqual",),  # CALSPEC: 1 = good
+    "mask": (
+        *("mask", "bad", "badpixels", "pixelmask", "andmask", "dq", "qual", "quality", "pixmask", "flags"),
+        *("badpix", "badpixelmask", "badmask", "isbad", "bpm", "rejected"),
+    ),
+    # The first is that of CALSPEC: 1 = good.
+    "good": ("dataqual", "good", "goodpix", "goodpixels", "goodpixelmask", "goodmask", "isgood", "valid", "isvalid"),
     "object_id": (
         *("objectid", "sourceid", "apogeeid", "sdssid", "gaiaedr3sourceid", "gaiadr3sourceid", "targetid", "sobjectid"),
         *("objid", "obsid", "starid", "star", "object", "objname", "mangaid", "name", "id"),
@@ -76,12 +91,21 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "heliorv",
         "heliov",
         "vlos",
+        "hrv",
+        "rvkms",
     ),
     "redshift": ("z", "redshift", "zbest"),
+}
+#: Before or behind the name of a flux, such as in `e_fnu` and `fnu_ivar`.
+_OF_FLUX = {
+    "flux_error": ("e", "err", "error", "sigma", "unc", "uncertainty", "std"),
+    "ivar": ("ivar", "invvar"),
+    "variance": ("var", "variance"),
 }
 #: What `--columns ROLE=NAME` may name.
 ROLES = tuple(_NAMES)
 _HEADING = re.compile(r"^\s*(.*?)\s*(?:\[([^\]]*)\]|\(([^)]*)\))\s*$")
+_IN_A_MEDIUM = re.compile(r"(?<=.)(in)?(air|vac(uum)?)$")
 _SUFFIX = re.compile(r"^(wave|wavelength|lambda|lam|wl|wav)_(nm|um|micron|microns|angstroms?|aa?)$", re.IGNORECASE)
 
 
@@ -151,7 +175,10 @@ def find_columns(
     for role, known in _NAMES.items():
         if role in asked:
             continue
-        ranked = sorted((known.index(plain(name)), i) for i, name in enumerate(left) if plain(name) in known)
+        words = [plain(name) for name in left]
+        if role in ("wavelength", "log_wavelength"):
+            words = [word if word in known else _IN_A_MEDIUM.sub("", word) for word in words]
+        ranked = sorted((known.index(word), i) for i, word in enumerate(words) if word in known)
         if not ranked:
             continue
         best = [left[i] for rank, i in ranked if rank == ranked[0][0]]
@@ -163,6 +190,14 @@ def find_columns(
                 f"columns={{{role!r}: {heading(exact[0]).name!r}}}"
             )
         found[role] = exact[0]
+    if "flux" in found and not {"flux_error", "ivar", "variance"} & {*found, *asked}:
+        own = plain(found["flux"])
+        for role, words in _OF_FLUX.items():
+            spelt = {each for word in words for each in (f"{word}{own}", f"{own}{word}")}
+            same = [name for name in left if plain(name) in spelt and name not in found.values()]
+            if len(same) == 1:
+                found[role] = same[0]
+                break
     for several in (
         ("wavelength", "log_wavelength"),
         ("flux_error", "ivar", "variance"),
@@ -203,6 +238,11 @@ def medium_of(name: str) -> str | None:
 
 _WORDS = {
     "flam": "erg s-1 cm-2 Angstrom-1",
+    "photlam": "photon s-1 cm-2 Angstrom-1",
+    "photnu": "photon s-1 cm-2 Hz-1",
+    "janskys": "Jy",
+    "stmag": "mag",
+    "abmag": "mag",
     "fnu": "erg s-1 cm-2 Hz-1",
     "angstroms": "Angstrom",
     "angstrom": "Angstrom",
@@ -242,11 +282,13 @@ def unit_of(text: Any) -> units.UnitBase | None:
 
     Of a flux whose unit cannot be read, it still matters whether it is per frequency, in photons or a magnitude.
     """
-    if text is None or hasattr(text, "physical_type"):
+    if text is None or (hasattr(text, "physical_type") and not _is_misread(text)):
         return None if text is None or text == units.one else text
     words = " ".join(str(text).split())
     if words.lower() in _NOTHING:
         return None
+    if logarithm(words) is not None:
+        return units.dex
     # [10^-17 erg/s/cm^2/A], erg cm**(-2) s**(-1) angstrom**(-1), Wm-2um-1, ERG/CM2/S/A
     tidy = re.sub(r"\*\*|\^", "", words.strip("[] "))
     tidy = re.sub(r"\(([+-]?\d+)\)", r"\1", tidy)
@@ -269,12 +311,49 @@ def unit_of(text: Any) -> units.UnitBase | None:
     for sign, unit in (
         ("mag", units.mag),
         ("jy", units.Jy),
+        ("jansky", units.Jy),
         ("hz", units.Jy),
         ("photon", units.Unit("photon s-1 m-2 nm-1")),
     ):
         if sign in lower:
             return unit
     return None
+
+
+def _is_misread(unit: Any) -> bool:
+    """Whether astropy did not know a unit, or took an Angstrom for an ampere, as tables do that it reads itself."""
+    return isinstance(unit, units.UnrecognizedUnit) or units.A in getattr(unit, "bases", ())
+
+
+def logarithm(text: Any) -> tuple[float, str] | None:
+    """Base of a logarithm and the unit inside, of `log(Angstrom)`; None for another unit."""
+    match = re.match(r"^\s*(log10|log|lg|dex|ln)\s*[(\[ ]\s*(.*?)\s*[)\]]?\s*$", str(text or ""), re.IGNORECASE)
+    return None if match is None else (math.e if match[1].lower() == "ln" else 10.0, match[2])
+
+
+#: ln of wavelengths in Angstrom; their common logarithm is below 5.5.
+_NATURAL = (6.9, 12.7)
+
+
+def from_logarithm(values: Any, base: float | None = None) -> np.ndarray:
+    """Wavelengths of their logarithms, whose base their size tells where nobody says it."""
+    array = np.asarray(values, np.float64)
+    real = array[np.isfinite(array)]
+    if base is None:
+        base = math.e if real.size and _NATURAL[0] <= real.min() and real.max() <= _NATURAL[1] else 10.0
+    with np.errstate(over="ignore"):  # the tokenizer judges it
+        return np.asarray(base**array)
+
+
+def velocity_factor(text: Any) -> float:
+    """km/s per unit of a column of velocities, which are in km/s where it says none."""
+    unit = unit_of(text)
+    if unit is None:
+        return 1.0
+    try:
+        return float(unit.to(units.km / units.s))
+    except units.UnitConversionError as error:
+        raise ValueError(f"radial_velocity: expected a unit of velocity, got {str(text)!r}") from error
 
 
 def length_unit(text: Any, field: str = "wavelength_unit") -> units.UnitBase | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,22 @@ from .base import Row
 
 #: Instruments of ESO whose pipelines give air wavelengths, where a header does not say (their pipeline manuals).
 IN_AIR = {"XSHOOTER", "UVES", "FEROS", "HARPS", "GIRAFFE"}
-#: SPECSYS of wavelengths as they are observed (FITS 4.0, table 27), and in the frame of the star.
-OBSERVED = {"TOPOCENT", "GEOCENTR", "BARYCENT", "HELIOCEN", "LSRK", "LSRD"}
+#: How SPECSYS begins of wavelengths as they are observed (FITS 4.0, table 27), and in the frame of the star.
+OBSERVED = ("TOPOC", "GEOC", "BARY", "HELIO", "LSR", "GALACTO", "LOCALGR", "CMBDIP", "OBSERV")
+REST = ("SOURCE", "REST")
+
+
+#: Cards that say air or vacuum.
+MEDIUM = ("AIRORVAC", "WAVEMED", "WAVTYPE", "WAVETYPE", "AIRVAC", "VACAIR", "MEDIUM", "WAVSYS")
+
+
+def medium_in_words(text: str) -> str | None:
+    """What remarks say of the medium of wavelengths; None where they say nothing, or both, or tell of a conversion."""
+    if re.search(r"\b(convert|correct|transform)|\bto\s+(air|vac)", text, re.IGNORECASE):
+        return None
+    found = re.findall(r"\bwavelengths?(?:\s+\w+){0,2}\s+in\s+(?:the\s+)?(air|vac)(?:uum)?\b", text, re.IGNORECASE)
+    said = {"air" if word.lower() == "air" else "vacuum" for word in found}
+    return said.pop() if len(said) == 1 else None
 
 
 def about(headers: Sequence[fits.Header], wavelength_column: int | None = None) -> Row:
@@ -36,11 +51,13 @@ def about(headers: Sequence[fits.Header], wavelength_column: int | None = None) 
     axis = str(card("CTYPE1") or "").strip().upper()
     if wavelength_column is None and axis.startswith(("AWAV", "WAVE-", "WAVE")) and axis != "WAVELENGTH":
         row["medium"] = "air" if axis.startswith("AWAV") else "vacuum"
+    if wavelength_column is None and axis.startswith(("FREQ", "WAVN", "ENER")):
+        row["medium"] = "vacuum"
     if wavelength_column is not None:
         ucd = str(card(f"TUCD{wavelength_column + 1}") or "").lower()
         if ucd.startswith("em.wl"):
             row["medium"] = "air" if "obs.atmos" in ucd else "vacuum"
-    word = str(card("AIRORVAC", "WAVEMED", "WAVTYPE") or "").strip().lower()
+    word = str(card(*MEDIUM) or "").strip().lower()
     if word.startswith(("air", "vac")):
         row["medium"] = "air" if word.startswith("air") else "vacuum"
     vacuum = card("VACUUM")
@@ -50,14 +67,20 @@ def about(headers: Sequence[fits.Header], wavelength_column: int | None = None) 
         row["medium"] = "air"
     if "medium" not in row and str(card("TELESCOP") or "").strip().upper() in ("HST", "JWST"):
         row["medium"] = "vacuum"
-    if any(
-        "wavelengths are in vacuum" in str(line).lower() for header in headers for line in header.get("HISTORY", [])
-    ):
+    remarks = " ".join(
+        str(line) for header in headers for name in ("HISTORY", "COMMENT") for line in header.get(name, [])
+    )
+    if "wavelengths are in vacuum" in remarks.lower():
         row["medium"] = "vacuum"
+    if "medium" not in row and (said := medium_in_words(remarks)) is not None:
+        row["medium"] = said
     system = str(card("SPECSYS") or "").strip().upper()
-    if system == "SOURCE":
+    redshift = card("ZSOURCE")
+    if isinstance(redshift, int | float) and not isinstance(redshift, bool):
+        row["redshift"] = float(redshift)
+    if system.startswith(REST):
         row["frame"] = "rest"
-    elif system in OBSERVED or str(card("TELESCOP") or "").strip().upper() in ("HST", "JWST"):
+    elif system.startswith(OBSERVED) or str(card("TELESCOP") or "").strip().upper() in ("HST", "JWST"):
         row["frame"] = "observed"
     power = card("SPEC_RES", "SPEC_RP", "RP", "RESOLPOW")
     if isinstance(power, int | float) and not isinstance(power, bool) and power > 1:

@@ -8,14 +8,16 @@ IRAF's dispersions: `onedspec.package` in the help pages of IRAF ("specwcs"); Va
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from astropy.io import fits
+from astropy.wcs import WCS
 
 from .base import AS_GIVEN, OpenFile, Options, Row, SpectrumFormat
-from .columns import length_unit, plain, unit_of
+from .columns import from_logarithm, length_unit, logarithm, plain, unit_of
 from .headers import about
 from .orders import as_one_or_each
 
@@ -32,7 +34,8 @@ _ERROR = {
     ),
     **dict.fromkeys(("uncertainty", "unc"), "sigma"),
     **dict.fromkeys(("ivar", "invvar"), "ivar"),
-    **dict.fromkeys(("var", "variance", "scivar"), "variance"),
+    # The last is that of MUSE.
+    **dict.fromkeys(("var", "variance", "scivar", "stat"), "variance"),
 }
 _MASK = {"mask", "qual", "dq", "quality", "andmask", "qualdata"}
 #: Spectra of a triplet of rows: wavelength, flux, error, and perhaps flags.
@@ -72,8 +75,8 @@ def read_image(file: OpenFile, options: Options) -> Iterator[Row]:
     ):
         if name in file.header:
             header.setdefault(name, file.header[name])
-    data = _array(flux)
-    stated = about([file.header, flux.header])
+    data = _along_first_axis(_array(flux), header)
+    stated = about([file.header, header])
     stated["flux_unit"] = unit_of(header.get("BUNIT") or header.get("UNIT") or header.get("YUNITS"))
     system = _wat(header, 0).get("system", "")
     if system == "multispec" or str(header.get("CTYPE1", "")).startswith("MULTISPE"):
@@ -111,6 +114,21 @@ def read_image(file: OpenFile, options: Options) -> Iterator[Row]:
     yield from as_one_or_each(rows, file.stem)
 
 
+def _along_first_axis(data: np.ndarray, header: fits.Header) -> np.ndarray:
+    """One spectrum that lies along another axis, as in a cube of one place, with the cards of that axis in `header`."""
+    axis = data.ndim - int(np.argmax(data.shape))
+    if axis == 1 or data.size != max(data.shape):
+        return data
+    for first, own in ((f"{name}1", f"{name}{axis}") for name in ("CRVAL", "CDELT", "CRPIX", "CTYPE", "CUNIT")):
+        header[first] = header.get(own)
+    for name in ("CD", "PC"):
+        header[f"{name}1_1"] = header.get(f"{name}{axis}_{axis}")
+    for name in ("CRVAL1", "CDELT1", "CRPIX1", "CTYPE1", "CUNIT1", "CD1_1", "PC1_1"):
+        if header[name] is None:
+            del header[name]
+    return data.ravel()
+
+
 def _real(row: Row) -> Row:
     """Pixels that have a wavelength."""
     wavelength = np.asarray(row["wavelength"])
@@ -133,7 +151,7 @@ def _one(
     stated: Row,
     options: Options,
 ) -> Row:
-    found = dispersion(header, flux.size)
+    found = _lookup(file, header, flux.size) or dispersion(header, flux.size)
     if found is None and options.grid is not None and options.grid.size == flux.size:
         found = options.grid, None
     if found is None:
@@ -144,6 +162,22 @@ def _one(
     wavelength, unit = found
     row: Row = {**stated, "wavelength": wavelength, "wavelength_unit": unit or options.wavelength_unit, "flux": flux}
     return {**row, **_companions(images, hdu, flux.shape)}
+
+
+def _lookup(file: OpenFile, header: fits.Header, pixels: int) -> tuple[np.ndarray, Any] | None:
+    """Wavelengths in a table that the axis names (FITS 4.0, section 8.4.2); None for another axis."""
+    if str(header.get("CTYPE1", ""))[4:8] != "-TAB":
+        return None
+    table = next((hdu for hdu in file.hdus if hdu.name == header.get("PS1_0")), None)
+    name = str(header.get("PS1_1", ""))
+    if table is None or name not in getattr(getattr(table, "columns", None), "names", ()):
+        raise ValueError(f"wavelength: expected the table {header.get('PS1_0')} with {name} in {file.path}, got none")
+    values = np.ravel(table.data[name]).astype(np.float64)
+    place = float(header.get("CRVAL1", 1)) + float(header.get("CDELT1", 1)) * (
+        np.arange(1, pixels + 1) - float(header.get("CRPIX1", 1))
+    )
+    wavelength = np.interp(place, np.arange(1, values.size + 1), values, np.nan, np.nan)
+    return wavelength, length_unit(header.get("CUNIT1") or table.columns[name].unit, "wavelength")
 
 
 def _companions(images: Sequence[Any], flux: Any, shape: tuple[int, ...]) -> Row:
@@ -173,11 +207,15 @@ def _grid_beside(images: Sequence[Any], stated: Row, options: Options) -> tuple[
     """Wavelengths in an extension of their own, and their unit."""
     for hdu in images:
         if plain(hdu.name) in _WAVELENGTH | _LOG_WAVELENGTH:
-            unit = length_unit(hdu.header.get("BUNIT"), "wavelength") or options.wavelength_unit
+            log = logarithm(hdu.header.get("BUNIT"))
+            unit = length_unit(hdu.header.get("BUNIT") if log is None else log[1], "wavelength")
+            unit = unit or options.wavelength_unit
             values = np.asarray(hdu.data, np.float64)
+            if log is not None:
+                return from_logarithm(values, log[0]), unit
             if "air" in plain(hdu.name) or "vac" in plain(hdu.name):
                 stated["medium"] = "air" if "air" in plain(hdu.name) else "vacuum"
-            return (10**values, None) if plain(hdu.name) in _LOG_WAVELENGTH else (values, unit)
+            return (from_logarithm(values) if plain(hdu.name) in _LOG_WAVELENGTH else values), unit
     return None
 
 
@@ -219,18 +257,36 @@ def dispersion(header: fits.Header, pixels: int) -> tuple[np.ndarray, Any] | Non
     step = header.get("CDELT1", header.get("CD1_1"))
     if header.get("CDELT1") == 1 and header.get("CD1_1", 1) != 1:  # astronomers' programs fill in both
         step = header["CD1_1"]
+    if "CD1_1" not in header and step:
+        step *= header.get("PC1_1", 1)
     if "CRVAL1" not in header or not step:
         return None
     start, step = float(header["CRVAL1"]), float(step)
     offset = i + 1 - float(header.get("CRPIX1", 1))
     axis = str(header.get("CTYPE1", "")).upper()
     about_axis = _wat(header, 1)
-    unit = length_unit(header.get("CUNIT1") or about_axis.get("units") or header.get("XUNITS"), "wavelength")
+    written = header.get("CUNIT1") or about_axis.get("units") or header.get("XUNITS")
+    log = logarithm(written)
+    unit = length_unit(written if log is None else log[1], "wavelength")
+    if re.fullmatch("(WAVE|AWAV|FREQ|ENER|WAVN|VOPT)-([FWVA]2[FWVA]|GRI|GRA)", axis):
+        return _nonlinear(header, pixels)
     if axis.startswith(("WAVE-LOG", "AWAV-LOG")):  # FITS 4.0, section 8.4
         return start * np.exp(offset * step / start), unit
     logarithmic = header.get("DC-FLAG") == 1 or "LOG" in axis or "LOG" in str(header.get("WFITTYPE", "")).upper()
-    with np.errstate(over="ignore"):  # the tokenizer judges it
-        return (10 ** (start + step * offset), unit) if logarithmic else (start + step * offset, unit)
+    values = start + step * offset
+    if logarithmic or log is not None:
+        return from_logarithm(values, None if log is None else log[0]), unit
+    return values, unit
+
+
+def _nonlinear(header: fits.Header, pixels: int) -> tuple[np.ndarray, Any]:
+    """An axis that is linear in another quantity than in its own (FITS 4.0, section 8.4)."""
+    own = ("CTYPE1", "CUNIT1", "CRVAL1", "CDELT1", "CD1_1", "PC1_1", "CRPIX1", "RESTFRQ", "RESTWAV")
+    axis = fits.Header([(name, header[name]) for name in (*own, *(f"PV1_{i}" for i in range(7))) if name in header])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on units and dates that are put right
+        wcs = WCS(axis, naxis=1)
+        return wcs.wcs_pix2world(np.arange(1, pixels + 1)[:, None], 1)[:, 0], length_unit(str(wcs.wcs.cunit[0]))
 
 
 def _wat(header: fits.Header, axis: int) -> dict[str, str]:

@@ -59,21 +59,26 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
     # A velocity under another name than the schema's was not shifted by as the schema demands.
     own &= "redshift" not in roles and roles.get("radial_velocity", "radial_velocity") == "radial_velocity"
     pixel_roles = [role for role in roles if role not in ("object_id", "radial_velocity", "redshift")]
+    kinds = {role: schema.field(roles[role]).type for role in pixel_roles}
+    if all(
+        _is_number(kind) or (role in ("mask", "good") and pa.types.is_boolean(kind)) for role, kind in kinds.items()
+    ):
+        yield from _pixel_by_pixel(file, roles, options)
+        return
     for role in pixel_roles:
         kind = schema.field(roles[role]).type
-        expected = "bool" if role == "mask" else "float"
+        expected = "bool" if role in ("mask", "good") else "float"
         value = getattr(kind, "value_type", pa.null())
-        right = pa.types.is_boolean(value) or (pa.types.is_integer(value)) if role == "mask" else _is_number(value)
+        right = pa.types.is_boolean(value) or pa.types.is_integer(value) if expected == "bool" else _is_number(value)
         if not right:
             raise ValueError(f"{role}: expected a column of type list<{expected}> in {file.path}, got {kind}")
     numbers = _numbers(schema)
     about = [name for name in ("survey", *_STATED) if name in schema.names]
-    moving = [roles[role] for role in ("radial_velocity", "redshift") if role in roles and roles[role] not in numbers]
-    others = [*([roles["object_id"]] if "object_id" in roles else []), *about, *numbers, *moving]
+    speeds = [roles[role] for role in ("radial_velocity", "redshift") if role in roles and roles[role] not in numbers]
+    others = [*([roles["object_id"]] if "object_id" in roles else []), *about, *numbers, *speeds]
     wanted = list(dict.fromkeys([*others, *(roles[role] for role in pixel_roles)]))
-    from .tables import spectrum_of
+    from .tables import moving, spectrum_of
 
-    unusual = bool({"log_wavelength", "ivar", "variance", "good"} & roles.keys())
     units = _units(roles, options)
     start = 0
     for batch in file.parquet.iter_batches(_chunk_rows(file.parquet), columns=wanted):
@@ -82,11 +87,10 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
         for i in range(len(batch)):
             row: Row = {name: column[i] for name, column in columns.items() if column[i] is not None}
             object_id = row.get(roles.get("object_id", ""), f"{file.stem}:{start + i}")
-            for role in ("radial_velocity", "redshift"):
-                if role in roles and roles[role] in row:
-                    row[role] = float(row[roles[role]])
+            there = [role for role in ("radial_velocity", "redshift") if roles.get(role, "") in row]
+            row |= moving({role: row[roles[role]] for role in there}, roles, {})
             part = {role: lists[i] for role, lists in pixels.items()}
-            row |= spectrum_of(part, roles, {}, options) if unusual and part["flux"].size else {**part, **units}
+            row |= spectrum_of(part, roles, {}, options) if not own and part["flux"].size else {**part, **units}
             row["object_id"] = re.sub(r"^b'(.*)'$", r"\1", str(object_id))
             at_rest = row.pop("rest_frame", None)
             if assumed := row.pop("reading_flags", ""):
@@ -100,6 +104,16 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
                 row |= {"frame": "rest", "medium": "vacuum"}
             yield row
         start += len(batch)
+
+
+def _pixel_by_pixel(file: OpenFile, roles: Mapping[str, str], options: Options) -> Iterator[Row]:
+    """A table with one pixel a row, as of one star or of some."""
+    from .tables import by_star, moving, pixels_of, spectrum_of
+
+    table = file.parquet.read(columns=list(roles.values()))
+    columns = {role: table[name].to_numpy() for role, name in roles.items()}
+    for name, part in by_star(columns, file.stem):
+        yield {"object_id": name, **spectrum_of(pixels_of(part), roles, {}, options), **moving(part, roles, {})}
 
 
 def _is_number(kind: pa.DataType) -> bool:

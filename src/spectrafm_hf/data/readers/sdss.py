@@ -21,9 +21,11 @@ NO_STAR, NO_REDSHIFT = (0, 7, 8, 9), (1, 2, 3, 5)
 
 
 def is_spec(file: OpenFile) -> bool:
-    tables = [hdu for hdu in file.hdus[1:2] if isinstance(hdu, fits.BinTableHDU)]
-    columns = {name.lower() for hdu in tables for name in hdu.columns.names}
-    return "SDSS" in str(file.header.get("TELESCOP", "")).upper() and {"flux", "loglam", "ivar"} <= columns
+    tables = [hdu for hdu in file.hdus[1:3] if isinstance(hdu, fits.BinTableHDU)]
+    columns = [{name.lower() for name in hdu.columns.names} for hdu in tables] or [set()]
+    # Those of Las Campanas and of SDSS-V name other telescopes; what the pipeline found stands in the second table.
+    ours = "SDSS" in str(file.header.get("TELESCOP", "")).upper() or {"class", "z"} <= columns[-1]
+    return ours and {"flux", "loglam", "ivar"} <= columns[0]
 
 
 def read_spec(file: OpenFile, options: Options) -> Iterator[Row]:

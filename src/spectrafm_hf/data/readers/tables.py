@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,18 @@ from astropy.table import Table
 from pyarrow import csv as arrow_csv
 
 from .base import AS_GIVEN, JWST_DO_NOT_USE, OpenFile, Options, Row, SpectrumFormat, column_of
-from .columns import find_columns, heading, known_name, length_unit, medium_of, plain, unit_of
+from .columns import (
+    find_columns,
+    from_logarithm,
+    heading,
+    known_name,
+    length_unit,
+    logarithm,
+    medium_of,
+    plain,
+    unit_of,
+    velocity_factor,
+)
 from .headers import about
 from .orders import as_one_or_each
 from .parquet import CHUNK_ROWS
@@ -29,6 +41,11 @@ NULLS = ["", "nan", "NaN", "NAN", "null", "NULL", "None", "none", "--", "-", "N/
 _PIXELS = ("wavelength", "log_wavelength", "flux", "flux_error", "ivar", "variance", "mask", "good")
 #: More rows of a table without identifiers than an instrument has orders are stars.
 MOST_ORDERS = 512
+
+
+_NOT_IN_A_MEDIUM = {"frequency": units.Hz, "freq": units.Hz, "wavenumber": units.cm**-1, "wavenumbers": units.cm**-1}
+#: Of columns that state no unit: iSpec knows no other than nm.
+_OWN_UNIT = {"waveobs": units.nm, **_NOT_IN_A_MEDIUM}
 
 
 def spectrum_of(
@@ -50,17 +67,20 @@ def spectrum_of(
         return unit_names.get(role) or heading(names[role]).unit
 
     row: Row = {"flux": columns["flux"], "flux_unit": unit_of(unit("flux"))}
-    if "wavelength" in columns:
-        row["wavelength"] = columns["wavelength"]
-        row["wavelength_unit"] = length_unit(unit("wavelength"), "wavelength") or options.wavelength_unit
-        row["medium"] = medium_of(names["wavelength"])
-        if plain(names["wavelength"]) == "waveobs" and row["wavelength_unit"] is None:
-            row["wavelength_unit"] = units.nm  # iSpec knows no other
+    where = "wavelength" if "wavelength" in columns else "log_wavelength"
+    row["medium"] = medium_of(names[where])
+    log = logarithm(unit(where))
+    written = unit(where) if log is None else log[1]
+    row["wavelength_unit"] = length_unit(written, "wavelength") or options.wavelength_unit
+    if log is None and where == "wavelength":
+        row["wavelength"] = columns[where]
+        if row["wavelength_unit"] is None:
+            row["wavelength_unit"] = _OWN_UNIT.get(plain(names[where]))
+        if plain(names[where]) in _NOT_IN_A_MEDIUM:
+            row["medium"] = "vacuum"
     else:
-        with np.errstate(over="ignore"):  # the tokenizer judges it
-            row["wavelength"] = 10 ** np.asarray(columns["log_wavelength"], np.float64)
-        row["medium"] = medium_of(names["log_wavelength"])
-        row["wavelength_unit"] = options.wavelength_unit
+        natural = math.e if plain(names[where]).startswith("ln") else None
+        row["wavelength"] = from_logarithm(columns[where], natural if log is None else log[0])
     for role, kind in (("flux_error", "sigma"), ("ivar", "ivar"), ("variance", "variance")):
         if role in columns:
             row |= {"flux_error": columns[role], "error_kind": kind, "error_unit": unit_of(unit(role))}
@@ -111,7 +131,7 @@ def _header(file: OpenFile) -> tuple[list[str], str, int]:
             continue
         text = line
         break
-    delimiter = next((mark for mark in ",;\t" if mark in (text or "".join(comments[-1:]))), " ")
+    delimiter = next((mark for mark in _between(file) if mark in (text or "".join(comments[-1:]))), " ")
     cells = [] if text is None else _cells(text, delimiter)
     numbers = [_is_number(cell) for cell in cells if cell]
     if text is not None and not (numbers and all(numbers)) and not (numbers and numbers[0] and numbers.count(True) > 1):
@@ -129,6 +149,12 @@ def _header(file: OpenFile) -> tuple[list[str], str, int]:
     return [str(number) for number in range(1, len(cells) + 1)], delimiter, len(comments)
 
 
+def _between(file: OpenFile) -> str:
+    """What may lie between columns; no comma where that is in numbers, as in 4861,3."""
+    line = next((line for line in reversed(file.first_lines[:-1]) if line.strip()), "")
+    return ";\t" if re.search(r"\d,\d+[;\t]", line) else ",;\t"
+
+
 def _cells(line: str, delimiter: str) -> list[str]:
     if delimiter != " ":
         return [cell.strip() for cell in next(csv.reader([line.strip("\r\n")], delimiter=delimiter), [])]
@@ -137,11 +163,11 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return text in NULLS
-    return True
+    return text in NULLS or _NUMBER.fullmatch(text) is not None
+
+
+#: Fortran writes 4.8D+03, and much of Europe 4,8.
+_NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eEdD][+-]?\d+)?|[+-]?(nan|inf(inity)?)", re.IGNORECASE)
 
 
 def _text_columns(file: OpenFile, names: list[str], options: Options) -> dict[str, str]:
@@ -190,19 +216,26 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
         raise ValueError(f"{file.path}: expected each column once, got {', '.join(names)[:200]}")
     stated = _comments(file)
     if delimiter == " ":
-        where = [names.index(roles[role]) for role in wanted]
-        values = _loadtxt(file, n_before, where)
-        columns = dict(zip(wanted, values, strict=True))
-        for object_id, part in _stars(columns, file.stem):
-            yield {"object_id": object_id, **stated, **_one_star(part, roles, options)}
+        where = {role: names.index(roles[role]) for role in wanted if role != "object_id"}
+        columns: dict[str, Any] = dict(zip(where, _loadtxt(file, n_before, [*where.values()]), strict=True))
+        if "object_id" in roles:  # 007 is no number
+            cells = np.loadtxt(file.text(), str, skiprows=n_before, usecols=names.index(roles["object_id"]), ndmin=1)
+            columns["object_id"] = cells
+        for object_id, part in by_star(columns, file.stem):
+            yield {"object_id": object_id, **_one_star(part, roles, options, stated)}
         return
     types: dict[str, Any] = {roles[role]: pa.float64() for role in wanted}
     types |= {roles[role]: pa.string() for role in ("object_id", "mask") if role in roles}
     reader = arrow_csv.open_csv(
         pa.input_stream(str(file.path), compression="gzip" if file.path.suffix == ".gz" else None),
         arrow_csv.ReadOptions(column_names=names, skip_rows=n_before, encoding=file.encoding),
-        arrow_csv.ParseOptions(delimiter=delimiter),
-        arrow_csv.ConvertOptions(include_columns=list(types), column_types=types, null_values=NULLS),
+        arrow_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=_remark),
+        arrow_csv.ConvertOptions(
+            include_columns=list(types),
+            column_types=types,
+            null_values=NULLS,
+            decimal_point="," if "," not in _between(file) else ".",
+        ),
     )
     # The lines of a star may lie in several blocks; `pieces` are those of the star that is being read.
     seen: set[str] = set()
@@ -217,7 +250,7 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
             columns[role] = column.to_numpy() if role not in ("object_id", "mask") else np.array(column.to_pylist())
         if "mask" in columns:
             columns["mask"] = _text_mask(columns["mask"])
-        return {"object_id": current, **stated, **_one_star(columns, roles, options)}
+        return {"object_id": current, **_one_star(columns, roles, options, stated)}
 
     with reader:
         for batch in reader:
@@ -236,9 +269,16 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
         yield star()
 
 
+def _remark(line: Any) -> str:
+    """Comments may stand below the numbers too."""
+    return "skip" if _COMMENT.match(line.text or "") else "error"
+
+
 def _comments(file: OpenFile) -> Row:
     """What the comments before the numbers state of the wavelengths."""
     text = " ".join(line for line in file.first_lines[:60] if _COMMENT.match(line)).lower()
+    if re.search(r"\b(convert|correct|transform)", text):
+        return {}
     if re.search(r"\b(in|=|:)\s*'?air\b|\bair wavelength", text):
         return {"medium": "air"}
     return {"medium": "vacuum"} if re.search(r"\b(in|=|:)\s*'?vac(uum)?\b|\bvacuum wavelength", text) else {}
@@ -262,7 +302,7 @@ def _text_mask(texts: np.ndarray) -> np.ndarray:
 
 def _loadtxt(file: OpenFile, n_before: int, where: Sequence[int]) -> np.ndarray:
     def number(text: str) -> Any:
-        return np.nan if text in NULLS else text
+        return np.nan if text in NULLS else re.sub("[dD]", "E", text)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # on a file without numbers
@@ -279,7 +319,7 @@ def _loadtxt(file: OpenFile, n_before: int, where: Sequence[int]) -> np.ndarray:
             raise ValueError(f"{file.path}: expected columns of numbers, got {first}") from first
 
 
-def _stars(columns: Mapping[str, Any], default: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def by_star(columns: Mapping[str, Any], default: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Consecutive lines of the same star."""
     if "object_id" not in columns:
         yield default, dict(columns)
@@ -287,26 +327,30 @@ def _stars(columns: Mapping[str, Any], default: str) -> Iterator[tuple[str, dict
     ids = np.array([str(name) for name in columns["object_id"]])
     for part in np.split(np.arange(len(ids)), np.flatnonzero(ids[1:] != ids[:-1]) + 1):
         name = ids[part[0]]
-        yield name.removesuffix(".0"), {role: values[part] for role, values in columns.items()}
+        yield name, {role: values[part] for role, values in columns.items()}
 
 
-def _one_star(columns: Mapping[str, Any], roles: Mapping[str, str], options: Options) -> Row:
+def _one_star(columns: Mapping[str, Any], roles: Mapping[str, str], options: Options, stated: Row) -> Row:
     pixels = {
         role: np.asarray(values, np.float64) if role != "mask" else values
         for role, values in columns.items()
         if role in _PIXELS
     }
-    return {**spectrum_of(pixels, roles, {}, options), **_moving(columns, options)}
+    row = {**spectrum_of(pixels, roles, {}, options), **moving(columns, roles, {})}
+    return {**row, "medium": row["medium"] or stated.get("medium")}
 
 
-def _moving(columns: Mapping[str, Any], options: Options) -> Row:
-    """The velocity of a star whose lines all state it."""
+def moving(columns: Mapping[str, Any], names: Mapping[str, str], unit_names: Mapping[str, Any]) -> Row:
+    """The velocity, in km/s, or the redshift of a star whose lines all state it."""
     row: Row = {}
     for role in ("radial_velocity", "redshift"):
         if role in columns:
             values = np.ravel(np.asarray(columns[role], np.float64))
             if values.size and np.all((values == values[0]) | np.isnan(values)):
                 row[role] = float(values[0])
+    if "radial_velocity" in row:
+        own = "radial_velocity"
+        row[own] *= velocity_factor(unit_names.get(own) or heading(names[own]).unit)
     return row
 
 
@@ -365,16 +409,20 @@ def _of_table(
     columns = {role: _filled(table[name]) for role, name in roles.items()}
     object_id = str(table.meta.get("object_id", file.stem))
     if np.ndim(columns["flux"]) == 1 and columns["flux"].dtype != object:
-        for name, part in _stars({role: values for role, values in columns.items()}, object_id):
-            yield {"object_id": name, **spectrum_of(_pixels(part), roles, stated, options), **_moving(part, options)}
+        for name, part in by_star({role: values for role, values in columns.items()}, object_id):
+            yield {
+                "object_id": name,
+                **spectrum_of(pixels_of(part), roles, stated, options),
+                **moving(part, roles, stated),
+            }
         return
     for i in range(len(table)):
         part = {role: values[i] for role, values in columns.items()}
         name = str(part["object_id"]) if "object_id" in part else f"{object_id}:{i}"
-        yield {"object_id": name, **spectrum_of(_pixels(part), roles, stated, options), **_moving(part, options)}
+        yield {"object_id": name, **spectrum_of(pixels_of(part), roles, stated, options), **moving(part, roles, stated)}
 
 
-def _pixels(columns: Mapping[str, Any]) -> dict[str, Any]:
+def pixels_of(columns: Mapping[str, Any]) -> dict[str, Any]:
     return {role: values for role, values in columns.items() if role in _PIXELS}
 
 
@@ -464,14 +512,14 @@ def _rows(file: OpenFile, hdu: fits.BinTableHDU, options: Options) -> Iterator[R
         for i in range(1 if one_pixel_a_row else len(chunk)):
             # A copy: the file can then be closed.
             part = {role: np.array(values if one_pixel_a_row else values[i]) for role, values in columns.items()}
-            pixels = _pixels(part)
+            pixels = pixels_of(part)
             if step_name is not None and "wavelength" in pixels and np.ndim(pixels["wavelength"]) == 0:
                 # IUE: where the first pixel lies, and how far they are apart.
                 count = np.arange(np.size(pixels["flux"]))
                 pixels["wavelength"] = pixels["wavelength"] + float(chunk[step_name][i]) * count
             if lengths is not None and not one_pixel_a_row:
                 pixels = {role: values[: int(chunk[lengths][i])] for role, values in pixels.items()}
-            row = {**stated, **spectrum_of(pixels, roles, units_of, options), **_moving(part, options)}
+            row = {**stated, **spectrum_of(pixels, roles, units_of, options), **moving(part, roles, units_of)}
             row["medium"] = row["medium"] or stated.get("medium")
             row.setdefault("bad_bits", _serious(hdu, file, roles))
             if classes is not None and not one_pixel_a_row:
