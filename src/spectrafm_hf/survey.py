@@ -35,8 +35,9 @@ from .prediction import Flagged, PredictionWriter, TrainingRange, batches_of, pr
 from .similar import fingerprint
 
 
-#: Files that hold a spectrum or few, in one shard.
+#: Files that hold a spectrum or few, in one shard; a larger one is a shard by itself, as those of Gaia's bulk are.
 FILES_PER_SHARD = 1000
+LARGE_FILE = 2**26  # bytes
 #: What a name of a data set on the hub begins with; `OWNER/NAME` or `OWNER/NAME@REVISION` follows.
 HUB = "hf://datasets/"
 MADE_OF, FAILURES, FLAGS = (f"spectrafm_hf.{name}".encode() for name in ("made_of", "failures", "flags"))
@@ -111,7 +112,8 @@ def list_shards(
     ----------
     inputs : sequence of path or str
         As `find_files` takes them, and data sets on the hub, `hf://datasets/OWNER/NAME` or
-        `hf://datasets/OWNER/NAME@REVISION`. A Parquet file is a shard, other files are taken together by the thousand.
+        `hf://datasets/OWNER/NAME@REVISION`. A Parquet file is a shard, as is a file of 64 MiB or more;
+        others are taken together by the thousand.
     split : str, optional
         Of data sets. Default: all.
     failures : list of Failure, optional
@@ -164,10 +166,13 @@ def _in_files(root: Path, split: str | None, failures: list[Failure] | None) -> 
     files = find_files([root], split, failures)
     folder = root if root.is_dir() else root.parent
     own = f"{root.resolve().name}/" if root.is_dir() else ""
+    others = []
     for path in files:
-        if path.suffix.lower() == ".parquet":
-            yield Shard(own + path.relative_to(folder).with_suffix("").as_posix(), (str(path),), _state([path]))
-    others = [path for path in files if path.suffix.lower() != ".parquet"]
+        if path.suffix.lower() == ".parquet" or path.stat().st_size >= LARGE_FILE:
+            name = path.relative_to(folder).as_posix()
+            yield Shard(own + (name[:-8] if name.lower().endswith(".parquet") else name), (str(path),), _state([path]))
+        else:
+            others.append(path)
     for number, start in enumerate(range(0, len(others), FILES_PER_SHARD)):
         part = others[start : start + FILES_PER_SHARD]
         name = f"{own}files-{number:05d}" if root.is_dir() else root.name

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ...files import one_line
-from . import apogee, arrays, desi, gaia, galah, images, lamost, miles, other, parquet, sdss, tables
+from . import apogee, arrays, desi, gaia, gaia_continuous, galah, images, lamost, miles, other, parquet, sdss, tables
 from .base import (
     APOGEE_PIXEL_BITS,
     BAD_BITS,
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 #: In the order in which they are asked whether a file is theirs: those that look closest first.
-_MODULES = (parquet, arrays, apogee, sdss, desi, galah, lamost, gaia, miles, other, tables, images)
+_MODULES = (gaia_continuous, parquet, arrays, apogee, sdss, desi, galah, lamost, gaia, miles, other, tables, images)
 #: Which files of a folder are spectra.
 SUFFIXES = (
     *(".fits", ".fit", ".parquet", ".csv", ".ecsv", ".txt", ".dat", ".ascii", ".xml", ".vot", ".votable"),
