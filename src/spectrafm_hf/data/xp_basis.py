@@ -14,6 +14,7 @@ import contextlib
 import functools
 import importlib.metadata
 import io
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -170,7 +171,8 @@ def xp_basis() -> XPBasis:
 
 def _ask_gaiaxpy() -> dict[str, Array]:
     """Spectra of unit vectors, of each band beside the other and alone."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells what it does
+    # It tells what it does; and its import changes how NumPy prints, and silences warnings of all the program.
+    with contextlib.redirect_stdout(io.StringIO()), np.printoptions(), warnings.catch_warnings():
         import pandas as pd
         from gaiaxpy import calibrate
 

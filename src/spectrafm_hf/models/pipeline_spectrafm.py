@@ -9,6 +9,7 @@ import numpy as np
 from transformers import Pipeline
 
 from .flags_spectrafm import QUALITY, star_flags
+from .gate_spectrafm import is_spectrum, is_table, rows_of_table
 
 
 class _Numbered(NamedTuple):
@@ -18,13 +19,90 @@ class _Numbered(NamedTuple):
     spectrum: Any
 
 
+class Answer(dict):
+    """
+    Labels of a star and their errors, by name. Numbers are whole; only what is printed is rounded, to two digits of the
+    error.
+    """
+
+    def __init__(self, values=(), units: Mapping[str, str] | None = None):
+        super().__init__(values)
+        self.units = dict(units or {})
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{name!r}: {self._text(name)}" for name in self) + "}"
+
+    def _text(self, name: str) -> str:
+        value = self[name]
+        if not isinstance(value, float) or not math.isfinite(value):
+            return repr(value)
+        return f"{value:.{decimals(self.get(name.removesuffix('_err') + '_err', value))}f}"
+
+    def to_pandas(self):
+        """See [`Answers.to_pandas`]."""
+        return Answers([self]).to_pandas()
+
+    def to_table(self):
+        """See [`Answers.to_table`]."""
+        return Answers([self]).to_table()
+
+
+class Answers(list):
+    """Answers of several stars."""
+
+    def _columns(self) -> tuple[dict[str, list], dict[str, str]]:
+        """Columns of all names, NaN where a star has no answer, and the units of those that have one."""
+        names = list(dict.fromkeys(name for answer in self for name in answer))
+        columns = {name: [answer.get(name, "" if name == "object_id" else np.nan) for answer in self] for name in names}
+        if "flags" in columns:
+            columns["flags"] = [";".join(flags) if isinstance(flags, list) else "" for flags in columns["flags"]]
+        units = {}
+        for answer in self:
+            known = getattr(answer, "units", {})
+            units |= {name: known.get(name.removesuffix("_err"), "") for name in answer}
+        return columns, {name: unit for name, unit in units.items() if unit}
+
+    def to_pandas(self):
+        """A `DataFrame`, a row for each star; units in its `attrs["units"]`, by column."""
+        import pandas as pd
+
+        columns, units = self._columns()
+        table = pd.DataFrame(columns)
+        table.attrs["units"] = units
+        return table
+
+    def to_table(self):
+        """An astropy `QTable`-ready `Table`, a row for each star, with units and as many digits as errors allow."""
+        from astropy.table import Table
+        from astropy.units import Unit
+
+        columns, units = self._columns()
+        table = Table(columns)
+        for name in table.colnames:
+            if table[name].dtype.kind != "f":
+                continue
+            table[name].unit = Unit(units[name]) if name in units else None
+            errors = columns.get(name.removesuffix("_err") + "_err", columns[name])
+            known = [error for error in errors if math.isfinite(error)]
+            table[name].format = f".{decimals(float(np.median(known)) if known else 1.0)}f"
+        return table
+
+
+def decimals(error: float) -> int:
+    """Digits behind the dot that show an error with two digits."""
+    return max(0, 1 - math.floor(math.log10(abs(error)))) if error and math.isfinite(error) else 2
+
+
 class StellarLabelsPipeline(Pipeline):
     """
     Stellar labels, with one-sigma errors, from spectra.
 
     One spectrum is a row of a data set in the project's schema (a mapping with `wavelength`, `flux` and where known
-    `flux_error`, `mask` and `object_id`), a tuple (wavelength, flux[, flux_error[, mask]]) or a `specutils.Spectrum`.
-    A list of them gives a list of answers; a data set or a generator is streamed and gives an iterator.
+    `flux_error`, `mask` and `object_id`), a tuple (wavelength, flux[, flux_error[, mask]]), a `specutils.Spectrum`, a
+    row of a pandas DataFrame or an astropy Table, or a table of one that has a pixel in each row. Tables with a
+    spectrum in each row (pandas, astropy, Arrow), paths, tuples with fluxes (stars, pixels) and lists of all these give
+    a list of answers; a data set or a generator is streamed and gives an iterator. Answers are dictionaries; they and
+    their lists have `to_pandas()` and `to_table()`.
 
     Examples
     --------
@@ -83,7 +161,9 @@ class StellarLabelsPipeline(Pipeline):
             after it: `spectrafm predict` goes on, and flags such stars.
         """
         if isinstance(inputs, list) and not inputs:
-            return []
+            return Answers()
+        if not hasattr(inputs, "with_format"):
+            inputs = _spectra_of(inputs)
         if hasattr(inputs, "with_format"):
             # The base class would take a data set of the library `datasets` for one input.
             inputs = (row for row in inputs.with_format("numpy"))
@@ -94,7 +174,8 @@ class StellarLabelsPipeline(Pipeline):
             inputs = list(map(_Numbered, range(len(inputs)), inputs))
         elif isinstance(inputs, Generator):
             inputs = (_Numbered(number, spectrum) for number, spectrum in enumerate(inputs))
-        return super().__call__(inputs, **kwargs)
+        found = super().__call__(inputs, **kwargs)
+        return Answers(found) if isinstance(found, list) else found
 
     def _sanitize_parameters(  # type: ignore[override]
         self, requests: Sequence[Any] | None = None, scalars: Sequence[str] | None = None, flags: bool | None = None
@@ -142,9 +223,13 @@ class StellarLabelsPipeline(Pipeline):
             about["flags"] = star_flags(self.model, model_inputs, outputs, quality, names)
         return {"values": outputs.values, "errors": outputs.errors, **about}
 
-    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+    def postprocess(self, model_outputs: dict[str, Any]) -> Answer:  # type: ignore[override]
         object_id = model_outputs["object_id"]
-        star: dict[str, Any] = {} if object_id is None else {"object_id": object_id}
+        config = self.model.config
+        star = Answer(
+            {} if object_id is None else {"object_id": object_id},
+            dict(zip(config.label_names, config.label_units, strict=True)),
+        )
         values, errors = (model_outputs[key][0].tolist() for key in ("values", "errors"))
         known = [math.isfinite(value) and math.isfinite(error) for value, error in zip(values, errors, strict=True)]
         for name, value, error in zip(model_outputs["names"], values, errors, strict=True):
@@ -160,4 +245,26 @@ class StellarLabelsPipeline(Pipeline):
         return star
 
 
-__all__ = ["StellarLabelsPipeline"]
+def _spectra_of(inputs):
+    """Tables, paths and arrays of several stars as lists of spectra; all else as it is."""
+    if is_table(inputs):
+        rows, one = rows_of_table(inputs)
+        return rows[0] if one else rows
+    if isinstance(inputs, tuple) and len(inputs) > 1 and getattr(inputs[1], "ndim", 1) == 2:
+        n_stars = len(inputs[1])
+        parts = [part if getattr(part, "ndim", 1) == 2 else [part] * n_stars for part in inputs]
+        return [tuple(part[star] for part in parts) for star in range(n_stars)]
+    if is_spectrum(inputs) and inputs.flux.ndim == 2:
+        return [inputs[star] for star in range(len(inputs.flux))]
+    if isinstance(inputs, list) and any(is_table(each) or _is_several(each) for each in inputs):
+        found = [_spectra_of(each) for each in inputs]
+        return [spectrum for each in found for spectrum in (each if isinstance(each, list) else [each])]
+    return inputs
+
+
+def _is_several(value) -> bool:
+    fluxes = value[1] if isinstance(value, tuple) and len(value) > 1 else getattr(value, "flux", None)
+    return getattr(fluxes, "ndim", 1) == 2
+
+
+__all__ = ["Answer", "Answers", "StellarLabelsPipeline"]

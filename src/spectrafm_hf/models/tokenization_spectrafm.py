@@ -32,11 +32,14 @@ from .gate_spectrafm import (
     MAX_WAVELENGTH,
     MIN_WAVELENGTH,
     SPEED_OF_LIGHT,
+    GatedRow,
     air_to_vacuum,
     is_spectrum,
+    is_table,
     overlaps,
     per_wavelength,
     read_spectrum,
+    rows_of_table,
     to_rest,
     vacuum_to_air,
 )
@@ -344,8 +347,10 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         ----------
         wavelength : array of shape (pixels,) or (stars, pixels), list of arrays, astropy quantity
             In any order. Or a `specutils.Spectrum` or a list of them, or a row or rows of a data set in the project's
-            schema (a mapping, or a list of mappings) with `wavelength`, `flux`, and where known `flux_error` and
-            `mask`; then the next three stay None. None for stars of which only scalars are known.
+            schema (a mapping, or a list of mappings) with `wavelength`, `flux`, and where known `flux_error`, `mask`,
+            `resolving_power` and `normalised`; or a pandas DataFrame or row, an astropy Table or Row, an Arrow table,
+            a Dataset, a path, a list of these; then the next three stay None. None for stars of which only scalars are
+            known.
         flux : like `wavelength`
             One `wavelength` serves for many spectra. Quantities may have any unit.
         flux_error : like `flux`, optional
@@ -399,7 +404,11 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         max_length = self.max_length if max_length is None else _check_integer("max_length", max_length, 1)
         rng = self._generator if generator is None else _random_generator(generator)
 
-        error_type = self.error_type
+        error_type, unit, medium = self.error_type, ANGSTROM_PER_UNIT[self.wavelength_unit], self.wavelength_medium
+        if flux is None and _is_tables(wavelength):
+            wavelength = _rows_of_tables(wavelength)
+        if isinstance(wavelength, GatedRow) or isinstance(_first(wavelength), GatedRow):
+            error_type, unit, medium = "sigma", 1.0, "vacuum"
         if _is_rows(wavelength) or _is_spectra(wavelength):
             for field, value in (("flux", flux), ("flux_error", flux_error), ("mask", mask)):
                 if value is not None:
@@ -407,6 +416,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if _is_rows(wavelength):
             rows = _as_columns(wavelength)
             wavelength, flux, flux_error, mask = _pixel_columns(rows)
+            resolving_power = rows.get("resolving_power") if resolving_power is None else resolving_power
+            normalised = rows.get("normalised") if normalised is None else normalised
             if labels is not None and not isinstance(labels, Mapping) and label_errors is None:
                 names = _names("labels", labels)
                 label_errors = {name: rows[f"{name}_err"] for name in names if f"{name}_err" in rows}
@@ -425,7 +436,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if wavelength is None and flux is None:
             pixels = _no_pixels(scalars)
         else:
-            pixels = self._read_pixels(wavelength, flux, flux_error, mask, radial_velocity, error_type)
+            given = (wavelength, flux, flux_error, mask)
+            pixels = self._read_pixels(*given, radial_velocity, error_type, unit, medium)
         n_stars = len(pixels["flux"])
         if self.basis is not None:
             continuum = np.ones((n_stars, 1))
@@ -452,7 +464,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     # ------------------------------------------------------------------------------------------------ reading pixels
 
     def _read_pixels(
-        self, wavelength, flux, flux_error, mask, radial_velocity, error_type: str
+        self, wavelength, flux, flux_error, mask, radial_velocity, error_type: str, unit: float, medium: str
     ) -> dict[str, np.ndarray]:
         """
         Whatever was given -> padded arrays of shape (stars, pixels), sorted by wavelength.
@@ -475,7 +487,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 raise ValueError(f"{field}: expected the lengths of flux, {expected}, got {actual}")
             return array
 
-        wavelength = like_flux("wavelength", wavelength, "Angstrom", ANGSTROM_PER_UNIT[self.wavelength_unit])
+        wavelength = like_flux("wavelength", wavelength, "Angstrom", unit)
         wavelength = _one_row_if_equal(wavelength)
         present = np.arange(flux.shape[1]) < _one_row_if_equal(lengths[:, None])
         valid = present & (np.abs(flux) < HUGE)
@@ -494,7 +506,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             with np.errstate(over="ignore", invalid="ignore"):
                 flux, error = flux * factor, error * factor
             valid &= np.abs(flux) < HUGE
-        if self.wavelength_medium == "air":
+        if medium == "air":
             wavelength = air_to_vacuum(wavelength)
         in_range = _check_range("wavelength", wavelength, valid)
         if radial_velocity is not None:
@@ -939,6 +951,17 @@ def _write_atomically(path: Path, text: str):
 
 def _first(values):
     return values[0] if isinstance(values, Sequence) and len(values) else None
+
+
+def _is_tables(value) -> bool:
+    return is_table(value) or (isinstance(value, list) and bool(value) and all(map(is_table, value)))
+
+
+def _rows_of_tables(value) -> list[GatedRow]:
+    """Those columns of all rows that count here."""
+    found = [row for each in (value if isinstance(value, list) else [value]) for row in rows_of_table(each)[0]]
+    names = set.intersection(*(set(row) for row in found))
+    return [GatedRow((name, row[name]) for name in row if name in names) for row in found]
 
 
 def _is_rows(value) -> bool:
