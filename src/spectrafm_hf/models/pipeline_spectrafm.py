@@ -56,7 +56,7 @@ class Answers(list):
         columns = {name: [answer.get(name, "" if name == "object_id" else np.nan) for answer in self] for name in names}
         if "flags" in columns:
             columns["flags"] = [";".join(flags) if isinstance(flags, list) else "" for flags in columns["flags"]]
-        units = {}
+        units: dict[str, str] = {}
         for answer in self:
             known = getattr(answer, "units", {})
             units |= {name: known.get(name.removesuffix("_err"), "") for name in answer}
