@@ -431,7 +431,12 @@ def _reading(option: str | None = None, demanded: bool = True) -> Parser:
         metavar="NAMES",
         help="bits of the pixel mask of APOGEE that mask a pixel, BADPIX,CRPIX,...; or none",
     )
-    how.add_argument("--radial-velocity", type=float, metavar="KM/S", help="of the stars, instead of that in the files")
+    how.add_argument(
+        "--radial-velocity",
+        type=_velocity,
+        metavar="KM/S",
+        help="of the stars, instead of that in the files; or, for predict, measure: from the lines of each spectrum",
+    )
     how.add_argument(
         "--radial-velocity-column", metavar="NAME", help="column with the velocity of each star in km/s, to shift it by"
     )
@@ -458,6 +463,8 @@ def _reading(option: str | None = None, demanded: bool = True) -> Parser:
 def _how(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `read_spectra`."""
     bits = arguments.bad_bits
+    if arguments.radial_velocity == "measure" and arguments.verb != "predict":
+        raise ValueError(f"--radial-velocity: expected km/s for spectrafm {arguments.verb}, got measure")
     return {
         "format": arguments.format,
         "visits": arguments.visits,
@@ -470,6 +477,14 @@ def _how(arguments: argparse.Namespace) -> dict[str, Any]:
         "wavelength_unit": arguments.wavelength_unit,
         "wavelength_medium": "air" if arguments.air else "vacuum" if arguments.vacuum else None,
     }
+
+
+def _velocity(text: str) -> float | str:
+    if text == "measure":
+        return text
+    with contextlib.suppress(ValueError):
+        return float(text)
+    raise argparse.ArgumentTypeError(f"expected km/s or measure, got {text!r}")
 
 
 def _columns(text: str | None) -> dict[str, str] | None:
@@ -530,8 +545,17 @@ def _positive(text: str) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
-    from spectrafm_hf.data.readers import Failure, find_files, read_spectra
-    from spectrafm_hf.prediction import PredictionWriter, answered_labels, batches_of, predict_batches
+    from spectrafm_hf.data.readers import MEASURE, Failure, find_files, read_spectra
+    from spectrafm_hf.prediction import (
+        VELOCITY,
+        VELOCITY_UNIT,
+        PredictionWriter,
+        answered_labels,
+        at_measured_velocities,
+        batches_of,
+        predict_batches,
+        velocity_columns,
+    )
 
     _new_output(arguments)
     failures = _fetch_gaia(arguments)
@@ -550,13 +574,17 @@ def _predict(arguments: argparse.Namespace) -> int:
     names = [label for label in every if label in answered]
     units = {label: known[label] for label in names}
     rows = read_spectra(files, failures=failures, keep_refused=True, **_how(arguments))
-    summary = _Summary(names, units)
+    columns = list(names)
+    if measures := arguments.radial_velocity == MEASURE:
+        rows = at_measured_velocities(rows, model, tokenizer)
+        columns, units = [VELOCITY, *names], {**units, VELOCITY: VELOCITY_UNIT}
+    summary = _Summary(columns, units)
     with contextlib.ExitStack() as stack:
         writer = None
         if arguments.output:
             # Data sets have an object_id for each star; spectra of one star may be in several files.
             tell = len(files) > 1 and any(path.suffix.lower() != ".parquet" for path in files)
-            writer = stack.enter_context(PredictionWriter(arguments.output, names, units, files=tell))
+            writer = stack.enter_context(PredictionWriter(arguments.output, columns, units, files=tell))
         progress = stack.enter_context(tqdm(total=_count(files), desc="predicting", unit=" stars", delay=DELAY))
 
         def asked(row: Row) -> tuple[str, ...]:
@@ -570,6 +598,8 @@ def _predict(arguments: argparse.Namespace) -> int:
                 same, predict_batches(model, tokenizer, batches, own, training_range), strict=True
             ):
                 _fill_in(prediction, names)
+                if measures:
+                    prediction |= velocity_columns(batch)
                 failed = summary.add(batch, prediction)
                 failures += [Failure(batch[i]["file"], _cause(prediction, i)) for i in failed]
                 if writer:

@@ -9,6 +9,7 @@ need not talk to each other, so that they may run on any number of machines that
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -28,10 +29,19 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from numpy.typing import NDArray
 
-from .data.readers import Failure, find_files, read_spectra
+from .data.readers import MEASURE, Failure, find_files, read_spectra
 from .files import ask_twice
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
-from .prediction import Flagged, PredictionWriter, TrainingRange, batches_of, predict_batches
+from .prediction import (
+    VELOCITY,
+    Flagged,
+    PredictionWriter,
+    TrainingRange,
+    at_measured_velocities,
+    batches_of,
+    predict_batches,
+    velocity_columns,
+)
 from .similar import fingerprint
 
 
@@ -250,6 +260,8 @@ class ShardPredictor:
         self.model, self.tokenizer, self.training_range = model, tokenizer, training_range
         self.output, self.batch_size, self.how = Path(output), batch_size, dict(how or {})
         self.names = list(tokenizer.requests or tokenizer.label_names)
+        self.measures = self.how.get("radial_velocity") == MEASURE
+        self.columns = [*self.names, *([VELOCITY] if self.measures else [])]
         # What changes an answer, beside the spectra; the size of a batch does not.
         config = {name: value for name, value in model.config.to_dict().items() if name not in NO_SETTINGS}
         limits = None if training_range is None else asdict(training_range)
@@ -326,10 +338,15 @@ class ShardPredictor:
             ]
             metadata = {MADE_OF: self._made_of(shard)}
             flagged = Flagged()
-            with PredictionWriter(path, self.names, {}, metadata, files=len(files) > 1) as writer:
+            with PredictionWriter(path, self.columns, {}, metadata, files=len(files) > 1) as writer:
                 rows = read_spectra(files, failures=failures if len(files) > 1 else None, keep_refused=True, **self.how)
-                batches = batches_of(rows, self.tokenizer, self.batch_size)
-                for batch in predict_batches(self.model, self.tokenizer, batches, self.names, self.training_range):
+                if self.measures:
+                    rows = at_measured_velocities(rows, self.model, self.tokenizer)
+                batches, same = itertools.tee(batches_of(rows, self.tokenizer, self.batch_size))
+                predictions = predict_batches(self.model, self.tokenizer, batches, self.names, self.training_range)
+                for own, batch in zip(same, predictions, strict=True):
+                    if self.measures:
+                        batch |= velocity_columns(own)
                     writer.write(batch)
                     flagged.add(batch["flags"], batch["reason"])
                     progress(len(batch["flags"]))
@@ -363,7 +380,7 @@ class ShardPredictor:
         unknown = np.full(len(failures), np.nan, np.float32)
         return {
             **dict.fromkeys(("object_id", "file"), np.array([failure.file.name for failure in failures], dtype=object)),
-            **{column: unknown for name in self.names for column in (name, f"{name}_err")},
+            **{column: unknown for name in self.columns for column in (name, f"{name}_err")},
             "flags": np.array([""] * len(failures), dtype=object),
             "reason": np.array([" ".join(failure.cause.split()) for failure in failures], dtype=object),
         }

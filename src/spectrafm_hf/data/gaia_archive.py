@@ -61,7 +61,7 @@ def read_source_ids(given: Sequence[str | os.PathLike[str]]) -> list[int]:
         For what is no id, and for a column of floating-point numbers, which do not hold all digits of an id.
     """
     found: list[int] = []
-    for each in map(os.fspath, given):
+    for each in (os.fspath(name) for name in given):
         found += [int(each)] if each.isdecimal() else _ids_of_file(each)
     if not found:
         raise ValueError("gaia_ids: expected at least one source id, got none")

@@ -10,6 +10,7 @@ from transformers import Pipeline
 
 from .flags_spectrafm import QUALITY, star_flags
 from .gate_spectrafm import is_spectrum, is_table, rows_of_table
+from .velocity_spectrafm import VelocityMeter
 
 
 class _Numbered(NamedTuple):
@@ -17,6 +18,7 @@ class _Numbered(NamedTuple):
 
     number: int
     spectrum: Any
+    velocity: Any = None
 
 
 class Answer(dict):
@@ -142,6 +144,9 @@ class StellarLabelsPipeline(Pipeline):
         flags : bool, optional
             Whether to add `flags`, a list of what speaks against the answers of a star, see `FLAGS`; for a model on
             evidence. Labels that the spectrum does not tell are then NaN, and no error.
+        radial_velocity : float, sequence of float or "measure", optional
+            km/s of all stars, or of each, by which the spectra are moved to the rest frame; or, for a model on
+            evidence, that which the lines of each tell, which is then added as `radial_velocity` with its error.
         batch_size : int, optional
             Spectra that go through the model together; 1 by default.
         num_workers : int, optional
@@ -170,7 +175,13 @@ class StellarLabelsPipeline(Pipeline):
         elif isinstance(inputs, Iterator):
             # Of iterators it knows generators only.
             inputs = (row for row in inputs)
-        if isinstance(inputs, list):
+        velocity = kwargs.get("radial_velocity")
+        if velocity is not None and not isinstance(velocity, str) and np.ndim(velocity):
+            if not isinstance(inputs, list) or len(inputs) != len(velocity):
+                what = f"{len(inputs)} spectra" if isinstance(inputs, list) else "no list of spectra"
+                raise ValueError(f"radial_velocity: expected one for each, got {len(velocity)} for {what}")
+            inputs = list(map(_Numbered, range(len(inputs)), inputs, kwargs.pop("radial_velocity")))
+        elif isinstance(inputs, list):
             inputs = list(map(_Numbered, range(len(inputs)), inputs))
         elif isinstance(inputs, Generator):
             inputs = (_Numbered(number, spectrum) for number, spectrum in enumerate(inputs))
@@ -178,19 +189,24 @@ class StellarLabelsPipeline(Pipeline):
         return Answers(found) if isinstance(found, list) else found
 
     def _sanitize_parameters(  # type: ignore[override]
-        self, requests: Sequence[Any] | None = None, scalars: Sequence[str] | None = None, flags: bool | None = None
+        self,
+        requests: Sequence[Any] | None = None,
+        scalars: Sequence[str] | None = None,
+        flags: bool | None = None,
+        radial_velocity: Any = None,
     ):
-        given = {"requests": requests, "scalars": scalars, "flags": flags}
+        given = {"requests": requests, "scalars": scalars, "flags": flags, "radial_velocity": radial_velocity}
         return {name: value for name, value in given.items() if value is not None}, {}, {}
 
     def preprocess(  # type: ignore[override]
-        self, input_, requests=None, scalars=None, flags=None
+        self, input_, requests=None, scalars=None, flags=None, radial_velocity=None
     ) -> dict[str, Any]:
         tokenizer: Any = self.feature_extractor
         if flags and tokenizer.basis is None:
             raise ValueError("flags: expected a model on evidence (token_embedding='basis'), got one without flags")
         name = None
         if isinstance(input_, _Numbered):
+            radial_velocity = radial_velocity if input_.velocity is None else input_.velocity
             name, input_ = f"spectrum {input_.number}", input_.spectrum
         object_id = input_.get("object_id") if isinstance(input_, Mapping) else None
         if isinstance(object_id, np.generic):
@@ -199,22 +215,31 @@ class StellarLabelsPipeline(Pipeline):
         spectrum = input_ if isinstance(input_, tuple) else (input_,)
         if scalars is not None and not isinstance(input_, Mapping):
             raise ValueError(f"scalars: expected rows that hold {list(scalars)}, got a {type(input_).__name__}")
+        measures = isinstance(radial_velocity, str)
+        if measures and tokenizer.velocity_meter is None and tokenizer.basis is not None:
+            tokenizer.velocity_meter = VelocityMeter(tokenizer.basis, self.model)
+        how = {"scalars": scalars, "requests": requests, "radial_velocity": radial_velocity}
         try:
-            inputs = tokenizer(*spectrum, scalars=scalars, requests=requests, return_quality=bool(flags))
+            inputs = tokenizer(*spectrum, **how, return_quality=bool(flags) or measures)
         except ValueError as error:
             # To the tokenizer it is the only one.
             cause = str(error).removesuffix(" in spectrum 0")
             raise ValueError(cause if name is None else f"{cause} ({name})") from error
         if (n_spectra := len(inputs["attention_mask"])) != 1:
             raise ValueError(f"flux: expected one spectrum, or a list of them, got {n_spectra} in one")
+        measured = [float(inputs.pop(key)[0]) for key in ("radial_velocity", "radial_velocity_err") if measures]
+        if not flags:
+            for key in QUALITY:
+                inputs.pop(key, None)
         asked = requests is not None
         if requests is None:
             requests = tokenizer.label_names if tokenizer.requests is None else tokenizer.requests
         names = [request if isinstance(request, str) else f"flux_{request}" for request in requests]
-        return {**inputs, "object_id": object_id, "names": names, "spectrum": name, "asked": asked}
+        about = {"object_id": object_id, "names": names, "spectrum": name, "asked": asked, "measured": measured}
+        return {**inputs, **about}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        about = {name: model_inputs.pop(name) for name in ("object_id", "names", "spectrum", "asked")}
+        about = {name: model_inputs.pop(name) for name in ("object_id", "names", "spectrum", "asked", "measured")}
         quality = {name: model_inputs.pop(name) for name in QUALITY if name in model_inputs}
         outputs = self.model(**model_inputs)
         if quality:
@@ -230,6 +255,9 @@ class StellarLabelsPipeline(Pipeline):
             {} if object_id is None else {"object_id": object_id},
             dict(zip(config.label_names, config.label_units, strict=True)),
         )
+        if measured := model_outputs["measured"]:
+            star["radial_velocity"], star["radial_velocity_err"] = measured
+            star.units["radial_velocity"] = "km/s"
         values, errors = (model_outputs[key][0].tolist() for key in ("values", "errors"))
         known = [math.isfinite(value) and math.isfinite(error) for value, error in zip(values, errors, strict=True)]
         for name, value, error in zip(model_outputs["names"], values, errors, strict=True):

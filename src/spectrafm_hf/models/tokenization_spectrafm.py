@@ -43,6 +43,7 @@ from .gate_spectrafm import (
     to_rest,
     vacuum_to_air,
 )
+from .velocity_spectrafm import VelocityMeter
 
 
 # Neighbouring steps that differ by more than this factor are a gap or a jump in sampling: patches end there.
@@ -67,6 +68,7 @@ MODULES = (
     "gate_spectrafm.py",
     "pipeline_spectrafm.py",
     "tokenization_spectrafm.py",
+    "velocity_spectrafm.py",
 )
 # What stars on one grid share. As tensors these are then one row, expanded: the model sees it, and computes once.
 GRID = ("wavelength", "wavelength_step")
@@ -197,6 +199,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         self.basis = basis
         self.basis_file = BASIS_FILE if basis is not None else basis_file
         self._check_settings()
+        #: What measures velocities; a pipeline sets one with the templates of its model.
+        self.velocity_meter: VelocityMeter | None = None
         self._generator = np.random.default_rng(self.seed)
         self._last_layout: tuple[np.ndarray, int, Any] = (np.empty((0, 0)), 0, None)
 
@@ -367,8 +371,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         labels, label_errors : like `scalars`
             True values for the loss, NaN where unknown; with rows, a list of column names, errors in `<name>_err`.
             Without `requests` they are what is asked for.
-        radial_velocity : float, array of shape (stars,) or quantity
-            km/s, positive for a star that recedes; the spectrum is moved to the rest frame.
+        radial_velocity : float, array of shape (stars,), quantity or "measure"
+            km/s, positive for a star that recedes; the spectrum is moved to the rest frame. Measured, with a basis, it
+            is that which the lines of each spectrum tell.
         max_length : int, optional
             Instead of the setting.
         generator : numpy.random.Generator or int, optional
@@ -382,7 +387,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         return_quality : bool
             With a basis: whether to add what [`star_flags`] wants and the model does not take, (stars,) each:
             `clipped`, the share of the pixels that are left out as no star could have them, and `shift`, the km/s by
-            which lines seem to be away from rest where the spectrum does not look like one of a star, else 0.
+            which lines seem to be away from rest where the spectrum does not look like one of a star, else 0; and where
+            they are measured, `radial_velocity` and `radial_velocity_err`.
 
         Returns
         -------
@@ -433,15 +439,22 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if alone := label_errors.keys() - labels.keys():
             raise ValueError(f"label_errors: expected names out of the labels {list(labels)}, got {sorted(alone)}")
 
+        measured = False
         if wavelength is None and flux is None:
             pixels = _no_pixels(scalars)
         else:
-            given = (wavelength, flux, flux_error, mask)
-            pixels = self._read_pixels(*given, radial_velocity, error_type, unit, medium)
+            given, how = (wavelength, flux, flux_error, mask), (error_type, unit, medium)
+            measured = isinstance(radial_velocity, str)
+            pixels = self._read_pixels(*given, None if measured else radial_velocity, *how)
+            if measured:
+                found = self._velocities(pixels, radial_velocity, resolving_power)
+                pixels = self._read_pixels(*given, found["radial_velocity"], *how)
         n_stars = len(pixels["flux"])
         if self.basis is not None:
             continuum = np.ones((n_stars, 1))
             inputs = self._evidence(pixels, resolving_power, normalised, return_quality)
+            if measured and return_quality:
+                inputs |= found
         else:
             continuum = self._divide_by_continuum(pixels)
             self._standardise(pixels)
@@ -541,6 +554,29 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         nearest = np.minimum(steps[:, :-1], steps[:, 1:])
         pixels["step"] = np.where(np.isfinite(nearest), nearest, 0.0)
         return pixels
+
+    def _velocities(self, pixels: dict[str, np.ndarray], asked: str, resolving_power) -> dict[str, np.ndarray]:
+        """What lines tell of the velocity of each star, and its error, (stars,) in km/s."""
+        if asked != "measure":
+            raise ValueError(f"radial_velocity: expected km/s or 'measure', got {asked!r}")
+        if self.basis is None:
+            raise ValueError(
+                "radial_velocity: expected a model on evidence (token_embedding='basis') to measure it with"
+            )
+        meter = self.velocity_meter or VelocityMeter(self.basis)
+        n_stars = len(pixels["flux"])
+        powers = _optional("resolving_power", resolving_power, n_stars)
+        found = []
+        for star in range(n_stars):
+            wavelength = pixels["wavelength"][star % len(pixels["wavelength"])]
+            error, valid = pixels["flux_error"][star], pixels["valid"][star]
+            error = np.where(error > 0, error, np.nan)
+            velocity = meter(wavelength, pixels["flux"][star], error, ~valid, float(powers[star]))
+            if velocity.cause:
+                raise ValueError(f"{velocity.cause} in spectrum {star}")
+            found.append((velocity.value, velocity.error))
+        values, errors = np.array(found).T
+        return {"radial_velocity": values, "radial_velocity_err": errors}
 
     # ------------------------------------------------------------------------------------------------------ evidence
 
