@@ -9,11 +9,10 @@ need not talk to each other, so that they may run on any number of machines that
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -342,11 +341,16 @@ class ShardPredictor:
                 rows = read_spectra(files, failures=failures if len(files) > 1 else None, keep_refused=True, **self.how)
                 if self.measures:
                     rows = at_measured_velocities(rows, self.model, self.tokenizer)
-                batches, same = itertools.tee(batches_of(rows, self.tokenizer, self.batch_size))
-                predictions = predict_batches(self.model, self.tokenizer, batches, self.names, self.training_range)
-                for own, batch in zip(same, predictions, strict=True):
-                    if self.measures:
-                        batch |= velocity_columns(own)
+                velocities: deque[dict[str, NDArray[np.float32]]] = deque()
+
+                def noted(batches: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+                    for batch in batches:
+                        velocities.append(velocity_columns(batch) if self.measures else {})
+                        yield batch
+
+                batches = noted(batches_of(rows, self.tokenizer, self.batch_size))
+                for batch in predict_batches(self.model, self.tokenizer, batches, self.names, self.training_range):
+                    batch |= velocities.popleft()
                     writer.write(batch)
                     flagged.add(batch["flags"], batch["reason"])
                     progress(len(batch["flags"]))

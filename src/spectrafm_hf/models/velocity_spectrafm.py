@@ -73,7 +73,7 @@ class VelocityMeter:
 
     def __init__(self, basis: SpectrumBasis, model: Any = None) -> None:
         self.basis = basis
-        self.star_model = getattr(getattr(model, "refinement", None), "star_model", None)
+        self.star_model: Any = getattr(getattr(model, "refinement", None), "star_model", None)
         known = self.star_model is not None
         self.star_intervals = model.config.star_intervals if known else (0, 0)
         self.star_labels = list(model.config.star_labels) if known else []
