@@ -12,6 +12,8 @@ from astropy.io import fits
 from astropy.io.votable import from_table
 from astropy.table import Table
 
+import spectrafm_cli
+from spectrafm_hf import save_checkpoint
 from spectrafm_hf.data import xp_basis as module
 from spectrafm_hf.data.readers import Failure, read_spectra
 from spectrafm_hf.data.readers.gaia_continuous import COLUMNS, decimals
@@ -149,6 +151,20 @@ def test_without_a_band_the_other_reaches_as_far_as_it_does_in_gaiaxpy(tmp_path,
     assert found[3]["refused"] == "bp_coefficients, rp_coefficients: expected those of a band, got none"
     failures: list[Failure] = []
     assert len(list(read_spectra([path], failures=failures))) == 3 and len(failures) == 1
+
+
+def test_a_folder_of_bulk_files_is_a_survey(tmp_path, tiny_model, tiny_tokenizer, monkeypatch):
+    needs_gaiaxpy()
+    save_checkpoint(tiny_model, tiny_tokenizer, tmp_path / "tiny")
+    monkeypatch.setattr("spectrafm_hf.survey.LARGE_FILE", 1000)  # as those of the archive are
+    (tmp_path / "bulk").mkdir()
+    for number, rows in enumerate((stars(3), stars(5))):
+        write(rows, tmp_path / "bulk" / f"XpContinuousMeanSpectrum_{number}.csv.gz")
+    command = ["predict", str(tmp_path / "bulk"), "--model", str(tmp_path / "tiny"), "--output", str(tmp_path / "out")]
+    assert spectrafm_cli.main(command) == 0
+    written = sorted(path.name for path in (tmp_path / "out").rglob("*.parquet"))
+    assert written == [f"XpContinuousMeanSpectrum_{number}.csv.gz.parquet" for number in range(2)]
+    assert len(pd.read_parquet(tmp_path / "out").dropna(subset="teff")) == 8
 
 
 def test_a_row_with_too_few_numbers_is_refused_and_the_others_stay(tmp_path):
