@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 #: Arguments of Python that messages name, as they are typed here.
 OPTIONS = (
     *("wavelength_unit", "radial_velocity", "radial_velocity_column", "bad_bits", "grid", "columns", "format", "split"),
-    *("output", "id_column", "labels", "split_by", "units", "model"),
+    *("output", "id_column", "labels", "split_by", "units", "model", "gaia_ids"),
 )
 
 
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = verbs.add_parser(
         "predict",
-        parents=[_reading()],
+        parents=[_reading(demanded=False)],
         help="predict the labels of stars from their spectra",
         description="Predict the labels of stars from their spectra. INPUT: files of a format that `spectrafm formats` "
         "names, folders of such files, or data set folders. What cannot be used is left out, and listed at the end and "
@@ -126,6 +126,14 @@ def _parser() -> argparse.ArgumentParser:
         help="table to write, one row a spectrum: .csv, .parquet or .fits; or, for a survey, a folder, which gets a "
         "Parquet file for each of the input, and is gone on with when the same command runs again. Several processes "
         "(`accelerate launch`) share the files; the input may be hf://datasets/OWNER/NAME",
+    )
+    predict.add_argument(
+        "--gaia-ids",
+        nargs="+",
+        default=[],
+        metavar="ID_OR_TABLE",
+        help="Gaia DR3 source ids, or tables of them (FILE or FILE:COLUMN), whose XP spectra are fetched from the "
+        "archive and kept (needs the extra `gaia`)",
     )
     predict.add_argument(
         "--plot", type=Path, metavar="DIR", help=f"draw the first {PLOTTED_STARS} spectra and an overview"
@@ -399,11 +407,11 @@ _EVIDENCE_HELP = f"{_MODELS} (default: {PREDICTING_MODEL})"
 _MODEL_HELP = f"{_MODELS} (default: {APOGEE_MODEL} if the first spectrum is of the H band, else {DEFAULT_MODEL})"
 
 
-def _reading(option: str | None = None) -> Parser:
+def _reading(option: str | None = None, demanded: bool = True) -> Parser:
     """What to read, in place or by an option, and how: the same for all verbs that read spectra."""
     reading = Parser(add_help=False)
     if option is None:
-        reading.add_argument("input", nargs="+", type=Path, metavar="INPUT")
+        reading.add_argument("input", nargs="+" if demanded else "*", type=Path, metavar="INPUT")
     else:
         text = "files, folders of files, or data set folders"
         reading.add_argument(option, dest="input", nargs="+", type=Path, required=True, metavar="INPUT", help=text)
@@ -415,7 +423,12 @@ def _reading(option: str | None = None) -> Parser:
         metavar="NAMES",
         help="bits of the pixel mask of APOGEE that mask a pixel, BADPIX,CRPIX,...; or none",
     )
-    how.add_argument("--radial-velocity", type=float, metavar="KM/S", help="of the stars, instead of that in the files")
+    how.add_argument(
+        "--radial-velocity",
+        type=_velocity,
+        metavar="KM/S",
+        help="of the stars, instead of that in the files; or, for predict, measure: from the lines of each spectrum",
+    )
     how.add_argument(
         "--radial-velocity-column", metavar="NAME", help="column with the velocity of each star in km/s, to shift it by"
     )
@@ -442,6 +455,8 @@ def _reading(option: str | None = None) -> Parser:
 def _how(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `read_spectra`."""
     bits = arguments.bad_bits
+    if arguments.radial_velocity == "measure" and arguments.verb != "predict":
+        raise ValueError(f"--radial-velocity: expected km/s for spectrafm {arguments.verb}, got measure")
     return {
         "format": arguments.format,
         "visits": arguments.visits,
@@ -454,6 +469,14 @@ def _how(arguments: argparse.Namespace) -> dict[str, Any]:
         "wavelength_unit": arguments.wavelength_unit,
         "wavelength_medium": "air" if arguments.air else "vacuum" if arguments.vacuum else None,
     }
+
+
+def _velocity(text: str) -> float | str:
+    if text == "measure":
+        return text
+    with contextlib.suppress(ValueError):
+        return float(text)
+    raise argparse.ArgumentTypeError(f"expected km/s or measure, got {text!r}")
 
 
 def _columns(text: str | None) -> dict[str, str] | None:
@@ -514,15 +537,24 @@ def _positive(text: str) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
-    from spectrafm_hf.data.readers import Failure, find_files, read_spectra
-    from spectrafm_hf.prediction import PredictionWriter, answered_labels, batches_of, predict_batches
+    from spectrafm_hf.data.readers import MEASURE, Failure, find_files, read_spectra
+    from spectrafm_hf.prediction import (
+        VELOCITY,
+        VELOCITY_UNIT,
+        PredictionWriter,
+        answered_labels,
+        at_measured_velocities,
+        batches_of,
+        predict_batches,
+        velocity_columns,
+    )
 
+    _new_output(arguments)
+    failures = _fetch_gaia(arguments)
     if arguments.output and (arguments.output.is_dir() or not arguments.output.suffix):
-        return _predict_survey(arguments)
+        return _predict_survey(arguments, failures)
     if arguments.ray is not None:
         raise ValueError(f"--ray: expected a folder as the output, got {arguments.output}")
-    _new_output(arguments)
-    failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
     model, tokenizer, training_range = _load_with_range(arguments.model or PREDICTING_MODEL, arguments.revision)
     every, known = _labels(model, tokenizer)
@@ -534,13 +566,17 @@ def _predict(arguments: argparse.Namespace) -> int:
     names = [label for label in every if label in answered]
     units = {label: known[label] for label in names}
     rows = read_spectra(files, failures=failures, keep_refused=True, **_how(arguments))
-    summary = _Summary(names, units)
+    columns = list(names)
+    if measures := arguments.radial_velocity == MEASURE:
+        rows = at_measured_velocities(rows, model, tokenizer)
+        columns, units = [VELOCITY, *names], {**units, VELOCITY: VELOCITY_UNIT}
+    summary = _Summary(columns, units)
     with contextlib.ExitStack() as stack:
         writer = None
         if arguments.output:
             # Data sets have an object_id for each star; spectra of one star may be in several files.
             tell = len(files) > 1 and any(path.suffix.lower() != ".parquet" for path in files)
-            writer = stack.enter_context(PredictionWriter(arguments.output, names, units, files=tell))
+            writer = stack.enter_context(PredictionWriter(arguments.output, columns, units, files=tell))
         progress = stack.enter_context(tqdm(total=_count(files), desc="predicting", unit=" stars", delay=DELAY))
 
         def asked(row: Row) -> tuple[str, ...]:
@@ -554,6 +590,8 @@ def _predict(arguments: argparse.Namespace) -> int:
                 same, predict_batches(model, tokenizer, batches, own, training_range), strict=True
             ):
                 _fill_in(prediction, names)
+                if measures:
+                    prediction |= velocity_columns(batch)
                 failed = summary.add(batch, prediction)
                 failures += [Failure(batch[i]["file"], _cause(prediction, i)) for i in failed]
                 if writer:
@@ -598,7 +636,29 @@ def _fill_in(prediction: dict[str, Any], names: Sequence[str]) -> None:
         prediction.setdefault(column, np.full(count, np.nan, np.float32))
 
 
-def _predict_survey(arguments: argparse.Namespace) -> int:
+def _fetch_gaia(arguments: argparse.Namespace) -> list[Failure]:
+    """Add the spectra of Gaia source ids to the input; those that there are none of."""
+    from tqdm.auto import tqdm
+
+    failures: list[Failure] = []
+    if not arguments.gaia_ids:
+        if not arguments.input:
+            raise ValueError("INPUT: expected files, folders or --gaia-ids, got none")
+        return failures
+    from spectrafm_hf.data.gaia_archive import GaiaArchive, read_source_ids
+    from spectrafm_hf.survey import process_number
+
+    if (n_processes := process_number()[1]) > 1:
+        raise ValueError(f"--gaia-ids: expected one process, which fetches them, got {n_processes}")
+    identifiers = read_source_ids(arguments.gaia_ids)
+    with tqdm(total=len(identifiers), desc="fetching", unit=" stars", delay=DELAY) as progress:
+        arguments.input += GaiaArchive().files(identifiers, failures, progress.update)
+    if not arguments.input:
+        raise ValueError(_nothing(failures, 0, arguments.output))
+    return failures
+
+
+def _predict_survey(arguments: argparse.Namespace, failures: list[Failure]) -> int:
     """A file for each shard, in this process those that are its own."""
     from tqdm.auto import tqdm
 
@@ -612,7 +672,6 @@ def _predict_survey(arguments: argparse.Namespace) -> int:
     rank, world_size = process_number()
     if arguments.ray is not None and world_size > 1:
         raise ValueError(f"--ray: expected one process, which Ray makes more of, got {world_size}")
-    failures: list[Failure] = []
     shards = list_shards(arguments.input, arguments.split, failures)
     row = None if any(map(is_on_the_hub, arguments.input)) else _first_row(arguments)
     name = arguments.model or PREDICTING_MODEL

@@ -53,6 +53,7 @@ def test_save_load_save_gives_the_same_bytes(tmp_path, checkpoint):
         "preprocessor_config.json",
         "tokenization_spectrafm.py",
         "tokenizer_config.json",
+        "velocity_spectrafm.py",
     }
 
 

@@ -43,6 +43,9 @@ def commands() -> list[str]:
 
 #: What takes too long, or reaches other machines, by how it begins, and the test that runs the same with less.
 ELSEWHERE = {
+    "spectrafm predict bulk/": "tests/data/readers/test_read_gaia_continuous.py"
+    "::test_a_folder_of_bulk_files_is_a_survey",
+    "spectrafm predict --gaia-ids": "tests/data/test_gaia_archive.py::test_the_command_line_predicts_them",
     "python3 -m venv": ".ci/run",
     'pip install ".[': ".ci/run",
     "spectrafm plot": "tests/test_cli_files.py::test_plot_draws_the_star_and_the_range_that_are_asked_for",

@@ -36,7 +36,9 @@ from .data.schema import PIXEL_COLUMNS
 from .files import ask_twice, complete_file, temporary_name
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
 from .models.flags_spectrafm import QUALITY, star_flags
+from .models.gate_spectrafm import FRAME_UNSTATED, to_rest
 from .models.tokenization_spectrafm import HUGE
+from .models.velocity_spectrafm import VelocityMeter
 
 
 logger = logging.getLogger(__name__)
@@ -264,6 +266,54 @@ def answered_labels(
     if rung is not None and config.star_intervals[0] <= rung.first_interval < config.star_intervals[1]:
         return names
     return [name for name in names if name in config.network_labels]
+
+
+#: The columns of a velocity that was measured.
+VELOCITY, VELOCITY_UNIT = "radial_velocity", "km/s"
+
+
+def at_measured_velocities(
+    rows: Iterable[dict[str, Any]], model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
+) -> Iterator[dict[str, Any]]:
+    """
+    Rows, those at rest whose `rest_frame` was not True, by the velocity that their lines tell.
+
+    Yields
+    ------
+    dict
+        With `radial_velocity` and `radial_velocity_err` (km/s) where it was measured; with the reason in `refused`
+        where it is not significant.
+
+    Raises
+    ------
+    ValueError
+        For a model that is not on evidence.
+    """
+    if tokenizer.basis is None:
+        raise ValueError("radial_velocity: expected a model on evidence to measure it with, such as spectrafm-base")
+    meter = VelocityMeter(tokenizer.basis, model)
+    for row in rows:
+        if row.get("refused") or row.get("rest_frame") is True:
+            yield {**row, VELOCITY: np.nan}  # what a survey says of it was not measured here
+            continue
+        found = meter(row["wavelength"], row["flux"], row["flux_error"], row["mask"], row.get("resolving_power"))
+        if found.cause:
+            yield {**row, "refused": found.cause, VELOCITY: np.nan}
+            continue
+        yield {
+            **row,
+            "wavelength": to_rest(np.asarray(row["wavelength"], np.float64), found.value),
+            "rest_frame": True,
+            "flags": [flag for flag in row.get("flags", ()) if flag != FRAME_UNSTATED],
+            VELOCITY: found.value,
+            f"{VELOCITY}_err": found.error,
+        }
+
+
+def velocity_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float32]]:
+    """What [`at_measured_velocities`] has found, for a table."""
+    names = (VELOCITY, f"{VELOCITY}_err")
+    return {name: np.array([row.get(name, np.nan) for row in rows], np.float32) for name in names}
 
 
 #: Tokens that the model gets at once: with fewer a CPU does not come to its full speed, with many more what passes from

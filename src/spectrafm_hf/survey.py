@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,15 +28,25 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from numpy.typing import NDArray
 
-from .data.readers import Failure, find_files, read_spectra
+from .data.readers import MEASURE, Failure, find_files, read_spectra
 from .files import ask_twice
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
-from .prediction import Flagged, PredictionWriter, TrainingRange, batches_of, predict_batches
+from .prediction import (
+    VELOCITY,
+    Flagged,
+    PredictionWriter,
+    TrainingRange,
+    at_measured_velocities,
+    batches_of,
+    predict_batches,
+    velocity_columns,
+)
 from .similar import fingerprint
 
 
-#: Files that hold a spectrum or few, in one shard.
+#: Files that hold a spectrum or few, in one shard; a larger one is a shard by itself, as those of Gaia's bulk are.
 FILES_PER_SHARD = 1000
+LARGE_FILE = 2**26  # bytes
 #: What a name of a data set on the hub begins with; `OWNER/NAME` or `OWNER/NAME@REVISION` follows.
 HUB = "hf://datasets/"
 MADE_OF, FAILURES, FLAGS = (f"spectrafm_hf.{name}".encode() for name in ("made_of", "failures", "flags"))
@@ -111,7 +121,8 @@ def list_shards(
     ----------
     inputs : sequence of path or str
         As `find_files` takes them, and data sets on the hub, `hf://datasets/OWNER/NAME` or
-        `hf://datasets/OWNER/NAME@REVISION`. A Parquet file is a shard, other files are taken together by the thousand.
+        `hf://datasets/OWNER/NAME@REVISION`. A Parquet file is a shard, as is a file of 64 MiB or more;
+        others are taken together by the thousand.
     split : str, optional
         Of data sets. Default: all.
     failures : list of Failure, optional
@@ -164,10 +175,13 @@ def _in_files(root: Path, split: str | None, failures: list[Failure] | None) -> 
     files = find_files([root], split, failures)
     folder = root if root.is_dir() else root.parent
     own = f"{root.resolve().name}/" if root.is_dir() else ""
+    others = []
     for path in files:
-        if path.suffix.lower() == ".parquet":
-            yield Shard(own + path.relative_to(folder).with_suffix("").as_posix(), (str(path),), _state([path]))
-    others = [path for path in files if path.suffix.lower() != ".parquet"]
+        if path.suffix.lower() == ".parquet" or path.stat().st_size >= LARGE_FILE:
+            name = path.relative_to(folder).as_posix()
+            yield Shard(own + (name[:-8] if name.lower().endswith(".parquet") else name), (str(path),), _state([path]))
+        else:
+            others.append(path)
     for number, start in enumerate(range(0, len(others), FILES_PER_SHARD)):
         part = others[start : start + FILES_PER_SHARD]
         name = f"{own}files-{number:05d}" if root.is_dir() else root.name
@@ -245,6 +259,8 @@ class ShardPredictor:
         self.model, self.tokenizer, self.training_range = model, tokenizer, training_range
         self.output, self.batch_size, self.how = Path(output), batch_size, dict(how or {})
         self.names = list(tokenizer.requests or tokenizer.label_names)
+        self.measures = self.how.get("radial_velocity") == MEASURE
+        self.columns = [*self.names, *([VELOCITY] if self.measures else [])]
         # What changes an answer, beside the spectra; the size of a batch does not.
         config = {name: value for name, value in model.config.to_dict().items() if name not in NO_SETTINGS}
         limits = None if training_range is None else asdict(training_range)
@@ -321,10 +337,20 @@ class ShardPredictor:
             ]
             metadata = {MADE_OF: self._made_of(shard)}
             flagged = Flagged()
-            with PredictionWriter(path, self.names, {}, metadata, files=len(files) > 1) as writer:
+            with PredictionWriter(path, self.columns, {}, metadata, files=len(files) > 1) as writer:
                 rows = read_spectra(files, failures=failures if len(files) > 1 else None, keep_refused=True, **self.how)
-                batches = batches_of(rows, self.tokenizer, self.batch_size)
+                if self.measures:
+                    rows = at_measured_velocities(rows, self.model, self.tokenizer)
+                velocities: deque[dict[str, NDArray[np.float32]]] = deque()
+
+                def noted(batches: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+                    for batch in batches:
+                        velocities.append(velocity_columns(batch) if self.measures else {})
+                        yield batch
+
+                batches = noted(batches_of(rows, self.tokenizer, self.batch_size))
                 for batch in predict_batches(self.model, self.tokenizer, batches, self.names, self.training_range):
+                    batch |= velocities.popleft()
                     writer.write(batch)
                     flagged.add(batch["flags"], batch["reason"])
                     progress(len(batch["flags"]))
@@ -358,7 +384,7 @@ class ShardPredictor:
         unknown = np.full(len(failures), np.nan, np.float32)
         return {
             **dict.fromkeys(("object_id", "file"), np.array([failure.file.name for failure in failures], dtype=object)),
-            **{column: unknown for name in self.names for column in (name, f"{name}_err")},
+            **{column: unknown for name in self.columns for column in (name, f"{name}_err")},
             "flags": np.array([""] * len(failures), dtype=object),
             "reason": np.array([" ".join(failure.cause.split()) for failure in failures], dtype=object),
         }

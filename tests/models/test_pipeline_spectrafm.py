@@ -102,8 +102,9 @@ def test_an_empty_list_gives_an_empty_list(predict):
 
 def test_many_spectra_in_one_row_are_an_error(predict, stars):
     star = stars[0]
+    row = {"wavelength": star["wavelength"], "flux": np.stack([star["flux"], star["flux"]])}
     with pytest.raises(ValueError, match="flux: expected one spectrum, or a list of them, got 2 in one"):
-        predict((star["wavelength"], np.stack([star["flux"], star["flux"]])))
+        predict(row)
 
 
 def test_a_bad_spectrum_in_a_list_is_an_error_that_names_the_field(predict, stars):

@@ -800,6 +800,7 @@ def test_save_load_save_is_byte_equal(tmp_path):
         "preprocessor_config.json",
         "tokenization_spectrafm.py",
         "tokenizer_config.json",
+        "velocity_spectrafm.py",
     ]
     assert [tmp_path / "first" / name for name in first if name.endswith(".json")] == [*map(type(tmp_path), files)]
 

@@ -6,6 +6,8 @@ Readers only say what their input states (`Stated`). `admit` converts it to Angs
 wavelength with one-sigma errors and a mask; it refuses what is no spectrum of a star, and flags what nobody has stated.
 """
 
+import importlib
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -441,6 +443,34 @@ def _interleave(wavelength, first, second, low: float, high: float) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------- objects in memory
+
+
+class GatedRow(dict):
+    """A row behind the gate: Angstrom, vacuum, one-sigma errors, whatever a tokenizer is set to."""
+
+
+def is_table(value) -> bool:
+    """A path, a table of pandas, astropy, Arrow or datasets, or a row of one."""
+    if isinstance(value, str | os.PathLike):
+        return True
+    own = hasattr(value, "colnames") or hasattr(value, "iloc") or hasattr(value, "with_format")
+    return own or (hasattr(value, "schema") and hasattr(value, "column"))
+
+
+def rows_of_table(value) -> tuple[list[GatedRow], bool]:
+    """
+    Rows in the project's schema, and whether the object is one spectrum: by the installed package, which knows files
+    and names of columns. A checkpoint that is loaded without it takes arrays, mappings and spectra of specutils.
+    """
+    try:
+        objects = importlib.import_module("spectrafm_hf.data.objects")
+    except ImportError as error:
+        raise ValueError(
+            f"wavelength: expected arrays or a mapping where the package spectrafm_hf is not installed, got a "
+            f"{type(value).__name__}; pip install spectrafm_hf"
+        ) from error
+    rows, one = objects.rows_of(value)
+    return list(map(GatedRow, rows)), one
 
 
 def is_spectrum(value) -> bool:

@@ -33,14 +33,18 @@ from .gate_spectrafm import (
     MAX_WAVELENGTH,
     MIN_WAVELENGTH,
     SPEED_OF_LIGHT,
+    GatedRow,
     air_to_vacuum,
     is_spectrum,
+    is_table,
     overlaps,
     per_wavelength,
     read_spectrum,
+    rows_of_table,
     to_rest,
     vacuum_to_air,
 )
+from .velocity_spectrafm import VelocityMeter
 
 
 # Neighbouring steps that differ by more than this factor are a gap or a jump in sampling: patches end there.
@@ -65,6 +69,7 @@ MODULES = (
     "gate_spectrafm.py",
     "pipeline_spectrafm.py",
     "tokenization_spectrafm.py",
+    "velocity_spectrafm.py",
 )
 # What stars on one grid share. As tensors these are then one row, expanded: the model sees it, and computes once.
 GRID = ("wavelength", "wavelength_step")
@@ -220,6 +225,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         self.basis = basis
         self.basis_file = BASIS_FILE if basis is not None else basis_file
         self._check_settings()
+        #: What measures velocities; a pipeline sets one with the templates of its model.
+        self.velocity_meter: VelocityMeter | None = None
         self._generator = np.random.default_rng(self.seed)
         self._last_layout: tuple[np.ndarray, int, Any] = (np.empty((0, 0)), 0, None)
 
@@ -370,8 +377,10 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         ----------
         wavelength : array of shape (pixels,) or (stars, pixels), list of arrays, astropy quantity
             In any order. Or a `specutils.Spectrum` or a list of them, or a row or rows of a data set in the project's
-            schema (a mapping, or a list of mappings) with `wavelength`, `flux`, and where known `flux_error` and
-            `mask`; then the next three stay None. None for stars of which only scalars are known.
+            schema (a mapping, or a list of mappings) with `wavelength`, `flux`, and where known `flux_error`, `mask`,
+            `resolving_power` and `normalised`; or a pandas DataFrame or row, an astropy Table or Row, an Arrow table,
+            a Dataset, a path, a list of these; then the next three stay None. None for stars of which only scalars are
+            known.
         flux : like `wavelength`
             One `wavelength` serves for many spectra. Quantities may have any unit.
         flux_error : like `flux`, optional
@@ -388,8 +397,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         labels, label_errors : like `scalars`
             True values for the loss, NaN where unknown; with rows, a list of column names, errors in `<name>_err`.
             Without `requests` they are what is asked for.
-        radial_velocity : float, array of shape (stars,) or quantity
-            km/s, positive for a star that recedes; the spectrum is moved to the rest frame.
+        radial_velocity : float, array of shape (stars,), quantity or "measure"
+            km/s, positive for a star that recedes; the spectrum is moved to the rest frame. Measured, with a basis, it
+            is that which the lines of each spectrum tell.
         max_length : int, optional
             Instead of the setting.
         generator : numpy.random.Generator or int, optional
@@ -403,7 +413,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         return_quality : bool
             With a basis: whether to add what [`star_flags`] wants and the model does not take, (stars,) each:
             `clipped`, the share of the pixels that are left out as no star could have them, and `shift`, the km/s by
-            which lines seem to be away from rest where the spectrum does not look like one of a star, else 0.
+            which lines seem to be away from rest where the spectrum does not look like one of a star, else 0; and where
+            they are measured, `radial_velocity` and `radial_velocity_err`.
 
         Returns
         -------
@@ -425,7 +436,11 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         max_length = self.max_length if max_length is None else _check_integer("max_length", max_length, 1)
         rng = self._generator if generator is None else _random_generator(generator)
 
-        error_type = self.error_type
+        error_type, unit, medium = self.error_type, ANGSTROM_PER_UNIT[self.wavelength_unit], self.wavelength_medium
+        if flux is None and _is_tables(wavelength):
+            wavelength = _rows_of_tables(wavelength)
+        if isinstance(wavelength, GatedRow) or isinstance(_first(wavelength), GatedRow):
+            error_type, unit, medium = "sigma", 1.0, "vacuum"
         if _is_rows(wavelength) or _is_spectra(wavelength):
             for field, value in (("flux", flux), ("flux_error", flux_error), ("mask", mask)):
                 if value is not None:
@@ -433,6 +448,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if _is_rows(wavelength):
             rows = _as_columns(wavelength)
             wavelength, flux, flux_error, mask = _pixel_columns(rows)
+            resolving_power = rows.get("resolving_power") if resolving_power is None else resolving_power
+            normalised = rows.get("normalised") if normalised is None else normalised
             if labels is not None and not isinstance(labels, Mapping) and label_errors is None:
                 names = _names("labels", labels)
                 label_errors = {name: rows[f"{name}_err"] for name in names if f"{name}_err" in rows}
@@ -448,14 +465,22 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if alone := label_errors.keys() - labels.keys():
             raise ValueError(f"label_errors: expected names out of the labels {list(labels)}, got {sorted(alone)}")
 
+        measured = False
         if wavelength is None and flux is None:
             pixels = _no_pixels(scalars)
         else:
-            pixels = self._read_pixels(wavelength, flux, flux_error, mask, radial_velocity, error_type)
+            given, how = (wavelength, flux, flux_error, mask), (error_type, unit, medium)
+            measured = isinstance(radial_velocity, str)
+            pixels = self._read_pixels(*given, None if measured else radial_velocity, *how)
+            if measured:
+                found = self._velocities(pixels, radial_velocity, resolving_power)
+                pixels = self._read_pixels(*given, found["radial_velocity"], *how)
         n_stars = len(pixels["flux"])
         if self.basis is not None:
             continuum = np.ones((n_stars, 1))
             inputs = self._evidence(pixels, resolving_power, normalised, return_quality)
+            if measured and return_quality:
+                inputs |= found
         else:
             continuum = self._divide_by_continuum(pixels)
             self._standardise(pixels)
@@ -478,7 +503,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     # ------------------------------------------------------------------------------------------------ reading pixels
 
     def _read_pixels(
-        self, wavelength, flux, flux_error, mask, radial_velocity, error_type: str
+        self, wavelength, flux, flux_error, mask, radial_velocity, error_type: str, unit: float, medium: str
     ) -> dict[str, np.ndarray]:
         """
         Whatever was given -> padded arrays of shape (stars, pixels), sorted by wavelength.
@@ -503,7 +528,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
         if len(flux) > 1 and isinstance(wavelength, list) and len(wavelength) == len(flux):
             wavelength = _first_if_equal(wavelength)
-        wavelength = like_flux("wavelength", wavelength, "Angstrom", ANGSTROM_PER_UNIT[self.wavelength_unit])
+        wavelength = like_flux("wavelength", wavelength, "Angstrom", unit)
         wavelength = _one_row_if_equal(wavelength)
         present = np.arange(flux.shape[1]) < _one_row_if_equal(lengths[:, None])
         valid = present & (np.abs(flux) < HUGE)
@@ -522,7 +547,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             with np.errstate(over="ignore", invalid="ignore"):
                 flux, error = flux * factor, error * factor
             valid &= np.abs(flux) < HUGE
-        if self.wavelength_medium == "air":
+        if medium == "air":
             wavelength = air_to_vacuum(wavelength)
         in_range = _check_range("wavelength", wavelength, valid)
         if radial_velocity is not None:
@@ -557,6 +582,29 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         nearest = np.minimum(steps[:, :-1], steps[:, 1:])
         pixels["step"] = np.where(np.isfinite(nearest), nearest, 0.0)
         return pixels
+
+    def _velocities(self, pixels: dict[str, np.ndarray], asked: str, resolving_power) -> dict[str, np.ndarray]:
+        """What lines tell of the velocity of each star, and its error, (stars,) in km/s."""
+        if asked != "measure":
+            raise ValueError(f"radial_velocity: expected km/s or 'measure', got {asked!r}")
+        if self.basis is None:
+            raise ValueError(
+                "radial_velocity: expected a model on evidence (token_embedding='basis') to measure it with"
+            )
+        meter = self.velocity_meter or VelocityMeter(self.basis)
+        n_stars = len(pixels["flux"])
+        powers = _optional("resolving_power", resolving_power, n_stars)
+        found = []
+        for star in range(n_stars):
+            wavelength = pixels["wavelength"][star % len(pixels["wavelength"])]
+            error, valid = pixels["flux_error"][star], pixels["valid"][star]
+            error = np.where(error > 0, error, np.nan)
+            velocity = meter(wavelength, pixels["flux"][star], error, ~valid, float(powers[star]))
+            if velocity.cause:
+                raise ValueError(f"{velocity.cause} in spectrum {star}")
+            found.append((velocity.value, velocity.error))
+        values, errors = np.array(found).T
+        return {"radial_velocity": values, "radial_velocity_err": errors}
 
     # ------------------------------------------------------------------------------------------------------ evidence
 
@@ -1000,6 +1048,17 @@ def _write_atomically(path: Path, text: str):
 
 def _first(values):
     return values[0] if isinstance(values, Sequence) and len(values) else None
+
+
+def _is_tables(value) -> bool:
+    return is_table(value) or (isinstance(value, list) and bool(value) and all(map(is_table, value)))
+
+
+def _rows_of_tables(value) -> list[GatedRow]:
+    """Those columns of all rows that count here."""
+    found = [row for each in (value if isinstance(value, list) else [value]) for row in rows_of_table(each)[0]]
+    names = set.intersection(*(set(row) for row in found))
+    return [GatedRow((name, row[name]) for name in row if name in names) for row in found]
 
 
 def _is_rows(value) -> bool:

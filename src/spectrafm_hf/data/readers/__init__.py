@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ...files import one_line
-from . import apogee, arrays, desi, gaia, galah, images, lamost, miles, other, parquet, sdss, tables
+from ...models.gate_spectrafm import SPEED_OF_LIGHT
+from . import apogee, arrays, desi, gaia, gaia_continuous, galah, images, lamost, miles, other, parquet, sdss, tables
 from .base import (
     APOGEE_PIXEL_BITS,
     BAD_BITS,
@@ -46,8 +47,10 @@ __all__ = [
     "read_spectra",
 ]
 
+#: As a radial velocity: that of each star is to be measured.
+MEASURE = "measure"
 #: In the order in which they are asked whether a file is theirs: those that look closest first.
-_MODULES = (parquet, arrays, apogee, sdss, desi, galah, lamost, gaia, miles, other, tables, images)
+_MODULES = (gaia_continuous, parquet, arrays, apogee, sdss, desi, galah, lamost, gaia, miles, other, tables, images)
 #: Which files of a folder are spectra.
 SUFFIXES = (
     *(".fits", ".fit", ".parquet", ".csv", ".ecsv", ".txt", ".dat", ".ascii", ".xml", ".vot", ".votable"),
@@ -152,7 +155,7 @@ def read_spectra(
     wavelength_unit: str = "Angstrom",
     wavelength_medium: str | None = None,
     grid: ArrayLike | None = None,
-    radial_velocity: float | None = None,
+    radial_velocity: float | str | None = None,
     radial_velocity_column: str | None = None,
     at_rest: bool = False,
     columns: Mapping[str, str] | None = None,
@@ -178,8 +181,9 @@ def read_spectra(
         `medium_unstated` where the difference shows.
     grid : array of shape (pixels,), optional
         Wavelengths of NumPy files that hold fluxes alone.
-    radial_velocity : float, optional
+    radial_velocity : float or "measure", optional
         km/s by which to shift to the rest frame, instead of what the files say. For spectra at rest it does nothing.
+        "measure" leaves all others where they are, with a `rest_frame` of False, to be measured behind.
     radial_velocity_column : str, optional
         Column with the velocity of each star (km/s), which shifts it to the rest frame.
     at_rest : bool
@@ -217,7 +221,13 @@ def read_spectra(
         raise ValueError(f"wavelength_medium: expected 'vacuum' or 'air', got {wavelength_medium!r}")
     if unknown := sorted(set(bad_bits or ()) - APOGEE_PIXEL_BITS.keys()):
         raise ValueError(f"bad_bits: expected names out of {list(APOGEE_PIXEL_BITS)}, got {unknown}")
-    if radial_velocity is not None and not abs(radial_velocity) < 299_792.458:
+    if isinstance(radial_velocity, str) and radial_velocity != MEASURE:
+        raise ValueError(f"radial_velocity: expected km/s or {MEASURE!r}, got {radial_velocity!r}")
+    if isinstance(radial_velocity, str):
+        velocity: float | None = np.nan
+    elif radial_velocity is None or abs(radial_velocity) < SPEED_OF_LIGHT:
+        velocity = radial_velocity
+    else:
         raise ValueError(f"radial_velocity: expected km/s below the speed of light, got {radial_velocity}")
     wavelengths = None if grid is None else np.asarray(grid, np.float64)
     bits = BAD_BITS if bad_bits is None else tuple(bad_bits)
@@ -228,7 +238,7 @@ def read_spectra(
         wavelengths,
         {**(columns or {}), **({"radial_velocity": radial_velocity_column} if radial_velocity_column else {})},
         wavelength_medium,
-        radial_velocity,
+        velocity,
         radial_velocity_column,
         at_rest,
         keep_refused,

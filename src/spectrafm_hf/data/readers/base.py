@@ -304,8 +304,13 @@ STATEMENTS = [each.name for each in fields(Stated) if each.name not in PIXEL_COL
 _FRAMES = {AT_REST: "rest", TOO_COARSE: "rest", BY_VELOCITY: "observed", NOT_AT_REST: "observed", AS_GIVEN: None}
 
 
-def finish(row: Row, format: SpectrumFormat, options: Options) -> Row:
-    """A spectrum as a file holds it -> a row of the schema: vacuum, at rest, the types and the masks of the schema."""
+def finish(row: Row, format: SpectrumFormat, options: Options, *, stored: bool = True) -> Row:
+    """
+    A spectrum as a file holds it -> a row of the schema: vacuum, at rest, the types and the masks of the schema.
+    Numbers are as the schema stores them, so that a file and a data set made of it give the same tokens; those of an
+    object in memory (`stored` is False) are as they are, so that it gives the tokens of its arrays.
+    """
+    rounded = _float32 if stored else np.asarray
     stated = {name: row.pop(name) for name in STATEMENTS if row.get(name) is not None}
     if format.wavelength_medium != AS_GIVEN:
         stated.setdefault("medium", format.wavelength_medium)
@@ -333,10 +338,9 @@ def finish(row: Row, format: SpectrumFormat, options: Options) -> Row:
         "survey": format.survey,
         "snr": np.nan,
         **row,
-        # As the schema stores them, so that a file and a data set made of it give the same tokens.
-        "wavelength": _float32(star.wavelength),
-        "flux": _float32(star.flux),
-        "flux_error": _float32(star.flux_error),
+        "wavelength": rounded(star.wavelength),
+        "flux": rounded(star.flux),
+        "flux_error": rounded(star.flux_error),
         "mask": star.mask,
         "radial_velocity": star.radial_velocity,
         "rest_frame": star.rest_frame,

@@ -128,6 +128,11 @@ def plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "", heading(name).name.lower())
 
 
+def pixel_names(role: str) -> tuple[str, ...]:
+    """What a column of this role is called, without case, blanks and punctuation."""
+    return _NAMES[role]
+
+
 def find_columns(
     file: Path, names: Iterable[str], asked: Mapping[str, str] | None = None, *, demanded: bool = True
 ) -> dict[str, str]:

@@ -37,12 +37,12 @@ def _is(product: str, file: OpenFile) -> bool:
     if file.kind not in ("fits", "votable", "text"):
         return False
     if re.search(_NAMES[product], file.name):
-        return not is_continuous(file)
+        return True
     # Under another name, the grid tells.
     if file.kind == "text":
         lines = [line for line in file.first_lines if line.strip() and not line.startswith("#")][:2]
-        names = _split(lines[0]) if len(lines) == 2 else []
-        first_wavelengths = [_split(lines[1])[names.index("wavelength")]] if "wavelength" in names else []
+        names = split_heading(lines[0]) if len(lines) == 2 else []
+        first_wavelengths = [split_heading(lines[1])[names.index("wavelength")]] if "wavelength" in names else []
         likely = "source_id" in names or first_wavelengths in (["336.0"], ["846.0"], ["336"], ["846"])
     elif file.kind == "fits":
         tables = [hdu for hdu in file.hdus if isinstance(hdu, fits.BinTableHDU)][:1]
@@ -53,25 +53,10 @@ def _is(product: str, file: OpenFile) -> bool:
     else:
         if b"source_id" not in file.head and b'"wavelength"' not in file.head:
             return False
-        names, likely = next(iter(_tables(file))).colnames, True
+        names, likely = next(iter(tables_of(file))).colnames, True
     if not (likely and {"flux", "flux_error"} <= set(names) and {"source_id", "wavelength"} & set(names)):
         return False
     return _product(next(_stars(file))[1]) == product
-
-
-def is_continuous(file: OpenFile) -> bool:
-    """Coefficients of XP spectra instead of the spectra."""
-    if file.kind == "fits":
-        names = {name.lower() for hdu in file.hdus[1:] for name in getattr(getattr(hdu, "columns", None), "names", ())}
-        return "bp_coefficients" in names
-    return file.kind in ("text", "votable") and b"bp_coefficients" in file.head
-
-
-def refuse_continuous(file: OpenFile, options: Options) -> Iterator[Row]:
-    raise ValueError(
-        f"{file.path}: expected sampled XP spectra, got continuous ones (coefficients); sample them with "
-        "gaiaxpy.calibrate(FILE, sampling=numpy.arange(336, 1021, 2)) and read what it writes"
-    )
 
 
 def is_gaiaxpy(file: OpenFile) -> bool:
@@ -85,12 +70,12 @@ def _gaiaxpy_columns(file: OpenFile) -> list[str]:
     if file.kind == "text" and b"source_id" in file.head:
         header, first = [*itertools.islice(_content(file), 2), "", ""][:2]
         # Vectors as text.
-        names = _split(header) if re.search(r"[\[(]", first) else []
+        names = split_heading(header) if re.search(r"[\[(]", first) else []
     elif file.kind == "fits":
         tables = [hdu for hdu in file.hdus if isinstance(hdu, fits.BinTableHDU)][:1]
         names = [name for hdu in tables if "Sampling" in hdu.header for name in hdu.columns.names]
     elif file.kind == "votable" and b"source_id" in file.head and b'name="sampling"' in file.head:
-        names = list(next(iter(_tables(file))).colnames)
+        names = list(next(iter(tables_of(file))).colnames)
     known = {"source_id", "flux", "flux_error", "xp", "solution_id", "correlation", "standard_deviation"}
     return names if {"source_id", "flux", "flux_error"} <= set(names) <= known else []
 
@@ -105,7 +90,7 @@ def _sampling(file: OpenFile) -> np.ndarray | None:
     if file.kind == "fits":
         text = str(file.hdus[1].header.get("Sampling"))
     elif file.kind == "votable":
-        return _array(next(iter(_tables(file))).meta["sampling"])
+        return _array(next(iter(tables_of(file))).meta["sampling"])
     else:
         comments = itertools.takewhile(lambda line: line.startswith("#"), file.text())
         text = next((line for line in comments if re.match(r"#\s*sampling:", line)), None)
@@ -154,7 +139,7 @@ def _stars(file: OpenFile) -> Iterator[tuple[str, dict[str, Any]]]:
     if file.kind == "text":
         yield from _stars_of_lines(file)
         return
-    for table in _tables(file):
+    for table in tables_of(file):
         if np.ndim(table["flux"]) > 1 or table["flux"].dtype == object:
             for line in table:
                 yield str(line["source_id"]), {name: _array(line[name]) for name in ("flux", "flux_error")}
@@ -168,7 +153,7 @@ def _stars(file: OpenFile) -> Iterator[tuple[str, dict[str, Any]]]:
             yield str(table.meta.get("source_id") or _named(file)), columns
 
 
-def _tables(file: OpenFile) -> Iterator[Table]:
+def tables_of(file: OpenFile) -> Iterator[Table]:
     if file.kind == "fits":
         for hdu in file.hdus[1:]:
             table = Table.read(hdu)
@@ -192,7 +177,7 @@ def _stars_of_lines(file: OpenFile) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(1 << 24)
     lines: Iterable[str] = (line for line in file.text() if not line.startswith("#"))
     header = next(iter(lines), "")
-    names = _split(header)
+    names = split_heading(header)
     for name in ("flux", "flux_error"):
         if name not in names:
             raise ValueError(f"{name}: expected among the columns of {file.path}, got {names}")
@@ -209,7 +194,7 @@ def _stars_of_lines(file: OpenFile) -> Iterator[tuple[str, dict[str, Any]]]:
             yield object_id, dict(zip(("wavelength", "flux", "flux_error"), np.array(pixels).T, strict=True))
 
 
-def _split(line: str) -> list[str]:
+def split_heading(line: str) -> list[str]:
     return re.split(r"[, ]+", line.replace('"', "").strip())
 
 
@@ -259,18 +244,6 @@ def read_rvs(file: OpenFile, options: Options) -> Iterator[Row]:
 
 
 FORMATS = (
-    SpectrumFormat(
-        name="gaia-xp-continuous",
-        survey="gaia-xp",
-        wavelength_medium=VACUUM,
-        rest_frame=TOO_COARSE,
-        flux_unit="none",
-        resolving_power="30 to 100",
-        normalisation="none",
-        note="refused: coefficients, of which gaiaxpy.calibrate makes spectra",
-        identify=is_continuous,
-        read=refuse_continuous,
-    ),
     SpectrumFormat(
         name="gaiaxpy",
         survey="gaia-xp",

@@ -373,7 +373,7 @@ def _runs(batch: pa.RecordBatch, id_column: str | None, default: str) -> Iterato
 def read_ecsv(file: OpenFile, options: Options) -> Iterator[Row]:
     if _is_sampling(file):
         raise ValueError(f"{file.path}: expected spectra, got the sampling that gaiaxpy writes beside them")
-    yield from _of_table(file, Table.read(file.text().read(), format="ascii.ecsv"), options)
+    yield from rows_of_table(file, Table.read(file.text().read(), format="ascii.ecsv"), options)
 
 
 def read_votable(file: OpenFile, options: Options) -> Iterator[Row]:
@@ -388,16 +388,17 @@ def read_votable(file: OpenFile, options: Options) -> Iterator[Row]:
             table = given.to_table(use_names_over_ids=True)
         # Units that astropy does not know come back as none: what is written is read once more.
         written = {each.name: each._unit if hasattr(each, "_unit") else each.unit for each in given.fields}
-        yield from _of_table(file, table, options, {name: str(unit) for name, unit in written.items() if unit})
+        yield from rows_of_table(file, table, options, {name: str(unit) for name, unit in written.items() if unit})
 
 
 def _is_sampling(file: OpenFile) -> bool:
     return file.stem.endswith("_sampling") and b"\npos" in file.head
 
 
-def _of_table(
+def rows_of_table(
     file: OpenFile, table: Table, options: Options, written: Mapping[str, str] | None = None
 ) -> Iterator[Row]:
+    """Spectra of a table of astropy: vectors, or one pixel a row. Of the file no more is read than its name."""
     roles = find_columns(file.path, table.colnames, options.columns, demanded=False)
     if "flux" not in roles and len(table.colnames) == 2 and options.columns == {}:
         first, second = table.colnames
@@ -550,6 +551,13 @@ _OWN = {
     "normalisation": "as given",
 }
 
+ECSV = SpectrumFormat(
+    name="ecsv",
+    **_OWN,
+    note="columns of wavelength and flux, with units",
+    identify=is_ecsv,
+    read=read_ecsv,
+)
 FORMATS = (
     SpectrumFormat(
         name="fits-table",
@@ -558,13 +566,7 @@ FORMATS = (
         identify=_is_table,
         read=read_fits_table,
     ),
-    SpectrumFormat(
-        name="ecsv",
-        **_OWN,
-        note="columns of wavelength and flux, with units",
-        identify=is_ecsv,
-        read=read_ecsv,
-    ),
+    ECSV,
     SpectrumFormat(
         name="votable",
         **_OWN,
