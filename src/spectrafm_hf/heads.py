@@ -35,7 +35,8 @@ LEAST_NOISE = 1e-4  # of the variance of the label
 PARSIMONY = 0.5
 WINSORISED = 4.0  # times the robust scatter: what is further off counts as that far, in comparisons
 PRIOR_STARS = 20.0  # that a factor of 1 for the errors counts as much as
-MARGIN = 0.1  # of the range of each input among the stars: beyond, it counts as at that end
+LEAST_SCALE = 1e-6  # of an input among the stars: what differs by less is the same for all
+MARGIN = 1.0  # of the range of each input among the stars: beyond, it counts as at that end
 
 
 @dataclass(frozen=True)
@@ -272,12 +273,15 @@ def fit_head(
 
 
 def _scales(features: torch.Tensor, groups: Sequence[str], sizes: Sequence[int]) -> torch.Tensor:
-    """Answers in units of their own spread, other inputs in one of the whole group."""
+    """Answers and continuum in units of their own spread, coefficients in one of all of them."""
     parts = []
     for group, own in zip(groups, features.split(list(sizes), dim=1), strict=True):
-        spread = own.std(dim=0) if len(own) > 1 else torch.ones(own.shape[1], dtype=own.dtype)
-        scale = spread if group == "answers" else (spread**2).sum().sqrt().expand(len(spread))
-        parts.append(torch.where(scale > 0, scale, 1.0))
+        scale = spread = own.std(dim=0)
+        if group == "shape":  # which few stars differ in by much
+            scale = MAD_TO_SIGMA * (own - own.median(dim=0).values).abs().median(dim=0).values * own.shape[1] ** 0.5
+        elif group == "coefficients":
+            scale = (spread**2).sum().sqrt().expand(len(spread))
+        parts.append(torch.where(scale > LEAST_SCALE, scale, 1.0))
     return torch.cat(parts) if parts else features.new_zeros(0)
 
 

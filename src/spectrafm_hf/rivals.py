@@ -23,8 +23,8 @@ from .states import States
 
 
 FloatArray = NDArray[np.float64]
-COMPONENTS = 80  # principal components that the neural networks are given
-MLP_STEPS, MLP_EPOCHS = 1500, 200  # at most
+MLP_STEPS, MLP_EPOCHS = 1500, 100  # at most
+LEAST_SPREAD = 0.25  # of coefficients among stars, in units of their prior
 RESAMPLINGS = 1000
 
 
@@ -48,11 +48,12 @@ class Sample:
     labels: FloatArray
     label_errors: FloatArray
 
-    def tokens(self) -> FloatArray:
-        """Answers and coefficients of the frozen model, (stars, features)."""
+    def tokens(self) -> tuple[FloatArray, FloatArray]:
+        """Answers and coefficients of the frozen model that tell something, (stars, features), and errors of 0."""
         states = self.states
-        known = states.coefficients * np.sqrt(states.reliability)
-        return np.concatenate([states.values, known.reshape(len(known), -1)], axis=1)
+        known = (states.coefficients * np.sqrt(states.reliability)).reshape(len(states), -1)
+        found = np.concatenate([states.values, known[:, known.std(axis=0) > LEAST_SPREAD]], axis=1)
+        return found, np.zeros_like(found)
 
 
 def _common_grid(spectra: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
@@ -91,12 +92,11 @@ Rows = NDArray[np.int64]
 Predict = Callable[[Sample, Rows, Rows, int], tuple[FloatArray, FloatArray]]
 
 
-def _components(columns: FloatArray, fitted: Rows, number: int) -> FloatArray:
-    """Principal components of the rows that one fits to, for all rows, whitened by the first: (stars, components)."""
+def _components(columns: FloatArray, fitted: Rows) -> FloatArray:
+    """All principal components of the rows that one fits to, for all rows, over the size of the first."""
     centered = np.nan_to_num(columns - np.nanmedian(_without_empty(columns[fitted]), axis=0))
     _, sizes, vectors = np.linalg.svd(centered[fitted], full_matrices=False)
-    number = min(number, int((sizes > 1e-9 * sizes[0]).sum()))
-    return centered @ vectors[:number].T / (sizes[0] / np.sqrt(len(fitted)))
+    return centered @ vectors.T / (sizes[0] / np.sqrt(len(fitted)))
 
 
 def _process(kind: str) -> Predict:
@@ -104,7 +104,7 @@ def _process(kind: str) -> Predict:
 
     def predict(sample: Sample, fitted: Rows, asked: Rows, seed: int) -> tuple[FloatArray, FloatArray]:
         pixels, _ = transform_flux(sample.flux, sample.flux_error, "asinh")
-        inputs = torch.from_numpy(_components(pixels, fitted[:MOST_STARS], MOST_STARS))
+        inputs = torch.from_numpy(_components(pixels, fitted[:MOST_STARS]))
         found = np.empty((2, len(asked), sample.labels.shape[1]))
         kernel = Kernel(Head("pixels", {"shape": kind}), [inputs.shape[1]])
         for column, (label, error) in enumerate(zip(sample.labels.T, sample.label_errors.T, strict=True)):
@@ -129,20 +129,19 @@ def _process(kind: str) -> Predict:
     return predict
 
 
-def _network(columns: Callable[[Sample], FloatArray]) -> Predict:
-    """A multilayer perceptron on principal components."""
+def _network(columns: Callable[[Sample], tuple[FloatArray, FloatArray]], transform: str) -> Predict:
+    """A multilayer perceptron on what `columns` gives, with errors, and on its principal components."""
 
     def predict(sample: Sample, fitted: Rows, asked: Rows, seed: int) -> tuple[FloatArray, FloatArray]:
-        inputs = _components(columns(sample), fitted, COMPONENTS)
+        inputs, errors = columns(sample)
         batch_size = int(np.clip(len(fitted) // 4, 16, 256))
         epochs = int(np.clip(MLP_STEPS * batch_size // len(fitted), 5, MLP_EPOCHS))
         network = MLPBaseline(
-            batch_size=batch_size, epochs=epochs, degrees_of_freedom=3.0, dropout=0.1, weight_decay=0.1, seed=seed,
-            transform="raw", n_components=COMPONENTS,
+            batch_size=batch_size, epochs=epochs, degrees_of_freedom=3.0, dropout=0.1, noise=1.0, weight_decay=0.1,
+            transform=transform, seed=seed,
         )  # fmt: skip
-        exact = np.zeros_like(inputs)
-        spectra = Spectra(inputs, exact, sample.labels, sample.label_errors, np.empty((len(inputs), 0)))
-        return network.fit(spectra[fitted]).raw_predict(inputs[asked], exact[asked])
+        spectra = Spectra(inputs, errors, sample.labels, sample.label_errors, np.empty((len(inputs), 0)))
+        return network.fit(spectra[fitted]).raw_predict(inputs[asked], errors[asked])
 
     return predict
 
@@ -150,8 +149,8 @@ def _network(columns: Callable[[Sample], FloatArray]) -> Predict:
 RIVALS: dict[str, Predict] = {
     "ridge on pixels": _process("linear"),
     "Gaussian process on pixels": _process("both"),
-    "PCA + MLP on pixels": _network(lambda sample: transform_flux(sample.flux, sample.flux_error, "asinh")[0]),
-    "MLP on tokens": _network(Sample.tokens),
+    "PCA + MLP on pixels": _network(lambda sample: (sample.flux, sample.flux_error), "asinh"),
+    "MLP on tokens": _network(Sample.tokens, "raw"),
 }
 
 

@@ -993,6 +993,14 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             labels=labels,
             label_errors=label_errors,
         )
+        asked, kept = request_ids, None
+        if self.config.corrections:
+            # What they alone answer comes later: other columns make the last digit of vectorised functions another.
+            kept = (request_ids < FIRST_LABEL_ID + self.config.num_network_labels).any(dim=0)
+            request_ids, labels, label_errors, flux_center, flux_scale = (
+                None if given is None else given[:, kept]
+                for given in (request_ids, labels, label_errors, flux_center, flux_scale)
+            )
         outputs: SpectraFMModelOutput = self.model(
             flux,
             wavelength,
@@ -1042,15 +1050,21 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             )
             if refined is not None:
                 mean, log_variance = self._by_star_model(refined, request_ids, mean, log_variance)
-        if self.config.corrections:
+        found = values, errors, mean, log_variance = (
+            mean * scale + center,
+            torch.exp(0.5 * log_variance) * scale,
+            mean,
+            log_variance,
+        )
+        if kept is not None:
             evidence = coefficients, reliability, interval_ids, attention_mask
-            mean, log_variance = self._corrected(outputs, refined, request_ids, mean, log_variance, evidence)
+            values, errors, mean, log_variance = self._corrected(outputs, refined, asked, kept, found, evidence)
         return SpectraFMPredictionOutput(
             loss=loss,
             mean=mean,
             log_variance=log_variance,
-            values=mean * scale + center,
-            errors=torch.exp(0.5 * log_variance) * scale,
+            values=values,
+            errors=errors,
             rung_seen=outputs.rung_seen,
             cost=outputs.cost,
             refined=refined,
@@ -1082,10 +1096,16 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         center, scale = standardisation(self.config, request_ids)
         return mean * scale + center, torch.exp(0.5 * log_variance) * scale
 
-    def _corrected(self, outputs, refined, request_ids, mean, log_variance, evidence):
-        """Mean and log-variance (B, R), those of `corrections` instead where they are asked for."""
+    def _corrected(self, outputs, refined, request_ids, kept, found, evidence):
+        """
+        Values, errors, means and log-variances (B, R): those that were `found` for the columns that are `kept`, and
+        those of `corrections` where they are asked for.
+        """
         coefficients, reliability, interval_ids, attention_mask = evidence
         intervals = interval_ids[0]
+        values, errors, mean, log_variance = (
+            part.new_full(request_ids.shape, math.nan).index_copy(1, torch.nonzero(kept)[:, 0], part) for part in found
+        )
         center, scale = standardisation(self.config, request_ids)
         for part, settings in zip(self.corrections, self.config.corrections, strict=True):
             correction = cast(SpectraFMCorrection, part)
@@ -1097,21 +1117,23 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             if not len(stars):
                 continue
             ids = torch.tensor(self.config.label_ids([*correction.inputs, correction.label]), device=mean.device)
-            values, errors = self.uncorrected(outputs, refined, ids.expand(len(mean), -1))
+            given, doubts = self.uncorrected(outputs, refined, ids.expand(len(mean), -1))
             seen = reliability if attention_mask is None else reliability * attention_mask[..., None]
-            value, error = correction(
-                values[stars, :-1],
-                errors[stars, :-1],
-                values[stars, -1],
+            both = correction(
+                given[stars, :-1],
+                doubts[stars, :-1],
+                given[stars, -1],
                 coefficients[stars][:, own],
                 seen[stars][:, own],
                 intervals[own],
             )
-            found = torch.full((2, len(mean), 1), math.nan, device=mean.device)
-            found[0, stars, 0], found[1, stars, 0] = value, error
-            mean = torch.where(here, (found[0] - center) / scale, mean)
-            log_variance = torch.where(here, 2.0 * torch.log(found[1] / scale), log_variance)
-        return mean, log_variance
+            value, error = (
+                found.new_full((len(mean),), math.nan).index_copy(0, stars, found)[:, None] for found in both
+            )
+            values, errors = torch.where(here, value, values), torch.where(here, error, errors)
+            mean = torch.where(here, (value - center) / scale, mean)
+            log_variance = torch.where(here, 2.0 * torch.log(error / scale), log_variance)
+        return values, errors, mean, log_variance
 
     def _from_members(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor):
         """Mean and log-variance of each member of each rung for each request, (B, rungs * M, R), NaN for no answer."""
