@@ -4,6 +4,7 @@
 
     python scripts/compare_finetuning.py --output finetune.csv               # validation stars
     python scripts/compare_finetuning.py --output finetune.csv --split test  # once
+    python scripts/compare_finetuning.py --output finetune.csv --data gaia-xp --tasks ak_targ "J - K" --stars 100
 
 Observed Gaia XP stars: N drawn from one split, which the base has not learnt from unless it is `train`, are learnt
 from as `spectrafm finetune` does, and all other stars of another split are asked. `synthetic` are made by the emulator
@@ -78,7 +79,7 @@ class Pool(NamedTuple):
 
 
 @functools.cache
-def pool(name: str, number: int) -> Pool:
+def pool(name: str, number: int, folder: Path) -> Pool:
     """The first stars of a split of Gaia XP, or synthetic stars with a seed of their own."""
     if name.startswith("synthetic"):
         source = SyntheticStars("apogee-apstar", seed=1)
@@ -87,7 +88,7 @@ def pool(name: str, number: int) -> Pool:
         rows = [{key: columns[key][i] for key in names} | {"object_id": str(i)} for i in range(number)]
         stars = Dataset.from_list(rows)
     else:
-        data = load_dataset(str(build_gaia_xp(cache_dir().parent / "gaia-xp")), split=name)
+        data = load_dataset(str(build_gaia_xp(folder)), split=name)
         stars = data.select(range(min(number, len(data))))
     model, tokenizer = load_checkpoint(BASE_CHECKPOINT)
     rung, states, rows, _ = frozen_states(model, tokenizer, stars.with_format("numpy"))
@@ -102,10 +103,12 @@ def without(states: States, held_back: tuple[str, ...]) -> States:
     return States(inputs, states.values[:, kept], states.errors[:, kept], states.coefficients, states.reliability)
 
 
-def measure(name: str, n_stars: int, source: str, asked: str, draw: int, number: int) -> list[dict[str, Any]]:
+def measure(
+    name: str, n_stars: int, source: str, asked: str, draw: int, number: int, folder: Path
+) -> list[dict[str, Any]]:
     """Figures of all models of one draw, a line each."""
     task = TASKS[name]
-    first, second = pool(source, number), pool(asked, number)
+    first, second = pool(source, number, folder), pool(asked, number, folder)
     labels = [task.make(part.stars) for part in (first, second)]
     errors = [
         np.nan_to_num(np.asarray(part.stars[f"{task.label}_err"][:], np.float64))
@@ -183,6 +186,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--source", choices=("train", "validation"), default="validation", help="of the N stars")
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="of the stars asked")
     parser.add_argument("--number", type=int, default=4000, metavar="N", help="stars of each split (default: 4000)")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="gaia-xp (default: that in the cache, built if need be)"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="CSV")
     given = parser.parse_args(argv)
     lines = list(csv.DictReader(given.output.open())) if given.output.exists() else []
@@ -194,7 +200,10 @@ def main(argv: list[str] | None = None) -> int:
         for draw in range(given.draws)
     ]
     for run in tqdm([run for run in runs if tuple(map(str, run)) not in done], unit="run"):
-        new = [{name: str(value) for name, value in line.items()} for line in measure(*run, given.number)]
+        new = [
+            {name: str(value) for name, value in line.items()}
+            for line in measure(*run, given.number, given.data or cache_dir() / "gaia-xp")
+        ]
         with given.output.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(new[0]), lineterminator="\n")
             if not lines:
