@@ -315,8 +315,8 @@ class _Run:
             model, tokenizer = load_checkpoint(self.out)
             rows = cast(Any, stars.select(asked).with_format("numpy"))
             batches = list(predict_batches(model, tokenizer, batches_of(rows, tokenizer), names))
-            found = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-            own = {name: found[name] for name in names}, {name: found[f"{name}_err"] for name in names}
+            joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+            own = {name: joined[name] for name in names}, {name: joined[f"{name}_err"] for name in names}
         answers = {TUNED: own}
         before = [name for name in names if name in states.inputs]
         if before:
@@ -324,8 +324,8 @@ class _Run:
             columns = (states.values[asked][:, at].T, states.errors[asked][:, at].T)
             values, errors = (dict(zip(before, part, strict=True)) for part in columns)
             answers[f"{Path(self.model).name}, as it was"] = values, errors
-        for rival, found in ask_rivals(sample, inner, self.seed).items():
-            values, errors = (dict(zip(names, part[place[asked]].T, strict=True)) for part in found)
+        for rival, both in ask_rivals(sample, inner, self.seed).items():
+            values, errors = (dict(zip(names, part[place[asked]].T, strict=True)) for part in both)
             answers[rival] = values, errors
         return answers
 
@@ -379,7 +379,8 @@ class _Run:
             about = {"model": [row] * len(part), "object_id": texts_of(part, "object_id")}
             tables.append(pa.table({**about, **columns, **given}))
         _write_table(report / "predictions.csv", pa.concat_tables(tables))
-        plot_given(self.out / "predicted.png", *answers[TUNED], part, self.table.units)
+        values, errors = answers[TUNED]
+        plot_given(self.out / "predicted.png", values, errors, part, self.table.units)
 
     def _card(self, evaluation, verdicts, heads, sizes, causes, stars) -> None:
         n_stars = len(set(texts_of(stars, "object_id")))

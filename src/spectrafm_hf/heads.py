@@ -25,7 +25,7 @@ from .models.correction_spectrafm import SpectraFMCorrection, covariance
 from .states import States
 
 
-FloatArray = NDArray[np.float64]
+FloatArray = NDArray[np.floating[Any]]
 #: Stars whose likelihood finds the hyperparameters; that a Gaussian process goes through; that its variance is made of.
 LIKELIHOOD_STARS, MOST_STARS, VARIANCE_STARS = 300, 3000, 500
 ITERATIONS, ITERATIONS_AGAIN = 60, 15  # of L-BFGS: from the usual start, and from the optimum for all stars

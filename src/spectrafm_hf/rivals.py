@@ -22,7 +22,7 @@ from .models.correction_spectrafm import covariance, own_variance
 from .states import States
 
 
-FloatArray = NDArray[np.float64]
+FloatArray = NDArray[np.floating[Any]]
 MLP_STEPS, MLP_EPOCHS = 1500, 100  # at most
 LEAST_SPREAD = 0.25  # of coefficients among stars, in units of their prior
 RESAMPLINGS = 1000
@@ -187,7 +187,7 @@ def ask_rivals(
     return answers
 
 
-def verdict(label: str, unit: str, own: FloatArray, others: dict[str, FloatArray], seed: int = 0) -> str:
+def verdict(label: str, unit: str, own: FloatArray, others: Mapping[str, FloatArray], seed: int = 0) -> str:
     """
     Which model is ahead for a label, in a line.
 
@@ -196,7 +196,7 @@ def verdict(label: str, unit: str, own: FloatArray, others: dict[str, FloatArray
     label, unit : str
     own : array of shape (stars,)
         Predicted - given of the fine-tuned checkpoint.
-    others : dict of str to array
+    others : mapping of str to array
         The same of the others.
     """
 

@@ -17,7 +17,7 @@ from .models.flags_spectrafm import QUALITY
 from .prediction import batches_of, schema_tokenizer, tokenize_rows
 
 
-FloatArray = NDArray[np.float64]
+FloatArray = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class States:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, rows: NDArray[Any]) -> States:
+    def __getitem__(self, rows: NDArray[Any] | slice) -> States:
         parts = (self.values, self.errors, self.coefficients, self.reliability)
         return States(self.inputs, *(part[rows] for part in parts))
 
@@ -92,9 +92,9 @@ def frozen_states(
     for batch in batches_of(rows, tokenizer):
         causes = [""] * len(batch)
         for inputs, members in tokenize_rows(tokenizer, batch, names, causes):
-            inputs = {name: value for name, value in inputs.items() if name not in QUALITY}
+            given = {name: value for name, value in inputs.items() if name not in QUALITY}
             with torch.inference_mode():
-                output = model(**inputs)
+                output = model(**given)
             own, intervals = start + members, inputs["interval_ids"][0].numpy()
             values[own], errors[own] = output.values.double().numpy(), output.errors.double().numpy()
             seen = inputs["attention_mask"][..., None]
@@ -112,11 +112,11 @@ def frozen_states(
     known = np.isfinite(values) & np.isfinite(errors) & (errors > 0)
     answered = [i for i in range(len(names)) if known[rungs == rung, i].mean() > 0.5]
     usable = (rungs == rung) & known[:, answered].all(axis=1)
-    causes = {}
+    unusable: dict[int, str] = {}
     for i in np.flatnonzero(~usable).tolist():
         other = "belongs to another range or resolving power than most: fine-tune with those by themselves"
-        causes[i] = reasons[i] or (other if rungs[i] not in (-1, rung) else "no answer of the checkpoint")
+        unusable[i] = reasons[i] or (other if rungs[i] not in (-1, rung) else "no answer of the checkpoint")
     kept = np.flatnonzero(usable)
     wide = evidence[:, kept, first:last].astype(np.float64)
-    inputs = [names[i] for i in answered]
-    return rung, States(inputs, values[kept][:, answered], errors[kept][:, answered], *wide), kept, causes
+    labels = [names[i] for i in answered]
+    return rung, States(labels, values[kept][:, answered], errors[kept][:, answered], *wide), kept, unusable

@@ -997,9 +997,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         if self.config.corrections:
             # What they alone answer comes later: other columns make the last digit of vectorised functions another.
             kept = (request_ids < FIRST_LABEL_ID + self.config.num_network_labels).any(dim=0)
-            request_ids, labels, label_errors, flux_center, flux_scale = (
-                None if given is None else given[:, kept]
-                for given in (request_ids, labels, label_errors, flux_center, flux_scale)
+            request_ids = request_ids[:, kept]
+            labels, label_errors, flux_center, flux_scale = (
+                None if given is None else given[:, kept] for given in (labels, label_errors, flux_center, flux_scale)
             )
         outputs: SpectraFMModelOutput = self.model(
             flux,
