@@ -1,129 +1,216 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What to train with how many stars, and how fast: the measurement behind the choice of `spectrafm finetune`.
+"""Fine-tuning on few stars beside what one would do without it: the table in scripts/recipes/finetune.tried.md.
 
-    python scripts/compare_finetuning.py --output finetune.csv                       # labels, from synthetic stars
-    python scripts/compare_finetuning.py --case new-label --output finetune.csv      # extinction, from an XP model
+    python scripts/compare_finetuning.py --output finetune.csv               # validation stars
+    python scripts/compare_finetuning.py --output finetune.csv --split test  # once
+    python scripts/compare_finetuning.py --output finetune.csv --data gaia-xp --tasks ak_targ "J - K" --stars 100
 
-Observed Gaia XP stars: N of the training split and, to choose the best step by, as many more of it as `spectrafm
-finetune` would hold back; judged on stars of the validation split. `labels` goes on from `spectrafm-base-synthetic`,
-which has seen no observed star, to the four labels of APOGEE; `new-label` from `spectrafm-gaia-xp-small` to `ak_targ`,
-the extinction, which it does not know. Score: geometric mean over the labels of the robust scatter of predicted - true
-over that of the labels. `start` is the checkpoint as it was. What is in the output already is not done again.
+Observed Gaia XP stars: N drawn from one split, which the base has not learnt from unless it is `train`, are learnt
+from as `spectrafm finetune` does, and all other stars of another split are asked. `synthetic` are made by the emulator
+of the H band, learnt from and asked alike. What is in the output already is not done again.
 """
 
 import csv
+import functools
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, load_dataset
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
-from transformers import TrainingArguments
 
 from spectrafm_cli import Parser
+from spectrafm_hf.checkpoints import BASE_CHECKPOINT, load_checkpoint
 from spectrafm_hf.data import build_gaia_xp, cache_dir
-from spectrafm_hf.finetuning import FROZEN, training_settings
-from spectrafm_hf.metrics import robust_scatter
-from spectrafm_hf.training import Recipe, SpectraFMTrainer, set_up, train
+from spectrafm_hf.data.synthetic import SyntheticStars
+from spectrafm_hf.finetuning import FOLDS
+from spectrafm_hf.heads import States, choose_head, make_folds
+from spectrafm_hf.metrics import label_metrics
+from spectrafm_hf.models import SpectraFMConfig
+from spectrafm_hf.rivals import Sample, ask_rivals, pixels_of
+from spectrafm_hf.states import frozen_states
 
 
-CASES: dict[str, dict[str, Any]] = {
-    "labels": {
-        "checkpoint": "spectrafm-base-synthetic",
-        "labels": ["teff", "logg", "fe_h", "alpha_m"],
-        "units": ["K", "dex", "dex", "dex"],
-    },
-    "new-label": {"checkpoint": "spectrafm-gaia-xp-small", "labels": ["ak_targ"], "units": ["mag"]},
+class Task(NamedTuple):
+    """A label, from which columns of the stars it is made, and which answers of the base are held back."""
+
+    label: str
+    make: Any
+    held_back: tuple[str, ...] = ()
+
+
+def _like_magnesium(stars: Dataset) -> NDArray[Any]:
+    """A label that goes along with [alpha/M], bends with [Fe/H] and Teff, and has an error of its own of 0.05."""
+    alpha, iron, teff = (np.asarray(stars[name][:], np.float64) for name in ("alpha_m", "fe_h", "teff"))
+    bend = 0.04 * np.tanh(2 * (iron + 0.5)) + 0.03 * np.clip((teff - 4800) / 1000, -1, 2) ** 2
+    return 1.15 * alpha + bend + 0.05 * np.random.default_rng(len(alpha)).standard_normal(len(alpha))
+
+
+def _column(name: str, shift: float = 0.0) -> Any:
+    return lambda stars: np.asarray(stars[name][:], np.float64) + shift
+
+
+TASKS = {
+    "ak_targ": Task("ak_targ", _column("ak_targ")),
+    "J - K": Task("j_k", lambda stars: _column("j")(stars) - _column("k")(stars)),
+    "like [Mg/Fe]": Task("like_mg", _like_magnesium),
+    "[alpha/M], unknown": Task("alpha_m", _column("alpha_m"), ("alpha_m",)),
+    "[alpha/M]": Task("alpha_m", _column("alpha_m")),
+    "log g + 0.85": Task("logg", _column("logg", 0.85)),
+    "synthetic: log g + 0.85": Task("logg", _column("logg", 0.85)),
+    "synthetic: [Mg/H]": Task("mg_h", lambda stars: _column("mg_fe")(stars) + _column("fe_h")(stars)),
 }
-#: Of a run, what tells it from others.
-RUN = ("case", "stars", "train", "learning_rate", "seed")
+RUN = ("task", "stars", "from", "asked", "draw")
 
 
-def measure(judged: int, case: str, n_stars: int, what: str, learning_rate: float, seed: int) -> dict[str, Any]:
-    """Train once; the figures of a line of the output."""
-    labels = CASES[case]["labels"]
-    data = load_dataset(str(build_gaia_xp(cache_dir() / "gaia-xp")))
-    held_back = n_stars // 3 if n_stars < 600 else n_stars // 8
-    chosen = np.random.default_rng([seed, n_stars]).permutation(len(data["train"]))
-    parts = {
-        "train": data["train"].select(chosen[:n_stars]),
-        "held back": data["train"].select(chosen[n_stars : n_stars + held_back]),
-        "judged": data["validation"].select(range(min(judged, len(data["validation"])))),
-    }
-    if case == "new-label":  # what the catalogue gives without an error
-        parts = {name: part.add_column("ak_targ_err", [float("nan")] * len(part)) for name, part in parts.items()}
-    settings, arguments = training_settings(n_stars, "all" if what == "start" else what, seed=seed)
-    recipe = Recipe(**CASES[case], **settings, tokenizer={"requests": labels})
-    arguments |= {"disable_tqdm": True, "learning_rate": learning_rate}
+class Pool(NamedTuple):
+    """Stars with what the base says of them."""
+
+    stars: Dataset
+    states: States
+    flux: NDArray[Any]
+    flux_error: NDArray[Any]
+    rung: int
+    config: SpectraFMConfig
+
+
+@functools.cache
+def pool(name: str, number: int, folder: Path) -> Pool:
+    """The first stars of a split of Gaia XP, or synthetic stars with a seed of their own."""
+    if name.startswith("synthetic"):
+        source = SyntheticStars("apogee-apstar", seed=1)
+        columns = source.draw(number, np.random.default_rng([11, len(name)]))
+        names = [key for key in columns if key != "clean"]
+        rows = [{key: columns[key][i] for key in names} | {"object_id": str(i)} for i in range(number)]
+        stars = Dataset.from_list(rows)
+    else:
+        data = load_dataset(str(build_gaia_xp(folder)), split=name)
+        stars = data.select(range(min(number, len(data))))
+    model, tokenizer = load_checkpoint(BASE_CHECKPOINT)
+    rung, states, rows, _ = frozen_states(model, tokenizer, stars.with_format("numpy"))
+    stars = stars.select(rows)
+    return Pool(stars, states, *pixels_of(stars.with_format("numpy")), rung, model.config)
+
+
+def without(states: States, held_back: tuple[str, ...]) -> States:
+    """The states without some answers."""
+    kept = [i for i, name in enumerate(states.inputs) if name not in held_back]
+    inputs = [states.inputs[i] for i in kept]
+    return States(inputs, states.values[:, kept], states.errors[:, kept], states.coefficients, states.reliability)
+
+
+def measure(
+    name: str, n_stars: int, source: str, asked: str, draw: int, number: int, folder: Path
+) -> list[dict[str, Any]]:
+    """Figures of all models of one draw, a line each."""
+    task = TASKS[name]
+    first, second = pool(source, number, folder), pool(asked, number, folder)
+    labels = [task.make(part.stars) for part in (first, second)]
+    errors = [
+        np.nan_to_num(np.asarray(part.stars[f"{task.label}_err"][:], np.float64))
+        if f"{task.label}_err" in part.stars.column_names
+        else np.zeros(len(part.stars))
+        for part in (first, second)
+    ]
+    generator = np.random.default_rng([draw, n_stars])
+    rows = generator.permutation(np.flatnonzero(np.isfinite(labels[0])))[:n_stars]
+    others = np.flatnonzero(np.isfinite(labels[1]))
+    if source == asked:
+        others = np.setdiff1d(others, rows)
+    states = [without(part.states, task.held_back) for part in (first, second)]
     start = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(output_dir=folder, **arguments)
-        if what == "start":
-            args.remove_unused_columns, args.label_names = False, ["labels", "label_errors"]
-            trainer = SpectraFMTrainer(recipe, set_up(recipe, args, parts["train"], parts["held back"]), args)
-        else:
-            trainer = train(recipe, args, parts["train"], parts["held back"])
-        scatter, spread = _scatter(trainer, parts["judged"], labels)
-    return {
-        "case": case,
-        "stars": n_stars,
-        "train": what,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "steps": arguments["max_steps"],
-        "best_step": trainer.state.best_global_step,
-        "score": f"{np.exp(np.mean(np.log(np.divide(scatter, spread)))):.4f}",
-        "scatter": " ".join(f"{value:.4g}" for value in scatter),
-        "processor_seconds": f"{time.process_time() - start:.0f}",
-    }
-
-
-def _scatter(trainer: SpectraFMTrainer, stars: Dataset, labels: list[str]) -> tuple[list[float], list[float]]:
-    """Of predicted - true and of true, for each label."""
-    answers: Any = trainer.predict(type(cast(Any, trainer.task.validation_stars))(stars))
-    config = trainer.task.model.config
-    columns = [list(config.label_names).index(name) for name in labels]
-    center, scale = (np.array(values)[columns] for values in (config.label_centers, config.label_scales))
-    values, truth = answers.predictions[0] * scale + center, answers.label_ids[0]
-    known = np.isfinite(truth)
-    return (
-        [robust_scatter((values - truth)[known[:, i], i]) for i in range(len(labels))],
-        [robust_scatter(truth[known[:, i], i]) for i in range(len(labels))],
+    folds = make_folds([str(row) for row in rows], FOLDS, draw)
+    settings = first.config, first.rung, task.label
+    choice = choose_head(*settings, states[0][rows], labels[0][rows], errors[0][rows], folds)
+    seconds = time.process_time() - start
+    answers = {"fine-tuned": choice.fitted.predict(first.config, states[1][others])}
+    if task.label in states[1].inputs:
+        at = states[1].inputs.index(task.label)
+        answers["base, untouched"] = states[1].values[others, at], states[1].errors[others, at]
+    both = [
+        np.concatenate([a[rows], b[others]])
+        for a, b in ((first.flux, second.flux), (first.flux_error, second.flux_error))
+    ]
+    parts = (states[0][rows], states[1][others])
+    joined = States(
+        parts[0].inputs,
+        *(
+            np.concatenate([getattr(part, field) for part in parts])
+            for field in ("values", "errors", "coefficients", "reliability")
+        ),
     )
+    truth = [np.concatenate([a[0][rows], a[1][others]])[:, None] for a in (labels, errors)]
+    split = np.arange(len(rows)), np.arange(len(rows), len(rows) + len(others))
+    for rival, (values, sigmas) in ask_rivals(Sample(*both, joined, *truth), [split], draw).items():
+        answers[rival] = values[split[1], 0], sigmas[split[1], 0]
+    lines = []
+    for row, (values, sigmas) in answers.items():
+        found = label_metrics(values, sigmas, labels[1][others], errors[1][others])
+        own = row == "fine-tuned"
+        lines.append(
+            dict(zip(RUN, (name, n_stars, source, asked, draw), strict=True))
+            | {"model": row, "rmse": f"{found['rmse']:.5f}", "scatter": f"{found['robust_scatter']:.5f}"}
+            | {"error_over_sigma": f"{found['robust_z']:.3f}", "asked_stars": found["n"]}
+            | {"head": choice.fitted.head.name if own else "", "seconds": f"{seconds:.1f}" if own else ""}
+        )
+    return lines
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Means over the draws: RMSE, scatter and error/sigma of each model."""
+    keys = list(dict.fromkeys((line["task"], line["stars"], line["from"], line["asked"]) for line in lines))
+    models = list(dict.fromkeys(line["model"] for line in lines))
+    rows = [["task", "stars (from)", *models], ["---"] * (2 + len(models))]
+    for key in keys:
+        cells = []
+        for model in models:
+            own = [
+                line for line in lines
+                if (line["task"], line["stars"], line["from"], line["asked"]) == key and line["model"] == model
+            ]  # fmt: skip
+            means = [np.mean([float(line[name]) for line in own]) for name in ("rmse", "scatter", "error_over_sigma")]
+            cells.append("{:.4f} ({:.4f}, {:.2f})".format(*means) if own else "")
+        rows.append([key[0], f"{key[1]} ({key[2]})", *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="compare_finetuning.py", description="What to train with how many stars.")
-    parser.add_argument("--case", choices=CASES, default="labels")
-    parser.add_argument("--stars", type=int, nargs="+", default=[50, 300, 1000, 5000], metavar="N")
-    parser.add_argument("--train", nargs="+", choices=["start", *FROZEN], default=["start", *FROZEN])
-    parser.add_argument("--learning-rates", nargs="+", type=float, default=[1e-4, 3e-4, 1e-3], metavar="RATE")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="SEED")
-    parser.add_argument("--judged", type=int, default=2000, metavar="N", help="validation stars (default: 2000)")
+    parser = Parser(prog="compare_finetuning.py", description="Fine-tuning beside what one would do without it.")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parser.add_argument("--stars", type=int, nargs="+", default=[30, 100, 300, 1000], metavar="N")
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--source", choices=("train", "validation"), default="validation", help="of the N stars")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="of the stars asked")
+    parser.add_argument("--number", type=int, default=4000, metavar="N", help="stars of each split (default: 4000)")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="gaia-xp (default: that in the cache, built if need be)"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="CSV")
     given = parser.parse_args(argv)
     lines = list(csv.DictReader(given.output.open())) if given.output.exists() else []
     done = {tuple(line[name] for name in RUN) for line in lines}
     runs = [
-        (given.case, n_stars, what, rate, seed)
+        (task, n_stars, *(2 * ["synthetic"] if task.startswith("synthetic") else [given.source, given.split]), draw)
         for n_stars in given.stars
-        for seed in given.seeds
-        for what in given.train
-        for rate in (given.learning_rates if what != "start" else [0.0])
-        if not (what == "start" and given.case == "new-label")
+        for task in given.tasks
+        for draw in range(given.draws)
     ]
     for run in tqdm([run for run in runs if tuple(map(str, run)) not in done], unit="run"):
-        line = measure(given.judged, *run)
-        new = not given.output.exists()
+        new = [
+            {name: str(value) for name, value in line.items()}
+            for line in measure(*run, given.number, given.data or cache_dir() / "gaia-xp")
+        ]
         with given.output.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(line), lineterminator="\n")
-            if new:
+            writer = csv.DictWriter(file, list(new[0]), lineterminator="\n")
+            if not lines:
                 writer.writeheader()
-            writer.writerow(line)
+            writer.writerows(new)
+        lines += new
+    print(table(lines))
     return 0
 
 

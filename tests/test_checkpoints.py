@@ -41,6 +41,7 @@ def test_save_load_save_gives_the_same_bytes(tmp_path, checkpoint):
         "config.json",
         "basis_spectrafm.py",
         "configuration_emulator.py",
+        "correction_spectrafm.py",
         "evidence_spectrafm.py",
         "flags_spectrafm.py",
         "modeling_emulator.py",

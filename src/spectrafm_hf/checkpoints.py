@@ -23,7 +23,7 @@ from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 
 
 _BUNDLED = Path(__file__).parent / "resources" / "checkpoints"
-#: Where labels are asked for. To explain, embed, export and fine-tune needs tokens made of pixels: the next two.
+#: Where labels are asked for or learnt. To explain, embed and export needs tokens made of pixels: the next two.
 BASE_CHECKPOINT = "spectrafm-base"
 DEFAULT_CHECKPOINT = "spectrafm-gaia-xp-small"
 #: For spectra of which half lies in here, Angstrom.

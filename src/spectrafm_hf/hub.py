@@ -50,6 +50,7 @@ CHECKPOINT_FILES = (
     "tokenizer_config.json",
     "basis_spectrafm.py",
     "configuration_emulator.py",
+    "correction_spectrafm.py",
     "evidence_spectrafm.py",
     "flags_spectrafm.py",
     "modeling_emulator.py",

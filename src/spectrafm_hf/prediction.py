@@ -263,9 +263,11 @@ def answered_labels(
     power = row.get("resolving_power")
     power = None if power is None or not np.isfinite(power) else float(power)
     rung = tokenizer.basis.rung_for(wavelength, power) if len(wavelength) else None
-    if rung is not None and config.star_intervals[0] <= rung.first_interval < config.star_intervals[1]:
-        return names
-    return [name for name in names if name in config.network_labels]
+    first = None if rung is None else rung.first_interval
+    learnt = {each["label"] for each in config.corrections if config.rung_intervals[each["rung"]][0] == first}
+    if first is not None and config.star_intervals[0] <= first < config.star_intervals[1]:
+        learnt |= {*config.star_labels, *(config.star_combinations or {})}
+    return [name for name in names if name in learnt or name in config.network_labels]
 
 
 #: The columns of a velocity that was measured.

@@ -3,7 +3,7 @@
 
 import copy
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PADDING_ID = 0
 FLUX_ID = 1
 FIRST_LABEL_ID = 2
+# What the inputs of a correction may be, see `SpectraFMCorrection`.
+CORRECTION_GROUPS = ("answers", "shape", "coefficients")
 
 # Where transformers finds the code of a checkpoint in its own folder. The tokenizer writes its part itself.
 AUTO_MAP = {
@@ -110,6 +112,9 @@ class SpectraFMConfig(PreTrainedConfig):
         The first interval that it knows, and the first after them that it does not.
     num_stars : int
         Stars that its Gaussian processes go through.
+    corrections : list[dict]
+        Labels that were learnt from labelled stars on top of the frozen model, see [`SpectraFMCorrection`]: for spectra
+        of its `rung`, each takes the place of the answer for its `label`.
     norm_first : bool
         Pre-norm (with a last LayerNorm after each stack) if true, post-norm (the paper) if false.
     extra_key_value : bool
@@ -184,6 +189,7 @@ class SpectraFMConfig(PreTrainedConfig):
     star_components: list[int] | tuple[int, ...] = ()
     star_intervals: list[int] | tuple[int, ...] = (0, 0)
     num_stars: int = 0
+    corrections: list[dict[str, Any]] | tuple[dict[str, Any], ...] = ()
     norm_first: bool = True
     extra_key_value: bool = False
     hidden_act: str = "gelu"
@@ -250,6 +256,11 @@ class SpectraFMConfig(PreTrainedConfig):
     def num_hidden_layers(self) -> int:
         return len(self.encoder_ffn_dim)
 
+    @property
+    def num_network_labels(self) -> int:
+        """Rows of the heads: labels, but for those that corrections alone answer, which come last."""
+        return len(self.label_names) - len({each["label"] for each in self.corrections if each["new"]})
+
     def label_ids(self, names) -> list[int]:
         """Rows of the vocabulary for `names` (`"flux"` is the flux itself); `ValueError` for an unknown name."""
         known = list(self.label_names)
@@ -289,6 +300,7 @@ class SpectraFMConfig(PreTrainedConfig):
             demand(len(self.star_components) >= 1, "star_components", "at least one number with star_labels")
             parts = {part for parts in (self.star_combinations or {}).values() for part in parts}
             demand(parts <= set(self.star_labels), "star_combinations", f"means of {list(self.star_labels)}")
+        self._check_corrections(demand)
         demand(self.wavelength_encoding in ("log", "linear"), "wavelength_encoding", "'log' or 'linear'")
         demand(self.token_embedding != "value" or self.patch_size == 1, "patch_size", "1 with token_embedding='value'")
         demand(math.isfinite(self.flux_softening) and self.flux_softening >= 0, "flux_softening", "0 or more")
@@ -340,6 +352,22 @@ class SpectraFMConfig(PreTrainedConfig):
             demand(len(getattr(self, field)) == len(self.label_names), field, f"{len(self.label_names)} entries")
         demand(all(math.isfinite(center) for center in self.label_centers), "label_centers", "finite numbers")
         demand(all(0 < scale < math.inf for scale in self.label_scales), "label_scales", "positive numbers")
+
+    def _check_corrections(self, demand):
+        fields = {"label", "new", "rung", "inputs", "groups", "adds", "stars", "known", "range"}
+        for settings in self.corrections:
+            demand(set(settings) == fields, "corrections", f"entries with {sorted(fields)}")
+            named = {settings["label"], *settings["inputs"]}
+            demand(named <= set(self.label_names), "corrections", f"labels and inputs out of {list(self.label_names)}")
+            demand(0 <= settings["rung"] < len(self.rung_intervals), "corrections", "rungs of rung_intervals")
+            demand(
+                set(settings["groups"]) <= set(CORRECTION_GROUPS), "corrections", f"groups out of {CORRECTION_GROUPS}"
+            )
+            demand(0 <= settings["known"] <= settings["stars"], "corrections", "known from 0 to stars")
+            low, high = settings["range"]
+            demand(low <= high, "corrections", "a range with the lowest value first")
+        pairs = [(settings["label"], settings["rung"]) for settings in self.corrections]
+        demand(len(set(pairs)) == len(pairs), "corrections", "one for a label and a rung")
 
 
 SpectraFMConfig.register_for_auto_class()

@@ -114,6 +114,10 @@ def star_flags(
         if star_model is not None and name in config.star_labels:
             row = list(config.star_labels).index(name)
             edge = torch.where(by_stars, at_edge(i, float(star_model.low[row]), float(star_model.high[row])), edge)
+        for settings in config.corrections:
+            if settings["label"] == name:
+                own = outputs.rung_seen[:, settings["rung"]].cpu()
+                edge = torch.where(own, at_edge(i, *settings["range"]), edge)
         add("edge", edge & values[:, i].isfinite())
     return [[flag for flag in FLAGS if flag in flags] for flags in found]
 

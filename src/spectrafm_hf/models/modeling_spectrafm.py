@@ -11,8 +11,9 @@ decoder, model, prediction.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import torch
 import torch.utils._pytree as pytree
@@ -29,6 +30,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID, SpectraFMConfig
+from .correction_spectrafm import SpectraFMCorrection
 from .evidence_spectrafm import (
     LEAST_UNKNOWN,
     SpectraFMMemberBlock,
@@ -477,7 +479,7 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         "SpectraFMRung",
     ]
     # Answers are found to a part in a thousand there, which half precision does not hold.
-    _keep_in_fp32_modules_strict = ["refinement", "completion"]
+    _keep_in_fp32_modules_strict = ["refinement", "completion", "corrections"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -874,7 +876,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         super().__init__(config)
         self.model = SpectraFMModel(config)
         if config.token_embedding == "basis":
-            n_labels, rungs = len(config.label_names), config.rung_intervals
+            n_labels, rungs = config.num_network_labels, config.rung_intervals
             self.means = nn.ModuleList(SpectraFMMemberHead(config, n_labels) for _ in rungs)
             self.log_variances = nn.ModuleList(SpectraFMMemberHead(config, n_labels) for _ in rungs)
         else:
@@ -882,14 +884,67 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         if config.star_labels:
             self.start = SpectraFMMemberHead(config, len(config.star_labels))
             self.refinement = SpectraFMRefinement(config)
+        self.corrections = nn.ModuleList(SpectraFMCorrection(config, settings) for settings in config.corrections)
         self.post_init()
 
     def add_label(self, name: str, unit: str = "", center: float = 0.0, scale: float = 1.0):
         """See [`SpectraFMModel.add_label`]."""
+        if self.config.corrections:
+            raise ValueError("name: expected a model without corrections, whose labels come last, to add a row to")
         self.model.add_label(name, unit, center, scale)
         if self.config.token_embedding == "basis":
             for head in (*self.means, *self.log_variances):
                 head.add_row()
+
+    @torch.no_grad()
+    def add_correction(
+        self, settings: Mapping[str, Any], unit: str = "", center: float = 0.0, scale: float = 1.0
+    ) -> SpectraFMCorrection:
+        """
+        Make room for a correction, which takes the place of one for the same label and rung. The answers for all other
+        labels, and for spectra of other rungs, stay as they are, bit by bit.
+
+        Parameters
+        ----------
+        settings : mapping
+            See [`SpectraFMCorrection`].
+        unit, center, scale : see [`SpectraFMModel.add_label`]
+            Of a label that is new.
+
+        Returns
+        -------
+        SpectraFMCorrection
+            With buffers that are still to be filled.
+        """
+        config, label = self.config, settings["label"]
+        if config.token_embedding != "basis":
+            raise ValueError("settings: expected a model with token_embedding='basis' to correct, got another")
+        kept = [
+            number
+            for number, each in enumerate(config.corrections)
+            if (each["label"], each["rung"]) != (label, settings["rung"])
+        ]
+        is_new = label not in config.label_names or any(
+            each["new"] for each in config.corrections if each["label"] == label
+        )
+        if label not in config.label_names:
+            config.network_labels = list(config.network_labels or config.label_names)
+            for field, entry in (("names", label), ("units", unit), ("centers", center), ("scales", scale)):
+                setattr(config, f"label_{field}", [*getattr(config, f"label_{field}"), entry])
+            if config.label_error_factors:
+                config.label_error_factors = [*config.label_error_factors, 1.0]
+        settings = {**settings, "new": is_new}
+        correction = SpectraFMCorrection(config, settings).to(self.device)
+        self.corrections = nn.ModuleList([*(self.corrections[number] for number in kept), correction])
+        config.corrections = [*(config.corrections[number] for number in kept), settings]
+        return correction
+
+    def drop_corrections(self) -> None:
+        """Back to the network and the star model, without the labels that corrections alone answer."""
+        config, kept = self.config, self.config.num_network_labels
+        for field in ("names", "units", "centers", "scales", "error_factors"):
+            setattr(config, f"label_{field}", list(getattr(config, f"label_{field}"))[:kept])
+        self.corrections, config.corrections = nn.ModuleList(), []
 
     def resize_token_embeddings(self, *args, **kwargs):
         self.model.resize_token_embeddings()
@@ -951,6 +1006,14 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             labels=labels,
             label_errors=label_errors,
         )
+        asked, kept = request_ids, None
+        if self.config.corrections:
+            # What they alone answer comes later: other columns make the last digit of vectorised functions another.
+            kept = (request_ids < FIRST_LABEL_ID + self.config.num_network_labels).any(dim=0)
+            request_ids = request_ids[:, kept]
+            labels, label_errors, flux_center, flux_scale = (
+                None if given is None else given[:, kept] for given in (labels, label_errors, flux_center, flux_scale)
+            )
         outputs: SpectraFMModelOutput = self.model(
             flux,
             wavelength,
@@ -1001,18 +1064,22 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
                 self._star_state(outputs), reliability, interval_ids, estimate, information, pull, misfit
             )
             if refined is not None:
-                table = combinations(self.config).to(request_ids.device)[request_ids]  # B, R, P
-                answers = ((table @ refined.labels[..., None])[..., 0] - center) / scale
-                variances = torch.einsum("brp,bpq,brq->br", table, refined.covariance, table) / scale**2
-                known = table.any(dim=-1) & refined.converged[:, None]
-                mean = torch.where(known, answers, mean)
-                log_variance = torch.where(known, torch.log(variances), log_variance)
+                mean, log_variance = self._by_star_model(refined, request_ids, mean, log_variance)
+        found = values, errors, mean, log_variance = (
+            mean * scale + center,
+            torch.exp(0.5 * log_variance) * scale,
+            mean,
+            log_variance,
+        )
+        if kept is not None:
+            evidence = coefficients, reliability, interval_ids, attention_mask
+            values, errors, mean, log_variance = self._corrected(outputs, refined, asked, kept, found, evidence)
         return SpectraFMPredictionOutput(
             loss=loss,
             mean=mean,
             log_variance=log_variance,
-            values=mean * scale + center,
-            errors=torch.exp(0.5 * log_variance) * scale,
+            values=values,
+            errors=errors,
             rung_seen=outputs.rung_seen,
             cost=outputs.cost,
             unknown=outputs.unknown,
@@ -1024,6 +1091,66 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             encoder_attentions=outputs.encoder_attentions,
         )
 
+    def _by_star_model(self, refined: Refined, request_ids, mean, log_variance):
+        """Mean and log-variance of each request, (B, R), of the star model where it found an answer."""
+        center, scale = standardisation(self.config, request_ids)
+        table = combinations(self.config).to(request_ids.device)[request_ids]  # B, R, P
+        answers = ((table @ refined.labels[..., None])[..., 0] - center) / scale
+        variances = torch.einsum("brp,bpq,brq->br", table, refined.covariance, table) / scale**2
+        known = table.any(dim=-1) & refined.converged[:, None]
+        return torch.where(known, answers, mean), torch.where(known, torch.log(variances), log_variance)
+
+    def uncorrected(
+        self, outputs: SpectraFMModelOutput, refined: Refined | None, request_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values and errors (B, R) of a model on evidence in physical units, without what `corrections` change."""
+        mean, log_variance = combined(*self._from_members(outputs, request_ids))
+        if self.config.label_error_factors:
+            log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
+        if refined is not None:
+            mean, log_variance = self._by_star_model(refined, request_ids, mean, log_variance)
+        center, scale = standardisation(self.config, request_ids)
+        return mean * scale + center, torch.exp(0.5 * log_variance) * scale
+
+    def _corrected(self, outputs, refined, request_ids, kept, found, evidence):
+        """
+        Values, errors, means and log-variances (B, R): those that were `found` for the columns that are `kept`, and
+        those of `corrections` where they are asked for.
+        """
+        coefficients, reliability, interval_ids, attention_mask = evidence
+        intervals = interval_ids[0]
+        values, errors, mean, log_variance = (
+            part.new_full(request_ids.shape, math.nan).index_copy(1, torch.nonzero(kept)[:, 0], part) for part in found
+        )
+        center, scale = standardisation(self.config, request_ids)
+        for part, settings in zip(self.corrections, self.config.corrections, strict=True):
+            correction = cast(SpectraFMCorrection, part)
+            rung, row = settings["rung"], self.config.label_ids([correction.label])[0]
+            first, last = self.config.rung_intervals[rung]
+            (own,) = torch.nonzero((intervals >= first) & (intervals < last), as_tuple=True)
+            here = outputs.rung_seen[:, rung, None] & (request_ids == row)
+            (stars,) = torch.nonzero(here.any(dim=1), as_tuple=True)
+            if not len(stars):
+                continue
+            ids = torch.tensor(self.config.label_ids([*correction.inputs, correction.label]), device=mean.device)
+            given, doubts = self.uncorrected(outputs, refined, ids.expand(len(mean), -1))
+            seen = reliability if attention_mask is None else reliability * attention_mask[..., None]
+            both = correction(
+                given[stars, :-1],
+                doubts[stars, :-1],
+                given[stars, -1],
+                coefficients[stars][:, own],
+                seen[stars][:, own],
+                intervals[own],
+            )
+            value, error = (
+                found.new_full((len(mean),), math.nan).index_copy(0, stars, found)[:, None] for found in both
+            )
+            values, errors = torch.where(here, value, values), torch.where(here, error, errors)
+            mean = torch.where(here, (value - center) / scale, mean)
+            log_variance = torch.where(here, 2.0 * torch.log(error / scale), log_variance)
+        return values, errors, mean, log_variance
+
     def _from_members(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor):
         """Mean and log-variance of each member of each rung for each request, (B, rungs * M, R), NaN for no answer."""
         if not torch.compiler.is_exporting() and bool((request_ids == FLUX_ID).any()):
@@ -1032,7 +1159,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             )
         states, seen = outputs.last_hidden_state, outputs.rung_seen
         assert states is not None and seen is not None
-        rows = (request_ids - FIRST_LABEL_ID).clamp(min=0)
+        rows = (request_ids - FIRST_LABEL_ID).clamp(0, self.config.num_network_labels - 1)
         parts = []
         for heads in (self.means, self.log_variances):
             answers = torch.stack([head(states[:, i]) for i, head in enumerate(heads)], dim=1)  # B, rungs, M, labels

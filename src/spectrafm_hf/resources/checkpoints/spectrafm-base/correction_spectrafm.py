@@ -1,0 +1,189 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+A label learnt from some labelled stars, in closed form: a Gaussian process on what a frozen model says of them.
+
+It is asked for a label that the model does not know, or adds to the answer for one that it does. Its inputs are the
+answers of the model, the shape of the continuum (level and slope of each interval) and the coefficients of all
+intervals; its covariance is a constant, and of each of these groups a linear part and a local one. Nothing of it is
+trained with gradients through the network: `heads.fit_head` computes it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .configuration_spectrafm import SpectraFMConfig
+from .evidence_spectrafm import InFullPrecision
+
+
+def covariance(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    constant: torch.Tensor | float,
+    linear: torch.Tensor,
+    length: torch.Tensor,
+    amplitude: Sequence[torch.Tensor] | torch.Tensor,
+    sizes: Sequence[int],
+) -> torch.Tensor:
+    """
+    Of what is asked for between stars, (A, F) and (B, F) -> (A, B).
+
+    Parameters
+    ----------
+    a, b : torch.Tensor of shape (stars, features)
+        Standardised features, group after group.
+    constant : number
+        Variance of the constant.
+    linear, length : torch.Tensor of shape (features,)
+        Variance of the slopes, and length over which the local part changes.
+    amplitude : of shape (groups,)
+        Variance of the local part of each group.
+    sizes : sequence of int
+        Features of each group.
+    """
+    found = constant + (a * linear) @ b.T
+    start = 0
+    for size, variance in zip(sizes, amplitude, strict=True):
+        own = slice(start, start + size)
+        first, second = a[:, own] / length[own], b[:, own] / length[own]
+        squares = (first**2).sum(dim=1)[:, None] + (second**2).sum(dim=1) - 2.0 * first @ second.T
+        found = found + variance * torch.exp(-0.5 * squares.clamp(min=0.0))
+        start += size
+    return found
+
+
+def own_variance(
+    a: torch.Tensor,
+    constant: torch.Tensor | float,
+    linear: torch.Tensor,
+    amplitude: Sequence[torch.Tensor] | torch.Tensor,
+) -> torch.Tensor:
+    """The diagonal of the covariance of stars with themselves: (A, F) -> (A,)."""
+    local = sum(amplitude) if len(amplitude) else 0.0
+    return constant + local + (a**2) @ linear
+
+
+class SpectraFMCorrection(InFullPrecision):
+    """
+    One label, for the spectra of one rung.
+
+    Parameters
+    ----------
+    config : SpectraFMConfig
+    settings : mapping
+        An entry of `config.corrections`: the `label`, the `rung`, the labels whose answers are `inputs`, the `groups`
+        of features, whether it `adds` to the answer of the model, the number of `stars`, and of those that the
+        variance is computed with (`known`); the `range` of the label among them.
+    """
+
+    def __init__(self, config: SpectraFMConfig, settings: Mapping[str, Any]):
+        super().__init__()
+        self.label, self.adds = settings["label"], bool(settings["adds"])
+        self.inputs, self.groups = list(settings["inputs"]), list(settings["groups"])
+        self.first, last = config.rung_intervals[settings["rung"]]
+        self.shape = (last - self.first, config.num_coefficients)
+        each = {"answers": len(self.inputs), "shape": 2 * self.shape[0], "coefficients": self.shape[0] * self.shape[1]}
+        self.sizes = [each[group] for group in self.groups]
+        n_features, stars, known = sum(self.sizes), settings["stars"], settings["known"]
+        for name, value in (("center", 0.0), ("scale", 1.0), ("low", 0.0), ("high", 0.0), ("linear", 0.0)):
+            self.register_buffer(name, torch.full((n_features,), value))
+        self.register_buffer("length", torch.ones(n_features))
+        self.register_buffer("amplitude", torch.zeros(len(self.groups)))
+        self.register_buffer("constant", torch.zeros(()))
+        # Variance of the noise, its growth with the errors of the answers, and their usual ln with its limits.
+        self.register_buffer("noise", torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]))
+        self.register_buffer("stars", torch.zeros(stars, n_features))
+        self.register_buffer("weight", torch.zeros(stars))
+        self.register_buffer("factor", torch.zeros(known, known))  # inverse of that of Cholesky
+        # Of the label: its middle, its unit, and the factor of the errors.
+        self.register_buffer("target", torch.tensor([0.0, 1.0, 1.0]))
+
+    def features(self, values: torch.Tensor, coefficients: torch.Tensor, reliability: torch.Tensor, intervals):
+        """
+        (B, inputs) answers in physical units, (B, T, K) twice, (T,) numbers of intervals of the rung -> (B, features),
+        not standardised yet.
+        """
+        parts = {}
+        if "answers" in self.groups:
+            # Spectra change with the logarithm of the temperature.
+            logs = torch.tensor([name == "teff" for name in self.inputs], device=values.device)
+            parts["answers"] = torch.where(logs, torch.log(values.clamp(min=1.0)), values)
+        if "shape" in self.groups or "coefficients" in self.groups:
+            known = torch.zeros(len(values), *self.shape, dtype=values.dtype, device=values.device)
+            seen = reliability.to(values.dtype).clamp(min=0.0)
+            known[:, intervals - self.first] = coefficients.to(values.dtype) * seen.sqrt()
+            parts["shape"], parts["coefficients"] = known[:, :, :2].flatten(1), known.flatten(1)
+        found = [parts[group] for group in self.groups]
+        return torch.cat(found, dim=1) if found else values[:, :0]
+
+    def standardise(self, features: torch.Tensor) -> torch.Tensor:
+        """Beyond what was seen among the stars, an input counts as the last that was."""
+        dtype = features.dtype
+        inside = features.maximum(self.low.to(dtype)).minimum(self.high.to(dtype))
+        return (inside - self.center.to(dtype)) / self.scale.to(dtype)
+
+    def doubt(self, errors: torch.Tensor) -> torch.Tensor:
+        """Errors of the answers (B, inputs) -> their mean ln over the usual one, within the limits of the stars."""
+        _, _, center, low, high = self.noise.to(errors.dtype)
+        return (torch.log(errors).mean(dim=1) - center).clamp(low, high)
+
+    def posterior(self, standardised: torch.Tensor, doubt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, features), (B,) -> what is to be added (or answered), and its one-sigma error, (B,) in physical units."""
+        dtype = standardised.dtype
+        constant, linear, length, amplitude, stars, factor = (
+            part.to(dtype)
+            for part in (self.constant, self.linear, self.length, self.amplitude, self.stars, self.factor)
+        )
+        between = covariance(standardised, stars, constant, linear, length, amplitude, self.sizes)
+        mean = between @ self.weight.to(dtype)
+        left = own_variance(standardised, constant, linear, amplitude)
+        left = left - ((between[:, : len(factor)] @ factor.T) ** 2).sum(dim=1)
+        variance, growth, *_ = self.noise.to(dtype)
+        left = left.clamp(min=0.0) + variance * torch.exp(growth * doubt)
+        middle, unit, error_factor = self.target.to(dtype)
+        return middle + unit * mean, unit * error_factor * left.sqrt()
+
+    @torch.no_grad()
+    def forward(
+        self,
+        values: torch.Tensor,
+        errors: torch.Tensor,
+        answer: torch.Tensor,
+        coefficients: torch.Tensor,
+        reliability: torch.Tensor,
+        intervals: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Parameters
+        ----------
+        values, errors : torch.FloatTensor of shape (B, inputs)
+            Answers of the model in physical units.
+        answer : torch.FloatTensor of shape (B,)
+            That for the label itself, which counts where the correction adds to it.
+        coefficients, reliability : torch.FloatTensor of shape (B, T, num_coefficients)
+        intervals : torch.LongTensor of shape (T,)
+            All of this rung.
+
+        Returns
+        -------
+        value, error : torch.FloatTensor of shape (B,)
+            In physical units; NaN where an input is.
+        """
+        with torch.autocast(values.device.type, enabled=False):
+            dtype = torch.float32 if values.device.type == "mps" else torch.float64
+            wide = values.to(dtype)
+            known = wide.isfinite().all(dim=1)
+            wide = torch.where(known[:, None], wide, self.neutral(dtype))
+            standardised = self.standardise(self.features(wide, coefficients, reliability, intervals))
+            found, error = self.posterior(standardised, self.doubt(errors.to(dtype)))
+            if self.adds:
+                found = found + answer.to(dtype)
+        return torch.where(known, found, torch.nan).float(), torch.where(known, error, torch.nan).float()
+
+    def neutral(self, dtype: torch.dtype) -> torch.Tensor:
+        """Any finite answers, to compute with where there are none."""
+        return torch.ones(len(self.inputs), dtype=dtype, device=self.center.device)
+
+
+__all__ = ["SpectraFMCorrection", "covariance", "own_variance"]

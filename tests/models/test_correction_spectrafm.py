@@ -1,0 +1,137 @@
+"""Corrections of a frozen model: they change what they are for and nothing else, and travel with the checkpoint."""
+
+import numpy as np
+import pytest
+import torch
+from test_modeling_evidence import LABELS, config, fill, tokens
+from transformers import AutoModelForTimeSeriesPrediction
+
+from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
+from spectrafm_hf.models.correction_spectrafm import covariance, own_variance
+
+
+def settings(label="age", **changes):
+    groups = ["answers", "shape", "coefficients"]
+    values = dict(
+        label=label, rung=0, inputs=["teff", "fe_h"], groups=groups, adds=False, stars=7, known=5, range=[0.0, 12.0]
+    )
+    return {**values, **changes}
+
+
+def fill_correction(correction, seed=1):
+    """Buffers of some process; that of the noise last."""
+    generator = torch.Generator().manual_seed(seed)
+    for buffer in correction.buffers():
+        buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.1)
+    correction.low.fill_(-100.0)
+    correction.high.fill_(1e4)
+    correction.factor.mul_(0.01)
+    correction.noise.copy_(torch.tensor([1.0, 0.5, 0.0, -3.0, 3.0]))
+    return correction
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = SpectraFMForPrediction(config(label_error_factors=[1.1, 1.2, 1.3])).eval()
+    fill(model)
+    return model
+
+
+def ask(model, inputs=None):
+    with torch.no_grad():
+        return model(**(inputs or tokens()))
+
+
+def test_when_a_label_is_new_then_all_other_answers_stay_bit_by_bit(model):
+    before = ask(model)
+    fill_correction(model.add_correction(settings(), "Gyr", 5.0, 3.0))
+    after = ask(model)
+    assert list(model.config.label_names) == [*LABELS, "age"] and model.config.label_units[-1] == "Gyr"
+    assert torch.equal(after.values[:, :3], before.values) and torch.equal(after.errors[:, :3], before.errors)
+    assert after.values[:, 3].isfinite().all() and (after.errors[:, 3] > 0).all()
+
+
+def test_when_the_spectrum_is_of_another_rung_then_the_new_label_is_unknown_and_the_old_ones_stay(model):
+    other = {**tokens(intervals=(6, 7)), "request_ids": torch.tensor([[2, 3]] * 4)}
+    before = ask(model, other)
+    fill_correction(model.add_correction(settings()))
+    fill_correction(model.add_correction(settings("logg", adds=True)))
+    assert torch.equal(ask(model, other).values, before.values)
+    assert ask(model, {**other, "request_ids": torch.tensor([[5]] * 4)}).values.isnan().all()
+
+
+def test_when_a_correction_adds_a_constant_then_the_answer_moves_by_it(model):
+    before = ask(model)
+    correction = model.add_correction(settings("logg", groups=[], adds=True))
+    correction.target.copy_(torch.tensor([0.85, 1.0, 2.0]))
+    correction.noise.copy_(torch.tensor([0.01, 0.0, 0.0, 0.0, 0.0]))
+    after = ask(model)
+    row = LABELS.index("logg")
+    np.testing.assert_allclose(after.values[:, row] - before.values[:, row], 0.85, atol=1e-5)
+    np.testing.assert_allclose(after.errors[:, row], 0.2, rtol=1e-5)
+    rest = [0, 2]
+    assert torch.equal(after.values[:, rest], before.values[:, rest])
+
+
+def test_when_a_label_is_corrected_again_then_the_last_one_counts(model):
+    for shift in (1.0, 2.0):
+        correction = model.add_correction(settings("logg", groups=[], adds=True))
+        correction.target[0] = shift
+    assert len(model.corrections) == len(model.config.corrections) == 1
+    torch.manual_seed(0)
+    assert ask(model).values[:, 1].isfinite().all()
+    with_both = ask(model).values[:, 1]
+    model.drop_corrections()
+    np.testing.assert_allclose(with_both - ask(model).values[:, 1], 2.0, atol=1e-5)
+
+
+def test_when_an_input_is_unknown_then_the_answer_is_and_nothing_else(model):
+    correction = fill_correction(model.add_correction(settings()))
+    values, errors = torch.ones(3, 2), torch.ones(3, 2)
+    values[1, 0] = torch.nan
+    given = tokens(3, intervals=(1, 2))
+    found, error = correction(
+        values, errors, torch.zeros(3), given["coefficients"], given["reliability"], given["interval_ids"][0]
+    )
+    assert found.isnan().tolist() == error.isnan().tolist() == [False, True, False]
+
+
+def test_when_it_is_saved_then_it_loads_with_its_own_code_and_says_the_same(model, tmp_path):
+    fill_correction(model.add_correction(settings(), "Gyr"))
+    fill_correction(model.add_correction(settings("logg", adds=True)))
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "correction_spectrafm.py").is_file()
+    again = AutoModelForTimeSeriesPrediction.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    assert torch.equal(ask(again).values, ask(model).values)
+    half = SpectraFMForPrediction.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert half.corrections[0].stars.dtype == torch.float32
+    assert half.to(torch.float16).corrections[0].stars.dtype == torch.float32
+
+
+def test_when_new_labels_are_dropped_then_the_vocabulary_is_as_it_was(model):
+    before = model.config.to_dict()
+    fill_correction(model.add_correction(settings(), "Gyr"))
+    model.drop_corrections()
+    after = model.config.to_dict()
+    assert {key for key in after if after[key] != before[key]} <= {"network_labels"}
+    assert ask(model).values.shape[1] == 3
+
+
+def test_when_settings_do_not_fit_then_the_field_is_named():
+    with pytest.raises(Exception, match="corrections: expected labels and inputs out of"):
+        config(corrections=[{**settings(), "new": False}])
+    with pytest.raises(Exception, match="corrections: expected rungs of rung_intervals"):
+        config(corrections=[{**settings("logg", rung=5), "new": False}])
+    with pytest.raises(ValueError, match="token_embedding='basis'"):
+        SpectraFMForPrediction(SpectraFMConfig(hidden_size=16)).add_correction(settings())
+
+
+def test_the_variance_of_a_star_is_the_diagonal_of_the_covariance():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    linear, length = torch.rand(2, 5, generator=generator, dtype=torch.float64) + 0.1
+    amplitude = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    matrix = covariance(a, a, 10.0, linear, length, amplitude, [2, 3])
+    np.testing.assert_allclose(matrix.diagonal(), own_variance(a, 10.0, linear, amplitude))
+    assert torch.linalg.eigvalsh(matrix).min() > 0
