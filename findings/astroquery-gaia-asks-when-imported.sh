@@ -1,8 +1,6 @@
 #!/bin/sh
 # `import astroquery.gaia` sends a request to the archive and prints its answer, or that there was none; nothing has been asked for yet.
 #
-# Guess, before it was run: no connection before the first query.
-#
 #     sh findings/astroquery-gaia-asks-when-imported.sh
 #
 # It installs astroquery==0.4.11 numpy==2.4.6 astropy==8.0.2 into a temporary folder, notes which hosts are looked up, prints version, behaviour and output,

@@ -1,8 +1,6 @@
 #!/bin/sh
 # `import gaiaxpy` changes how NumPy prints in the whole program (legacy 1.21), and silences every RuntimeWarning in it.
 #
-# Guess, before it was run: options of printing and filters of warnings are the same before and after.
-#
 #     sh findings/gaiaxpy-import-changes-numpy.sh
 #
 # It installs gaiaxpy==2.1.5 numpy==2.4.6 pandas==3.1.1 into a temporary folder, prints version, behaviour and output, and exits with

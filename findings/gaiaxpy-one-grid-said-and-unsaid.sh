@@ -1,8 +1,6 @@
 #!/bin/sh
 # gaiaxpy.calibrate samples by itself at 336 to 1020 nm in steps of 2 nm; asked for just this grid, it gives other fluxes, by parts in a thousand.
 #
-# Guess, before it was run: equal to 1e-10, as the grid is the same.
-#
 #     sh findings/gaiaxpy-one-grid-said-and-unsaid.sh
 #
 # It installs gaiaxpy==2.1.5 numpy==2.4.6 pandas==3.1.1 into a temporary folder, makes its input itself, prints version, behaviour and output, and exits with

@@ -119,6 +119,18 @@ def error_curves(
     return float(np.exp(total)), [part.round(4).tolist() for part in np.split(values, edges)]
 
 
+def error_floor(residual: np.ndarray, sigma: np.ndarray) -> float:
+    """What has to be added to `sigma` (stars,) in quadrature so that the median of |residual| is that of a Gaussian."""
+    known = np.isfinite(residual)
+    size, sigma = np.abs(residual[known]), sigma[known]
+    low, high = 0.0, 10.0 * float(np.median(size)) + 1e-9
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        too_small = MAD_TO_SIGMA * np.median(size / np.hypot(sigma, middle)) > 1.0
+        low, high = (middle, high) if too_small else (low, middle)
+    return round(high, 6) if low > 0 else 0.0
+
+
 def calibrate(
     model: SpectraFMForPrediction, collator: Collator, stars: Sequence[Any], with_curves: bool = True
 ) -> None:
@@ -128,11 +140,12 @@ def calibrate(
     """
     config = model.config
     names = list(config.network_labels)
-    config.rung_error_factors = []
+    config.rung_error_factors, config.rung_error_floors = [], []
     if with_curves:
         config.label_error_curves = None
     limits = []
     factors: list[dict[str, float]] = []
+    floors: list[dict[str, float]] = []
     curves: dict[str, list[list[float]]] = {}
     for columns in stars:
         costs, misfits, answers = [], [], []
@@ -157,6 +170,7 @@ def calibrate(
             answers.append([array.double().numpy() for array in arrays] + [outputs.values.double().numpy()])
         limits.append([float(np.percentile(np.concatenate(values), STRANGEST)) for values in (costs, misfits)])
         factors.append({})
+        floors.append({})
         if "snr" in columns:  # observed stars; others are refined
             residual, sigma, label_error, unknown, values = (
                 np.concatenate(part) for part in zip(*answers, strict=True)
@@ -172,12 +186,12 @@ def calibrate(
                         residual[:, i], sigma[:, i], label_error[:, i], design
                     )
                 else:
-                    ratio = np.abs(residual[:, i]) / np.hypot(sigma[:, i], label_error[:, i])
-                    factors[-1][name] = round(float(MAD_TO_SIGMA * np.nanmedian(ratio)), 4)
-            # A label that is known of no observed star is no better off than the others.
-            worst = max(factors[-1].values())
-            factors[-1] = {name: factors[-1].get(name, worst) for name in names}
-    config.evidence_limits, config.rung_error_factors = limits, factors
+                    floors[-1][name] = error_floor(residual[:, i], np.hypot(sigma[:, i], label_error[:, i]))
+        if floors[-1]:  # labels that are known of no observed star are no better off than the others
+            scale = dict(zip(config.label_names, config.label_scales, strict=True))
+            worst = max(floor / scale[name] for name, floor in floors[-1].items())
+            floors[-1] = {name: floors[-1].get(name, round(worst * scale[name], 6)) for name in names}
+    config.evidence_limits, config.rung_error_factors, config.rung_error_floors = limits, factors, floors
     if with_curves:
         config.label_error_curves = curves
 

@@ -149,7 +149,7 @@ def with_rung(model: SpectraFMForPrediction, rung: Rung, components: int) -> Spe
     settings["rung_components"] = [*settings["rung_components"], components]
     for name in ("rung_pixels", "rung_features"):
         settings[name] = [*settings[name], 0] if settings[name] else []
-    for name in ("label_ranges", "rung_error_factors", "evidence_limits"):
+    for name in ("label_ranges", "rung_error_factors", "rung_error_floors", "evidence_limits"):
         settings[name] = []
     larger = SpectraFMForPrediction(SpectraFMConfig.from_dict(settings))
     left = larger.load_state_dict(model.state_dict(), strict=False)
@@ -208,6 +208,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         config.label_ranges = [*old.label_ranges, ranges]
         config.evidence_limits = [*old.evidence_limits, *config.evidence_limits]
         config.rung_error_factors = [*old.rung_error_factors, *config.rung_error_factors]
+        config.rung_error_floors = [*old.rung_error_floors, *config.rung_error_floors]
         task.save(folder / "final")
         write_curves(folder / "curves.csv", trainer.state.log_history)
 

@@ -101,6 +101,9 @@ class SpectraFMConfig(PreTrainedConfig):
     rung_error_factors : list[dict[str, float]]
         For each rung, factors of the errors that the network gives of labels, found on validation stars of that rung;
         none, or a label that is not there: 1.
+    rung_error_floors : list[dict[str, float]]
+        For each rung, errors of labels, in their units, that observed stars have beside those that the network gives:
+        they are added in quadrature. None, or a label that is not there: 0.
     star_labels : list[str]
         Labels of the [`SpectraFMStarModel`] with which answers are refined, the effective temperature first; none:
         they stay as the network gives them.
@@ -184,6 +187,7 @@ class SpectraFMConfig(PreTrainedConfig):
     evidence_limits: list[list[float]] | tuple[list[float], ...] = ()
     label_ranges: list[dict[str, list[float]]] | tuple[dict[str, list[float]], ...] = ()
     rung_error_factors: list[dict[str, float]] | tuple[dict[str, float], ...] = ()
+    rung_error_floors: list[dict[str, float]] | tuple[dict[str, float], ...] = ()
     star_labels: list[str] | tuple[str, ...] = ()
     star_combinations: dict[str, list[str]] | None = None
     star_components: list[int] | tuple[int, ...] = ()
@@ -339,7 +343,7 @@ class SpectraFMConfig(PreTrainedConfig):
         demand(rising and len(sizes) in (0, 2), "label_error_knots", "none or two lists of rising numbers")
         limits = len(self.evidence_limits)
         demand(limits in (0, len(self.rung_intervals)), "evidence_limits", "none or two numbers for each rung")
-        for field in ("label_ranges", "rung_error_factors"):
+        for field in ("label_ranges", "rung_error_factors", "rung_error_floors"):
             entries = len(getattr(self, field))
             demand(entries in (0, len(self.rung_intervals)), field, "none or one for each rung")
         pairs = [pair for ranges in self.label_ranges for pair in ranges.values()]
@@ -347,6 +351,8 @@ class SpectraFMConfig(PreTrainedConfig):
         demand(in_order, "label_ranges", "two numbers each, in order")
         factors = [factor for factors in self.rung_error_factors for factor in factors.values()]
         demand(all(0 < factor < math.inf for factor in factors), "rung_error_factors", "positive numbers")
+        floors = [floor for floors in self.rung_error_floors for floor in floors.values()]
+        demand(all(0 <= floor < math.inf for floor in floors), "rung_error_floors", "0 or positive numbers")
         demand(set(self.network_labels) <= set(self.label_names), "network_labels", f"some of {list(self.label_names)}")
         for field in ("label_units", "label_centers", "label_scales"):
             demand(len(getattr(self, field)) == len(self.label_names), field, f"{len(self.label_names)} entries")

@@ -1165,21 +1165,30 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             answers = torch.stack([head(states[:, i]) for i, head in enumerate(heads)], dim=1)  # B, rungs, M, labels
             answers = answers.masked_fill(~seen[:, :, None, None], math.nan).flatten(1, 2)
             parts.append(answers.gather(2, rows[:, None].expand(-1, answers.shape[1], -1)))
-        if self.config.rung_error_factors and not self.training:
-            own = torch.tensor(
-                [
-                    [found.get(name, 1.0) for name in self.config.label_names]
-                    for found in self.config.rung_error_factors
-                ],
-                device=rows.device,
-            )
-            by_member = 2.0 * own.log().repeat_interleave(self.config.num_members, dim=0)
-            parts[1] = parts[1] + by_member.T[rows].transpose(1, 2)
+        if not self.training:
+            parts[1] = self._calibrated(parts[1], rows)
         known = [FIRST_LABEL_ID + list(self.config.label_names).index(name) for name in self.config.network_labels]
         if known:
             trained = (request_ids[..., None] == torch.tensor(known, device=request_ids.device)).any(dim=-1)
             parts = [part.masked_fill(~trained[:, None], math.nan) for part in parts]
         return parts
+
+    def _calibrated(self, log_variance: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Log-variances of members, (B, rungs * M, R), with the factors and floors of their rungs; rows (B, R)."""
+        config = self.config
+        names, scales = config.label_names, torch.tensor(list(config.label_scales), device=rows.device)
+
+        def of_members(by_rung, absent: float) -> torch.Tensor:
+            table = torch.tensor([[rung.get(name, absent) for name in names] for rung in by_rung], device=rows.device)
+            return table.repeat_interleave(config.num_members, dim=0)
+
+        if config.rung_error_factors:
+            factors = of_members(config.rung_error_factors, 1.0).T[rows].transpose(1, 2)  # B, rungs * M, R
+            log_variance = log_variance + 2.0 * factors.log()
+        if config.rung_error_floors:
+            floors = (of_members(config.rung_error_floors, 0.0) / scales).T[rows].transpose(1, 2)
+            log_variance = torch.logaddexp(log_variance, 2.0 * floors.log())
+        return log_variance
 
     def _error_curves(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor) -> torch.Tensor:
         """ln of the factors of `config.label_error_curves`, (B, R), for stars of the first rung; 0 for others."""

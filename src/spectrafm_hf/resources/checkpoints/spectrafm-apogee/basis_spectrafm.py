@@ -11,12 +11,14 @@ before any weight is learnt: the same star gives the same coefficients, less wha
 A model of an interval is `level * (mean + slope * x * mean + sum of coefficient * direction)`, with x from -1 to 1.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 
 from .gate_spectrafm import SPEED_OF_LIGHT
 
@@ -25,6 +27,9 @@ FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # in sigma, of a Gaussian
 TAPS = 6  # edges that the cumulative flux is interpolated through
 CLIPPED_AT = 6.0  # sigma, from what the directions can say
 ROUNDS = 3  # of clipping
+PIXELS = 2.5  # in a FWHM, where the resolving power is unknown
+STARS_AT_ONCE = 128  # whose matrices of an interval a cache holds
+SMALL = 16  # rows of a matrix
 KEPT = 8  # grids whose designs are kept
 FLOOR = 0.01  # of the flux: a deviation that models of stars have anyway, and that no pixel is clipped for
 MODEL_ERROR = 5e-4  # of the flux: what the directions leave out, and no error is smaller than
@@ -64,6 +69,11 @@ class Rung:
         Standard deviation of ln level and of slope among stars.
     over_continuum : bool
         Whether spectra of this rung may be over the continuum, so that their level says something.
+    counts_level : bool
+        Whether levels and slopes say something of a star at all: not where flux calibrations are worth little.
+    guesses_power : bool
+        Whether an unknown resolving power is taken for `PIXELS` in a FWHM, rather than for that of the rung, and
+        spectra of a higher one than that of the rung are to be brought down to it.
     """
 
     first_interval: int
@@ -80,6 +90,8 @@ class Rung:
     level_prior: float = 1.0
     slope_prior: float = 0.3
     over_continuum: bool = False
+    counts_level: bool = True
+    guesses_power: bool = False
 
     @property
     def n_intervals(self) -> int:
@@ -95,19 +107,23 @@ class Rung:
         """Angstrom that its own grid covers."""
         return float(np.exp(self.start)), float(np.exp(self.start + self.step * (len(self.mean) - 1)))
 
-    def smoothed(self, resolving_power: float | None) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and directions at a lower resolving power; its own where None, or where it is no lower."""
+    def smoothed(self, resolving_power: float | None, interval: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Mean and directions, of all intervals or of one, at a lower resolving power; its own where None, or where it is
+        no lower.
+        """
+        directions = self.directions if interval is None else self.directions[interval : interval + 1]
         if resolving_power is None or resolving_power * NATIVE_TOLERANCE >= self.resolving_power:
-            return self.mean, self.directions
+            return self.mean, directions
         sigma = np.sqrt(resolving_power**-2.0 - self.resolving_power**-2.0) / FWHM / self.step
         reach = int(np.ceil(4.0 * sigma))
         kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
         kernel /= kernel.sum()
         mean = np.convolve(np.pad(self.mean, reach, mode="edge"), kernel, mode="valid")
-        wide = np.pad(self.directions, ((0, 0), (0, 0), (reach, reach)), mode="edge")
+        wide = np.pad(directions, ((0, 0), (0, 0), (reach, reach)), mode="edge")
         size = wide.shape[-1] + len(kernel) - 1
         product = np.fft.rfft(wide, size) * np.fft.rfft(kernel, size)
-        return mean, np.fft.irfft(product, size)[..., 2 * reach : 2 * reach + self.directions.shape[-1]]
+        return mean, np.fft.irfft(product, size)[..., 2 * reach : 2 * reach + directions.shape[-1]]
 
 
 @dataclass
@@ -148,6 +164,10 @@ class Evidence:
         Inverse covariance of these that the pixels alone give.
     pull : float array of shape (B, T, K)
         Derivative of the likelihood of the pixels at `estimate`, which the prior keeps from its peak.
+    level : float array of shape (B, T)
+        What the prior of the level lies around, in the unit of the flux.
+    unit : float array of shape (B, T)
+        By which `estimate` is over the least squares in units of `level`.
     """
 
     intervals: np.ndarray
@@ -160,6 +180,8 @@ class Evidence:
     estimate: np.ndarray
     information: np.ndarray
     pull: np.ndarray
+    level: np.ndarray
+    unit: np.ndarray
 
 
 class SpectrumBasis:
@@ -216,6 +238,8 @@ class SpectrumBasis:
             values: dict[str, Any] = {}
             for field in fields(Rung):
                 name = f"{number}.{field.name}"
+                if name not in arrays and field.default is not MISSING:
+                    continue  # the file of an earlier version
                 if name not in arrays:
                     raise ValueError(f"basis: expected the array {name!r}, got {sorted(arrays)}")
                 value = np.asarray(arrays[name])
@@ -228,7 +252,7 @@ class SpectrumBasis:
 
     # ------------------------------------------------------------------------------------------------------ designs
 
-    def rung_for(self, wavelength: np.ndarray, resolving_power: float | None = None) -> Rung | None:
+    def rung_for(self, wavelength: np.ndarray, resolving_power: float | np.ndarray | None = None) -> Rung | None:
         """
         The rung that a spectrum belongs to: of those that share wavelengths with it, the finest one that its resolving
         power reaches. Where that is unknown, it is taken for 2.5 pixels in a FWHM.
@@ -237,25 +261,24 @@ class SpectrumBasis:
         ----------
         wavelength : array of shape (pixels,)
             Angstrom, increasing.
-        resolving_power : float, optional
+        resolving_power : float, or array of shape (pixels,), optional
 
         Returns
         -------
         Rung, or None where no rung shares wavelengths with the spectrum
         """
-        if resolving_power is None:
-            resolving_power = float(np.median(wavelength / (2.0 * half_widths(wavelength)))) / 2.5
+        power = _guess(wavelength) if resolving_power is None else float(np.median(resolving_power))
         shared = []
         for rung in self.rungs:
             low, high = rung.range
             if np.any((wavelength > low) & (wavelength < high)):
                 shared.append(rung)
-        reached = [rung for rung in shared if resolving_power >= rung.lowest_resolving_power]
+        reached = [rung for rung in shared if power >= rung.lowest_resolving_power]
         if reached:
             return max(reached, key=lambda rung: rung.lowest_resolving_power)
         return min(shared, key=lambda rung: rung.lowest_resolving_power, default=None)
 
-    def design(self, wavelength: np.ndarray, resolving_power: float | None = None) -> Design:
+    def design(self, wavelength: np.ndarray, resolving_power: float | np.ndarray | None = None) -> Design:
         """
         What the pixels of a grid are compared with; kept for the last grids that were asked for.
 
@@ -263,8 +286,8 @@ class SpectrumBasis:
         ----------
         wavelength : array of shape (pixels,)
             Angstrom, vacuum, rest frame, increasing.
-        resolving_power : float, optional
-            Of the spectrum, its pixels not included. Default: that of the rung.
+        resolving_power : float, or array of shape (pixels,), optional
+            Of the spectrum, its pixels not included. Default: that of the rung, or see [`Rung`].
 
         Raises
         ------
@@ -272,7 +295,8 @@ class SpectrumBasis:
             If no rung shares wavelengths with the grid.
         """
         wavelength = np.asarray(wavelength, np.float64)
-        key = (wavelength.tobytes(), resolving_power)
+        by_pixel = isinstance(resolving_power, np.ndarray)
+        key = (wavelength.tobytes(), resolving_power.tobytes() if by_pixel else resolving_power)
         kept = self._designs.get(key)
         if kept is None:
             rung = self.rung_for(wavelength, resolving_power)
@@ -281,18 +305,35 @@ class SpectrumBasis:
                 raise ValueError(
                     f"wavelength: expected some of {ranges} Angstrom, got {wavelength[0]:.1f}-{wavelength[-1]:.1f}"
                 )
+            if resolving_power is None and rung.guesses_power:
+                resolving_power = _guess(wavelength)
             kept = _design(rung, wavelength, resolving_power)
             if len(self._designs) >= KEPT:
                 self._designs = dict(list(self._designs.items())[-KEPT // 2 :])  # threads may share it
             self._designs[key] = kept
         return kept
 
+    def brought_down(
+        self, wavelength: np.ndarray, flux: np.ndarray, inverse_variance: np.ndarray, resolving_power: float | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float | None]:
+        """
+        The same spectra (stars, pixels), or, where their resolving power is higher than that of a rung which wants it,
+        smoothed spectra on a grid of their own, see [`degraded`]; and the resolving power.
+        """
+        rung = self.rung_for(wavelength, resolving_power)
+        if rung is None or not rung.guesses_power:
+            return wavelength, flux, inverse_variance, resolving_power
+        power = _guess(wavelength) if resolving_power is None else resolving_power
+        if power <= rung.resolving_power * NATIVE_TOLERANCE:
+            return wavelength, flux, inverse_variance, resolving_power
+        return *degraded(wavelength, flux, inverse_variance, power, rung.resolving_power), rung.resolving_power
+
     def evidence(
         self,
         wavelength: np.ndarray,
         flux: np.ndarray,
         inverse_variance: np.ndarray,
-        resolving_power: float | None = None,
+        resolving_power: float | np.ndarray | None = None,
         normalised: float | np.ndarray | None = None,
         clip: bool = True,
     ) -> Evidence:
@@ -307,7 +348,7 @@ class SpectrumBasis:
             Finite.
         inverse_variance : array of shape (stars, pixels)
             0 where a pixel does not count.
-        resolving_power : float, optional
+        resolving_power : float, or array of shape (pixels,), optional
             See [`SpectrumBasis.design`].
         normalised : bool, or array of shape (stars,), optional
             Whether the flux is over the continuum: then its level is compared with 1, and else with that of the star.
@@ -322,74 +363,72 @@ class SpectrumBasis:
             If no rung shares wavelengths with the spectra.
         """
         design = self.design(wavelength, resolving_power)
-        n_stars, n_intervals = len(flux), len(design.intervals)
-        shape = (n_stars, n_intervals, self.n_coefficients)
-        mean, variance = np.zeros(shape, np.float32), np.ones(shape, np.float32)
-        level = np.ones((n_stars, n_intervals), np.float32)
-        seen = np.zeros((n_stars, n_intervals), bool)
-        misfit = np.full((n_stars, n_intervals), np.nan, np.float32)
-        clipped = np.zeros(flux.shape, bool)
-        first = np.zeros_like(level)
-        estimate, pull = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        information = np.zeros((*shape, shape[-1]), np.float32)
-        # In units of its own size: squares of fluxes in erg/s/cm2/A do not fit into single precision.
-        size = _size(flux, inverse_variance)
-        all_values = torch.from_numpy((flux / size).astype(np.float32))
-        all_weights = torch.from_numpy((inverse_variance * size**2).astype(np.float32))
-        for i, pixels in enumerate(design.pixels):
-            weight, row = all_weights[:, pixels], design.rows[i][0]
-            norm = (weight @ (row * row)).numpy()
-            seen[:, i] = norm > 0
-            first[:, i] = ((weight * all_values[:, pixels]) @ row).numpy() / np.where(norm > 0, norm, 1.0)
-        scale = _level_of_star(first, seen)
-        level_counts = np.ones(n_stars, bool)
-        if design.rung.over_continuum:
-            near = np.abs(np.log(scale * size[:, 0])) < NEAR_ONE
-            stated = np.broadcast_to(np.asarray(np.nan if normalised is None else normalised, float), n_stars)
-            level_counts = np.where(np.isnan(stated), near, stated > 0)
-            scale = np.where(level_counts, 1.0 / size[:, 0], scale).astype(np.float32)
-        for i, pixels in enumerate(design.pixels):
-            start = np.maximum(first[:, i], MIN_LEVEL * scale)
-            factor = torch.from_numpy(start)[:, None]
-            values, weight = all_values[:, pixels] / factor, all_weights[:, pixels] * factor**2
+        n_stars, n_intervals, size = len(flux), len(design.intervals), self.n_coefficients
+        shape = (n_stars, n_intervals, size)
+        mean, variance, estimate, pull = torch.zeros(shape), torch.ones(shape), torch.zeros(shape), torch.zeros(shape)
+        level, misfit = torch.ones(shape[:2]), torch.full(shape[:2], torch.nan)
+        begin, units = torch.zeros(shape[:2]), torch.ones(shape[:2])
+        clipped = torch.zeros(flux.shape, dtype=torch.bool)
+        # Interval after interval, as it is made, and as it is used.
+        information = torch.zeros(n_intervals, n_stars, size, size)
+        all_values, all_weights, unit_of_flux = _in_own_unit(flux, inverse_variance)
+        first, seen = _first_levels(design, all_values, all_weights)
+        level_counts, scale = self._scale(design.rung, first, seen, unit_of_flux[:, 0], normalised)
+        parts = [slice(start, start + STARS_AT_ONCE) for start in range(0, n_stars, STARS_AT_ONCE)]
+        for (i, pixels), stars in itertools.product(enumerate(design.pixels), parts):
+            start = torch.maximum(first[stars, i], MIN_LEVEL * scale[stars])
+            values = all_values[stars, pixels] / start[:, None]
+            weight = all_weights[stars, pixels] * start[:, None] ** 2
             weight = weight / (1.0 + MODEL_ERROR**2 * weight)
-            found, covariance, gram = _solve(design, i, values, weight)
-            deviation = _deviation(design, i, values, weight, found)
-            for _ in range(ROUNDS if clip else 0):
-                worst = deviation.amax(dim=1)
-                stars = torch.nonzero(worst > CLIPPED_AT**2)[:, 0]
-                if not len(stars):
-                    break
-                # Of several, those that are not much nearer to the fit than the worst, which may have bent it.
-                bad = deviation[stars] > (0.1 * worst[stars, None]).clamp(min=CLIPPED_AT**2)
-                weight[stars] = weight[stars].masked_fill(bad, 0.0)
-                clipped[stars.numpy(), pixels] |= bad.numpy()
-                found[stars], covariance[stars], gram[stars] = _solve(design, i, values[stars], weight[stars])
-                deviation[stars] = _deviation(design, i, values[stars], weight[stars], found[stars])
-            found_level = found[:, :1].clamp(0.2, 5.0)
-            mean[:, i], variance[:, i] = over_level(found, covariance, found_level)
-            level[:, i] = start * found_level[:, 0].numpy()
+            found, covariance, gram, chi2 = _fit(design, i, values, weight, clipped[stars, pixels] if clip else None)
+            found_level = found[:, 0].clamp(0.2, 5.0)
+            mean[stars, i], variance[stars, i] = over_level(found, covariance, found_level[:, None])
+            level[stars, i] = start * found_level
             count = torch.count_nonzero(weight, dim=1)
-            free = count - self.n_coefficients
-            chi2 = ((values - found @ design.rows[i]).square_() * weight).sum(dim=1) / free.clamp(min=1)
-            misfit[:, i] = torch.where(free > 0, chi2, torch.nan).numpy()
-            seen[:, i] &= count.numpy() > 0
+            free = count - size
+            misfit[stars, i] = torch.where(free > 0, chi2 / free.clamp(min=1), torch.nan)
+            seen[stars, i] &= count > 0
             # The same in units of the level that the spectra are compared with.
-            unit = np.where(level_counts, start / scale, 1.0 / found_level[:, 0].numpy())[:, None].astype(np.float32)
-            estimate[:, i] = found.numpy() * unit
-            information[:, i] = gram.numpy() / unit[..., None] ** 2
+            unit = torch.where(level_counts[stars], start / scale[stars], 1.0 / found_level)[:, None]
+            begin[stars, i], units[stars, i] = start, unit[:, 0]
+            torch.div(gram, unit[..., None] ** 2, out=information[i, stars])
+            estimate[stars, i] = found * unit
             found[:, 0] -= 1.0
-            pull[:, i] = found.numpy() / unit
-        # The level was free; here it gets its prior, around that of the star.
-        variance[..., 0] /= variance[..., 0] + design.rung.level_prior**2
-        reliability = np.clip(1.0 - variance, 0.0, 1.0)
-        mean[..., 0] = reliability[..., 0] * np.log(level / scale[:, None]) / design.rung.level_prior
-        # Without its continuum, the level of a narrow interval says nothing.
-        mean[~level_counts, :, :2], reliability[~level_counts, :, :2] = 0.0, 0.0
-        mean[~seen], reliability[~seen], information[~seen], pull[~seen] = 0.0, 0.0, 0.0, 0.0
+            pull[stars, i] = found / unit
+        mean, reliability = _with_prior_of_level(design.rung, mean, variance, level / scale[:, None], level_counts)
+        if (nothing := ~seen).any():
+            mean[nothing], reliability[nothing], pull[nothing], information[nothing.T] = 0.0, 0.0, 0.0, 0.0
         return Evidence(
-            design.intervals, mean, reliability, seen, misfit, clipped, scale * size[:, 0], estimate, information, pull
+            intervals=design.intervals,
+            coefficients=mean.numpy(),
+            reliability=reliability.numpy(),
+            seen=seen.numpy(),
+            misfit=misfit.numpy(),
+            clipped=clipped.numpy(),
+            scale=scale.numpy() * unit_of_flux[:, 0],
+            estimate=estimate.numpy(),
+            information=information.transpose(0, 1).numpy(),
+            pull=pull.numpy(),
+            level=begin.numpy() * unit_of_flux,
+            unit=units.numpy(),
         )
+
+    @staticmethod
+    def _scale(
+        rung: Rung, level: torch.Tensor, seen: torch.Tensor, unit: np.ndarray, normalised: float | np.ndarray | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        From the levels of the intervals (stars, intervals) and the unit of flux (stars,): whether the level of each
+        star says something, and what it is compared with.
+        """
+        scale = _level_of_star(level.numpy(), seen.numpy())
+        level_counts = np.full(len(scale), rung.counts_level)
+        if rung.over_continuum:
+            near = np.abs(np.log(scale * unit)) < NEAR_ONE
+            stated = np.broadcast_to(np.asarray(np.nan if normalised is None else normalised, float), len(scale))
+            level_counts = np.where(np.isnan(stated), near, stated > 0)
+            scale = np.where(level_counts, 1.0 / unit, scale).astype(np.float32)
+        return torch.from_numpy(level_counts), torch.from_numpy(scale)
 
     @staticmethod
     def strange(evidence: Evidence, clipped: np.ndarray) -> np.ndarray:
@@ -397,10 +436,11 @@ class SpectrumBasis:
         misfit = np.where(np.isfinite(evidence.misfit), evidence.misfit, 1.0)
         return (np.median(misfit, axis=1) > STRANGE_MISFIT) | (clipped > STRANGE_CLIPPED)
 
-    def tells_velocity(self, wavelength: np.ndarray, resolving_power: float | None = None) -> bool:
+    def tells_velocity(self, wavelength: np.ndarray, resolving_power: float | np.ndarray | None = None) -> bool:
         """Whether lines are narrow enough on this grid to say where rest is."""
         rung = self.rung_for(wavelength, resolving_power)
-        power = min(resolving_power or np.inf, rung.resolving_power if rung else 0.0)
+        stated = np.inf if resolving_power is None else float(np.median(resolving_power))
+        power = min(stated, rung.resolving_power if rung else 0.0)
         return power >= LEAST_POWER
 
     def shifts(
@@ -408,14 +448,14 @@ class SpectrumBasis:
         wavelength: np.ndarray,
         flux: np.ndarray,
         inverse_variance: np.ndarray,
-        resolving_power: float | None = None,
+        resolving_power: float | np.ndarray | None = None,
     ) -> np.ndarray:
         """
         The velocity in km/s, of steps of `SHIFT_STEP`, at which spectra go along best with the mean of stars; 0 where
         none is much better than rest. Arguments as in [`SpectrumBasis.evidence`]; returns (stars,).
         """
         design = self.design(wavelength, resolving_power)
-        mean, _ = design.rung.smoothed(resolving_power)
+        mean, _ = design.rung.smoothed(None if resolving_power is None else float(np.median(resolving_power)))
         grid, position = design.rung.start + design.rung.step * np.arange(len(mean)), np.log(wavelength)
         velocities = np.arange(-SHIFT_LIMIT, SHIFT_LIMIT + SHIFT_STEP, SHIFT_STEP)
         together, stars, templates = (0.0, 0.0, 0.0)
@@ -440,6 +480,11 @@ class SpectrumBasis:
 # --------------------------------------------------------------------------------------------------------- the algebra
 
 
+def _guess(wavelength: np.ndarray) -> float:
+    """The resolving power of spectra with `PIXELS` in a FWHM."""
+    return float(np.median(wavelength / (2.0 * half_widths(wavelength)))) / PIXELS
+
+
 def half_widths(wavelength: np.ndarray) -> np.ndarray:
     """Half of the width of each pixel, from the distance to its neighbours; of some pixels that are absent, nothing."""
     if len(wavelength) < 2:
@@ -451,6 +496,39 @@ def half_widths(wavelength: np.ndarray) -> np.ndarray:
     # Beside absent pixels the distance is wider than the pixel; the least of some neighbours is not.
     found = np.min(np.lib.stride_tricks.sliding_window_view(padded, 9), axis=1)
     return 0.5 * np.where(np.isfinite(found), found, 1e-4 * wavelength)
+
+
+def degraded(
+    wavelength: np.ndarray, flux: np.ndarray, inverse_variance: np.ndarray, power: float, lower_power: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Spectra (stars, pixels) of a resolving power as they would be at a lower one, on a grid with `PIXELS` pixels in a
+    FWHM. Pixels without weight are left out of the means; each new one counts as much as the old ones in it did, as
+    smoothing takes nothing from what is wider than it.
+
+    Returns
+    -------
+    wavelength, flux, inverse_variance
+    """
+    position = np.log(wavelength)
+    step = 1.0 / (lower_power * PIXELS)
+    # New pixels where there are old ones, none across gaps.
+    number = np.unique(np.floor((position - position[0]) / step).astype(int))
+    new = position[0] + (number + 0.5) * step
+    # Of the line spread function, and of the new pixels, which are means.
+    sigma = np.sqrt((lower_power**-2.0 - power**-2.0) / FWHM**2 + step**2 / 12.0)
+    low, high = (np.searchsorted(position, new + side * 4.0 * sigma) for side in (-1, 1))
+    rows = np.repeat(np.arange(len(new)), high - low)
+    columns = np.concatenate([np.arange(i, j) for i, j in zip(low, high, strict=True)])
+    near = np.exp(-0.5 * ((position[columns] - new[rows]) / sigma) ** 2) * half_widths(wavelength)[columns]
+    smoothing = csr_matrix((near, (rows, columns)), shape=(len(new), len(position)))
+    inside = np.searchsorted(number, np.floor((position - position[0]) / step).astype(int))
+    adding = csr_matrix((np.ones(len(position)), (inside, np.arange(len(position)))), shape=smoothing.shape)
+    counts = inverse_variance > 0
+    share = (smoothing @ counts.T.astype(float)).T / np.asarray(smoothing.sum(axis=1))[:, 0].clip(min=1e-30)
+    smooth = (smoothing @ np.where(counts, flux, 0.0).T).T / np.maximum((smoothing @ counts.T.astype(float)).T, 1e-30)
+    weight = np.where(share > 0.5, (adding @ inverse_variance.T).T, 0.0)
+    return np.exp(new), np.where(weight > 0, smooth, 0.0), weight
 
 
 def means_over_pixels(values: np.ndarray, first: float, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -513,8 +591,9 @@ def interval_matrices(rung: Rung, wavelength: np.ndarray) -> list[tuple[np.ndarr
     return found
 
 
-def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | None) -> Design:
-    mean, directions = rung.smoothed(resolving_power)
+def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | np.ndarray | None) -> Design:
+    by_pixel = resolving_power if isinstance(resolving_power, np.ndarray) else None
+    mean, directions = rung.smoothed(None if by_pixel is not None else resolving_power)
     position = np.log(wavelength)
     half = half_widths(wavelength)
     low = (np.log(wavelength - half) - rung.start) / rung.step
@@ -530,7 +609,10 @@ def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | None) -
         if not inside.size:
             continue
         part = slice(int(inside[0]), int(inside[-1]) + 1)
-        window = np.concatenate([mean[None, begin : begin + directions.shape[-1]], directions[interval]])
+        own = directions[interval]
+        if by_pixel is not None:
+            mean, (own,) = rung.smoothed(float(np.median(by_pixel[part])), interval)
+        window = np.concatenate([mean[None, begin : begin + directions.shape[-1]], own])
         found = means_over_pixels(window, begin, low[part], high[part])
         x = 2.0 * (position[part] - rung.edge - interval * rung.width) / rung.width - 1.0
         table = np.concatenate([found[:1], found[:1] * x * rung.slope_prior, found[1:] * rung.prior[interval][:, None]])
@@ -547,54 +629,140 @@ def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | None) -
     return Design(rung, np.array(intervals, np.int64), pixels, rows, products, torch.from_numpy(pairs))
 
 
+def _fit(
+    design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, clipped: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    """
+    (stars, pixels) twice -> what [`_solve`] finds, and chi^2. With `clipped`, of the same shape, pixels that no star
+    could have are marked there, and get no weight.
+    """
+    found = _solve(design, i, values, weight)
+    squared, deviation = _deviation(design, i, values, weight, found[0])
+    chi2 = squared.sum(dim=1)
+    for _ in range(ROUNDS if clipped is not None else 0):
+        worst = deviation.amax(dim=1)
+        (stars,) = torch.nonzero(worst > CLIPPED_AT**2, as_tuple=True)
+        if not len(stars):
+            break
+        # Of several, those that are not much nearer to the fit than the worst, which may have bent it.
+        bad = deviation[stars] > (0.1 * worst[stars, None]).clamp(min=CLIPPED_AT**2)
+        weight[stars] = weight[stars].masked_fill(bad, 0.0)
+        clipped[stars] |= bad
+        again = _solve(design, i, values[stars], weight[stars])
+        for tensor, new in zip(found, again, strict=True):
+            tensor[stars] = new
+        squared, deviation[stars] = _deviation(design, i, values[stars], weight[stars], again[0])
+        chi2[stars] = squared.sum(dim=1)
+    return *found, chi2
+
+
 def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """
     (stars, pixels) twice -> posterior means and variances, (stars, 2 + coefficients) each, in units of the prior; and
     the inverse covariance without the prior.
     """
     rows = design.rows[i]
-    information = (weight @ design.products[i])[:, design.pairs]
-    gram = information.clone()
-    gram.diagonal(dim1=1, dim2=2).add_(1.0)
+    unit = torch.eye(len(rows))
+    information = (weight @ design.products[i]).index_select(1, design.pairs.flatten()).unflatten(1, unit.shape)
     # The prior of the level is around 1, where it was first put.
     right = (weight * values) @ rows.T
     right[:, 0] += 1.0
-    # Scaled to a diagonal of one, single precision suffices: the directions are nearly independent of each other.
-    scale = torch.rsqrt(gram.diagonal(dim1=1, dim2=2))
-    gram.mul_(scale[:, :, None]).mul_(scale[:, None, :])
-    factor, failed = torch.linalg.cholesky_ex(gram)
+    # The directions are nearly independent of each other: single precision suffices.
+    inverse, failed = inverse_factor(information + unit)
     if failed.any():  # rounding, of directions that a few pixels cannot tell apart
-        again = gram[failed > 0].double()
-        again.diagonal(dim1=1, dim2=2).add_(1e-5)
-        factor[failed > 0] = torch.linalg.cholesky(again).float()
-    inverse = torch.cholesky_inverse(factor)
-    mean = (inverse @ (right * scale)[..., None])[..., 0] * scale
-    return mean, inverse.diagonal(dim1=1, dim2=2) * scale**2, information
+        gram = (information[failed] + unit).double()
+        gram.diagonal(dim1=1, dim2=2).mul_(1.0 + 1e-5)
+        inverse[failed] = torch.linalg.inv(torch.linalg.cholesky(gram)).float()
+    mean = ((right[:, None] @ inverse.mT) @ inverse)[:, 0]
+    return mean, (inverse * inverse).sum(dim=1), information
 
 
-def _deviation(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """(stars, pixels): squared distance from the fit, in units of the error and of what models do not say."""
+def inverse_factor(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Inverses of the lower Cholesky factors of matrices (stars, K, K), whose inverse is `factor^T factor`; and of which
+    there is none, (stars,). By halves, which are products of matrices: LAPACK is slow with those that are small.
+    """
+    size = matrix.shape[-1]
+    if size <= SMALL:
+        lower, info = torch.linalg.cholesky_ex(matrix)
+        unit = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        return torch.linalg.solve_triangular(lower, unit, upper=False), info > 0
+    half = size // 2
+    upper, failed = inverse_factor(matrix[:, :half, :half])
+    below = matrix[:, half:, :half] @ upper.mT
+    lower, failed_too = inverse_factor(matrix[:, half:, half:] - below @ below.mT)
+    found = torch.zeros_like(matrix)
+    found[:, :half, :half], found[:, half:, half:] = upper, lower
+    found[:, half:, :half] = -lower @ (below @ upper)
+    return found, failed | failed_too
+
+
+def _deviation(
+    design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    (stars, pixels): squared distance from the fit, in units of the error; and of the error and what models do not say.
+    """
     fit = mean @ design.rows[i]
-    misfit = (values - fit).square_().mul_(weight)
-    return misfit.div_(fit.square_().mul_(weight).mul_(FLOOR**2).add_(1.0))
+    squared = (values - fit).square_().mul_(weight)
+    return squared, squared / fit.square_().mul_(weight).mul_(FLOOR**2).add_(1.0)
+
+
+def _in_own_unit(flux: np.ndarray, inverse_variance: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """
+    (stars, pixels) twice -> the same, float32, in a unit (stars, 1) of each star: squares of fluxes in erg/s/cm2/A do
+    not fit into single precision.
+    """
+    unit = _size(flux, inverse_variance)
+    values = (flux / unit).astype(np.float32, copy=False)
+    weights = (inverse_variance * unit.astype(inverse_variance.dtype) ** 2).astype(np.float32, copy=False)
+    return torch.from_numpy(values), torch.from_numpy(weights), unit
+
+
+def _first_levels(design: Design, values: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels by the mean alone, and which intervals have pixels that count, (stars, intervals) each."""
+    shape = (len(values), len(design.pixels))
+    first, seen = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+    for i, pixels in enumerate(design.pixels):
+        weight, row = weights[:, pixels], design.rows[i][0]
+        norm = weight @ (row * row)
+        seen[:, i] = norm > 0
+        first[:, i] = ((weight * values[:, pixels]) @ row) / torch.where(norm > 0, norm, 1.0)
+    return first, seen
+
+
+def _with_prior_of_level(
+    rung: Rung, mean: torch.Tensor, variance: torch.Tensor, level: torch.Tensor, level_counts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Coefficients and their reliability. The level, over that of the star (stars, intervals), was free; here it gets its
+    prior. Without its continuum, (stars,), the level of a narrow interval says nothing.
+    """
+    variance[..., 0] /= variance[..., 0] + rung.level_prior**2
+    reliability = (1.0 - variance).clamp_(0.0, 1.0)
+    mean[..., 0] = reliability[..., 0] * torch.log(level) / rung.level_prior
+    for values in (mean, reliability):
+        values[~level_counts, :, :2] = 0.0
+    return mean, reliability
 
 
 def _size(flux: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """(stars, pixels) twice -> (stars, 1): mean absolute flux of the pixels that count, 1 without any."""
     counts = weight > 0
-    total = np.abs(flux, where=counts, out=np.zeros(flux.shape)).sum(axis=1, keepdims=True)
+    total = np.sum(np.abs(flux), where=counts, axis=1, keepdims=True)
     size = total / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return np.where(size > 0, size, 1.0)
+    return np.where(size > 0, size, 1.0).astype(flux.dtype)
 
 
 def _level_of_star(level: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """(stars, intervals) -> (stars,): the median level of what was seen, or the highest where that is not positive."""
-    found = np.ones(len(level), np.float32)
-    for star, counts in enumerate(seen):
-        if counts.any():
-            middle, highest = np.median(level[star, counts]), level[star, counts].max()
-            found[star] = middle if middle > 0 else max(highest, 0.0) or 1.0
-    return found
+    ordered = np.sort(np.where(seen, level, np.inf), axis=1)
+    count = np.maximum(seen.sum(axis=1), 1)
+    stars = np.arange(len(level))
+    middle = 0.5 * (ordered[stars, (count - 1) // 2] + ordered[stars, count // 2])
+    highest = ordered[stars, count - 1]
+    found = np.where(middle > 0, middle, np.where(highest > 0, highest, 1.0))
+    return np.where(np.isfinite(found), found, 1.0).astype(np.float32)
 
 
 __all__ = [
@@ -603,6 +771,7 @@ __all__ = [
     "Rung",
     "SpectrumBasis",
     "half_widths",
+    "inverse_factor",
     "interval_matrices",
     "means_over_pixels",
     "over_level",

@@ -3,7 +3,7 @@
 
 import copy
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PADDING_ID = 0
 FLUX_ID = 1
 FIRST_LABEL_ID = 2
+# What the inputs of a correction may be, see `SpectraFMCorrection`.
+CORRECTION_GROUPS = ("answers", "shape", "coefficients")
 
 # Where transformers finds the code of a checkpoint in its own folder. The tokenizer writes its part itself.
 AUTO_MAP = {
@@ -80,6 +82,11 @@ class SpectraFMConfig(PreTrainedConfig):
         For `token_embedding="basis"`: for each rung its first interval, and the first after them that is not.
     rung_components : list[int]
         For `token_embedding="basis"`: principal components of stars in each rung, see [`SpectraFMCompletion`].
+    rung_pixels : list[int]
+        For `token_embedding="basis"`: pixels of the grid of each rung on which the network sees asinh(flux /
+        flux_softening) of the completed spectrum; 0, or none: it sees the amplitudes of the components.
+    rung_features : list[int]
+        With `rung_pixels`: principal components of it that the network sees.
     num_members : int
         For `token_embedding="basis"`: networks with weights of their own, of width `hidden_size` with blocks of
         `encoder_ffn_dim`, whose answers are averaged.
@@ -89,8 +96,14 @@ class SpectraFMConfig(PreTrainedConfig):
     evidence_limits : list[list[float]]
         For each rung, the cost of the completion and chi^2 per degree of freedom beyond which no star of the training
         looks like a spectrum; none: not known. See [`star_flags`].
-    label_ranges : dict[str, list[float]]
-        Lowest and highest value of labels among the stars of the training.
+    label_ranges : list[dict[str, list[float]]]
+        For each rung, lowest and highest value of labels among the stars of the training; none: not known.
+    rung_error_factors : list[dict[str, float]]
+        For each rung, factors of the errors that the network gives of labels, found on validation stars of that rung;
+        none, or a label that is not there: 1.
+    rung_error_floors : list[dict[str, float]]
+        For each rung, errors of labels, in their units, that observed stars have beside those that the network gives:
+        they are added in quadrature. None, or a label that is not there: 0.
     star_labels : list[str]
         Labels of the [`SpectraFMStarModel`] with which answers are refined, the effective temperature first; none:
         they stay as the network gives them.
@@ -102,6 +115,9 @@ class SpectraFMConfig(PreTrainedConfig):
         The first interval that it knows, and the first after them that it does not.
     num_stars : int
         Stars that its Gaussian processes go through.
+    corrections : list[dict]
+        Labels that were learnt from labelled stars on top of the frozen model, see [`SpectraFMCorrection`]: for spectra
+        of its `rung`, each takes the place of the answer for its `label`.
     norm_first : bool
         Pre-norm (with a last LayerNorm after each stack) if true, post-norm (the paper) if false.
     extra_key_value : bool
@@ -122,6 +138,12 @@ class SpectraFMConfig(PreTrainedConfig):
     label_error_factors : list[float]
         The errors that the network gives of a label are multiplied by its factor, found after training on validation
         stars; none: 1 for all.
+    label_error_knots : list[list[float]]
+        With `label_error_curves`: effective temperatures in K, and numbers that say how little of a spectrum is known
+        (`unknown` of [`SpectraFMModelOutput`]), in order.
+    label_error_curves : dict[str, list[list[float]]]
+        For stars of the first rung: ln of a further factor of the error of a label is the sum of two numbers, which are
+        interpolated between the values at the temperatures and at the other knots, and constant beyond.
     """
 
     model_type = "spectrafm"
@@ -158,15 +180,20 @@ class SpectraFMConfig(PreTrainedConfig):
     num_coefficients: int = 0
     rung_intervals: list[list[int]] | tuple[list[int], ...] = ()
     rung_components: list[int] | tuple[int, ...] = ()
+    rung_pixels: list[int] | tuple[int, ...] = ()
+    rung_features: list[int] | tuple[int, ...] = ()
     num_members: int = 6
     network_labels: list[str] | tuple[str, ...] = ()
     evidence_limits: list[list[float]] | tuple[list[float], ...] = ()
-    label_ranges: dict[str, list[float]] | None = None
+    label_ranges: list[dict[str, list[float]]] | tuple[dict[str, list[float]], ...] = ()
+    rung_error_factors: list[dict[str, float]] | tuple[dict[str, float], ...] = ()
+    rung_error_floors: list[dict[str, float]] | tuple[dict[str, float], ...] = ()
     star_labels: list[str] | tuple[str, ...] = ()
     star_combinations: dict[str, list[str]] | None = None
     star_components: list[int] | tuple[int, ...] = ()
     star_intervals: list[int] | tuple[int, ...] = (0, 0)
     num_stars: int = 0
+    corrections: list[dict[str, Any]] | tuple[dict[str, Any], ...] = ()
     norm_first: bool = True
     extra_key_value: bool = False
     hidden_act: str = "gelu"
@@ -180,6 +207,8 @@ class SpectraFMConfig(PreTrainedConfig):
     label_scales: list[float | int] | tuple[float | int, ...] = (550.0, 1.3, 0.3, 0.1)
     degrees_of_freedom: float | int = 0.0
     label_error_factors: list[float | int] | tuple[float | int, ...] = ()
+    label_error_knots: list[list[float]] | tuple[list[float], ...] = ()
+    label_error_curves: dict[str, list[list[float]]] | None = None
 
     @classmethod
     def original(cls, **kwargs) -> "SpectraFMConfig":
@@ -231,6 +260,11 @@ class SpectraFMConfig(PreTrainedConfig):
     def num_hidden_layers(self) -> int:
         return len(self.encoder_ffn_dim)
 
+    @property
+    def num_network_labels(self) -> int:
+        """Rows of the heads: labels, but for those that corrections alone answer, which come last."""
+        return len(self.label_names) - len({each["label"] for each in self.corrections if each["new"]})
+
     def label_ids(self, names) -> list[int]:
         """Rows of the vocabulary for `names` (`"flux"` is the flux itself); `ValueError` for an unknown name."""
         known = list(self.label_names)
@@ -256,6 +290,12 @@ class SpectraFMConfig(PreTrainedConfig):
             inside = all(len(pair) == 2 and 0 <= pair[0] < pair[1] <= self.num_intervals for pair in pairs)
             demand(len(pairs) >= 1 and inside, "rung_intervals", "two numbers of intervals for each rung, in order")
             demand(len(self.rung_components) == len(pairs), "rung_components", "one number for each rung")
+            demand(len(self.rung_pixels) in (0, len(pairs)), "rung_pixels", "none or one number for each rung")
+            fewer = all(few <= all_ for few, all_ in zip(self.rung_features, self.rung_pixels, strict=False))
+            same = len(self.rung_features) == len(self.rung_pixels)
+            demand(same and fewer, "rung_features", "one number for each of rung_pixels, and not more")
+            softened = not any(self.rung_pixels) or self.flux_softening > 0
+            demand(softened, "flux_softening", "a positive number with rung_pixels")
         if self.star_labels:
             demand(self.token_embedding == "basis", "star_labels", "none without token_embedding='basis'")
             first, last = self.star_intervals
@@ -264,6 +304,7 @@ class SpectraFMConfig(PreTrainedConfig):
             demand(len(self.star_components) >= 1, "star_components", "at least one number with star_labels")
             parts = {part for parts in (self.star_combinations or {}).values() for part in parts}
             demand(parts <= set(self.star_labels), "star_combinations", f"means of {list(self.star_labels)}")
+        self._check_corrections(demand)
         demand(self.wavelength_encoding in ("log", "linear"), "wavelength_encoding", "'log' or 'linear'")
         demand(self.token_embedding != "value" or self.patch_size == 1, "patch_size", "1 with token_embedding='value'")
         demand(math.isfinite(self.flux_softening) and self.flux_softening >= 0, "flux_softening", "0 or more")
@@ -293,17 +334,46 @@ class SpectraFMConfig(PreTrainedConfig):
         factors = self.label_error_factors
         demand(len(factors) in (0, len(self.label_names)), "label_error_factors", "none or one for each label")
         demand(all(0 < factor < math.inf for factor in factors), "label_error_factors", "positive numbers")
+        curves, sizes = self.label_error_curves or {}, [len(knots) for knots in self.label_error_knots]
+        known = self.token_embedding == "basis" and "teff" in self.network_labels
+        demand(not curves or known, "label_error_curves", "none without teff in network_labels")
+        fits = set(curves) <= set(self.label_names) and all([len(v) for v in c] == sizes for c in curves.values())
+        demand(fits, "label_error_curves", "for some of label_names, as many values as knots")
+        rising = all(a < b for knots in self.label_error_knots for a, b in zip(knots[:-1], knots[1:], strict=True))
+        demand(rising and len(sizes) in (0, 2), "label_error_knots", "none or two lists of rising numbers")
         limits = len(self.evidence_limits)
         demand(limits in (0, len(self.rung_intervals)), "evidence_limits", "none or two numbers for each rung")
-        pairs = (self.label_ranges or {}).values()
-        demand(
-            all(len(pair) == 2 and pair[0] <= pair[1] for pair in pairs), "label_ranges", "two numbers each, in order"
-        )
+        for field in ("label_ranges", "rung_error_factors", "rung_error_floors"):
+            entries = len(getattr(self, field))
+            demand(entries in (0, len(self.rung_intervals)), field, "none or one for each rung")
+        pairs = [pair for ranges in self.label_ranges for pair in ranges.values()]
+        in_order = all(len(pair) == 2 and pair[0] <= pair[1] for pair in pairs)
+        demand(in_order, "label_ranges", "two numbers each, in order")
+        factors = [factor for factors in self.rung_error_factors for factor in factors.values()]
+        demand(all(0 < factor < math.inf for factor in factors), "rung_error_factors", "positive numbers")
+        floors = [floor for floors in self.rung_error_floors for floor in floors.values()]
+        demand(all(0 <= floor < math.inf for floor in floors), "rung_error_floors", "0 or positive numbers")
         demand(set(self.network_labels) <= set(self.label_names), "network_labels", f"some of {list(self.label_names)}")
         for field in ("label_units", "label_centers", "label_scales"):
             demand(len(getattr(self, field)) == len(self.label_names), field, f"{len(self.label_names)} entries")
         demand(all(math.isfinite(center) for center in self.label_centers), "label_centers", "finite numbers")
         demand(all(0 < scale < math.inf for scale in self.label_scales), "label_scales", "positive numbers")
+
+    def _check_corrections(self, demand):
+        fields = {"label", "new", "rung", "inputs", "groups", "adds", "stars", "known", "range"}
+        for settings in self.corrections:
+            demand(set(settings) == fields, "corrections", f"entries with {sorted(fields)}")
+            named = {settings["label"], *settings["inputs"]}
+            demand(named <= set(self.label_names), "corrections", f"labels and inputs out of {list(self.label_names)}")
+            demand(0 <= settings["rung"] < len(self.rung_intervals), "corrections", "rungs of rung_intervals")
+            demand(
+                set(settings["groups"]) <= set(CORRECTION_GROUPS), "corrections", f"groups out of {CORRECTION_GROUPS}"
+            )
+            demand(0 <= settings["known"] <= settings["stars"], "corrections", "known from 0 to stars")
+            low, high = settings["range"]
+            demand(low <= high, "corrections", "a range with the lowest value first")
+        pairs = [(settings["label"], settings["rung"]) for settings in self.corrections]
+        demand(len(set(pairs)) == len(pairs), "corrections", "one for a label and a rung")
 
 
 SpectraFMConfig.register_for_auto_class()

@@ -89,7 +89,6 @@ def star_flags(
     add("velocity", (shift != 0) & ~air)
     refined, config, misfit = outputs.refined, model.config, inputs["misfit"].float()
     by_stars = torch.zeros(n_stars, dtype=torch.bool)
-    ranges = {name: pair for name, pair in (config.label_ranges or {}).items() if name in names}
     if refined is not None:
         own = _has_star_intervals(model, inputs)
         by_stars = refined.converged.cpu()
@@ -107,16 +106,31 @@ def star_flags(
     values, errors = outputs.values.float().cpu(), outputs.errors.float().cpu()
     star_model = model.refinement.star_model if config.star_labels else None
 
-    def at_edge(i: int, low: float, high: float) -> torch.Tensor:
+    def at_edge(i: int, low: float | torch.Tensor, high: float | torch.Tensor) -> torch.Tensor:
         return (values[:, i] < low + errors[:, i]) | (values[:, i] > high - errors[:, i])
 
     for i, name in enumerate(names):
-        edge = at_edge(i, *ranges.get(name, (-torch.inf, torch.inf)))
+        edge = at_edge(i, *_range_of_rungs(config, name, outputs.rung_seen.cpu()))
         if star_model is not None and name in config.star_labels:
             row = list(config.star_labels).index(name)
             edge = torch.where(by_stars, at_edge(i, float(star_model.low[row]), float(star_model.high[row])), edge)
+        for settings in config.corrections:
+            if settings["label"] == name:
+                own = outputs.rung_seen[:, settings["rung"]].cpu()
+                edge = torch.where(own, at_edge(i, *settings["range"]), edge)
         add("edge", edge & values[:, i].isfinite())
     return [[flag for flag in FLAGS if flag in flags] for flags in found]
+
+
+def _range_of_rungs(config: Any, name: str, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lowest and highest value of a label in the training of the rungs that each star was seen in, (stars,) each."""
+    pairs = [ranges.get(name, (-torch.inf, torch.inf)) for ranges in config.label_ranges]
+    pairs = pairs or [(-torch.inf, torch.inf)] * seen.shape[1]
+    low, high = torch.tensor(pairs, dtype=torch.float32).T
+    return (
+        torch.where(seen, low, torch.inf).amin(dim=1),
+        torch.where(seen, high, -torch.inf).amax(dim=1),
+    )
 
 
 def _has_star_intervals(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:

@@ -9,6 +9,8 @@ import numpy as np
 from transformers import Pipeline
 
 from .flags_spectrafm import QUALITY, star_flags
+from .gate_spectrafm import is_spectrum, is_table, rows_of_table
+from .velocity_spectrafm import VelocityMeter
 
 
 class _Numbered(NamedTuple):
@@ -16,6 +18,81 @@ class _Numbered(NamedTuple):
 
     number: int
     spectrum: Any
+    velocity: Any = None
+
+
+class Answer(dict):
+    """
+    Labels of a star and their errors, by name. Numbers are whole; only what is printed is rounded, to two digits of the
+    error.
+    """
+
+    def __init__(self, values=(), units: Mapping[str, str] | None = None):
+        super().__init__(values)
+        self.units = dict(units or {})
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{name!r}: {self._text(name)}" for name in self) + "}"
+
+    def _text(self, name: str) -> str:
+        value = self[name]
+        if not isinstance(value, float) or not math.isfinite(value):
+            return repr(value)
+        return f"{value:.{decimals(self.get(name.removesuffix('_err') + '_err', value))}f}"
+
+    def to_pandas(self):
+        """See [`Answers.to_pandas`]."""
+        return Answers([self]).to_pandas()
+
+    def to_table(self):
+        """See [`Answers.to_table`]."""
+        return Answers([self]).to_table()
+
+
+class Answers(list):
+    """Answers of several stars."""
+
+    def _columns(self) -> tuple[dict[str, list], dict[str, str]]:
+        """Columns of all names, NaN where a star has no answer, and the units of those that have one."""
+        names = list(dict.fromkeys(name for answer in self for name in answer))
+        columns = {name: [answer.get(name, "" if name == "object_id" else np.nan) for answer in self] for name in names}
+        if "flags" in columns:
+            columns["flags"] = [";".join(flags) if isinstance(flags, list) else "" for flags in columns["flags"]]
+        units: dict[str, str] = {}
+        for answer in self:
+            known = getattr(answer, "units", {})
+            units |= {name: known.get(name.removesuffix("_err"), "") for name in answer}
+        return columns, {name: unit for name, unit in units.items() if unit}
+
+    def to_pandas(self):
+        """A `DataFrame`, a row for each star; units in its `attrs["units"]`, by column."""
+        import pandas as pd
+
+        columns, units = self._columns()
+        table = pd.DataFrame(columns)
+        table.attrs["units"] = units
+        return table
+
+    def to_table(self):
+        """An astropy `QTable`-ready `Table`, a row for each star, with units and as many digits as errors allow."""
+        from astropy.table import Table
+        from astropy.units import Unit
+
+        columns, units = self._columns()
+        table = Table(columns)
+        for name in table.colnames:
+            if table[name].dtype.kind != "f":
+                continue
+            table[name].unit = Unit(units[name]) if name in units else None
+            errors = columns.get(name.removesuffix("_err") + "_err", columns[name])
+            known = [error for error in errors if math.isfinite(error)]
+            table[name].format = f".{decimals(float(np.median(known)) if known else 1.0)}f"
+        return table
+
+
+def decimals(error: float) -> int:
+    """Digits behind the dot that show an error with two digits."""
+    return max(0, 1 - math.floor(math.log10(abs(error)))) if error and math.isfinite(error) else 2
 
 
 class StellarLabelsPipeline(Pipeline):
@@ -23,8 +100,11 @@ class StellarLabelsPipeline(Pipeline):
     Stellar labels, with one-sigma errors, from spectra.
 
     One spectrum is a row of a data set in the project's schema (a mapping with `wavelength`, `flux` and where known
-    `flux_error`, `mask` and `object_id`), a tuple (wavelength, flux[, flux_error[, mask]]) or a `specutils.Spectrum`.
-    A list of them gives a list of answers; a data set or a generator is streamed and gives an iterator.
+    `flux_error`, `mask` and `object_id`), a tuple (wavelength, flux[, flux_error[, mask]]), a `specutils.Spectrum`, a
+    row of a pandas DataFrame or an astropy Table, or a table of one that has a pixel in each row. Tables with a
+    spectrum in each row (pandas, astropy, Arrow), paths, tuples with fluxes (stars, pixels) and lists of all these give
+    a list of answers; a data set or a generator is streamed and gives an iterator. Answers are dictionaries; they and
+    their lists have `to_pandas()` and `to_table()`.
 
     Examples
     --------
@@ -64,6 +144,9 @@ class StellarLabelsPipeline(Pipeline):
         flags : bool, optional
             Whether to add `flags`, a list of what speaks against the answers of a star, see `FLAGS`; for a model on
             evidence. Labels that the spectrum does not tell are then NaN, and no error.
+        radial_velocity : float, sequence of float or "measure", optional
+            km/s of all stars, or of each, by which the spectra are moved to the rest frame; or, for a model on
+            evidence, that which the lines of each tell, which is then added as `radial_velocity` with its error.
         batch_size : int, optional
             Spectra that go through the model together; 1 by default.
         num_workers : int, optional
@@ -83,33 +166,47 @@ class StellarLabelsPipeline(Pipeline):
             after it: `spectrafm predict` goes on, and flags such stars.
         """
         if isinstance(inputs, list) and not inputs:
-            return []
+            return Answers()
+        if not hasattr(inputs, "with_format"):
+            inputs = _spectra_of(inputs)
         if hasattr(inputs, "with_format"):
             # The base class would take a data set of the library `datasets` for one input.
             inputs = (row for row in inputs.with_format("numpy"))
         elif isinstance(inputs, Iterator):
             # Of iterators it knows generators only.
             inputs = (row for row in inputs)
-        if isinstance(inputs, list):
+        velocity = kwargs.get("radial_velocity")
+        if velocity is not None and not isinstance(velocity, str) and np.ndim(velocity):
+            if not isinstance(inputs, list) or len(inputs) != len(velocity):
+                what = f"{len(inputs)} spectra" if isinstance(inputs, list) else "no list of spectra"
+                raise ValueError(f"radial_velocity: expected one for each, got {len(velocity)} for {what}")
+            inputs = list(map(_Numbered, range(len(inputs)), inputs, kwargs.pop("radial_velocity")))
+        elif isinstance(inputs, list):
             inputs = list(map(_Numbered, range(len(inputs)), inputs))
         elif isinstance(inputs, Generator):
             inputs = (_Numbered(number, spectrum) for number, spectrum in enumerate(inputs))
-        return super().__call__(inputs, **kwargs)
+        found = super().__call__(inputs, **kwargs)
+        return Answers(found) if isinstance(found, list) else found
 
     def _sanitize_parameters(  # type: ignore[override]
-        self, requests: Sequence[Any] | None = None, scalars: Sequence[str] | None = None, flags: bool | None = None
+        self,
+        requests: Sequence[Any] | None = None,
+        scalars: Sequence[str] | None = None,
+        flags: bool | None = None,
+        radial_velocity: Any = None,
     ):
-        given = {"requests": requests, "scalars": scalars, "flags": flags}
+        given = {"requests": requests, "scalars": scalars, "flags": flags, "radial_velocity": radial_velocity}
         return {name: value for name, value in given.items() if value is not None}, {}, {}
 
     def preprocess(  # type: ignore[override]
-        self, input_, requests=None, scalars=None, flags=None
+        self, input_, requests=None, scalars=None, flags=None, radial_velocity=None
     ) -> dict[str, Any]:
         tokenizer: Any = self.feature_extractor
         if flags and tokenizer.basis is None:
             raise ValueError("flags: expected a model on evidence (token_embedding='basis'), got one without flags")
         name = None
         if isinstance(input_, _Numbered):
+            radial_velocity = radial_velocity if input_.velocity is None else input_.velocity
             name, input_ = f"spectrum {input_.number}", input_.spectrum
         object_id = input_.get("object_id") if isinstance(input_, Mapping) else None
         if isinstance(object_id, np.generic):
@@ -118,22 +215,31 @@ class StellarLabelsPipeline(Pipeline):
         spectrum = input_ if isinstance(input_, tuple) else (input_,)
         if scalars is not None and not isinstance(input_, Mapping):
             raise ValueError(f"scalars: expected rows that hold {list(scalars)}, got a {type(input_).__name__}")
+        measures = isinstance(radial_velocity, str)
+        if measures and tokenizer.velocity_meter is None and tokenizer.basis is not None:
+            tokenizer.velocity_meter = VelocityMeter(tokenizer.basis, self.model)
+        how = {"scalars": scalars, "requests": requests, "radial_velocity": radial_velocity}
         try:
-            inputs = tokenizer(*spectrum, scalars=scalars, requests=requests, return_quality=bool(flags))
+            inputs = tokenizer(*spectrum, **how, return_quality=bool(flags) or measures)
         except ValueError as error:
             # To the tokenizer it is the only one.
             cause = str(error).removesuffix(" in spectrum 0")
             raise ValueError(cause if name is None else f"{cause} ({name})") from error
         if (n_spectra := len(inputs["attention_mask"])) != 1:
             raise ValueError(f"flux: expected one spectrum, or a list of them, got {n_spectra} in one")
+        measured = [float(inputs.pop(key)[0]) for key in ("radial_velocity", "radial_velocity_err") if measures]
+        if not flags:
+            for key in QUALITY:
+                inputs.pop(key, None)
         asked = requests is not None
         if requests is None:
             requests = tokenizer.label_names if tokenizer.requests is None else tokenizer.requests
         names = [request if isinstance(request, str) else f"flux_{request}" for request in requests]
-        return {**inputs, "object_id": object_id, "names": names, "spectrum": name, "asked": asked}
+        about = {"object_id": object_id, "names": names, "spectrum": name, "asked": asked, "measured": measured}
+        return {**inputs, **about}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        about = {name: model_inputs.pop(name) for name in ("object_id", "names", "spectrum", "asked")}
+        about = {name: model_inputs.pop(name) for name in ("object_id", "names", "spectrum", "asked", "measured")}
         quality = {name: model_inputs.pop(name) for name in QUALITY if name in model_inputs}
         outputs = self.model(**model_inputs)
         if quality:
@@ -142,9 +248,16 @@ class StellarLabelsPipeline(Pipeline):
             about["flags"] = star_flags(self.model, model_inputs, outputs, quality, names)
         return {"values": outputs.values, "errors": outputs.errors, **about}
 
-    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+    def postprocess(self, model_outputs: dict[str, Any]) -> Answer:  # type: ignore[override]
         object_id = model_outputs["object_id"]
-        star: dict[str, Any] = {} if object_id is None else {"object_id": object_id}
+        config = self.model.config
+        star = Answer(
+            {} if object_id is None else {"object_id": object_id},
+            dict(zip(config.label_names, config.label_units, strict=True)),
+        )
+        if measured := model_outputs["measured"]:
+            star["radial_velocity"], star["radial_velocity_err"] = measured
+            star.units["radial_velocity"] = "km/s"
         values, errors = (model_outputs[key][0].tolist() for key in ("values", "errors"))
         known = [math.isfinite(value) and math.isfinite(error) for value, error in zip(values, errors, strict=True)]
         for name, value, error in zip(model_outputs["names"], values, errors, strict=True):
@@ -160,4 +273,26 @@ class StellarLabelsPipeline(Pipeline):
         return star
 
 
-__all__ = ["StellarLabelsPipeline"]
+def _spectra_of(inputs):
+    """Tables, paths and arrays of several stars as lists of spectra; all else as it is."""
+    if is_table(inputs):
+        rows, one = rows_of_table(inputs)
+        return rows[0] if one else rows
+    if isinstance(inputs, tuple) and len(inputs) > 1 and getattr(inputs[1], "ndim", 1) == 2:
+        n_stars = len(inputs[1])
+        parts = [part if getattr(part, "ndim", 1) == 2 else [part] * n_stars for part in inputs]
+        return [tuple(part[star] for part in parts) for star in range(n_stars)]
+    if is_spectrum(inputs) and inputs.flux.ndim == 2:
+        return [inputs[star] for star in range(len(inputs.flux))]
+    if isinstance(inputs, list) and any(is_table(each) or _is_several(each) for each in inputs):
+        found = [_spectra_of(each) for each in inputs]
+        return [spectrum for each in found for spectrum in (each if isinstance(each, list) else [each])]
+    return inputs
+
+
+def _is_several(value) -> bool:
+    fluxes = value[1] if isinstance(value, tuple) and len(value) > 1 else getattr(value, "flux", None)
+    return getattr(fluxes, "ndim", 1) == 2
+
+
+__all__ = ["Answer", "Answers", "StellarLabelsPipeline"]

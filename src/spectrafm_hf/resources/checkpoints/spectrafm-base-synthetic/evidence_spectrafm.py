@@ -5,6 +5,8 @@ The network on evidence: what is known of all intervals of a spectrum is complet
 Neighbouring intervals of a star go together. Principal components of stars, over all intervals of a rung, and their
 spread among stars are a prior; with what each coefficient tells, by its reliability, the most likely amplitude of each
 component follows by least squares. An interval without pixels is filled in from the others, as far as they tell of it.
+Where flux spans decades within a spectrum, as in Gaia XP, the completed spectrum is put on one grid, and the network
+sees principal components of its asinh: dust, a factor, then adds.
 
 Then some small networks, the members, each with weights of its own, go from these amplitudes to labels. Their answers
 are averaged. Attention between the few intervals of a spectrum was tried in their place: see the model card.
@@ -18,7 +20,11 @@ from .configuration_spectrafm import SpectraFMConfig
 
 
 MOST_RELIABLE = 0.9999
+PANEL, STARS_AT_ONCE = 16, 256  # columns of a Cholesky factor, and stars whose factors a cache holds
 LARGE = 4.0  # of the spread of an amplitude: beyond, it counts less and less
+LEAST_UNKNOWN = 1e-5  # of the prior variance of a coefficient
+MEAN_FLUX = 0.01  # of the level of the star, at least
+BRIGHTEST = 5.0  # of ln of the level of an interval over that of the star
 
 
 class InFullPrecision(nn.Module):
@@ -34,7 +40,8 @@ class InFullPrecision(nn.Module):
 
 class SpectraFMCompletion(InFullPrecision):
     """
-    Coefficients of any intervals of a rung -> amplitudes of the principal components of stars.
+    Coefficients of any intervals of a rung -> amplitudes of the principal components of stars, and from them, with
+    `config.rung_pixels`, principal components of asinh of the completed flux.
 
     Nothing of it is trained: `bases.fill_completion` computes it.
     """
@@ -45,6 +52,12 @@ class SpectraFMCompletion(InFullPrecision):
     spread: torch.Tensor
     middle: torch.Tensor
     scale: torch.Tensor
+    noise_middle: torch.Tensor
+    noise_scale: torch.Tensor
+    level_prior: torch.Tensor
+    pixels: torch.Tensor
+    flux_center: torch.Tensor
+    flux_components: torch.Tensor
 
     def __init__(self, config: SpectraFMConfig, rung: int):
         super().__init__()
@@ -54,15 +67,24 @@ class SpectraFMCompletion(InFullPrecision):
         self.register_buffer("metric", torch.ones(shape))  # how much each counts in the components
         self.register_buffer("components", torch.zeros(*shape, size))
         self.register_buffer("spread", torch.ones(size))  # of the amplitudes among stars
-        # Of the amplitudes as they are found, for the network.
-        self.register_buffer("middle", torch.zeros(size))
-        self.register_buffer("scale", torch.ones(size))
+        self.num_pixels = config.rung_pixels[rung] if config.rung_pixels else 0
+        self.softening = float(config.flux_softening)
+        if self.num_pixels:
+            self.register_buffer("level_prior", torch.ones(()))
+            self.register_buffer("pixels", torch.zeros(*shape, self.num_pixels))  # the flux that a coefficient adds
+            self.register_buffer("flux_center", torch.zeros(self.num_pixels))
+            self.register_buffer("flux_components", torch.zeros(self.num_pixels, config.rung_features[rung]))
+        # Of what follows from the amplitudes, and of ln of what is not known of each interval, for the network.
+        seen = config.rung_features[rung] if self.num_pixels else size
+        self.register_buffer("middle", torch.zeros(seen))
+        self.register_buffer("scale", torch.ones(seen))
+        self.register_buffer("noise_middle", torch.zeros(shape[0]))
+        self.register_buffer("noise_scale", torch.ones(shape[0]))
 
     @property
     def num_features(self) -> int:
-        return len(self.spread) + len(self.center)
+        return len(self.middle) + len(self.center)
 
-    @torch.no_grad()
     def amplitudes(
         self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,32 +100,89 @@ class SpectraFMCompletion(InFullPrecision):
         given = coefficients.float().flatten(1)
         inverse = 1.0 / (1.0 - known)
         size = directions.shape[1]
-        products = (directions[:, :, None] * directions[:, None, :]).flatten(1)
-        gram = ((known * inverse) @ products).unflatten(1, (size, size))
-        gram.diagonal(dim1=1, dim2=2).add_(self.spread**-2.0)
         right = ((given - known * center) * inverse) @ directions
-        # With a diagonal of one, single precision suffices.
-        unit = torch.rsqrt(gram.diagonal(dim1=1, dim2=2))
-        gram = gram * unit[:, :, None] * unit[:, None, :]
-        factor = torch.linalg.cholesky_ex(gram).L
-        found = torch.cholesky_solve((right * unit)[..., None], factor)[..., 0] * unit
+        found = solve_normal_equations(known * inverse, directions, self.spread**-2.0, right)
         left = given - known * (center + found @ directions.T)
         cost = (left**2 / (known * (1.0 - known) + (0.02 * known) ** 2 + 1e-6)).sum(dim=1)
         number = (known > 0).sum(dim=1)
         return found, (cost + ((found / self.spread) ** 2).sum(dim=1)) / (number + size)
 
+    def compressed_flux(self, amplitudes: torch.Tensor) -> torch.Tensor:
+        """Amplitudes (B, components) -> asinh of the flux over its mean and the softening (B, pixels)."""
+        metric = self.metric.flatten()
+        completed = self.center.flatten() + (amplitudes @ self.components.flatten(0, 1).T) / metric
+        completed = completed.unflatten(1, self.center.shape)
+        level = torch.exp((self.level_prior * completed[..., :1]).clamp(-BRIGHTEST, BRIGHTEST))
+        parts = torch.cat((level, level * completed[..., 1:]), dim=2)
+        flux = parts.flatten(1) @ self.pixels.flatten(0, 1)
+        flux = flux / flux.mean(dim=1, keepdim=True).clamp(min=MEAN_FLUX)
+        return torch.asinh(flux / self.softening)
+
+    def summary(
+        self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As [`amplitudes`]; what follows from them (B, features), ln of what is not known (B, intervals), cost."""
+        with torch.autocast(coefficients.device.type, enabled=False):
+            found, cost = self.amplitudes(coefficients, reliability, intervals)
+            if self.num_pixels:
+                found = (self.compressed_flux(found) - self.flux_center) @ self.flux_components
+            unknown = torch.zeros(len(found), len(self.center), device=found.device)
+            rest = (1.0 - reliability.float()).clamp(LEAST_UNKNOWN, 1.0)
+            unknown[:, intervals - self.first] = torch.log(rest).mean(dim=2)
+        return found, unknown, cost
+
     def forward(
         self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As [`amplitudes`]; the amplitudes scaled, and how well each interval is known beside them."""
-        with torch.autocast(coefficients.device.type, enabled=False):
-            found, cost = self.amplitudes(coefficients, reliability, intervals)
+        """As [`amplitudes`]; what the network sees (B, num_features), scaled, and the cost."""
+        found, unknown, cost = self.summary(coefficients, reliability, intervals)
         scaled = (found - self.middle) / self.scale
         size = scaled.abs()
         scaled = torch.where(size < LARGE, scaled, scaled.sign() * (LARGE + torch.log1p((size - LARGE).clamp(min=0.0))))
-        known = torch.zeros(len(found), len(self.center), device=found.device)
-        known[:, intervals - self.first] = reliability.float().clamp(0.0, 1.0).mean(dim=2)
-        return torch.cat((scaled, torch.log(1.02 - known)), dim=1), cost
+        return torch.cat((scaled, (unknown - self.noise_middle) / self.noise_scale), dim=1), cost
+
+
+def solve_normal_equations(
+    weight: torch.Tensor, directions: torch.Tensor, precision: torch.Tensor, right: torch.Tensor
+) -> torch.Tensor:
+    """
+    Least squares of many stars with the same directions: weights (B, N), directions (N, C), inverse variances of the
+    prior (C,), right sides (B, C) -> (directions^T weight directions + precision)^-1 right, (B, C).
+
+    A Cholesky factor by panels of columns, of many stars at once; LAPACK, which goes from star to star, takes three
+    times as long for matrices of this size. That of a matrix scaled to a diagonal of one would lose as few digits.
+    """
+    starts = range(0, len(precision), PANEL)
+    products = [
+        (directions[:, start:, None] * directions[:, None, start : start + PANEL]).flatten(1) for start in starts
+    ]
+    parts = zip(weight.split(STARS_AT_ONCE), right.split(STARS_AT_ONCE), strict=True)
+    return torch.cat([_solve_by_panels(*part, products, precision.split(PANEL)) for part in parts])
+
+
+def _solve_by_panels(weight, right, products, precision) -> torch.Tensor:
+    panels: list[torch.Tensor] = []  # of the lower factor, from its diagonal down
+    inverses: list[torch.Tensor] = []  # of what lies on its diagonal
+    found: list[torch.Tensor] = []
+    for number, (pairs, prior) in enumerate(zip(products, precision, strict=True)):
+        start, width = number * PANEL, len(prior)
+        panel = (weight @ pairs).unflatten(1, (-1, width))
+        panel.diagonal(dim1=1, dim2=2).add_(prior)
+        left = right[:, start : start + width, None]
+        for i, earlier in enumerate(panels):
+            rows = earlier[:, start - i * PANEL :]
+            panel.baddbmm_(rows, rows[:, :width].mT, alpha=-1.0)
+            left = torch.baddbmm(left, rows[:, :width], found[i], alpha=-1.0)
+        lower = torch.linalg.cholesky_ex(panel[:, :width]).L
+        unit = torch.eye(width, dtype=lower.dtype, device=lower.device)
+        inverses.append(torch.linalg.solve_triangular(lower, unit, upper=False))
+        panels.append(panel @ inverses[-1].mT)
+        found.append(inverses[-1] @ left)
+    for i in reversed(range(len(panels))):
+        if i + 1 < len(panels):
+            found[i] = found[i] - panels[i][:, PANEL:].mT @ torch.cat(found[i + 1 :], dim=1)
+        found[i] = inverses[i].mT @ found[i]
+    return torch.cat(found, dim=1)[..., 0]
 
 
 class SpectraFMMemberLinear(nn.Module):

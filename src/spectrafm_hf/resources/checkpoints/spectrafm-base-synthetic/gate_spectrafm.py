@@ -6,6 +6,8 @@ Readers only say what their input states (`Stated`). `admit` converts it to Angs
 wavelength with one-sigma errors and a mask; it refuses what is no spectrum of a star, and flags what nobody has stated.
 """
 
+import importlib
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +25,8 @@ COARSE = 1e-3
 FRAME_UNSTATED, MEDIUM_UNSTATED = "frame_unstated", "medium_unstated"
 PER_WAVELENGTH = "1e-17 erg s-1 cm-2 Angstrom-1"
 NOT_STARS = ("QSO", "QUASAR", "GALAXY", "GAL", "AGN")
+# Written for a flux that was not measured.
+PLACEHOLDERS = (-999.0, -9999.0, -99999.0)
 # An arm or order has at least so many pixels; shorter runs are wavelengths that are not sorted.
 MIN_ARM = 8
 
@@ -166,7 +170,7 @@ def admit(
     if given.null is not None:
         flux = np.where(flux == given.null, np.nan, flux)
         error = None if error is None else np.where(error == given.null, np.nan, error)
-    mask = _bad_pixels(given, flux.shape)
+    mask, placeholders = _bad_pixels(given, flux.shape), np.isin(flux, PLACEHOLDERS)
     if error is None:
         error = np.full(flux.shape, np.nan)
     else:
@@ -176,7 +180,7 @@ def admit(
         with np.errstate(over="ignore", invalid="ignore"):
             flux, error = flux * factor, error * factor
     if flux.shape == error.shape == mask.shape:
-        mask = mask | ~(np.isfinite(flux) & ~(error <= 0) & (error != np.inf))
+        mask = mask | ~(np.isfinite(flux) & ~(error <= 0) & (error != np.inf)) | placeholders
         if given.wavelength_unit is not None and wavelength.shape == flux.shape:
             # Model spectra reach further. Without a unit, they may be nanometres: the tokenizer asks.
             inside = (wavelength >= MIN_WAVELENGTH) & (wavelength <= MAX_WAVELENGTH)
@@ -184,6 +188,8 @@ def admit(
                 mask = mask | ~inside
 
     flags = []
+    if given.medium is None and not _is_length(given.wavelength_unit):
+        medium = "vacuum"  # a frequency or an energy is in no medium
     unsettled = given.medium is medium is None or given.frame is None
     coarse = unsettled and _is_coarse(wavelength, given.resolving_power)
     if (given.medium or medium) == "air":
@@ -238,18 +244,26 @@ def per_wavelength(unit, wavelength):
     Raises
     ------
     ValueError
-        For magnitudes, whose zero point is not always known.
+        For magnitudes, whose zero point is not always known, logarithms, and units of no flux.
     """
     if unit is None or not hasattr(unit, "physical_type"):
         return None
     from astropy import units
 
     target = units.Unit(PER_WAVELENGTH)
+    if "dex" in str(unit):
+        raise ValueError(
+            f"flux: expected a flux density or numbers without a unit, got its logarithm ({unit}); convert it first, "
+            "with 10 ** flux"
+        )
     if hasattr(unit, "function_unit") or units.mag in unit.decompose().bases + unit.bases:
         raise ValueError(
             f"flux: expected a flux density or numbers without a unit, got magnitudes ({unit}); convert them first, "
             "with 10 ** (-0.4 * magnitude) for AB magnitudes to a flux per frequency"
         )
+    for base, power in zip(unit.bases, unit.powers, strict=True):
+        if base in (units.beam, units.pix):
+            unit = unit / base**power
     # Per solid angle, and of the star itself, the shape is the same.
     for same_shape in (unit, unit * units.sr, unit / units.cm**2):
         if same_shape.is_equivalent(target):
@@ -260,6 +274,12 @@ def per_wavelength(unit, wavelength):
                 return same_shape.to(target, np.ones(np.shape(wavelength)), units.spectral_density(at))
             except units.UnitConversionError:
                 continue
+    bases = {*unit.decompose().bases}
+    # Programs write counts in many ways, of which some, such as du, are units of other things to astropy.
+    if units.K in bases or {units.kg, units.s} <= bases:
+        raise ValueError(
+            f"flux: expected a flux density, counts or numbers without a unit, got {unit}; convert it first"
+        )
     return None
 
 
@@ -294,6 +314,14 @@ def _angstrom(wavelength, unit) -> np.ndarray:
         raise ValueError(f"wavelength: expected a length, frequency or energy, got {unit}") from error
     with np.errstate(over="ignore"):
         return array if factor == 1 else array.astype(np.float64) * factor
+
+
+def _is_length(unit) -> bool:
+    if not hasattr(unit, "is_equivalent"):
+        return True
+    from astropy import units
+
+    return unit.is_equivalent(units.AA)
 
 
 def _bad_pixels(given: Stated, shape: tuple[int, ...]) -> np.ndarray:
@@ -415,6 +443,34 @@ def _interleave(wavelength, first, second, low: float, high: float) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------- objects in memory
+
+
+class GatedRow(dict):
+    """A row behind the gate: Angstrom, vacuum, one-sigma errors, whatever a tokenizer is set to."""
+
+
+def is_table(value) -> bool:
+    """A path, a table of pandas, astropy, Arrow or datasets, or a row of one."""
+    if isinstance(value, str | os.PathLike):
+        return True
+    own = hasattr(value, "colnames") or hasattr(value, "iloc") or hasattr(value, "with_format")
+    return own or (hasattr(value, "schema") and hasattr(value, "column"))
+
+
+def rows_of_table(value) -> tuple[list[GatedRow], bool]:
+    """
+    Rows in the project's schema, and whether the object is one spectrum: by the installed package, which knows files
+    and names of columns. A checkpoint that is loaded without it takes arrays, mappings and spectra of specutils.
+    """
+    try:
+        objects = importlib.import_module("spectrafm_hf.data.objects")
+    except ImportError as error:
+        raise ValueError(
+            f"wavelength: expected arrays or a mapping where the package spectrafm_hf is not installed, got a "
+            f"{type(value).__name__}; pip install spectrafm_hf"
+        ) from error
+    rows, one = objects.rows_of(value)
+    return list(map(GatedRow, rows)), one
 
 
 def is_spectrum(value) -> bool:

@@ -11,8 +11,9 @@ decoder, model, prediction.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import torch
 import torch.utils._pytree as pytree
@@ -29,7 +30,14 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID, SpectraFMConfig
-from .evidence_spectrafm import SpectraFMMemberBlock, SpectraFMMemberHead, SpectraFMMemberLinear, SpectraFMRung
+from .correction_spectrafm import SpectraFMCorrection
+from .evidence_spectrafm import (
+    LEAST_UNKNOWN,
+    SpectraFMMemberBlock,
+    SpectraFMMemberHead,
+    SpectraFMMemberLinear,
+    SpectraFMRung,
+)
 from .refinement_spectrafm import Refined, SpectraFMRefinement, combinations
 
 
@@ -53,6 +61,8 @@ class SpectraFMModelOutput(ModelOutput):
         num_members, hidden_size), zero where a rung was not seen.
     cost : torch.FloatTensor of shape (B, rungs)
         For `token_embedding="basis"`: see [`SpectraFMCompletion`].
+    unknown : torch.FloatTensor of shape (B, rungs)
+        For `token_embedding="basis"`: mean of ln(1 - reliability) over all coefficients of a rung.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -63,6 +73,7 @@ class SpectraFMModelOutput(ModelOutput):
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
     rung_seen: torch.Tensor | None = None
     cost: torch.Tensor | None = None
+    unknown: torch.Tensor | None = None
 
 
 class _OutputWithValues(ModelOutput):
@@ -129,6 +140,7 @@ class SpectraFMPredictionOutput(_OutputWithValues):
     errors: torch.Tensor | None = None
     rung_seen: torch.Tensor | None = None
     cost: torch.Tensor | None = None
+    unknown: torch.Tensor | None = None
     refined: Refined | None = None
     decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
@@ -467,7 +479,7 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         "SpectraFMRung",
     ]
     # Answers are found to a part in a thousand there, which half precision does not hold.
-    _keep_in_fp32_modules_strict = ["refinement", "completion"]
+    _keep_in_fp32_modules_strict = ["refinement", "completion", "corrections"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -603,7 +615,8 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
     @torch.no_grad()
     def add_label(self, name: str, unit: str = "", center: float = 0.0, scale: float = 1.0):
         """
-        Add a stellar label or scalar to the vocabulary. All answers to other requests stay as they are, bit by bit.
+        Add a stellar label or scalar to the vocabulary. All answers to other requests stay as they are: bit by bit,
+        and in a model on evidence but for rounding.
 
         Parameters
         ----------
@@ -804,7 +817,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         shape = (n_stars, len(self.rungs))
         states = coefficients.new_zeros((*shape, config.num_members, config.hidden_size), dtype=self.dtype)
         rung_seen = torch.zeros(shape, dtype=torch.bool, device=seen.device)
-        cost = torch.full(shape, math.nan, device=seen.device)
+        cost, unknown = (torch.full(shape, math.nan, device=seen.device) for _ in range(2))
         for number, (rung, (first, last)) in enumerate(zip(self.rungs, config.rung_intervals, strict=True)):
             (own,) = torch.nonzero((intervals >= first) & (intervals < last), as_tuple=True)
             (stars,) = torch.nonzero(seen[:, own].any(dim=1), as_tuple=True)
@@ -812,7 +825,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
                 found, left = rung(coefficients[stars][:, own], reliability[stars][:, own], intervals[own])
                 states = states.index_put((stars, torch.tensor(number, device=stars.device)), found.to(states.dtype))
                 rung_seen[stars, number], cost[stars, number] = True, left
-        return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost)
+                rest = (1.0 - reliability[stars][:, own].float()).clamp(LEAST_UNKNOWN, 1.0)
+                unknown[stars, number] = torch.log(rest).mean(dim=2).sum(dim=1) / (last - first)
+        return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost, unknown=unknown)
 
     def _scalars(self, ids: torch.Tensor, values: torch.Tensor, n_stars: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens of known scalars, (B, S, hidden_size), and which of them count, (B, S)."""
@@ -861,7 +876,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         super().__init__(config)
         self.model = SpectraFMModel(config)
         if config.token_embedding == "basis":
-            n_labels, rungs = len(config.label_names), config.rung_intervals
+            n_labels, rungs = config.num_network_labels, config.rung_intervals
             self.means = nn.ModuleList(SpectraFMMemberHead(config, n_labels) for _ in rungs)
             self.log_variances = nn.ModuleList(SpectraFMMemberHead(config, n_labels) for _ in rungs)
         else:
@@ -869,14 +884,67 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         if config.star_labels:
             self.start = SpectraFMMemberHead(config, len(config.star_labels))
             self.refinement = SpectraFMRefinement(config)
+        self.corrections = nn.ModuleList(SpectraFMCorrection(config, settings) for settings in config.corrections)
         self.post_init()
 
     def add_label(self, name: str, unit: str = "", center: float = 0.0, scale: float = 1.0):
         """See [`SpectraFMModel.add_label`]."""
+        if self.config.corrections:
+            raise ValueError("name: expected a model without corrections, whose labels come last, to add a row to")
         self.model.add_label(name, unit, center, scale)
         if self.config.token_embedding == "basis":
             for head in (*self.means, *self.log_variances):
                 head.add_row()
+
+    @torch.no_grad()
+    def add_correction(
+        self, settings: Mapping[str, Any], unit: str = "", center: float = 0.0, scale: float = 1.0
+    ) -> SpectraFMCorrection:
+        """
+        Make room for a correction, which takes the place of one for the same label and rung. The answers for all other
+        labels, and for spectra of other rungs, stay as they are, bit by bit.
+
+        Parameters
+        ----------
+        settings : mapping
+            See [`SpectraFMCorrection`].
+        unit, center, scale : see [`SpectraFMModel.add_label`]
+            Of a label that is new.
+
+        Returns
+        -------
+        SpectraFMCorrection
+            With buffers that are still to be filled.
+        """
+        config, label = self.config, settings["label"]
+        if config.token_embedding != "basis":
+            raise ValueError("settings: expected a model with token_embedding='basis' to correct, got another")
+        kept = [
+            number
+            for number, each in enumerate(config.corrections)
+            if (each["label"], each["rung"]) != (label, settings["rung"])
+        ]
+        is_new = label not in config.label_names or any(
+            each["new"] for each in config.corrections if each["label"] == label
+        )
+        if label not in config.label_names:
+            config.network_labels = list(config.network_labels or config.label_names)
+            for field, entry in (("names", label), ("units", unit), ("centers", center), ("scales", scale)):
+                setattr(config, f"label_{field}", [*getattr(config, f"label_{field}"), entry])
+            if config.label_error_factors:
+                config.label_error_factors = [*config.label_error_factors, 1.0]
+        settings = {**settings, "new": is_new}
+        correction = SpectraFMCorrection(config, settings).to(self.device)
+        self.corrections = nn.ModuleList([*(self.corrections[number] for number in kept), correction])
+        config.corrections = [*(config.corrections[number] for number in kept), settings]
+        return correction
+
+    def drop_corrections(self) -> None:
+        """Back to the network and the star model, without the labels that corrections alone answer."""
+        config, kept = self.config, self.config.num_network_labels
+        for field in ("names", "units", "centers", "scales", "error_factors"):
+            setattr(config, f"label_{field}", list(getattr(config, f"label_{field}"))[:kept])
+        self.corrections, config.corrections = nn.ModuleList(), []
 
     def resize_token_embeddings(self, *args, **kwargs):
         self.model.resize_token_embeddings()
@@ -938,6 +1006,14 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             labels=labels,
             label_errors=label_errors,
         )
+        asked, kept = request_ids, None
+        if self.config.corrections:
+            # What they alone answer comes later: other columns make the last digit of vectorised functions another.
+            kept = (request_ids < FIRST_LABEL_ID + self.config.num_network_labels).any(dim=0)
+            request_ids = request_ids[:, kept]
+            labels, label_errors, flux_center, flux_scale = (
+                None if given is None else given[:, kept] for given in (labels, label_errors, flux_center, flux_scale)
+            )
         outputs: SpectraFMModelOutput = self.model(
             flux,
             wavelength,
@@ -980,26 +1056,33 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             mean, log_variance = mean[:, 0], log_variance[:, 0]
         if self.config.label_error_factors:
             log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
+        if self.config.label_error_curves:
+            log_variance = log_variance + 2.0 * self._error_curves(outputs, request_ids)
         refined = None
         if self.config.star_labels and estimate is not None and information is not None and pull is not None:
             refined = self._refine(
                 self._star_state(outputs), reliability, interval_ids, estimate, information, pull, misfit
             )
             if refined is not None:
-                table = combinations(self.config).to(request_ids.device)[request_ids]  # B, R, P
-                answers = ((table @ refined.labels[..., None])[..., 0] - center) / scale
-                variances = torch.einsum("brp,bpq,brq->br", table, refined.covariance, table) / scale**2
-                known = table.any(dim=-1) & refined.converged[:, None]
-                mean = torch.where(known, answers, mean)
-                log_variance = torch.where(known, torch.log(variances), log_variance)
+                mean, log_variance = self._by_star_model(refined, request_ids, mean, log_variance)
+        found = values, errors, mean, log_variance = (
+            mean * scale + center,
+            torch.exp(0.5 * log_variance) * scale,
+            mean,
+            log_variance,
+        )
+        if kept is not None:
+            evidence = coefficients, reliability, interval_ids, attention_mask
+            values, errors, mean, log_variance = self._corrected(outputs, refined, asked, kept, found, evidence)
         return SpectraFMPredictionOutput(
             loss=loss,
             mean=mean,
             log_variance=log_variance,
-            values=mean * scale + center,
-            errors=torch.exp(0.5 * log_variance) * scale,
+            values=values,
+            errors=errors,
             rung_seen=outputs.rung_seen,
             cost=outputs.cost,
+            unknown=outputs.unknown,
             refined=refined,
             decoder_hidden_states=outputs.decoder_hidden_states,
             cross_attentions=outputs.cross_attentions,
@@ -1007,6 +1090,66 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
+
+    def _by_star_model(self, refined: Refined, request_ids, mean, log_variance):
+        """Mean and log-variance of each request, (B, R), of the star model where it found an answer."""
+        center, scale = standardisation(self.config, request_ids)
+        table = combinations(self.config).to(request_ids.device)[request_ids]  # B, R, P
+        answers = ((table @ refined.labels[..., None])[..., 0] - center) / scale
+        variances = torch.einsum("brp,bpq,brq->br", table, refined.covariance, table) / scale**2
+        known = table.any(dim=-1) & refined.converged[:, None]
+        return torch.where(known, answers, mean), torch.where(known, torch.log(variances), log_variance)
+
+    def uncorrected(
+        self, outputs: SpectraFMModelOutput, refined: Refined | None, request_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values and errors (B, R) of a model on evidence in physical units, without what `corrections` change."""
+        mean, log_variance = combined(*self._from_members(outputs, request_ids))
+        if self.config.label_error_factors:
+            log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
+        if refined is not None:
+            mean, log_variance = self._by_star_model(refined, request_ids, mean, log_variance)
+        center, scale = standardisation(self.config, request_ids)
+        return mean * scale + center, torch.exp(0.5 * log_variance) * scale
+
+    def _corrected(self, outputs, refined, request_ids, kept, found, evidence):
+        """
+        Values, errors, means and log-variances (B, R): those that were `found` for the columns that are `kept`, and
+        those of `corrections` where they are asked for.
+        """
+        coefficients, reliability, interval_ids, attention_mask = evidence
+        intervals = interval_ids[0]
+        values, errors, mean, log_variance = (
+            part.new_full(request_ids.shape, math.nan).index_copy(1, torch.nonzero(kept)[:, 0], part) for part in found
+        )
+        center, scale = standardisation(self.config, request_ids)
+        for part, settings in zip(self.corrections, self.config.corrections, strict=True):
+            correction = cast(SpectraFMCorrection, part)
+            rung, row = settings["rung"], self.config.label_ids([correction.label])[0]
+            first, last = self.config.rung_intervals[rung]
+            (own,) = torch.nonzero((intervals >= first) & (intervals < last), as_tuple=True)
+            here = outputs.rung_seen[:, rung, None] & (request_ids == row)
+            (stars,) = torch.nonzero(here.any(dim=1), as_tuple=True)
+            if not len(stars):
+                continue
+            ids = torch.tensor(self.config.label_ids([*correction.inputs, correction.label]), device=mean.device)
+            given, doubts = self.uncorrected(outputs, refined, ids.expand(len(mean), -1))
+            seen = reliability if attention_mask is None else reliability * attention_mask[..., None]
+            both = correction(
+                given[stars, :-1],
+                doubts[stars, :-1],
+                given[stars, -1],
+                coefficients[stars][:, own],
+                seen[stars][:, own],
+                intervals[own],
+            )
+            value, error = (
+                found.new_full((len(mean),), math.nan).index_copy(0, stars, found)[:, None] for found in both
+            )
+            values, errors = torch.where(here, value, values), torch.where(here, error, errors)
+            mean = torch.where(here, (value - center) / scale, mean)
+            log_variance = torch.where(here, 2.0 * torch.log(error / scale), log_variance)
+        return values, errors, mean, log_variance
 
     def _from_members(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor):
         """Mean and log-variance of each member of each rung for each request, (B, rungs * M, R), NaN for no answer."""
@@ -1016,17 +1159,53 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             )
         states, seen = outputs.last_hidden_state, outputs.rung_seen
         assert states is not None and seen is not None
-        rows = (request_ids - FIRST_LABEL_ID).clamp(min=0)
+        rows = (request_ids - FIRST_LABEL_ID).clamp(0, self.config.num_network_labels - 1)
         parts = []
         for heads in (self.means, self.log_variances):
             answers = torch.stack([head(states[:, i]) for i, head in enumerate(heads)], dim=1)  # B, rungs, M, labels
             answers = answers.masked_fill(~seen[:, :, None, None], math.nan).flatten(1, 2)
             parts.append(answers.gather(2, rows[:, None].expand(-1, answers.shape[1], -1)))
+        if not self.training:
+            parts[1] = self._calibrated(parts[1], rows)
         known = [FIRST_LABEL_ID + list(self.config.label_names).index(name) for name in self.config.network_labels]
         if known:
-            trained = torch.isin(request_ids, torch.tensor(known, device=request_ids.device))
+            trained = (request_ids[..., None] == torch.tensor(known, device=request_ids.device)).any(dim=-1)
             parts = [part.masked_fill(~trained[:, None], math.nan) for part in parts]
         return parts
+
+    def _calibrated(self, log_variance: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Log-variances of members, (B, rungs * M, R), with the factors and floors of their rungs; rows (B, R)."""
+        config = self.config
+        names, scales = config.label_names, torch.tensor(list(config.label_scales), device=rows.device)
+
+        def of_members(by_rung, absent: float) -> torch.Tensor:
+            table = torch.tensor([[rung.get(name, absent) for name in names] for rung in by_rung], device=rows.device)
+            return table.repeat_interleave(config.num_members, dim=0)
+
+        if config.rung_error_factors:
+            factors = of_members(config.rung_error_factors, 1.0).T[rows].transpose(1, 2)  # B, rungs * M, R
+            log_variance = log_variance + 2.0 * factors.log()
+        if config.rung_error_floors:
+            floors = (of_members(config.rung_error_floors, 0.0) / scales).T[rows].transpose(1, 2)
+            log_variance = torch.logaddexp(log_variance, 2.0 * floors.log())
+        return log_variance
+
+    def _error_curves(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor) -> torch.Tensor:
+        """ln of the factors of `config.label_error_curves`, (B, R), for stars of the first rung; 0 for others."""
+        config = self.config
+        assert outputs.unknown is not None and config.label_error_curves
+        teff_ids = torch.full_like(request_ids[:, :1], config.label_ids(["teff"])[0])
+        center, scale = standardisation(config, teff_ids)
+        teff = combined(*self._from_members(outputs, teff_ids))[0] * scale + center
+        found = torch.zeros(request_ids.shape, device=request_ids.device)
+        for part, x in enumerate((teff[:, 0], outputs.unknown[:, 0])):
+            knots = torch.tensor(config.label_error_knots[part], device=x.device)
+            values = torch.zeros(FIRST_LABEL_ID + len(config.label_names), len(knots), device=x.device)
+            for name, curves in config.label_error_curves.items():
+                values[config.label_ids([name])[0]] = torch.tensor(curves[part], device=x.device)
+            ramps = ((x[:, None] - knots[:-1]) / knots.diff()).clamp(0.0, 1.0)
+            found = found + (values[:, 0] + ramps @ values.diff(dim=1).T).gather(1, request_ids)
+        return found.nan_to_num(nan=0.0)
 
     def _star_state(self, outputs: SpectraFMModelOutput) -> torch.Tensor:
         """States (B, M, hidden_size) of the rung that the star model is of."""
@@ -1047,16 +1226,19 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         own = torch.nonzero(self._in_star_model(interval_ids))[:, 0]
         if not len(own):
             return None
-        information, level_known = information[:, own].float(), (reliability[:, own, 0] > 0).any(dim=1)
+        if len(own) < interval_ids.shape[1]:
+            reliability, estimate, information, pull = (x[:, own] for x in (reliability, estimate, information, pull))
+            misfit = None if misfit is None else misfit[:, own]
+        information, level_known = information.float(), (reliability[..., 0] > 0).any(dim=1)
         start = self.start(state).mean(dim=1)
         refined: Refined = self.refinement(
             start,
-            estimate[:, own].float(),
+            estimate.float(),
             information,
-            pull[:, own].float(),
+            pull.float(),
             interval_ids[0, own],
             level_known,
-            None if misfit is None else misfit[:, own].float(),
+            None if misfit is None else misfit.float(),
         )
         refined.converged &= (information.diagonal(dim1=2, dim2=3) > 0).flatten(1).any(dim=1)
         return refined

@@ -17,6 +17,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from .basis_spectrafm import inverse_factor
 from .configuration_spectrafm import FIRST_LABEL_ID, SpectraFMConfig
 from .evidence_spectrafm import InFullPrecision
 from .modeling_emulator import REFERENCE_TEFF, CovarianceGroup
@@ -101,41 +102,86 @@ class SpectraFMStarModel(nn.Module):
 
     def weights(self, labels: torch.Tensor) -> torch.Tensor:
         """Standardised labels (B, labels) -> weights of the components (B, components), the mean spectrum included."""
-        labels, stars = labels.double(), self.stars.double()
-        weights = torch.cat([group(labels, stars) for group in self.groups], dim=1).float()
-        return nn.functional.pad(weights, (0, 1), value=1.0)
+        return self.processes(labels).weights
 
     def slopes(self, labels: torch.Tensor) -> torch.Tensor:
         """Derivatives of the weights but the last, (B, labels, components)."""
+        return self.processes(labels).slopes()
+
+    def processes(self, labels: torch.Tensor, trends: torch.Tensor | None = None) -> "_Processes":
+        """The Gaussian processes at standardised labels (B, labels), with their [`trends`]."""
+        return _Processes(self, labels, self.trends() if trends is None else trends)
+
+    def trends(self) -> torch.Tensor:
+        """
+        The sums over the stars of all but the local terms of the covariance functions, which are polynomials of second
+        order: (1 + labels + labels^2, components), float64.
+        """
         found = []
+        stars = self.stars.double()
         for part in self.groups:
             group = cast(CovarianceGroup, part)
-            linear, quadratic, local = group.log_amplitude.exp()
-            trend_scale, lengths = (2.0 * group.log_scale).exp(), group.log_length.exp()
-            trend = (labels * trend_scale) @ self.stars.T
-            a, b = labels / lengths, self.stars / lengths
-            distance = (a**2).sum(dim=1)[:, None] + (b**2).sum(dim=1) - 2.0 * a @ b.T
-            near = local * torch.exp(-0.5 * distance.clamp(min=0.0))
-            by_star = (self.stars[:, :, None] * group.weight[:, None, :]).flatten(1)
-            shape = (len(labels), labels.shape[1], -1)
-            far = ((linear + 2.0 * quadratic * (trend + 1.0)) @ by_star).view(shape) * trend_scale[:, None]
-            close = (near @ by_star).view(shape) - labels[:, :, None] * (near @ group.weight)[:, None]
-            found.append(far + close / lengths[:, None] ** 2)
-        return torch.cat(found, dim=2)
+            linear, quadratic, _ = group.log_amplitude.double().exp()
+            weight, scaled = group.weight.double(), stars * (2.0 * group.log_scale.double()).exp()
+            products = (scaled[:, :, None] * scaled[:, None, :]).flatten(1)
+            first, second = (linear + 2.0 * quadratic) * scaled.T @ weight, quadratic * products.T @ weight
+            found.append(torch.cat((quadratic * weight.sum(dim=0, keepdim=True), first, second)))
+        return torch.cat(found, dim=1)
 
     def jacobian(
-        self, labels: torch.Tensor, intervals: torch.Tensor, by_velocity: torch.Tensor, by_width: torch.Tensor
+        self, slopes: torch.Tensor, intervals: torch.Tensor, by_velocity: torch.Tensor, by_width: torch.Tensor
     ) -> torch.Tensor:
-        """Derivatives of coefficients with respect to labels, velocity and width: (B, T, num_coefficients, P + 2)."""
+        """
+        Derivatives of coefficients with respect to labels, velocity and width, (T, B, P + 2, num_coefficients), from
+        the [`slopes`].
+        """
         chosen = self.components[0, intervals - self.first, :, :-1]
-        found = self.slopes(labels) @ chosen.flatten(0, 1).T
-        found = torch.cat((found, by_velocity.flatten(1)[:, None], by_width.flatten(1)[:, None]), dim=1)
-        return found.transpose(1, 2).reshape(len(labels), *chosen.shape[:2], -1)
+        by_labels = (slopes.flatten(0, 1) @ chosen.mT).unflatten(1, slopes.shape[:2])
+        return torch.cat((by_labels, by_velocity[:, :, None], by_width[:, :, None]), dim=2)
 
     def coefficients(self, weights: torch.Tensor, intervals: torch.Tensor) -> torch.Tensor:
-        """(B, components + 1), numbers of intervals (T,) -> (3, B, T, num_coefficients): spectrum and its changes."""
-        chosen = self.components[:, intervals - self.first]
-        return torch.einsum("stkc,bc->sbtk", chosen, weights)
+        """(B, components + 1), numbers of intervals (T,) -> (3, T, B, num_coefficients): spectrum and its changes."""
+        return weights @ self.components[:, intervals - self.first].mT
+
+
+class _Processes:
+    """
+    Gaussian processes of a star model at some labels: weights of its components, and their derivatives. In float64, as
+    large terms cancel; derivatives need be less exact.
+    """
+
+    def __init__(self, star: SpectraFMStarModel, labels: torch.Tensor, trends: torch.Tensor):
+        self.star, self.labels, self.trends = star, labels.double(), trends
+        ones = torch.ones_like(self.labels[:, :1])
+        powers = torch.cat((ones, self.labels, (self.labels[:, :, None] * self.labels[:, None, :]).flatten(1)), dim=1)
+        self.near = []  # the local terms, (B, stars) of each group
+        found = []
+        for part in star.groups:
+            group = cast(CovarianceGroup, part)
+            lengths = group.log_length.double().exp()
+            a, b = self.labels / lengths, star.stars.double() / lengths
+            # -distance^2 / 2 as one product of matrices
+            a = torch.cat((a, -0.5 * (a**2).sum(dim=1, keepdim=True), ones), dim=1)
+            b = torch.cat((b, torch.ones_like(b[:, :1]), -0.5 * (b**2).sum(dim=1, keepdim=True)), dim=1)
+            self.near.append((a @ b.T).clamp_(max=0.0).exp_() * group.log_amplitude[2].double().exp())
+            found.append(self.near[-1] @ group.weight.double())
+        self.local = torch.cat(found, dim=1)
+        self.weights = nn.functional.pad((powers @ trends + self.local).float(), (0, 1), value=1.0)
+
+    def slopes(self) -> torch.Tensor:
+        """Derivatives of the weights but the last, (B, labels, components)."""
+        labels, stars = self.labels.float(), self.star.stars
+        n_labels = labels.shape[1]
+        first, second = self.trends[1 : 1 + n_labels].float(), self.trends[1 + n_labels :].float()
+        found = torch.addmm(first.flatten(), labels, 2.0 * second.view(n_labels, -1)).unflatten(1, first.shape)
+        local = self.local.float().split([part.weight.shape[1] for part in self.star.groups], dim=1)
+        close = []
+        for part, near, own in zip(self.star.groups, self.near, local, strict=True):
+            group = cast(CovarianceGroup, part)
+            by_star = (stars[:, :, None] * group.weight[:, None, :]).flatten(1)
+            moved = (near.float() @ by_star).unflatten(1, (n_labels, -1)) - labels[:, :, None] * own[:, None]
+            close.append(moved * torch.exp(-2.0 * group.log_length)[:, None])
+        return found.add_(torch.cat(close, dim=2))
 
 
 def combinations(config: SpectraFMConfig) -> torch.Tensor:
@@ -173,6 +219,8 @@ class Refined:
         chi^2 of the labels that thirds of the spectrum would have by themselves, less what is expected, in standard
         deviations.
     converged : torch.BoolTensor of shape (B,)
+    slope : torch.FloatTensor of shape (B, P, T, K)
+        Derivative of the labels with respect to `pull` of the evidence, where that is asked for.
     """
 
     labels: torch.Tensor
@@ -183,6 +231,7 @@ class Refined:
     error_factor: torch.Tensor
     disagreement: torch.Tensor
     converged: torch.Tensor
+    slope: torch.Tensor | None = None
 
 
 class SpectraFMRefinement(InFullPrecision):
@@ -192,7 +241,6 @@ class SpectraFMRefinement(InFullPrecision):
         super().__init__()
         self.star_model = SpectraFMStarModel(config).requires_grad_(False)
 
-    @torch.no_grad()
     def forward(
         self,
         start: torch.Tensor,
@@ -216,28 +264,39 @@ class SpectraFMRefinement(InFullPrecision):
         misfit : torch.FloatTensor of shape (B, T), optional
             chi^2 per degree of freedom of what is beyond the coefficients, NaN where unknown: where the stated errors
             are too small for it, they count as larger.
+
+        Labels have a derivative with respect to `pull`, where that requires one: not of each step, but of the end,
+        where the likelihood has its peak. Nothing else has.
         """
+        wanted = torch.is_grad_enabled() and pull.requires_grad
+        with torch.no_grad():
+            refined = self._refine(start, estimate, information, pull, intervals, level_known, misfit, wanted)
+        if refined.slope is not None:
+            refined.labels = refined.labels + torch.einsum("bptk,btk->bp", refined.slope, pull - pull.detach())
+        return refined
+
+    def _refine(self, start, estimate, information, pull, intervals, level_known, misfit, wanted) -> Refined:
+        """`forward`, and where `wanted` the slope as well."""
         error_factor = torch.ones_like(start[:, 0])
         if misfit is not None:
             error_factor = torch.nan_to_num(misfit.nanmedian(dim=1).values, nan=1.0).clamp(min=1.0).sqrt()
-            information = information / error_factor[:, None, None, None] ** 2
-            pull = pull / error_factor[:, None, None] ** 2
+        pixels = _Pixels.read(information, estimate, pull, error_factor**-2.0, level_known)
         low, high = self.star_model.limits()
         begin = nn.functional.pad(start.float().clamp(low, high), (0, 2))
-        refined, end = self._fit(begin, estimate, information, pull, intervals, level_known)
+        trends = self.star_model.trends()
+        refined, end = self._fit(begin, pixels, intervals, trends, wanted)
         for _ in range(ROUNDS - 1):
             again = torch.nonzero(~refined.converged)[:, 0]
             if not len(again):
                 break
-            found, end[again] = self._fit(
-                end[again], estimate[again], information[again], pull[again], intervals, level_known[again]
-            )
+            found, end[again] = self._fit(end[again], pixels.of(again), intervals, trends, wanted)
             for field in fields(found):
-                getattr(refined, field.name)[again] = getattr(found, field.name)
+                if field.name != "slope" or wanted:
+                    getattr(refined, field.name)[again] = getattr(found, field.name)
         refined.error_factor *= error_factor
         return refined
 
-    def _fit(self, found, estimate, information, pull, intervals, level_known) -> tuple[Refined, torch.Tensor]:
+    def _fit(self, found, pixels: "_Pixels", intervals, trends, wanted) -> tuple[Refined, torch.Tensor]:
         """`STEPS` steps from labels, velocity and width (B, P + 2); and where they lead."""
         star = self.star_model
         n_labels = found.shape[1] - 2
@@ -246,34 +305,31 @@ class SpectraFMRefinement(InFullPrecision):
         sigma = torch.tensor(NUISANCE_SIGMA, device=found.device)
         prior = torch.block_diag(star.precision, torch.diag(sigma**-2.0))
         center = torch.cat((star.population, torch.zeros_like(sigma)))
-        first = torch.where(level_known, FIRST_LEVEL, FREE_LEVEL)
+        first = torch.where(pixels.level_known, FIRST_LEVEL, FREE_LEVEL)
         level, slope = first**2, (5.0 * first) ** 2
         own = factor = size = level
         for number in range(STEPS):
-            weights = star.weights(found[:, :n_labels])
-            spectrum, by_velocity, by_width = star.coefficients(weights, intervals)
-            velocity, width = found[:, -2, None, None], found[:, -1, None, None]
+            processes = star.processes(found[:, :n_labels], trends)
+            spectrum, by_velocity, by_width = star.coefficients(processes.weights, intervals)
+            velocity, width = found[:, -2, None], found[:, -1, None]
             wider = velocity / star.velocity_of_width**2
             by_velocity = by_velocity + wider * by_width
             model = spectrum + velocity * by_velocity + width * by_width
-            by_velocity = by_velocity + wider * by_width
             if number < DERIVATIVES:
-                jacobian = star.jacobian(found[:, :n_labels], intervals, by_velocity, by_width)  # B, T, K, P + 2
-                informed = information @ jacobian
-            residual = pull - _times(information, model - estimate)
-            continuum = _Continuum(information, residual, model, level, slope)
-            level, slope = continuum.sizes(level, slope, level_known)
+                jacobian = star.jacobian(processes.slopes(), intervals, by_velocity + wider * by_width, by_width)
+                informed = pixels.times(jacobian)
+                informations = _sums_of_parts(informed @ jacobian.mT)
+            seen = pixels.times(model[:, :, None])[:, :, 0]
+            residual = pixels.right - seen
+            continuum = _Continuum(pixels, residual, model, seen, level, slope)
+            level, slope = continuum.sizes(level, slope, pixels.level_known)
             residual = continuum.removed_from(residual)
-            weighted = continuum.removed_from_columns(informed, jacobian)
-            own = continuum.diagonal(information)
+            own = continuum.removed_from_diagonal(pixels.diagonal)
             factor = 1.0 + COHERENT * (_error_factor(own, residual) - 1.0)
-            flat = jacobian.flatten(1, 2)
-            fisher = flat.transpose(1, 2) @ weighted.flatten(1, 2) / factor[:, None, None] + prior
-            right = (residual.flatten(1)[:, None] @ flat)[:, 0] / factor[:, None] - (found - center) @ prior
-            # With a diagonal of one: the labels differ by orders of magnitude in what is known of them.
-            scale = torch.rsqrt(fisher.diagonal(dim1=1, dim2=2))
-            inverse = torch.linalg.inv((fisher * scale[:, :, None] * scale[:, None, :]).double())
-            inverse = (inverse * scale[:, :, None] * scale[:, None, :]).float()
+            fishers = (informations - continuum.explained(informed)) / factor[:, None, None]
+            pulls = _sums_of_parts((jacobian @ residual[..., None])[..., 0]) / factor[:, None]
+            right = pulls.sum(dim=0) - (found - center) @ prior
+            inverse = _inverse(fishers.sum(dim=0) + prior)
             step = (inverse @ right[..., None])[..., 0]
             before, found = found, found + step.clamp(-LARGEST_STEP, LARGEST_STEP)
             found[:, :n_labels] = found[:, :n_labels].clamp(low - margin, high + margin)
@@ -287,93 +343,157 @@ class SpectraFMRefinement(InFullPrecision):
             velocity_error=inverse[:, -2, -2].sqrt(),
             mismatch=_mismatch(own, residual, model, star.spread[intervals - star.first]),
             error_factor=factor.sqrt(),
-            disagreement=_disagreement(
-                jacobian, weighted / factor[:, None, None, None], residual / factor[:, None, None], inverse, prior
-            ),
+            disagreement=_disagreement(fishers, pulls, inverse, prior),
             converged=(size < CONVERGED) & found.isfinite().all(dim=1),
         )
+        if wanted:
+            weight = pixels.precision / factor
+            by_pull = continuum.removed_from_rows(jacobian) * weight[:, None, None]
+            refined.slope = torch.einsum("bpq,tbqk->bptk", inverse[:, :n_labels] * change[:, :, None], by_pull)
         return refined, found
 
 
-def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    return (matrix @ vector[..., None])[..., 0]
+@dataclass
+class _Pixels:
+    """
+    What the pixels say, interval after interval, T intervals of B stars: the information (T, B, K, K) is in units of
+    `precision` (B,), and not copied; its diagonal, and what it would say of coefficients of zero, are (T, B, K).
+    """
+
+    information: torch.Tensor
+    precision: torch.Tensor
+    diagonal: torch.Tensor
+    right: torch.Tensor
+    level_known: torch.Tensor
+
+    @classmethod
+    def read(cls, information, estimate, pull, precision, level_known) -> "_Pixels":
+        """From the (B, T, K, K) and (B, T, K) of [`Evidence`], which has one interval after the other in memory."""
+        information = information.transpose(0, 1).contiguous()
+        estimate, pull = estimate.transpose(0, 1), pull.transpose(0, 1)
+        right = precision[:, None] * (pull + (information @ estimate[..., None])[..., 0])
+        diagonal = precision[:, None] * information.diagonal(dim1=2, dim2=3)
+        return cls(information, precision, diagonal, right, level_known)
+
+    def of(self, stars: torch.Tensor) -> "_Pixels":
+        parts = (part[:, stars] for part in (self.information, self.diagonal, self.right))
+        information, diagonal, right = parts
+        return _Pixels(information, self.precision[stars], diagonal, right, self.level_known[stars])
+
+    def times(self, rows: torch.Tensor) -> torch.Tensor:
+        """The information times vectors, which are rows (T, B, n, K)."""
+        return (rows @ self.information).mul_(self.precision[:, None, None])
+
+    def slope_column(self) -> torch.Tensor:
+        """The information times the direction of the slope, (T, B, K)."""
+        return self.information[..., 1] * self.precision[:, None]
+
+
+def _sums_of_parts(values: torch.Tensor) -> torch.Tensor:
+    """(T, ...) -> (PARTS, ...): sums over the intervals of each part."""
+    return torch.stack([part.sum(dim=0) for part in values.tensor_split(PARTS)])
+
+
+def _inverse(matrix: torch.Tensor) -> torch.Tensor:
+    """Of positive matrices (B, n, n); NaN where rounding has made one that is not."""
+    # With a diagonal of one: the labels differ by orders of magnitude in what is known of them.
+    scale = torch.rsqrt(matrix.diagonal(dim1=1, dim2=2))
+    factor, failed = inverse_factor((matrix * scale[:, :, None] * scale[:, None, :]).double())
+    factor = factor.masked_fill(failed[:, None, None], torch.nan) * scale[:, None, :]
+    return (factor.mT @ factor).float()
 
 
 def _error_factor(information: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """
     By how much the coefficients differ from the model more than by their errors, as a factor of variances, at least 1,
-    (B,): what pixels say of each is given, (B, T, K), and what is left.
+    (B,): what pixels say of each is given, (T, B, K), and what is left.
     """
     # Level and slope belong to the continuum.
-    own, left = information[..., 2:].flatten(1), residual[..., 2:].flatten(1)
+    own, left = information[..., 2:], residual[..., 2:]
     counts = own > 1e-6
-    number = counts.sum(dim=1).clamp(min=1)
+    number = counts.sum(dim=(0, 2)).clamp(min=1)
     squared = torch.where(counts, left**2 / own.clamp(min=1e-6), 0.0)
-    found = squared.sum(dim=1) / number
+    found = squared.sum(dim=(0, 2)) / number
     for _ in range(4):  # a few wild ones do not count for all
-        found = squared.minimum(LARGE * found[:, None]).sum(dim=1) / number
+        found = squared.minimum(LARGE * found[:, None]).sum(dim=(0, 2)) / number
     return torch.where(found > 1.0 + 3.0 * (2.0 / number).sqrt(), found, 1.0)
 
 
 def _mismatch(information, residual, model, spread) -> torch.Tensor:
-    """See [`Refined`]; (B, T, K) thrice, and the spread of coefficients among stars (T, K)."""
+    """See [`Refined`]; (T, B, K) thrice, and the spread of coefficients among stars (T, K)."""
     own = information[..., 2:].clamp(min=1e-6)
-    size = torch.where(own > 1e-6, spread[:, 2:] ** 2, 0.0)
+    size = torch.where(own > 1e-6, spread[:, None, 2:] ** 2, 0.0)
     beyond = ((residual[..., 2:] / own) ** 2 - 1.0 / own) * size
     lines = model[..., 2:] ** 2 * size
-    return (beyond.sum(dim=(1, 2)).clamp(min=0.0) / lines.sum(dim=(1, 2)).clamp(min=1e-12)).sqrt()
+    return (beyond.sum(dim=(0, 2)).clamp(min=0.0) / lines.sum(dim=(0, 2)).clamp(min=1e-12)).sqrt()
 
 
-def _disagreement(jacobian, weighted, residual, covariance, prior) -> torch.Tensor:
-    """See [`Refined`]: what each part of the intervals adds, against the fit to all."""
-    total = torch.zeros_like(residual[:, 0, 0])
+def _disagreement(fishers, pulls, covariance, prior) -> torch.Tensor:
+    """
+    See [`Refined`]: what each part of the intervals adds, against the fit to all; (PARTS, B, P, P), (PARTS, B, P).
+    """
+    total = torch.zeros_like(pulls[0, :, 0])
     expected = torch.zeros_like(total)
-    for part in torch.arange(jacobian.shape[1]).tensor_split(PARTS):
-        flat = jacobian[:, part].flatten(1, 2)
-        fisher = flat.transpose(1, 2) @ weighted[:, part].flatten(1, 2)
-        pulled = (residual[:, part].flatten(1)[:, None] @ flat).transpose(1, 2)
-        scale = torch.rsqrt((fisher + prior).diagonal(dim1=1, dim2=2))
-        both = torch.cat((pulled, fisher - fisher @ covariance @ fisher), dim=2) * scale[:, :, None]
-        solved = torch.linalg.solve((fisher + prior) * scale[:, :, None] * scale[:, None, :], both)
-        total = total + (pulled[..., 0] * scale * solved[..., 0]).sum(dim=1)
-        expected = expected + (solved[..., 1:] * scale[:, :, None]).diagonal(dim1=1, dim2=2).sum(dim=1)
+    for fisher, pull in zip(fishers, pulls, strict=True):
+        inverse = _inverse(fisher + prior)
+        total = total + (pull * (inverse @ pull[..., None])[..., 0]).sum(dim=1)
+        expected = expected + (inverse * (fisher - fisher @ covariance @ fisher)).sum(dim=(1, 2))
     return (total - expected) / (2.0 * expected).clamp(min=1.0).sqrt()
 
 
 class _Continuum:
-    """Level and slope of each interval, of variances (B,) around those of the model, to be marginalised."""
+    """
+    Level and slope of each interval, of variances (B,) around those of the model, to be marginalised: `model` and the
+    information times it (T, B, K).
+    """
 
-    def __init__(self, information, residual, model, level, slope):
-        self.variances = torch.stack((level, slope), dim=1)[:, None]  # B, 1, 2
-        sizes = self.variances.sqrt()
-        along_slope = torch.zeros_like(model)
-        along_slope[..., 1] = 1.0
-        directions = torch.stack((model, along_slope), dim=3) * sizes[:, :, None]
-        self.along = information @ directions  # B, T, K, 2
-        # The posterior covariance in units of the prior, of two by two.
-        a, b, d = (
-            (directions[..., i] * self.along[..., j]).sum(dim=-1) + (1.0 if i == j else 0.0)
-            for i, j in ((0, 0), (0, 1), (1, 1))
-        )
-        determinant = a * d - b * b
-        self.inner = torch.stack((d, -b, -b, a), dim=-1).unflatten(-1, (2, 2)) / determinant[..., None, None]
-        self.found = _times(self.inner, (directions * residual[..., None]).sum(dim=2))
-        self.weighted = self.along @ self.inner
+    def __init__(self, pixels: _Pixels, residual, model, seen, level, slope):
+        self.variances = torch.stack((level, slope), dim=1)  # B, 2
+        by_level, by_slope = self.variances.sqrt().T[:, :, None]
+        # The information times both directions, and how they go together.
+        self.along_level, self.along_slope = by_level * seen, by_slope * pixels.slope_column()
+        a = 1.0 + by_level[:, 0] * (model * self.along_level).sum(dim=2)
+        b = by_slope[:, 0] * self.along_level[..., 1]
+        d = 1.0 + by_slope[:, 0] * self.along_slope[..., 1]
+        # The posterior covariance in units of the prior, of two by two, (T, B, 3).
+        self.inner = torch.stack((d, -b, a), dim=2) / (a * d - b * b)[..., None]
+        pulled = (by_level[:, 0] * (model * residual).sum(dim=2), by_slope[:, 0] * residual[..., 1])
+        self.found = torch.stack(self._inside(*pulled), dim=2)
+        self.directions = by_level * model, by_slope[:, 0]
+
+    def _inside(self, level: torch.Tensor, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The posterior covariance times a vector of two, (T, B, ...) each."""
+        d, b, a = (part.reshape(*part.shape, *[1] * (level.ndim - 2)) for part in self.inner.unbind(dim=2))
+        return d * level + b * slope, b * level + a * slope
 
     def removed_from(self, residual: torch.Tensor) -> torch.Tensor:
-        return residual - (self.along * self.found[:, :, None]).sum(dim=-1)
+        level, slope = self.found.unbind(dim=2)
+        return residual - self.along_level * level[..., None] - self.along_slope * slope[..., None]
 
-    def removed_from_columns(self, informed: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Information times columns (B, T, K, P), less what the continuum explains."""
-        return informed - self.weighted @ (self.along.transpose(2, 3) @ columns)
+    def removed_from_diagonal(self, diagonal: torch.Tensor) -> torch.Tensor:
+        level, slope = self._inside(self.along_level, self.along_slope)
+        return diagonal - level * self.along_level - slope * self.along_slope
 
-    def diagonal(self, information: torch.Tensor) -> torch.Tensor:
-        return information.diagonal(dim1=2, dim2=3) - (self.weighted * self.along).sum(dim=-1)
+    def explained(self, informed: torch.Tensor) -> torch.Tensor:
+        """What the continuum takes from the information on parameters, (PARTS, B, P, P); (T, B, P, K) times them."""
+        by_level, by_slope = self.directions
+        along = (informed @ by_level[..., None])[..., 0], by_slope[:, None] * informed[..., 1]
+        both = torch.stack(along, dim=3), torch.stack(self._inside(*along), dim=3)  # T, B, P, 2
+        return _sums_of_parts(both[0] @ both[1].mT)
+
+    def removed_from_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (T, B, P, K), so that with a residual they give what they do with [`removed_from`] it."""
+        by_level, by_slope = self.directions
+        along = (rows @ self.along_level[..., None])[..., 0], (rows @ self.along_slope[..., None])[..., 0]
+        level, slope = self._inside(*along)
+        rows = rows - level[..., None] * by_level[:, :, None]
+        rows[..., 1] -= by_slope[:, None] * slope
+        return rows
 
     def sizes(self, level, slope, level_known):
         """Variances as they turn out to be, of stars whose level is known; others keep theirs."""
-        second = (self.found**2 + self.inner.diagonal(dim1=2, dim2=3)).mean(dim=1)  # 1 where as large as the prior
-        new = (second * self.variances[:, 0]).clamp(min=LEAST_LEVEL**2)
+        second = (self.found**2 + self.inner[..., ::2]).mean(dim=0)  # 1 where as large as the prior
+        new = (second * self.variances).clamp(min=LEAST_LEVEL**2)
         return torch.where(level_known, new[:, 0], level), torch.where(level_known, new[:, 1], slope)
 
 

@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,25 @@ from safetensors.numpy import load_file, save_file
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import cached_file
 
-from .basis_spectrafm import SpectrumBasis
+from .basis_spectrafm import Evidence, SpectrumBasis
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID
 from .gate_spectrafm import (
     ANGSTROM_PER_UNIT,
     MAX_WAVELENGTH,
     MIN_WAVELENGTH,
     SPEED_OF_LIGHT,
+    GatedRow,
     air_to_vacuum,
     is_spectrum,
+    is_table,
     overlaps,
     per_wavelength,
     read_spectrum,
+    rows_of_table,
     to_rest,
     vacuum_to_air,
 )
+from .velocity_spectrafm import VelocityMeter
 
 
 # Neighbouring steps that differ by more than this factor are a gap or a jump in sampling: patches end there.
@@ -64,6 +69,7 @@ MODULES = (
     "gate_spectrafm.py",
     "pipeline_spectrafm.py",
     "tokenization_spectrafm.py",
+    "velocity_spectrafm.py",
 )
 # What stars on one grid share. As tensors these are then one row, expanded: the model sees it, and computes once.
 GRID = ("wavelength", "wavelength_step")
@@ -72,6 +78,31 @@ BASIS_FILE = "basis.safetensors"
 UNKNOWN_ERROR = 0.02
 # What the Auto classes read in the saved files beside the settings.
 FOREIGN_KEYS = {"auto_map", "feature_extractor_type", "processor_class", "tokenizer_class"}
+
+
+@dataclass
+class EvidenceOnGrid:
+    """
+    What stars on one grid say, and how they say it.
+
+    Attributes
+    ----------
+    stars : int array of shape (B,)
+        Which of the stars that were given.
+    wavelength : array of shape (pixels,)
+        Angstrom, vacuum, rest frame, increasing.
+    flux, inverse_variance : array of shape (B, pixels)
+        In the unit given; 0 where a pixel does not count.
+    resolving_power : float, optional
+    evidence : Evidence
+    """
+
+    stars: np.ndarray
+    wavelength: np.ndarray
+    flux: np.ndarray
+    inverse_variance: np.ndarray
+    resolving_power: float | None
+    evidence: Evidence
 
 
 class SpectraFMTokenizer(FeatureExtractionMixin):
@@ -194,6 +225,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         self.basis = basis
         self.basis_file = BASIS_FILE if basis is not None else basis_file
         self._check_settings()
+        #: What measures velocities; a pipeline sets one with the templates of its model.
+        self.velocity_meter: VelocityMeter | None = None
         self._generator = np.random.default_rng(self.seed)
         self._last_layout: tuple[np.ndarray, int, Any] = (np.empty((0, 0)), 0, None)
 
@@ -344,8 +377,10 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         ----------
         wavelength : array of shape (pixels,) or (stars, pixels), list of arrays, astropy quantity
             In any order. Or a `specutils.Spectrum` or a list of them, or a row or rows of a data set in the project's
-            schema (a mapping, or a list of mappings) with `wavelength`, `flux`, and where known `flux_error` and
-            `mask`; then the next three stay None. None for stars of which only scalars are known.
+            schema (a mapping, or a list of mappings) with `wavelength`, `flux`, and where known `flux_error`, `mask`,
+            `resolving_power` and `normalised`; or a pandas DataFrame or row, an astropy Table or Row, an Arrow table,
+            a Dataset, a path, a list of these; then the next three stay None. None for stars of which only scalars are
+            known.
         flux : like `wavelength`
             One `wavelength` serves for many spectra. Quantities may have any unit.
         flux_error : like `flux`, optional
@@ -362,8 +397,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         labels, label_errors : like `scalars`
             True values for the loss, NaN where unknown; with rows, a list of column names, errors in `<name>_err`.
             Without `requests` they are what is asked for.
-        radial_velocity : float, array of shape (stars,) or quantity
-            km/s, positive for a star that recedes; the spectrum is moved to the rest frame.
+        radial_velocity : float, array of shape (stars,), quantity or "measure"
+            km/s, positive for a star that recedes; the spectrum is moved to the rest frame. Measured, with a basis, it
+            is that which the lines of each spectrum tell.
         max_length : int, optional
             Instead of the setting.
         generator : numpy.random.Generator or int, optional
@@ -377,7 +413,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         return_quality : bool
             With a basis: whether to add what [`star_flags`] wants and the model does not take, (stars,) each:
             `clipped`, the share of the pixels that are left out as no star could have them, and `shift`, the km/s by
-            which lines seem to be away from rest where the spectrum does not look like one of a star, else 0.
+            which lines seem to be away from rest where the spectrum does not look like one of a star, else 0; and where
+            they are measured, `radial_velocity` and `radial_velocity_err`.
 
         Returns
         -------
@@ -399,7 +436,11 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         max_length = self.max_length if max_length is None else _check_integer("max_length", max_length, 1)
         rng = self._generator if generator is None else _random_generator(generator)
 
-        error_type = self.error_type
+        error_type, unit, medium = self.error_type, ANGSTROM_PER_UNIT[self.wavelength_unit], self.wavelength_medium
+        if flux is None and _is_tables(wavelength):
+            wavelength = _rows_of_tables(wavelength)
+        if isinstance(wavelength, GatedRow) or isinstance(_first(wavelength), GatedRow):
+            error_type, unit, medium = "sigma", 1.0, "vacuum"
         if _is_rows(wavelength) or _is_spectra(wavelength):
             for field, value in (("flux", flux), ("flux_error", flux_error), ("mask", mask)):
                 if value is not None:
@@ -407,6 +448,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if _is_rows(wavelength):
             rows = _as_columns(wavelength)
             wavelength, flux, flux_error, mask = _pixel_columns(rows)
+            resolving_power = rows.get("resolving_power") if resolving_power is None else resolving_power
+            normalised = rows.get("normalised") if normalised is None else normalised
             if labels is not None and not isinstance(labels, Mapping) and label_errors is None:
                 names = _names("labels", labels)
                 label_errors = {name: rows[f"{name}_err"] for name in names if f"{name}_err" in rows}
@@ -422,14 +465,22 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if alone := label_errors.keys() - labels.keys():
             raise ValueError(f"label_errors: expected names out of the labels {list(labels)}, got {sorted(alone)}")
 
+        measured = False
         if wavelength is None and flux is None:
             pixels = _no_pixels(scalars)
         else:
-            pixels = self._read_pixels(wavelength, flux, flux_error, mask, radial_velocity, error_type)
+            given, how = (wavelength, flux, flux_error, mask), (error_type, unit, medium)
+            measured = isinstance(radial_velocity, str)
+            pixels = self._read_pixels(*given, None if measured else radial_velocity, *how)
+            if measured:
+                found = self._velocities(pixels, radial_velocity, resolving_power)
+                pixels = self._read_pixels(*given, found["radial_velocity"], *how)
         n_stars = len(pixels["flux"])
         if self.basis is not None:
             continuum = np.ones((n_stars, 1))
             inputs = self._evidence(pixels, resolving_power, normalised, return_quality)
+            if measured and return_quality:
+                inputs |= found
         else:
             continuum = self._divide_by_continuum(pixels)
             self._standardise(pixels)
@@ -452,7 +503,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     # ------------------------------------------------------------------------------------------------ reading pixels
 
     def _read_pixels(
-        self, wavelength, flux, flux_error, mask, radial_velocity, error_type: str
+        self, wavelength, flux, flux_error, mask, radial_velocity, error_type: str, unit: float, medium: str
     ) -> dict[str, np.ndarray]:
         """
         Whatever was given -> padded arrays of shape (stars, pixels), sorted by wavelength.
@@ -475,7 +526,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 raise ValueError(f"{field}: expected the lengths of flux, {expected}, got {actual}")
             return array
 
-        wavelength = like_flux("wavelength", wavelength, "Angstrom", ANGSTROM_PER_UNIT[self.wavelength_unit])
+        if len(flux) > 1 and isinstance(wavelength, list) and len(wavelength) == len(flux):
+            wavelength = _first_if_equal(wavelength)
+        wavelength = like_flux("wavelength", wavelength, "Angstrom", unit)
         wavelength = _one_row_if_equal(wavelength)
         present = np.arange(flux.shape[1]) < _one_row_if_equal(lengths[:, None])
         valid = present & (np.abs(flux) < HUGE)
@@ -494,7 +547,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             with np.errstate(over="ignore", invalid="ignore"):
                 flux, error = flux * factor, error * factor
             valid &= np.abs(flux) < HUGE
-        if self.wavelength_medium == "air":
+        if medium == "air":
             wavelength = air_to_vacuum(wavelength)
         in_range = _check_range("wavelength", wavelength, valid)
         if radial_velocity is not None:
@@ -530,12 +583,51 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         pixels["step"] = np.where(np.isfinite(nearest), nearest, 0.0)
         return pixels
 
+    def _velocities(self, pixels: dict[str, np.ndarray], asked: str, resolving_power) -> dict[str, np.ndarray]:
+        """What lines tell of the velocity of each star, and its error, (stars,) in km/s."""
+        if asked != "measure":
+            raise ValueError(f"radial_velocity: expected km/s or 'measure', got {asked!r}")
+        if self.basis is None:
+            raise ValueError(
+                "radial_velocity: expected a model on evidence (token_embedding='basis') to measure it with"
+            )
+        meter = self.velocity_meter or VelocityMeter(self.basis)
+        n_stars = len(pixels["flux"])
+        powers = _optional("resolving_power", resolving_power, n_stars)
+        found = []
+        for star in range(n_stars):
+            wavelength = pixels["wavelength"][star % len(pixels["wavelength"])]
+            error, valid = pixels["flux_error"][star], pixels["valid"][star]
+            error = np.where(error > 0, error, np.nan)
+            velocity = meter(wavelength, pixels["flux"][star], error, ~valid, float(powers[star]))
+            if velocity.cause:
+                raise ValueError(f"{velocity.cause} in spectrum {star}")
+            found.append((velocity.value, velocity.error))
+        values, errors = np.array(found).T
+        return {"radial_velocity": values, "radial_velocity_err": errors}
+
     # ------------------------------------------------------------------------------------------------------ evidence
 
-    def _evidence(
-        self, pixels: dict[str, np.ndarray], resolving_power, normalised, return_quality: bool
-    ) -> dict[str, np.ndarray]:
-        """Coefficients of all intervals that any of the stars has pixels in; each grid is dealt with once."""
+    def evidence(self, rows, resolving_power=None, normalised=None) -> list[EvidenceOnGrid]:
+        """
+        What rows of a data set say, as their tokens have it, beside the pixels that say it. Needs a basis.
+
+        Parameters
+        ----------
+        rows, resolving_power, normalised
+            As in a call.
+
+        Returns
+        -------
+        list of EvidenceOnGrid
+            Each has stars that share their wavelengths.
+        """
+        wavelength, flux, flux_error, mask = _pixel_columns(_as_columns(rows))
+        pixels = self._read_pixels(wavelength, flux, flux_error, mask, None, self.error_type)
+        return self._evidence_on_grids(pixels, resolving_power, normalised)
+
+    def _evidence_on_grids(self, pixels: dict[str, np.ndarray], resolving_power, normalised) -> list[EvidenceOnGrid]:
+        """Each grid is dealt with once."""
         basis: Any = self.basis
         wavelength, flux, error, valid = (pixels[name] for name in ("wavelength", "flux", "flux_error", "valid"))
         n_stars = len(flux)
@@ -553,21 +645,31 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             here = np.isfinite(row)
             if not here.any():
                 continue
-            values, sigma, good = (array[np.ix_(stars, here)] for array in (flux, error, valid))
+            values, sigma, good = (_chosen(array, stars, here) for array in (flux, error, valid))
             own, power = normalised[stars], None if np.isnan(powers[stars[0]]) else float(powers[stars[0]])
             known: Any = (good & (sigma > 0)).any(axis=1)
-            sigma = np.where(sigma > 0, sigma, 1.0)
-            guess = UNKNOWN_ERROR * np.mean(np.abs(values), axis=1, where=good, keepdims=True)
-            sigma = np.where(known[:, None], sigma, np.where(guess > 0, guess, 1.0))
-            weight = np.where(good, sigma.astype(np.float64) ** -2.0, 0.0)
-            evidence = basis.evidence(row[here], values, weight, power, own)
+            if not known.all():
+                guess = UNKNOWN_ERROR * np.mean(np.abs(values), axis=1, where=good, keepdims=True)
+                sigma = np.where(known[:, None], sigma, np.where(guess > 0, guess, 1.0))
+            row, values, weight, power = basis.brought_down(row[here], values, _inverse_variance(sigma, good), power)
+            evidence = basis.evidence(row, values, weight, power, own)
             if not known.all():
                 misfit = np.array([np.nanmedian(star) if np.isfinite(star).any() else 1.0 for star in evidence.misfit])
                 weight /= np.where(known, 1.0, np.maximum(misfit, 1e-6))[:, None]
-                evidence = basis.evidence(row[here], values, weight, power, own)
-            found.append((stars, power, evidence))
+                evidence = basis.evidence(row, values, weight, power, own)
+            found.append(EvidenceOnGrid(np.array(stars), row, values, weight, power, evidence))
+        return found
+
+    def _evidence(
+        self, pixels: dict[str, np.ndarray], resolving_power, normalised, return_quality: bool
+    ) -> dict[str, np.ndarray]:
+        """Coefficients of all intervals that any of the stars has pixels in."""
+        basis: Any = self.basis
+        found = self._evidence_on_grids(pixels, resolving_power, normalised)
+        error, valid = pixels["flux_error"], pixels["valid"]
+        n_stars = len(valid)
         # All intervals of a rung, so that stars that lack some can be put beside those that lack others.
-        rungs = [rung for rung in basis.rungs if any(rung.has(evidence.intervals) for *_, evidence in found)]
+        rungs = [rung for rung in basis.rungs if any(rung.has(grid.evidence.intervals) for grid in found)]
         intervals = np.concatenate([rung.first_interval + np.arange(rung.n_intervals) for rung in rungs] or [[]])
         intervals = intervals.astype(np.int64)
         shape = (n_stars, len(intervals), basis.n_coefficients)
@@ -577,26 +679,33 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             "interval_ids": np.tile(intervals, (n_stars, 1)),
             "attention_mask": np.zeros(shape[:2], bool),
             "estimate": np.zeros(shape, np.float32),
-            "information": np.zeros((*shape, shape[-1]), np.float32),
+            "information": np.zeros((shape[1], n_stars, shape[2], shape[2]), np.float32).swapaxes(0, 1),
             "pull": np.zeros(shape, np.float32),
             "misfit": np.full(shape[:2], np.nan, np.float32),
         }
         quality = {name: np.zeros(n_stars, np.float32) for name in ("clipped", "shift")}
-        for stars, power, evidence in found:
-            at = np.ix_(stars, np.searchsorted(intervals, evidence.intervals))
+        for grid in found:
+            stars, evidence = grid.stars, grid.evidence
+            columns = np.searchsorted(intervals, evidence.intervals)
+            rows = slice(None) if len(stars) == n_stars else np.array(stars)
             for name, values in inputs.items():
-                if name != "interval_ids":
-                    values[at] = evidence.seen if name == "attention_mask" else getattr(evidence, name)
+                own = evidence.seen if name == "attention_mask" else getattr(evidence, name, None)
+                if own is not None and own.shape == values.shape:
+                    inputs[name] = own
+                elif own is not None:
+                    for number, column in enumerate(columns):
+                        values[rows, column] = own[:, number]
             share = evidence.clipped.sum(axis=1) / np.maximum(valid[stars].sum(axis=1), 1)
             quality["clipped"][stars] = share
-            strange = np.asarray(stars)[basis.strange(evidence, share)] if return_quality else []
-            row = wavelength[stars[0] % len(wavelength)]
-            here = np.isfinite(row)
-            if len(strange) and basis.tells_velocity(row[here], power):
-                values, sigma, good = (array[np.ix_(strange, here)] for array in (flux, error, valid))
-                good &= sigma > 0
-                weight = np.where(good, np.where(good, sigma, 1.0).astype(np.float64) ** -2.0, 0.0)
-                quality["shift"][strange] = basis.shifts(row[here], values, weight, power)
+            known = (error[stars] > 0).any(axis=1)
+            strange: Any = np.flatnonzero(basis.strange(evidence, share) & known) if return_quality else []
+            if len(strange) and basis.tells_velocity(grid.wavelength, grid.resolving_power):
+                quality["shift"][stars[strange]] = basis.shifts(
+                    grid.wavelength,
+                    grid.flux[strange],
+                    grid.inverse_variance[strange].astype(np.float64),
+                    grid.resolving_power,
+                )
         return inputs | (quality if return_quality else {})
 
     # ---------------------------------------------------------------------------------- continuum, standardisation
@@ -941,6 +1050,17 @@ def _first(values):
     return values[0] if isinstance(values, Sequence) and len(values) else None
 
 
+def _is_tables(value) -> bool:
+    return is_table(value) or (isinstance(value, list) and bool(value) and all(map(is_table, value)))
+
+
+def _rows_of_tables(value) -> list[GatedRow]:
+    """Those columns of all rows that count here."""
+    found = [row for each in (value if isinstance(value, list) else [value]) for row in rows_of_table(each)[0]]
+    names = set.intersection(*(set(row) for row in found))
+    return [GatedRow((name, row[name]) for name in row if name in names) for row in found]
+
+
 def _is_rows(value) -> bool:
     return isinstance(value, Mapping) or isinstance(_first(value), Mapping)
 
@@ -1144,6 +1264,30 @@ def _range(numbers: np.ndarray) -> str:
 def _one_row_if_equal(array: np.ndarray) -> np.ndarray:
     """(stars, n) -> (1, n) where all rows are the same."""
     return array[:1] if len(array) > 1 and np.all(array == array[0]) else array
+
+
+def _first_if_equal(rows: list) -> Any:
+    """The first of plain arrays that are all the same, which takes less time than to stack them; else all."""
+    first = rows[0]
+    plain = type(first) is np.ndarray and first.ndim == 1 and first.dtype.kind in "fiu"
+    if not plain or any(type(row) is not np.ndarray or row.dtype != first.dtype for row in rows):
+        return rows
+    content = first.tobytes()
+    return first if all(row is first or row.tobytes() == content for row in rows) else rows
+
+
+def _chosen(array: np.ndarray, stars: Any, pixels: np.ndarray) -> np.ndarray:
+    """(stars, pixels) -> those of some stars and pixels; a view where these are all."""
+    array = array if len(stars) == len(array) else array[stars]
+    return array if pixels.all() else array[:, pixels]
+
+
+def _inverse_variance(error: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Of the shape of both, 0 where a pixel does not count; float64 where float32 could not hold it."""
+    error = np.where(counts, error, 1.0)
+    if error.dtype == np.float32 and not (error.min() > 1e-9 and error.max() < 1e9):
+        error = error.astype(np.float64)
+    return np.where(counts, error**-2, 0.0).astype(error.dtype, copy=False)
 
 
 def _median(values: np.ndarray, valid: np.ndarray) -> np.ndarray:

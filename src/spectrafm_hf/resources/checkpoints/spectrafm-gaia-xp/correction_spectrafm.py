@@ -77,6 +77,20 @@ class SpectraFMCorrection(InFullPrecision):
         variance is computed with (`known`); the `range` of the label among them.
     """
 
+    center: torch.Tensor
+    scale: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    linear: torch.Tensor
+    length: torch.Tensor
+    amplitude: torch.Tensor
+    constant: torch.Tensor
+    noise: torch.Tensor
+    stars: torch.Tensor
+    weight: torch.Tensor
+    factor: torch.Tensor
+    target: torch.Tensor
+
     def __init__(self, config: SpectraFMConfig, settings: Mapping[str, Any]):
         super().__init__()
         self.label, self.adds = settings["label"], bool(settings["adds"])
