@@ -91,8 +91,8 @@ def pool(name: str, number: int, folder: Path) -> Pool:
         data = load_dataset(str(build_gaia_xp(folder)), split=name)
         stars = data.select(range(min(number, len(data))))
     model, tokenizer = load_checkpoint(BASE_CHECKPOINT)
-    rung, states, rows, _ = frozen_states(model, tokenizer, stars.with_format("numpy"))
-    stars = stars.select(rows)
+    rung, states, used, _ = frozen_states(model, tokenizer, stars.with_format("numpy"))
+    stars = stars.select(used)
     return Pool(stars, states, *pixels_of(stars.with_format("numpy")), rung, model.config)
 
 
@@ -131,10 +131,8 @@ def measure(
     if task.label in states[1].inputs:
         at = states[1].inputs.index(task.label)
         answers["base, untouched"] = states[1].values[others, at], states[1].errors[others, at]
-    both = [
-        np.concatenate([a[rows], b[others]])
-        for a, b in ((first.flux, second.flux), (first.flux_error, second.flux_error))
-    ]
+    flux = np.concatenate([first.flux[rows], second.flux[others]])
+    flux_error = np.concatenate([first.flux_error[rows], second.flux_error[others]])
     parts = (states[0][rows], states[1][others])
     joined = States(
         parts[0].inputs,
@@ -143,9 +141,11 @@ def measure(
             for field in ("values", "errors", "coefficients", "reliability")
         ),
     )
-    truth = [np.concatenate([a[0][rows], a[1][others]])[:, None] for a in (labels, errors)]
+    truth, truth_errors = (np.concatenate([a[0][rows], a[1][others]])[:, None] for a in (labels, errors))
     split = np.arange(len(rows)), np.arange(len(rows), len(rows) + len(others))
-    for rival, (values, sigmas) in ask_rivals(Sample(*both, joined, *truth), [split], draw).items():
+    for rival, (values, sigmas) in ask_rivals(
+        Sample(flux, flux_error, joined, truth, truth_errors), [split], draw
+    ).items():
         answers[rival] = values[split[1], 0], sigmas[split[1], 0]
     lines = []
     for row, (values, sigmas) in answers.items():
@@ -172,7 +172,9 @@ def table(lines: list[dict[str, Any]]) -> str:
                 line for line in lines
                 if (line["task"], line["stars"], line["from"], line["asked"]) == key and line["model"] == model
             ]  # fmt: skip
-            means = [np.mean([float(line[name]) for line in own]) for name in ("rmse", "scatter", "error_over_sigma")]
+            means = [
+                float(np.mean([float(line[name]) for line in own])) for name in ("rmse", "scatter", "error_over_sigma")
+            ]
             cells.append("{:.4f} ({:.4f}, {:.2f})".format(*means) if own else "")
         rows.append([key[0], f"{key[1]} ({key[2]})", *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -194,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     lines = list(csv.DictReader(given.output.open())) if given.output.exists() else []
     done = {tuple(line[name] for name in RUN) for line in lines}
     runs = [
-        (task, n_stars, *(2 * ["synthetic"] if task.startswith("synthetic") else [given.source, given.split]), draw)
+        (task, n_stars, *(("synthetic",) * 2 if task.startswith("synthetic") else (given.source, given.split)), draw)
         for n_stars in given.stars
         for task in given.tasks
         for draw in range(given.draws)
@@ -202,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     for run in tqdm([run for run in runs if tuple(map(str, run)) not in done], unit="run"):
         new = [
             {name: str(value) for name, value in line.items()}
-            for line in measure(*run, given.number, given.data or cache_dir() / "gaia-xp")
+            for line in measure(*run, number=given.number, folder=given.data or cache_dir() / "gaia-xp")
         ]
         with given.output.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(new[0]), lineterminator="\n")

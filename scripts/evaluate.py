@@ -532,13 +532,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not path.absolute().parent.is_dir():
                 raise ValueError(f"output: expected a folder that exists, got {path.parent}")
         folder = arguments.data or build_gaia_xp(cache_dir() / "gaia-xp")
-        if "tokens" in arguments.baselines:
-            arguments.basis = basis_of(arguments.model)
+        arguments.basis = basis_of(arguments.model)
         if arguments.tune:
-            basis = getattr(arguments, "basis", None)
             tune(
                 arguments.baselines,
-                basis,
+                arguments.basis,
                 read_stars(folder, "train"),
                 read_stars(folder, "validation"),
                 arguments.recipe,

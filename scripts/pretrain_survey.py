@@ -119,14 +119,15 @@ class Sources:
         shifted = mismatch.added_to(coefficients, labels)
         self.rung, self.mismatch = rung, mismatch
         self.synthetic = SurveyStars(rung, shifted, grid.known(labels), designs, powers, spread=mismatch.spread)
-        seen = (reliability[..., 2:] > 0.02).any(axis=2)
+        seen = np.any(reliability[..., 2:] > 0.02, axis=2)
         names = [*LABELS, *(f"{name}_err" for name in LABELS)]
         known_of = {name: observed[name] for name in names}
         self.observed = SurveyStars(rung, found[:, None], known_of, designs, powers, seen, observed=True)
 
     def good(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients and their reliability of synthetic stars that are seen as a whole, with little noise."""
-        wavelength = np.exp(np.arange(*np.log(self.rung.range), 1.0 / self.rung.resolving_power / 2.5))[3:-3]
+        low, high = np.log(self.rung.range)
+        wavelength = np.exp(np.arange(low, high, 1.0 / self.rung.resolving_power / 2.5))[3:-3]
         design = SpectrumBasis([self.rung]).design(wavelength, self.rung.resolving_power)
         source = self.synthetic
         stars = SurveyStars(
@@ -172,6 +173,8 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
     folder = Path(args.output_dir or "runs/base-survey")
     folder.mkdir(parents=True, exist_ok=True)
     base, tokenizer = load_checkpoint(start)
+    if tokenizer.basis is None:
+        raise ValueError(f"start: expected a model on evidence, got {start}")
     path = folder / "basis.safetensors"
     if not path.is_file():
         rung = survey_rung(tokenizer.basis.n_intervals)

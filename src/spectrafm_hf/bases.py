@@ -316,16 +316,16 @@ def fill_completion(completion: SpectraFMCompletion, coefficients: Array, reliab
         intervals = completion.first + torch.arange(shape[0])
         chunks = list(zip(_chunks(coefficients), _chunks(reliability), strict=True))
         if completion.num_pixels:
-            found = [completion.compressed_flux(completion.amplitudes(*pair, intervals)[0]) for pair in chunks]
-            flux = torch.cat(found).double()
+            completed = [completion.compressed_flux(completion.amplitudes(*pair, intervals)[0]) for pair in chunks]
+            flux = torch.cat(completed).double()
             completion.flux_center.copy_(flux.mean(dim=0))
-            values, vectors = torch.linalg.eigh(torch.cov(flux.T))
-            completion.flux_components.copy_(vectors.flip(1)[:, : completion.flux_components.shape[1]])
+            directions = torch.linalg.eigh(torch.cov(flux.T)).eigenvectors.flip(1)
+            completion.flux_components.copy_(directions[:, : completion.flux_components.shape[1]])
         parts = [completion.summary(*pair, intervals) for pair in chunks]
-        amplitudes, unknown = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+        features, unknown = (torch.cat([part[i] for part in parts]) for i in (0, 1))
         completion.noise_middle.copy_(unknown.mean(dim=0))
         completion.noise_scale.copy_(unknown.std(dim=0).clamp(min=LEAST_NOISE_SCALE))
-        amplitudes = amplitudes.numpy()
+        amplitudes = features.numpy()
         middle = np.median(amplitudes, axis=0)
         spread = 1.4826 * np.median(np.abs(amplitudes - middle), axis=0)
         # Neither as they are, nor all of one size: what differs little among stars is mostly noise.

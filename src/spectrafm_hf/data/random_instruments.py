@@ -326,10 +326,10 @@ class SpoiltStars:
         flux, error = np.where(mask, 0.0, flux), np.where(mask, 1.0, error)
         clean = generator.random() < self.clean
         # As much noise again, or several times as much in some.
-        more = generator.uniform(0.0, CLEAN_NOISE if clean else 2.0, (n, 1))
+        factor = generator.uniform(0.0, CLEAN_NOISE if clean else 2.0, (n, 1))
         if not clean:
-            more = np.where(generator.random((n, 1)) < 0.2, generator.uniform(1.0, 6.0, (n, 1)), more)
-        more = (more * (generator.random((n, 1)) < 0.9)).astype(np.float32)
+            factor = np.where(generator.random((n, 1)) < 0.2, generator.uniform(1.0, 6.0, (n, 1)), factor)
+        more: Array = (factor * (generator.random((n, 1)) < 0.9)).astype(np.float32)
         flux = flux + more * error * generator.standard_normal(flux.shape, dtype=np.float32)
         error = error * np.sqrt(1.0 + more**2)
         if not clean:

@@ -197,8 +197,8 @@ def find_columns(
         found[role] = exact[0]
     if "flux" in found and not {"flux_error", "ivar", "variance"} & {*found, *asked}:
         own = plain(found["flux"])
-        for role, words in _OF_FLUX.items():
-            spelt = {each for word in words for each in (f"{word}{own}", f"{own}{word}")}
+        for role, suffixes in _OF_FLUX.items():
+            spelt = {each for word in suffixes for each in (f"{word}{own}", f"{own}{word}")}
             same = [name for name in left if plain(name) in spelt and name not in found.values()]
             if len(same) == 1:
                 found[role] = same[0]
