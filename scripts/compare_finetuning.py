@@ -195,8 +195,12 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     lines = list(csv.DictReader(given.output.open())) if given.output.exists() else []
     done = {tuple(line[name] for name in RUN) for line in lines}
-    runs = [
-        (task, n_stars, *(("synthetic",) * 2 if task.startswith("synthetic") else (given.source, given.split)), draw)
+    splits = {
+        task: ("synthetic", "synthetic") if task.startswith("synthetic") else (given.source, given.split)
+        for task in given.tasks
+    }
+    runs: list[tuple[str, int, str, str, int]] = [
+        (task, n_stars, splits[task][0], splits[task][1], draw)
         for n_stars in given.stars
         for task in given.tasks
         for draw in range(given.draws)
@@ -204,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     for run in tqdm([run for run in runs if tuple(map(str, run)) not in done], unit="run"):
         new = [
             {name: str(value) for name, value in line.items()}
-            for line in measure(*run, number=given.number, folder=given.data or cache_dir() / "gaia-xp")
+            for line in measure(*run, given.number, given.data or cache_dir() / "gaia-xp")
         ]
         with given.output.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(new[0]), lineterminator="\n")
