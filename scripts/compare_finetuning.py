@@ -199,17 +199,17 @@ def main(argv: list[str] | None = None) -> int:
         task: ("synthetic", "synthetic") if task.startswith("synthetic") else (given.source, given.split)
         for task in given.tasks
     }
-    runs: list[tuple[str, int, str, str, int]] = [
+    runs = [
         (task, n_stars, splits[task][0], splits[task][1], draw)
         for n_stars in given.stars
         for task in given.tasks
         for draw in range(given.draws)
     ]
-    for run in tqdm([run for run in runs if tuple(map(str, run)) not in done], unit="run"):
-        new = [
-            {name: str(value) for name, value in line.items()}
-            for line in measure(*run, given.number, given.data or cache_dir() / "gaia-xp")
-        ]
+    folder = given.data or cache_dir() / "gaia-xp"
+    runs = [run for run in runs if tuple(map(str, run)) not in done]
+    for task, n_stars, source, asked, draw in tqdm(runs, unit="run"):
+        found = measure(task, n_stars, source, asked, draw, given.number, folder)
+        new = [{name: str(value) for name, value in line.items()} for line in found]
         with given.output.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(new[0]), lineterminator="\n")
             if not lines:
