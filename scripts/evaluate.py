@@ -304,7 +304,7 @@ def fit_baseline(name: str, settings: Mapping[str, Any], train: Stars, validatio
     return baseline.calibrate(validation.spectra[validation.selections()[MAIN]])
 
 
-def tune(names: Sequence[str], basis: SpectrumBasis, train: Stars, validation: Stars, recipe_file: Path) -> None:
+def tune(names: Sequence[str], basis: SpectrumBasis | None, train: Stars, validation: Stars, recipe_file: Path) -> None:
     """Search the settings on validation stars. Each fit is written down at once; what is there is not done again."""
     main = validation.selections()[MAIN]
     labels = validation.spectra[main].labels
@@ -532,7 +532,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not path.absolute().parent.is_dir():
                 raise ValueError(f"output: expected a folder that exists, got {path.parent}")
         folder = arguments.data or build_gaia_xp(cache_dir() / "gaia-xp")
-        arguments.basis = basis_of(arguments.model)
+        arguments.basis = basis_of(arguments.model) if "tokens" in arguments.baselines else None
         if arguments.tune:
             tune(
                 arguments.baselines,

@@ -16,7 +16,7 @@ import importlib.metadata
 import io
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -169,10 +169,21 @@ def xp_basis() -> XPBasis:
     return XPBasis(matrices)
 
 
+@contextlib.contextmanager
+def _undone() -> Iterator[None]:
+    """
+    Without what GaiaXPy does beside its work: it tells of it, and its import changes how NumPy prints, silences warnings
+    of all the program, and has matplotlib set texts with LaTeX.
+    """
+    import matplotlib as mpl
+
+    with contextlib.redirect_stdout(io.StringIO()), np.printoptions(), warnings.catch_warnings(), mpl.rc_context():
+        yield
+
+
 def _ask_gaiaxpy() -> dict[str, Array]:
     """Spectra of unit vectors, of each band beside the other and alone."""
-    # It tells what it does; and its import changes how NumPy prints, and silences warnings of all the program.
-    with contextlib.redirect_stdout(io.StringIO()), np.printoptions(), warnings.catch_warnings():
+    with _undone():
         import pandas as pd
         from gaiaxpy import calibrate
 

@@ -3,6 +3,7 @@
 import gzip
 import importlib.metadata
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -93,7 +94,7 @@ def needs_gaiaxpy():
 @pytest.fixture(scope="session")
 def calibrated():
     """Flux and error of `gaiaxpy.calibrate` for rows."""
-    with np.printoptions():  # which its import changes
+    with np.printoptions(), mpl.rc_context():  # which its import changes
         gaiaxpy = pytest.importorskip("gaiaxpy")
 
     def calibrate(rows):
