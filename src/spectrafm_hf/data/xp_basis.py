@@ -172,8 +172,8 @@ def xp_basis() -> XPBasis:
 @contextlib.contextmanager
 def _undone() -> Iterator[None]:
     """
-    Without what GaiaXPy does beside its work: it tells of it, and its import changes how NumPy prints, silences warnings
-    of all the program, and has matplotlib set texts with LaTeX.
+    Without what GaiaXPy does beside its work: it tells of it, and its import changes how NumPy prints, silences
+    warnings of all the program, and has matplotlib set texts with LaTeX.
     """
     import matplotlib as mpl
 
