@@ -295,8 +295,8 @@ class SpectrumBasis:
             If no rung shares wavelengths with the grid.
         """
         wavelength = np.asarray(wavelength, np.float64)
-        by_pixel = isinstance(resolving_power, np.ndarray)
-        key = (wavelength.tobytes(), resolving_power.tobytes() if by_pixel else resolving_power)
+        power = resolving_power.tobytes() if isinstance(resolving_power, np.ndarray) else resolving_power
+        key = (wavelength.tobytes(), power)
         kept = self._designs.get(key)
         if kept is None:
             rung = self.rung_for(wavelength, resolving_power)
@@ -592,8 +592,8 @@ def interval_matrices(rung: Rung, wavelength: np.ndarray) -> list[tuple[np.ndarr
 
 
 def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | np.ndarray | None) -> Design:
-    by_pixel = resolving_power if isinstance(resolving_power, np.ndarray) else None
-    mean, directions = rung.smoothed(None if by_pixel is not None else resolving_power)
+    by_pixel, one = (resolving_power, None) if isinstance(resolving_power, np.ndarray) else (None, resolving_power)
+    mean, directions = rung.smoothed(one)
     position = np.log(wavelength)
     half = half_widths(wavelength)
     low = (np.log(wavelength - half) - rung.start) / rung.step
@@ -647,6 +647,7 @@ def _fit(
         # Of several, those that are not much nearer to the fit than the worst, which may have bent it.
         bad = deviation[stars] > (0.1 * worst[stars, None]).clamp(min=CLIPPED_AT**2)
         weight[stars] = weight[stars].masked_fill(bad, 0.0)
+        assert clipped is not None
         clipped[stars] |= bad
         again = _solve(design, i, values[stars], weight[stars])
         for tensor, new in zip(found, again, strict=True):

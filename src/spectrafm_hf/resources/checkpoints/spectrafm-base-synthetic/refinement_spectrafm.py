@@ -174,7 +174,9 @@ class _Processes:
         n_labels = labels.shape[1]
         first, second = self.trends[1 : 1 + n_labels].float(), self.trends[1 + n_labels :].float()
         found = torch.addmm(first.flatten(), labels, 2.0 * second.view(n_labels, -1)).unflatten(1, first.shape)
-        local = self.local.float().split([part.weight.shape[1] for part in self.star.groups], dim=1)
+        local = self.local.float().split(
+            [cast(CovarianceGroup, part).weight.shape[1] for part in self.star.groups], dim=1
+        )
         close = []
         for part, near, own in zip(self.star.groups, self.near, local, strict=True):
             group = cast(CovarianceGroup, part)

@@ -623,7 +623,10 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             Each has stars that share their wavelengths.
         """
         wavelength, flux, flux_error, mask = _pixel_columns(_as_columns(rows))
-        pixels = self._read_pixels(wavelength, flux, flux_error, mask, None, self.error_type)
+        unit = ANGSTROM_PER_UNIT[self.wavelength_unit]
+        pixels = self._read_pixels(
+            wavelength, flux, flux_error, mask, None, self.error_type, unit, self.wavelength_medium
+        )
         return self._evidence_on_grids(pixels, resolving_power, normalised)
 
     def _evidence_on_grids(self, pixels: dict[str, np.ndarray], resolving_power, normalised) -> list[EvidenceOnGrid]:
