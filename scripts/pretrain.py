@@ -231,7 +231,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         network_labels=network_labels,
         label_ranges=[
             {name: [float(np.nanmin(part[name])), float(np.nanmax(part[name]))] for name in network_labels}
-            for part in (sample if basis.rungs[0] is high.rung else sample[::-1])
+            for part in (observed["train"].with_format("numpy")[:], sample[0])
         ],
         rung_intervals=[[r.first_interval, r.first_interval + r.n_intervals] for r in basis.rungs],
         star_labels=list(emulator.label_names),

@@ -214,9 +214,9 @@ def demo_file(tmp_path):
 def text_file(tmp_path):
     """A spectrum of 20 Angstrom pixels, or of other wavelengths, as CSV."""
 
-    def write(first=3360.0, last=10_200.0, step=20.0) -> Path:
+    def write(first=3360.0, last=10_200.0, step=20.0, period=300.0, size=0.1) -> Path:
         wavelength = np.arange(first, last + 0.5 * step, step)
-        lines = [f"{x},{1 + 0.1 * np.sin(x / 300)},0.01" for x in wavelength]
+        lines = [f"{x},{1 + size * np.sin(x / period)},0.01" for x in wavelength]
         (tmp_path / "mine.csv").write_text("\n".join(["wavelength,flux,flux_error", *lines]))
         return tmp_path / "mine.csv"
 

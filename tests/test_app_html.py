@@ -27,7 +27,7 @@ def test_of_too_many_spectra_the_first_are_used_and_the_page_says_so(workbench, 
 
 
 def test_labels_of_another_kind_of_spectrum_are_not_to_be_used(workbench, text_file):
-    reading = workbench.read(text_file(15_200.0, 16_900.0, 0.2))  # a wave, no star
+    reading = workbench.read(text_file(15_200.0, 16_900.0, 0.4, 100.0 / 6.28, 0.2))  # waves, no star
     assert "unlike_training" in reading.flags(0)
     said = text(app_html.summary_html(reading, 0))
     assert "Do not use these labels." in said and "No star of the training looks like this spectrum" in said

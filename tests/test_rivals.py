@@ -16,7 +16,7 @@ def sample():
     x = np.linspace(-1, 1, 30)
     flux = 1 - depth[:, None] * np.exp(-0.5 * (x / 0.2) ** 2) + 0.005 * generator.standard_normal((60, 30))
     flux[3, 4] = np.nan
-    tokens = np.concatenate([depth[:, None, None], np.ones((60, 1, 1))], axis=2)
+    tokens = np.concatenate([5.0 * depth[:, None, None], np.ones((60, 1, 1))], axis=2)
     states = States(["teff"], np.full((60, 1), 5000.0), np.ones((60, 1)), tokens, np.ones_like(tokens))
     return Sample(flux, np.full_like(flux, 0.005), states, depth[:, None], np.zeros((60, 1)))
 

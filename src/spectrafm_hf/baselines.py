@@ -476,7 +476,7 @@ class PCAMLP(nn.Module):
 def _principal_components(pixels: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Variances, (components,), and components, (pixels, components): as many as there are pixels, or stars."""
     if len(pixels) >= pixels.shape[1]:
-        return np.linalg.eigh(np.cov(pixels.T))
+        return np.linalg.eigh(np.atleast_2d(np.cov(pixels.T)))
     # Of a few long spectra: the same from a matrix of the size of the stars.
     _, lengths, vectors = np.linalg.svd(pixels - pixels.mean(axis=0), full_matrices=False)
     return lengths**2 / (len(pixels) - 1), vectors.T

@@ -31,7 +31,7 @@ from .data.schema import PIXEL_COLUMNS
 from .data.synthetic import SyntheticStars
 from .files import complete_file
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
-from .models.evidence_spectrafm import MOST_RELIABLE, SpectraFMCompletion
+from .models.evidence_spectrafm import LEAST_UNKNOWN, MOST_RELIABLE, SpectraFMCompletion
 from .models.modeling_spectrafm import SpectraFMModelOutput, combined, log_error_factors, standardisation
 from .prediction import schema_tokenizer, valid_pixels
 
@@ -218,17 +218,23 @@ class _Network(torch.nn.Module):
         place = torch.arange(config.num_intervals) == interval_ids[..., None]
         place = (place & seen).float().transpose(1, 2)
         coefficients, reliability = place @ coefficients, place @ reliability
-        states, rung_seen = [], []
+        states, rung_seen, unknown = [], [], []
         for rung, (first, last) in zip(self.model.model.rungs, config.rung_intervals, strict=True):
             part, known = coefficients[:, first:last], reliability[:, first:last]
             states.append(rung(part, known, torch.arange(first, last))[0])
             rung_seen.append((known > 0).flatten(1).any(dim=1))
+            rest = (1.0 - known).clamp(LEAST_UNKNOWN, 1.0)
+            unknown.append(torch.where(rung_seen[-1], rest.log().mean(dim=(1, 2)), torch.nan))
         outputs = SpectraFMModelOutput(
-            last_hidden_state=torch.stack(states, dim=1), rung_seen=torch.stack(rung_seen, dim=1)
+            last_hidden_state=torch.stack(states, dim=1),
+            rung_seen=torch.stack(rung_seen, dim=1),
+            unknown=torch.stack(unknown, dim=1),
         )
         mean, log_variance = combined(*self.model._from_members(outputs, request_ids))
         if config.label_error_factors:
             log_variance = log_variance + 2.0 * log_error_factors(config, request_ids)
+        if config.label_error_curves:
+            log_variance = log_variance + 2.0 * self.model._error_curves(outputs, request_ids)
         center, scale = standardisation(config, request_ids)
         return mean * scale + center, torch.exp(0.5 * log_variance) * scale
 

@@ -375,7 +375,10 @@ def winsorised(residual: FloatArray) -> FloatArray:
 def error_factor(
     residual: FloatArray, error: FloatArray, label_error: FloatArray, prior_stars: float = PRIOR_STARS
 ) -> float:
-    """What errors are to be multiplied by for a robust scatter of error/sigma of 1, drawn to 1 where stars are few."""
+    """
+    What errors are to be multiplied by for a robust scatter of error/sigma of 1, drawn to 1 where stars are few, or where
+    the errors of their labels hide it.
+    """
 
     def excess(factor: float) -> float:
         return robust_scatter(residual / np.hypot(error * factor, label_error)) - 1.0
@@ -384,7 +387,8 @@ def error_factor(
     for _ in range(40):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-    return float(math.sqrt(low * high) ** (len(residual) / (len(residual) + prior_stars)))
+    told = float(np.sum((error**2 / np.maximum(error**2 + label_error**2, 1e-30)) ** 2))
+    return float(math.sqrt(low * high) ** (told / (told + prior_stars)))
 
 
 __all__ = [

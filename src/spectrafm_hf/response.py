@@ -5,7 +5,7 @@ How answers move with the flux of each pixel: exact derivatives through the leas
 Given the weights of the pixels, evidence is linear in their flux, but for the level that it is divided by. So the
 derivative of an answer is a chain: with respect to the evidence, through the network or the fit with the star model,
 by torch; of the evidence with respect to the flux, by the rows that the pixels of each interval are compared with.
-Weights, clipped pixels and hyper-parameters of the fit count as given.
+Weights, how well coefficients are known, clipped pixels and hyper-parameters of the fit count as given.
 """
 
 from __future__ import annotations

@@ -1194,7 +1194,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         """ln of the factors of `config.label_error_curves`, (B, R), for stars of the first rung; 0 for others."""
         config = self.config
         assert outputs.unknown is not None and config.label_error_curves
-        teff_ids = torch.full_like(request_ids[:, :1], config.label_ids(["teff"])[0])
+        teff_ids = request_ids.new_full((len(request_ids), 1), config.label_ids(["teff"])[0])
         center, scale = standardisation(config, teff_ids)
         teff = combined(*self._from_members(outputs, teff_ids))[0] * scale + center
         found = torch.zeros(request_ids.shape, device=request_ids.device)
