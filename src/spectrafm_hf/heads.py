@@ -376,8 +376,8 @@ def error_factor(
     residual: FloatArray, error: FloatArray, label_error: FloatArray, prior_stars: float = PRIOR_STARS
 ) -> float:
     """
-    What errors are to be multiplied by for a robust scatter of error/sigma of 1, drawn to 1 where stars are few, or where
-    the errors of their labels hide it.
+    What errors are to be multiplied by for a robust scatter of error/sigma of 1, drawn to 1 where stars are few, or
+    where the errors of their labels hide it.
     """
 
     def excess(factor: float) -> float:
