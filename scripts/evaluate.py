@@ -310,7 +310,7 @@ def tune(names: Sequence[str], basis: SpectrumBasis | None, train: Stars, valida
     labels = validation.spectra[main].labels
     spread = [robust_scatter(column[np.isfinite(column)]) for column in labels.T]
     views = {"pixels": (train, validation)}
-    if "tokens" in names:
+    if "tokens" in names and basis is not None:
         views["tokens"] = as_tokens(train, basis), as_tokens(validation, basis)
     recipe: dict[str, Any] = {
         "made_by": "python scripts/evaluate.py --tune",
