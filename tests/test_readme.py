@@ -173,7 +173,9 @@ def test_the_other_commands_run_one_after_the_other_as_they_stand(tmp_path, monk
         ("spectra/stars", 0, 12),
         ("survey/a", 0, 20),
         ("survey/b", 20, 40),
-        ("gaia-xp/data/test-00000-of-00001", 0, 64),
+        ("gaia-xp/data/train-00000-of-00001", 0, 30),
+        ("gaia-xp/data/validation-00000-of-00001", 30, 40),
+        ("gaia-xp/data/test-00000-of-00001", 40, 64),
     ):
         path = tmp_path / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +204,7 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch)
     for block in blocks("python"):
         # What `spectrafm export` has written before.
         if "model.onnx" in block:
-            spectrafm_cli.main(["export", "spectrafm-gaia-xp-small", "--output", "model.onnx"])
+            spectrafm_cli.main(["export", "spectrafm-base", "--output", "model.onnx"])
         exec(block, names)
     assert names["outputs"].values.shape == (1, 4)
     assert (names["outputs"].errors > 0).all()
