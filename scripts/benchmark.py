@@ -154,7 +154,7 @@ def of_other_runtimes(name: str, instrument: str, n: int, folder: Path) -> list[
 
         forward()  # which compiles
         found.append(Measured(f"{name}: forward pass, torch.compile", n, forward))
-    if importlib.util.find_spec("onnxruntime"):
+    if tokenizer.basis is not None and importlib.util.find_spec("onnxruntime"):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
