@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -278,8 +278,12 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         write_curves(folder / "curves.csv", trainer.state.log_history)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="pretrain.py", description=__doc__.partition("\n")[0])
+def main(
+    argv: Sequence[str] | None = None,
+    run: Callable[[dict[str, Any], bool, int | None], None] = pretrain,
+    description: str | None = __doc__,
+) -> int:
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
     parser.add_argument("--max-steps", type=int, metavar="N", help="instead of those of the recipe")
@@ -288,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = yaml.safe_load(arguments.recipe.read_text(encoding="utf-8"))
     if arguments.output_dir:
         settings["output_dir"] = arguments.output_dir
-    pretrain(settings, arguments.resume, arguments.max_steps)
+    run(settings, arguments.resume, arguments.max_steps)
     return 0
 
 

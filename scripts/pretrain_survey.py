@@ -10,17 +10,14 @@ coefficients of the synthetic stars are computed the first time and lie beside t
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-import yaml
-from pretrain import Collator, Run, calibrate
+from pretrain import Collator, Run, calibrate, main
 from safetensors.numpy import load_file, save_file
 from scipy.ndimage import median_filter
 from transformers import TrainingArguments
@@ -216,19 +213,5 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         write_curves(folder / "curves.csv", trainer.state.log_history)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="pretrain_survey.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
-    parser.add_argument("--max-steps", type=int, metavar="N", help="instead of those of the recipe")
-    parser.add_argument("--output-dir", metavar="DIR", help="instead of that of the recipe")
-    arguments = parser.parse_args(argv)
-    settings = yaml.safe_load(arguments.recipe.read_text(encoding="utf-8"))
-    if arguments.output_dir:
-        settings["output_dir"] = arguments.output_dir
-    pretrain(settings, arguments.resume, arguments.max_steps)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(run=pretrain, description=__doc__))

@@ -31,8 +31,8 @@ from .data.schema import PIXEL_COLUMNS
 from .data.synthetic import SyntheticStars
 from .files import complete_file
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
-from .models.evidence_spectrafm import LEAST_UNKNOWN, MOST_RELIABLE, SpectraFMCompletion
-from .models.modeling_spectrafm import SpectraFMModelOutput, combined, log_error_factors, standardisation
+from .models.evidence_spectrafm import MOST_RELIABLE, SpectraFMCompletion
+from .models.modeling_spectrafm import SpectraFMModelOutput
 from .prediction import schema_tokenizer, valid_pixels
 
 
@@ -221,22 +221,16 @@ class _Network(torch.nn.Module):
         states, rung_seen, unknown = [], [], []
         for rung, (first, last) in zip(self.model.model.rungs, config.rung_intervals, strict=True):
             part, known = coefficients[:, first:last], reliability[:, first:last]
-            states.append(rung(part, known, torch.arange(first, last))[0])
+            state, _, little = rung(part, known, torch.arange(first, last))
+            states.append(state)
             rung_seen.append((known > 0).flatten(1).any(dim=1))
-            rest = (1.0 - known).clamp(LEAST_UNKNOWN, 1.0)
-            unknown.append(torch.where(rung_seen[-1], rest.log().mean(dim=(1, 2)), torch.nan))
+            unknown.append(torch.where(rung_seen[-1], little, torch.nan))
         outputs = SpectraFMModelOutput(
             last_hidden_state=torch.stack(states, dim=1),
             rung_seen=torch.stack(rung_seen, dim=1),
             unknown=torch.stack(unknown, dim=1),
         )
-        mean, log_variance = combined(*self.model._from_members(outputs, request_ids))
-        if config.label_error_factors:
-            log_variance = log_variance + 2.0 * log_error_factors(config, request_ids)
-        if config.label_error_curves:
-            log_variance = log_variance + 2.0 * self.model._error_curves(outputs, request_ids)
-        center, scale = standardisation(config, request_ids)
-        return mean * scale + center, torch.exp(0.5 * log_variance) * scale
+        return self.model.uncorrected(outputs, None, request_ids)
 
 
 def _write(model: SpectraFMForPrediction, path: Path, name: str, names: Sequence[str]) -> None:

@@ -173,7 +173,7 @@ def test_a_rung_with_pixels_sees_asinh_of_the_flux_of_the_completed_spectrum():
         flux = flux + level * (table[0] + completed[:, interval, 1:] @ table[1:])
     expected = np.arcsinh(flux / flux.mean(axis=1, keepdims=True) / 0.2)
     np.testing.assert_allclose(completion.compressed_flux(amplitudes).numpy(), expected, rtol=1e-4)
-    seen, _ = completion(torch.from_numpy(coefficients), torch.from_numpy(reliability), IDS)
+    seen, *_ = completion(torch.from_numpy(coefficients), torch.from_numpy(reliability), IDS)
     projected = (expected - expected.mean(axis=0)) @ completion.flux_components.numpy()
     for column in range(3):
         assert abs(np.corrcoef(seen[:, column].numpy(), projected[:, column])[0, 1]) > 0.99
@@ -211,6 +211,11 @@ def test_errors_follow_curves_of_temperature_and_of_what_is_not_known():
     np.testing.assert_allclose((after.errors / before.errors)[:, 1], expected, rtol=1e-4)
     assert torch.equal(after.errors[:, [0, 2]], before.errors[:, [0, 2]])
     torch.testing.assert_close(alone.errors[:, 0], after.errors[:, 1])
+    # So does what a correction begins from.
+    ids = torch.arange(2, 5).expand(6, -1)
+    with torch.no_grad():
+        _, begun = model.uncorrected(model.model(**inputs), None, ids)
+    torch.testing.assert_close(begun, after.errors)
     other = {name: value[:, 3:] for name, value in inputs.items()}  # the second rung alone has no curves
     with torch.no_grad():
         found = model(**other).errors

@@ -20,7 +20,9 @@ from scipy.interpolate import CubicSpline
 
 from ..instruments import Instrument
 from ..models.basis_spectrafm import (
+    LEVELS,
     MODEL_ERROR,
+    Design,
     SpectrumBasis,
     half_widths,
     interval_matrices,
@@ -233,6 +235,51 @@ class HighResolutionStars:
         return columns | known
 
 
+Modes = tuple[torch.Tensor, torch.Tensor]
+
+
+def interval_modes(design: Design) -> Modes:
+    """Eigenvalues (intervals, K) and eigenvectors (intervals, K, K) of the least squares of each interval."""
+    gram = torch.stack([rows @ rows.T for rows in design.rows]).double()
+    values, vectors = torch.linalg.eigh(gram)
+    return values.clamp(min=0.0).float(), vectors.float()
+
+
+def _rotated(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """(T, K, M), (stars, T, M) -> (stars, T, K)."""
+    return (matrix @ values.permute(1, 2, 0)).permute(2, 0, 1).contiguous()
+
+
+def least_squares(
+    modes: Modes, true: torch.Tensor, variance: torch.Tensor, noise: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    What comes out of pixels whose noise is the same in all of an interval, without the pixels.
+
+    Parameters
+    ----------
+    modes : see [`interval_modes`]
+    true : torch.FloatTensor of shape (stars, intervals, K)
+        Level less one, slope and directions.
+    variance : torch.FloatTensor of shape (stars, intervals)
+        Of the relative noise of a pixel.
+    noise : torch.FloatTensor of shape (stars, intervals, K)
+        From a standard normal distribution; zeros for none.
+
+    Returns
+    -------
+    coefficients, covariance : see [`over_level`]
+    level : torch.FloatTensor of shape (stars, intervals, 1)
+        That they are over.
+    """
+    values, vectors = modes
+    gain = values / (values + variance[..., None])
+    found = gain * _rotated(vectors.transpose(1, 2), true) + torch.sqrt(gain * (1.0 - gain)) * noise
+    found, covariance = _rotated(vectors, found), _rotated(vectors**2, 1.0 - gain)
+    level = (1.0 + found[..., :1]).clamp(*LEVELS)
+    return *over_level(found, covariance, level), level
+
+
 class EvenNoiseStars:
     """
     Synthetic stars of the H band whose noise is the same in all pixels of an interval: their tokens are drawn without
@@ -252,15 +299,13 @@ class EvenNoiseStars:
         self.modes = []
         for wavelength, _ in stars.grids[:3]:
             design = basis.design(wavelength)
-            gram = torch.stack([rows @ rows.T for rows in design.rows]).double()
-            values, vectors = torch.linalg.eigh(gram)
-            self.modes.append((design.intervals, values.clamp(min=0.0).float(), vectors.float()))
+            self.modes.append((design.intervals, interval_modes(design)))
 
     def draw(self, n: int, generator: np.random.Generator) -> Columns:
         """Inputs of the model, as [`evidence_inputs`] makes them, labels beside them."""
         known, weights = self.stars.draw_weights(n, generator)
         target = self.stars.targets(weights)
-        intervals, values, vectors = self.modes[int(generator.choice(3, p=(0.6, 0.25, 0.15)))]
+        intervals, modes = self.modes[int(generator.choice(3, p=(0.6, 0.25, 0.15)))]
         own = intervals - self.stars.rung.first_interval
         snr = draw_snr(n, generator)
         # Some intervals are noisier than others.
@@ -274,14 +319,8 @@ class EvenNoiseStars:
         wanted[..., 0] = torch.exp(level_prior * wanted[..., 0])  # the level itself; the rest is relative to it
         wanted[..., 1:] *= wanted[..., :1]
         wanted[..., 0] -= 1.0  # its prior is around 1
-        gain = values / (values + variance[..., None])
         noise = torch.from_numpy(generator.standard_normal(true.shape, dtype=np.float32))
-        modes = torch.einsum("tkm,ntk->ntm", vectors, wanted)
-        modes = gain * modes + torch.sqrt(gain * (1.0 - gain)) * noise
-        found = torch.einsum("tkm,ntm->ntk", vectors, modes)
-        covariance = torch.einsum("tkm,ntm->ntk", vectors**2, 1.0 - gain)
-        level = (1.0 + found[..., :1]).clamp(0.2, 5.0)
-        coefficients, covariance = over_level(found, covariance.expand(found.shape), level)
+        coefficients, covariance, level = least_squares(modes, wanted, variance, noise)
         covariance[..., 0] /= covariance[..., 0] + level_prior**2
         reliability = (1.0 - covariance).clamp(0.0, 1.0)
         coefficients[..., 0] = reliability[..., 0] * torch.log(level[..., 0]) / level_prior

@@ -19,17 +19,16 @@ from scipy.ndimage import gaussian_filter1d
 
 from ..metrics import MAD_TO_SIGMA
 from ..models import SpectrumEmulator, default_vmicro
-from ..models.basis_spectrafm import FWHM, MODEL_ERROR, Design, Rung, interval_matrices, over_level
+from ..models.basis_spectrafm import FWHM, MODEL_ERROR, Design, Rung, interval_matrices
 from ..models.gate_spectrafm import SPEED_OF_LIGHT
 from ..synthesis.labels import draw_optical_labels
 from .mixture import Columns
-from .random_instruments import draw_snr
+from .random_instruments import draw_snr, interval_modes, least_squares
 from .synthetic import ALPHA_ELEMENTS, load_emulator
 
 
 Array = NDArray[Any]
 AT_ONCE = 250  # spectra in memory
-LEVELS = (0.2, 5.0)  # of an interval over what it was taken for: beyond, it counts as these
 OUTLYING = 4.0  # of the scatter
 
 
@@ -136,30 +135,15 @@ def coefficients_of(grid: SurveyGrid, rung: Rung, labels: dict[str, Array]) -> A
     return np.concatenate(parts)
 
 
-def _modes(design: Design) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues (intervals, K) and eigenvectors (intervals, K, K) of the least squares of each interval."""
-    gram = torch.stack([rows @ rows.T for rows in design.rows]).double()
-    values, vectors = torch.linalg.eigh(gram)
-    return values.clamp(min=0.0).float(), vectors.float()
-
-
-def _rotated(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """(T, K, M), (stars, T, M) -> (stars, T, K)."""
-    return (matrix @ values.permute(1, 2, 0)).permute(2, 0, 1).contiguous()
-
-
 def shrunk(design: Design, coefficients: Array, variance: float) -> Array:
     """
     What least squares would find of stars (stars, intervals of the design, K), whose coefficients over their level
     these are, from pixels without noise that count as much as this relative variance.
     """
-    values, vectors = _modes(design)
-    gain = values / (values + variance + MODEL_ERROR**2)
     true = torch.from_numpy(np.ascontiguousarray(coefficients, np.float32))
     true[..., 0] = 0.0
-    found = _rotated(vectors, gain * _rotated(vectors.transpose(1, 2), true))
-    covariance = torch.einsum("tkm,tm->tk", vectors**2, 1.0 - gain)
-    found, _ = over_level(found, covariance.expand(found.shape), (1.0 + found[..., :1]).clamp(*LEVELS))
+    evenly = torch.full(true.shape[:2], variance + MODEL_ERROR**2)
+    found, *_ = least_squares(interval_modes(design), true, evenly, torch.zeros(()))
     found[..., :2] = 0.0
     return found.numpy()
 
@@ -256,7 +240,7 @@ class SurveyStars:
         self.rung, self.coefficients, self.labels, self.powers = rung, coefficients, known, list(powers)
         self.seen = np.ones(coefficients.shape[::2][:2], bool) if seen is None else seen
         self.spread = spread
-        self.modes = [(design.intervals - rung.first_interval, *_modes(design)) for design in designs]
+        self.modes = [(design.intervals - rung.first_interval, interval_modes(design)) for design in designs]
 
     def truth(self, stars: Array, power: float, generator: np.random.Generator) -> Array:
         """Coefficients over their level of stars that are moved and blurred a little, (stars, intervals, K)."""
@@ -284,7 +268,7 @@ class SurveyStars:
         """
         stars = generator.integers(len(self.coefficients), size=n)
         number = int(generator.integers(len(self.modes)))
-        own, values, vectors = self.modes[number]
+        own, modes = self.modes[number]
         wanted = self.truth(stars, self.powers[number], generator)
         if self.spread is not None:
             # What differs between synthetic and observed stars.
@@ -297,12 +281,8 @@ class SurveyStars:
         trend = generator.standard_normal((n, 1, 3)) * (0.6, 0.3, 0.2)
         shape = np.exp(trend @ legendre.legvander(np.linspace(-1, 1, self.rung.n_intervals), 3)[own, 1:].T)
         variance = torch.from_numpy((shape[:, 0] / drawn_snr[:, None]).astype(np.float32)) ** 2 + MODEL_ERROR**2
-        gain = values / (values + variance[..., None])
         noise = torch.from_numpy(generator.standard_normal(true.shape, dtype=np.float32))
-        modes = gain * _rotated(vectors.transpose(1, 2), true) + torch.sqrt(gain * (1.0 - gain)) * noise
-        found = _rotated(vectors, modes)
-        covariance = _rotated(vectors**2, 1.0 - gain)
-        coefficients, covariance = over_level(found, covariance, (1.0 + found[..., :1]).clamp(*LEVELS))
+        coefficients, covariance, _ = least_squares(modes, true, variance, noise)
         reliability = (1.0 - covariance).clamp(0.0, 1.0)
         seen = self.seen[stars][:, own]
         if not whole:

@@ -133,13 +133,17 @@ class SpectraFMCompletion(InFullPrecision):
 
     def forward(
         self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As [`amplitudes`]; what the network sees (B, num_features), scaled, and the cost."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        As [`amplitudes`]; what the network sees (B, num_features), scaled, the cost, and the mean of ln of what is not
+        known over all intervals of the rung (B,).
+        """
         found, unknown, cost = self.summary(coefficients, reliability, intervals)
         scaled = (found - self.middle) / self.scale
         size = scaled.abs()
         scaled = torch.where(size < LARGE, scaled, scaled.sign() * (LARGE + torch.log1p((size - LARGE).clamp(min=0.0))))
-        return torch.cat((scaled, (unknown - self.noise_middle) / self.noise_scale), dim=1), cost
+        noise = (unknown - self.noise_middle) / self.noise_scale
+        return torch.cat((scaled, noise), dim=1), cost, unknown.mean(dim=1)
 
 
 def solve_normal_equations(
@@ -227,13 +231,13 @@ class SpectraFMRung(nn.Module):
 
     def forward(
         self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T, K) twice, (T,) -> states (B, M, hidden_size), and the cost of the completion (B,)."""
-        features, cost = self.completion(coefficients, reliability, intervals)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, T, K) twice, (T,) -> states (B, M, hidden_size), and cost and unknown of the completion (B,)."""
+        features, cost, unknown = self.completion(coefficients, reliability, intervals)
         hidden_states = self.embedding(features.expand(self.num_members, -1, -1))
         for block in self.blocks:
             hidden_states = block(hidden_states)
-        return self.activation_fn(self.layer_norm(hidden_states)).transpose(0, 1), cost
+        return self.activation_fn(self.layer_norm(hidden_states)).transpose(0, 1), cost, unknown
 
 
 class SpectraFMMemberHead(nn.Module):

@@ -33,6 +33,7 @@ SMALL = 16  # rows of a matrix
 KEPT = 8  # grids whose designs are kept
 FLOOR = 0.01  # of the flux: a deviation that models of stars have anyway, and that no pixel is clipped for
 MODEL_ERROR = 5e-4  # of the flux: what the directions leave out, and no error is smaller than
+LEVELS = (0.2, 5.0)  # of an interval over what it was taken for: beyond, it counts as these
 MIN_LEVEL = 0.02  # of the level of the star: a fainter interval is compared with this
 NEAR_ONE = 0.15  # of ln level: so is the flux over the continuum of any star, averaged over many lines
 # A spectrum that looks like no star: chi^2 per degree of freedom, share of the pixels. Then other velocities are tried,
@@ -381,7 +382,7 @@ class SpectrumBasis:
             weight = all_weights[stars, pixels] * start[:, None] ** 2
             weight = weight / (1.0 + MODEL_ERROR**2 * weight)
             found, covariance, gram, chi2 = _fit(design, i, values, weight, clipped[stars, pixels] if clip else None)
-            found_level = found[:, 0].clamp(0.2, 5.0)
+            found_level = found[:, 0].clamp(*LEVELS)
             mean[stars, i], variance[stars, i] = over_level(found, covariance, found_level[:, None])
             level[stars, i] = start * found_level
             count = torch.count_nonzero(weight, dim=1)

@@ -31,13 +31,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID, SpectraFMConfig
 from .correction_spectrafm import SpectraFMCorrection
-from .evidence_spectrafm import (
-    LEAST_UNKNOWN,
-    SpectraFMMemberBlock,
-    SpectraFMMemberHead,
-    SpectraFMMemberLinear,
-    SpectraFMRung,
-)
+from .evidence_spectrafm import SpectraFMMemberBlock, SpectraFMMemberHead, SpectraFMMemberLinear, SpectraFMRung
 from .refinement_spectrafm import Refined, SpectraFMRefinement, combinations
 
 
@@ -822,11 +816,10 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             (own,) = torch.nonzero((intervals >= first) & (intervals < last), as_tuple=True)
             (stars,) = torch.nonzero(seen[:, own].any(dim=1), as_tuple=True)
             if len(stars):
-                found, left = rung(coefficients[stars][:, own], reliability[stars][:, own], intervals[own])
+                parts = coefficients[stars][:, own], reliability[stars][:, own], intervals[own]
+                found, cost[stars, number], unknown[stars, number] = rung(*parts)
                 states = states.index_put((stars, torch.tensor(number, device=stars.device)), found.to(states.dtype))
-                rung_seen[stars, number], cost[stars, number] = True, left
-                rest = (1.0 - reliability[stars][:, own].float()).clamp(LEAST_UNKNOWN, 1.0)
-                unknown[stars, number] = torch.log(rest).mean(dim=2).sum(dim=1) / (last - first)
+                rung_seen[stars, number] = True
         return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost, unknown=unknown)
 
     def _scalars(self, ids: torch.Tensor, values: torch.Tensor, n_stars: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -1054,10 +1047,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             mean, log_variance = combined(mean, log_variance)
         else:
             mean, log_variance = mean[:, 0], log_variance[:, 0]
-        if self.config.label_error_factors:
-            log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
-        if self.config.label_error_curves:
-            log_variance = log_variance + 2.0 * self._error_curves(outputs, request_ids)
+        log_variance = self._with_error_factors(log_variance, outputs, request_ids)
         refined = None
         if self.config.star_labels and estimate is not None and information is not None and pull is not None:
             refined = self._refine(
@@ -1105,8 +1095,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Values and errors (B, R) of a model on evidence in physical units, without what `corrections` change."""
         mean, log_variance = combined(*self._from_members(outputs, request_ids))
-        if self.config.label_error_factors:
-            log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
+        log_variance = self._with_error_factors(log_variance, outputs, request_ids)
         if refined is not None:
             mean, log_variance = self._by_star_model(refined, request_ids, mean, log_variance)
         center, scale = standardisation(self.config, request_ids)
@@ -1188,6 +1177,14 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         if config.rung_error_floors:
             floors = (of_members(config.rung_error_floors, 0.0) / scales).T[rows].transpose(1, 2)
             log_variance = torch.logaddexp(log_variance, 2.0 * floors.log())
+        return log_variance
+
+    def _with_error_factors(self, log_variance, outputs: SpectraFMModelOutput, request_ids) -> torch.Tensor:
+        """Log-variances of answers, (B, R), with the factors and curves of their labels."""
+        if self.config.label_error_factors:
+            log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
+        if self.config.label_error_curves:
+            log_variance = log_variance + 2.0 * self._error_curves(outputs, request_ids)
         return log_variance
 
     def _error_curves(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor) -> torch.Tensor:
