@@ -70,7 +70,7 @@ from spectrafm_hf.data.synthetic import load_emulator
 from spectrafm_hf.files import complete_file, write_json
 from spectrafm_hf.instruments import Instrument, pixel_edges
 from spectrafm_hf.metrics import MAD_TO_SIGMA, robust_scatter
-from spectrafm_hf.models.tokenization_spectrafm import SPEED_OF_LIGHT, air_to_vacuum
+from spectrafm_hf.models.gate_spectrafm import SPEED_OF_LIGHT, air_to_vacuum
 from spectrafm_hf.prediction import FLAG_SEPARATOR, TrainingRange, batches_of, predict_batches
 
 

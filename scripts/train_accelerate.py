@@ -266,7 +266,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     mean, log_variance = (np.concatenate([answer[i] for answer in answers]) for i in (0, 1))
     truth = tuple(np.concatenate([answer[2][i] for answer in answers]) for i in (0, 1))
     whole.load_state_dict(accelerator.get_state_dict(model))
-    calibrate_errors(whole.config, recipe.labels, mean, log_variance, truth)
+    calibrate_errors(whole.config, recipe.labels, mean, log_variance, truth, task.rung)
     if accelerator.is_main_process:
         task.model = whole
         task.save(output / "final")

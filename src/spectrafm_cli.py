@@ -26,11 +26,8 @@ if TYPE_CHECKING:
     from spectrafm_hf.survey import Outcome
 
 
-#: What `suitable_checkpoint` chooses from; here for `--help`, which imports nothing.
-DEFAULT_MODEL = "spectrafm-gaia-xp-small"
-APOGEE_MODEL = "spectrafm-apogee"
-#: What `spectrafm predict` takes, for the H band and for Gaia XP.
-PREDICTING_MODEL = "spectrafm-base"
+#: What answers where no `--model` is named; here for `--help`, which imports nothing.
+DEFAULT_MODEL = "spectrafm-base"
 DEMO_STARS = Path(__file__).parent / "spectrafm_hf" / "resources" / "gaia_xp_demo.parquet"
 PRINTED_STARS = 20
 PRINTED_LABELS = 8
@@ -105,9 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = verbs.add_parser("demo", help="predict 64 real stars that come with the package, and draw the result")
     demo.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where spectrafm-demo.png goes")
-    demo.add_argument(
-        "--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=f"{_MODELS} (default: {DEFAULT_MODEL})"
-    )
+    demo.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=_MODEL_HELP)
     demo.set_defaults(run=_demo)
 
     predict = verbs.add_parser(
@@ -118,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         "names, folders of such files, or data set folders. What cannot be used is left out, and listed at the end and "
         "in failed.csv beside the output; the exit code is then 1.",
     )
-    predict.add_argument("--model", metavar="NAME_OR_PATH", help=f"{_MODELS} (default: {PREDICTING_MODEL})")
+    predict.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
     predict.add_argument(
         "--output",
         type=Path,
@@ -170,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         "lines at the peaks of the response. There is no attention in this model; these are exact derivatives of the "
         "answers. Written to DIR: a picture for each label, curves.csv, intervals.csv and peaks.csv.",
     )
-    explain.add_argument("--model", metavar="NAME_OR_PATH", help=_EVIDENCE_HELP)
+    explain.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
     explain.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
     explain.add_argument("--labels", nargs="+", metavar="LABEL", help="default: all that the model predicts")
     explain.add_argument(
@@ -183,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     embed = verbs.add_parser(
         "embed", parents=[_reading()], help="a vector for each spectrum, near for stars that are alike"
     )
-    embed.add_argument("--model", metavar="NAME_OR_PATH", help=_EVIDENCE_HELP)
+    embed.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
     embed.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .parquet file")
     embed.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
     _overwriting(embed)
@@ -196,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         "--to", type=Path, required=True, metavar="PATH", help="data set folder, or what `spectrafm embed` wrote"
     )
     similar.add_argument("-n", type=_positive, default=5, metavar="N", help="neighbours (default: 5)")
-    similar.add_argument("--model", metavar="NAME_OR_PATH", help=_EVIDENCE_HELP)
+    similar.add_argument("--model", metavar="NAME_OR_PATH", help=_MODEL_HELP)
     similar.add_argument("--output", type=Path, metavar="FILE", help="table of all neighbours, .csv")
     similar.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="stars at once (default: 128)")
     _overwriting(similar)
@@ -399,8 +394,7 @@ def _new_output(arguments: argparse.Namespace) -> None:
 
 _WHEEL_HELP = "a copy of the source, instead of the download"
 _MODELS = "a bundled checkpoint, a folder, or a name on the Hugging Face hub"
-_EVIDENCE_HELP = f"{_MODELS} (default: {PREDICTING_MODEL})"
-_MODEL_HELP = f"{_MODELS} (default: {APOGEE_MODEL} if the first spectrum is of the H band, else {DEFAULT_MODEL})"
+_MODEL_HELP = f"{_MODELS} (default: {DEFAULT_MODEL})"
 
 
 def _reading(option: str | None = None, demanded: bool = True) -> Parser:
@@ -552,7 +546,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.ray is not None:
         raise ValueError(f"--ray: expected a folder as the output, got {arguments.output}")
     files = find_files(arguments.input, arguments.split, failures)
-    model, tokenizer, training_range = _load_with_range(arguments.model or PREDICTING_MODEL, arguments.revision)
+    model, tokenizer, training_range = _load_with_range(arguments.model or DEFAULT_MODEL, arguments.revision)
     every, known = _labels(model, tokenizer)
     answered = set(every if tokenizer.basis is None else ())
     first_rows = _first_rows(files, arguments)
@@ -598,7 +592,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     summary.print(arguments.output)
     if arguments.model is None:
-        print(f"model: {PREDICTING_MODEL} (--model NAME takes another)")
+        print(f"model: {DEFAULT_MODEL} (--model NAME takes another)")
     if training_range is None:
         print(f"{model.name_or_path} says nothing of its training range: what lies outside is not flagged")
     if arguments.plot:
@@ -670,7 +664,7 @@ def _predict_survey(arguments: argparse.Namespace, failures: list[Failure]) -> i
         raise ValueError(f"--ray: expected one process, which Ray makes more of, got {world_size}")
     shards = list_shards(arguments.input, arguments.split, failures)
     row = None if any(map(is_on_the_hub, arguments.input)) else _first_row(arguments)
-    name = arguments.model or PREDICTING_MODEL
+    name = arguments.model or DEFAULT_MODEL
     model, tokenizer = _load(name, arguments.revision)
     tokenizer.requests = answered_labels(model, tokenizer, row)  # all files get the same columns
     training_range = TrainingRange.load(str(model.name_or_path), arguments.revision)
@@ -816,7 +810,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
-    name = arguments.model or PREDICTING_MODEL
+    name = arguments.model or DEFAULT_MODEL
     model, tokenizer = _load(name, arguments.revision)
     _, units = _labels(model, tokenizer)
     explainer = Explainer(
@@ -867,7 +861,7 @@ def _embed(arguments: argparse.Namespace) -> int:
 
     _new_output(arguments)
     failures: list[Failure] = []
-    model, tokenizer = _load(arguments.model or PREDICTING_MODEL, arguments.revision)
+    model, tokenizer = _load(arguments.model or DEFAULT_MODEL, arguments.revision)
     n_stars = 0
     with EmbeddingWriter(arguments.output, model) as writer:
         for part in _embeddings(arguments, arguments.input, model, tokenizer, failures):
@@ -888,7 +882,7 @@ def _similar(arguments: argparse.Namespace) -> int:
     if arguments.output and not arguments.output.parent.is_dir():
         raise ValueError(f"output: expected a folder that exists, got {arguments.output.parent}")
     failures: list[Failure] = []
-    model, tokenizer = _load(arguments.model or PREDICTING_MODEL, arguments.revision)
+    model, tokenizer = _load(arguments.model or DEFAULT_MODEL, arguments.revision)
     names, units = _labels(model, tokenizer)
     others = read_embeddings(arguments.to, model) if arguments.to.is_file() else None
     if others is None:
@@ -999,15 +993,16 @@ def _demo(arguments: argparse.Namespace) -> None:
     from spectrafm_hf.data.readers import read_spectra
     from spectrafm_hf.metrics import label_metrics
     from spectrafm_hf.plots import digits, plot_comparison
-    from spectrafm_hf.prediction import predict_batches
+    from spectrafm_hf.prediction import answered_labels, predict_batches
 
     model, tokenizer = _load(arguments.model, arguments.revision)
-    names, units = _labels(model, tokenizer)
+    rows = list(read_spectra([DEMO_STARS]))
+    names = answered_labels(model, tokenizer, rows[0])
+    units = {name: _labels(model, tokenizer)[1][name] for name in names}
     table = pq.read_table(DEMO_STARS)
     unknown = [name for name in names if name not in table.column_names]
     if unknown:
         raise ValueError(f"model: expected one that predicts labels of the demo stars, got one that predicts {unknown}")
-    rows = list(read_spectra([DEMO_STARS]))
     (prediction,) = predict_batches(model, tokenizer, [rows], names)
     catalogue = {name: table[name].to_numpy() for label in names for name in (label, f"{label}_err")}
 
@@ -1044,9 +1039,11 @@ def _demo(arguments: argparse.Namespace) -> None:
     picture = arguments.output / "spectrafm-demo.png"
     # The star in the middle of the temperatures stands for all.
     example = rows[int(np.argsort(catalogue["teff"])[len(rows) // 2])] if "teff" in catalogue else rows[0]
-    inputs = tokenizer(example, return_tensors="np")
-    middle, half = inputs["wavelength"][0], inputs["wavelength_step"][0] * tokenizer.patch_size / 2
-    tokens = list(zip((middle - half).tolist(), (middle + half).tolist(), strict=True))
+    tokens = []
+    if tokenizer.basis is not None:
+        inputs = tokenizer(example, return_tensors="np")
+        edges = tokenizer.basis.interval_edges[inputs["interval_ids"][0][inputs["attention_mask"][0]]]
+        tokens = [(float(low), float(high)) for low, high in edges]
     plot_comparison(picture, prediction, catalogue, units, example, tokens)
     print(f"written: {picture}")
 

@@ -33,10 +33,7 @@ def make_tiny_model(seed: int = 0, encoder_ffn_dim: int = 16) -> SpectraFMForPre
     """A model of random weights, small enough for any test."""
     torch.manual_seed(seed)
     config = SpectraFMConfig(
-        patch_size=4,
         hidden_size=16,
-        num_filters=4,
-        num_frequencies=8,
         encoder_attention_heads=[2],
         encoder_ffn_dim=[encoder_ffn_dim],
         decoder_attention_heads=[2],
@@ -65,7 +62,6 @@ def make_tiny_evidence(seed: int = 0) -> tuple[SpectraFMForPrediction, SpectraFM
     torch.manual_seed(seed)
     config = SpectraFMConfig(
         token_embedding="basis",
-        patch_size=300,
         num_intervals=4,
         num_coefficients=5,
         rung_intervals=[[0, 2], [2, 4]],
@@ -79,7 +75,7 @@ def make_tiny_evidence(seed: int = 0) -> tuple[SpectraFMForPrediction, SpectraFM
     for rung in model.model.rungs:
         shape = (200, *rung.completion.center.shape)
         fill_completion(rung.completion, generator.normal(size=shape).astype("f4"), np.full(shape, 0.99, "f4"))
-    tokenizer = SpectraFMTokenizer(config.label_names, patch_size=300, basis=SpectrumBasis(rungs))
+    tokenizer = SpectraFMTokenizer(config.label_names, basis=SpectrumBasis(rungs))
     return model, tokenizer
 
 
@@ -95,7 +91,7 @@ def tiny_model() -> SpectraFMForPrediction:
 
 @pytest.fixture
 def tiny_tokenizer() -> SpectraFMTokenizer:
-    return SpectraFMTokenizer(patch_size=4, standardize_scale=0.1)
+    return SpectraFMTokenizer(standardize_center=1.0, standardize_scale=0.1)
 
 
 @pytest.fixture

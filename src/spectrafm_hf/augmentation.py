@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import convolve1d
 
-from .models.tokenization_spectrafm import DETECTOR_GAP, SPEED_OF_LIGHT
+from .models.gate_spectrafm import SPEED_OF_LIGHT
 
 
+# A step this many times wider than the usual one separates two detectors.
+DETECTOR_GAP = 20.0
 Array = NDArray[np.float32]
 Spectrum = tuple[Array, Array, Array, NDArray[np.bool_]]
 
@@ -114,20 +116,6 @@ def degrade(spectrum: Spectrum, snr: float, noise: Array) -> Spectrum:
         factor = max(float(np.median(flux[known] / error[known])) / snr, 1.0)
         added, total = np.nan_to_num(error) * np.float32(np.sqrt(factor**2 - 1.0)), error * np.float32(factor)
     return wavelength, flux + added * noise, total, mask
-
-
-def without_first(spectrum: Spectrum, n_pixels: int) -> Spectrum:
-    """
-    Without the first `n_pixels` of each detector, so that patches start elsewhere; a spectrum of which nothing good
-    would be left stays whole.
-    """
-    wavelength, flux, _, mask = spectrum
-    pixel, starts = np.arange(len(wavelength)), np.append(0, _detector_starts(wavelength))
-    kept = pixel - starts[np.searchsorted(starts, pixel, side="right") - 1] >= n_pixels
-    if not np.any(kept & ~mask & np.isfinite(flux)):
-        return spectrum
-    wavelength, flux, error, mask = (column[kept] for column in spectrum)
-    return wavelength, flux, error, mask
 
 
 def _detector_starts(wavelength: Array) -> NDArray[np.intp]:

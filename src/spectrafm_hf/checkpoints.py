@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
-from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from transformers.utils import logging
 
@@ -23,11 +21,8 @@ from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 
 
 _BUNDLED = Path(__file__).parent / "resources" / "checkpoints"
-#: Where labels are asked for or learnt. To explain, embed and export needs tokens made of pixels: the next two.
+#: What labels are asked of where no other is named.
 BASE_CHECKPOINT = "spectrafm-base"
-DEFAULT_CHECKPOINT = "spectrafm-gaia-xp-small"
-#: For spectra of which half lies in here, Angstrom.
-APOGEE_CHECKPOINT, H_BAND = "spectrafm-apogee", (15_000.0, 17_100.0)
 
 
 def bundled_names(model_type: str | None = None) -> list[str]:
@@ -55,29 +50,12 @@ def bundled(name: str) -> str:
     return str(_BUNDLED / name)
 
 
-def suitable_checkpoint(wavelength: ArrayLike) -> str:
-    """Name of the bundled checkpoint whose tokens are pixels of spectra at these wavelengths (Angstrom)."""
-    known = np.asarray(wavelength, np.float64)
-    known = known[np.isfinite(known)]
-    low, high = H_BAND
-    return APOGEE_CHECKPOINT if known.size and low < np.median(known) < high else DEFAULT_CHECKPOINT
-
-
-def demand_pixels(tokenizer: SpectraFMTokenizer, purpose: str) -> None:
-    """`ValueError` for a checkpoint on evidence, where tokens that are made of pixels are needed."""
-    if tokenizer.basis is not None:
-        raise ValueError(
-            f"model: expected a checkpoint whose tokens are pixels to {purpose}, such as {APOGEE_CHECKPOINT} or "
-            f"{DEFAULT_CHECKPOINT}, got one on evidence"
-        )
-
-
 def demand_evidence(tokenizer: SpectraFMTokenizer, purpose: str) -> None:
-    """`ValueError` for a checkpoint whose tokens are pixels, where evidence is needed."""
+    """`ValueError` for a checkpoint whose tokens are fluxes, where evidence is needed."""
     if tokenizer.basis is None:
         raise ValueError(
             f"model: expected a checkpoint on evidence to {purpose}, such as {BASE_CHECKPOINT}, got one whose tokens "
-            "are pixels"
+            "are fluxes"
         )
 
 
@@ -92,7 +70,7 @@ def save_checkpoint(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
     Parameters
     ----------
     model, tokenizer
-        Both of one vocabulary and patch size.
+        Both of one vocabulary.
     folder : path
         New, empty, or a checkpoint of SpectraFM.
 
@@ -228,12 +206,13 @@ def _check_weights(report: dict) -> None:
 
 
 def _check_fit(config: SpectraFMConfig, tokenizer: SpectraFMTokenizer) -> None:
-    """Model and tokenizer cut spectra into the same patches and number the labels alike."""
-    for field in ("patch_size", "label_names"):
-        expected, got = getattr(config, field), getattr(tokenizer, field)
-        expected, got = (list(value) if isinstance(value, list | tuple) else value for value in (expected, got))
-        if got != expected:
-            raise ValueError(f"tokenizer: expected {field}={expected!r} as in the model, got {got!r}")
+    """Model and tokenizer number the labels alike, and have the same kind of tokens."""
+    if (got := list(tokenizer.label_names)) != (expected := list(config.label_names)):
+        raise ValueError(f"tokenizer: expected label_names={expected!r} as in the model, got {got!r}")
+    if (tokenizer.basis is not None) != (wanted := config.token_embedding == "basis"):
+        kinds = ("one with a basis", "one without")
+        expected_kind, got_kind = kinds if wanted else kinds[::-1]
+        raise ValueError(f"tokenizer: expected {expected_kind}, as the model has it, got {got_kind}")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 
-from .augmentation import Spectrum, degrade, rebin, shift, smooth, without_first
+from .augmentation import Spectrum, degrade, rebin, shift, smooth
 from .data.schema import PIXEL_COLUMNS
 from .instruments import extinction_curve, gaussian_noise
 from .models import SpectraFMTokenizer
@@ -58,24 +58,7 @@ class SpectraFMCollator:
     smoothing : float
         Each spectrum is smoothed with a Gaussian whose width is drawn uniformly from 0 to so many pixels (one sigma).
     resampling : float
-        Chance of a batch to be averaged over groups of two or three pixels. A token then covers as many pixels as
-        ever, so two or three times the range, which the model is told by `wavelength_step`: the view that it gets of
-        an instrument with wider pixels. (Whitening, if any, knows the pixels of the training set only; it is a fixed
-        linear map then, which loses nothing.)
-    patch_phase : float
-        Chance of a batch to lose the first pixels of each detector, fewer than a patch has, so that patches start
-        elsewhere; see [`augmentation.without_first`].
-    flux_requests : int
-        Besides the labels, ask for the flux of so many pixels in a share of the batches; the stars share their
-        wavelengths. The flux that is asked for is the recorded one, its error counts as that of a label. Half of these
-        batches see a window of the spectrum, as with `wavelength_cut`; the other half no spectrum at all, but labels
-        and scalars, all of them or some. What is not given is asked for, beside no more pixels than there are labels.
-        These batches are not tilted.
-    flux_request_share : float
-        Chance of a batch to be one of these.
-    scalar_inputs : float
-        Chance of a batch with a spectrum to give some of the labels and scalars as known; the other labels are asked
-        for. Scalars are then not given otherwise.
+        Chance of a batch to be averaged over groups of two or three pixels.
     seed : int
         Of the augmentation, which follows from it and from the numbers of the draws of the stars, the column `draw`
         (see [`spectrafm_hf.training.Draws`]); without such a column, from torch's global generator.
@@ -85,9 +68,9 @@ class SpectraFMCollator:
     Notes
     -----
     What is drawn for a star follows from its own draw, and what is drawn for a batch from the number of that batch, so
-    that two processes with half a batch each give their stars what one would. There are two exceptions, as a process
+    that two processes with half a batch each give their stars what one would. There is one exception, as a process
     knows the stars of its part alone: where they do not share their wavelengths, the window of `wavelength_cut` is one
-    of those of the first of them; and with `flux_requests`, what is asked depends on what is known of all of them.
+    of those of the first of them.
     """
 
     def __init__(
@@ -106,10 +89,6 @@ class SpectraFMCollator:
         radial_velocity: float = 0.0,
         smoothing: float = 0.0,
         resampling: float = 0.0,
-        patch_phase: float = 0.0,
-        flux_requests: int = 0,
-        flux_request_share: float = 0.5,
-        scalar_inputs: float = 0.0,
         sky_lines: float = 0.0,
         seed: int = 0,
         batch_size: int = 1,
@@ -130,10 +109,6 @@ class SpectraFMCollator:
         self.radial_velocity = radial_velocity
         self.smoothing = smoothing
         self.resampling = resampling
-        self.patch_phase = patch_phase
-        self.flux_requests = flux_requests
-        self.flux_request_share = flux_request_share
-        self.scalar_inputs = scalar_inputs
         self.sky_lines = sky_lines
         self.seed = seed
         self.batch_size = batch_size
@@ -160,10 +135,6 @@ class SpectraFMCollator:
             self._change(columns, smooth, self.smoothing * width)
         if self.resampling and generator.random() < self.resampling:
             self._change(columns, rebin, np.full(n_stars, generator.integers(2, 4)))
-        if self.patch_phase and generator.random() < self.patch_phase:
-            first = generator.integers(1, max(self.tokenizer.patch_size, 2))
-            self._change(columns, without_first, np.full(n_stars, first))
-        asks_flux = self.flux_requests > 0 and generator.random() < self.flux_request_share
 
         def noise(generator, shape):
             return gaussian_noise(generator, shape, self.noise_correlation)
@@ -187,20 +158,11 @@ class SpectraFMCollator:
             )
             for name in ("flux", "flux_error"):
                 columns[name] = self._by_star(np.multiply, columns[name], factors)
-        if self.tilt and not asks_flux:
+        if self.tilt:
             factors = self._by_star(_smooth_factors, columns["wavelength"], self.tilt * ndtri(np.transpose(tilt)))
             for name in ("flux", "flux_error"):
                 columns[name] = self._by_star(np.multiply, columns[name], factors)
-        sees_spectrum = not asks_flux or generator.random() < 0.5
-        known, given = self._draw_known(rows, asks_flux, sees_spectrum, generator, stars)
-        # With neither spectrum nor scalar there would be nothing to answer from.
-        sees_spectrum = sees_spectrum or not np.all(given.any(axis=1))
-        requested = None
-        if asks_flux:
-            from_labels = not sees_spectrum and not given.all()
-            n_pixels = min(self.flux_requests, len(known)) if from_labels else self.flux_requests
-            requested = self._draw_pixels(columns, n_pixels, generator)
-        if sees_spectrum and (asks_flux or (self.wavelength_cut and generator.random() < self.wavelength_cut)):
+        if self.wavelength_cut and generator.random() < self.wavelength_cut:
             wavelength = np.sort(columns["wavelength"][0])
             kept = int(np.ceil(generator.uniform(0.1, 0.9) * len(wavelength)))
             first = generator.integers(len(wavelength) - kept + 1)
@@ -220,63 +182,25 @@ class SpectraFMCollator:
             runs = [_runs(np.shape(mask), masked, star) for mask, masked, star in spectra]
             columns["mask"] = self._by_star(np.logical_or, columns["mask"], _together(runs))
 
-        is_given = dict(zip(known, given.T, strict=True))
-        asked = [name for name in known if name in self.label_names or asks_flux]
+        if self.error_dropout:
+            columns["flux_error"] = self._by_star(
+                lambda error, unknown: np.where(unknown, np.float32(np.nan), error),
+                columns["flux_error"],
+                chance < self.error_dropout,
+            )
+        asked = [name for name in self.label_names if name in rows]
+        known = ("resolving_power", "normalised") if self.tokenizer.basis is not None else ()
         inputs = self.tokenizer(
             **columns,
-            scalars={name: np.where(is_given[name], known[name], np.nan) for name in known if is_given[name].any()},
-            requests=None if requested is None else [*asked, *requested["wavelength"]],
-            labels={name: np.where(is_given[name], np.nan, known[name]) for name in asked},
+            **{name: rows[name] for name in known if name in rows},
+            scalars={name: np.asarray(rows[name], float) for name in self.scalar_names if name in rows},
+            labels={name: np.asarray(rows[name], float) for name in asked},
             label_errors={name: np.asarray(rows[f"{name}_err"], float) for name in asked if f"{name}_err" in rows},
         )
-        if requested is not None:
-            unknown = torch.full(inputs["request_ids"].shape, torch.nan)
-            for field, column in (("labels", "flux"), ("label_errors", "flux_error")):
-                inputs[field] = inputs.get(field, unknown.clone())
-                inputs[field][:, len(asked) :] = torch.from_numpy(requested[column])
-        if not sees_spectrum:
-            # As the tokenizer leaves it to stars of which only scalars are known.
-            for field in self.tokenizer.model_input_names:
-                inputs[field] = inputs[field][:, :0]
-            if requested is not None:
-                inputs["request_wavelength_step"] = torch.zeros_like(inputs["request_wavelength_step"])
         if "labels" in inputs:
             # The Trainer evaluates only what has both.
             inputs.setdefault("label_errors", torch.full_like(inputs["labels"], torch.nan))
-        if self.error_dropout:
-            unknown = torch.from_numpy(chance < self.error_dropout)
-            inputs["flux_error"] = inputs["flux_error"] * ~unknown[:, None, None]
         return dict(inputs)
-
-    def _draw_known(
-        self, rows: Mapping[str, Any], asks_flux: bool, sees_spectrum: bool, generator, stars: "_Stars"
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Labels and scalars, and which of them, (stars, names), the model is given; those are finite."""
-        names = [name for name in dict.fromkeys([*self.label_names, *self.scalar_names]) if name in rows]
-        known = {name: np.asarray(rows[name], dtype=np.float64) for name in names}
-        finite = np.isfinite(np.reshape(list(known.values()), (len(names), len(stars.draws))).T)
-        if not (asks_flux or self.scalar_inputs):
-            return known, finite & np.array([name in self.scalar_names for name in names], dtype=bool)
-        if sees_spectrum and generator.random() >= self.scalar_inputs:
-            return known, np.zeros_like(finite)
-        # All of them in half of the batches that have flux to ask for.
-        share = (1.0 + asks_flux) * generator.random()
-        given = finite & (stars.random(finite.shape) < share)
-        return known, given if sees_spectrum else np.where(given.any(axis=1, keepdims=True), given, finite)
-
-    def _draw_pixels(self, columns: Mapping[str, Any], n_pixels: int, generator) -> dict[str, np.ndarray]:
-        """Of up to `n_pixels`: `wavelength` (requests,), `flux` and `flux_error` (stars, requests), NaN where bad."""
-        one_length = len({len(row) for row in columns["wavelength"]}) == 1
-        if not one_length or np.any(np.asarray(columns["wavelength"]) != columns["wavelength"][0]):
-            raise ValueError("flux_requests: expected stars that share their wavelengths, got spectra on several grids")
-        wavelength, flux, error, mask = (np.asarray(columns[name]) for name in columns)
-        pixels = generator.permutation(len(wavelength[0]))[:n_pixels]
-        bad = (mask | ~np.isfinite(flux))[:, pixels]
-        return {
-            "wavelength": wavelength[0, pixels],
-            "flux": np.where(bad, np.float32(np.nan), flux[:, pixels]),
-            "flux_error": error[:, pixels],
-        }
 
     @staticmethod
     def _change(columns: dict[str, Any], function: Callable[..., Spectrum], *draws: Any) -> None:

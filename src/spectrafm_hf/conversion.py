@@ -160,13 +160,11 @@ def read_original_checkpoint(
         raise ValueError(f"{source}/config.json: {str(error).splitlines()[-1].strip()}") from error
     tokenizer = SpectraFMTokenizer(
         label_names=names,
-        patch_size=1,
         valid_flux=PUBLISHED_VALID_FLUX if len(pixels) == len(published_wavelengths()) else None,
         standardize_wavelength=_check_wavelengths(wavelengths, len(pixels)).tolist(),
         standardize_center=center[pixels].tolist(),
         standardize_scale=scale[pixels].tolist(),
         clip=CLIP,
-        clip_mode="mask",
         max_length=network["context_length"],
         sampling="random",
     )

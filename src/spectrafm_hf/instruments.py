@@ -29,7 +29,7 @@ from scipy.ndimage import convolve1d
 from scipy.sparse import csr_array
 from scipy.special import ndtr
 
-from .models.tokenization_spectrafm import air_to_vacuum
+from .models.gate_spectrafm import air_to_vacuum
 
 
 Array = NDArray[Any]

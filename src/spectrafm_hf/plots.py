@@ -329,7 +329,7 @@ def plot_comparison(
     example : mapping
         A spectrum in the schema of this project.
     tokens : sequence of (first, last)
-        Wavelengths that the tokens of the example cover.
+        Wavelengths that the tokens of the example cover; none are drawn where there are none.
     """
     names = list(units)
     figure = Figure(figsize=(4.1 * len(names), 8.6), layout="constrained")
@@ -383,9 +383,9 @@ def plot_comparison(
             axes.axvspan(first, last, color=ORANGE, alpha=0.13, lw=0)
     axes.set_ylabel("Flux / median", fontsize=12)
     axes.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=12)
+    stripes = f"; each stripe, white or tinted, is one of its {len(tokens)} tokens" if tokens else ""
     axes.set_title(
-        f"Gaia DR3 {example['object_id']}: the observed XP spectrum; "
-        f"each stripe, white or tinted, is one of its {len(tokens)} tokens",
+        f"Gaia DR3 {example['object_id']}: the observed XP spectrum{stripes}",
         loc="left",
         fontsize=12,
         color=INK,

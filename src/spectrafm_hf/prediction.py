@@ -37,7 +37,7 @@ from .files import ask_twice, complete_file, temporary_name
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
 from .models.flags_spectrafm import QUALITY, star_flags
 from .models.gate_spectrafm import FRAME_UNSTATED, to_rest
-from .models.tokenization_spectrafm import HUGE
+from .models.inputs_spectrafm import HUGE
 from .models.velocity_spectrafm import VelocityMeter
 
 
@@ -328,7 +328,7 @@ PIXELS_OF_EVIDENCE = 512  # that cost as much as a token does, where tokens are 
 
 def pixels_of_token(tokenizer: SpectraFMTokenizer) -> int:
     """Pixels that make a token, for the size of a batch."""
-    return tokenizer.patch_size if tokenizer.basis is None else PIXELS_OF_EVIDENCE
+    return 1 if tokenizer.basis is None else PIXELS_OF_EVIDENCE
 
 
 def batches_of(

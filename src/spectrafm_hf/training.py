@@ -36,19 +36,18 @@ from .data.mixture import HostedStars, Mixture
 from .data.sources import cache_dir
 from .data.streaming import StreamedStars, count_rows, load_streamed
 from .data.synthetic import SyntheticStars
-from .data.taught import TaughtStars
 from .files import complete_file, only_writer
 from .metrics import label_metrics
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from .optimization import Ema, MuonWithAdamW, split_parameters
 from .prediction import TrainingRange, is_out_of_memory
-from .preparation import add_lora, freeze, prepare_checkpoint, prepare_model, standardise_requests
+from .preparation import add_lora, freeze, prepare_checkpoint, prepare_model, rung_of
 from .throughput import Throughput, number_of_stars
 
 
 logger = logging.getLogger(__name__)
 
-#: Stars of each instrument that standardisation and whitening are measured on.
+#: Stars of each instrument that the standardisation is measured on.
 MEASURED_STARS = 40_000
 #: Of a stream, these stars have no more pixels together: 1 GB as they are read, 4,000 APOGEE spectra.
 MEASURED_PIXELS = 30_000_000
@@ -79,16 +78,11 @@ class Recipe:
         Columns given to the model as known scalars.
     model, tokenizer : dict
         Settings of [`SpectraFMConfig`] and [`SpectraFMTokenizer`]; what depends on the training set is filled in.
-    whitening : bool
-        Decorrelate the pixels of each patch; for spectra on one common wavelength grid.
     checkpoint : str
-        A bundled checkpoint, a folder or a hub name to go on from, with its tokenizer. Then `whitening` plays no part,
-        and nothing may stand in `model` but `dropout`, and in `tokenizer` but `continuum` and what belongs to it,
-        `wavelength_ranges`, and `requests` (the labels that are asked for where none are named; by default those of
-        before and those that are learnt). Labels and instruments that it lacks are added. None by default.
-    remeasure : bool
-        Beside a checkpoint: measure the standardisation, and the whitening, on the training stars also where it knows
-        their wavelengths: for an instrument that samples them otherwise, or is known in part.
+        A bundled checkpoint, a folder or a hub name to go on from, with its tokenizer. Then nothing may stand in
+        `model` but `dropout`, and in `tokenizer` but `requests` (the labels that are asked for where none are named; by
+        default those of before and those that are learnt). Labels that it lacks are added. Without one, a model of the
+        published architecture begins from nothing; one on evidence does in `scripts/pretrain.py`.
     freeze : list[str]
         Parts that are not trained, by module name. The paper's last stage: `[decoder, encoder.layers.1]`.
     lora : dict
@@ -100,20 +94,16 @@ class Recipe:
         and the residuals of the training stars of that data set (see [`CalibratedStars`]; `gaia-xp` has what it takes);
         everything else is as in `data`. Several validation sets are evaluated one after the other, calibrated stars
         are none; `eval_loss` is the mean of theirs.
-    teachers : list[str]
-        Checkpoints whose answers are the labels of calibrated stars, see [`TaughtStars`]; none by default.
     streaming : bool
         Read the training stars of `data` as they are needed, out of its Parquet files, here or on the hub, see
-        [`StreamedStars`]: for data sets that neither memory nor disk hold. Standardisation and whitening are measured
-        on the first 40,000 stars, as without it, but on no more than have 30 million pixels.
+        [`StreamedStars`]: for data sets that neither memory nor disk hold. The standardisation is measured on the
+        first 40,000 stars, as without it, but on no more than have 30 million pixels.
     stars_per_epoch : int
         For `sources`, and for `streaming`: a pass through them. Default: 1,000,000 of sources, all of a stream.
     noise, noise_correlation, pixel_dropout, error_dropout, reddening, tilt, wavelength_cut : float
     snr : [low, high]
-    radial_velocity, smoothing, resampling, patch_phase : float
-    flux_requests : int
-    flux_request_share, scalar_inputs, sky_lines : float
-        Augmentation and what is asked, see [`SpectraFMCollator`].
+    radial_velocity, smoothing, resampling, sky_lines : float
+        Augmentation, see [`SpectraFMCollator`].
     muon_learning_rate, muon_weight_decay : float
         For the matrices inside the layers; everything else is AdamW's, with the rates of `TrainingArguments`. With a
         rate of 0, AdamW has the matrices too: for short runs with small batches, in which a step of Muon costs most.
@@ -130,13 +120,10 @@ class Recipe:
     scalars: list[str] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
-    whitening: bool = False
     checkpoint: str | None = None
-    remeasure: bool = False
     freeze: list[str] = field(default_factory=list)
     lora: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)
-    teachers: list[str] = field(default_factory=list)
     streaming: bool = False
     stars_per_epoch: int = 0
     noise: float = 0.0
@@ -150,10 +137,6 @@ class Recipe:
     radial_velocity: float = 0.0
     smoothing: float = 0.0
     resampling: float = 0.0
-    patch_phase: float = 0.0
-    flux_requests: int = 0
-    flux_request_share: float = 0.5
-    scalar_inputs: float = 0.0
     sky_lines: float = 0.0
     muon_learning_rate: float = 3e-3
     muon_weight_decay: float = 0.01
@@ -175,10 +158,6 @@ AUGMENTATIONS = (
     "radial_velocity",
     "smoothing",
     "resampling",
-    "patch_phase",
-    "flux_requests",
-    "flux_request_share",
-    "scalar_inputs",
     "sky_lines",
 )
 
@@ -256,8 +235,7 @@ def load_stars(recipe: Recipe, seed: int) -> tuple[Any, Any]:
         elif name.startswith("calibrated-"):
             name = name.removeprefix("calibrated-")
             data = _load(name)[recipe.train_split]
-            stars = calibrated_stars(name, data)
-            sources.append(TaughtStars(stars, recipe.teachers, recipe.labels) if recipe.teachers else stars)
+            sources.append(calibrated_stars(name, data))
         else:
             data = _load(name)
             sources.append(HostedStars(data[recipe.train_split]))
@@ -376,6 +354,7 @@ class Task:
     draws: Draws
     train_collator: SpectraFMCollator
     collator: SpectraFMCollator  # augmentation belongs to training alone
+    rung: int | None = None  # the one that all stars are read in, of a model on evidence
 
     def save(self, folder: Path) -> SpectraFMForPrediction:
         """The model, with the adapters of LoRA merged into it, its tokenizer and training range."""
@@ -412,8 +391,6 @@ def set_up(
         samples = [train_set.with_format("numpy")[:MEASURED_STARS]]
     prepare = prepare_checkpoint if recipe.checkpoint else prepare_model
     model, tokenizer, training_range = prepare(recipe, samples)
-    if recipe.flux_requests:
-        standardise_requests(model, tokenizer, samples)
     freeze(model, recipe.freeze)
     batch_size = args.per_device_train_batch_size * args.world_size
     if isinstance(train_set, StreamedStars):
@@ -436,14 +413,14 @@ def set_up(
         train_collator=SpectraFMCollator(
             tokenizer, recipe.labels, recipe.scalars, seed=args.seed, batch_size=batch_size, **augmentation
         ),
-        # A model that can do without scalars is judged without them.
         collator=SpectraFMCollator(
             tokenizer,
             recipe.labels,
-            () if recipe.scalar_inputs else recipe.scalars,
+            recipe.scalars,
             # A model that has never been shown errors would not know what to do with them.
             error_dropout=float(recipe.error_dropout == 1.0),
         ),
+        rung=rung_of(tokenizer, samples),
     )
 
 
@@ -737,10 +714,12 @@ def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
     return compute_metrics
 
 
-def calibrate_errors(config: SpectraFMConfig, label_names: Sequence[str], mean, log_variance, truth):
+def calibrate_errors(
+    config: SpectraFMConfig, label_names: Sequence[str], mean, log_variance, truth, rung: int | None = None
+):
     """
-    Set `label_error_factors`, so that on validation stars the robust standard deviation of error over sigma is one
-    for each label that was learnt.
+    Set `label_error_factors`, or `rung_error_factors` of one rung, so that on validation stars the robust standard
+    deviation of error over sigma is one for each label that was learnt.
 
     Noise added in training makes the errors too large, learning by heart makes them too small.
 
@@ -750,10 +729,16 @@ def calibrate_errors(config: SpectraFMConfig, label_names: Sequence[str], mean, 
         Answers with the factors that the config has so far.
     truth : pair of arrays of that shape
         Labels and their errors.
+    rung : int, optional
+        Of a model on evidence: the rung that the stars are read in.
     """
-    known = config.label_error_factors or [1.0] * len(config.label_names)
-    factors = dict(zip(config.label_names, known, strict=True))
-    before = np.array([factors[name] for name in label_names])
+    if rung is None:
+        known = config.label_error_factors or [1.0] * len(config.label_names)
+        factors = dict(zip(config.label_names, known, strict=True))
+    else:
+        by_rung = [dict(each) for each in config.rung_error_factors] or [{} for _ in config.rung_intervals]
+        factors = by_rung[rung]
+    before = np.array([factors.setdefault(name, 1.0) for name in label_names])
     # The errors of the labels are part of sigma: where they count, one step does not lead all the way.
     for _ in range(3):
         steps = np.array([factors[name] for name in label_names]) / before
@@ -763,7 +748,11 @@ def calibrate_errors(config: SpectraFMConfig, label_names: Sequence[str], mean, 
             found = metrics[f"{name}_robust_z"]
             # Without stars whose label is known, or with one, there is nothing to calibrate by.
             factors[name] *= found if np.isfinite(found) and found > 0 else 1.0
-    config.label_error_factors = [round(factors[name], 4) for name in config.label_names]
+    if rung is None:
+        config.label_error_factors = [round(factors[name], 4) for name in config.label_names]
+    else:
+        by_rung[rung] = {name: round(factor, 4) for name, factor in factors.items()}
+        config.rung_error_factors = by_rung
 
 
 def train(
@@ -787,7 +776,7 @@ def train(
         The same; several are evaluated one after the other.
     callbacks : sequence of transformers.TrainerCallback
     samples : sequence of mappings, optional
-        What standardisation and whitening are measured on, as [`prepare_model`] takes it. Default: the first stars.
+        What the standardisation is measured on, as [`prepare_model`] takes it. Default: the first stars.
     quiet : bool
         Do not print the log, nor show the bars of the Trainer.
 
@@ -830,7 +819,7 @@ def train(
         ]
         mean, log_variance = (np.concatenate([answer.predictions[i] for answer in answers]) for i in (0, 1))
         truth = tuple(np.concatenate([answer.label_ids[i] for answer in answers]) for i in (0, 1))
-        calibrate_errors(task.model.config, recipe.labels, mean, log_variance, truth)
+        calibrate_errors(task.model.config, recipe.labels, mean, log_variance, truth, task.rung)
         if args.should_save:
             final = Path(args.output_dir or "runs") / "final"
             trainer.model = task.save(final)

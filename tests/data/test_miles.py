@@ -13,7 +13,7 @@ from spectrafm_hf.data.from_files import split_of_id
 from spectrafm_hf.data.miles import FEATURES, FOLDER, PACKAGE, PARAMETERS, build_miles
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.data.sources import fetch_package_file
-from spectrafm_hf.models.tokenization_spectrafm import air_to_vacuum
+from spectrafm_hf.models.gate_spectrafm import air_to_vacuum
 
 
 TABLE = """Name                  MILES   CaT   SpT            Teff   log g   [Fe/H]  Refs   Libraries

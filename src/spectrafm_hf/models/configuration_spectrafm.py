@@ -39,37 +39,15 @@ CUSTOM_PIPELINES = {
 @strict
 class SpectraFMConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`SpectraFMModel`]. The defaults are a small patch model; [`SpectraFMConfig.original`] is the
-    published architecture.
+    Configuration of a [`SpectraFMModel`]. The defaults are the published architecture.
 
     Parameters
     ----------
-    patch_size : int
-        Consecutive pixels that one token covers.
     hidden_size : int
-        Width of a token.
-    token_embedding : {"basis", "patch", "value"}
-        How a spectrum token is made. `"basis"`: from the coefficients of an interval of ln wavelength, see
-        [`SpectrumBasis`]. `"patch"`: from flux, flux error and mask of its pixels, with filters that vary
-        with wavelength. `"value"`: from one flux value alone, like any scalar (the paper).
-    num_filters : int
-        For `token_embedding="patch"`: number of filters that the pixels of a patch pass through.
-    whitening_wavelength : list[float]
-        For `token_embedding="patch"`: wavelengths (Angstrom, increasing, none or at least two) at which the model
-        keeps a matrix that decorrelates the pixels of a patch; see [`SpectraFMPatchEmbedding`].
-    flux_softening : float
-        For `token_embedding="patch"`: if not 0, the filters see asinh(flux / flux_softening) - asinh(1 /
-        flux_softening), for a tokenizer that standardises flux as a ratio to a typical star: nearly linear around
-        zero flux, logarithmic for bright pixels, so that a line is as deep in a faint spectrum as in a bright one.
-    wavelength_encoding : {"log", "linear"}
-        `"log"`: sines and cosines of ln(wavelength) and of the pixel spacing, through a small MLP.
-        `"linear"`: the paper's sines and cosines of (wavelength - 15,000 Angstrom) / 2 Angstrom.
-    num_frequencies : int
-        For `wavelength_encoding="log"`: number of frequencies, geometric between one turn over
-        `max_wavelength_period` and one over `min_wavelength_period`.
-    max_wavelength_period, min_wavelength_period : float
-        Longest and shortest period in ln(wavelength). The longest covers 1,000 Angstrom to 30 micron; the shortest is
-        the size of the finest detail that positions can tell apart.
+        Width of a token, and of the members of a model on evidence.
+    token_embedding : {"value", "basis"}
+        What a spectrum token is. `"value"`: one flux, like any scalar (the paper). `"basis"`: the evidence of an
+        interval of ln wavelength, see [`SpectrumBasis`].
     encoder_attention_heads, encoder_ffn_dim : list[int]
         Heads and feed-forward width of each encoder layer (self-attention).
     decoder_attention_heads, decoder_ffn_dim : list[int]
@@ -87,6 +65,9 @@ class SpectraFMConfig(PreTrainedConfig):
         flux_softening) of the completed spectrum; 0, or none: it sees the amplitudes of the components.
     rung_features : list[int]
         With `rung_pixels`: principal components of it that the network sees.
+    flux_softening : float
+        With `rung_pixels`: asinh is nearly linear below it, so that a line is as deep in a faint spectrum as in a
+        bright one above.
     num_members : int
         For `token_embedding="basis"`: networks with weights of their own, of width `hidden_size` with blocks of
         `encoder_ffn_dim`, whose answers are averaged.
@@ -118,10 +99,6 @@ class SpectraFMConfig(PreTrainedConfig):
     corrections : list[dict]
         Labels that were learnt from labelled stars on top of the frozen model, see [`SpectraFMCorrection`]: for spectra
         of its `rung`, each takes the place of the answer for its `label`.
-    norm_first : bool
-        Pre-norm (with a last LayerNorm after each stack) if true, post-norm (the paper) if false.
-    extra_key_value : bool
-        Append one learned key and value to every sequence that is attended to (the paper).
     hidden_act, dropout, attention_dropout, layer_norm_eps, initializer_range
         As everywhere in transformers.
     label_names : list[str]
@@ -161,27 +138,20 @@ class SpectraFMConfig(PreTrainedConfig):
         "refined",
     ]
 
-    patch_size: int = 16
-    hidden_size: int = 128
-    token_embedding: str = "patch"
-    num_filters: int = 256
-    whitening_wavelength: list[float | int] | tuple[float | int, ...] = ()
-    flux_softening: float | int = 0.0
-    wavelength_encoding: str = "log"
-    num_frequencies: int = 32
-    max_wavelength_period: float | int = 8.0
-    min_wavelength_period: float | int = 1e-5
-    encoder_attention_heads: list[int] | tuple[int, ...] = (8, 8, 8)
-    encoder_ffn_dim: list[int] | tuple[int, ...] = (512, 512, 512)
-    decoder_attention_heads: list[int] | tuple[int, ...] = (8, 8)
-    decoder_ffn_dim: list[int] | tuple[int, ...] = (512, 512)
-    readout_dims: list[int] | tuple[int, ...] = (128,)
+    hidden_size: int = 256
+    token_embedding: str = "value"
+    encoder_attention_heads: list[int] | tuple[int, ...] = (16, 8)
+    encoder_ffn_dim: list[int] | tuple[int, ...] = (2048, 1024)
+    decoder_attention_heads: list[int] | tuple[int, ...] = (16, 8, 4)
+    decoder_ffn_dim: list[int] | tuple[int, ...] = (2048, 1024, 512)
+    readout_dims: list[int] | tuple[int, ...] = (2048, 1024, 512, 256)
     num_intervals: int = 0
     num_coefficients: int = 0
     rung_intervals: list[list[int]] | tuple[list[int], ...] = ()
     rung_components: list[int] | tuple[int, ...] = ()
     rung_pixels: list[int] | tuple[int, ...] = ()
     rung_features: list[int] | tuple[int, ...] = ()
+    flux_softening: float | int = 0.0
     num_members: int = 6
     network_labels: list[str] | tuple[str, ...] = ()
     evidence_limits: list[list[float]] | tuple[list[float], ...] = ()
@@ -194,8 +164,6 @@ class SpectraFMConfig(PreTrainedConfig):
     star_intervals: list[int] | tuple[int, ...] = (0, 0)
     num_stars: int = 0
     corrections: list[dict[str, Any]] | tuple[dict[str, Any], ...] = ()
-    norm_first: bool = True
-    extra_key_value: bool = False
     hidden_act: str = "gelu"
     dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
@@ -222,17 +190,6 @@ class SpectraFMConfig(PreTrainedConfig):
             Fields to change, e.g. a smaller `hidden_size` for tests.
         """
         published = {
-            "patch_size": 1,
-            "hidden_size": 256,
-            "token_embedding": "value",
-            "wavelength_encoding": "linear",
-            "encoder_attention_heads": [16, 8],
-            "encoder_ffn_dim": [2048, 1024],
-            "decoder_attention_heads": [16, 8, 4],
-            "decoder_ffn_dim": [2048, 1024, 512],
-            "readout_dims": [2048, 1024, 512, 256],
-            "norm_first": False,
-            "extra_key_value": True,
             "dropout": 0.05,
             "attention_dropout": 0.05,
             "label_names": ["teff", "logg", "o_fe", "mg_fe", "fe_h"],
@@ -280,8 +237,7 @@ class SpectraFMConfig(PreTrainedConfig):
             if not condition:
                 raise ValueError(f"{field}: expected {expectation}, got {getattr(self, field)!r}")
 
-        demand(self.patch_size >= 1, "patch_size", "at least 1")
-        kinds = ("basis", "patch", "value")
+        kinds = ("value", "basis")
         demand(self.token_embedding in kinds, "token_embedding", f"one of {kinds}")
         if self.token_embedding == "basis":
             for field in ("num_intervals", "num_coefficients", "num_members"):
@@ -305,20 +261,9 @@ class SpectraFMConfig(PreTrainedConfig):
             parts = {part for parts in (self.star_combinations or {}).values() for part in parts}
             demand(parts <= set(self.star_labels), "star_combinations", f"means of {list(self.star_labels)}")
         self._check_corrections(demand)
-        demand(self.wavelength_encoding in ("log", "linear"), "wavelength_encoding", "'log' or 'linear'")
-        demand(self.token_embedding != "value" or self.patch_size == 1, "patch_size", "1 with token_embedding='value'")
         demand(math.isfinite(self.flux_softening) and self.flux_softening >= 0, "flux_softening", "0 or more")
         freedom = self.degrees_of_freedom
         demand(math.isfinite(freedom) and freedom >= 0, "degrees_of_freedom", "0 or a positive number")
-        shortest, longest = self.min_wavelength_period, self.max_wavelength_period
-        demand(1e-12 <= longest <= 1e12, "max_wavelength_period", "1e-12 to 1e12")
-        demand(1e-12 <= shortest <= longest, "min_wavelength_period", "1e-12 to max_wavelength_period")
-        nodes = self.whitening_wavelength
-        demand(
-            len(nodes) != 1 and all(a < b for a, b in zip(nodes[:-1], nodes[1:], strict=True)),
-            "whitening_wavelength",
-            "no or at least two increasing wavelengths",
-        )
         demand(self.hidden_size % 2 == 0, "hidden_size", "an even number")
         for stack in () if self.token_embedding == "basis" else ("encoder", "decoder"):
             heads, ffn = f"{stack}_attention_heads", f"{stack}_ffn_dim"

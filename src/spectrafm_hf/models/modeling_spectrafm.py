@@ -45,11 +45,11 @@ class SpectraFMModelOutput(ModelOutput):
     last_hidden_state : torch.FloatTensor of shape (B, R, hidden_size)
         The decoder's answer to each request.
     decoder_hidden_states : tuple of (B, R, hidden_size), on request
-    cross_attentions : tuple of (B, heads, R, T or T + 1), on request
-        The last key is the learned one if `extra_key_value`.
+    cross_attentions : tuple of (B, heads, R, T + 1), on request
+        The last key is the learnt one.
     encoder_last_hidden_state : torch.FloatTensor of shape (B, T, hidden_size)
     encoder_hidden_states : tuple of (B, T, hidden_size), on request
-    encoder_attentions : tuple of (B, heads, T, T or T + 1), on request
+    encoder_attentions : tuple of (B, heads, T, T + 1), on request
     rung_seen : torch.BoolTensor of shape (B, rungs)
         For `token_embedding="basis"`: which rungs a star has intervals of. `last_hidden_state` is then (B, rungs,
         num_members, hidden_size), zero where a rung was not seen.
@@ -143,63 +143,19 @@ class SpectraFMPredictionOutput(_OutputWithValues):
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
 
 
-def in_full_precision(wavelength: torch.Tensor) -> torch.Tensor:
-    """
-    Wavelengths in float64 (Apple's GPUs know float32 only), at least 1 as those of padding are 0.
-
-    bfloat16 knows 16,000 A but not 15,987 A. float32 does, but one library rounds the last digit of its logarithm up
-    and the next one down, which is 1e-3 of the period of the fastest sine, and 1e-3 of an error in the answers.
-    """
-    dtype = torch.float32 if wavelength.device.type == "mps" else torch.float64
-    return wavelength.to(dtype).clamp(min=1.0)
-
-
-class SpectraFMLinearWavelengthEncoding(nn.Module):
+class SpectraFMWavelengthEncoding(nn.Module):
     """The paper's encoding: sines and cosines of 1000 (wavelength - 15000 A) / 2000 A times 10000^(-2i/d)."""
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
         self.hidden_size = config.hidden_size
 
-    def forward(self, wavelength: torch.Tensor, wavelength_step: torch.Tensor) -> torch.Tensor:
-        """(B, N) Angstrom -> (B, N, hidden_size), float32. `wavelength_step` plays no part."""
+    def forward(self, wavelength: torch.Tensor) -> torch.Tensor:
+        """(B, N) Angstrom -> (B, N, hidden_size), float32."""
         index = torch.arange(0, self.hidden_size, 2, device=wavelength.device, dtype=torch.float32)
         frequency = torch.exp(index * (-math.log(10000.0) / self.hidden_size))
         angle = (wavelength.float()[..., None] - 15000.0) / 2000.0 * 1000.0 * frequency
         return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
-
-
-class SpectraFMLogWavelengthEncoding(nn.Module):
-    """
-    Sines and cosines of ln(wavelength) at geometric frequencies, and ln(pixel spacing), through a small MLP.
-
-    Logarithms put every instrument between 1,000 Angstrom and 30 micron on one scale on which a velocity is a shift;
-    the spacing tells apart two samplings of the same range.
-    """
-
-    def __init__(self, config: SpectraFMConfig):
-        super().__init__()
-        # Geometric between the two periods. In Python's numbers, which every dtype, device and export starts from.
-        longest, shortest, n = config.max_wavelength_period, config.min_wavelength_period, config.num_frequencies
-        self.frequencies = [2 * math.pi / longest * (longest / shortest) ** (i / max(n - 1, 1)) for i in range(n)]
-        self.fc1 = nn.Linear(2 * config.num_frequencies + 1, config.hidden_size)
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, wavelength: torch.Tensor, wavelength_step: torch.Tensor) -> torch.Tensor:
-        """(B, N) Angstrom, (B, N) Angstrom per pixel -> (B, N, hidden_size)."""
-        wavelength = in_full_precision(wavelength)
-        step = wavelength_step.to(wavelength.dtype) / wavelength
-        frequency = torch.tensor(self.frequencies, device=wavelength.device, dtype=wavelength.dtype)
-        # The origin is arbitrary; it lies near the middle of the range.
-        angle = torch.log(wavelength / 5500.0)[..., None] * frequency
-        # Spacings lie between 1e-6 and 1e-2 of the wavelength: about -2 to 3 here.
-        spacing = torch.log(step.clamp(min=1e-9) / 1e-4)[..., None] / 2.0
-        features = torch.cat((angle.sin(), angle.cos(), spacing), dim=-1)
-        return self.fc2(self.activation_fn(self.fc1(features.to(self.fc1.weight.dtype))))
-
-
-WAVELENGTH_ENCODINGS = {"linear": SpectraFMLinearWavelengthEncoding, "log": SpectraFMLogWavelengthEncoding}
 
 
 class SpectraFMValueEmbedding(nn.Module):
@@ -222,105 +178,26 @@ class SpectraFMValueEmbedding(nn.Module):
         return self.activation_fn(weight * values.to(weight.dtype)[..., None] + self.bias(ids))
 
 
-class SpectraFMPatchEmbedding(nn.Module):
-    """
-    Embedding of `patch_size` pixels from the flux, flux error and mask of each.
-
-    The pixels pass through `num_filters` filters, each multiplied by a gate that depends on wavelength: every
-    wavelength has its own effective filters (as each line has its own profile), but neighbours share them, and so do
-    instruments.
-
-    Pixels of one patch are strongly correlated, and what tells stars apart is small beside what all spectra share.
-    Where `whitening_wavelength` names nodes, the fluxes are first multiplied by a (patch_size, patch_size) matrix
-    that undoes the correlation found in a training set, interpolated between the nodes in ln(wavelength).
-    """
-
-    whitening: torch.Tensor
-
-    def __init__(self, config: SpectraFMConfig):
-        super().__init__()
-        self.patch_size = config.patch_size
-        self.flux_softening = float(config.flux_softening)
-        self.whitening_wavelength = tuple(config.whitening_wavelength)
-        if self.whitening_wavelength:
-            nodes = len(self.whitening_wavelength)
-            self.register_buffer("whitening", torch.eye(config.patch_size).repeat(nodes, 1, 1))
-        self.filters = nn.Linear(3 * config.patch_size, config.num_filters)
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.gate = nn.Linear(config.hidden_size, config.num_filters)
-        self.projection = nn.Linear(config.num_filters, config.hidden_size)
-
-    def compress(self, flux: torch.Tensor) -> torch.Tensor:
-        """asinh(flux / softening), shifted so that the typical flux, 1, becomes 0; any shape."""
-        if not self.flux_softening:
-            return flux
-        return torch.asinh(flux / self.flux_softening) - math.asinh(1.0 / self.flux_softening)
-
-    def whiten(self, flux: torch.Tensor, wavelength: torch.Tensor) -> torch.Tensor:
-        """(B, T, patch_size), (B or 1, T) -> (B, T, patch_size)."""
-        position = in_full_precision(wavelength).log()
-        nodes = torch.tensor(self.whitening_wavelength, device=wavelength.device, dtype=position.dtype).log()
-        left = (position[..., None] >= nodes[1:-1]).sum(dim=-1)
-        fraction = ((position - nodes[left]) / (nodes[left + 1] - nodes[left])).clamp(0.0, 1.0)[..., None]
-        index = torch.arange(len(nodes), device=wavelength.device)
-        weight = (index == left[..., None]) * (1.0 - fraction) + (index == left[..., None] + 1) * fraction
-        weight = weight.to(flux.dtype)
-        if weight.shape[0] == 1:
-            matrices = torch.einsum("tk,kpq->tpq", weight[0], self.whitening)
-            return torch.einsum("btp,tpq->btq", flux, matrices)
-        # All nodes' matrices at once, then their weighted sum: cheaper than a matrix for each token of each star.
-        whitened = torch.einsum("btp,kpq->btkq", flux, self.whitening)
-        return torch.einsum("btkq,btk->btq", whitened, weight)
-
-    def forward(
-        self,
-        flux: torch.Tensor,
-        flux_error: torch.Tensor,
-        pixel_mask: torch.Tensor,
-        wavelength: torch.Tensor,
-        position: torch.Tensor,
-    ) -> torch.Tensor:
-        """(B, T, patch_size) three times, (B or 1, T), (B or 1, T, hidden_size) -> (B, T, hidden_size)."""
-        dtype = self.filters.weight.dtype
-        known = pixel_mask & (flux_error > 0)
-        # Errors span decades. An unknown error (0) and a masked pixel read as zero, a usual value of this feature.
-        log_error = torch.where(known, torch.log(flux_error.float().clamp(min=1e-6)) / 2.0 + 1.5, 0.0).to(dtype)
-        flux = torch.where(pixel_mask, self.compress(torch.where(pixel_mask, flux, 0.0)), 0.0).to(dtype)
-        if self.whitening_wavelength:
-            flux = self.whiten(flux, wavelength)
-        pixels = torch.cat((flux, log_error, pixel_mask.to(dtype)), dim=-1)
-        return self.projection(self.activation_fn(self.filters(pixels)) * self.gate(position))
-
-
 class SpectraFMEmbeddings(nn.Module):
     """Tokens of the encoder (spectrum, then scalars) and of the decoder (requests)."""
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
         self.value_embedding = SpectraFMValueEmbedding(config)
-        self.patch_embedding = SpectraFMPatchEmbedding(config) if config.token_embedding == "patch" else None
-        self.wavelength_encoding = WAVELENGTH_ENCODINGS[config.wavelength_encoding](config)
+        self.wavelength_encoding = SpectraFMWavelengthEncoding(config)
 
-    def spectrum(self, flux, flux_error, pixel_mask, wavelength, wavelength_step) -> torch.Tensor:
-        """(B, T, patch_size) fluxes, errors and mask, (B, T) wavelengths and steps -> (B, T, hidden_size)."""
-        if not torch.compiler.is_exporting() and wavelength.stride(0) == wavelength_step.stride(0) == 0:
-            # One row, expanded: the stars share their wavelengths, and what depends on those alone is computed once.
-            # An export with free sizes cannot ask for strides.
-            wavelength, wavelength_step = wavelength[:1], wavelength_step[:1]
-        position = self.wavelength_encoding(wavelength, wavelength_step)
-        if self.patch_embedding is not None:
-            tokens = self.patch_embedding(flux, flux_error, pixel_mask, wavelength, position)
-        else:
-            ids = torch.where(pixel_mask[..., 0], FLUX_ID, PADDING_ID)
-            tokens = self.value_embedding(ids, torch.where(pixel_mask, flux, 0.0)[..., 0])
-        return tokens + position.to(tokens.dtype)
+    def spectrum(self, flux: torch.Tensor, wavelength: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(B, T) each -> (B, T, hidden_size)."""
+        ids = torch.where(attention_mask, FLUX_ID, PADDING_ID)
+        tokens = self.value_embedding(ids, torch.where(attention_mask, flux, 0.0))
+        return tokens + self.wavelength_encoding(wavelength).to(tokens.dtype)
 
-    def requests(self, ids, wavelength, wavelength_step) -> torch.Tensor:
+    def requests(self, ids: torch.Tensor, wavelength: torch.Tensor | None) -> torch.Tensor:
         """(B, R) ids; wavelengths count where the request is for flux -> (B, R, hidden_size)."""
         queries = self.value_embedding.weight(ids)
         if wavelength is None:
             return queries
-        position = self.wavelength_encoding(wavelength, wavelength_step).to(queries.dtype)
+        position = self.wavelength_encoding(wavelength).to(queries.dtype)
         return queries + torch.where((ids == FLUX_ID)[..., None], position, 0.0)
 
 
@@ -357,9 +234,9 @@ class SpectraFMAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        if config.extra_key_value:
-            self.extra_key = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-            self.extra_value = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        # One more key and value, which are learnt.
+        self.extra_key = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.extra_value = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
 
     def forward(
         self,
@@ -369,11 +246,8 @@ class SpectraFMAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_size, length, hidden_size = hidden_states.shape
-        key = self.k_proj(key_value_states)
-        value = self.v_proj(key_value_states)
-        if self.config.extra_key_value:
-            key = torch.cat((key, self.extra_key.expand(batch_size, -1, -1)), dim=1)
-            value = torch.cat((value, self.extra_value.expand(batch_size, -1, -1)), dim=1)
+        key = torch.cat((self.k_proj(key_value_states), self.extra_key.expand(batch_size, -1, -1)), dim=1)
+        value = torch.cat((self.v_proj(key_value_states), self.extra_value.expand(batch_size, -1, -1)), dim=1)
         heads = (batch_size, -1, hidden_size // self.head_dim, self.head_dim)
 
         implementation = self.config._attn_implementation
@@ -398,13 +272,12 @@ def _is_flash(implementation: str | None) -> bool:
 
 
 def make_attention_mask(config: SpectraFMConfig, hidden_states, key_value_states, attention_mask):
-    """(B, keys) boolean, or None -> the mask in the form that the chosen attention wants."""
-    if attention_mask is not None and config.extra_key_value:
+    """(B, keys) boolean, or None -> the mask in the form that the chosen attention wants, with the extra key."""
+    if attention_mask is not None:
         attention_mask = nn.functional.pad(attention_mask.bool(), (0, 1), value=True)
-    same = key_value_states is hidden_states and not config.extra_key_value
-    if attention_mask is not None and _is_flash(config._attn_implementation) and not same:
-        # The flash kernels drop padding from keys and queries alike, which is wrong where the two are not the same.
-        return attention_mask.bool()[:, None, None, :].expand(-1, 1, hidden_states.shape[1], -1)
+        if _is_flash(config._attn_implementation):
+            # The flash kernels drop padding from keys and queries alike; here there is one key more than queries.
+            return attention_mask[:, None, None, :].expand(-1, 1, hidden_states.shape[1], -1)
     return create_bidirectional_mask(
         config=config,
         inputs_embeds=hidden_states,
@@ -425,11 +298,10 @@ class SpectraFMMLP(nn.Module):
 
 
 class SpectraFMLayer(GradientCheckpointingLayer):
-    """Attention and feed-forward, each with a residual; LayerNorm before (pre-norm) or after (the paper)."""
+    """Attention and feed-forward, each with a residual and a LayerNorm after it."""
 
     def __init__(self, config: SpectraFMConfig, num_heads: int, ffn_dim: int):
         super().__init__()
-        self.norm_first = config.norm_first
         self.attention = SpectraFMAttention(config, num_heads)
         self.attention_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = SpectraFMMLP(config, ffn_dim)
@@ -444,16 +316,10 @@ class SpectraFMLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """(B, N, hidden_size) -> the same; attends to itself where `key_value_states` is None."""
-        queries = self.attention_layer_norm(hidden_states) if self.norm_first else hidden_states
-        keys = queries if key_value_states is None else key_value_states
-        attended, _ = self.attention(queries, keys, attention_mask, **kwargs)
-        hidden_states = hidden_states + self.dropout(attended)
-        if not self.norm_first:
-            hidden_states = self.attention_layer_norm(hidden_states)
-
-        transformed = self.mlp(self.mlp_layer_norm(hidden_states) if self.norm_first else hidden_states)
-        hidden_states = hidden_states + self.dropout(transformed)
-        return hidden_states if self.norm_first else self.mlp_layer_norm(hidden_states)
+        keys = hidden_states if key_value_states is None else key_value_states
+        attended, _ = self.attention(hidden_states, keys, attention_mask, **kwargs)
+        hidden_states = self.attention_layer_norm(hidden_states + self.dropout(attended))
+        return self.mlp_layer_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
 
 
 class SpectraFMPreTrainedModel(PreTrainedModel):
@@ -483,7 +349,7 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, SpectraFMAttention) and self.config.extra_key_value:
+        if isinstance(module, SpectraFMAttention):
             init.normal_(module.extra_key, std=self.config.initializer_range)
             init.normal_(module.extra_value, std=self.config.initializer_range)
         elif isinstance(module, SpectraFMMemberLinear):
@@ -495,18 +361,12 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SpectraFMMemberHead):
             init.normal_(module.weight, std=0.5 * self.config.initializer_range)
             init.zeros_(module.bias)
-        elif isinstance(module, SpectraFMPatchEmbedding):
-            # Gates around one: at the start all wavelengths share their filters.
-            init.ones_(module.gate.bias)
-            if module.whitening_wavelength:
-                identity = torch.eye(module.patch_size).expand_as(module.whitening)
-                init.copy_(module.whitening, identity)
 
 
 class SpectraFMStack(SpectraFMPreTrainedModel):
     """
-    Layers and, for pre-norm, the last LayerNorm: the encoder, in which the tokens of a star attend to each other, and
-    the decoder, in which requests attend to the tokens. There requests do not see each other.
+    Layers: the encoder, in which the tokens of a star attend to each other, or the decoder, in which requests attend to
+    the tokens. There requests do not see each other.
     """
 
     _can_record_outputs = {"hidden_states": SpectraFMLayer, "attentions": SpectraFMAttention}
@@ -515,9 +375,6 @@ class SpectraFMStack(SpectraFMPreTrainedModel):
         super().__init__(config)
         self.layers = nn.ModuleList(
             SpectraFMLayer(config, heads, ffn_dim) for heads, ffn_dim in zip(attention_heads, ffn_dims, strict=True)
-        )
-        self.layer_norm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.norm_first else nn.Identity()
         )
         self.gradient_checkpointing = False
         self.post_init()
@@ -538,7 +395,7 @@ class SpectraFMStack(SpectraFMPreTrainedModel):
         mask = make_attention_mask(self.config, hidden_states, attended, attention_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, key_value_states, mask, **kwargs)
-        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
+        return BaseModelOutput(last_hidden_state=hidden_states)
 
 
 def standardisation(config: SpectraFMConfig, ids: torch.Tensor, flux_center=None, flux_scale=None):
@@ -658,52 +515,33 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         self,
         flux: torch.Tensor,
         wavelength: torch.Tensor,
-        wavelength_step: torch.Tensor,
-        flux_error: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         scalar_ids: torch.Tensor | None = None,
         scalar_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[BaseModelOutput, torch.Tensor]:
         """The encoder's output, and the (B, T) mask of its tokens. Arguments as in `forward`."""
-        if flux.ndim != 3 or flux.shape[-1] != self.config.patch_size:
-            raise ValueError(
-                f"flux: expected shape (batch, tokens, patch_size={self.config.patch_size}), got {tuple(flux.shape)}"
-            )
-        check_shapes(flux.shape, flux_error=flux_error, pixel_mask=pixel_mask)
-        check_shapes(
-            flux.shape[:2], wavelength=wavelength, wavelength_step=wavelength_step, attention_mask=attention_mask
-        )
+        if flux.ndim != 2:
+            raise ValueError(f"flux: expected shape (batch, tokens), got {tuple(flux.shape)}")
+        check_shapes(flux.shape, wavelength=wavelength, attention_mask=attention_mask)
         check_together(scalar_ids=scalar_ids, scalar_values=scalar_values)
-        if pixel_mask is None:
-            pixel_mask = torch.ones_like(flux, dtype=torch.bool)
-        if flux_error is None:
-            flux_error = torch.zeros_like(flux)
-        pixel_mask = pixel_mask.bool()
-        if attention_mask is None:
-            attention_mask = pixel_mask.any(dim=-1)
-        tokens = self.embeddings.spectrum(flux, flux_error, pixel_mask, wavelength, wavelength_step)
+        counts = torch.ones_like(flux, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        tokens = self.embeddings.spectrum(flux, wavelength, counts)
         if scalar_ids is not None and scalar_values is not None:
             scalars, known = self._scalars(scalar_ids, scalar_values, flux.shape[0])
-            tokens = torch.cat((tokens, scalars), dim=1)
-            attention_mask = torch.cat((attention_mask.bool(), known), dim=1)
-        return self.encoder(tokens, None, attention_mask, **{**kwargs, "return_dict": True}), attention_mask
+            tokens, counts = torch.cat((tokens, scalars), dim=1), torch.cat((counts, known), dim=1)
+        return self.encoder(tokens, None, counts, **{**kwargs, "return_dict": True}), counts
 
     @can_return_tuple
     def forward(
         self,
         flux: torch.Tensor | None = None,
         wavelength: torch.Tensor | None = None,
-        wavelength_step: torch.Tensor | None = None,
-        flux_error: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         scalar_ids: torch.Tensor | None = None,
         scalar_values: torch.Tensor | None = None,
         request_ids: torch.Tensor | None = None,
         request_wavelength: torch.Tensor | None = None,
-        request_wavelength_step: torch.Tensor | None = None,
         coefficients: torch.Tensor | None = None,
         reliability: torch.Tensor | None = None,
         interval_ids: torch.Tensor | None = None,
@@ -714,22 +552,19 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
 
         Parameters
         ----------
-        flux, flux_error : torch.FloatTensor of shape (B, T, patch_size)
-            Standardised flux and its error on the same scale; an error of 0 is an unknown one.
-        wavelength, wavelength_step : torch.FloatTensor of shape (B, T)
-            Centre of each token and spacing of its pixels, Angstrom, vacuum, rest frame, float32 or better.
-        pixel_mask : torch.BoolTensor of shape (B, T, patch_size), optional
-            True where a pixel counts; all by default.
+        flux, wavelength : torch.FloatTensor of shape (B, T)
+            For `token_embedding="value"`: standardised flux of each pixel, and where it is, in Angstrom, vacuum, rest
+            frame, float32 or better.
         attention_mask : torch.BoolTensor of shape (B, T), optional
-            True where a token counts; by default, tokens with at least one pixel that counts.
+            True where a token counts; all by default.
         scalar_ids : torch.LongTensor of shape (B, S), optional
             Rows of the vocabulary; 0 is padding.
         scalar_values : torch.FloatTensor of shape (B, S), optional
             In physical units.
         request_ids : torch.LongTensor of shape (B, R), optional
             Rows of the vocabulary; 0 is padding. By default all labels.
-        request_wavelength, request_wavelength_step : torch.FloatTensor of shape (B, R), optional
-            Where the flux is asked for, and over what pixel; read only for requests of flux.
+        request_wavelength : torch.FloatTensor of shape (B, R), optional
+            Where the flux is asked for; read only for requests of flux.
         coefficients, reliability : torch.FloatTensor of shape (B, T, num_coefficients)
             For `token_embedding="basis"`, in place of all of flux and wavelength: see [`Evidence`].
         interval_ids : torch.LongTensor of shape (B, T)
@@ -746,29 +581,17 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             if scalar_ids is not None and bool((scalar_ids != PADDING_ID).any()):
                 raise ValueError("scalar_ids: expected none, as this model was trained on spectra alone, got some")
             return self._from_evidence(coefficients, reliability, interval_ids, attention_mask)
-        if flux is None or wavelength is None or wavelength_step is None:
-            raise ValueError("flux: expected it with wavelength and wavelength_step, got None")
+        if flux is None or wavelength is None:
+            raise ValueError("flux: expected it with wavelength, got None")
         encoder_outputs, attention_mask = self.encode(
-            flux,
-            wavelength,
-            wavelength_step,
-            flux_error,
-            pixel_mask,
-            attention_mask,
-            scalar_ids,
-            scalar_values,
-            **kwargs,
+            flux, wavelength, attention_mask, scalar_ids, scalar_values, **kwargs
         )
         if request_ids is None:
             request_ids = self.all_labels(flux)
-        check_together(request_wavelength=request_wavelength, request_wavelength_step=request_wavelength_step)
         check_shapes(
-            (flux.shape[0], *request_ids.shape[-1:]),
-            request_ids=request_ids,
-            request_wavelength=request_wavelength,
-            request_wavelength_step=request_wavelength_step,
+            (flux.shape[0], *request_ids.shape[-1:]), request_ids=request_ids, request_wavelength=request_wavelength
         )
-        queries = self.embeddings.requests(request_ids, request_wavelength, request_wavelength_step)
+        queries = self.embeddings.requests(request_ids, request_wavelength)
         decoder_outputs = self.decoder(
             queries, encoder_outputs.last_hidden_state, attention_mask, **{**kwargs, "return_dict": True}
         )
@@ -947,15 +770,11 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         self,
         flux: torch.Tensor | None = None,
         wavelength: torch.Tensor | None = None,
-        wavelength_step: torch.Tensor | None = None,
-        flux_error: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         scalar_ids: torch.Tensor | None = None,
         scalar_values: torch.Tensor | None = None,
         request_ids: torch.Tensor | None = None,
         request_wavelength: torch.Tensor | None = None,
-        request_wavelength_step: torch.Tensor | None = None,
         flux_center: torch.Tensor | None = None,
         flux_scale: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -1008,20 +827,16 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
                 None if given is None else given[:, kept] for given in (labels, label_errors, flux_center, flux_scale)
             )
         outputs: SpectraFMModelOutput = self.model(
-            flux,
-            wavelength,
-            wavelength_step,
-            flux_error,
-            pixel_mask,
-            attention_mask,
-            scalar_ids,
-            scalar_values,
-            request_ids,
-            request_wavelength,
-            request_wavelength_step,
-            coefficients,
-            reliability,
-            interval_ids,
+            flux=flux,
+            wavelength=wavelength,
+            attention_mask=attention_mask,
+            scalar_ids=scalar_ids,
+            scalar_values=scalar_values,
+            request_ids=request_ids,
+            request_wavelength=request_wavelength,
+            coefficients=coefficients,
+            reliability=reliability,
+            interval_ids=interval_ids,
             **{**kwargs, "return_dict": True},
         )
         center, scale = standardisation(self.config, request_ids, flux_center, flux_scale)

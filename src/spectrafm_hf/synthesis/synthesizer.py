@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..models.gate_spectrafm import air_to_vacuum, vacuum_to_air
 from ..models.modeling_emulator import default_vmicro
-from ..models.tokenization_spectrafm import air_to_vacuum, vacuum_to_air
 from . import turbospectrum
 from .atmospheres import MarcsGrid, effective_metallicity
 from .labels import LABEL_NAMES, OPTICAL_LABEL_NAMES

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spectrafm_hf.data.readers import read_spectra
-from spectrafm_hf.models.tokenization_spectrafm import air_to_vacuum
+from spectrafm_hf.models.gate_spectrafm import air_to_vacuum
 
 
 WAVELENGTH = np.linspace(5000, 5100, 30)

@@ -3,7 +3,7 @@
 import numpy as np
 from astropy.io import fits
 
-from spectrafm_hf.models.tokenization_spectrafm import air_to_vacuum
+from spectrafm_hf.models.gate_spectrafm import air_to_vacuum
 
 
 def write_galah(path, extensions=5):

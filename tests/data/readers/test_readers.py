@@ -11,7 +11,7 @@ from astropy.io import fits
 
 from spectrafm_hf.data.readers import batched, count_spectra, find_files, read_spectra
 from spectrafm_hf.data.schema import pixel_column
-from spectrafm_hf.models.tokenization_spectrafm import air_to_vacuum
+from spectrafm_hf.models.gate_spectrafm import air_to_vacuum
 
 
 WAVELENGTH = np.arange(5000.0, 5040.0)
