@@ -2,15 +2,15 @@
 """What a star costs: SpectraFM, the published model, and what a person would use instead, on the same spectra.
 
     python scripts/benchmark.py --output benchmark             # some minutes: JSON, and a table
-    python scripts/benchmark.py --output benchmark --curves    # cost against stars, pixels, patch, batch: pictures
+    python scripts/benchmark.py --output benchmark --curves    # cost against stars, pixels, batch: pictures
     python scripts/benchmark.py --output benchmark --against CHECKOUT    # this version and another one, in turn
 
 All are measured in turn, round after round, so that a machine that is busy for a while is so for all of them. A figure
 is the median of the rounds, a ratio the median of the ratios within each round. Shares are of the float32 matrix
 product of this machine, measured in the same round with the same threads; operations are those of
 `torch.utils.flop_counter`. Spectra go through in the batches that `spectrafm predict` makes of them. A training step is
-the forward and backward pass and the update by AdamW, on one such batch; a run is what `scripts/train.py` does with a
-recipe: drawing stars, spoiling them, tokens, Muon.
+the forward and backward pass and the update by AdamW, on one such batch. What a whole run of pre-training reaches is in
+the last line of scripts/recipes/base.curves.csv.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from spectrafm_hf import (
     load_checkpoint,
 )
 from spectrafm_hf.baselines import CannonBaseline, Spectra
+from spectrafm_hf.checkpoints import BASE_CHECKPOINT
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.data.schema import pixel_column
 from spectrafm_hf.data.synthetic import SyntheticStars
@@ -58,20 +59,17 @@ from spectrafm_hf.export import INPUTS as ONNX_INPUTS
 from spectrafm_hf.export import export_onnx
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.instruments import Instrument
-from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
 from spectrafm_hf.plots import BLUE, GREY, INK, ORANGE
 from spectrafm_hf.prediction import TrainingRange, batches_of, predict_batches
 from spectrafm_hf.survey import ShardPredictor, list_shards
 from spectrafm_hf.throughput import CPU_ATTENTION, measure_peak
-from spectrafm_hf.training import load_stars, read_recipe, train
 
 
 LABELS = ("teff", "logg", "fe_h")
 PIXELS = ("wavelength", "flux", "flux_error", "mask")
 #: The published model sees this many pixels at once; a spectrum takes 15 such windows.
 WINDOW = 512
-#: Recipes of bundled checkpoints whose stars need no download.
-RUNS = ("base-synthetic", "apogee")
+MODEL = BASE_CHECKPOINT
 Columns = dict[str, NDArray[Any]]
 
 
@@ -106,15 +104,15 @@ def counted(work: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def of_a_checkpoint(name: str, instrument: str, n: int) -> list[Measured]:
+def of_the_model(instrument: str, n: int) -> list[Measured]:
     """Tokenizing, the forward pass, both with all that prediction does beside, and a step of training."""
-    model, tokenizer = load_checkpoint(name)
+    model, tokenizer = load_checkpoint(MODEL)
     rows = as_rows(instrument, n)
     batches = list(batches_of(rows, tokenizer))
     tokens = [tokenizer(batch) for batch in batches]
     first = tokens[0]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    requests = torch.arange(len(model.config.label_names)) + FIRST_LABEL_ID
+    requests = torch.tensor(model.config.label_ids(model.config.network_labels))
     asked = {"request_ids": requests.expand(len(batches[0]), -1), "labels": torch.zeros(len(batches[0]), len(requests))}
 
     @torch.inference_mode()
@@ -129,16 +127,16 @@ def of_a_checkpoint(name: str, instrument: str, n: int) -> list[Measured]:
         optimizer.step()
 
     return [
-        Measured(f"{name}: tokenizer", n, lambda: [tokenizer(batch) for batch in batches]),
-        Measured(f"{name}: forward pass", n, forward, counted(forward)),
-        Measured(f"{name}: spectra to labels", n, lambda: list(predict_batches(model, tokenizer, batches))),
-        Measured(f"{name}: training step", len(batches[0]), step, counted(step)),
+        Measured(f"{instrument}: tokenizer", n, lambda: [tokenizer(batch) for batch in batches]),
+        Measured(f"{instrument}: forward pass", n, forward, counted(forward)),
+        Measured(f"{instrument}: spectra to labels", n, lambda: list(predict_batches(model, tokenizer, batches))),
+        Measured(f"{instrument}: training step", len(batches[0]), step, counted(step)),
     ]
 
 
-def of_other_runtimes(name: str, instrument: str, n: int, folder: Path) -> list[Measured]:
+def of_other_runtimes(instrument: str, n: int, folder: Path) -> list[Measured]:
     """The forward pass by `torch.compile` and by ONNX Runtime, with as many threads, as far as they are at hand."""
-    model, tokenizer = load_checkpoint(name)
+    model, tokenizer = load_checkpoint(MODEL)
     tokens = [tokenizer(batch) for batch in batches_of(as_rows(instrument, n), tokenizer)]
     if len(tokens) > 1:
         tokens = tokens[:-1]  # of one size, as another would be compiled anew
@@ -153,17 +151,19 @@ def of_other_runtimes(name: str, instrument: str, n: int, folder: Path) -> list[
                 compiled(**inputs)
 
         forward()  # which compiles
-        found.append(Measured(f"{name}: forward pass, torch.compile", n, forward))
-    if tokenizer.basis is not None and importlib.util.find_spec("onnxruntime"):
+        found.append(Measured(f"{instrument}: forward pass, torch.compile", n, forward))
+    if importlib.util.find_spec("onnxruntime"):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        path = export_onnx(name, folder / "model.onnx").path
+        path = export_onnx(MODEL, folder / "model.onnx").path
         session = onnxruntime.InferenceSession(path, options)
         arrays = [{key: inputs[key].numpy() for key in ONNX_INPUTS} for inputs in tokens]
         found.append(
-            Measured(f"{name}: forward pass, ONNX Runtime", n, lambda: [session.run(None, inputs) for inputs in arrays])
+            Measured(
+                f"{instrument}: network, ONNX Runtime", n, lambda: [session.run(None, inputs) for inputs in arrays]
+            )
         )
     return found
 
@@ -171,15 +171,12 @@ def of_other_runtimes(name: str, instrument: str, n: int, folder: Path) -> list[
 def of_the_original() -> list[Measured]:
     """The published architecture, untrained: 15 windows of a spectrum one after the other, or as one batch."""
     model = SpectraFMForPrediction(SpectraFMConfig.original()).eval()
-    tokenizer = SpectraFMTokenizer(patch_size=1, continuum="none", label_names=model.config.label_names)
+    tokenizer = SpectraFMTokenizer(clip=None, label_names=model.config.label_names)
     tokens = tokenizer(as_rows("apogee", 8)[:1])
     order = torch.randperm(tokens["flux"].shape[1], generator=torch.Generator().manual_seed(0))
     order = order[: len(order) // WINDOW * WINDOW]  # the published program repeats pixels to fill the last window
-    windows = {
-        name: value[0, order].unflatten(0, (-1, WINDOW)) if value.shape[1] > len(model.config.label_names) else value
-        for name, value in tokens.items()
-    }
-    requests = windows.pop("request_ids")
+    windows = {name: tokens[name][0, order].unflatten(0, (-1, WINDOW)) for name in tokenizer.model_input_names}
+    requests = tokens["request_ids"]
 
     @torch.inference_mode()
     def one_by_one() -> None:
@@ -234,7 +231,7 @@ def of_a_payne(n: int = 1) -> Measured:
     return Measured(f"fit with the emulator and scipy, {len(start)} labels", n, fit)
 
 
-def of_files(name: str, instrument: str, folder: Path, n: int) -> list[Measured]:
+def of_files(instrument: str, folder: Path, n: int) -> list[Measured]:
     """A shard of spectra: read, and Parquet to Parquet, with flags."""
     few = min(n, 512)
     stars = spectra(instrument, few)
@@ -244,25 +241,12 @@ def of_files(name: str, instrument: str, folder: Path, n: int) -> list[Measured]
     with pq.ParquetWriter(path, table.schema) as writer:
         for start in range(0, n, few):
             writer.write_table(table.slice(0, n - start))
-    predictor = ShardPredictor(*load_checkpoint(bundled(name)), folder / "labels", TrainingRange.load(bundled(name)))
+    predictor = ShardPredictor(*load_checkpoint(MODEL), folder / "labels", TrainingRange.load(bundled(MODEL)))
     (shard,) = list_shards([path])
     return [
-        Measured(f"{instrument} spectra: reading Parquet", n, lambda: [None for _ in read_spectra([path])]),
-        Measured(f"{name}: Parquet to Parquet", n, lambda: predictor(shard)),
+        Measured(f"{instrument}: reading Parquet", n, lambda: [None for _ in read_spectra([path])]),
+        Measured(f"{instrument}: Parquet to Parquet", n, lambda: predictor(shard)),
     ]
-
-
-def of_a_run(name: str, steps: int) -> dict[str, float]:
-    """What a training by a recipe reports of itself, after as many steps that warm it up."""
-    recipe, arguments = read_recipe(Path(__file__).with_name("recipes") / f"{name}.yaml")
-    arguments.max_steps, arguments.load_best_model_at_end = steps, False
-    arguments.save_strategy = arguments.eval_strategy = arguments.logging_strategy = "no"
-    arguments.report_to = []
-    stars = load_stars(recipe, arguments.seed)
-    with tempfile.TemporaryDirectory(prefix="spectrafm-") as folder:
-        arguments.output_dir = folder
-        train(recipe, arguments, *stars, quiet=True)
-        return train(recipe, arguments, *stars, quiet=True).throughput.report()
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
@@ -299,15 +283,13 @@ def machine() -> dict[str, Any]:
 
 def as_markdown(content: Mapping[str, Any]) -> str:
     measured = content["measured"]
-    ours = np.array(measured["spectrafm-apogee: spectra to labels"]["stars_per_s"])
-    lines = ["| what | stars a second | share of the peak | spectrafm-apogee / this |", "|---|---|---|---|"]
+    ours = np.array(measured["apogee: spectra to labels"]["stars_per_s"])
+    lines = ["| what | stars a second | share of the peak | apogee / this |", "|---|---|---|---|"]
     for title, figures in measured.items():
         speed = np.array(figures["stars_per_s"])
         share = f"{np.median(figures['share_of_peak']):.2f}" if figures["share_of_peak"] else ""
         ratio = f"{np.median(ours / speed):,.1f}" if title in content["compared"] else ""
         lines.append(f"| {title} | {np.median(speed):,.4g} | {share} | {ratio} |")
-    for recipe, report in content["runs"].items():
-        lines.append(f"| run of {recipe}.yaml | {report['stars_per_s']:,.4g} | {report['share_of_peak']:.2f} | |")
     peak = np.median(content["peak_gflop_per_s"])
     threads = content["machine"]["threads"]
     return "\n".join([*lines, "", f"Matrix product in float32: {peak:.0f} GFLOP/s with {threads} threads."])
@@ -338,9 +320,9 @@ def curves(folder: Path, most_stars: int) -> dict[str, list[tuple[float, float]]
             progress.update()
 
         for n in [n for n in (100, 1000, 10_000, 100_000, 1_000_000) if n <= most_stars]:
-            *_, predict = of_files("spectrafm-gaia-xp-small", "gaia-xp", folder, n)
+            *_, predict = of_files("gaia-xp", folder, n)
             add("stars (Gaia XP, Parquet to Parquet)", n, n, predict.work, once=n > 1000)
-        model, tokenizer = load_checkpoint("spectrafm-apogee")
+        model, tokenizer = load_checkpoint(MODEL)
         for size in (1, 4, 16, 32, 64, 96, 128, 256, 512):
 
             @torch.inference_mode()
@@ -348,7 +330,6 @@ def curves(folder: Path, most_stars: int) -> dict[str, list[tuple[float, float]]
                 model(**tokenizer(as_rows("apogee", 512)[:size]))
 
             add("stars in a batch (APOGEE)", size, size, one_batch)
-        model, tokenizer = load_checkpoint("spectrafm-gaia-xp-small")
         for pixels in (100, 1000, 10_000, 100_000):
             n = max(1, min(64, 200_000 // pixels))
             wavelength = np.geomspace(3400.0, 10200.0, pixels)
@@ -359,24 +340,12 @@ def curves(folder: Path, most_stars: int) -> dict[str, list[tuple[float, float]]
                 model(**tokenizer(wavelength, flux, 0.1 * np.ones_like(flux)))
 
             add("pixels of a spectrum", pixels, n, read_off)
-        stars = as_rows("apogee", 64)
-        settings = load_checkpoint("spectrafm-apogee")[0].config.to_dict()
-        for patch in (8, 16, 32, 64, 128, 256):
-            config = SpectraFMConfig(**{**settings, "patch_size": patch, "whitening_wavelength": []})
-            other = SpectraFMForPrediction(config).eval()
-            cut = SpectraFMTokenizer(patch_size=patch, label_names=config.label_names)
-
-            @torch.inference_mode()
-            def forward_of(other=other, cut=cut) -> None:
-                other(**cut(stars))
-
-            add("pixels of a token (APOGEE)", patch, len(stars), forward_of)
     return found
 
 
 def draw_curves(path: Path, found: Mapping[str, list[tuple[float, float]]]) -> None:
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    for axes, (name, points) in zip(figure.subplots(2, 2).flat, found.items(), strict=True):
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    for axes, (name, points) in zip(figure.subplots(1, 3).flat, found.items(), strict=True):
         x, y = np.transpose(points)
         axes.loglog(x, y, "o-", color=BLUE)
         above = 8 if y[-1] >= 0.9 * y[-2] else -16  # beside the line
@@ -405,6 +374,7 @@ def write_json(path: Path, content: Any) -> None:
 DRIVER = """
 import json, sys, time
 import numpy as np
+import torch
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.prediction import batches_of, predict_batches
 found = {}
@@ -418,12 +388,24 @@ for instrument, name, file in zip(*[iter(sys.argv[1:])] * 3):
         start = time.perf_counter()
         for _ in predict_batches(model, tokenizer, batches_of(some, tokenizer), labels):
             pass
-        found[instrument] = len(some) / (time.perf_counter() - start)
+        found[instrument + ", arrays to labels"] = len(some) / (time.perf_counter() - start)
+    batch = next(iter(batches_of(rows, tokenizer)))
+    inputs = tokenizer(batch, requests=labels)
+    inputs = {key: value for key, value in inputs.items() if key not in ("estimate", "information", "pull", "misfit")}
+    inputs["labels"] = torch.zeros(inputs["request_ids"].shape)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    model.train()
+    for repeats in (2, 10):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            optimizer.zero_grad()
+            model(**inputs).loss.backward()
+            optimizer.step()
+        found[instrument + ", training step"] = repeats * len(batch) / (time.perf_counter() - start)
 print(json.dumps(found))
 """
-#: Of version 0.1.0, and of this one.
+#: The checkpoints of version 0.1.0.
 BEFORE = {"apogee": "spectrafm-apogee", "gaia-xp": "spectrafm-gaia-xp-small"}
-NOW = {"apogee": "spectrafm-base", "gaia-xp": "spectrafm-base"}
 
 
 def against(checkout: Path, n: int, rounds: int, folder: Path) -> dict[str, Any]:
@@ -436,22 +418,23 @@ def against(checkout: Path, n: int, rounds: int, folder: Path) -> dict[str, Any]
         columns: Any = {name: spectra(instrument, number)[name] for name in PIXELS}
         np.savez(files[instrument], **columns)
     here = Path(__file__).resolve().parents[1]
-    found: dict[str, dict[str, list[float]]] = {side: {name: [] for name in files} for side in ("before", "now")}
+    found: dict[str, dict[str, list[float]]] = {"before": {}, "now": {}}
     for _ in tqdm(range(rounds), desc="measuring", unit="round", delay=2):
-        for side, root, names in (("before", checkout, BEFORE), ("now", here, NOW)):
+        for side, root in (("before", checkout), ("now", here)):
+            names = BEFORE if side == "before" else dict.fromkeys(files, MODEL)
             given = [text for name in files for text in (name, names[name], str(files[name]))]
             environment = {**os.environ, "PYTHONPATH": str(root.resolve() / "src")}
             run = subprocess.run(
                 [sys.executable, "-c", DRIVER, *given], env=environment, capture_output=True, text=True, check=True
             )
             for name, speed in json.loads(run.stdout.splitlines()[-1]).items():
-                found[side][name].append(speed)
+                found[side].setdefault(name, []).append(speed)
     return {"machine": machine(), "stars": n, "stars_per_s": found}
 
 
 def against_as_markdown(content: Mapping[str, Any]) -> str:
     before, now = (content["stars_per_s"][side] for side in ("before", "now"))
-    lines = ["| arrays to labels | before, stars a second | now | ratio |", "|---|---|---|---|"]
+    lines = ["| what | before, stars a second | now | ratio |", "|---|---|---|---|"]
     for name in before:
         ratio = np.median(np.array(now[name]) / np.array(before[name]))
         lines.append(f"| {name} | {np.median(before[name]):,.0f} | {np.median(now[name]):,.0f} | {ratio:.2f} |")
@@ -465,7 +448,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--stars", type=int, default=376, metavar="N", help="of APOGEE; ten times as many of XP (default: 376)"
     )
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="of each training run (default: 20)")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="of version 0.1.0, in place of the table")
     parser.add_argument("--curves", action="store_true", help="cost curves instead of the table")
     parser.add_argument(
@@ -487,19 +469,18 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         others = [*of_the_original(), of_a_cannon(), of_a_payne()]
         everything = [
-            *of_a_checkpoint("spectrafm-apogee", "apogee", n),
-            *of_other_runtimes("spectrafm-apogee", "apogee", n, Path(folder)),
-            *of_files("spectrafm-apogee", "apogee", Path(folder), 4 * n),
+            *of_the_model("apogee", n),
+            *of_other_runtimes("apogee", n, Path(folder)),
+            *of_files("apogee", Path(folder), 4 * n),
             *others,
-            *of_a_checkpoint("spectrafm-gaia-xp-small", "gaia-xp", 10 * n),
-            *of_files("spectrafm-gaia-xp-small", "gaia-xp", Path(folder), 40 * n),
+            *of_the_model("gaia-xp", 10 * n),
+            *of_files("gaia-xp", Path(folder), 40 * n),
         ]
         content = {
             "machine": machine(),
             "stars": {"apogee": n, "gaia-xp": 10 * n},
             "compared": [part.title for part in others],
             **measure(everything, arguments.rounds),
-            "runs": {name: of_a_run(name, arguments.steps) for name in RUNS},
         }
     write_json(arguments.output / "benchmark.json", content)
     text = as_markdown(content)

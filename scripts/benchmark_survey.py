@@ -35,7 +35,7 @@ from spectrafm_hf.files import complete_file
 from spectrafm_hf.instruments import Instrument
 
 
-MODEL = "spectrafm-gaia-xp-small"
+MODEL = "spectrafm-base"
 #: Stars that are drawn at once.
 DRAWN = 1000
 #: Between two looks at the memory, seconds.

@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="compare_original.py", description=(__doc__ or "").strip().partition("\n")[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("output", type=Path, help="table to write")
-    parser.add_argument("--model", default="spectrafm-base-synthetic", metavar="NAME_OR_PATH", help="to compare with")
+    parser.add_argument("--model", default="spectrafm-base", metavar="NAME_OR_PATH", help="to compare with")
     parser.add_argument("--stars", type=int, default=300, metavar="N", help="to compare on (default: 300)")
     arguments, options = parser.parse_known_args(argv)
     rows = compare(arguments.recipe, arguments.model, arguments.stars, options)

@@ -5,7 +5,7 @@ The Cramer-Rao bound of stellar labels for any instrument, and how far a checkpo
 
     python scripts/cramer_rao.py --instrument apogee --snr 50 100 200
     python scripts/cramer_rao.py --instrument my.yaml --range 15860 16430         # only these pixels
-    python scripts/cramer_rao.py --instrument apogee --model spectrafm-apogee --stars 1000 --output bound.json
+    python scripts/cramer_rao.py --instrument apogee --model spectrafm-base --stars 1000 --output bound.json
 
 No unbiased estimate scatters less than the bound; `spectrafm_hf.bounds` says what counts as unknown. The stars are
 synthetic and held out: no training has drawn them, whatever its seed. Use another `--seed` for final figures than

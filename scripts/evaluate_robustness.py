@@ -3,7 +3,7 @@
 """
 What a checkpoint answers when the same stars come on another grid, with pixels missing, or with faults.
 
-    python scripts/evaluate_robustness.py --model spectrafm-gaia-xp        # validation stars, during development
+    python scripts/evaluate_robustness.py --model spectrafm-base        # validation stars, during development
     python scripts/evaluate_robustness.py --model NAME --split test --stars 10000 --output robustness.json
     python scripts/evaluate_robustness.py --model NAME --inputs apogee --snr 200 100 50
 

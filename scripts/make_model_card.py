@@ -6,20 +6,15 @@ Write the card of a checkpoint from its weights, its recipe and its evaluations,
     python scripts/make_model_card.py CHECKPOINT    # again, with what the first command left in the folder
 
 It goes to CHECKPOINT/README.md, with .eval_results, recipe.yaml and evaluation.json beside it: what `spectrafm push`
-asks for. An evaluation is what `scripts/evaluate.py --output` writes; the first is the most important, and one of other
-models on the same stars adds their rows. The bundled cards, of which model_cards/NAME.md are copies, were made in
-model_cards/evaluations by
+asks for. An evaluation is what `scripts/evaluate.py --output` writes; the first is the most important, and one of
+other models on the same stars adds their rows. The bundled card, of which model_cards/spectrafm-base.md is a copy, was
+made in model_cards/evaluations by
 
-    C=../../src/spectrafm_hf/resources/checkpoints R=../../scripts/recipes
-    make="python ../../scripts/make_model_card.py"
-    $make $C/spectrafm-gaia-xp-small $R/gaia-xp-small.yaml spectrafm-gaia-xp-small.json
-    $make $C/spectrafm-gaia-xp $R/gaia-xp.yaml spectrafm-gaia-xp.json spectrafm-gaia-xp-small.json
-    $make $C/spectrafm-base-synthetic $R/base-synthetic.yaml spectrafm-base-synthetic-{apogee,gaia-xp}.json
-    $make $C/spectrafm-apogee $R/apogee.yaml spectrafm-apogee-{apogee,apogee-apstar}.json
+    python ../../scripts/make_model_card.py ../../src/spectrafm_hf/resources/checkpoints/spectrafm-base \
+        ../../scripts/recipes/base.yaml spectrafm-base.json
 
-An evaluation says of which weights and which settings it is (`spectrafm_hf.cards.checksums`). The first bundled ones
-named the weights alone; `settings_sha256` was put into them afterwards: that of the settings at the commit of each
-evaluation, which is that of today.
+An evaluation says of which weights and which settings it is (`spectrafm_hf.cards.checksums`). Settings that had no part
+in any answer have gone since; `settings_sha256` of the bundled evaluations is that of the settings that are left.
 
 What a person adds stands between `<!-- free text: NAME -->` and `<!-- end of free text -->`, and stays when the card is
 written again; of a bundled checkpoint, edit either copy (of two that differ the younger counts) and run the command. It

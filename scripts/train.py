@@ -3,7 +3,7 @@
 """
 Train SpectraFM from a recipe, with the Trainer of transformers.
 
-    python scripts/train.py scripts/recipes/gaia-xp-small.yaml [--output_dir DIR] [--resume_from_checkpoint last] ...
+    python scripts/train.py scripts/recipes/gaia-xp-ak.yaml [--output_dir DIR] [--resume_from_checkpoint last] ...
 
 The YAML file holds the fields of `spectrafm_hf.training.Recipe` and of `transformers.TrainingArguments`; options on
 the command line override those of the file. On several processes or machines:

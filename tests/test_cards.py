@@ -25,7 +25,7 @@ MAIN, POOR = "3500 K < teff < 6500 K", "[Fe/H] < -1"
 
 def make_checkpoint(folder: Path, seed: int = 0) -> Path:
     """A checkpoint of random weights, without a card."""
-    tokenizer = SpectraFMTokenizer(patch_size=4, standardize_scale=0.1)
+    tokenizer = SpectraFMTokenizer(standardize_scale=0.1)
     save_checkpoint(make_tiny_model(seed), tokenizer, folder)
     labels = {name: (0.0, 1.0) for name in tokenizer.label_names}
     TrainingRange(labels, (5000.0, 5100.0), (2.0, 2.0)).save(folder)
@@ -212,7 +212,7 @@ def test_the_settings_of_a_checkpoint_have_a_checksum_that_new_defaults_do_not_c
     for file, settings in (
         ("config.json", {"label_scales": [2.0] * n_labels}),
         ("config.json", {"label_error_factors": [2.0] * n_labels}),
-        ("preprocessor_config.json", {"continuum": "median"}),
+        ("preprocessor_config.json", {"sampling": "random"}),
         ("training_range.json", {"wavelength": [4000.0, 5100.0]}),
     ):
         assert changed(file, **settings) == {"settings_sha256"}, settings

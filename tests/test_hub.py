@@ -348,7 +348,7 @@ def set_in(file: str, **settings) -> Callable[[Path], None]:
 
 def other_tokenizer(folder: Path) -> None:
     for file in ("preprocessor_config.json", "tokenizer_config.json"):
-        set_in(file, continuum="median")(folder)
+        set_in(file, sampling="random")(folder)
 
 
 def other_code(folder: Path) -> None:

@@ -26,7 +26,7 @@ from spectrafm_hf.survey import ShardPredictor, list_shards, process_device, pro
 
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
-    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "tiny")
+    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(), tmp_path / "tiny")
     return tmp_path / "tiny"
 
 
@@ -87,7 +87,7 @@ def test_a_second_run_leaves_alone_what_is_done_and_mends_the_rest(predict, surv
 
 def test_predictions_of_another_model_or_of_other_spectra_are_not_taken_for_done(predict, survey, tmp_path):
     predict(survey)
-    save_checkpoint(make_tiny_model(seed=1), SpectraFMTokenizer(patch_size=4), tmp_path / "other")
+    save_checkpoint(make_tiny_model(seed=1), SpectraFMTokenizer(), tmp_path / "other")
     before = pd.read_parquet(tmp_path / "labels")
     assert "0 of them from before" in predict(survey, model=tmp_path / "other")[1]
     assert not np.allclose(pd.read_parquet(tmp_path / "labels")["teff"], before["teff"])
@@ -174,7 +174,7 @@ def test_a_broken_file_is_told_of_in_each_run_until_it_is_mended(predict, small_
 
 def test_a_file_that_the_system_does_not_give_is_tried_again_by_the_next_run(tiny_model, small_files, tmp_path):
     """It is a folder when it is read, and itself again afterwards."""
-    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(patch_size=4), tmp_path / "labels")
+    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(), tmp_path / "labels")
     (shard,) = list_shards([small_files])
     file = small_files / "1.csv"
     file.rename(tmp_path / "away")
@@ -298,7 +298,7 @@ def test_pictures_are_drawn_of_a_table_only(predict, survey, checkpoint, tmp_pat
 
 def test_after_an_error_nothing_of_a_shard_is_left(survey, tiny_model, tmp_path, monkeypatch):
     """The disk is full at the second batch: a real one, of 4 kB, is in tests/faults."""
-    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(patch_size=4), tmp_path / "labels", batch_size=4)
+    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(), tmp_path / "labels", batch_size=4)
     shard = list_shards([survey], "test")[0]
 
     def stop(stars):
@@ -314,7 +314,7 @@ def test_after_an_error_nothing_of_a_shard_is_left(survey, tiny_model, tmp_path,
 
 @pytest.mark.parametrize("error", [RuntimeError("can't allocate memory"), MemoryError()])
 def test_what_torch_or_the_memory_does_not_give_ends_one_shard_only(survey, tiny_model, tmp_path, error):
-    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(patch_size=4), tmp_path / "labels")
+    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(), tmp_path / "labels")
     first, second = list_shards([survey], "test")
 
     def stop(stars):
@@ -326,7 +326,7 @@ def test_what_torch_or_the_memory_does_not_give_ends_one_shard_only(survey, tiny
 
 
 def test_ctrl_c_ends_a_survey(survey, tiny_model, tmp_path):
-    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(patch_size=4), tmp_path / "labels")
+    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(), tmp_path / "labels")
 
     def stop(stars):
         raise KeyboardInterrupt
@@ -342,7 +342,7 @@ def test_four_times_the_stars_take_no_more_memory(tiny_model, tmp_path, monkeypa
     for name, times in (("small", 40), ("large", 160)):
         pq.write_table(pa.concat_tables([stars] * times), tmp_path / f"{name}.parquet")
     small, large = list_shards([tmp_path / "small.parquet", tmp_path / "large.parquet"])
-    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(patch_size=4), tmp_path / "labels", batch_size=32)
+    predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(), tmp_path / "labels", batch_size=32)
     held: dict[str, list[int]] = {}
 
     def measure(_):

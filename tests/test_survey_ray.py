@@ -20,7 +20,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": 
 
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
-    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "tiny")
+    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(), tmp_path / "tiny")
     return tmp_path / "tiny"
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,16 @@ import yaml
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from transformers import TrainingArguments
 
+from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
+from spectrafm_hf.bases import fill_completion, make_rung
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
 from spectrafm_hf.data import spectrum_features
 from spectrafm_hf.data.streaming import load_streamed
 from spectrafm_hf.data.synthetic import SyntheticStars
+from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.optimization import Muon, MuonWithAdamW
 from spectrafm_hf.prediction import TrainingRange
-from spectrafm_hf.preparation import freeze, prepare_checkpoint, prepare_model, whitening_matrices
+from spectrafm_hf.preparation import prepare_checkpoint
 from spectrafm_hf.training import (
     Columns,
     Draws,
@@ -33,12 +37,16 @@ from spectrafm_hf.training import (
 PIXELS = np.linspace(4000, 4780, 40, dtype=np.float32)
 
 
+def make_flux(position: np.ndarray, teff: np.ndarray, fe_h: np.ndarray) -> np.ndarray:
+    """Spectra (stars, pixels) at `position` (Angstrom) whose slope is Teff and whose line is [Fe/H]."""
+    line = np.exp(-0.5 * ((position - 4400) / 40) ** 2)
+    return 1 + (teff[:, None] - 5000) / 4000 * (position - 4390) / 390 - 0.2 * (fe_h[:, None] + 1.2) * line
+
+
 def make_stars(n_stars: int, seed: int) -> Dataset:
-    """Spectra whose slope is Teff and whose line is [Fe/H]."""
     generator = np.random.default_rng(seed)
     teff, fe_h = generator.uniform(4000, 6000, n_stars), generator.uniform(-1, 0.5, n_stars)
-    shape = np.exp(-0.5 * ((PIXELS - 4400) / 40) ** 2)
-    flux = 1 + (teff[:, None] - 5000) / 4000 * (PIXELS - 4390) / 390 - 0.2 * (fe_h[:, None] + 1.2) * shape
+    flux = make_flux(PIXELS, teff, fe_h)
     flux += 0.01 * generator.standard_normal(flux.shape)
     rows = {
         "object_id": [str(i) for i in range(n_stars)],
@@ -61,32 +69,56 @@ def stars() -> DatasetDict:
     return DatasetDict(train=make_stars(512, 1), validation=make_stars(128, 2))
 
 
-def make_recipe(**changes) -> Recipe:
-    model = {
-        "patch_size": 8,
-        "hidden_size": 32,
-        "num_filters": 32,
-        "num_frequencies": 4,
-        "encoder_attention_heads": [2],
-        "encoder_ffn_dim": [32],
-        "decoder_attention_heads": [2],
-        "decoder_ffn_dim": [32],
-        "readout_dims": [32],
-        "dropout": 0.05,
-        "initializer_range": 0.05,
-    }
+def save_untrained(folder: Path, stars: Dataset, **settings) -> str:
+    """A checkpoint on evidence of these stars that knows two labels and has learnt none."""
+    generator = np.random.default_rng(0)
+    step, edge = 1e-3, np.log(3990.0)
+    position = np.exp(edge - 40 * step + step * np.arange(270))
+    spectra = make_flux(position, generator.uniform(4000, 6000, 300), generator.uniform(-1, 0.5, 300))
+    rung = make_rung(
+        spectra, [], first_interval=0, edge=edge, width=0.0625, n_intervals=3, start=np.log(position[0]), step=step,
+        resolving_power=110.0, lowest_resolving_power=0.0, n_directions=4,
+    )  # fmt: skip
+    basis = SpectrumBasis([rung])
+    torch.manual_seed(0)
+    small = {"num_members": 2, "hidden_size": 32, "encoder_ffn_dim": [32]}
+    config = SpectraFMConfig(
+        token_embedding="basis",
+        num_intervals=3,
+        num_coefficients=basis.n_coefficients,
+        rung_intervals=[[0, 3]],
+        rung_components=[8],
+        label_names=["teff", "fe_h"],
+        label_units=["K", "dex"],
+        label_centers=[5000.0, -0.25],
+        label_scales=[740.0, 0.56],
+        **{**small, **settings},
+    )
+    model, tokenizer = SpectraFMForPrediction(config), SpectraFMTokenizer(config.label_names, basis=basis)
+    evidence = tokenizer(stars.with_format("numpy")[:])
+    whole = (evidence[name].numpy() for name in ("coefficients", "reliability"))
+    fill_completion(model.model.rungs[0].completion, *whole)
+    save_checkpoint(model, tokenizer, folder)
+    TrainingRange({"teff": (4990.0, 5010.0), "fe_h": (-0.3, -0.2)}, [rung.range]).save(folder)
+    return str(folder)
+
+
+def recipe_from(checkpoint: str, **changes) -> Recipe:
     settings = {
         "labels": ["teff", "fe_h"],
         "units": ["K", "dex"],
-        "model": model,
-        "whitening": True,
+        "checkpoint": checkpoint,
         "noise": 0.5,
         "muon_learning_rate": 2e-2,
         "ema_decay": 0.9,
     }
-    if "checkpoint" in changes:
-        del settings["model"]
     return Recipe(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def make_recipe(stars, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("untrained") / "checkpoint"
+    return partial(recipe_from, save_untrained(folder, stars["train"]))
 
 
 def make_arguments(folder: Path, **changes) -> TrainingArguments:
@@ -108,7 +140,7 @@ def make_arguments(folder: Path, **changes) -> TrainingArguments:
 
 
 @pytest.fixture(scope="module")
-def trained(stars, tmp_path_factory):
+def trained(stars, make_recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     return train(make_recipe(), make_arguments(folder), stars["train"], stars["validation"]), folder
 
@@ -138,14 +170,14 @@ def test_the_saved_checkpoint_gives_the_metrics_of_the_last_evaluation(trained, 
 
 def test_the_errors_of_the_trained_model_are_right_on_the_validation_stars(trained):
     trainer, _ = trained
-    factors = dict(zip(trainer.model.config.label_names, trainer.model.config.label_error_factors, strict=True))
+    factors = trainer.model.config.rung_error_factors[0]
     metrics = trainer.evaluate()
     for name in ("teff", "fe_h"):
         assert factors[name] != 1.0
         assert metrics[f"eval_{name}_robust_z"] == pytest.approx(1.0, abs=0.02)
 
 
-def test_a_resumed_run_ends_with_the_loss_and_the_weights_of_an_uninterrupted_one(trained, stars, tmp_path):
+def test_a_resumed_run_ends_with_the_loss_and_the_weights_of_one_in_one_go(trained, stars, make_recipe, tmp_path):
     whole, folder = trained
     resumed = train(
         make_recipe(),
@@ -163,7 +195,7 @@ def losses_of(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_a_run_resumed_within_an_epoch_goes_on_as_if_it_had_not_been_interrupted(stars, tmp_path):
+def test_a_run_resumed_within_an_epoch_goes_on_as_if_it_had_not_been_interrupted(stars, make_recipe, tmp_path):
     recipe = make_recipe(pixel_dropout=0.1, error_dropout=0.5, tilt=0.05)
     settings = {"save_strategy": "steps", "save_steps": 5, "num_train_epochs": 2, "eval_strategy": "no"}
     whole = train(recipe, make_arguments(tmp_path / "a", **settings), stars["train"], stars["validation"])
@@ -204,9 +236,8 @@ def test_a_checkpoint_that_was_cut_short_is_not_resumed_from(trained, tmp_path):
     assert Path(last_checkpoint(tmp_path)).name == "checkpoint-8"
 
 
-def test_half_the_batch_accumulated_twice_is_the_whole_batch(stars, tmp_path):
+def test_half_the_batch_accumulated_twice_is_the_whole_batch(stars, make_recipe, tmp_path):
     recipe = make_recipe(labels=["teff"], units=["K"], noise=0.0)
-    recipe.model = {**recipe.model, "dropout": 0.0}
     settings = {"num_train_epochs": 1, "eval_strategy": "no", "save_strategy": "no"}
     runs = [
         train(recipe, make_arguments(tmp_path / str(size), **settings, **batch), stars["train"], stars["validation"])
@@ -219,7 +250,7 @@ def test_half_the_batch_accumulated_twice_is_the_whole_batch(stars, tmp_path):
     assert losses_of(runs[1]) == pytest.approx(losses_of(runs[0]), rel=1e-5, abs=1e-6)
 
 
-def test_gradients_are_clipped_before_either_optimizer_sees_them(stars, tmp_path, monkeypatch):
+def test_gradients_are_clipped_before_either_optimizer_sees_them(stars, make_recipe, tmp_path, monkeypatch):
     norms = []
     step = MuonWithAdamW.step
 
@@ -236,7 +267,7 @@ def test_gradients_are_clipped_before_either_optimizer_sees_them(stars, tmp_path
 
 
 @pytest.mark.slow
-def test_what_is_kept_at_the_end_is_the_running_mean_of_the_best_evaluation(stars, tmp_path):
+def test_what_is_kept_at_the_end_is_the_running_mean_of_the_best_evaluation(stars, make_recipe, tmp_path):
     # So large a rate that the evaluations go up and down.
     recipe = make_recipe(muon_learning_rate=0.2, early_stopping_patience=1)
     arguments = make_arguments(
@@ -257,75 +288,33 @@ def test_what_is_kept_at_the_end_is_the_running_mean_of_the_best_evaluation(star
     assert trainer.state.best_metric == pytest.approx(scores[best])
     assert len(scores) == best + 2 < 30, "stopped after one that was not better"
     assert trainer.state.best_global_step == 8 * (best + 1)
-    trainer.model.config.label_error_factors = []
+    trainer.model.config.rung_error_factors = []
     again = trainer.evaluate(trainer.eval_dataset["a"])
     assert again["eval_loss"] == pytest.approx(logged[best + 1]["eval_a_loss"], rel=1e-5)
 
 
 def test_frozen_parts_stay_as_they_are_and_the_rest_moves(trained, stars, tmp_path):
-    recipe = make_recipe(checkpoint=str(trained[1] / "final"), freeze=["decoder", "encoder.layers.0.mlp"])
+    recipe = recipe_from(str(trained[1] / "final"), freeze=["rungs.0"])
     arguments = make_arguments(tmp_path, max_steps=3, eval_strategy="no", save_strategy="no")
     before = load_checkpoint(recipe.checkpoint)[0].state_dict()
     after = train(recipe, arguments, stars["train"], stars["validation"]).model.state_dict()
     same = {name for name in before if torch.equal(before[name], after[name])}
-    frozen = {name for name in before if ".decoder." in name or ".encoder.layers.0.mlp." in name}
-    unused = {"model.embeddings.patch_embedding.whitening", "model.embeddings.value_embedding.bias.weight"}
-    assert same - unused == frozen and len(frozen) > 10
+    assert same == {name for name in before if name.startswith("model.rungs.0.")} and len(same) > 5
 
 
-def test_freezing_what_is_not_there_or_everything_is_an_error(tiny_model):
-    with pytest.raises(ValueError, match=r"freeze: expected modules .*'encoder.layers.0'.* got 'encoder.layers.7'"):
-        freeze(tiny_model, ["encoder.layers.7"])
-    with pytest.raises(ValueError, match="freeze: expected something to be left to train"):
-        freeze(tiny_model, ["model", "readout"])
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_lora_trains_a_change_of_low_rank_and_what_is_saved_is_a_model_like_any_other(trained, stars, tmp_path):
-    start = load_checkpoint(str(trained[1] / "final"))[0].state_dict()
-    recipe = make_recipe(checkpoint=str(trained[1] / "final"), lora={"r": 2, "lora_alpha": 4}, ema_decay=0.5)
-    arguments = make_arguments(tmp_path, num_train_epochs=1, save_steps=3, save_strategy="steps")
-    trainer = train(recipe, arguments, stars["train"], stars["validation"])
-    model, tokenizer = load_checkpoint(str(tmp_path / "final"))
-    weights = model.state_dict()
-    assert weights.keys() == start.keys()
-    changed = {name for name in start if not torch.equal(start[name], weights[name])}
-    assert changed and all(".layers." in name or "value_embedding" in name for name in changed)
-    assert "model.embeddings.value_embedding.weight.weight" in changed
-    for name in changed:
-        if ".layers." in name:
-            assert torch.linalg.matrix_rank(weights[name] - start[name], rtol=1e-4) <= 2
-    logged = [entry for entry in trainer.state.log_history if "eval_teff_rmse" in entry][-1]
-    rows = stars["validation"].with_format("numpy")[:]
-    with torch.inference_mode():
-        error = model(**tokenizer(rows)).values[:, 0].numpy() - rows["teff"]
-    assert np.sqrt(np.mean(error**2)) == pytest.approx(logged["eval_teff_rmse"], rel=1e-3)
-    # Adapters resume like whole models.
-    arguments = make_arguments(
-        tmp_path / "b", num_train_epochs=1, resume_from_checkpoint=str(tmp_path / "checkpoint-6"), save_strategy="no"
-    )
-    resumed = train(recipe, arguments, stars["train"], stars["validation"])
-    assert losses_of(resumed) == losses_of(trainer)
-    for name, parameter in resumed.model.state_dict().items():
-        assert torch.equal(parameter, weights[name]), name
-    with pytest.raises(ValueError, match="lora: expected arguments of peft.LoraConfig"):
-        recipe.lora = {"rank": 2}
-        train(recipe, arguments, stars["train"], stars["validation"])
-
-
-def test_a_label_that_a_checkpoint_lacks_is_added_with_the_centre_and_scale_of_the_data(trained, stars, tmp_path):
-    recipe = make_recipe(labels=["twice"], units=["dex"], checkpoint=str(trained[1] / "final"))
+def test_a_label_that_a_checkpoint_lacks_is_added_as_the_data_have_it(trained, stars, tmp_path):
+    recipe = recipe_from(str(trained[1] / "final"), labels=["twice"], units=["dex"])
     data = {name: split.map(lambda row: {"twice": 2 * row["fe_h"] + 3}) for name, split in stars.items()}
     trainer = train(recipe, make_arguments(tmp_path, num_train_epochs=4), data["train"], data["validation"])
     model, tokenizer = load_checkpoint(str(tmp_path / "final"))
     assert tokenizer.label_names == model.config.label_names == ["teff", "fe_h", "twice"]
-    assert tokenizer.requests == ["teff", "fe_h", "twice"] and model.config.label_units[2] == "dex"
+    assert model.config.label_units[2] == "dex"
     old = trained[0].model.config
     assert model.config.label_centers[:2] == old.label_centers
     fe_h = [value for value in stars["train"]["fe_h"] if not np.isnan(value)]
     assert model.config.label_centers[2] == pytest.approx(2 * np.median(fe_h) + 3)
-    assert model.config.label_error_factors[:2] == old.label_error_factors
-    assert model.config.label_error_factors[2] != 1
+    factors = model.config.rung_error_factors[0]
+    assert factors["twice"] != 1 and factors["fe_h"] == old.rung_error_factors[0]["fe_h"]
     logged = [entry for entry in trainer.state.log_history if "eval_twice_rmse" in entry]
     assert logged[-1]["eval_twice_rmse"] < 0.6  # of a spread of 0.87
     training_range = TrainingRange.load(tmp_path / "final")
@@ -335,15 +324,15 @@ def test_a_label_that_a_checkpoint_lacks_is_added_with_the_centre_and_scale_of_t
 def test_a_recipe_changes_dropout_and_requests_of_a_checkpoint_and_nothing_else_of_it(trained, stars):
     rows, folder = stars["train"].with_format("numpy")[:], str(trained[1] / "final")
     changes = {"model": {"dropout": 0.5}, "tokenizer": {"requests": ["fe_h"]}}
-    model, tokenizer, _ = prepare_checkpoint(make_recipe(checkpoint=folder, **changes), [rows])
+    model, tokenizer, _ = prepare_checkpoint(recipe_from(folder, **changes), [rows])
     assert tokenizer.requests == ["fe_h"] and model.config.dropout == 0.5
     model.train()
-    inputs = tokenizer(rows["wavelength"][:4], rows["flux"][:4])
+    inputs = tokenizer(rows["wavelength"][:4], rows["flux"][:4], rows["flux_error"][:4])
     answers = {model(**inputs).values[0, 0].item() for _ in range(4)}
     assert len(answers) == 4
-    for wrong in ({"model": {"patch_size": 4}}, {"tokenizer": {"clip": 3.0}}):
+    for wrong in ({"model": {"hidden_size": 4}}, {"tokenizer": {"clip": 3.0}}):
         with pytest.raises(ValueError, match="expected nothing but .* beside a checkpoint, got"):
-            prepare_checkpoint(make_recipe(checkpoint=folder, **wrong), [rows])
+            prepare_checkpoint(recipe_from(folder, **wrong), [rows])
 
 
 def test_calibrated_stars_are_a_source_and_not_a_validation_set(tmp_path, monkeypatch):
@@ -364,58 +353,7 @@ def test_calibrated_stars_are_a_source_and_not_a_validation_set(tmp_path, monkey
         calibrated_stars("gaia-xp", data.remove_columns("ak_targ"))
 
 
-def test_an_instrument_that_a_checkpoint_lacks_is_added_and_what_it_knew_stays(trained, stars):
-    recipe = make_recipe(checkpoint=str(trained[1] / "final"))
-    blue = stars["train"].with_format("numpy")[:]
-    red = {**blue, "wavelength": blue["wavelength"] * 2, "flux": 3.0 * blue["flux"]}
-    before, before_tokenizer = load_checkpoint(recipe.checkpoint)
-    model, tokenizer, training_range = prepare_checkpoint(recipe, [red])
-    assert len(tokenizer.standardize_wavelength) == 80 and training_range.wavelength == (8000, 9560)
-    tokens = tokenizer(red["wavelength"], red["flux"])
-    assert tokens["flux"].median().abs() < 0.05 and 0.7 < tokens["flux"].std() < 1.5
-    embedding = model.model.embeddings.patch_embedding
-    white = embedding.whiten(tokens["flux"], tokens["wavelength"][:1])[:, 2]
-    covariance = torch.cov(white.T)
-    assert (covariance - covariance.diag().diag()).abs().max() < 0.3 * covariance.diag().max()
-    with torch.inference_mode():
-        answers = [m(**t(blue)).values for m, t in ((before, before_tokenizer), (model, tokenizer))]
-    torch.testing.assert_close(*answers, rtol=1e-6, atol=1e-6)
-    # Half of the known wavelengths need nothing, wavelengths of which only some are known cannot be had.
-    half = {**blue, **{name: blue[name][:, :20] for name in ("wavelength", "flux", "flux_error", "mask")}}
-    same = prepare_checkpoint(recipe, [half])[1].standardize_wavelength
-    np.testing.assert_array_equal(same, before_tokenizer.standardize_wavelength)
-    with pytest.raises(ValueError, match="wavelength: expected an instrument wholly within .* got 21 of 40 pixels"):
-        prepare_checkpoint(recipe, [{**blue, "wavelength": blue["wavelength"] + 400}])
-
-
-def test_the_whitening_matrices_leave_patches_without_correlation(stars):
-    flux = np.stack(stars["train"].with_format("numpy")["flux"][:]) - 1.0
-    matrices = whitening_matrices(flux, np.full_like(flux, 1e-3), 8, [slice(i, i + 8) for i in range(0, 40, 8)])
-    assert matrices.shape == (5, 8, 8)
-    white = flux[:, :8] @ matrices[0]
-    covariance = np.cov(white.T)
-    off_diagonal = covariance - np.diag(np.diag(covariance))
-    assert np.abs(off_diagonal).max() < 0.3 * np.diag(covariance).max()
-    np.testing.assert_allclose(matrices, np.swapaxes(matrices, 1, 2), atol=1e-4)
-
-
-def test_whitening_leaves_small_differences_small_where_nobody_knows_whether_they_are_noise():
-    flux = 0.01 * np.random.default_rng(0).standard_normal((50, 8))
-    exact, unknown = (whitening_matrices(flux, np.full_like(flux, error), 8, [slice(0, 8)])[0] for error in (1e-4, 0.0))
-    assert (flux @ exact).std() > 0.5 > 0.2 > (flux @ unknown).std()
-
-
-def test_the_prepared_model_carries_centres_and_scales_of_the_training_set(stars):
-    torch.manual_seed(0)
-    model, tokenizer, training_range = prepare_model(make_recipe(), [stars["train"].with_format("numpy")[:]])
-    teff = np.asarray(stars["train"]["teff"])
-    assert model.config.label_centers[0] == pytest.approx(np.median(teff), rel=1e-6)
-    assert training_range.labels["teff"] == (pytest.approx(teff.min()), pytest.approx(teff.max()))
-    flux = tokenizer(stars["train"].with_format("numpy")[:])["flux"]
-    assert flux.median().abs() < 0.05, "standardised"
-
-
-def test_of_a_stream_as_many_stars_are_measured_as_the_memory_holds(tmp_path, monkeypatch):
+def test_of_a_stream_as_many_stars_are_measured_as_the_memory_holds(make_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("spectrafm_hf.training.MEASURED_PIXELS", 50 * PIXELS.size + 1)
     stars = make_stars(100, 1)
     stars = stars.select(np.argsort(stars["teff"]))
@@ -423,52 +361,6 @@ def test_of_a_stream_as_many_stars_are_measured_as_the_memory_holds(tmp_path, mo
         stars.to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
     task = set_up(make_recipe(), make_arguments(tmp_path), *load_streamed(str(tmp_path), "train", "validation", 0, 0))
     assert task.training_range.labels["teff"] == (pytest.approx(stars["teff"][0]), pytest.approx(stars["teff"][49]))
-
-
-def test_with_softening_the_flux_is_a_ratio_to_the_typical_star_and_the_filters_see_its_logarithm(stars):
-    recipe = make_recipe(tokenizer={"clip": 50.0})
-    recipe.model = {**recipe.model, "flux_softening": 0.2}
-    torch.manual_seed(0)
-    model, tokenizer, _ = prepare_model(recipe, [stars["train"].with_format("numpy")[:]])
-    inputs = tokenizer(stars["train"].with_format("numpy")[:])
-    assert 0.95 < inputs["flux"].median() < 1.05
-    embedding = model.model.embeddings.patch_embedding
-    assert embedding.compress(torch.tensor(1.0)) == 0
-    step = embedding.compress(torch.tensor([10.0, 20.0])).diff()
-    torch.testing.assert_close(step, torch.tensor([np.log(2.0)], dtype=torch.float32), rtol=1e-3, atol=0)
-    white = embedding.whiten(embedding.compress(inputs["flux"]), inputs["wavelength"])[:, 1]
-    covariance = torch.cov(white.T)
-    assert (covariance - covariance.diag().diag()).abs().max() < 0.5 * covariance.diag().max()
-
-
-def test_a_label_that_the_data_set_does_not_hold_is_named(stars):
-    with pytest.raises(ValueError, match=r"labels: expected columns .* got 'mg_fe'"):
-        prepare_model(make_recipe(labels=["mg_fe"]), [stars["train"].with_format("numpy")[:]])
-
-
-def test_two_instruments_share_a_model_and_their_tables_lie_side_by_side(stars):
-    blue = stars["train"].with_format("numpy")[:]
-    red = {**blue, "wavelength": blue["wavelength"] * 2, "flux": 3.0 * blue["flux"], "mg_fe": blue["fe_h"] + 1}
-    torch.manual_seed(0)
-    recipe = make_recipe(labels=["teff", "fe_h", "mg_fe"], units=["K", "dex", "dex"])
-    model, tokenizer, training_range = prepare_model(recipe, [red, blue])
-    assert np.all(np.diff(tokenizer.standardize_wavelength) > 0) and len(tokenizer.standardize_wavelength) == 80
-    assert len(model.config.whitening_wavelength) == len(model.model.embeddings.patch_embedding.whitening) == 10
-    assert training_range.labels["mg_fe"][1] > 1 and len(training_range.wavelength) == 2
-    assert training_range.flags({name: column[0] for name, column in red.items()}, {}) == []
-    assert training_range.flags({name: column[0] for name, column in blue.items()}, {}) == []
-    for sample in (blue, red):
-        tokens = tokenizer(sample["wavelength"], sample["flux"])["flux"]
-        assert tokens.median().abs() < 0.05 and 0.7 < tokens.std() < 1.5
-    with pytest.raises(ValueError, match="wavelength: expected instruments that do not overlap"):
-        prepare_model(recipe, [red, {**blue, "wavelength": blue["wavelength"] + 500}, blue])
-
-
-def test_spectra_on_different_grids_are_refused_where_a_table_is_measured(stars):
-    moved = stars["train"].select(range(4)).with_format("numpy")
-    moved = moved.map(lambda row, i: {"wavelength": row["wavelength"] + np.float32(i)}, with_indices=True)
-    with pytest.raises(ValueError, match="wavelength: expected one grid"):
-        prepare_model(make_recipe(), [moved.with_format("numpy")[:]])
 
 
 @pytest.mark.parametrize("shape", [(8, 20), (20, 8), (6, 6)])
@@ -505,7 +397,7 @@ def test_the_optimizer_moves_matrices_and_vectors_and_follows_a_scheduler():
     assert torch.equal(matrix, moved[0]) and torch.equal(vector, moved[1])
 
 
-def test_the_training_script_runs_a_recipe_from_yaml_with_overrides(stars, tmp_path, monkeypatch, run_script):
+def test_the_training_script_runs_a_recipe_of_yaml_with_options(stars, make_recipe, tmp_path, monkeypatch, run_script):
     for split, data in stars.items():
         (tmp_path / "data" / "data").mkdir(parents=True, exist_ok=True)
         data.to_parquet(tmp_path / "data" / "data" / f"{split}-00000-of-00001.parquet")

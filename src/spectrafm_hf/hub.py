@@ -58,6 +58,7 @@ CHECKPOINT_FILES = (
     "velocity_spectrafm.py",
     "configuration_spectrafm.py",
     "gate_spectrafm.py",
+    "inputs_spectrafm.py",
     "modeling_spectrafm.py",
     "pipeline_spectrafm.py",
     "tokenization_spectrafm.py",

@@ -10,7 +10,7 @@ from torch import nn
 
 
 #: Parts of names of matrices that are not between hidden states.
-NOT_HIDDEN = ("value_embedding", "readout.mean", "readout.log_variance", "means.", "log_variances.", "start.", "lora_")
+NOT_HIDDEN = ("value_embedding", "readout.mean", "readout.log_variance", "means.", "log_variances.", "start.")
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:

@@ -20,9 +20,6 @@ from .prediction import TrainingRange
 if TYPE_CHECKING:
     from .training import Recipe
 
-#: The linear layers of encoder and decoder.
-LORA_TARGETS = r".*\.layers\.\d+\.(attention\.\w+_proj|mlp\.fc\d)"
-
 
 def robust_center_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Median and robust standard deviation along the first axis, NaN ignored."""
@@ -180,27 +177,6 @@ def freeze(model: SpectraFMForPrediction, names: Sequence[str]) -> None:
         modules[name.removeprefix("model.")].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"freeze: expected something to be left to train, got {list(names)}")
-
-
-def add_lora(model: SpectraFMForPrediction, settings: Mapping[str, Any]) -> nn.Module:
-    """
-    A `peft.PeftModel`: low-rank adapters on the linear layers of encoder and decoder are trained, and the vocabulary
-    (a few numbers, without which a label that is new could not be learnt). For a model of the published architecture.
-
-    Parameters
-    ----------
-    settings : mapping
-        Arguments of `peft.LoraConfig`, over these.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ValueError("lora: expected the package peft, which is not installed") from error
-    settings = {"target_modules": LORA_TARGETS, "modules_to_save": ["value_embedding"], **settings}
-    try:
-        return get_peft_model(model, LoraConfig(**settings))  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ValueError(f"lora: expected arguments of peft.LoraConfig, got {dict(settings)} ({error})") from error
 
 
 def _instruments(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

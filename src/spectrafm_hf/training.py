@@ -41,7 +41,7 @@ from .metrics import label_metrics
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from .optimization import Ema, MuonWithAdamW, split_parameters
 from .prediction import TrainingRange, is_out_of_memory
-from .preparation import add_lora, freeze, prepare_checkpoint, prepare_model, rung_of
+from .preparation import freeze, prepare_checkpoint, prepare_model, rung_of
 from .throughput import Throughput, number_of_stars
 
 
@@ -85,9 +85,6 @@ class Recipe:
         published architecture begins from nothing; one on evidence does in `scripts/pretrain.py`.
     freeze : list[str]
         Parts that are not trained, by module name. The paper's last stage: `[decoder, encoder.layers.1]`.
-    lora : dict
-        Arguments of `peft.LoraConfig`, such as `{r: 8, lora_alpha: 16}`: train low-rank adapters. What is saved at
-        the end is the model with the adapters merged into its weights, like any other.
     sources : dict[str, float]
         Instead of `data`: several instruments at once, each batch from one of them, and how often.
         `synthetic-<instrument>` draws stars without end, `calibrated-<data set>` too, with the labels, the extinction
@@ -122,7 +119,6 @@ class Recipe:
     tokenizer: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
     freeze: list[str] = field(default_factory=list)
-    lora: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)
     streaming: bool = False
     stars_per_epoch: int = 0
@@ -346,7 +342,7 @@ def _saving(folder: str | Path) -> Iterator[None]:
 class Task:
     """A recipe made ready: what is trained on what, whichever the loop."""
 
-    model: Any  # SpectraFMForPrediction, in a PeftModel for LoRA
+    model: Any  # SpectraFMForPrediction
     tokenizer: SpectraFMTokenizer
     training_range: TrainingRange | None
     train_stars: Any
@@ -357,15 +353,14 @@ class Task:
     rung: int | None = None  # the one that all stars are read in, of a model on evidence
 
     def save(self, folder: Path) -> SpectraFMForPrediction:
-        """The model, with the adapters of LoRA merged into it, its tokenizer and training range."""
-        model = self.model.merge_and_unload() if hasattr(self.model, "merge_and_unload") else self.model
+        """The model, its tokenizer and training range."""
         # The Trainer sets it on every config; this model has no cache, and a loaded config would not keep it.
-        model.config.__dict__.pop("use_cache", None)
+        self.model.config.__dict__.pop("use_cache", None)
         with _saving(folder):
-            save_checkpoint(model, self.tokenizer, folder)
+            save_checkpoint(self.model, self.tokenizer, folder)
         if self.training_range is not None:
             self.training_range.save(folder)
-        return model
+        return self.model
 
 
 def set_up(
@@ -402,7 +397,7 @@ def set_up(
     several = isinstance(validation_set, Mapping)
     augmentation = {name: getattr(recipe, name) for name in AUGMENTATIONS}
     return Task(
-        model=add_lora(model, recipe.lora) if recipe.lora else model,
+        model=model,
         tokenizer=tokenizer,
         training_range=training_range,
         train_stars=train_stars,
@@ -740,7 +735,7 @@ def calibrate_errors(
         factors = by_rung[rung]
     before = np.array([factors.setdefault(name, 1.0) for name in label_names])
     # The errors of the labels are part of sigma: where they count, one step does not lead all the way.
-    for _ in range(3):
+    for _ in range(10):
         steps = np.array([factors[name] for name in label_names]) / before
         rescaled = EvalPrediction(cast(Any, (mean, log_variance + 2.0 * np.log(steps))), truth)
         metrics = make_compute_metrics(config, label_names)(rescaled)

@@ -207,7 +207,7 @@ def test_a_file_and_the_data_set_give_the_same_tokens(mirror, tmp_path):
     row = load(out, tmp_path / "hf")["test"].with_format("numpy")[0]
     (file,) = mirror.rglob(f"*{row['field']}/aspcapStar-dr17-{row['object_id']}.fits")
     (read,) = read_spectra([file])
-    tokenizer = SpectraFMTokenizer(label_names=["teff"], patch_size=16)
+    tokenizer = SpectraFMTokenizer(label_names=["teff"])
     one, other = tokenizer(read, return_tensors="np"), tokenizer(row, return_tensors="np")
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])

@@ -109,9 +109,9 @@ def test_a_wavelength_with_fluxes_of_several_stars_is_a_list(predict, arrays):
 
 @pytest.mark.parametrize("kind", [Table, QTable])
 def test_units_of_columns_count_whatever_the_tokenizer_is_set_to(tiny_model, arrays, kind):
-    tokenizer = SpectraFMTokenizer(patch_size=4, standardize_scale=0.1, wavelength_unit="um", error_type="ivar")
+    tokenizer = SpectraFMTokenizer(standardize_scale=0.1, wavelength_unit="um", error_type="ivar")
     predict = pipeline("stellar-labels", model=tiny_model, tokenizer=tokenizer, device="cpu")
-    plain = SpectraFMTokenizer(patch_size=4, standardize_scale=0.1)
+    plain = SpectraFMTokenizer(standardize_scale=0.1)
     expected = pipeline("stellar-labels", model=tiny_model, tokenizer=plain, device="cpu")(arrays)
     for answer, other in zip(predict(with_units(arrays, kind)), expected, strict=True):
         assert answer["teff"] == pytest.approx(other["teff"], rel=1e-5)

@@ -82,7 +82,7 @@ def test_a_recipe_for_the_real_spectra_finds_the_same_columns_of_the_same_types(
     both = datasets.concatenate_datasets([synthetic.select_columns(shared), real.select_columns(shared)])
     assert len(both) == 96 + 64
     for data in (synthetic, real):
-        model, tokenizer, _ = prepare_model(Recipe(tokenizer={"continuum": "median"}), [data.with_format("numpy")[:]])
+        model, tokenizer, _ = prepare_model(Recipe(), [data.with_format("numpy")[:]])
         batch = SpectraFMCollator(tokenizer, gaia_xp.LABELS)(data.with_format("numpy")[:4])
         assert torch.isfinite(model.eval()(**batch).loss)
 
@@ -278,7 +278,7 @@ def test_a_stream_has_the_columns_of_the_data_set_and_can_be_tokenized(built, ti
     rows = take(stream, 8)
     features = datasets.Features.from_arrow_schema(pq.read_schema(next((built / "data").iterdir())))
     assert list(rows[0]) == list(features) == list(stream.features)
-    tokenizer = SpectraFMTokenizer(label_names=["teff", "logg", "fe_h", "alpha_m"], patch_size=4, continuum="median")
+    tokenizer = SpectraFMTokenizer(label_names=["teff", "logg", "fe_h", "alpha_m"])
     batch = SpectraFMCollator(tokenizer, ["teff", "alpha_m"])(rows)
     assert batch["labels"].shape == (8, 2)
     assert torch.isfinite(tiny_model(**batch).loss)

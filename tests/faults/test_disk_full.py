@@ -47,7 +47,7 @@ def visible(folder: Path) -> list[Path]:
 @pytest.mark.slow
 def test_predictions_and_data_sets_go_on_when_there_is_space(forked, tmp_path, disk):
     survey = build(tmp_path / "survey", train=100)
-    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "tiny")
+    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(), tmp_path / "tiny")
     predict = ["spectrafm", "predict", survey, "--model", tmp_path / "tiny", "--output"]
     cases = {
         "predicting a survey": (12, [*predict, "disk/labels"]),

@@ -33,7 +33,7 @@ def impatient(monkeypatch):
 @pytest.fixture
 def tiny(hub, tmp_path):  # noqa: F811
     """A checkpoint, on the hub as somebody/tiny."""
-    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "tiny")
+    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(), tmp_path / "tiny")
     hub.commit("somebody/tiny", tmp_path / "tiny")
     return tmp_path / "tiny"
 

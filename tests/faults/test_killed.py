@@ -111,7 +111,7 @@ def test_a_data_set_whose_building_is_killed_is_whole_or_not_there(forked, tmp_p
 @pytest.mark.parametrize("kills", KILLS)
 def test_a_survey_whose_prediction_is_killed_has_each_star_once(forked, tmp_path, kills):
     survey = build(tmp_path / "survey", train=300)
-    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "tiny")
+    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(), tmp_path / "tiny")
     command = ["spectrafm", "predict", survey, "--model", tmp_path / "tiny", "--output"]
     assert forked.run(tmp_path, *command, "whole") == 0, (tmp_path / "log").read_text()
     whole = contents(tmp_path / "whole")

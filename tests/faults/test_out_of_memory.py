@@ -25,7 +25,7 @@ SCRIPT = """
         for i in range(128)
     ]
     # Wide: what a star takes in the model is far more than what its pixels take.
-    model, tokenizer = make_tiny_model(encoder_ffn_dim=8192), SpectraFMTokenizer(patch_size=4)
+    model, tokenizer = make_tiny_model(encoder_ffn_dim=8192), SpectraFMTokenizer()
     few = list(predict_batches(model, tokenizer, [rows[:8], rows[8:16]]))
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     free = int(sys.argv[1]) * 2**20
@@ -59,13 +59,13 @@ TRAINING = """
     import resource, sys
     from pathlib import Path
     import torch
-    from test_training import losses_of, make_arguments, make_recipe, make_stars
+    from test_training import losses_of, make_arguments, make_stars, recipe_from, save_untrained
     from spectrafm_hf.training import train
 
     torch.set_num_threads(1)
     stars, folder = make_stars(512, 1), Path(sys.argv[1])
-    recipe = make_recipe(whitening=False)
-    recipe.model |= {"patch_size": 2, "encoder_ffn_dim": [8192], "dropout": 0.0}
+    wide = {"hidden_size": 8, "num_members": 16, "encoder_ffn_dim": [8192]}
+    recipe = recipe_from(save_untrained(folder / "untrained", stars, **wide), ema_decay=0.0)
     settings = {"per_device_train_batch_size": 128, "gradient_accumulation_steps": 2, "max_steps": 2,
                 "eval_strategy": "no", "save_strategy": "no", "per_device_eval_batch_size": 8}
     runs = []

@@ -40,7 +40,7 @@ def stars_in(folder: Path) -> list[str]:
 @pytest.mark.parametrize("spoil", [truncate, close, Path.unlink])
 def test_a_shard_of_a_survey_that_cannot_be_read_is_told_and_predicted_once_it_can(forked, tmp_path, spoil):
     survey = build(tmp_path / "survey", train=50)
-    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "tiny")
+    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(), tmp_path / "tiny")
     shard = sorted((survey / "data").iterdir())[2]
     shutil.copy(shard, tmp_path / "copy")
     command = ["spectrafm", "predict", survey, "--model", tmp_path / "tiny", "--output", "labels"]
@@ -63,7 +63,7 @@ def test_a_shard_of_a_survey_that_cannot_be_read_is_told_and_predicted_once_it_c
 
 def test_a_shard_that_is_deleted_after_it_was_listed_stops_no_other(tmp_path):
     survey = build(tmp_path / "survey", train=50)
-    predictor = ShardPredictor(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "labels")
+    predictor = ShardPredictor(make_tiny_model(), SpectraFMTokenizer(), tmp_path / "labels")
     with tried("shard of a survey deleted between listing and reading", "its stars, which are nowhere", 1):
         shards = list_shards([survey])
         gone = Path(shards[1].files[0])
@@ -78,7 +78,7 @@ def test_a_shard_that_is_deleted_after_it_was_listed_stops_no_other(tmp_path):
 @pytest.mark.parametrize("left", [0, 4, 0.5, -1])
 def test_a_shard_of_predictions_that_is_truncated_is_made_again(tmp_path, left):
     survey = build(tmp_path / "survey", train=20)
-    predictor = ShardPredictor(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "labels")
+    predictor = ShardPredictor(make_tiny_model(), SpectraFMTokenizer(), tmp_path / "labels")
     shards = list_shards([survey])
     with tried("shard of predictions truncated after it was written", "nothing: the next run makes it again", 1):
         for shard in shards:

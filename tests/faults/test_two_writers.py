@@ -35,7 +35,7 @@ def both(two, folder, *command) -> list[int]:
 )
 def test_two_that_predict_the_same_leave_it_whole(two, tmp_path, output):
     survey = build(tmp_path / "survey", train=200)
-    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "tiny")
+    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(), tmp_path / "tiny")
     command = ["spectrafm", "predict", survey, "--model", tmp_path / "tiny", "--output"]
     with tried("two processes predict into the same output", "nothing", 3):
         assert two[0].run(tmp_path, *command, f"one-{output}") == 0

@@ -22,7 +22,7 @@ from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
 @pytest.mark.slow
 def test_of_two_processes_that_share_a_survey_one_may_be_killed(tmp_path, monkeypatch):
     survey = build(tmp_path / "survey", train=200)
-    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(patch_size=4), tmp_path / "tiny")
+    save_checkpoint(make_tiny_model(), SpectraFMTokenizer(), tmp_path / "tiny")
     command = ["spectrafm", "predict", survey, "--model", tmp_path / "tiny", "--output"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")

@@ -15,8 +15,7 @@ from spectrafm_hf.metrics import robust_scatter
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.models.flags_spectrafm import FLAGS, star_flags
-from spectrafm_hf.models.gate_spectrafm import SPEED_OF_LIGHT
-from spectrafm_hf.models.gate_spectrafm import air_to_vacuum
+from spectrafm_hf.models.gate_spectrafm import SPEED_OF_LIGHT, air_to_vacuum
 
 
 N_STARS = 64

@@ -189,10 +189,10 @@ def test_the_figures_of_the_checkpoint_are_those_of_its_own_predictions(evaluate
 def test_a_checkpoint_with_fewer_labels_gets_the_columns_it_has(evaluate, data, tmp_path, capsys):
     torch.manual_seed(0)
     labels = {"label_names": ["logg"], "label_units": ["dex"], "label_centers": [3.0], "label_scales": [1.0]}
-    sizes = {"hidden_size": 8, "num_filters": 2, "encoder_attention_heads": [2], "encoder_ffn_dim": [8]}
+    sizes = {"hidden_size": 8, "encoder_attention_heads": [2], "encoder_ffn_dim": [8]}
     decoder = {"decoder_attention_heads": [2], "decoder_ffn_dim": [8], "readout_dims": [4]}
-    model = SpectraFMForPrediction(SpectraFMConfig(patch_size=4, **labels, **sizes, **decoder))
-    save_checkpoint(model, SpectraFMTokenizer(label_names=["logg"], patch_size=4), tmp_path / "one")
+    model = SpectraFMForPrediction(SpectraFMConfig(**labels, **sizes, **decoder))
+    save_checkpoint(model, SpectraFMTokenizer(label_names=["logg"]), tmp_path / "one")
     output = tmp_path / "results.json"
     arguments = ["--model", str(tmp_path / "one"), "--data", str(data), "--baselines", "none", "--output", str(output)]
     assert evaluate.main(arguments) == 0

@@ -27,14 +27,10 @@ RECIPE = {
     "data": "data",
     "labels": ["teff"],
     "units": ["K"],
-    "whitening": True,
     "muon_learning_rate": 4e-3,
     "ema_decay": 0.9,
     "model": {
-        "patch_size": 8,
         "hidden_size": 32,
-        "num_filters": 32,
-        "num_frequencies": 4,
         "encoder_attention_heads": [2],
         "encoder_ffn_dim": [32],
         "decoder_attention_heads": [2],
@@ -69,8 +65,6 @@ AUGMENTED = {
     "smoothing": 0.5,
     "reddening": 0.1,
     "resampling": 0.3,
-    "patch_phase": 0.3,
-    "scalar_inputs": 0.3,
 }
 
 
@@ -170,7 +164,7 @@ def test_a_recipe_that_makes_no_sense_is_told_in_one_line(folder, run_script, mo
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["plain", "augmented"])
 def test_two_processes_give_the_curve_of_one_with_the_same_global_batch(folder, recipe):
-    """But for dropout, `sources` and `flux_requests`: their numbers are drawn for the part that a process has."""
+    """But for dropout and `sources`: their numbers are drawn for the part that a process has."""
     run(folder, "train_accelerate.py", recipe, f"{recipe}-one")
     one = curves(folder / f"{recipe}-one")
     half = ("--per_device_train_batch_size", "32")
@@ -183,8 +177,8 @@ def test_two_processes_give_the_curve_of_one_with_the_same_global_batch(folder, 
 
 @pytest.mark.slow
 def test_a_batch_in_two_parts_gives_the_curve_of_the_whole_where_labels_are_not_known(folder):
-    apart = {**RECIPE, **RANDOM, **AUGMENTED} | dict.fromkeys(("resampling", "patch_phase"), 0.0)
-    (folder / "apart.yaml").write_text(yaml.safe_dump({**apart, "scalar_inputs": 0.0}))
+    apart = {**RECIPE, **RANDOM, **AUGMENTED} | {"resampling": 0.0}
+    (folder / "apart.yaml").write_text(yaml.safe_dump(apart))
     run(folder, "train.py", "apart", "whole")
     half = ("--per_device_train_batch_size", "32", "--gradient_accumulation_steps", "2")
     for script in ("train_accelerate.py", "train.py"):

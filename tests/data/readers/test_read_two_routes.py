@@ -34,7 +34,7 @@ def table_of(rows):
 
 def tokens(rows):
     columns = {name: [row[name] for row in rows] for name in PIXEL_COLUMNS}
-    tokenizer = SpectraFMTokenizer(patch_size=7, continuum="polynomial", standardize_scale=0.1)
+    tokenizer = SpectraFMTokenizer(clip=None)
     return tokenizer(columns, requests=["teff"], return_tensors="pt")
 
 
