@@ -115,6 +115,22 @@ def recipe_from(checkpoint: str, **changes) -> Recipe:
     return Recipe(**{**settings, **changes})
 
 
+def recipe_from_nothing(**changes) -> Recipe:
+    """For a small model of the published architecture."""
+    model = {
+        "hidden_size": 32,
+        "encoder_attention_heads": [2],
+        "encoder_ffn_dim": [32],
+        "decoder_attention_heads": [2],
+        "decoder_ffn_dim": [32],
+        "readout_dims": [32],
+        "dropout": 0.05,
+        "initializer_range": 0.05,
+    }
+    settings = {"labels": ["teff", "fe_h"], "units": ["K", "dex"], "model": model, "noise": 0.5, "ema_decay": 0.9}
+    return Recipe(**{**settings, **changes})
+
+
 @pytest.fixture(scope="module")
 def make_recipe(stars, tmp_path_factory):
     folder = tmp_path_factory.mktemp("untrained") / "checkpoint"

@@ -10,7 +10,7 @@ from conftest import make_tiny_model
 from fault_table import tried
 from safetensors.torch import load_file
 from test_hub import build
-from test_training import make_recipe, make_stars
+from test_training import make_stars, recipe_from_nothing
 from warm import warm
 
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
@@ -77,7 +77,7 @@ def test_a_training_goes_on_from_the_last_checkpoint_that_is_whole(forked, tmp_p
         make_stars(64, 1).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2, "logging_steps": 1, "report_to": "none",
                 "disable_tqdm": True, "use_cpu": True}  # fmt: skip
-    recipe = {**vars(make_recipe(data=str(tmp_path / "data"))), **settings}
+    recipe = {**vars(recipe_from_nothing(data=str(tmp_path / "data"))), **settings}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     command = ["train.py", "recipe.yaml", "--resume_from_checkpoint", "last", "--output_dir"]
     assert forked.run(tmp_path, *command, "whole") == 0, (tmp_path / "log").read_text()

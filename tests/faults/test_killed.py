@@ -14,7 +14,7 @@ from conftest import make_tiny_model
 from fault_table import tried
 from safetensors.torch import load_file
 from test_hub import build
-from test_training import make_recipe, make_stars
+from test_training import make_stars, recipe_from_nothing
 from warm import Warm, warm
 
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
@@ -139,7 +139,7 @@ def test_a_training_that_is_killed_ends_in_the_same_weights_to_the_last_bit(fork
     settings = {"per_device_train_batch_size": 32, "num_train_epochs": 2, "learning_rate": 2e-3, "report_to": "none",
                 "eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 2,
                 "save_total_limit": 2, "logging_steps": 1, "disable_tqdm": True, "use_cpu": True}  # fmt: skip
-    recipe = {**vars(make_recipe(noise=0.5, ema_decay=0.9)), "data": str(tmp_path / "data"), **settings}
+    recipe = {**vars(recipe_from_nothing(noise=0.5, ema_decay=0.9)), "data": str(tmp_path / "data"), **settings}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     command = ["train.py", "recipe.yaml", "--resume_from_checkpoint", "last", "--output_dir"]
     assert forked.run(tmp_path, *command, "whole") == 0, (tmp_path / "log").read_text()

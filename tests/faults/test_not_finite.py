@@ -8,7 +8,7 @@ import pytest
 import torch
 from fault_table import tried
 from safetensors.torch import load_file
-from test_training import make_arguments, make_recipe, make_stars
+from test_training import make_arguments, make_stars, recipe_from_nothing
 from transformers import TrainerCallback
 
 from spectrafm_hf.training import last_checkpoint, train
@@ -30,7 +30,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_with_its_batch_saved(tmp_p
                                load_best_model_at_end=False)  # fmt: skip
     with tried("loss that is not a number", "the steps since the last checkpoint", 1):
         with pytest.raises(ValueError, match=r"loss: expected a finite number at step 5, got .*step-5.safetensors"):
-            train(make_recipe(), arguments, make_stars(128, 1), make_stars(32, 2), callbacks=[Break()])
+            train(recipe_from_nothing(), arguments, make_stars(128, 1), make_stars(32, 2), callbacks=[Break()])
         batch = load_file(tmp_path / "step-5.safetensors")
         assert batch["flux"].shape[0] == 64 and torch.isfinite(batch["flux"]).all() and "labels" in batch
         last = last_checkpoint(tmp_path)
@@ -39,7 +39,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_with_its_batch_saved(tmp_p
         assert all(torch.isfinite(weight).all() for weight in weights.values())
         # From there it goes on.
         arguments.resume_from_checkpoint = last
-        trainer = train(make_recipe(), arguments, make_stars(128, 1), make_stars(32, 2))
+        trainer = train(recipe_from_nothing(), arguments, make_stars(128, 1), make_stars(32, 2))
         assert trainer.state.global_step == 12
 
 
@@ -60,14 +60,14 @@ def test_a_gradient_that_is_not_finite_is_not_followed_and_the_only_checkpoint_s
                                gradient_accumulation_steps=2)  # fmt: skip
     with tried("gradient that is not a number", "the steps since the last checkpoint", 1):
         with pytest.raises(ValueError, match=r"norm of the gradient: .* step 5, got nan; .*step-5.safetensors"):
-            train(make_recipe(), arguments, make_stars(128, 1), make_stars(32, 2), callbacks=[Break()])
+            train(recipe_from_nothing(), arguments, make_stars(128, 1), make_stars(32, 2), callbacks=[Break()])
         assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
         assert finite(tmp_path / "checkpoint-4")
         # Both batches of that step are there: which of them it was, a sum of gradients does not say.
         batch = load_file(tmp_path / "step-5.safetensors")
         assert batch["flux"].shape[0] == batch["flux.1"].shape[0] == 32
         arguments.resume_from_checkpoint = last_checkpoint(tmp_path)
-        trainer = train(make_recipe(), arguments, make_stars(128, 1), make_stars(32, 2))
+        trainer = train(recipe_from_nothing(), arguments, make_stars(128, 1), make_stars(32, 2))
         assert trainer.state.global_step == 12
 
 
@@ -85,7 +85,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     for save_steps in (2, 4):  # with the second, it is the end that would save them
         arguments.save_steps = save_steps
         with pytest.raises(ValueError, match="weights: expected a finite number at step 6"):
-            train(make_recipe(), arguments, make_stars(128, 1), make_stars(32, 2), callbacks=[Break()])
+            train(recipe_from_nothing(), arguments, make_stars(128, 1), make_stars(32, 2), callbacks=[Break()])
         assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
         assert finite(tmp_path / "checkpoint-4") and not (tmp_path / "final").exists()
 
@@ -101,7 +101,7 @@ def test_the_batch_of_a_gradient_that_overflows_is_saved_by_both_loops(tmp_path,
     arguments = make_arguments(tmp_path, max_steps=12, save_strategy="steps", save_steps=1, save_total_limit=1,
                                eval_strategy="no")  # fmt: skip
     with pytest.raises(ValueError, match=r"norm of the gradient: expected a finite number at step 1, got inf"):
-        run(make_recipe(), arguments, stars, make_stars(32, 2))
+        run(recipe_from_nothing(), arguments, stars, make_stars(32, 2))
     assert load_file(tmp_path / "step-1.safetensors")["labels"].nan_to_num().max() > 0.9 * absurd
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
     assert finite(tmp_path / "checkpoint-1")

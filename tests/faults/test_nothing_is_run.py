@@ -25,7 +25,7 @@ from datasets import load_dataset
 from hub_server import serve
 from huggingface_hub import constants, snapshot_download
 from test_conversion import wavelengths_of
-from test_training import make_arguments, make_recipe, make_stars
+from test_training import make_arguments, make_stars, recipe_from_nothing
 from transformers import AutoConfig, AutoModel, AutoModelForTimeSeriesPrediction, AutoTokenizer, pipeline
 
 import spectrafm_cli
@@ -319,7 +319,7 @@ def test_a_run_does_not_resume_from_pickles(tmp_path_factory, trace, poison, nam
     with pytest.raises(
         ValueError, match=r"resume_from_checkpoint: expected numbers in .*checkpoint-2, got Weights only"
     ):
-        train(make_recipe(), arguments, make_stars(64, 1), make_stars(32, 2))
+        train(recipe_from_nothing(), arguments, make_stars(64, 1), make_stars(32, 2))
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +328,7 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     arguments = make_arguments(folder, max_steps=2, save_strategy="steps", save_steps=2, eval_strategy="no",
                                load_best_model_at_end=False)  # fmt: skip
-    train(make_recipe(), arguments, make_stars(64, 1), make_stars(32, 2))
+    train(recipe_from_nothing(), arguments, make_stars(64, 1), make_stars(32, 2))
     return folder / "checkpoint-2"
 
 
@@ -340,7 +340,9 @@ def test_the_plain_loop_resumes_without_what_accelerate_would_unpickle(tmp_path,
     def go(max_steps: int, **changes) -> list[dict]:
         arguments = make_arguments(tmp_path / "run", max_steps=max_steps, eval_strategy="no",
                                    load_best_model_at_end=False, **changes)  # fmt: skip
-        return train_accelerate.train(make_recipe(ema_decay=0.9), arguments, make_stars(64, 1), make_stars(32, 2))
+        return train_accelerate.train(
+            recipe_from_nothing(ema_decay=0.9), arguments, make_stars(64, 1), make_stars(32, 2)
+        )
 
     before = go(2, save_strategy="steps", save_steps=2)
     checkpoint = tmp_path / "run" / "checkpoint-2"

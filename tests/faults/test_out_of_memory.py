@@ -59,13 +59,13 @@ TRAINING = """
     import resource, sys
     from pathlib import Path
     import torch
-    from test_training import losses_of, make_arguments, make_stars, recipe_from, save_untrained
+    from test_training import losses_of, make_arguments, make_stars, recipe_from_nothing
     from spectrafm_hf.training import train
 
     torch.set_num_threads(1)
     stars, folder = make_stars(512, 1), Path(sys.argv[1])
-    wide = {"hidden_size": 8, "num_members": 16, "encoder_ffn_dim": [8192]}
-    recipe = recipe_from(save_untrained(folder / "untrained", stars, **wide), ema_decay=0.0)
+    recipe = recipe_from_nothing()
+    recipe.model |= {"encoder_ffn_dim": [4096], "dropout": 0.0}
     settings = {"per_device_train_batch_size": 128, "gradient_accumulation_steps": 2, "max_steps": 2,
                 "eval_strategy": "no", "save_strategy": "no", "per_device_eval_batch_size": 8}
     runs = []

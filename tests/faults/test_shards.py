@@ -11,7 +11,7 @@ from conftest import make_tiny_model
 from fault_table import tried
 from safetensors.torch import load_file
 from test_hub import build
-from test_training import make_recipe, make_stars
+from test_training import make_stars, recipe_from_nothing
 from warm import warm
 
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
@@ -108,7 +108,7 @@ def test_a_truncated_shard_of_training_data_is_told_by_its_name_before_the_train
     with tried("shard of training data truncated", "nothing: told before the training", 1):
         truncate(shard)
         with pytest.raises(ValueError, match=r"data: expected Parquet files, got .*") as error:
-            load_stars(make_recipe(data=str(data.parent), streaming=streaming), 0)
+            load_stars(recipe_from_nothing(data=str(data.parent), streaming=streaming), 0)
         assert shard.name in str(error.value) and "\n" not in str(error.value)
 
 
@@ -118,7 +118,7 @@ def test_a_shard_that_goes_while_it_is_streamed_stops_the_training_which_goes_on
 ):
     settings = {"per_device_train_batch_size": 32, "max_steps": 16, "report_to": "none", "save_strategy": "steps",
                 "save_steps": 2, "logging_steps": 1, "disable_tqdm": True, "use_cpu": True}  # fmt: skip
-    recipe = {**vars(make_recipe(data=str(data.parent), streaming=True)), **settings}
+    recipe = {**vars(recipe_from_nothing(data=str(data.parent), streaming=True)), **settings}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     command = ["train.py", "recipe.yaml", "--resume_from_checkpoint", "last", "--output_dir"]
     assert forked.run(tmp_path, *command, "whole") == 0, (tmp_path / "log").read_text()

@@ -9,7 +9,7 @@ from conftest import make_tiny_model
 from fault_table import tried
 from safetensors.torch import load_file
 from test_hub import build
-from test_training import make_recipe, make_stars
+from test_training import make_stars, recipe_from_nothing
 from warm import warm
 
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
@@ -81,7 +81,7 @@ def test_of_two_that_train_into_the_same_folder_one_is_told(two, tmp_path):
     for split in ("train", "validation"):
         make_stars(64, 1).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     settings = {"max_steps": 20, "save_steps": 2, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
-    recipe = {**vars(make_recipe(data=str(tmp_path / "data"))), **settings}
+    recipe = {**vars(recipe_from_nothing(data=str(tmp_path / "data"))), **settings}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with tried("two processes train into the same folder", "nothing: the second is told", 1):
         assert two[0].run(tmp_path, "train.py", "recipe.yaml", "--output_dir", "one") == 0

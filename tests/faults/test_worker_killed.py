@@ -13,7 +13,7 @@ from conftest import make_tiny_model
 from fault_table import tried
 from safetensors.torch import load_file
 from test_hub import build
-from test_training import make_recipe, make_stars
+from test_training import make_stars, recipe_from_nothing
 from warm import warm
 
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
@@ -52,7 +52,7 @@ def test_where_a_process_that_makes_batches_is_killed_the_training_goes_on_from_
     settings = {"per_device_train_batch_size": 32, "max_steps": 24, "report_to": "none", "save_strategy": "steps",
                 "save_steps": 2, "logging_steps": 1, "disable_tqdm": True, "use_cpu": True,
                 "dataloader_num_workers": 2}  # fmt: skip
-    recipe = {**vars(make_recipe(noise=0.5)), "data": str(tmp_path / "data"), **settings}
+    recipe = {**vars(recipe_from_nothing(noise=0.5)), "data": str(tmp_path / "data"), **settings}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     command = ["train.py", "recipe.yaml", "--resume_from_checkpoint", "last", "--output_dir"]
     with warm() as one, tried("a process that makes batches killed", "the steps since the last checkpoint", 1):
