@@ -1,4 +1,4 @@
-"""The README: its commands come first, its Python runs, and the files that it names are there."""
+"""README and pages: their commands are understood, their Python runs, and the files that they name are there."""
 
 import argparse
 import re
@@ -22,10 +22,16 @@ from spectrafm_hf.prediction import NOT_AT_REST
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+#: In the order in which they are to be read: what a page uses, an earlier one has made.
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("predict", "finetune", "libraries", "data", "train", "accuracy")),
+]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 def test_the_first_two_commands_install_and_run_the_demo_and_the_tests():
@@ -36,7 +42,7 @@ def test_the_first_two_commands_install_and_run_the_demo_and_the_tests():
 
 
 def commands() -> list[str]:
-    """Each line of the README that is for a shell, without its comment."""
+    """Each line that is for a shell, without its comment."""
     lines = "\n".join(blocks("bash")).splitlines()
     return [line.partition(" #")[0].strip() for line in lines if line.strip()]
 
@@ -53,6 +59,9 @@ ELSEWHERE = {
     "spectrafm predict survey/ --output labels --ray": "tests/test_survey_ray.py"
     "::test_ray_writes_the_files_that_one_process_writes_and_goes_on_with_them",
     "spectrafm predict hf://": "tests/test_survey.py::test_a_data_set_on_the_hub_is_read_shard_by_shard_and_not_kept",
+    "spectrafm data miles": "tests/data/test_miles.py"
+    "::test_the_data_set_holds_the_spectra_in_vacuum_with_the_labels_of_the_table",
+    "python scripts/pretrain": "tests/scripts/test_pretrain.py::test_both_commands_make_a_checkpoint_that_answers",
     "spectrafm data gaia-xp": "tests/data/test_gaia_xp.py::test_the_data_set_holds_what_the_source_holds",
     "spectrafm finetune": "tests/test_cli_finetune.py::test_a_group_gets_a_checkpoint_that_predicts",
     "spectrafm app": "tests/test_app_browser.py::test_an_example_shows_labels_pictures_and_neighbours",
@@ -208,13 +217,25 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch)
     assert (names["outputs"].errors > 0).all()
 
 
-def test_the_files_that_the_readme_names_exist():
-    named = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    named += re.findall(r"\b(?:scripts|model_cards)/[\w./-]+\.\w+", README)
-    missing = [name for name in named if not (ROOT / name).exists()]
-    assert named and not missing
+def test_the_readme_is_short_and_leads_to_every_page():
+    assert len(README.splitlines()) <= 200
+    assert all(f"](docs/{page.name}" in README for page in (ROOT / "docs").glob("*.md"))
 
 
-def test_every_flag_is_in_the_table_of_the_readme():
-    table = re.findall(r"^\| `(\w+)`[^|]*\|", README, re.MULTILINE)
+def test_the_files_and_headings_that_are_named_exist():
+    missing = []
+    for page in [*PAGES, *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        links = [(page.parent / name, anchor) for name, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text)]
+        links += [(ROOT / name, "") for name in re.findall(r"(?<![\w/])(?:scripts|model_cards)/[\w./-]+\.\w+", text)]
+        assert links or page.name == "objects.md"
+        for path, anchor in links:
+            path = page if path == page.parent else path
+            if not path.exists() or (anchor and f"# {anchor}" not in path.read_text(encoding="utf-8").lower()):
+                missing.append((page.name, path.name, anchor))
+    assert not missing
+
+
+def test_every_flag_is_in_the_table():
+    table = re.findall(r"^\| `(\w+)`[^|]*\|", TEXT, re.MULTILINE)
     assert {*FLAGS, NOT_AT_REST, FRAME_UNSTATED, MEDIUM_UNSTATED} <= set(table)

@@ -1,15 +1,26 @@
-"""What `scripts/pretrain.py` finds out about errors after the training."""
+"""Pre-training: both commands with a few stars and steps, and what they find out about errors in the end."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from datasets import Dataset
+
+from spectrafm_hf import load_checkpoint
+from spectrafm_hf.data import build_miles
+from spectrafm_hf.data.synthetic import SyntheticStars
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def pretrain():
-    spec = importlib.util.spec_from_file_location("pretrain_script", Path(__file__).parents[2] / "scripts/pretrain.py")
+    spec = importlib.util.spec_from_file_location("pretrain_script", ROOT / "scripts" / "pretrain.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -35,3 +46,37 @@ def test_curves_make_the_errors_right_in_every_bin_of_temperature_and_noise(pret
         for part in np.array_split(np.argsort(x), 8):
             assert 1.4826 * np.nanmedian(z[part]) == pytest.approx(1.0, abs=0.08)
     assert curves[0][-1] == pytest.approx(0.0, abs=1e-6)  # no star is there
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_both_commands_make_a_checkpoint_that_answers(tmp_path):
+    xp, generator = SyntheticStars("gaia-xp"), np.random.default_rng(0)
+    for split, n in (("train", 900), ("validation", 120)):
+        columns = {name: list(column) for name, column in xp.draw(n, generator).items()}
+        (tmp_path / "xp").mkdir(exist_ok=True)
+        Dataset.from_dict(columns).to_parquet(tmp_path / "xp" / f"{split}.parquet")
+    miles = build_miles(tmp_path / "miles")
+    few = {"per_device_train_batch_size": 32, "eval_strategy": "no", "save_strategy": "no", "dataloader_num_workers": 0}
+    for script, recipe, changes in (
+        ("pretrain.py", "base", {"data": str(tmp_path / "xp")}),
+        (
+            "pretrain_survey.py",
+            "base-survey",
+            {"start": str(tmp_path / "base" / "final"), "observed": str(miles), "stars": 600},
+        ),
+    ):
+        settings = yaml.safe_load((ROOT / "scripts" / "recipes" / f"{recipe}.yaml").read_text()) | few | changes
+        (tmp_path / f"{recipe}.yaml").write_text(yaml.safe_dump(settings))
+        command = [sys.executable, ROOT / "scripts" / script, tmp_path / f"{recipe}.yaml", "--max-steps", "3"]
+        subprocess.run([*command, "--output-dir", tmp_path / recipe], check=True, capture_output=True, timeout=700)
+    model, tokenizer = load_checkpoint(tmp_path / "base-survey" / "final")
+    assert [len(part) for part in (tokenizer.basis.rungs, model.config.rung_intervals, model.config.label_ranges)] == [
+        3,
+        3,
+        3,
+    ]
+    for low, high, step in ((3400.0, 10_000.0, 20.0), (15_200.0, 16_900.0, 0.2), (3700.0, 9000.0, 2.0)):
+        wavelength = np.arange(low, high, step)
+        outputs = model(**tokenizer(wavelength, np.ones_like(wavelength), np.full_like(wavelength, 0.01)))
+        assert outputs.values[0, :4].isfinite().all() and (outputs.errors[0, :4] > 0).all()
