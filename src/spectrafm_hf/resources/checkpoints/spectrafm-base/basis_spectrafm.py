@@ -719,7 +719,7 @@ def _in_own_unit(flux: np.ndarray, inverse_variance: np.ndarray) -> tuple[torch.
     values = (flux / unit).astype(np.float32, copy=False)
     with np.errstate(over="ignore"):
         weights = (inverse_variance * unit.astype(inverse_variance.dtype) ** 2).astype(np.float32, copy=False)
-    # Errors far below the digits of a flux are as good as none, and their squares may be too small for float32.
+    # Errors far below the last digit of a flux are as good as none, and float32 does not hold their inverse squares.
     return torch.from_numpy(values), torch.from_numpy(weights).clamp_(max=1e16), unit
 
 
