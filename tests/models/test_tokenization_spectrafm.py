@@ -979,7 +979,7 @@ ANY_NUMBER = st.one_of(
     st.floats(0.5, 1.5),
     st.floats(),
 )
-ANY_WAVELENGTH = st.one_of(st.floats(1000.0, 300_000.0), st.floats(4000.0, 4010.0), ANY_NUMBER)
+ANY_WAVELENGTH = st.one_of(st.floats(1000.0, 300_000.0), st.floats(5000.0, 5010.0), ANY_NUMBER)
 
 
 @given(
@@ -1004,17 +1004,18 @@ def test_no_number_that_is_accepted_becomes_nan_or_infinite(wavelength, flux, er
     mask = np.array(mask) | (np.arange(12) == 11)
     if clean:  # otherwise nearly all is refused
         ok = np.arange(12) < 5
-        wavelength = np.where(ok, 4000.0 + np.arange(12), wavelength)
+        wavelength = np.where(ok, 5000.0 + np.arange(12), wavelength)
         flux = np.where(ok, 1.0 + 0.1 * np.arange(12), flux)
         error = error if error is None else np.where(ok, 0.1, error)
         mask = ~ok & (mask | True)
         mask[5] = False
-        wavelength[5] = 4100.0
+        wavelength[5] = 5100.0
     try:
-        inputs = SpectraFMTokenizer(**kwargs)(wavelength, flux, error, mask, requests=["teff", 4005.0])
+        inputs = SpectraFMTokenizer(**kwargs)(wavelength, flux, error, mask, requests=["teff", 5005.0])
     except ValueError as refused:
         assert ": expected " in str(refused)
         return
+    inputs.pop("misfit", None)  # of few pixels it is not known
     for key, values in inputs.items():
         assert torch.all(torch.isfinite(values.double())), key
     assert torch.all(inputs["attention_mask"].any(dim=-1))
