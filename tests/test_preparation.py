@@ -49,7 +49,7 @@ def test_the_table_is_median_and_robust_scatter_of_each_pixel():
     np.testing.assert_allclose(plain.standardize_center, LEVEL, atol=0.01)
     np.testing.assert_allclose(plain.standardize_scale / SCATTER, 1.0, atol=0.1)
     inputs = tokenizer(sample["wavelength"][100:], sample["flux"][100:])
-    assert torch.median(inputs["flux"][inputs["attention_mask"]]) == pytest.approx(0.0, abs=0.05)
+    assert abs(inputs["flux"][inputs["attention_mask"]].median().item()) < 0.1
 
 
 def test_labels_and_scalars_have_their_median_scatter_and_range():
