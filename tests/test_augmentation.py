@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spectrafm_hf.augmentation import degrade, rebin, shift, smooth, without_first
+from spectrafm_hf.augmentation import degrade, rebin, shift, smooth
 
 
 def line(width: float = 3.0, step: float = 0.2, gap: bool = False):
@@ -112,18 +112,3 @@ def test_a_degraded_spectrum_has_the_signal_to_noise_that_was_asked_for_and_says
     )
     np.testing.assert_allclose(errors, np.median(truth) / 50, rtol=1e-5)
     assert np.std((worse - truth) / errors) == pytest.approx(1, abs=0.04)
-
-
-def test_every_detector_loses_its_first_pixels():
-    spectrum = line(gap=True)
-    kept = np.r_[7:200, 207:400]
-    for before, after in zip(spectrum, without_first(spectrum, 7), strict=True):
-        np.testing.assert_array_equal(after, before[kept])
-
-
-def test_a_spectrum_that_would_lose_all_that_is_good_stays_whole():
-    wavelength, flux, error, mask = line(gap=True)
-    assert len(without_first((wavelength, flux, error, mask), 200)[0]) == 400
-    mask[10:200], mask[210:] = True, True
-    assert len(without_first((wavelength, flux, error, mask), 10)[0]) == 400
-    assert len(without_first((wavelength, flux, error, mask), 9)[0]) == 382

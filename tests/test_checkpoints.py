@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_model
+from conftest import make_tiny_evidence, make_tiny_model
 from forked import run_forked
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTimeSeriesPrediction
 
-from spectrafm_cli import APOGEE_MODEL, DEFAULT_MODEL
 from spectrafm_hf import SpectraFMModel, SpectraFMTokenizer, load_checkpoint, save_checkpoint
-from spectrafm_hf.checkpoints import suitable_checkpoint
 
 
 @pytest.fixture
@@ -48,6 +46,7 @@ def test_save_load_save_gives_the_same_bytes(tmp_path, checkpoint):
         "refinement_spectrafm.py",
         "configuration_spectrafm.py",
         "gate_spectrafm.py",
+        "inputs_spectrafm.py",
         "model.safetensors",
         "modeling_spectrafm.py",
         "pipeline_spectrafm.py",
@@ -118,7 +117,7 @@ SAVE_AND_FAIL = """
             {failure}
 
     sys.addaudithook(fail)
-    save_checkpoint(make_tiny_model(seed=1), SpectraFMTokenizer(patch_size=4), sys.argv[1])
+    save_checkpoint(make_tiny_model(seed=1), SpectraFMTokenizer(), sys.argv[1])
 """
 
 
@@ -220,17 +219,13 @@ def test_pickled_weights_are_not_read(checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("tokenizer", "complaint"),
     [
-        ({"patch_size": 8}, "expected patch_size=4 as in the model, got 8"),
-        (
-            {"patch_size": 4, "label_names": ["logg", "teff"]},
-            r"expected label_names=\['teff', .*, got \['logg', 'teff'\]",
-        ),
+        (SpectraFMTokenizer(["logg", "teff"]), r"expected label_names=\['teff', .*, got \['logg', 'teff'\]"),
+        (make_tiny_evidence()[1], "expected one without, as the model has it, got one with a basis"),
     ],
 )
-def test_a_tokenizer_that_does_not_fit_the_model_is_an_error(tmp_path, checkpoint, tiny_model, settings, complaint):
-    tokenizer = SpectraFMTokenizer(**settings)
+def test_a_tokenizer_that_does_not_fit_the_model_is_an_error(tmp_path, checkpoint, tiny_model, tokenizer, complaint):
     with pytest.raises(ValueError, match=f"tokenizer: {complaint}"):
         save_checkpoint(tiny_model, tokenizer, tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -279,21 +274,6 @@ def test_a_copied_checkpoint_loads_without_its_code(tmp_path, checkpoint, tiny_m
     loaded, _ = load_checkpoint(tmp_path / "copy")
     assert not loaded.training
     assert all(a.equal(b) for a, b in zip(loaded.parameters(), tiny_model.parameters(), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("wavelength", "expected"),
-    [
-        (np.linspace(15_150.0, 16_950.0, 8575), APOGEE_MODEL),
-        (np.append(np.full(10, np.nan), 16_000.0), APOGEE_MODEL),
-        (np.arange(3360.0, 10_201.0, 20.0), DEFAULT_MODEL),
-        (np.linspace(3000.0, 25_000.0, 50), DEFAULT_MODEL),
-        ([np.nan], DEFAULT_MODEL),
-        ([], DEFAULT_MODEL),
-    ],
-)
-def test_the_wavelengths_choose_the_checkpoint(wavelength, expected):
-    assert suitable_checkpoint(wavelength) == expected
 
 
 def test_weights_that_are_not_finite_are_an_error(checkpoint):

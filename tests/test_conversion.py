@@ -124,7 +124,7 @@ def test_the_settings_of_the_original_come_along(converted):
     assert list(config.label_units) == ["K", "dex (cm s-2)", "dex", "dex", "dex"]
     assert list(config.label_centers) == [4702.5, 2.478, 0.0876, 0.067, -0.159]
     assert (config.dropout, config.attention_dropout) == (0.05, 0.05)
-    assert (tokenizer.patch_size, tokenizer.sampling, tokenizer.clip, tokenizer.clip_mode) == (1, "random", 10, "mask")
+    assert (tokenizer.sampling, tokenizer.clip) == ("random", 10)
     assert tokenizer.max_length == expected["encoder_output"].shape[1]
     assert tokenizer.valid_flux is None
     np.testing.assert_array_equal(tokenizer.standardize_wavelength, expected["wavelength"])
@@ -182,7 +182,7 @@ def test_a_checkpoint_with_the_published_pixels_needs_no_wavelengths_and_gets_th
     assert tokenizer.valid_flux == [0.05, 1.2]
     flux = np.ones(n_pixels)
     flux[0], flux[1] = 0.01, 1.3
-    assert tokenizer(published_wavelengths(), flux)["flux"].shape == (1, 512, 1)
+    assert tokenizer(published_wavelengths(), flux)["flux"].shape == (1, 512)
     every = tokenizer(published_wavelengths(), flux, max_length=n_pixels)["wavelength"]
     np.testing.assert_array_equal(every[0], published_wavelengths()[2:].astype(np.float32))
     # The rows of padding, flux and labels are where they belong; no row of an unused pixel is left.

@@ -23,13 +23,13 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import spectrafm_hf
 from spectrafm_hf import SpectraFMTokenizer, bundled, load_checkpoint
+from spectrafm_hf.checkpoints import BASE_CHECKPOINT
 from spectrafm_hf.collator import SpectraFMCollator
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.prediction import predict_batches
 from spectrafm_hf.training import make_compute_metrics
 
 
-SMALL = "spectrafm-gaia-xp-small"
 COLUMNS = ("wavelength", "flux", "flux_error", "mask")
 LABELS = ["teff", "logg"]
 
@@ -50,10 +50,16 @@ def demo() -> datasets.Dataset:
 @pytest.fixture(scope="module")
 def expected(demo) -> list[dict]:
     """What `spectrafm predict` finds."""
-    model, tokenizer = load_checkpoint(SMALL)
+    model, tokenizer = load_checkpoint(BASE_CHECKPOINT)
     [batch] = predict_batches(model, tokenizer, [list(demo.with_format("numpy"))])
     columns = {name: values.tolist() for name, values in batch.items() if name not in ("flags", "reason")}
     return [dict(zip(columns, star, strict=True)) for star in zip(*columns.values(), strict=True)]
+
+
+def check_teff(found, expected):
+    """Other stars beside it change the rounding of a star: well below its error."""
+    for value, star in zip(found, expected, strict=True):
+        assert value == pytest.approx(star["teff"], abs=1e-2 * star["teff_err"])
 
 
 class Rows(torch.utils.data.Dataset):
@@ -89,29 +95,31 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_pipeline_answers_any_form_of_data_in_batches_as_predict_does(form, demo, expected):
-    predict = pipeline("stellar-labels", model=bundled(SMALL), device="cpu")
+    predict = pipeline("stellar-labels", model=bundled(BASE_CHECKPOINT), device="cpu")
     for batch_size in (1, 7):
         answers = list(predict(FORMS[form](demo), batch_size=batch_size))
         assert [star["object_id"] for star in answers] == [star["object_id"] for star in expected]
         for answer, star in zip(answers, expected, strict=True):
-            assert answer.keys() == star.keys()
-            for name in predict.model.config.label_names:
-                assert answer[name] == pytest.approx(star[name], abs=1e-3 * star[f"{name}_err"])
-                assert answer[f"{name}_err"] == pytest.approx(star[f"{name}_err"], rel=1e-3)
+            # Labels that the spectra of Gaia XP do not give are NaN in a table, and absent here.
+            assert list(answer) == [name for name, value in star.items() if value == value]
+            for name in ("teff", "logg", "fe_h", "alpha_m"):
+                error = star[f"{name}_err"]
+                assert answer[name] == pytest.approx(star[name], abs=1e-2 * error)
+                assert answer[f"{name}_err"] == pytest.approx(error, rel=1e-2)
 
 
 def test_a_pipeline_reads_one_column_of_a_data_set_and_tokenizes_in_processes_of_its_own(demo, expected):
-    predict = pipeline("stellar-labels", model=bundled(SMALL), device="cpu")
+    predict = pipeline("stellar-labels", model=bundled(BASE_CHECKPOINT), device="cpu")
     spectra = [{"spectrum": {name: row[name] for name in COLUMNS}} for row in demo]
     nested = datasets.Dataset.from_list(spectra)
     for workers in (0, 2):
         answers = list(predict(KeyDataset(nested, "spectrum"), batch_size=4, num_workers=workers))
-        assert [star["teff"] for star in answers] == pytest.approx([star["teff"] for star in expected], abs=0.05)
+        check_teff([star["teff"] for star in answers], expected)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_tokenizer_maps_a_data_set_in_batches(streaming, demo, expected):
-    model, tokenizer = load_checkpoint(SMALL)
+    model, tokenizer = load_checkpoint(BASE_CHECKPOINT)
     data = demo.to_iterable_dataset() if streaming else demo
 
     def tokenize(rows):
@@ -121,15 +129,15 @@ def test_the_tokenizer_maps_a_data_set_in_batches(streaming, demo, expected):
     loader = DataLoader(mapped.with_format("torch"), batch_size=5, collate_fn=default_data_collator)
     with torch.no_grad():
         values = torch.cat([model(**batch).values for batch in loader])
-    assert values[:, 0].tolist() == pytest.approx([star["teff"] for star in expected], abs=0.05)
+    check_teff(values[:, 0].tolist(), expected)
 
 
 def test_the_tokenizer_is_a_transform_of_a_data_set(demo, expected):
-    model, tokenizer = load_checkpoint(SMALL)
+    model, tokenizer = load_checkpoint(BASE_CHECKPOINT)
     inputs = demo.with_transform(tokenizer)[:3]
     with torch.no_grad():
         values = model(**inputs).values
-    assert values[:, 0].tolist() == pytest.approx([star["teff"] for star in expected[:3]], abs=0.05)
+    check_teff(values[:, 0].tolist(), expected[:3])
 
 
 # ------------------------------------------------------------------------------------------------------ the Trainer
@@ -147,7 +155,7 @@ def labelled(stars) -> datasets.Dataset:
 
 
 def make_trainer(folder: Path, data, seed: int = 0, collator=None, **arguments) -> Trainer:
-    tokenizer = SpectraFMTokenizer(patch_size=4, standardize_scale=0.1)
+    tokenizer = SpectraFMTokenizer(standardize_scale=0.1)
     model = make_tiny_model(seed)
     arguments = {
         "remove_unused_columns": False,
@@ -235,7 +243,7 @@ def test_the_metrics_refuse_outputs_that_are_not_standardised(labelled, tmp_path
 @pytest.mark.parametrize("known_errors", [False, True])
 def test_the_trainer_of_the_examples_takes_a_mapped_data_set(known_errors, stars, tmp_path):
     """With its own settings: it drops the columns that `forward` does not name, and its collator stacks the rest."""
-    tokenizer = SpectraFMTokenizer(patch_size=4, standardize_scale=0.1)
+    tokenizer = SpectraFMTokenizer(standardize_scale=0.1)
     errors = {"teff_err": 30.0} if known_errors else {}
     data = datasets.Dataset.from_list([{**star, **errors, "teff": 4000.0 + 100.0 * i} for i, star in enumerate(stars)])
 
@@ -253,7 +261,7 @@ def test_the_trainer_of_the_examples_takes_a_mapped_data_set(known_errors, stars
 
 def test_columns_that_the_trainer_drops_are_missed_by_name(labelled, tmp_path):
     trainer = make_trainer(tmp_path, labelled, remove_unused_columns=True)
-    with pytest.raises(ValueError, match=r"mask: expected among the columns .* remove_unused_columns=False"):
+    with pytest.raises(ValueError, match=r"flux_error: expected among the columns .* remove_unused_columns=False"):
         trainer.train()
 
 
@@ -263,7 +271,7 @@ def test_columns_that_the_trainer_drops_are_missed_by_name(labelled, tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_loop_of_torch_and_one_of_accelerate_learn_the_same(streaming, labelled):
     data = labelled.to_iterable_dataset() if streaming else labelled
-    tokenizer = SpectraFMTokenizer(patch_size=4, standardize_scale=0.1)
+    tokenizer = SpectraFMTokenizer(standardize_scale=0.1)
 
     def train(accelerator: accelerate.Accelerator | None) -> tuple[list[float], torch.Tensor]:
         model = make_tiny_model().train()

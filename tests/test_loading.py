@@ -59,13 +59,16 @@ def load_in_new_process(
 
 def check_predictions(report: dict, model, tokenizer, stars):
     """The other process predicted what this one predicts, and its pipeline said the same by name."""
-    expected = model(**tokenizer(stars))
-    np.testing.assert_allclose(report["values"], expected.values.detach(), rtol=1e-5)
-    np.testing.assert_allclose(report["errors"], expected.errors.detach(), rtol=1e-5)
+    with torch.no_grad():
+        expected = model(**tokenizer(stars))
+    values, errors = expected.values.numpy(), expected.errors.numpy()
     assert [star["object_id"] for star in report["pipeline"]] == [star["object_id"] for star in stars]
-    for index, name in enumerate(tokenizer.label_names):
-        for key, column in ((name, expected.values), (f"{name}_err", expected.errors)):
-            np.testing.assert_allclose([star[key] for star in report["pipeline"]], column[:, index].detach(), rtol=1e-4)
+    names = tokenizer.label_names
+    by_name = {end: [[star[f"{name}{end}"] for name in names] for star in report["pipeline"]] for end in ("", "_err")}
+    for found in (report["values"], by_name[""]):
+        np.testing.assert_array_less(np.abs(found - values) / errors, 1e-3)
+    for found in (report["errors"], by_name["_err"]):
+        np.testing.assert_allclose(found, errors, rtol=1e-3)
     assert report["classes"] == EXPECTED_CLASSES
 
 
@@ -79,14 +82,16 @@ def test_every_auto_class_and_the_pipeline_load_with_the_package(tmp_path, tiny_
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["value", "basis"])
 def test_everything_loads_from_the_code_in_the_checkpoint_where_the_package_cannot_be_imported(
-    tmp_path, tiny_model, tiny_tokenizer, stars
+    kind, tmp_path, tiny_model, tiny_tokenizer, tiny_evidence, stars
 ):
-    save_checkpoint(tiny_model, tiny_tokenizer, tmp_path / "checkpoint")
+    model, tokenizer = tiny_evidence if kind == "basis" else (tiny_model, tiny_tokenizer)
+    save_checkpoint(model, tokenizer, tmp_path / "checkpoint")
     [report] = load_in_new_process(
         tmp_path / "home", stars, python_path=None, package=False, source=str(tmp_path / "checkpoint")
     )
-    check_predictions(report, tiny_model, tiny_tokenizer, stars)
+    check_predictions(report, model, tokenizer, stars)
     assert set(report["from_package"].values()) | {report["pipeline_from"]} == {"transformers_modules"}
     saved_again = tmp_path / "home" / "saved-again"
     assert contents(saved_again) == contents(tmp_path / "checkpoint")

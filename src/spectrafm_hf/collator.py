@@ -197,9 +197,6 @@ class SpectraFMCollator:
             labels={name: np.asarray(rows[name], float) for name in asked},
             label_errors={name: np.asarray(rows[f"{name}_err"], float) for name in asked if f"{name}_err" in rows},
         )
-        if "labels" in inputs:
-            # The Trainer evaluates only what has both.
-            inputs.setdefault("label_errors", torch.full_like(inputs["labels"], torch.nan))
         return dict(inputs)
 
     @staticmethod

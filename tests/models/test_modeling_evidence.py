@@ -306,12 +306,10 @@ def checkpoint(tmp_path_factory):
         n_directions=3,
     )
     torch.manual_seed(0)
-    model = SpectraFMForPrediction(
-        config(patch_size=300, num_intervals=3, rung_intervals=[[0, 3]], rung_components=[6])
-    ).eval()
+    model = SpectraFMForPrediction(config(num_intervals=3, rung_intervals=[[0, 3]], rung_components=[6])).eval()
     fill(model)
     folder = tmp_path_factory.mktemp("evidence") / "checkpoint"
-    save_checkpoint(model, SpectraFMTokenizer(LABELS, patch_size=300, basis=SpectrumBasis([rung])), folder)
+    save_checkpoint(model, SpectraFMTokenizer(LABELS, basis=SpectrumBasis([rung])), folder)
     return folder
 
 

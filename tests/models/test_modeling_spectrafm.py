@@ -1,4 +1,4 @@
-"""What transformers asks of a model, and what SpectraFM promises beyond; for a patch model and the original's."""
+"""What transformers asks of a model, and what SpectraFM promises beyond, for the published architecture."""
 
 import copy
 import math
@@ -38,24 +38,15 @@ SHALLOW = {
     "decoder_attention_heads": [2],
     "decoder_ffn_dim": [32],
 }
-KINDS = ("patch", "original")
 
 
-def make_config(kind: str, **kwargs) -> SpectraFMConfig:
-    if kind == "original":
-        return SpectraFMConfig.original(**{**TINY, **kwargs})
-    patch = {"patch_size": 4, "num_filters": 24, "num_frequencies": 8, "whitening_wavelength": [15000, 15250, 15500]}
-    return SpectraFMConfig(**{**TINY, **patch, **kwargs})
-
-
-def make_model(kind: str, seed: int = 0, **kwargs) -> SpectraFMForPrediction:
+def make_model(seed: int = 0, **kwargs) -> SpectraFMForPrediction:
     torch.manual_seed(seed)
-    return SpectraFMForPrediction(make_config(kind, **kwargs)).eval()
+    return SpectraFMForPrediction(SpectraFMConfig.original(**{**TINY, **kwargs})).eval()
 
 
-def make_tokenizer(kind: str, **kwargs) -> SpectraFMTokenizer:
-    config = make_config(kind)
-    return SpectraFMTokenizer(label_names=config.label_names, patch_size=config.patch_size, **kwargs)
+def make_tokenizer(**kwargs) -> SpectraFMTokenizer:
+    return SpectraFMTokenizer(label_names=SpectraFMConfig.original().label_names, **kwargs)
 
 
 def make_spectra(lengths=(40, 23, 40), seed: int = 0):
@@ -72,25 +63,20 @@ def make_spectra(lengths=(40, 23, 40), seed: int = 0):
 REQUESTS = ["teff", 15150.0, "fe_h", "logg"]
 
 
-def make_inputs(kind: str, **call):
+def make_inputs(**call):
     """Three stars, the second of which has fewer tokens and no known scalar."""
     call = {"scalars": {"logg": [2.0, np.nan, 3.5], "teff": [4500.0, np.nan, np.nan]}, "requests": REQUESTS, **call}
-    return make_tokenizer(kind)(*make_spectra(), **call)
-
-
-@pytest.fixture(params=KINDS)
-def kind(request) -> str:
-    return request.param
+    return make_tokenizer()(*make_spectra(), **call)
 
 
 @pytest.fixture
-def model(kind) -> SpectraFMForPrediction:
-    return make_model(kind)
+def model() -> SpectraFMForPrediction:
+    return make_model()
 
 
 @pytest.fixture
-def inputs(kind):
-    return make_inputs(kind)
+def inputs():
+    return make_inputs()
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
@@ -114,8 +100,8 @@ def test_a_loaded_model_gives_the_same_answers_and_misses_no_key(model, inputs, 
         assert_same_outputs(loaded(**inputs), model(**inputs), rtol=0, atol=0)
 
 
-def test_config_weights_and_tokenizer_survive_save_load_save_byte_by_byte(kind, model, tmp_path):
-    tokenizer = make_tokenizer(kind, continuum="median", valid_flux=[0.1, 3.0], max_length=7, sampling="random")
+def test_config_weights_and_tokenizer_survive_save_load_save_byte_by_byte(model, tmp_path):
+    tokenizer = make_tokenizer(valid_flux=[0.1, 3.0], max_length=7, sampling="random")
     model.save_pretrained(tmp_path / "first")
     tokenizer.save_pretrained(tmp_path / "first")
     SpectraFMForPrediction.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
@@ -125,7 +111,7 @@ def test_config_weights_and_tokenizer_survive_save_load_save_byte_by_byte(kind, 
     assert first == second
 
 
-def test_the_headless_model_loads_from_a_checkpoint_with_a_head_and_back(kind, model, inputs, tmp_path):
+def test_the_headless_model_loads_from_a_checkpoint_with_a_head_and_back(model, inputs, tmp_path):
     model.save_pretrained(tmp_path / "head")
     base = SpectraFMModel.from_pretrained(tmp_path / "head")
     with torch.no_grad():
@@ -147,12 +133,10 @@ def model_inputs(inputs) -> dict:
 def assert_is_initialised(name: str, tensor: torch.Tensor, config: SpectraFMConfig):
     """As `_init_weights` does it, and not as torch does where nobody asks."""
     assert torch.isfinite(tensor).all(), name
-    if name.endswith("whitening"):
-        assert torch.equal(tensor, torch.eye(config.patch_size).expand_as(tensor)), name
-    elif "value_embedding" in name:
+    if "value_embedding" in name:
         assert (tensor[0] == 0).all(), name  # padding
         assert tensor[1:].std() == pytest.approx(config.initializer_range, rel=0.3), name
-    elif "layer_norm.weight" in name or "gate.bias" in name:
+    elif "layer_norm.weight" in name:
         assert (tensor == 1).all(), name
     elif name.endswith("bias"):
         assert (tensor == 0).all(), name
@@ -160,8 +144,8 @@ def assert_is_initialised(name: str, tensor: torch.Tensor, config: SpectraFMConf
         assert tensor.std() == pytest.approx(config.initializer_range, rel=0.5), name
 
 
-def test_every_parameter_and_buffer_is_initialised_when_built_on_the_meta_device(kind):
-    config = make_config(kind)
+def test_every_parameter_and_buffer_is_initialised_when_built_on_the_meta_device():
+    config = SpectraFMConfig.original(**TINY)
     with torch.device("meta"):
         model = SpectraFMForPrediction(config)
     model.to_empty(device="cpu")
@@ -176,7 +160,7 @@ def test_every_parameter_and_buffer_is_initialised_when_built_on_the_meta_device
         assert_is_initialised(name, tensor, config)
 
 
-def test_a_fresh_model_is_initialised_and_keeps_nothing_outside_its_state(kind, model):
+def test_a_fresh_model_is_initialised_and_keeps_nothing_outside_its_state(model):
     state = model.state_dict()
     for name, tensor in state.items():
         assert_is_initialised(name, tensor, model.config)
@@ -184,7 +168,7 @@ def test_a_fresh_model_is_initialised_and_keeps_nothing_outside_its_state(kind, 
     assert {name for name, _ in model.named_buffers()} <= state.keys()
 
 
-def test_whatever_a_checkpoint_misses_is_initialised_and_the_rest_is_loaded(kind, model, tmp_path):
+def test_whatever_a_checkpoint_misses_is_initialised_and_the_rest_is_loaded(model, tmp_path):
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             tensor.fill_(7.0)
@@ -214,14 +198,14 @@ def test_the_original_has_the_published_number_of_parameters_less_the_unused_row
 # ------------------------------------------------------------------------------------------------------------ output
 
 
-def test_hidden_states_and_attentions_have_the_documented_shapes(kind, inputs):
-    model = make_model(kind, attn_implementation="eager")
+def test_hidden_states_and_attentions_have_the_documented_shapes(inputs):
+    model = make_model(attn_implementation="eager")
     config = model.config
     with torch.no_grad():
         outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
     n_stars, n_requests = inputs["request_ids"].shape
     n_tokens = inputs["flux"].shape[1] + inputs["scalar_ids"].shape[1]
-    n_keys = n_tokens + config.extra_key_value
+    n_keys = n_tokens + 1
     assert outputs.encoder_last_hidden_state.shape == (n_stars, n_tokens, config.hidden_size)
     encoder = [tuple(state.shape) for state in outputs.encoder_hidden_states]
     assert encoder == [(n_stars, n_tokens, config.hidden_size)] * (len(config.encoder_ffn_dim) + 1)
@@ -244,8 +228,8 @@ def test_hidden_states_and_attentions_have_the_documented_shapes(kind, inputs):
 
 @pytest.mark.parametrize("where", ["argument", "config"])
 @pytest.mark.parametrize("part", ["head", "base"])
-def test_the_tuple_holds_what_the_output_holds_in_its_order(kind, where, part, inputs):
-    model = make_model(kind, attn_implementation="eager")
+def test_the_tuple_holds_what_the_output_holds_in_its_order(where, part, inputs):
+    model = make_model(attn_implementation="eager")
     if part == "base":
         model, inputs = model.model, model_inputs(inputs)
     with torch.no_grad():
@@ -258,8 +242,8 @@ def test_the_tuple_holds_what_the_output_holds_in_its_order(kind, where, part, i
     torch.testing.assert_close(got, expected.to_tuple(), rtol=0, atol=0)
 
 
-def test_answers_are_deterministic_in_eval_mode_and_not_under_dropout(kind, inputs):
-    model = make_model(kind, dropout=0.1, attention_dropout=0.1)
+def test_answers_are_deterministic_in_eval_mode_and_not_under_dropout(inputs):
+    model = make_model(dropout=0.1, attention_dropout=0.1)
     with torch.no_grad():
         assert_same_outputs(model(**inputs), model(**inputs), rtol=0, atol=0)
         model.train()
@@ -281,8 +265,8 @@ def test_values_and_errors_are_mean_and_variance_in_physical_units(model, inputs
         torch.testing.assert_close(outputs.errors[:, column], sigma * scale)
 
 
-def test_without_requests_all_labels_are_asked_for(kind, model, inputs):
-    everything = make_inputs(kind, requests=list(model.config.label_names))
+def test_without_requests_all_labels_are_asked_for(model, inputs):
+    everything = make_inputs(requests=list(model.config.label_names))
     bare = {key: value for key, value in everything.items() if key != "request_ids"}
     with torch.no_grad():
         assert_same_outputs(model(**bare), model(**everything), rtol=0, atol=0)
@@ -302,12 +286,12 @@ def test_an_output_is_built_from_pairs_as_data_parallel_does_and_survives_pickli
 # ------------------------------------------------------------------------------------------------ batches and masking
 
 
-def test_a_star_alone_is_answered_as_in_a_padded_batch(kind, model, inputs):
+def test_a_star_alone_is_answered_as_in_a_padded_batch(model, inputs):
     wavelength, flux, error = make_spectra()
     with torch.no_grad():
         together = model(**inputs)
         for star, scalars in enumerate(({"logg": [2.0], "teff": [4500.0]}, None, {"logg": [3.5]})):
-            alone = make_tokenizer(kind)(wavelength[star], flux[star], error[star], scalars=scalars, requests=REQUESTS)
+            alone = make_tokenizer()(wavelength[star], flux[star], error[star], scalars=scalars, requests=REQUESTS)
             got = model(**alone)
             torch.testing.assert_close(got.mean[0], together.mean[star], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(got.log_variance[0], together.log_variance[star], rtol=1e-5, atol=1e-5)
@@ -316,25 +300,25 @@ def test_a_star_alone_is_answered_as_in_a_padded_batch(kind, model, inputs):
 def test_what_is_masked_never_reaches_the_answers(model, inputs):
     with torch.no_grad():
         expected = model(**inputs)
-        pixels = ~inputs["pixel_mask"]
         tokens = ~inputs["attention_mask"]
+        assert tokens.any()
         for poison in (5.0, math.nan, math.inf):
             spoilt = copy.deepcopy(inputs)
-            spoilt["flux"][pixels] = poison
-            spoilt["flux_error"][pixels] = poison
+            spoilt["flux"][tokens] = poison
             spoilt["wavelength"][tokens] = 15123.0
             torch.testing.assert_close(model(**spoilt).mean, expected.mean, rtol=1e-6, atol=1e-6)
 
 
-def test_masks_follow_from_the_pixels_where_they_are_not_given(model, inputs):
+def test_without_a_mask_all_tokens_count(model, inputs):
+    inputs["attention_mask"][:] = True
     bare = {key: value for key, value in inputs.items() if key != "attention_mask"}
     with torch.no_grad():
         assert_same_outputs(model(**bare), model(**inputs), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_a_star_of_which_nothing_is_known_gets_finite_answers_and_gradients(kind, attention, inputs):
-    model = make_model(kind, attn_implementation=attention)
+def test_a_star_of_which_nothing_is_known_gets_finite_answers_and_gradients(attention, inputs):
+    model = make_model(attn_implementation=attention)
     expected = model(**inputs).mean[0]
     inputs["attention_mask"][1] = False
     outputs = model(**inputs)
@@ -347,40 +331,36 @@ def test_a_star_of_which_nothing_is_known_gets_finite_answers_and_gradients(kind
 def test_the_order_of_tokens_does_not_matter(model, inputs):
     order = torch.randperm(inputs["flux"].shape[1], generator=torch.Generator().manual_seed(0))
     shuffled = dict(inputs)
-    for key in ("flux", "flux_error", "pixel_mask", "wavelength", "wavelength_step", "attention_mask"):
+    for key in ("flux", "wavelength", "attention_mask"):
         shuffled[key] = inputs[key][:, order]
     with torch.no_grad():
         torch.testing.assert_close(model(**shuffled).mean, model(**inputs).mean, rtol=1e-5, atol=1e-5)
 
 
-def test_requests_do_not_see_each_other(kind, model, inputs):
+def test_requests_do_not_see_each_other(model, inputs):
     with torch.no_grad():
         together = model(**inputs).mean
         assert not torch.isclose(together[:, :1], together[:, 1:]).all()
         for column, request in enumerate(REQUESTS):
-            alone = model(**make_inputs(kind, requests=[request])).mean
+            alone = model(**make_inputs(requests=[request])).mean
             torch.testing.assert_close(alone[:, 0], together[:, column], rtol=1e-6, atol=1e-6)
 
 
-def test_answers_depend_on_all_that_a_token_carries(kind, model, inputs):
-    """Flux, wavelength and scalars; in the patch model errors and pixel spacing as well."""
+def test_answers_depend_on_all_that_a_token_carries(model, inputs):
     with torch.no_grad():
         expected = model(**inputs).mean[:, 0]
-        changes = {"flux": 0.5, "wavelength": 3.0, "scalar_values": 100.0, "flux_error": 0.5, "wavelength_step": 0.5}
-        for key, change in changes.items():
+        for key, change in {"flux": 0.5, "wavelength": 3.0, "scalar_values": 100.0}.items():
             changed = {**inputs, key: inputs[key] + change}
-            differs = not torch.allclose(model(**changed).mean[:, 0], expected, atol=1e-4)
-            read = kind == "patch" or key in ("flux", "wavelength", "scalar_values")
-            assert differs == read, key
+            assert not torch.allclose(model(**changed).mean[:, 0], expected, atol=1e-4), key
 
 
 # --------------------------------------------------------------------------------------------------------- attention
 
 
-def test_eager_and_sdpa_attention_agree(kind, inputs):
+def test_eager_and_sdpa_attention_agree(inputs):
     answers = []
     for attention in ("eager", "sdpa"):
-        model = make_model(kind, attn_implementation=attention)
+        model = make_model(attn_implementation=attention)
         assert model.model.encoder.config._attn_implementation == attention
         inputs_with_labels = {**inputs, "labels": torch.full(inputs["request_ids"].shape, 2.0)}
         outputs = model(**inputs_with_labels)
@@ -401,32 +381,30 @@ def test_the_attention_can_be_switched_on_a_loaded_model(model, inputs):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # several, of torch and transformers, in torch's compiler
-def test_flex_attention_agrees(kind, inputs):
-    model = make_model(kind, **SHALLOW)
+def test_flex_attention_agrees(inputs):
+    model = make_model(**SHALLOW)
     with torch.no_grad():
         expected = model(**inputs).mean
         model.set_attn_implementation("flex_attention")
         torch.testing.assert_close(model(**inputs).mean, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_flash_attention_gets_its_own_mask_only_where_queries_and_keys_are_the_same_tokens(kind):
-    config = make_config(kind)
+@pytest.mark.parametrize("n_requests", [3, 5, 6])
+def test_flash_attention_gets_a_mask_that_keeps_all_queries(n_requests):
+    """As many queries as keys: its kernels would drop the padding of these from those too."""
+    config = SpectraFMConfig.original(**TINY)
     config._attn_implementation = "flash_attention_2"
     tokens, mask = torch.zeros(2, 5, config.hidden_size), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
-    make_mask = modeling_spectrafm.make_attention_mask
-    own = make_mask(config, tokens, tokens, mask)
-    assert own.ndim == (4 if config.extra_key_value else 2)
-    # As many requests as tokens: padding would be dropped from the requests too.
-    requests = torch.zeros(2, 5 + config.extra_key_value, config.hidden_size)
-    crossed = make_mask(config, requests, tokens, mask)
-    assert crossed.shape == (2, 1, requests.shape[1], 5 + config.extra_key_value)
-    assert crossed[1, 0, 4].tolist() == [True] * 3 + [False] * 2 + [True] * config.extra_key_value
+    requests = torch.zeros(2, n_requests, config.hidden_size)
+    found = modeling_spectrafm.make_attention_mask(config, requests, tokens, mask)
+    assert found.shape == (2, 1, n_requests, 6)
+    assert (found[1, 0] == torch.tensor([True] * 3 + [False] * 2 + [True])).all()
 
 
 # ------------------------------------------------------------------------------------------------------ the vocabulary
 
 
-def test_input_embeddings_are_got_and_set(kind, model, inputs):
+def test_input_embeddings_are_got_and_set(model, inputs):
     with torch.no_grad():
         before = model(**inputs).mean
         table = model.get_input_embeddings()
@@ -438,8 +416,8 @@ def test_input_embeddings_are_got_and_set(kind, model, inputs):
         assert not torch.allclose(model(**inputs).mean, before)
 
 
-def test_a_new_label_leaves_all_other_answers_bit_by_bit_even_after_save_and_load(kind, model, inputs, tmp_path):
-    tokenizer = make_tokenizer(kind)
+def test_a_new_label_leaves_all_other_answers_bit_by_bit_even_after_save_and_load(model, inputs, tmp_path):
+    tokenizer = make_tokenizer()
     with torch.no_grad():
         before = model(**inputs, output_hidden_states=True)
         model.add_label("ca_fe", unit="dex", center=0.1, scale=0.2)
@@ -458,12 +436,12 @@ def test_a_new_label_leaves_all_other_answers_bit_by_bit_even_after_save_and_loa
     assert not torch.isclose(answers.mean[:, 0], answers.mean[:, 1]).any()
 
 
-def test_a_new_label_can_be_learnt_and_frozen_tables_stay_frozen(kind, model):
+def test_a_new_label_can_be_learnt_and_frozen_tables_stay_frozen(model):
     table = model.model.embeddings.value_embedding
     table.bias.weight.requires_grad_(False)
     model.add_label("ca_fe")
     assert table.weight.weight.requires_grad and not table.bias.weight.requires_grad
-    inputs = make_inputs(kind, requests=["teff"])
+    inputs = make_inputs(requests=["teff"])
     model(**{**inputs, "request_ids": torch.full((3, 1), len(table.weight.weight) - 1)}).mean.sum().backward()
     assert table.weight.weight.grad[-1].abs().sum() > 0
 
@@ -479,7 +457,7 @@ def test_a_new_label_can_be_learnt_and_frozen_tables_stay_frozen(kind, model):
     ],
 )
 def test_a_label_that_cannot_be_added_is_a_clear_error_and_changes_nothing(arguments, message):
-    model = make_model("patch")
+    model = make_model()
     before = model.config.to_dict()
     with pytest.raises(ValueError, match=message):
         model.add_label(**arguments)
@@ -519,7 +497,7 @@ def test_student_t_hardly_learns_from_a_wrong_label_and_tends_to_the_gaussian():
     assert loss(mean, log_variance, target, None, 1e6).item() == pytest.approx(gaussian.item(), rel=1e-3)
 
 
-def test_the_loss_is_that_of_the_paper_and_ignores_unknown_labels(kind, model, inputs):
+def test_the_loss_is_that_of_the_paper_and_ignores_unknown_labels(model, inputs):
     labels = np.array([[4500.0, 0.9, -0.5, np.nan], [np.nan, 1.1, np.nan, 2.0], [5000.0, np.nan, 0.1, 3.0]])
     errors = np.array([[80.0, 0.05, np.nan, 0.1], [50.0, np.nan, 0.1, np.nan], [0.0, 0.1, 0.05, 0.1]])
     config = model.config
@@ -571,8 +549,8 @@ def test_padded_requests_do_not_count_in_the_loss(model, inputs):
 # ---------------------------------------------------------------------------------------------- what can be asked for
 
 
-def test_labels_to_spectrum_needs_no_spectrum_tokens(kind, model):
-    tokenizer = make_tokenizer(kind, continuum="none", standardize_center=0.9, standardize_scale=0.1)
+def test_labels_to_spectrum_needs_no_spectrum_tokens(model):
+    tokenizer = make_tokenizer(standardize_center=0.9, standardize_scale=0.1)
     grid = [15110.0, 15150.0, 15190.0]
     with torch.no_grad():
         inputs = tokenizer(None, scalars={"teff": [4500.0, 5500.0], "logg": [2.0, np.nan]}, requests=grid)
@@ -583,19 +561,6 @@ def test_labels_to_spectrum_needs_no_spectrum_tokens(kind, model):
     torch.testing.assert_close(outputs.errors, torch.exp(outputs.log_variance / 2) * 0.1)
     assert not torch.isclose(outputs.mean[0], outputs.mean[1]).any()  # labels matter
     assert not torch.isclose(outputs.mean[:, 0], outputs.mean[:, 1]).any()  # and wavelength does
-
-
-def test_flux_is_answered_in_the_units_of_the_spectrum(kind, model):
-    tokenizer = make_tokenizer(kind, continuum="median", standardize_center=0.9, standardize_scale=0.2)
-    wavelength, flux, error = make_spectra()
-    requests = [15130.0, 15170.0]
-    with torch.no_grad():
-        usual = model(**tokenizer(wavelength, flux, error, requests=requests))
-        faint = [[7e-16 * f for f in part] for part in (flux, error)]
-        faint = model(**tokenizer(wavelength, *faint, requests=requests))
-    torch.testing.assert_close(faint.mean, usual.mean, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(faint.values / 7e-16, usual.values, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(faint.errors / 7e-16, usual.errors, rtol=1e-3, atol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
@@ -609,14 +574,11 @@ def without_rows(tensor):
     ("field", "change"),
     [
         ("flux", lambda x: x[..., 0]),
-        ("flux", lambda x: torch.cat((x, x), dim=-1)),
+        ("flux", lambda x: x[..., None]),
         ("wavelength", lambda x: x[:, :-1]),
         ("wavelength", lambda x: x[0]),
         ("wavelength", lambda x: x.bfloat16()),
         ("wavelength", lambda x: x.half()),
-        ("wavelength_step", lambda x: x[:, :1]),
-        ("flux_error", lambda x: x[..., :0]),
-        ("pixel_mask", without_rows),
         ("attention_mask", lambda x: x[:, 1:]),
         ("scalar_ids", without_rows),
         ("scalar_ids", lambda x: x[:, 0]),
@@ -626,27 +588,38 @@ def without_rows(tensor):
         ("request_ids", lambda x: x[:, 0]),
         ("request_wavelength", lambda x: x[:, :1]),
         ("request_wavelength", lambda x: x.bfloat16()),
-        ("request_wavelength_step", lambda x: None),
         ("flux_scale", lambda x: None),
         ("flux_center", lambda x: x[:, :1]),
         ("labels", lambda x: x[:, :1]),
         ("label_errors", lambda x: x[0]),
     ],
 )
-def test_a_wrong_shape_is_an_error_that_names_the_field(kind, field, change):
-    inputs = make_inputs(kind)
+def test_a_wrong_shape_is_an_error_that_names_the_field(field, change):
+    inputs = make_inputs()
     inputs["labels"] = inputs["label_errors"] = torch.ones(inputs["request_ids"].shape)
     inputs[field] = change(inputs[field])
     with pytest.raises(ValueError, match=rf"^{field}: expected .*, got "):
-        make_model(kind)(**inputs)
+        make_model()(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("wavelength", "flux: expected it with wavelength, got None"),
+        ("flux", "coefficients: expected them, or flux, got neither"),
+    ],
+)
+def test_a_spectrum_that_is_not_given_is_an_error_that_says_so(model, inputs, missing, message):
+    with pytest.raises(ValueError, match=message):
+        model(**{name: values for name, values in inputs.items() if name != missing})
 
 
 # ---------------------------------------------------------------------------------------------------------- precision
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_runs_and_answers_nearly_the_same_in_float32(kind, dtype, inputs):
-    model = make_model(kind)
+def test_half_precision_runs_and_answers_nearly_the_same_in_float32(dtype, inputs):
+    model = make_model()
     labels = torch.full(inputs["request_ids"].shape, 2.0)
     with torch.no_grad():
         expected = model(**inputs, labels=labels)
@@ -657,43 +630,38 @@ def test_half_precision_runs_and_answers_nearly_the_same_in_float32(kind, dtype,
         assert torch.isfinite(got[name]).all()
     torch.testing.assert_close(got.mean, expected.mean, rtol=0.1, atol=0.1)
     # The spectrum itself may be in half precision; wavelengths may not.
-    half = {key: value.to(dtype) if key in ("flux", "flux_error") else value for key, value in inputs.items()}
+    half = {key: value.to(dtype) if key == "flux" else value for key, value in inputs.items()}
     with torch.no_grad():
         torch.testing.assert_close(model(**half).mean, got.mean, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_tells_apart_wavelengths_that_it_cannot_hold(model, dtype):
-    wavelength, step = torch.tensor([[15987.3, 15988.3]]), torch.tensor([[0.22, 0.22]])
+    wavelength = torch.tensor([[15987.3, 15988.3]])
     assert torch.tensor(15987.3).bfloat16() == torch.tensor(15988.3).bfloat16() == 16000
     encoding = model.model.embeddings.wavelength_encoding
     with torch.no_grad():
-        expected = encoding(wavelength, step)
-        got = encoding.to(dtype)(wavelength, step).float()
+        expected = encoding(wavelength)
+        got = encoding.to(dtype)(wavelength).float()
     assert (got[0, 0] - got[0, 1]).abs().max() > 0.1
-    torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
-def test_the_fastest_sines_of_a_wavelength_are_right_to_the_last_digits_of_float32():
-    """In float32 their angle, which is 1e4, would be off by 1e-3."""
-    config = make_config("patch", num_frequencies=32, min_wavelength_period=5e-4, max_wavelength_period=8.0)
-    encoding = modeling_spectrafm.SpectraFMLogWavelengthEncoding(config)
-    given = {}
-    encoding.fc1.register_forward_pre_hook(lambda module, args: given.update(features=args[0]))
+def test_the_wavelength_encoding_is_that_of_the_paper(model):
     wavelength = torch.linspace(15100.0, 17000.0, 500)[None]
-    encoding(wavelength, torch.full_like(wavelength, 0.2))
-    frequency = 2 * np.pi / np.geomspace(8.0, 5e-4, 32)
-    angle = np.log(wavelength[0].double().numpy() / 5500.0)[:, None] * frequency
-    expected = np.concatenate((np.sin(angle), np.cos(angle)), axis=-1)
-    np.testing.assert_allclose(given["features"][0, :, :64].numpy(), expected, atol=1e-6)
+    found = model.model.embeddings.wavelength_encoding(wavelength)[0].double().numpy()
+    frequency = 10000.0 ** (-np.arange(0, 32, 2) / 32)
+    angle = 1000.0 * (wavelength[0].double().numpy()[:, None] - 15000.0) / 2000.0 * frequency
+    np.testing.assert_allclose(found[:, 0::2], np.sin(angle), atol=2e-4)  # the angle, up to 1000, is in float32
+    np.testing.assert_allclose(found[:, 1::2], np.cos(angle), atol=2e-4)
 
 
 @pytest.mark.parametrize("how", ["dtype", "autocast"])
-def test_labels_are_not_rounded_to_the_steps_of_half_precision(kind, how):
-    model = make_model(kind)
+def test_labels_are_not_rounded_to_the_steps_of_half_precision(how):
+    model = make_model()
     random = np.random.default_rng(0)
     wavelength, flux = np.linspace(15100, 15200, 40), random.normal(1.0, 0.3, (64, 40))
-    inputs = make_tokenizer(kind)(wavelength, flux, requests=["teff"])
+    inputs = make_tokenizer()(wavelength, flux, requests=["teff"])
     with torch.no_grad():
         if how == "dtype":
             outputs = model.to(torch.bfloat16)(**inputs)
@@ -705,7 +673,7 @@ def test_labels_are_not_rounded_to_the_steps_of_half_precision(kind, how):
     assert (outputs.values[1:] - outputs.values[:-1]).abs().min() < 4.0  # Kelvin; a step of bfloat16 there is 32
 
 
-def test_loading_in_half_precision_keeps_the_scales_of_the_labels(kind, model, inputs, tmp_path):
+def test_loading_in_half_precision_keeps_the_scales_of_the_labels(model, inputs, tmp_path):
     model.save_pretrained(tmp_path)
     half = SpectraFMForPrediction.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
@@ -719,11 +687,11 @@ def test_loading_in_half_precision_keeps_the_scales_of_the_labels(kind, model, i
 # ------------------------------------------------------------------------------------------------ training, compiling
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(kind, inputs):
+def test_gradient_checkpointing_gives_the_same_gradients(inputs):
     labels = torch.full(inputs["request_ids"].shape, 2.0)
     gradients = []
     for checkpointing in (False, True):
-        model = make_model(kind, dropout=0.1, attention_dropout=0.1).train()
+        model = make_model(dropout=0.1, attention_dropout=0.1).train()
         if checkpointing:
             model.activation_checkpointing_enable()
             assert model.is_activation_checkpointing
@@ -734,7 +702,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind, inputs):
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
-def test_every_parameter_takes_part_in_training(kind, model, inputs):
+def test_every_parameter_takes_part_in_training(model, inputs):
     model(**inputs, labels=torch.full(inputs["request_ids"].shape, 2.0)).loss.backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not (p.grad != 0).any()]
     assert idle == []
@@ -743,8 +711,8 @@ def test_every_parameter_takes_part_in_training(kind, model, inputs):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's compiler
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_the_compiled_model_in_one_graph_gives_the_same_answers(kind, backend, inputs):
-    model = make_model(kind, **(SHALLOW if backend == "inductor" else {}))
+def test_the_compiled_model_in_one_graph_gives_the_same_answers(backend, inputs):
+    model = make_model(**(SHALLOW if backend == "inductor" else {}))
     labels = torch.full(inputs["request_ids"].shape, 2.0)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
@@ -757,8 +725,8 @@ def test_the_compiled_model_in_one_graph_gives_the_same_answers(kind, backend, i
 # transformers' own way of collecting hidden states is such a side effect.
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
 @pytest.mark.parametrize("strict", [False, True])
-def test_the_exported_model_gives_the_same_answers(kind, strict, inputs):
-    model = make_model(kind)
+def test_the_exported_model_gives_the_same_answers(strict, inputs):
+    model = make_model()
     with torch.no_grad():
         exported = torch.export.export(model, (), dict(inputs), strict=strict).module()
         got = exported(**inputs)
@@ -766,24 +734,9 @@ def test_the_exported_model_gives_the_same_answers(kind, strict, inputs):
         assert_same_outputs(got, model(**inputs), rtol=1e-5, atol=1e-5)
 
 
-def test_stars_on_one_grid_are_answered_as_each_alone(kind):
-    model = make_model(kind)
-    wavelength = np.linspace(15100, 15200, 40)
-    flux = np.random.default_rng(0).normal(1.0, 0.3, (3, 40))
-    inputs = make_tokenizer(kind)(wavelength, flux, requests=["teff"])
-    assert inputs["wavelength"].stride(0) == 0, "one row, expanded"
-    with torch.no_grad():
-        together = model(**inputs).mean
-        copied = model(**{name: values.clone().contiguous() for name, values in inputs.items()}).mean
-        torch.testing.assert_close(together, copied, rtol=1e-5, atol=1e-6)
-        for star in range(3):
-            alone = model(**{name: values[star : star + 1] for name, values in inputs.items()}).mean
-            torch.testing.assert_close(alone, together[star : star + 1], rtol=1e-5, atol=1e-6)
-
-
-def test_an_export_with_free_sizes_takes_any_number_of_stars_and_tokens(kind):
-    model = make_model(kind)
-    tokenizer = make_tokenizer(kind)
+def test_an_export_with_free_sizes_takes_any_number_of_stars_and_tokens():
+    model = make_model()
+    tokenizer = make_tokenizer()
     batch, tokens = torch.export.Dim("batch", min=2), torch.export.Dim("tokens", min=2)
     call = {"requests": ["teff", "logg"]}
     inputs = dict(tokenizer(*make_spectra(), **call))
@@ -795,9 +748,9 @@ def test_an_export_with_free_sizes_takes_any_number_of_stars_and_tokens(kind):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # used by peft
-def test_peft_trains_lora_and_the_read_out_and_nothing_else(kind, inputs, tmp_path):
+def test_peft_trains_lora_and_the_read_out_and_nothing_else(inputs, tmp_path):
     peft = pytest.importorskip("peft")
-    model = make_model(kind)
+    model = make_model()
     labels = torch.tensor([[4500.0, 1.0, -0.4, 2.0], [5000.0, 1.0, 0.1, 3.0], [4000.0, 1.0, -0.2, 1.0]])
     with torch.no_grad():
         untouched = model(**inputs).mean
@@ -821,7 +774,7 @@ def test_peft_trains_lora_and_the_read_out_and_nothing_else(kind, inputs, tmp_pa
         answers = adapted(**inputs).mean
         with adapted.disable_adapter():
             torch.testing.assert_close(adapted(**inputs).mean, untouched, rtol=0, atol=0)
-        again = peft.PeftModel.from_pretrained(make_model(kind), tmp_path).eval()
+        again = peft.PeftModel.from_pretrained(make_model(), tmp_path).eval()
         torch.testing.assert_close(again(**inputs).mean, answers, rtol=0, atol=0)
 
 
@@ -840,11 +793,10 @@ def test_every_field_of_the_config_is_used_by_the_model():
     assert unused == {"label_units"}  # for whoever shows the answers
 
 
-def test_error_factors_multiply_the_errors_of_their_label_and_nothing_else(kind, model, inputs):
+def test_error_factors_multiply_the_errors_of_their_label_and_nothing_else(model, inputs):
     n_labels = len(model.config.label_names)
     requests = {**inputs, "request_ids": torch.arange(2, 2 + n_labels).expand(len(inputs["flux"]), -1)}
     requests = {key: value for key, value in requests.items() if not key.startswith(("label", "request_w", "flux_"))}
-    requests |= {"flux_error": inputs["flux_error"]}
     with torch.no_grad():
         before = model(**requests)
         model.config.label_error_factors = [1.5, *[1.0] * (n_labels - 1)]

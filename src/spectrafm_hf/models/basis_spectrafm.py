@@ -717,8 +717,10 @@ def _in_own_unit(flux: np.ndarray, inverse_variance: np.ndarray) -> tuple[torch.
     """
     unit = _size(flux, inverse_variance)
     values = (flux / unit).astype(np.float32, copy=False)
-    weights = (inverse_variance * unit.astype(inverse_variance.dtype) ** 2).astype(np.float32, copy=False)
-    return torch.from_numpy(values), torch.from_numpy(weights), unit
+    with np.errstate(over="ignore"):
+        weights = (inverse_variance * unit.astype(inverse_variance.dtype) ** 2).astype(np.float32, copy=False)
+    # Errors far below the last digit of a flux are as good as none, and float32 does not hold their inverse squares.
+    return torch.from_numpy(values), torch.from_numpy(weights).clamp_(max=1e16), unit
 
 
 def _first_levels(design: Design, values: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

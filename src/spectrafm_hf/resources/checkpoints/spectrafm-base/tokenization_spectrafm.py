@@ -792,8 +792,8 @@ def _chosen(array: np.ndarray, stars: Any, pixels: np.ndarray) -> np.ndarray:
 def _inverse_variance(error: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Of the shape of both, 0 where a pixel does not count; float64 where float32 could not hold it."""
     error = np.where(counts, error, 1.0)
-    if error.dtype == np.float32 and not (error.min() > 1e-9 and error.max() < 1e9):
-        error = error.astype(np.float64)
+    if not (error.min() > 1e-9 and error.max() < 1e9):
+        error = np.maximum(error.astype(np.float64, copy=False), 1e-100)
     return np.where(counts, error**-2, 0.0).astype(error.dtype, copy=False)
 
 
