@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from transformers import pipeline
 
 import spectrafm_hf
-from spectrafm_hf import bundled, load_checkpoint
+from spectrafm_hf import SpectraFMForPrediction, bundled, load_checkpoint
 from spectrafm_hf.data.synthetic import SyntheticStars
 from spectrafm_hf.metrics import robust_scatter
 from spectrafm_hf.prediction import NO_ANSWER, answered_labels, batches_of, predict_batches
@@ -143,3 +144,22 @@ def test_a_batch_of_refused_spectra_gives_reasons_alone(base, xp):
     refused = [{**row, "refused": "object_class: expected a star, got QSO"} for row in xp[:3]]
     found = predict(base, refused)
     assert set(found["reason"]) == {"object_class: expected a star, got QSO"} and np.isnan(found["teff"]).all()
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "float16", "autocast", "converted"])
+def test_half_precision_changes_answers_by_less_than_a_tenth_of_their_errors(base, xp, h_band, how):
+    model, tokenizer = base
+    half = model
+    if how in ("bfloat16", "float16"):
+        half = SpectraFMForPrediction.from_pretrained(bundled("spectrafm-base"), dtype=getattr(torch, how)).eval()
+    elif how == "converted":
+        half = SpectraFMForPrediction.from_pretrained(bundled("spectrafm-base")).eval().to(torch.bfloat16)
+    for rows, names in ((xp, NETWORK), (h_band, [*NETWORK, "mg_fe", "o_fe"])):
+        inputs = tokenizer(rows, requests=names)
+        with torch.no_grad():
+            expected = model(**inputs)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+                got = half(**inputs)
+        assert not torch.equal(got.values, expected.values)
+        assert ((got.values - expected.values) / expected.errors).abs().max() < 0.1
+        assert (got.errors / expected.errors - 1.0).abs().max() < 0.05

@@ -232,7 +232,8 @@ def test_what_the_network_was_not_trained_for_is_no_number(stars):
 def test_the_fit_stays_in_full_precision(stars, tmp_path):
     stars.model.save_pretrained(tmp_path)
     half = SpectraFMForPrediction.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert half.means[0].weight.dtype == torch.bfloat16
+    assert half.model.rungs[0].blocks[0].fc1.weight.dtype == torch.bfloat16
+    assert half.means[0].weight.dtype == torch.float32
     assert half.to(torch.bfloat16).refinement.star_model.components.dtype == torch.float32
 
 

@@ -201,6 +201,14 @@ class SpectraFMMemberLinear(nn.Module):
         return torch.baddbmm(self.bias, hidden_states.to(self.weight.dtype), self.weight)
 
 
+class SpectraFMMemberEmbedding(InFullPrecision, SpectraFMMemberLinear):
+    """The first of them, which sees what is known of a star to more digits than half precision has: float32."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return super().forward(hidden_states)
+
+
 class SpectraFMMemberBlock(nn.Module):
     """LayerNorm and feed-forward with a residual, of each member."""
 
@@ -224,7 +232,7 @@ class SpectraFMRung(nn.Module):
         super().__init__()
         self.num_members = config.num_members
         self.completion = SpectraFMCompletion(config, rung)
-        self.embedding = SpectraFMMemberLinear(config.num_members, self.completion.num_features, config.hidden_size)
+        self.embedding = SpectraFMMemberEmbedding(config.num_members, self.completion.num_features, config.hidden_size)
         self.blocks = nn.ModuleList(SpectraFMMemberBlock(config, ffn_dim) for ffn_dim in config.encoder_ffn_dim)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.activation_fn = ACT2FN[config.hidden_act]
@@ -234,13 +242,13 @@ class SpectraFMRung(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, T, K) twice, (T,) -> states (B, M, hidden_size), and cost and unknown of the completion (B,)."""
         features, cost, unknown = self.completion(coefficients, reliability, intervals)
-        hidden_states = self.embedding(features.expand(self.num_members, -1, -1))
+        hidden_states = self.embedding(features.expand(self.num_members, -1, -1)).to(self.layer_norm.weight.dtype)
         for block in self.blocks:
             hidden_states = block(hidden_states)
         return self.activation_fn(self.layer_norm(hidden_states)).transpose(0, 1), cost, unknown
 
 
-class SpectraFMMemberHead(nn.Module):
+class SpectraFMMemberHead(InFullPrecision):
     """What the members say of each row of a vocabulary: (B, M, hidden_size) -> (B, M, rows), float32."""
 
     def __init__(self, config: SpectraFMConfig, rows: int):
@@ -249,9 +257,9 @@ class SpectraFMMemberHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.num_members, rows))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # In float32 whatever the dtype of the model, and of autocast: half precision would round it to several Kelvin.
+        # Half precision would round an answer to several Kelvin.
         with torch.autocast(hidden_states.device.type, enabled=False):
-            return torch.einsum("bmh,mhr->bmr", hidden_states.float(), self.weight.float()) + self.bias.float()
+            return torch.einsum("bmh,mhr->bmr", hidden_states.float(), self.weight) + self.bias
 
     @torch.no_grad()
     def add_row(self) -> None:
@@ -265,6 +273,7 @@ __all__ = [
     "InFullPrecision",
     "SpectraFMCompletion",
     "SpectraFMMemberBlock",
+    "SpectraFMMemberEmbedding",
     "SpectraFMMemberHead",
     "SpectraFMMemberLinear",
     "SpectraFMRung",

@@ -10,6 +10,7 @@ The file reads in the order in which the data flow: wavelength encoding, embeddi
 decoder, model, prediction.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -31,7 +32,13 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID, SpectraFMConfig
 from .correction_spectrafm import SpectraFMCorrection
-from .evidence_spectrafm import SpectraFMMemberBlock, SpectraFMMemberHead, SpectraFMMemberLinear, SpectraFMRung
+from .evidence_spectrafm import (
+    InFullPrecision,
+    SpectraFMMemberBlock,
+    SpectraFMMemberHead,
+    SpectraFMMemberLinear,
+    SpectraFMRung,
+)
 from .refinement_spectrafm import Refined, SpectraFMRefinement, combinations
 
 
@@ -338,8 +345,11 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         "SpectraFMLayer",
         "SpectraFMRung",
     ]
-    # Answers are found to a part in a thousand there, which half precision does not hold.
-    _keep_in_fp32_modules_strict = ["refinement", "completion", "corrections"]
+    # Linear algebra, the first layer and the read-out: answers are found to a part in a thousand there.
+    _keep_in_fp32_modules_strict = [
+        *("completion", "rungs.*.embedding", "means", "log_variances", "start", "refinement", "corrections"),
+        *("readout.mean", "readout.log_variance"),
+    ]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -396,6 +406,17 @@ class SpectraFMStack(SpectraFMPreTrainedModel):
         for layer in self.layers:
             hidden_states = layer(hidden_states, key_value_states, mask, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+def without_autocast(method: Callable) -> Callable:
+    """A method of a model whose products stay in the dtype of its arguments."""
+
+    @functools.wraps(method)
+    def in_full(self, *args):
+        with torch.autocast(self.device.type, enabled=False):
+            return method(self, *args)
+
+    return in_full
 
 
 def standardisation(config: SpectraFMConfig, ids: torch.Tensor, flux_center=None, flux_scale=None):
@@ -659,6 +680,10 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         return torch.arange(FIRST_LABEL_ID, rows, device=inputs.device).expand(inputs.shape[0], -1)
 
 
+class SpectraFMHead(InFullPrecision, nn.Linear):
+    """A linear layer that stays in float32 whatever the dtype of the model."""
+
+
 class SpectraFMReadout(nn.Module):
     """MLP shared by all requests, then one linear head for the mean and one for the log-variance."""
 
@@ -668,21 +693,17 @@ class SpectraFMReadout(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
         self.activation_fn = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.dropout)
-        self.mean = nn.Linear(widths[-1], 1)
-        self.log_variance = nn.Linear(widths[-1], 1)
+        self.mean = SpectraFMHead(widths[-1], 1)
+        self.log_variance = SpectraFMHead(widths[-1], 1)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, R, hidden_size) -> twice (B, R), float32."""
         for layer in self.layers:
             hidden_states = self.dropout(self.activation_fn(layer(hidden_states)))
-        # bfloat16 would round a mean of one and a half to 1/128, several Kelvin. Neither the model's dtype nor
-        # autocast touches a product and a sum in float32.
-        hidden_states = hidden_states.float()
-        mean, log_variance = (
-            (hidden_states * head.weight[0].float()).sum(dim=-1) + head.bias.float()
-            for head in (self.mean, self.log_variance)
-        )
-        return mean, log_variance
+        # bfloat16 would round a mean of one and a half to 1/128, several Kelvin.
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            hidden_states = hidden_states.float()
+            return self.mean(hidden_states)[..., 0], self.log_variance(hidden_states)[..., 0]
 
 
 class SpectraFMForPrediction(SpectraFMPreTrainedModel):
@@ -896,6 +917,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             encoder_attentions=outputs.encoder_attentions,
         )
 
+    @without_autocast
     def _by_star_model(self, refined: Refined, request_ids, mean, log_variance):
         """Mean and log-variance of each request, (B, R), of the star model where it found an answer."""
         center, scale = standardisation(self.config, request_ids)
@@ -1002,6 +1024,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             log_variance = log_variance + 2.0 * self._error_curves(outputs, request_ids)
         return log_variance
 
+    @without_autocast
     def _error_curves(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor) -> torch.Tensor:
         """ln of the factors of `config.label_error_curves`, (B, R), for stars of the first rung; 0 for others."""
         config = self.config
@@ -1033,6 +1056,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         known[first:last] = self.refinement.star_model.components[0].flatten(1).any(dim=1)
         return known[interval_ids[0]]
 
+    @without_autocast
     def _refine(self, state, reliability, interval_ids, estimate, information, pull, misfit) -> Refined | None:
         """The fit of all stars; those without an interval of the star model do not converge."""
         own = torch.nonzero(self._in_star_model(interval_ids))[:, 0]

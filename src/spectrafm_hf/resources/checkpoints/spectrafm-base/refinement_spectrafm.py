@@ -27,7 +27,8 @@ from .modeling_emulator import REFERENCE_TEFF, CovarianceGroup
 # that have not found their end.
 STEPS, DERIVATIVES, ROUNDS = 4, 2, 3
 LARGEST_STEP = 1.5  # in standard deviations of the labels among the stars of the model
-CONVERGED = 0.5  # sigma: a last step that is larger has not found its end
+# sigma: after a last step that is larger the fit goes on, or, in the end, has found nothing.
+SETTLED, CONVERGED = 0.3, 0.5
 # Relative errors of the level of an interval, and of its slope: at first, at least, and where the level is unknown.
 FIRST_LEVEL, LEAST_LEVEL, FREE_LEVEL = 3e-3, 1e-5, 0.5
 # Of the velocity in km/s and of the width of the line spread function, in the steps of the star model.
@@ -286,20 +287,20 @@ class SpectraFMRefinement(InFullPrecision):
         low, high = self.star_model.limits()
         begin = nn.functional.pad(start.float().clamp(low, high), (0, 2))
         trends = self.star_model.trends()
-        refined, end = self._fit(begin, pixels, intervals, trends, wanted)
+        refined, end, size = self._fit(begin, pixels, intervals, trends, wanted)
         for _ in range(ROUNDS - 1):
-            again = torch.nonzero(~refined.converged)[:, 0]
+            again = torch.nonzero(~(size < SETTLED))[:, 0]  # a size may be NaN
             if not len(again):
                 break
-            found, end[again] = self._fit(end[again], pixels.of(again), intervals, trends, wanted)
+            found, end[again], size[again] = self._fit(end[again], pixels.of(again), intervals, trends, wanted)
             for field in fields(found):
                 if field.name != "slope" or wanted:
                     getattr(refined, field.name)[again] = getattr(found, field.name)
         refined.error_factor *= error_factor
         return refined
 
-    def _fit(self, found, pixels: "_Pixels", intervals, trends, wanted) -> tuple[Refined, torch.Tensor]:
-        """`STEPS` steps from labels, velocity and width (B, P + 2); and where they lead."""
+    def _fit(self, found, pixels: "_Pixels", intervals, trends, wanted) -> tuple[Refined, torch.Tensor, torch.Tensor]:
+        """`STEPS` steps from labels, velocity and width (B, P + 2); where they lead, and the size of the last one."""
         star = self.star_model
         n_labels = found.shape[1] - 2
         low, high = star.limits()
@@ -352,7 +353,7 @@ class SpectraFMRefinement(InFullPrecision):
             weight = pixels.precision / factor
             by_pull = continuum.removed_from_rows(jacobian) * weight[:, None, None]
             refined.slope = torch.einsum("bpq,tbqk->bptk", inverse[:, :n_labels] * change[:, :, None], by_pull)
-        return refined, found
+        return refined, found, size
 
 
 @dataclass
