@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator, pipe
 from transformers.pipelines.pt_utils import KeyDataset
 
 import spectrafm_hf
-from spectrafm_hf import SpectraFMTokenizer, bundled, load_checkpoint
+from spectrafm_hf import SpectraFMTokenizer, bundled, load_checkpoint, save_checkpoint
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT
 from spectrafm_hf.collator import SpectraFMCollator
 from spectrafm_hf.data.readers import read_spectra
@@ -305,10 +305,11 @@ def test_a_loop_of_torch_and_one_of_accelerate_learn_the_same(streaming, labelle
 @pytest.mark.parametrize("name", spectrafm_hf.bundled_names("spectrafm"))
 def test_accelerate_estimates_the_memory_of_a_checkpoint_on_the_hub(name, tmp_path):
     """It takes the name of a repository, of which it loads the configuration and the code, and no weights."""
-    model, _ = load_checkpoint(name)
+    model, tokenizer = load_checkpoint(name)
+    save_checkpoint(model, tokenizer, tmp_path / "checkpoint")
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     with serve() as hub:
-        hub.commit(f"somebody/{name}", Path(bundled(name)))
+        hub.commit(f"somebody/{name}", tmp_path / "checkpoint")
         command = ["estimate-memory", f"somebody/{name}", "--trust_remote_code", "--dtypes", "float32", "float16"]
         run = subprocess.run(
             [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command],

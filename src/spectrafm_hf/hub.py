@@ -41,27 +41,10 @@ from .free_text import free_part, free_texts, keep_free_texts
 
 logger = logging.getLogger(__name__)
 
-#: Of a checkpoint folder, beside `.eval_results` and the pictures of its card: what else is in it may be private.
+#: Of a checkpoint folder, beside settings, code, `.eval_results` and the pictures of its card: the rest may be private.
 CHECKPOINT_FILES = (
     "model.safetensors",
     "basis.safetensors",
-    "config.json",
-    "preprocessor_config.json",
-    "tokenizer_config.json",
-    "basis_spectrafm.py",
-    "configuration_emulator.py",
-    "correction_spectrafm.py",
-    "evidence_spectrafm.py",
-    "flags_spectrafm.py",
-    "modeling_emulator.py",
-    "refinement_spectrafm.py",
-    "velocity_spectrafm.py",
-    "configuration_spectrafm.py",
-    "gate_spectrafm.py",
-    "inputs_spectrafm.py",
-    "modeling_spectrafm.py",
-    "pipeline_spectrafm.py",
-    "tokenization_spectrafm.py",
     "training_range.json",
     "recipe.yaml",
     "evaluation.json",
@@ -85,7 +68,7 @@ class Upload:
         ``owner/name``.
     repo_type : str
         model or dataset.
-    files : mapping of str to path
+    files : mapping of str to path or content
         By their paths in the repository.
     card : str
         README.md, which loads from the repository where that in the folder loads from there.
@@ -93,7 +76,7 @@ class Upload:
 
     repo_id: str
     repo_type: str
-    files: Mapping[str, Path]
+    files: Mapping[str, Path | bytes]
     card: str
 
     def contents(self) -> dict[str, Path | bytes]:
@@ -137,12 +120,15 @@ def checkpoint_upload(name_or_path: str | os.PathLike[str], repo_id: str) -> Upl
     model, tokenizer = load_checkpoint(folder)
     with tempfile.TemporaryDirectory() as again:
         save_checkpoint(model, tokenizer, Path(again, "saved"))
-        for path in sorted(Path(again, "saved").iterdir()):
+        saved = sorted(Path(again, "saved").iterdir())
+        written = {path.name: path.read_bytes() for path in saved if path.suffix != ".safetensors"}
+        bundles = name in bundled_names("spectrafm")  # which have no code, nor say where it would be
+        for path in (path for path in saved if path.name in written and not bundles):
             there = folder / path.name
-            if path.suffix != ".safetensors" and (not there.is_file() or _content(there) != _content(path)):
+            if not there.is_file() or _content(there) != _content(path):
                 raise ValueError(
-                    f"checkpoint: expected {path.name} in {folder} as save_checkpoint of this version writes it, got "
-                    f"{'another' if there.is_file() else 'none'}"
+                    f"checkpoint: expected {path.name} in {folder} as save_checkpoint of this version writes it, "
+                    f"got {'another' if there.is_file() else 'none'}"
                 )
     sums = checksums(model, tokenizer)
     if not (folder / "README.md").is_file():
@@ -153,7 +139,7 @@ def checkpoint_upload(name_or_path: str | os.PathLike[str], repo_id: str) -> Upl
     title = folder.resolve().name
     groups = group_evaluations(read_evaluations(folder), sums, title)
     units = dict(zip(model.config.label_names, model.config.label_units, strict=True))
-    files = _files(folder, CHECKPOINT_FILES, card)
+    files: dict[str, Path | bytes] = {**_files(folder, CHECKPOINT_FILES, card), **written}
     for file, text in eval_results(groups, title, units).items():
         path = folder / ".eval_results" / file
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -320,7 +306,7 @@ def _files(folder: Path, patterns: Sequence[str], card: str) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in found}
 
 
-def _tell_left_out(folder: Path, files: Mapping[str, Path]) -> None:
+def _tell_left_out(folder: Path, files: Mapping[str, Any]) -> None:
     """Warn of what else is in a folder; of another folder in it, only that it is."""
     ours = {parent for file in files for parent in Path(file).parents}
     others = {
