@@ -10,11 +10,12 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.bases import fill_completion, make_rung
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
+from spectrafm_hf.collator import SpectraFMCollator
 from spectrafm_hf.data import spectrum_features
 from spectrafm_hf.data.streaming import load_streamed
 from spectrafm_hf.data.synthetic import SyntheticStars
@@ -264,6 +265,38 @@ def test_half_the_batch_accumulated_twice_is_the_whole_batch(stars, make_recipe,
     ]
     assert len(losses_of(runs[0])) == 8 and np.ptp(losses_of(runs[0])) > 0.02
     assert losses_of(runs[1]) == pytest.approx(losses_of(runs[0]), rel=1e-5, abs=1e-6)
+
+
+def test_with_the_plain_trainer_too_half_the_batch_twice_is_the_whole_batch_where_labels_are_missing(
+    stars, make_recipe, tmp_path
+):
+    ends = []
+    for number, (size, parts) in enumerate(((64, 1), (32, 2))):
+        model, tokenizer = load_checkpoint(make_recipe().checkpoint)
+        arguments = make_arguments(
+            tmp_path / str(number), per_device_train_batch_size=size, gradient_accumulation_steps=parts, max_steps=3,
+            optim="sgd", learning_rate=0.1, eval_strategy="no", save_strategy="no", remove_unused_columns=False,
+        )  # fmt: skip
+        arguments.label_names = ["labels", "label_errors"]
+        data = stars["train"].map(lambda row, i: {"fe_h": row["fe_h"] if i % 64 < 40 else np.nan}, with_indices=True)
+        trainer = Trainer(model, arguments, SpectraFMCollator(tokenizer, ["teff", "fe_h"]), data)
+        trainer.train()
+        ends.append({name: parameter.detach() for name, parameter in model.named_parameters()})
+    start = dict(load_checkpoint(make_recipe().checkpoint)[0].named_parameters())
+    moved = max((ends[0][name] - start[name]).abs().max().item() for name in start)
+    assert moved > 1e-3
+    for name, one in ends[0].items():
+        torch.testing.assert_close(ends[1][name], one, rtol=0, atol=1e-3 * moved)
+
+
+def test_a_collator_without_augmentation_leaves_the_global_generator_alone(stars, make_recipe):
+    _, tokenizer = load_checkpoint(make_recipe().checkpoint)
+    rows = [stars["train"][i] for i in range(4)]
+    for noise in (0.0, 0.5):
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        SpectraFMCollator(tokenizer, ["teff"], noise=noise)(rows)
+        assert torch.equal(before, torch.get_rng_state()) == (noise == 0.0)
 
 
 def test_gradients_are_clipped_before_either_optimizer_sees_them(stars, make_recipe, tmp_path, monkeypatch):

@@ -61,7 +61,8 @@ class SpectraFMCollator:
         Chance of a batch to be averaged over groups of two or three pixels.
     seed : int
         Of the augmentation, which follows from it and from the numbers of the draws of the stars, the column `draw`
-        (see [`spectrafm_hf.training.Draws`]); without such a column, from torch's global generator.
+        (see [`spectrafm_hf.training.Draws`]); without such a column, and where there is something to draw, from torch's
+        global generator.
     batch_size : int
         Stars of a batch of all processes together, whose draws are numbered from a multiple of it.
 
@@ -113,6 +114,13 @@ class SpectraFMCollator:
         self.seed = seed
         self.batch_size = batch_size
 
+    @property
+    def spoils(self) -> bool:
+        """Whether there is anything to draw."""
+        names = ("noise", "pixel_dropout", "error_dropout", "reddening", "tilt", "wavelength_cut", "snr")
+        names += ("radial_velocity", "smoothing", "resampling", "sky_lines")
+        return any(getattr(self, name) for name in names)
+
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Rows, or columns as a data set with format "numpy" returns them for a list of indices."""
         if not isinstance(rows, Mapping):
@@ -124,7 +132,12 @@ class SpectraFMCollator:
             )
         columns = {key: rows[key] for key in PIXEL_COLUMNS}
         n_stars = len(columns["flux"])
-        draws = np.asarray(rows["draw"]) if "draw" in rows else torch.randint(2**62, (n_stars,)).numpy()
+        if "draw" in rows:
+            draws = np.asarray(rows["draw"])
+        elif self.spoils:
+            draws = torch.randint(2**62, (n_stars,)).numpy()
+        else:  # a generator that others draw from as well is left alone
+            draws = np.zeros(n_stars, np.int64)
         stars = _Stars(self.seed, draws)
         generator = np.random.default_rng([self.seed, int(draws[0]) // self.batch_size])  # of the batch
         # Whether they are needed or not: to go from star to star is what takes time.

@@ -542,6 +542,7 @@ class SpectraFMTrainer(Trainer):
             data_collator=task.collator,
             compute_metrics=make_compute_metrics(task.model.config, recipe.labels),
         )
+        self.model_accepts_loss_kwargs = False  # the labels that count are counted here
         self.recipe = recipe
         self.task = task
         self.throughput = Throughput()

@@ -6,7 +6,9 @@ import pickle
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 
+from spectrafm_hf import __version__
 from spectrafm_hf.models import SpectraFMConfig
+from spectrafm_hf.models.configuration_spectrafm import PACKAGE_VERSION
 
 
 BASIS = {
@@ -104,3 +106,23 @@ def test_a_field_that_cannot_be_is_an_error_that_names_it(fields, message):
 def test_a_field_of_the_wrong_type_is_an_error_that_names_it():
     with pytest.raises(StrictDataclassFieldValidationError, match="hidden_size"):
         SpectraFMConfig(hidden_size="wide")
+
+
+def test_a_field_that_there_is_not_is_refused_by_name(config):
+    with pytest.raises(
+        ValueError, match=r"fields: expected those of SpectraFMConfig, got \['hiden_size', 'patch_size'\]"
+    ):
+        SpectraFMConfig(patch_size=4, hiden_size=8)
+    assert SpectraFMConfig.from_dict(config.to_dict(), attn_implementation="eager").to_dict() == config.to_dict()
+
+
+def test_transformers_finds_what_it_asks_every_config_for(config):
+    assert config.is_encoder_decoder == (config.token_embedding == "value")
+    assert config.num_attention_heads == config.encoder_attention_heads[0]
+    assert config.num_hidden_layers == len(config.encoder_ffn_dim)
+    assert config.id2label == dict(enumerate(config.label_names)) and config.num_labels == len(config.label_names)
+    assert config.label2id["teff"] == list(config.label_names).index("teff")
+
+
+def test_the_code_of_a_checkpoint_says_of_which_version_it_is():
+    assert __version__ == PACKAGE_VERSION

@@ -1042,3 +1042,13 @@ def test_without_clipping_a_flux_of_any_size_gives_finite_answers(value, tiny_mo
 def test_a_scalar_of_any_size_gives_finite_answers(value, tiny_model):
     output = tiny_model(**SpectraFMTokenizer()(scalars={"logg": value}))
     assert torch.isfinite(output.values).all() and torch.isfinite(output.errors).all()
+
+
+def test_what_is_printed_of_a_tokenizer_is_short(tiny_evidence):
+    grid = np.arange(1000.0, 9000.0)
+    tokenizer = SpectraFMTokenizer(
+        standardize_wavelength=grid, standardize_center=grid, standardize_scale=grid, max_length=7
+    )
+    assert repr(tokenizer).startswith("SpectraFMTokenizer(standardize_wavelength=[1000. 1001. 1002. ... 8997.")
+    assert repr(tokenizer).endswith("max_length=7)") and len(repr(tokenizer)) < 300
+    assert "<4 intervals, 4881-5245, 14940-15364 Angstrom>" in repr(tiny_evidence[1])

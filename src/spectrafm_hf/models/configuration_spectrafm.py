@@ -28,6 +28,14 @@ AUTO_MAP = {
     "AutoModel": "modeling_spectrafm.SpectraFMModel",
     "AutoModelForTimeSeriesPrediction": "modeling_spectrafm.SpectraFMForPrediction",
 }
+# Two versions in one process run the code of their own: transformers tells code apart by the file of the configuration.
+PACKAGE_VERSION = "0.1.0"
+# What transformers gives a config, or saves with it, beside the fields of this one and of its base class.
+FOREIGN_FIELDS = {
+    *("attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "gradient_checkpointing"),
+    *("model_type", "name_or_path", "num_labels", "output_attentions", "per_layer_config", "quantization_config"),
+    *("torch_dtype", "use_cache"),
+}
 CUSTOM_PIPELINES = {
     "stellar-labels": {
         "impl": "pipeline_spectrafm.StellarLabelsPipeline",
@@ -205,13 +213,25 @@ class SpectraFMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         # transformers.pipeline wants trust_remote_code of every config that has custom pipelines, even where it need
         # not run code from the checkpoint. It also changes the dictionary: hence a copy.
+        if unknown := sorted(key for key in kwargs if key not in FOREIGN_FIELDS and not key.startswith("_")):
+            raise ValueError(f"fields: expected those of SpectraFMConfig, got {unknown}")
         kwargs["custom_pipelines"] = {} if self._pipeline_is_registered else copy.deepcopy(CUSTOM_PIPELINES)
+        self.is_encoder_decoder = self.token_embedding == "value"
         super().__post_init__(**kwargs)
+        self.num_attention_heads = self.encoder_attention_heads[0]  # transformers changes it in copies for a decoder
+        self.name_labels()
+
+    def name_labels(self) -> None:
+        """Tell transformers of the labels as it knows them, by their numbers; after a change of `label_names`."""
+        self.id2label = dict(enumerate(self.label_names))
+        self.label2id = {name: number for number, name in self.id2label.items()}
 
     def to_dict(self) -> dict:
         """The fields, and the names of all code of a checkpoint, whichever of its classes is being saved."""
         code = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
-        return {**super().to_dict(), **copy.deepcopy(code)}
+        derived = ("id2label", "label2id", "num_attention_heads", "is_encoder_decoder")
+        own = {key: value for key, value in super().to_dict().items() if key not in derived}
+        return {**own, **copy.deepcopy(code)}
 
     @property
     def num_hidden_layers(self) -> int:

@@ -338,8 +338,8 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
     main_input_name = "flux"
     input_modalities = ["time"]
     supports_gradient_checkpointing = True
-    # The loss is a mean over the known labels, whose number the Trainer cannot count: NaN is "unknown".
-    accepts_loss_kwargs = False
+    # The Trainer counts the labels of all batches of a step, and takes the sum over that number for their loss.
+    accepts_loss_kwargs = True
     _no_split_modules = [
         "SpectraFMEmbeddings",
         "SpectraFMLayer",
@@ -511,6 +511,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         for field, entry in (("names", name), ("units", unit), ("centers", center), ("scales", scale)):
             field = f"label_{field}"
             setattr(self.config, field, [*getattr(self.config, field), entry])
+        self.config.name_labels()
         if self.config.label_error_factors:
             self.config.label_error_factors = [*self.config.label_error_factors, 1.0]
         if self.config.network_labels:
@@ -768,6 +769,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             config.network_labels = list(config.network_labels or config.label_names)
             for field, entry in (("names", label), ("units", unit), ("centers", center), ("scales", scale)):
                 setattr(config, f"label_{field}", [*getattr(config, f"label_{field}"), entry])
+            config.name_labels()
             if config.label_error_factors:
                 config.label_error_factors = [*config.label_error_factors, 1.0]
         settings = {**settings, "new": is_new}
@@ -782,6 +784,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         for field in ("names", "units", "centers", "scales", "error_factors"):
             setattr(config, f"label_{field}", list(getattr(config, f"label_{field}"))[:kept])
         self.corrections, config.corrections = nn.ModuleList(), []
+        config.name_labels()
 
     def resize_token_embeddings(self, *args, **kwargs):
         self.model.resize_token_embeddings()
@@ -808,6 +811,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         pull: torch.Tensor | None = None,
         misfit: torch.Tensor | None = None,
         star_targets: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMPredictionOutput:
         """
@@ -824,6 +828,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             For a model with `config.star_labels`: what the pixels say, see [`Evidence`]. Answers are refined with it.
         star_targets : torch.FloatTensor of shape (B, len(config.star_labels)), optional
             True labels of the star model in physical units, NaN where unknown: the first estimate adds to the loss.
+        num_items_in_batch : int, optional
+            Of labels, in all batches of a step: the loss is the sum over the known labels over this number, in place of
+            their mean, so that the losses of the batches add up.
         """
         spectrum = flux if coefficients is None else coefficients
         if spectrum is None:
@@ -875,7 +882,8 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             target = torch.where(unknown, math.nan, target[:, None])
             sigma = None if sigma is None else sigma[:, None].expand_as(mean)
             answers, spreads = torch.where(unknown, 0.0, mean), torch.where(unknown, 0.0, log_variance)
-            loss = prediction_loss(answers, spreads, target, sigma, self.config.degrees_of_freedom)
+            n_items = None if num_items_in_batch is None else num_items_in_batch * mean.shape[1]
+            loss = prediction_loss(answers, spreads, target, sigma, self.config.degrees_of_freedom, n_items)
             if star_targets is not None:
                 wanted = self.refinement.star_model.standardise(star_targets)
                 loss = loss + start_loss(self.start(self._star_state(outputs)), wanted[:, None])
@@ -1086,9 +1094,11 @@ def prediction_loss(
     target: torch.Tensor,
     target_error: torch.Tensor | None = None,
     degrees_of_freedom: float = 0.0,
+    n_items: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """
-    Mean over known targets of 0.5 [(target - mean)^2 / V + ln V], V = exp(log_variance) + target_error^2 + 1e-8.
+    Mean over known targets of 0.5 [(target - mean)^2 / V + ln V], V = exp(log_variance) + target_error^2 + 1e-8; with
+    `n_items` the sum over them over that number.
 
     Koblischke & Bovy 2024; all in standardised units, any shape. A NaN target is unknown and ignored, a NaN error
     counts as 0. Without a known target the loss is 0. With `degrees_of_freedom` n, Student's t takes the place of the
@@ -1103,7 +1113,7 @@ def prediction_loss(
     if degrees_of_freedom:
         misfit = (degrees_of_freedom + 1.0) * torch.log1p(misfit / degrees_of_freedom)
     terms = 0.5 * (misfit + torch.log(variance))
-    return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
+    return torch.where(known, terms, 0.0).sum() / (known.sum().clamp(min=1) if n_items is None else n_items)
 
 
 def combined(mean: torch.Tensor, log_variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -269,6 +269,19 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             tokenizer.basis = SpectrumBasis.from_arrays(load_file(path))
         return tokenizer
 
+    def __repr__(self) -> str:
+        """The settings that are not the default, long ones in short, and what the basis covers."""
+        parameters = inspect.signature(type(self).__init__).parameters
+        shown = {
+            name: np.array2string(np.asarray(value), threshold=4) if isinstance(value, np.ndarray) else repr(value)
+            for name, value in ((name, getattr(self, name)) for name in self.setting_names())
+            if not np.array_equal(value, parameters[name].default)
+        }
+        if self.basis is not None:
+            ranges = (f"{low:.0f}-{high:.0f}" for low, high in (rung.range for rung in self.basis.rungs))
+            shown["basis"] = f"<{self.basis.n_intervals} intervals, {', '.join(ranges)} Angstrom>"
+        return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in shown.items())})"
+
     def to_dict(self) -> dict[str, Any]:
         """The settings, and nothing else."""
         settings = {name: getattr(self, name) for name in self.setting_names()}
