@@ -117,8 +117,8 @@ class SpectraFMCollator:
     @property
     def spoils(self) -> bool:
         """Whether there is anything to draw."""
-        names = ("noise", "pixel_dropout", "error_dropout", "reddening", "tilt", "wavelength_cut", "snr")
-        names += ("radial_velocity", "smoothing", "resampling", "sky_lines")
+        names = ["noise", "pixel_dropout", "error_dropout", "reddening", "tilt", "wavelength_cut", "snr"]
+        names += ["radial_velocity", "smoothing", "resampling", "sky_lines"]
         return any(getattr(self, name) for name in names)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -811,7 +811,6 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         pull: torch.Tensor | None = None,
         misfit: torch.Tensor | None = None,
         star_targets: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMPredictionOutput:
         """
@@ -832,6 +831,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             Of labels, in all batches of a step: the loss is the sum over the known labels over this number, in place of
             their mean, so that the losses of the batches add up.
         """
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         spectrum = flux if coefficients is None else coefficients
         if spectrum is None:
             raise ValueError("coefficients: expected them, or flux, got neither")
