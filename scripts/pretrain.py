@@ -206,6 +206,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
     args = TrainingArguments(**settings)
     args.remove_unused_columns, args.label_names = False, ["labels", "label_errors"]
     folder = Path(args.output_dir or "runs/base")
+    args.resume_from_checkpoint = last_checkpoint(folder) if resume else None  # where the running mean is, too
     observed = load_data(data)
     basis = load_basis(folder / "basis.safetensors", observed["train"])
     high = HighResolutionStars(basis, seed=args.seed)
@@ -270,7 +271,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
     task = Run(model, None, None, train_stars, validation, draws, collator, collator)  # type: ignore[arg-type]
     with only_writer(folder):
         trainer = SpectraFMTrainer(recipe, task, args)
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume else None)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.log(trainer.throughput.report())
         whole = [high.whole(2000, generator) if own is rung else validation["xp"].data for own in basis.rungs]
         calibrate(model, collator, whole)

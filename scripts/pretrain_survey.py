@@ -168,6 +168,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
     args = TrainingArguments(**settings)
     args.remove_unused_columns, args.label_names = False, ["labels", "label_errors"]
     folder = Path(args.output_dir or "runs/base-survey")
+    args.resume_from_checkpoint = last_checkpoint(folder) if resume else None  # where the running mean is, too
     folder.mkdir(parents=True, exist_ok=True)
     base, tokenizer = load_checkpoint(start)
     if tokenizer.basis is None:
@@ -198,7 +199,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
     task = Run(model, None, None, train_stars, validation, draws, collator, collator)  # type: ignore[arg-type]
     with only_writer(folder):
         trainer = SpectraFMTrainer(recipe, task, args)
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume else None)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.log(trainer.throughput.report())
         old = base.config
         calibrate(model, collator, [observed["validation"] | {"snr": np.full(1, SNR)}], with_curves=False)
