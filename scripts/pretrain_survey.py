@@ -252,7 +252,12 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume else None)
         trainer.log(trainer.throughput.report())
         old = base.config
-        calibrate(model, collator, [observed["validation"] | {"snr": np.full(1, SNR)}], with_curves=False)
+        # Errors are those of spectra of which one resolving power is stated.
+        stated = {
+            "snr": np.full(1, SNR),
+            "resolving_power": float(np.median(observed["validation"]["resolving_power"])),
+        }
+        calibrate(model, collator, [observed["validation"] | stated], with_curves=False)
         config = model.config
         drawn = sources.synthetic[0].labels
         ranges = {name: [float(np.nanmin(drawn[name])), float(np.nanmax(drawn[name]))] for name in names}

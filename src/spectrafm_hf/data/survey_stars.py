@@ -411,7 +411,11 @@ class SurveyStars:
         self.rung, self.coefficients, self.labels, self.powers = rung, coefficients, known, list(powers)
         self.seen = np.ones(coefficients.shape[::2][:2], bool) if seen is None else seen
         self.mismatch, self.faults = mismatch, faults
-        self.modes = [(design.intervals - rung.first_interval, interval_modes(design)) for design in designs]
+        self.modes = []
+        for design in designs:
+            tells = np.array([bool(rows.any()) for rows in design.rows])  # of others, all pixels lie in blind bands
+            values, vectors = (part[torch.from_numpy(tells)] for part in interval_modes(design))
+            self.modes.append((design.intervals[tells] - rung.first_interval, (values, vectors)))
 
     def truth(self, stars: Array, power: float, generator: np.random.Generator) -> Array:
         """Coefficients over their level of stars that are moved and blurred a little, (stars, intervals, K)."""
