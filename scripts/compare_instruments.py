@@ -14,7 +14,7 @@ import argparse
 import itertools
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def synthetic_stars(n: int, seed: int = 0) -> Iterator[tuple[str, list[dict[str,
     emulator = load_emulator("emulator-survey").eval()
     names, generator = list(emulator.config.label_names), np.random.default_rng(seed)
 
-    def covered(stars: dict[str, Array]) -> Array:
+    def covered(stars: Mapping[str, Array]) -> NDArray[np.bool_]:
         table = np.stack([stars[name] for name in names], axis=1)
         return emulator.covers(table) & (table[:, 0] > TEFF[0]) & (table[:, 0] < TEFF[1])
 

@@ -82,11 +82,10 @@ def observed_stars(folder: Path, split: str, hottest: float = HOTTEST) -> Column
 def tokens_of(basis: SpectrumBasis, rung: Rung, stars: Columns, power: float | None) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients and reliability of stars in all intervals of a rung, as they are or at a lower resolving power."""
     weight = np.where(stars["mask"], 0.0, stars["flux_error"].astype(float) ** -2.0)
-    spectra = stars["wavelength"], stars["flux"], weight
-    own = stars["resolving_power"]
+    wavelength, flux, own = (stars[name] for name in ("wavelength", "flux", "resolving_power"))
     if power is not None:
-        spectra, own = degraded(*spectra, float(np.median(own)), power), power
-    found = basis.evidence(*spectra, own)
+        wavelength, flux, weight = degraded(wavelength, flux, weight, float(np.median(own)), power)
+    found = basis.evidence(wavelength, flux, weight, own if power is None else power)
     tokens = [np.zeros((len(weight), rung.n_intervals, basis.n_coefficients), np.float32) for _ in range(2)]
     for table, values in zip(tokens, (found.coefficients, found.reliability), strict=True):
         table[:, found.intervals - rung.first_interval] = values

@@ -429,8 +429,8 @@ class SurveyStars:
         width = (1.0 + np.clip(wrong, -0.25, 0.4)) / power / FWHM
         rotation = np.where(generator.random(n) < 0.3, 80.0 * generator.random(n), 5.0) / SPEED_OF_LIGHT
         variance = width**2 - (1.0 / power / FWHM) ** 2 + 0.2 * rotation[:, None] ** 2
-        change = [np.ones_like(variance), np.broadcast_to(moved[:, None], variance.shape)]
-        change = np.stack([*change, 0.5 * (moved[:, None] ** 2 + variance)], axis=1).astype(np.float32)
+        orders = [np.ones_like(variance), np.broadcast_to(moved[:, None], variance.shape)]
+        change = np.stack([*orders, 0.5 * (moved[:, None] ** 2 + variance)], axis=1).astype(np.float32)
         change *= np.array(DERIVATIVE_UNITS, np.float32)[:, None]
         raw = np.einsum("not,notk->ntk", change, self.coefficients[stars].astype(np.float32))
         if self.faults is not None:
