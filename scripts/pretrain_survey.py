@@ -25,10 +25,19 @@ from transformers import TrainingArguments
 from spectrafm_hf.bases import fill_completion, survey_grid, survey_rung
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data.mixture import Columns, Mixture
-from spectrafm_hf.data.survey_stars import Mismatch, SurveyStars, coefficients_of, likely_labels, shrunk
+from spectrafm_hf.data.survey_stars import (
+    Faults,
+    Mismatch,
+    SurveyStars,
+    as_seen,
+    coefficients_of,
+    coefficients_of_spectra,
+    likely_labels,
+    strange_spectra,
+)
 from spectrafm_hf.files import complete_file, only_writer
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
-from spectrafm_hf.models.basis_spectrafm import Design, Rung, SpectrumBasis
+from spectrafm_hf.models.basis_spectrafm import Design, Rung, SpectrumBasis, degraded
 from spectrafm_hf.training import Columns as Split
 from spectrafm_hf.training import Draws, Recipe, SpectraFMTrainer, last_checkpoint, write_curves
 
@@ -38,13 +47,21 @@ LABELS = ("teff", "logg", "fe_h")
 LABEL_ERRORS, FWHM, SNR = (80.0, 0.15, 0.08), 2.5, 100.0
 LEVEL_PIXELS = 101  # that the level of the flux is taken from
 HOTTEST = 8_000.0  # K: the synthetic stars go no further
-GOOD_STARS, GOOD_SNR = 6000, 150.0  # for the principal components of stars
+#: Hotter stars, and whatever has no lines of a star, are taught as this hot: beyond the range, which is flagged. Their
+#: errors: relative ones of hot stars, and those of others.
+BEYOND, HOT_ERROR, BEYOND_ERROR = 12_000.0, 0.03, 500.0
+N_STRANGE = 8000
+GOOD_STARS, GOOD_SNR = 6000, 300.0  # for the principal components of stars
+#: Classes of resolving powers: lowest, the one that synthetic stars are fitted at, highest, share of the stars.
+CLASSES = ((400.0, 800.0, 1150.0, 0.2), (1150.0, 1800.0, 2700.0, 0.5), (2700.0, 3700.0, 5000.0, 0.3))
+LOWEST_OBSERVED = 1500.0  # resolving power of observed spectra at their ends
+N_DESIGNS = 48
 
 
-def observed_stars(folder: Path, split: str) -> Columns:
-    """Columns of the stars of MILES whose labels are known."""
+def observed_stars(folder: Path, split: str, hottest: float = HOTTEST) -> Columns:
+    """Columns of the stars of MILES whose labels are known; hot ones count as `BEYOND` at most."""
     rows = datasets.load_dataset(str(folder), split=split).with_format("numpy")[:]
-    kept = np.isfinite([rows[name] for name in LABELS]).all(axis=0) & (rows["teff"] < HOTTEST)
+    kept = np.isfinite([rows[name] for name in LABELS]).all(axis=0) & (rows["teff"] < hottest)
     wavelength = np.asarray(rows["wavelength"][0], float)
     columns = {name: np.stack(list(rows[name][kept])) for name in ("flux", "mask", *LABELS)}
     columns["mask"] |= ~np.isfinite(columns["flux"])
@@ -52,6 +69,8 @@ def observed_stars(folder: Path, split: str) -> Columns:
     level = median_filter(np.abs(flux), (1, LEVEL_PIXELS))
     error = np.maximum(level, 0.01 * np.median(level, axis=1, keepdims=True)) / SNR
     columns |= {f"{name}_err": np.full(kept.sum(), e, np.float32) for name, e in zip(LABELS, LABEL_ERRORS, strict=True)}
+    columns["teff_err"] = np.where(columns["teff"] > HOTTEST, HOT_ERROR * columns["teff"], columns["teff_err"])
+    columns["teff"] = np.minimum(columns["teff"], BEYOND)
     return columns | {
         "flux": flux.astype(np.float32),
         "flux_error": error.astype(np.float32),
@@ -60,24 +79,27 @@ def observed_stars(folder: Path, split: str) -> Columns:
     }
 
 
-def tokens_of(basis: SpectrumBasis, rung: Rung, stars: Columns) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients and reliability of observed stars in all intervals of a rung."""
+def tokens_of(basis: SpectrumBasis, rung: Rung, stars: Columns, power: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients and reliability of stars in all intervals of a rung, as they are or at a lower resolving power."""
     weight = np.where(stars["mask"], 0.0, stars["flux_error"].astype(float) ** -2.0)
-    found = basis.evidence(stars["wavelength"], stars["flux"], weight, stars["resolving_power"])
+    wavelength, flux, own = (stars[name] for name in ("wavelength", "flux", "resolving_power"))
+    if power is not None:
+        wavelength, flux, weight = degraded(wavelength, flux, weight, float(np.median(own)), power)
+    found = basis.evidence(wavelength, flux, weight, own if power is None else power)
     tokens = [np.zeros((len(weight), rung.n_intervals, basis.n_coefficients), np.float32) for _ in range(2)]
     for table, values in zip(tokens, (found.coefficients, found.reliability), strict=True):
         table[:, found.intervals - rung.first_interval] = values
     return tokens[0], tokens[1]
 
 
-def random_designs(basis: SpectrumBasis, rung: Rung, n: int, generator: np.random.Generator) -> tuple[list, list]:
+def random_designs(
+    rung: Rung, n: int, limits: tuple[float, float], generator: np.random.Generator
+) -> tuple[list[Design], list[float]]:
     """Designs of grids that are even in wavelength or in its logarithm, and their resolving powers."""
     low, high = np.array(rung.range) * (1.001, 0.999)
     designs: list[Design] = []
     powers: list[float] = []
-    for number in range(n):
-        # Every third is as surveys have it.
-        limits = (1500.0, 2400.0) if number % 3 == 0 else (1.2 * rung.lowest_resolving_power, rung.resolving_power)
+    for _ in range(n):
         power = float(np.exp(generator.uniform(*np.log(limits))))
         pixels = generator.uniform(2.0, 4.0)  # in a FWHM
         if generator.random() < 0.5:
@@ -90,53 +112,77 @@ def random_designs(basis: SpectrumBasis, rung: Rung, n: int, generator: np.rando
 
 
 class Sources:
-    """Synthetic stars that are shifted to how observed ones look, and observed stars, as tokens."""
+    """
+    Synthetic stars that are shifted to how observed ones look, and observed stars, as tokens: one source of each for
+    each class of resolving powers.
+    """
 
     def __init__(self, basis: SpectrumBasis, rung: Rung, observed: Columns, folder: Path, n_stars: int, seed: int):
         grid = survey_grid()
-        path = folder / "stars.safetensors"
-        if not path.is_file():
-            labels = grid.labels(n_stars, np.random.default_rng(seed + 1))
-            with complete_file(path) as temporary:
-                save_file({"coefficients": coefficients_of(grid, rung, labels), **labels}, temporary)
-        labels = load_file(path)
-        coefficients = labels.pop("coefficients")
-        found, reliability = tokens_of(basis, rung, observed)
+        self.rung = rung
+        self.synthetic: list[SurveyStars] = []
+        self.observed: list[SurveyStars] = []
+        self.strange: list[SurveyStars] = []
         table, covered = likely_labels(grid, observed)
-        raw = coefficients_of(grid, rung, table)[:, 0].astype(np.float32)
-        raw[..., 1:] /= np.maximum(raw[..., :1], 0.02)
-        design = SpectrumBasis([rung]).design(observed["wavelength"], observed["resolving_power"])
-        own = design.intervals - rung.first_interval
-        known = (reliability > 0.02)[covered]
-        difference = np.zeros_like(raw)
-        difference[:, own] = found[covered][:, own] - shrunk(design, raw[:, own], SNR**-2)
-        difference = np.where(known, difference, 0.0).reshape(len(raw), -1)
-        mismatch = Mismatch(table, difference, known.reshape(len(raw), -1))
-        designs, powers = random_designs(basis, rung, 48, np.random.default_rng([seed, 4]))
-        shifted = mismatch.added_to(coefficients, labels)
-        self.rung, self.mismatch = rung, mismatch
-        self.synthetic = SurveyStars(rung, shifted, grid.known(labels), designs, powers, spread=mismatch.spread)
-        seen = np.any(reliability[..., 2:] > 0.02, axis=2)
+        seen_so = as_seen(grid, table, observed["wavelength"], observed["resolving_power"])
+        error = np.maximum(seen_so, 0.01 * np.median(seen_so, axis=1, keepdims=True)) / SNR
+        models = observed | {"flux": seen_so, "flux_error": error, "mask": np.zeros(seen_so.shape, bool)}
         names = [*LABELS, *(f"{name}_err" for name in LABELS)]
-        known_of = {name: observed[name] for name in names}
-        self.observed = SurveyStars(rung, found[:, None], known_of, designs, powers, seen, observed=True)
+        for number, (low, power, high, share) in enumerate(CLASSES):
+            path = folder / f"stars-{power:.0f}.safetensors"
+            if not path.is_file():
+                labels = grid.labels(int(n_stars * share), np.random.default_rng([seed + 1, number]))
+                with complete_file(path) as temporary:
+                    save_file({"coefficients": coefficients_of(grid, rung, labels, power), **labels}, temporary)
+            labels = load_file(path)
+            coefficients = labels.pop("coefficients")
+            lower = power if power < LOWEST_OBSERVED else None
+            found, reliability = tokens_of(basis, rung, observed, lower)
+            expected, _ = tokens_of(basis, rung, models, lower)
+            known = (reliability > 0.02)[covered]
+            known[..., :2] = False
+            mismatch = Mismatch(table, np.where(known, found[covered] - expected, 0.0), known)
+            limits = max(low, 1.2 * rung.lowest_resolving_power), min(high, rung.resolving_power)
+            generator = np.random.default_rng([seed, 4, number])
+            designs = random_designs(rung, max(int(N_DESIGNS * share), 3), limits, generator)
+            faults = Faults(rung, grid.wavelength, power)
+            shifted = mismatch.added_to(coefficients, labels)
+            self.synthetic.append(
+                SurveyStars(rung, shifted, grid.known(labels), *designs, mismatch=mismatch, faults=faults)
+            )
+            # How observed stars would change with velocity and resolution, as synthetic ones do.
+            own = np.zeros((len(found), 3, *found.shape[1:]), np.float32)
+            own[covered] = coefficients_of(grid, rung, table, power)
+            own /= np.where(own[:, :1, :, :1] > 0.02, own[:, :1, :, :1], np.inf)
+            own[:, 0], own[:, 0, :, 0] = found, 1.0
+            seen = np.any(reliability[..., 2:] > 0.02, axis=2)
+            known_of = {name: observed[name] for name in names}
+            self.observed.append(SurveyStars(rung, own, known_of, *designs, seen=seen, faults=faults))
+            n_strange = int(N_STRANGE * share)
+            spectra = (strange_spectra(grid.wavelength, 250, generator) for _ in range(0, n_strange, 250))
+            others = coefficients_of_spectra(spectra, grid.wavelength, rung, power)
+            taught = {"teff": BEYOND, "teff_err": BEYOND_ERROR}
+            known_of = {name: np.full(len(others), taught.get(name, np.nan), np.float32) for name in names}
+            self.strange.append(SurveyStars(rung, others, known_of, *designs, faults=faults))
 
     def good(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients and their reliability of synthetic stars that are seen as a whole, with little noise."""
         low, high = np.log(self.rung.range)
-        wavelength = np.exp(np.arange(low, high, 1.0 / self.rung.resolving_power / 2.5))[3:-3]
-        design = SpectrumBasis([self.rung]).design(wavelength, self.rung.resolving_power)
-        source = self.synthetic
-        stars = SurveyStars(
-            self.rung, source.coefficients, source.labels, [design], [self.rung.resolving_power], spread=source.spread
-        )
-        drawn = stars.draw(GOOD_STARS, generator, snr=GOOD_SNR, whole=True)
-        tokens = [
-            np.zeros((GOOD_STARS, self.rung.n_intervals, drawn["coefficients"].shape[2]), np.float32) for _ in "ab"
-        ]
-        for table, name in zip(tokens, ("coefficients", "reliability"), strict=True):
-            table[:, drawn["interval_ids"][0] - self.rung.first_interval] = drawn[name]
-        return tokens[0], tokens[1]
+        parts = []
+        for source, (_, _, power, share) in zip(self.synthetic, CLASSES, strict=True):
+            power = min(power, self.rung.resolving_power)
+            wavelength = np.exp(np.arange(low, high, 1.0 / power / 2.5))[3:-3]
+            design = SpectrumBasis([self.rung]).design(wavelength, power)
+            stars = SurveyStars(
+                self.rung, source.coefficients, source.labels, [design], [power], None, source.mismatch, source.faults
+            )
+            n = int(GOOD_STARS * share)
+            drawn = stars.draw(n, generator, snr=GOOD_SNR, whole=True)
+            own = drawn["interval_ids"][0] - self.rung.first_interval
+            tokens = np.zeros((2, n, self.rung.n_intervals, drawn["coefficients"].shape[2]), np.float32)
+            tokens[:, :, own] = drawn["coefficients"], drawn["reliability"]
+            parts.append(tokens)
+        return tuple(np.concatenate(parts, axis=1))  # type: ignore[return-value]
 
 
 def with_rung(model: SpectraFMForPrediction, rung: Rung, components: int) -> SpectraFMForPrediction:
@@ -180,16 +226,20 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
             save_file(SpectrumBasis([*tokenizer.basis.rungs, rung]).arrays(), temporary)
     basis = SpectrumBasis.from_arrays(load_file(path))
     rung = basis.rungs[-1]
-    observed = {split: observed_stars(Path(data), split) for split in ("train", "validation")}
+    observed = {
+        "train": observed_stars(Path(data), "train", np.inf),
+        "validation": observed_stars(Path(data), "validation"),
+    }
     sources = Sources(basis, rung, observed["train"], folder, n_stars, args.seed)
     torch.manual_seed(args.seed)
     model = with_rung(base, rung, components)
     fill_completion(model.model.rungs[-1].completion, *sources.good(np.random.default_rng([args.seed, 5])))
     collator = Collator(basis, model.config, with_star_labels=False)
-    pool = [getattr(sources, name) for name in shares]
-    train_stars = Mixture(pool, list(shares.values()), 1_000_000_000, args.seed)
+    pool = [source for name in shares for source in getattr(sources, name)]
+    of_pool = [share * part[-1] for share in shares.values() for part in CLASSES]
+    train_stars = Mixture(pool, of_pool, 1_000_000_000, args.seed)
     validation = {
-        "synthetic": Split(sources.synthetic.draw(2000, np.random.default_rng([args.seed, 2]))),
+        "synthetic": Split(sources.synthetic[1].draw(2000, np.random.default_rng([args.seed, 2]))),
         "miles": Split(observed["validation"]),
     }
     names = list(model.config.network_labels)
@@ -202,9 +252,14 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.log(trainer.throughput.report())
         old = base.config
-        calibrate(model, collator, [observed["validation"] | {"snr": np.full(1, SNR)}], with_curves=False)
+        # Errors are those of spectra of which one resolving power is stated.
+        stated = {
+            "snr": np.full(1, SNR),
+            "resolving_power": float(np.median(observed["validation"]["resolving_power"])),
+        }
+        calibrate(model, collator, [observed["validation"] | stated], with_curves=False)
         config = model.config
-        drawn = sources.synthetic.labels
+        drawn = sources.synthetic[0].labels
         ranges = {name: [float(np.nanmin(drawn[name])), float(np.nanmax(drawn[name]))] for name in names}
         config.label_ranges = [*old.label_ranges, ranges]
         config.evidence_limits = [*old.evidence_limits, *config.evidence_limits]

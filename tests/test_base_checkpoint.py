@@ -41,6 +41,13 @@ def h_band():
     return list(islice(SyntheticStars("apogee", seed=8, label_ranges=ranges), 40))
 
 
+@pytest.fixture(scope="module")
+def optical():
+    ranges = {"teff": (4300.0, 6500.0), "fe_h": (-1.0, 0.5)}
+    stars = islice(SyntheticStars("lamost-lrs", seed=8, label_ranges=ranges), 40)
+    return [{**star, "resolving_power": 1_800.0} for star in stars]
+
+
 def predict(base, rows, names=NETWORK):
     model, tokenizer = base
     parts = list(predict_batches(model, tokenizer, batches_of(rows, tokenizer), names))
@@ -130,6 +137,47 @@ def test_what_a_spectrum_does_not_tell_is_empty_with_a_reason(base, xp):
 def test_noise_is_no_star(base, xp):
     noise = changed(xp, lambda w, f, e, m, g: (w, np.abs(g.normal(1.0, 0.3, len(w))).astype("f4"), e, m))
     assert np.mean([bool(flags) for flags in predict(base, noise)["flags"]]) > 0.95
+
+
+def test_the_air_says_nothing_of_a_star_in_the_optical(base, optical):
+    def absorbed(w, f, e, m, g):
+        bands = ((6_868, 6_960), (7_165, 7_345), (7_594, 7_715), (8_120, 8_370), (8_930, 9_860))
+        inside = np.any([(w > low) & (w < high) for low, high in bands], axis=0)
+        return w, np.where(inside, 0.6 * f, f), e, m
+
+    whole, other = predict(base, optical), predict(base, changed(optical, absorbed))
+    for name in NETWORK:
+        assert np.abs(other[name] - whole[name]).max() < 0.05 * np.median(whole[f"{name}_err"]), name
+
+
+def test_a_resolving_power_that_is_wrong_by_a_fifth_moves_answers_within_their_errors(base, optical):
+    right = predict(base, optical)
+    for power in (1_500.0, 2_150.0):
+        wrong = predict(base, [{**row, "resolving_power": power} for row in optical])
+        for name in NETWORK[:3]:
+            assert np.median(np.abs(wrong[name] - right[name]) / right[f"{name}_err"]) < 0.7, name
+
+
+def test_what_has_no_lines_of_a_star_in_the_optical_is_flagged_and_stars_are_not(base, optical):
+    found = predict(base, optical)["flags"]
+    assert np.mean(["edge" in flags or "unlike_training" in flags for flags in found]) < 0.05
+    generator = np.random.default_rng(0)
+    wavelength = 10.0 ** np.arange(np.log10(3_700.0), np.log10(9_090.0), 1e-4)
+    waves = [1.0 + 0.1 * np.sin(wavelength / period) for period in (30.0, 100.0, 300.0, 1_000.0)]
+    lines = [4_341.7, 4_862.7, 6_564.6]
+    dwarfs = [1.0 - sum(0.5 / (1.0 + ((wavelength - line) / width) ** 2) for line in lines) for width in (20.0, 50.0)]
+    strange = [
+        {
+            "object_id": str(i),
+            "wavelength": wavelength,
+            "flux": (flux + 0.02 * generator.standard_normal(len(wavelength))).astype(np.float32),
+            "flux_error": np.full(len(wavelength), 0.02, np.float32),
+            "mask": np.zeros(len(wavelength), bool),
+            "resolving_power": 1_800.0,
+        }
+        for i, flux in enumerate([np.ones(len(wavelength)), *waves, *dwarfs])
+    ]
+    assert all("edge" in flags or "unlike_training" in flags for flags in predict(base, strange)["flags"])
 
 
 def test_the_pipeline_answers_both(xp, h_band):

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from spectrafm_cli import main
-from spectrafm_hf.instruments import RESOURCES
+from spectrafm_hf.instruments import RESOURCES, instrument_names
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
@@ -37,7 +37,7 @@ def test_help_names_the_options(capsys):
     [
         (
             ["--instrument", "hubble"],
-            "instrument: expected one of ['apogee', 'apogee-apstar', 'gaia-xp', 'miles'] or a YAML file, got 'hubble'",
+            f"instrument: expected one of {instrument_names()} or a YAML file, got 'hubble'",
         ),
         (["--range", "teff", "4000", "9e9"], "teff: expected a range within"),
         (["--range", "li_fe", "0", "1"], "label_ranges: expected labels out of"),

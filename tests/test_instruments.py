@@ -67,11 +67,32 @@ def robust_std(values: np.ndarray) -> float:
     return float(1.4826 * np.median(np.abs(values - np.median(values))))
 
 
-# ----------------------------------------------------------------------------------------------- the four instruments
+# ----------------------------------------------------------------------------------------------------- the instruments
+
+NAMES = ["apogee", "apogee-apstar", "desi", "gaia-rvs", "gaia-xp", "galah", "lamost-lrs", "miles", "sdss-boss"]
 
 
-def test_four_instruments_come_with_the_package():
-    assert instrument_names() == ["apogee", "apogee-apstar", "gaia-xp", "miles"]
+def test_instruments_that_come_with_the_package():
+    assert instrument_names() == NAMES
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "at", "power"),
+    [
+        ("lamost-lrs", 3_700.0, 9_083.0, 5_500.0, 1_803),
+        ("sdss-boss", 3_631.0, 10_233.0, 4_000.0, 1_653),
+        ("desi", 3_600.0, 9_824.0, 6_600.0, 3_771),
+        ("galah", 4_714.3, 7_890.1, 6_600.0, 28_000),
+        ("gaia-rvs", 8_460.0, 8_700.0, 8_600.0, 11_500),
+    ],
+)
+def test_range_and_resolving_power_of_instruments_of_surveys(name, low, high, at, power):
+    instrument = Instrument.load(name)
+    wavelength = instrument.wavelength
+    assert abs(wavelength[0] - low) < 1.0 and abs(wavelength[-1] - high) < 1.0
+    native = np.exp(np.arange(np.log(3_301.0), np.log(10_299.0), 2e-5))
+    reached = np.interp(at, wavelength, instrument.reached_fwhm(native))
+    assert at / reached == pytest.approx(power, rel=0.02)
 
 
 def test_apogee_has_the_pixels_that_the_paper_used():
@@ -297,7 +318,7 @@ def test_correlated_noise_has_unit_variance():
 def test_an_unknown_instrument_is_refused_with_the_names_there_are():
     with pytest.raises(
         ValueError,
-        match=r"instrument: expected one of \['apogee', 'apogee-apstar', 'gaia-xp', 'miles'\] or a YAML file, got",
+        match=r"instrument: expected one of \['apogee', 'apogee-apstar', .*'sdss-boss'\] or a YAML file, got",
     ):
         Instrument.load("hubble")
 

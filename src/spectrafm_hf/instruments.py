@@ -2,8 +2,8 @@
 """Instruments: what turns the spectrum of a star into what a survey would have recorded of it.
 
 An instrument is a small YAML file: wavelength grid, line spread function, noise, masks, extinction, normalisation.
-Four come with the package, `apogee`, `apogee-apstar`, `gaia-xp` and `miles`; their files are the reference of the
-format.
+Some come with the package, see [`instrument_names`]; their files, `apogee`, `gaia-xp` and `miles` first of all, are the
+reference of the format.
 
 In the order of `Instrument.apply`: interstellar extinction, line spread function and resampling (one sparse matrix,
 which conserves flux), a smooth tilt, errors, noise, normalisation.

@@ -246,6 +246,22 @@ def test_levels_and_slopes_say_nothing_where_they_are_not_counted():
     np.testing.assert_allclose(other.coefficients, one.coefficients, atol=0.05)
 
 
+def test_nothing_is_taken_from_bands_that_a_rung_is_blind_to():
+    low, high = GRID[450], GRID[1250]  # all of one interval and parts of its neighbours
+    seeing, blind = SpectrumBasis([rung()]), SpectrumBasis([rung(blind=[(low, high)])])
+    flux, weight = observed(stars(20, seed=3))
+    within = (low < GRID) & (high > GRID)
+    spoilt = np.where(within, 0.3, flux)
+    found = blind.evidence(GRID, spoilt, weight, normalised=True)
+    masked = seeing.evidence(GRID, flux, np.where(within, 0.0, weight), normalised=True)
+    np.testing.assert_allclose(found.coefficients, masked.coefficients, atol=1e-4)
+    np.testing.assert_allclose(found.reliability, masked.reliability, atol=1e-4)
+    assert not found.clipped[:, within].any() and not found.seen[:, 2].any() and found.seen[:, 4].all()
+    again = SpectrumBasis.from_arrays(blind.arrays()).rungs[0].blind
+    np.testing.assert_array_equal(again, [(low, high)])
+    assert "0.blind" not in seeing.arrays()
+
+
 def test_the_resolving_power_of_each_pixel():
     """A line spread function of the same width in wavelength at all wavelengths."""
     low, high = 6_000.0, 12_000.0

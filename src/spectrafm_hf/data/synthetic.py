@@ -33,7 +33,7 @@ from ..checkpoints import _quiet, bundled, bundled_names
 from ..instruments import Instrument, instrument_names
 from ..metrics import robust_scatter
 from ..models import SpectrumEmulator, SpectrumEmulatorConfig
-from ..synthesis.labels import LABEL_NAMES, draw_labels
+from ..synthesis.labels import LABEL_NAMES, draw_labels, draw_optical_labels
 from .building import SPLITS, Card, Shard, build_folder, plan_shards, write_card, write_shard
 from .schema import LABEL_UNITS, PIXEL_COLUMNS, pixel_column, spectrum_features
 
@@ -107,6 +107,16 @@ class _Stars:
         for name, (low, high) in self.ranges.items():
             inner[name] = (low + 1e-6 * (high - low), high - 1e-6 * (high - low))
         names, kept = list(self.emulator.config.label_names), np.empty((0, len(self.ranges)), np.float32)
+        low, high = np.array([inner[name] for name in names]).T
+
+        def within(stars: Mapping[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
+            table = np.stack([stars[name] for name in names], axis=1).astype(np.float32).astype(np.float64)
+            return np.all((table >= low) & (table <= high), axis=1) & self.emulator.covers(table)
+
+        if set(names) > set(LABEL_NAMES):
+            return {
+                name: values.astype(np.float32) for name, values in draw_optical_labels(n, generator, within).items()
+            }
         for _ in range(100):
             drawn = draw_labels(n - len(kept) + 10, generator, inner)
             table = np.stack([drawn[name] for name in names], axis=1).astype(np.float32)
@@ -137,7 +147,8 @@ class _Stars:
         alpha: NDArray[Any] = np.asarray(np.mean([labels[name] for name in ALPHA_ELEMENTS], axis=0, dtype=np.float32))
         errors: dict[str, NDArray[Any]] = {f"{name}_err": np.zeros(len(alpha), np.float32) for name in LABELS}
         wavelength = np.broadcast_to(columns["wavelength"], columns["flux"].shape)
-        return columns | labels | {"alpha_m": alpha} | errors | {"wavelength": wavelength}
+        known = {name: labels[name] for name in LABEL_NAMES}  # an emulator may have more, such as of the optical
+        return columns | known | {"alpha_m": alpha} | errors | {"wavelength": wavelength}
 
     # On the way to another process torch would move the weights into shared memory; doing so for several processes
     # crashes now and then. A copy for each is a few MB.

@@ -75,6 +75,8 @@ class Rung:
     guesses_power : bool
         Whether an unknown resolving power is taken for `PIXELS` in a FWHM, rather than for that of the rung, and
         spectra of a higher one than that of the rung are to be brought down to it.
+    blind : array of shape (bands, 2)
+        First and last wavelength in Angstrom of bands that nothing is taken from: those of the air.
     """
 
     first_interval: int
@@ -93,6 +95,7 @@ class Rung:
     over_continuum: bool = False
     counts_level: bool = True
     guesses_power: bool = False
+    blind: Any = ()
 
     @property
     def n_intervals(self) -> int:
@@ -137,6 +140,7 @@ class Design:
     rows: list[torch.Tensor]  # (2 + coefficients, pixels): mean, mean * x, directions times their prior
     products: list[torch.Tensor]  # (pixels, pairs): products of pairs of rows
     pairs: torch.Tensor  # (2 + coefficients, 2 + coefficients): which pair each is
+    blind: np.ndarray  # (pixels of the grid,), bool: those in bands that nothing is taken from
 
 
 @dataclass
@@ -226,6 +230,8 @@ class SpectrumBasis:
         for number, rung in enumerate(self.rungs):
             for field in fields(rung):
                 value = np.asarray(getattr(rung, field.name))
+                if not value.size:
+                    continue
                 kind = np.float16 if field.name == "directions" else None
                 found[f"{number}.{field.name}"] = value.astype(kind or value.dtype, order="C")
         return found
@@ -364,6 +370,8 @@ class SpectrumBasis:
             If no rung shares wavelengths with the spectra.
         """
         design = self.design(wavelength, resolving_power)
+        if design.blind.any():
+            inverse_variance = np.where(design.blind, 0.0, inverse_variance)
         n_stars, n_intervals, size = len(flux), len(design.intervals), self.n_coefficients
         shape = (n_stars, n_intervals, size)
         mean, variance, estimate, pull = torch.zeros(shape), torch.ones(shape), torch.zeros(shape), torch.zeros(shape)
@@ -601,6 +609,9 @@ def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | np.ndar
     high = (np.log(wavelength + half) - rung.start) / rung.step
     usable = (low > -0.5) & (high < len(mean) - 0.5)
     number = np.floor((position - rung.edge) / rung.width).astype(int)
+    blind = np.zeros(len(wavelength), bool)
+    for first, last in rung.blind:
+        blind |= (wavelength > first) & (wavelength < last)
     intervals, pixels, rows, products = [], [], [], []
     for interval in range(rung.n_intervals):
         begin = int(rung.offset[interval])
@@ -617,6 +628,7 @@ def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | np.ndar
         found = means_over_pixels(window, begin, low[part], high[part])
         x = 2.0 * (position[part] - rung.edge - interval * rung.width) / rung.width - 1.0
         table = np.concatenate([found[:1], found[:1] * x * rung.slope_prior, found[1:] * rung.prior[interval][:, None]])
+        table[:, blind[part]] = 0.0
         i, j = np.triu_indices(len(table))
         intervals.append(rung.first_interval + interval)
         pixels.append(part)
@@ -627,7 +639,7 @@ def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | np.ndar
     upper = np.triu_indices(size)
     pairs[upper] = np.arange(len(upper[0]))
     pairs.T[upper] = pairs[upper]
-    return Design(rung, np.array(intervals, np.int64), pixels, rows, products, torch.from_numpy(pairs))
+    return Design(rung, np.array(intervals, np.int64), pixels, rows, products, torch.from_numpy(pairs), blind)
 
 
 def _fit(
