@@ -165,7 +165,7 @@ def draw_fit(
     draw_spectrum(top, row, wavelength_range)
     limits = top.get_xlim()
     x, model, residual = with_breaks(fit.wavelength, fit.model, fit.residual)
-    width = 1.3 if len(x) < 1000 else 0.6
+    width = 1.3 if np.count_nonzero((x >= limits[0]) & (x <= limits[1])) < 1500 else 0.6
     top.plot(x, model, color=ORANGE, lw=width, label="star that fits best")
     low, high = top.get_ylim()
     inside = np.isfinite(model) & (x >= limits[0]) & (x <= limits[1])
@@ -192,7 +192,8 @@ def draw_fit(
     bottom.set_ylabel("Residual\n[errors]", fontsize=12)
     bottom.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=12)
     words = f"$\\chi^2$ / degrees of freedom = {fit.chi2:,.0f} / {fit.degrees_of_freedom:,.0f}"
-    bottom.text(0.99, 0.95, words, transform=bottom.transAxes, ha="right", va="top", fontsize=11, color=INK)
+    box = {"facecolor": "white", "alpha": 0.85, "lw": 0, "pad": 2}
+    bottom.text(0.01, 0.05, words, transform=bottom.transAxes, fontsize=11, color=INK, bbox=box)
     _style(bottom)
     figure.align_ylabels()
     return top
