@@ -46,7 +46,7 @@ from spectrafm_hf.metrics import MAD_TO_SIGMA
 from spectrafm_hf.models.spectrum_spectrafm import best_fits
 from spectrafm_hf.plots import BLUE, INK, ORANGE, _save, _style, flux_label, plot_fit
 from spectrafm_hf.prediction import predict_batches
-from spectrafm_hf.spectrum import EmulatedSpectra, SpectrumPredictor, _grids, best_fit
+from spectrafm_hf.spectrum import EmulatedSpectra, SpectrumPredictor, _grids, best_fit, with_usual_labels
 
 
 Array = NDArray[Any]
@@ -56,9 +56,10 @@ SNR = 100.0
 XP_HOLES = ((4000.0, 4800.0), (5200.0, 5800.0), (6300.0, 7300.0), (8000.0, 9200.0))
 H_HOLES = ((15600.0, 15800.0), (16200.0, 16800.0))
 TEFF = (3500.0, 6500.0)  # K, of the test stars of Gaia XP
-COMPONENTS, TRAINING, TESTED, XP_TESTED = 30, 4000, 300, 1000
+NAMES = ("teff", "logg", "fe_h", "alpha_m")
+COMPONENTS, TRAINING, TESTED, XP_TESTED = 30, 3000, 200, 1000
 PENALTIES = tuple(10.0**power for power in range(-9, 2))
-LEAST_LEVEL = 0.05  # of the mean flux
+WAVELENGTH = r"Wavelength in vacuum [$\mathrm{\AA}$]"
 
 
 def figures(found: Array, truth: Array, error: Array | None = None, noise: Array | float = 0.0) -> str:
@@ -244,19 +245,17 @@ def of_other_range(predictor: SpectrumPredictor, gaia_xp: Path) -> list[str]:
         "|---|---|---|---|---|",
     ]
     apogee = Instrument.load("apogee")
-    names = ("teff", "logg", "fe_h", "alpha_m")
     emulated = EmulatedSpectra("emulator-hband", apogee)
 
-    def labelled(split: str, most: int | None) -> tuple[list[dict[str, Any]], Array, Array]:
+    def labelled(split: str, most: int) -> tuple[list[dict[str, Any]], Array, Array]:
+        """Rows, fluxes, and H bands by the emulator at the labels of APOGEE, of stars that it covers."""
         rows, flux, _ = xp_stars(gaia_xp, split, most)
-        good = []
-        for i, row in enumerate(rows):
-            values = np.array([row[name] for name in names], float)
-            if np.isfinite(values).all() and emulated.emulator.covers(_table(emulated, values)).all():
-                good.append(i)
-        chosen = [rows[i] for i in good]
-        truth = np.concatenate([emulated(_usual(emulated, row)).flux for row in chosen])
-        return chosen, flux[good], truth
+        known = np.flatnonzero([all(np.isfinite(row[name]) for name in NAMES) for row in rows])
+        labels = usual_labels(emulated, [rows[i] for i in known])
+        covered = emulated.emulator.covers(emulated.emulator.label_table(labels))
+        good = known[covered]
+        truth = emulated({name: values[covered] for name, values in labels.items()}).flux
+        return [rows[i] for i in good], flux[good], truth.astype(float)
 
     rows, flux, truth = labelled("test", XP_TESTED)
     _, training, outputs = labelled("train", TRAINING)
@@ -341,16 +340,10 @@ def usable(
     return good, predictor.from_spectra([rows[i] for i in good], wavelength=wavelength, resolving_power=power)
 
 
-def _usual(emulated: EmulatedSpectra, row: dict[str, Any]) -> dict[str, Array]:
-    from spectrafm_hf.spectrum import with_usual_labels
-
-    known = {name: np.array([row[name]], float) for name in ("teff", "logg", "fe_h", "alpha_m")}
+def usual_labels(emulated: EmulatedSpectra, rows: list[dict[str, Any]]) -> dict[str, Array]:
+    """Labels of the emulator for stars whose `NAMES` are known."""
+    known = {name: np.array([row[name] for row in rows], float) for name in NAMES}
     return with_usual_labels(emulated.emulator, known, {})[0]
-
-
-def _table(emulated: EmulatedSpectra, values: Array) -> Array:
-    known = dict(zip(("teff", "logg", "fe_h", "alpha_m"), values, strict=True))
-    return emulated.emulator.label_table(_usual(emulated, known))
 
 
 def of_speed(predictor: SpectrumPredictor, grids: Path) -> list[str]:
@@ -427,7 +420,8 @@ def pictures(predictor: SpectrumPredictor, folder: Path, gaia_xp: Path, grids: P
     )  # fmt: skip
     axes[1].set_ylabel("Flux / continuum", fontsize=13)
     axes[1].set_title(f"synthesised, held out, S/N {SNR:.0f}", loc="left", fontsize=12, color=INK)
-    axes[1].set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=13)
+    for each in axes:
+        each.set_xlabel(WAVELENGTH, fontsize=12)
     axes[0].legend(frameon=False, fontsize=12, loc="upper left")
     axes[1].legend(frameon=False, fontsize=12, loc="lower left", ncols=2)
     _save(figure, folder / "spectra-hole.png")
@@ -451,7 +445,7 @@ def draw_other_range(predictor: SpectrumPredictor, path: Path, row: dict[str, An
     wavelength = np.arange(15_660.0, 15_790.0, 0.22)
     found = predictor.from_spectra([row], wavelength=wavelength)
     emulated = EmulatedSpectra("emulator-hband", wavelength)
-    truth = emulated(_usual(emulated, row)).flux[0]
+    truth = emulated(usual_labels(emulated, [row])).flux[0]
     figure = Figure(figsize=(11.5, 6.8), layout=ConstrainedLayoutEngine(hspace=0.05))
     top, middle, bottom = figure.subplots(3, height_ratios=[1.1, 1.6, 0.8])
     top.plot(row["wavelength"], row["flux"], color=BLUE, lw=2, drawstyle="steps-mid", label="given: Gaia XP, observed")
@@ -467,7 +461,8 @@ def draw_other_range(predictor: SpectrumPredictor, path: Path, row: dict[str, An
     bottom.plot(wavelength, (truth - flux) / error, color=BLUE, lw=1.2)
     bottom.set_ylabel("Difference\n[errors]", fontsize=12)
     bottom.set_ylim(-4, 4)
-    bottom.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=13)
+    for each in (top, bottom):
+        each.set_xlabel(WAVELENGTH, fontsize=12)
     top.legend(frameon=False, fontsize=12, loc="lower right")
     middle.legend(frameon=False, fontsize=12, loc="lower left", ncols=3)
     middle.set_ylim(min(flux.min(), truth.min()) - 0.13, 1.03)

@@ -492,11 +492,13 @@ class SpectrumPredictor:
             grids = _grids(self.tokenizer, rows)
             if len(grids) != 1:
                 raise ValueError(f"rows: expected spectra that share their wavelengths, got {len(grids)} grids")
-            (known,) = whole_spectra(self.model, self.tokenizer.basis, grids)
-            low, high = known.rung.range
+            basis = self.tokenizer.basis
+            rung = next(rung for rung in basis.rungs if rung.has(grids[0].evidence.intervals))
+            low, high = rung.range
             own = np.unique(np.asarray(rows[0]["wavelength"], np.float64))
             wanted = own[(own >= low) & (own <= high)] if wavelength is None else np.asarray(wavelength, np.float64)
             if low <= wanted.min() and wanted.max() <= high:
+                (known,) = whole_spectra(self.model, basis, grids)
                 power = resolving_power or grids[0].resolving_power
                 return Spectra(wanted, *known.at(wanted, power), power, AS_GIVEN)
             wavelength = wanted

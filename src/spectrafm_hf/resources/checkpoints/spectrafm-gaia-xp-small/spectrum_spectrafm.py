@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .basis_spectrafm import MODEL_ERROR, NATIVE_TOLERANCE, Rung, SpectrumBasis, design_of_rung
+from .basis_spectrafm import MODEL_ERROR, NATIVE_TOLERANCE, Design, Rung, SpectrumBasis, design_of_rung
 from .refinement_spectrafm import FIRST_LEVEL, FREE_LEVEL, LEAST_LEVEL, NUISANCE_SIGMA, Refined
 
 
@@ -60,9 +60,7 @@ class WholeSpectra:
     level: np.ndarray
     parameters: np.ndarray
 
-    def at(
-        self, wavelength: np.ndarray, resolving_power: float | None = None, *, star_alone: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def at(self, wavelength: np.ndarray, resolving_power: float | None = None) -> tuple[np.ndarray, np.ndarray]:
         """
         Flux and its error at wavelengths.
 
@@ -72,8 +70,6 @@ class WholeSpectra:
             Angstrom, vacuum, rest frame, increasing: means over pixels that reach half-way to the next.
         resolving_power : float, optional
             Wavelength / FWHM; by default that of the rung, the highest there is.
-        star_alone : bool
-            The `fit` instead of the most likely flux; the error is that of the latter.
 
         Returns
         -------
@@ -85,6 +81,20 @@ class WholeSpectra:
         ValueError
             For wavelengths outside of the rung, or a resolving power that is too high.
         """
+        design, flux = self._flux(self.mean, wavelength, resolving_power)
+        error = np.full(flux.shape, np.nan)
+        for interval, pixels, rows in zip(design.intervals, design.pixels, design.rows, strict=True):
+            own, table = interval - self.rung.first_interval, rows.numpy()
+            covariance = self.covariance[:, own].astype(np.float32)
+            variance = ((table.T @ covariance) * table.T).sum(axis=2)
+            error[:, pixels] = self.level[:, own, None] * np.sqrt(np.maximum(variance, 0.0))
+        return flux, np.hypot(error, MODEL_ERROR * flux)
+
+    def fitted(self, wavelength: np.ndarray, resolving_power: float | None = None) -> np.ndarray:
+        """Flux of a star of the model alone, as in [`at`]."""
+        return self._flux(self.fit, wavelength, resolving_power)[1]
+
+    def _flux(self, values: np.ndarray, wavelength: np.ndarray, power: float | None) -> tuple[Design, np.ndarray]:
         wavelength = np.asarray(wavelength, np.float64)
         low, high = self.rung.range
         if wavelength.ndim != 1 or not wavelength.size or not np.all(np.diff(wavelength) > 0):
@@ -95,20 +105,14 @@ class WholeSpectra:
                 f"{wavelength[-1]:,.1f}"
             )
         highest = self.rung.resolving_power
-        if resolving_power is not None and not 0 < resolving_power <= highest * NATIVE_TOLERANCE:
-            raise ValueError(f"resolving_power: expected at most {highest:g}, got {resolving_power:g}")
-        design = design_of_rung(self.rung, wavelength, resolving_power)
-        flux = np.full((len(self.mean), len(wavelength)), np.nan)
-        error = flux.copy()
-        values = self.fit if star_alone else self.mean
+        if power is not None and not 0 < power <= highest * NATIVE_TOLERANCE:
+            raise ValueError(f"resolving_power: expected at most {highest:g}, got {power:g}")
+        design = design_of_rung(self.rung, wavelength, power)
+        flux = np.full((len(values), len(wavelength)), np.nan)
         for interval, pixels, rows in zip(design.intervals, design.pixels, design.rows, strict=True):
-            own, table = interval - self.rung.first_interval, rows.double().numpy()
-            level = self.level[:, own, None]
-            flux[:, pixels] = values[:, own] @ table
-            variance = np.einsum("kp,bkp->bp", table, self.covariance[:, own] @ table)
-            error[:, pixels] = level * np.sqrt(np.maximum(variance, 0.0) + (MODEL_ERROR * flux[:, pixels]) ** 2)
-            flux[:, pixels] *= level
-        return flux, error
+            own = interval - self.rung.first_interval
+            flux[:, pixels] = self.level[:, own, None] * (values[:, own] @ rows.double().numpy())
+        return design, flux
 
 
 @dataclass(repr=False)
@@ -120,7 +124,7 @@ class BestFit:
     ----------
     wavelength, flux, error : array of shape (pixels,)
         The data as they were compared; the error is NaN where a pixel does not count, the flux where there is none.
-    model, model_error : array of shape (pixels,)
+    model : array of shape (pixels,)
         NaN outside of what the model knows.
     chi2 : float
         Of the pixels that count.
@@ -135,7 +139,6 @@ class BestFit:
     flux: np.ndarray
     error: np.ndarray
     model: np.ndarray
-    model_error: np.ndarray
     chi2: float
     degrees_of_freedom: float
     no_noise: list[tuple[float, float, float]]
@@ -149,7 +152,7 @@ class BestFit:
         return (self.flux - self.model) / self.error
 
 
-def whole_spectra(model: Any, basis: SpectrumBasis, grids: Sequence[Any]) -> list[WholeSpectra]:
+def whole_spectra(model: Any, basis: SpectrumBasis, grids: Sequence[Any], *, errors: bool = True) -> list[WholeSpectra]:
     """
     Whole spectra from what was seen of them.
 
@@ -161,6 +164,8 @@ def whole_spectra(model: Any, basis: SpectrumBasis, grids: Sequence[Any]) -> lis
         Of its tokenizer.
     grids : sequence of EvidenceOnGrid
         Of the tokenizer (`return_grids=True`).
+    errors : bool
+        False saves half of the time, for what `fitted` needs alone.
 
     Returns
     -------
@@ -171,7 +176,7 @@ def whole_spectra(model: Any, basis: SpectrumBasis, grids: Sequence[Any]) -> lis
         intervals = grid.evidence.intervals
         number, rung = next((i, each) for i, each in enumerate(basis.rungs) if each.has(intervals))
         parts = [
-            _of_stars(model, number, rung, grid.evidence, slice(start, start + STARS_AT_ONCE))
+            _of_stars(model, number, rung, grid.evidence, slice(start, start + STARS_AT_ONCE), errors)
             for start in range(0, len(grid.stars), STARS_AT_ONCE)
         ]
         joined = {
@@ -186,12 +191,11 @@ def whole_spectra(model: Any, basis: SpectrumBasis, grids: Sequence[Any]) -> lis
 def best_fits(model: Any, basis: SpectrumBasis, grids: Sequence[Any]) -> list[BestFit]:
     """The [`BestFit`] of each spectrum; arguments as in [`whole_spectra`]."""
     fits: dict[int, BestFit] = {}
-    for grid, known in zip(grids, whole_spectra(model, basis, grids), strict=True):
+    for grid, known in zip(grids, whole_spectra(model, basis, grids, errors=False), strict=True):
         low, high = known.rung.range
         inside = (grid.wavelength >= low) & (grid.wavelength <= high)
-        shape = grid.flux.shape
-        star, error = np.full(shape, np.nan), np.full(shape, np.nan)
-        star[:, inside], error[:, inside] = known.at(grid.wavelength[inside], grid.resolving_power, star_alone=True)
+        star = np.full(grid.flux.shape, np.nan)
+        star[:, inside] = known.fitted(grid.wavelength[inside], grid.resolving_power)
         counts = (grid.inverse_variance > 0) & ~grid.evidence.clipped & np.isfinite(star)
         with np.errstate(divide="ignore"):
             sigma = np.where(counts, 1.0 / np.sqrt(grid.inverse_variance), np.nan)
@@ -202,7 +206,6 @@ def best_fits(model: Any, basis: SpectrumBasis, grids: Sequence[Any]) -> list[Be
                 flux=np.where(grid.inverse_variance[i] > 0, grid.flux[i], np.nan),
                 error=sigma[i],
                 model=star[i],
-                model_error=error[i],
                 chi2=float(np.nansum(residual**2)),
                 degrees_of_freedom=float(max(counts[i].sum() - known.parameters[i], 1.0)),
                 no_noise=not_noise(grid.wavelength, residual),
@@ -243,13 +246,13 @@ class _Stars:
     directions: torch.Tensor  # B, T, K, A
     precision: torch.Tensor  # A, A
     prior_mean: torch.Tensor  # B, A
-    shapes: torch.Tensor  # B, T, K, K: the coefficients of a unit of each direction
+    own: torch.Tensor  # B, T, K, K: covariance of what else stars differ in, in units of that of a coefficient
     continuum: torch.Tensor  # B, T, K, K: covariance of level and slope, in units of that of the level
     level: torch.Tensor  # B: standard deviation of the level
 
 
 @torch.no_grad()
-def _of_stars(model: Any, number: int, rung: Rung, evidence: Any, stars: slice) -> WholeSpectra:
+def _of_stars(model: Any, number: int, rung: Rung, evidence: Any, stars: slice, errors: bool) -> WholeSpectra:
     own = evidence.intervals - rung.first_interval
     shape = (len(evidence.estimate[stars]), rung.n_intervals, evidence.estimate.shape[2])
     estimate, pull = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
@@ -274,11 +277,12 @@ def _of_stars(model: Any, number: int, rung: Rung, evidence: Any, stars: slice) 
         known = information[chosen], right[chosen]
         if by_star_model and refined is not None:
             level_known = torch.from_numpy((evidence.reliability[stars][..., 0] > 0).any(axis=1))[chosen]
-            parts = _posterior(_by_star_model(model, rung, refined, level_known, chosen), *known, level_known)
+            parts = _posterior(_by_star_model(model, rung, refined, level_known, chosen), *known, level_known, errors)
         else:
-            parts = _by_components(model, number, rung, evidence, stars, chosen, *known)
+            parts = _by_components(model, number, rung, evidence, stars, chosen, *known, errors)
         for whole, part in zip(found, parts, strict=True):
-            whole[chosen] = part
+            if part is not None:
+                whole[chosen] = part
     smooth = torch.nan_to_num(misfit, nan=1.0).clamp(LEAST_NOISE, 1.0)
     found[2] *= smooth[:, None, None, None]
     mean, fit, covariance, parameters = (part.numpy() for part in found)
@@ -329,19 +333,19 @@ def _by_star_model(model: Any, rung: Rung, refined: Refined, level_known: torch.
     slope = torch.zeros(size, size, dtype=torch.float64)
     slope[1, 1] = SLOPE_OVER_LEVEL**2
     continuum = start[..., :, None] * start[..., None, :] + slope
-    shapes = torch.diag(torch.tensor([0.0, 0.0] + [1.0] * (size - 2), dtype=torch.float64))
+    own = torch.diag(torch.tensor([0.0, 0.0] + [1.0] * (size - 2), dtype=torch.float64))
     return _Stars(
         start=start,
         directions=jacobian.permute(1, 0, 3, 2).double().cpu(),
         precision=prior.double().cpu(),
         prior_mean=mean.double().cpu(),
-        shapes=shapes.expand(*start.shape, size),
+        own=own.expand(*start.shape, size),
         continuum=continuum,
         level=torch.where(level_known, FIRST_LEVEL, FREE_LEVEL).double(),
     )
 
 
-def _by_components(model, number, rung, evidence, stars, chosen, information, right) -> list[torch.Tensor]:
+def _by_components(model, number, rung, evidence, stars, chosen, information, right, errors) -> list[torch.Tensor]:
     """Gauss-Newton steps: flux is `level * (1, slope, directions)` of coefficients, with ln of the level among them."""
     completion, rows = model.model.rungs[number].completion, chosen.numpy()
     given = evidence.coefficients[stars][rows], evidence.reliability[stars][rows], evidence.intervals
@@ -360,7 +364,7 @@ def _by_components(model, number, rung, evidence, stars, chosen, information, ri
     size = center.shape[1]
     n_stars = len(chosen)
     parts: list[torch.Tensor] = []
-    for _ in range(STEPS):
+    for step in range(STEPS):
         found = center + (components @ amplitudes.T).permute(2, 0, 1)
         level = torch.exp((rung.level_prior * found[..., 0]).clamp(-5.0, 5.0))
         level = level if rung.counts_level else torch.ones_like(level)
@@ -378,8 +382,10 @@ def _by_components(model, number, rung, evidence, stars, chosen, information, ri
         if not rung.counts_level:
             continuum = _drift(rung, evidence, stars, chosen, flux)
         nothing, one = torch.zeros_like(amplitudes), torch.ones(n_stars, dtype=torch.float64)
-        linear = _Stars(start, directions, precision, nothing, change, continuum, one)
-        *parts, amplitudes, _, _ = _solve(linear, information, right, UNEXPLAINED["components"])
+        linear = _Stars(start, directions, precision, nothing, change @ change.mT, continuum, one)
+        *parts, amplitudes, _, _ = _solve(
+            linear, information, right, UNEXPLAINED["components"], whole=errors and step == STEPS - 1
+        )
     return parts
 
 
@@ -396,14 +402,14 @@ def _drift(rung: Rung, evidence, stars, chosen, flux: torch.Tensor) -> torch.Ten
     return error**2 * flux[..., :, None] * flux[..., None, :] + slope
 
 
-def _posterior(linear: _Stars, information, right, level_known):
+def _posterior(linear: _Stars, information, right, level_known, errors: bool):
     """[`_solve`], after what a spectrum itself shows of its continuum, and of what the model of stars leaves of it."""
     unexplained: Any = UNEXPLAINED["star_model"]
     known = information.diagonal(dim1=2, dim2=3)[..., 2:]
     counts, seen = known > WELL_KNOWN, information.flatten(2).any(dim=2)
     variance = torch.where(counts, 1.0 / known.clamp(min=1e-6), 0.0)
     for _ in range(ROUNDS):
-        _, fit, _, _, _, beyond, weighted = _solve(linear, information, right, unexplained)
+        _, fit, _, _, _, beyond, weighted = _solve(linear, information, right, unexplained, whole=False)
         left = (right - (information @ fit[..., None])[..., 0])[..., 2:]
         squared = torch.where(counts, (left * variance) ** 2, 0.0)
         excess = (squared - variance).sum(dim=(1, 2)) / counts.sum(dim=(1, 2)).clamp(min=1)
@@ -415,35 +421,35 @@ def _posterior(linear: _Stars, information, right, level_known):
         second = torch.where(seen, level**2 + size * (1.0 - size * told), 0.0).sum(dim=1)
         new = (second / seen.sum(dim=1).clamp(min=1)).sqrt().clamp(min=LEAST_LEVEL)
         linear.level = torch.where(level_known, new, linear.level)
-    return _solve(linear, information, right, unexplained)[:4]
+    return _solve(linear, information, right, unexplained, whole=errors)[:4]
 
 
-def _solve(linear: _Stars, information, right, unexplained):
+def _solve(linear: _Stars, information, right, unexplained, *, whole: bool = True):
     """
     Posterior mean and fit (B, T, K), covariance (B, T, K, K), number of parameters (B,), amplitudes (B, A); what the
-    pixels say beyond the star (B, T, K), and how much they say of the coefficients, (B, T, K, K).
+    pixels say beyond the star (B, T, K), and how much they say of the coefficients, (B, T, K, K). Not `whole`: mean
+    and covariance stay None.
     """
     continuum = linear.level[:, None, None, None] ** 2 * linear.continuum
-    differs = unexplained**2 * (linear.shapes @ linear.shapes.mT) + continuum
+    differs = unexplained**2 * linear.own + continuum
     unit = torch.eye(differs.shape[-1], dtype=differs.dtype)
     inner = torch.linalg.inv(unit + information @ differs)  # (1 + L T)^-1
     weighted = inner @ information  # what the pixels say of the model of stars
     left = right - (information @ linear.start[..., None])[..., 0]
     pulled = (inner @ left[..., None])[..., 0]
-    through = weighted @ linear.directions
-    fisher = (linear.directions.mT @ through).sum(dim=1)
+    fisher = (linear.directions.mT @ (weighted @ linear.directions)).sum(dim=1)
     vector = torch.einsum("btka,btk->ba", linear.directions, pulled) + linear.prior_mean @ linear.precision
     inverse = torch.linalg.inv(fisher + linear.precision)
     amplitudes = (inverse @ vector[..., None])[..., 0]
     star = linear.start + (linear.directions @ amplitudes[:, None, :, None])[..., 0]
     beyond = (inner @ (right - (information @ star[..., None])[..., 0])[..., None])[..., 0]
     fit = star + (continuum @ beyond[..., None])[..., 0]
+    parameters = (inverse * fisher.mT).sum(dim=(1, 2)) + (weighted * continuum.mT).sum(dim=(1, 2, 3))
+    if not whole:
+        return None, fit, None, parameters, amplitudes, beyond, weighted
     mean = star + (differs @ beyond[..., None])[..., 0]
-    kept = unit - differs @ weighted
-    directions = kept @ linear.directions
-    covariance = kept @ differs + directions @ inverse[:, None] @ directions.mT
-    parameters = (inverse * fisher.mT).sum(dim=(1, 2))
-    parameters = parameters + (weighted * continuum.mT).sum(dim=(1, 2, 3))
+    directions = inner.mT @ linear.directions
+    covariance = differs @ inner + directions @ inverse[:, None] @ directions.mT
     return mean, fit, covariance, parameters, amplitudes, beyond, weighted
 
 
