@@ -55,6 +55,7 @@ CHECKPOINT_FILES = (
     "flags_spectrafm.py",
     "modeling_emulator.py",
     "refinement_spectrafm.py",
+    "spectrum_spectrafm.py",
     "velocity_spectrafm.py",
     "configuration_spectrafm.py",
     "gate_spectrafm.py",
