@@ -68,7 +68,6 @@ MODULES = (
     "configuration_spectrafm.py",
     "gate_spectrafm.py",
     "pipeline_spectrafm.py",
-    "spectrum_spectrafm.py",
     "tokenization_spectrafm.py",
     "velocity_spectrafm.py",
 )
