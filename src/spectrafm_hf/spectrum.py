@@ -41,8 +41,8 @@ Array = NDArray[Any]
 #: Of those with a range in common with what is asked for, the first that goes as far.
 EMULATORS = ("emulator-hband", "emulator-survey")
 NEIGHBOURS = 24  # stars of a grid, whose errors stand for those of a star between them
-#: By which emulators are off, over what their own stars say. Of the survey, found on every other held-out star of the
-#: optical grid.
+#: By which emulators are off, over what their own stars say. Of the survey, found on the held-out stars of the optical
+#: grid, odd and even alike.
 ERROR_FACTORS = {"emulator-survey": 0.7}
 VMICRO_SCATTER = 0.18
 LN_NOISE = (-16.0, -3.0)  # of a variance, between which it is searched

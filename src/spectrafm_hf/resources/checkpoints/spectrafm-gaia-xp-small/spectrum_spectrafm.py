@@ -20,8 +20,8 @@ from .refinement_spectrafm import FIRST_LEVEL, FREE_LEVEL, LEAST_LEVEL, NUISANCE
 
 STEPS = 4  # of Gauss-Newton, where flux is not linear in the coefficients
 STARS_AT_ONCE = 64
-#: What models of stars leave of a coefficient, in units of its prior: with the star model, and without. Found on
-#: validation stars (`scripts/evaluate_spectra.py`).
+#: What models of stars leave of a coefficient, in units of its prior: with the star model, and without. The
+#: second was found on validation stars of Gaia XP; the first is a guess that held-out stars of the H band agree with.
 UNEXPLAINED = {"star_model": 0.03, "components": 0.03}
 #: Of the variance that is stated: that of Gaia XP is of noise that goes along from pixel to pixel, and there is next to
 #: none of it beyond the coefficients. Found on validation stars, with a hole.
