@@ -13,9 +13,9 @@ optical_grid_turbospectrum_marcs.npz, whose last 100 and 80 stars were held out.
 Error per pixel is the rms of (predicted - true) flux over the continuum, or over the mean flux of the star;
 error/sigma is its rms, each deviation counted as at most five sigma, and in brackets the robust one (1.4826 MAD). Of
 the held-out stars every other one is used; all of them have been looked at when constants were chosen (one factor of
-the errors in the optical, one guess in the H band), but those of Gaia XP are test stars. Rivals have the same stars: a Cannon
-(a quadratic polynomial of the labels for each pixel), and ridge regression, quadratic, from principal components of
-what is seen to those of what is asked for.
+the errors in the optical, one guess in the H band), but those of Gaia XP are test stars. Rivals have the same stars:
+a Cannon (a quadratic polynomial of the labels for each pixel), and ridge regression, quadratic, from principal
+components of what is seen to those of what is asked for.
 """
 
 from __future__ import annotations
