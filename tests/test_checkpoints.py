@@ -44,6 +44,7 @@ def test_save_load_save_gives_the_same_bytes(tmp_path, checkpoint):
         "flags_spectrafm.py",
         "modeling_emulator.py",
         "refinement_spectrafm.py",
+        "spectrum_spectrafm.py",
         "configuration_spectrafm.py",
         "gate_spectrafm.py",
         "inputs_spectrafm.py",

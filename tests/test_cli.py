@@ -66,6 +66,7 @@ def test_help_names_the_verbs_in_a_process_of_its_own():
     "command",
     [
         ["predict"],
+        ["spectrum"],
         ["plot"],
         ["formats"],
         ["demo"],

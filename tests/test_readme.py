@@ -25,7 +25,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: In the order in which they are to be read: what a page uses, an earlier one has made.
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("predict", "finetune", "libraries", "data", "train", "accuracy")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("predict", "finetune", "libraries", "spectra", "data", "train", "accuracy")
+    ),
 ]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
@@ -55,6 +58,7 @@ ELSEWHERE = {
     "python3 -m venv": ".ci/run",
     'pip install ".[': ".ci/run",
     "spectrafm plot": "tests/test_cli_files.py::test_plot_draws_the_star_and_the_range_that_are_asked_for",
+    "spectrafm spectrum": "tests/test_cli_spectrum.py::test_a_file_gives_spectra_on_the_pixels_of_an_instrument",
     "accelerate launch": "tests/test_survey.py::test_processes_share_the_shards",
     "spectrafm predict survey/ --output labels --ray": "tests/test_survey_ray.py"
     "::test_ray_writes_the_files_that_one_process_writes_and_goes_on_with_them",

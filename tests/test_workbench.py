@@ -1,5 +1,6 @@
 """What the page computes: spectra of a file, labels, what the model looks at, known stars."""
 
+import dataclasses
 import gzip
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import spectrafm_cli
 import spectrafm_hf.workbench as module
 from spectrafm_hf import save_checkpoint
+from spectrafm_hf.app_html import fit_html
 from spectrafm_hf.prediction import TrainingRange
 from spectrafm_hf.similar import Embedder, EmbeddingWriter
 from spectrafm_hf.workbench import EXAMPLES, NEIGHBOURS, Workbench
@@ -35,6 +37,18 @@ def test_every_example_is_well_known_to_the_model(workbench, name):
     assert len(nearest) == NEIGHBOURS
     assert row["object_id"] not in [star for star, _, _ in nearest]
     assert [cosine for _, cosine, _ in nearest] == sorted((cosine for _, cosine, _ in nearest), reverse=True)
+
+
+def test_the_star_that_fits_is_found_once_and_shown_in_words_and_pictures(workbench):
+    reading = workbench.example(EXAMPLES[-1])
+    fit = workbench.fit(reading, 0)
+    assert workbench.fit(reading, 0) is fit
+    assert fit.chi2 / fit.degrees_of_freedom < 1.5
+    text = fit_html(reading, 0, fit)
+    assert f"χ² is {fit.chi2:,.0f} for {fit.degrees_of_freedom:,.0f} degrees of freedom" in text
+    assert text.count("data:image/png;base64,") == 2
+    wrong = dataclasses.replace(fit, no_noise=[(15_600.0, 15_600.2, -8.0), (15_700.0, 15_710.0, 7.0)])
+    assert "no noise in 2 places, strongest at 15,600 Å, 15,700 to 15,710 Å" in fit_html(reading, 0, wrong)
 
 
 def test_the_table_to_download_is_what_predict_writes(workbench, demo_file, tmp_path, capsys):

@@ -21,6 +21,7 @@ import numpy as np
 
 from .app_html import (
     alert_html,
+    fit_html,
     formats_html,
     labels_html,
     neighbours_html,
@@ -247,6 +248,8 @@ class Page:
                 self.high = gr.Textbox("", label="to [Å]", min_width=120, max_lines=1)
                 self.part = gr.Button("Show this part", min_width=120)
             self.picture = gr.HTML(elem_classes="page", elem_id="picture")
+            gr.HTML("<h2>The star that fits best</h2>", elem_classes="page")
+            self.fit = gr.HTML(elem_classes="page", elem_id="fit")
             gr.HTML("<h2>Nearest known stars</h2>", elem_classes="page")
             self.nearest = gr.HTML(elem_classes="page", elem_id="nearest")
 
@@ -257,7 +260,7 @@ class Page:
         """
         asked = [self.example, self.upload, self.velocity, self.unit, self.medium, self.at_rest, self.columns]
         view = [self.which, self.label, self.low, self.high]
-        told = [self.summary, self.answer, self.labels, self.table, self.picture, self.nearest]
+        told = [self.summary, self.answer, self.labels, self.table, self.picture, self.fit, self.nearest]
         new = [self.example.input, self.upload.upload, self.again.click]
         others = [self.which.input, self.label.input, self.low.submit, self.high.submit, self.part.click]
         gr.on(
@@ -345,13 +348,16 @@ class Page:
             self.low: "",
             self.high: "",
             self.picture: waiting_html("Finding out what the model looks at"),
+            self.fit: "",
             self.nearest: "",
         }
         try:
             picture = picture_html(reading, i, self.workbench.explain(reading, i), chosen)
         except ValueError as error:
             picture = alert_html(f"What the model looks at cannot be shown: {error}.", "")
-        yield {self.picture: picture, self.nearest: waiting_html("Comparing it with known stars")}
+        yield {self.picture: picture, self.fit: waiting_html("Fitting a star to it")}
+        fit = fit_html(reading, i, self.workbench.fit(reading, i))
+        yield {self.fit: fit, self.nearest: waiting_html("Comparing it with known stars")}
         yield {self.nearest: neighbours_html(reading, i, *self.workbench.nearest(reading, i))}
 
     def view(self, reading: Reading, i: int, label: str | None, low: str, high: str) -> Iterator[Update]:
@@ -364,7 +370,10 @@ class Page:
         except ValueError as error:
             yield {self.picture: alert_html(str(error), "")}
             return
-        yield {self.picture: picture_html(reading, i, explanation, label or explanation.labels[0], limits)}
+        yield {
+            self.picture: picture_html(reading, i, explanation, label or explanation.labels[0], limits),
+            self.fit: fit_html(reading, i, self.workbench.fit(reading, i), limits),
+        }
 
     def waiting(self, asked: Asked, words: str) -> Update:
         """What is being done, and nothing of the star that was shown before."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from .data.readers import formats
 from .explain import ALL_LABELS, COARSE_STEP, TOLERANCE, Explanation, line_list, peaks_of
 from .models.flags_spectrafm import FLAGS
 from .models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
-from .plots import digits, plot_explained_star, symbol
+from .models.spectrum_spectrafm import BestFit
+from .plots import digits, plot_explained_star, plot_fit, symbol
 from .prediction import NOT_AT_REST, valid_pixels
 from .workbench import MAX_SPECTRA, Reading
 
@@ -233,26 +234,48 @@ def picture_html(
 ) -> str:
     """The spectrum and what the model looks at, in a picture for wide and one for narrow screens, and in words."""
     row = reading.rows[i]
-    sources = []
-    for narrow in (False, True):
-        stream = io.BytesIO()
-        plot_explained_star(
-            stream,
-            row,
-            explanation,
-            label,
-            reading.loaded.units,
-            wavelength_range=wavelength_range,
-            flux_label=reading.flux_label,
-            narrow=narrow,
-        )
-        sources.append(f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}")
+
+    def draw(stream: io.BytesIO, narrow: bool) -> None:
+        how = {"wavelength_range": wavelength_range, "flux_label": reading.flux_label, "narrow": narrow}
+        plot_explained_star(stream, row, explanation, label, reading.loaded.units, **how)  # type: ignore[arg-type]
+
     what = "all labels" if label == ALL_LABELS else plain_symbol(label)
     words = f"{_peaks_in_words(explanation, label, wavelength_range)} {_response_in_words(explanation)}"
     alternative = (
         f"Three panels over wavelength: the spectrum of {row['object_id']} with its errors and masked pixels; how much "
         f"each part of it tells of {what}; how much {what} responds to a line there. {words}"
     )
+    return _pictures(draw, alternative, words)
+
+
+def fit_html(reading: Reading, i: int, fit: BestFit, wavelength_range: tuple[float, float] | None = None) -> str:
+    """The spectrum, the star that fits it best and the residual, in pictures and in words."""
+    row = reading.rows[i]
+
+    def draw(stream: io.BytesIO, narrow: bool) -> None:
+        plot_fit(stream, row, fit, wavelength_range=wavelength_range, flux_label=reading.flux_label, narrow=narrow)
+
+    words = f"χ² is {fit.chi2:,.0f} for {fit.degrees_of_freedom:,.0f} degrees of freedom."
+    if fit.no_noise:
+        places = ", ".join(
+            f"{low:,.0f} Å" if high - low < 1 else f"{low:,.0f} to {high:,.0f} Å"
+            for low, high, _ in fit.no_noise[:NAMED_PEAKS]
+        )
+        number = len(fit.no_noise)
+        words += f" The residual is no noise in {number} place{'s' * (number > 1)}, strongest at {places}."
+    else:
+        words += " The residual is noise everywhere."
+    alternative = f"Two panels over wavelength: {row['object_id']} with the star that fits best; the residual. {words}"
+    return _pictures(draw, alternative, words)
+
+
+def _pictures(draw: Callable[[io.BytesIO, bool], None], alternative: str, words: str) -> str:
+    """One for wide and one for narrow screens."""
+    sources = []
+    for narrow in (False, True):
+        stream = io.BytesIO()
+        draw(stream, narrow)
+        sources.append(f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}")
     return (
         f'<picture><source media="(max-width: 640px)" srcset="{sources[1]}">'
         f'<img src="{sources[0]}" alt="{html.escape(alternative)}"></picture><p>{html.escape(words)}</p>'

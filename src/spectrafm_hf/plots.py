@@ -23,14 +23,22 @@ from .data.readers.base import OpenFile
 from .explain import COARSE_STEP, Explanation, Line, Peak, line_list
 from .files import complete_file
 from .metrics import label_metrics, robust_scatter
+from .models.spectrum_spectrafm import BestFit
 from .prediction import valid_pixels
+from .spectrum import OVER_CONTINUUM, SURFACE
 
 
 #: Angstrom of spectrum in a close-up.
 ZOOM_WIDTH = 24.0
+SHADED = 20  # places of a residual that is no noise
 INK, BLUE, ORANGE, GREY = "#222222", "#1f5fa8", "#d9730d", "#9a9a9a"
 #: Of small letters: orange enough, and dark enough to be read.
 RUST = "#9c4a00"
+#: Of an axis, for the unit of a predicted spectrum.
+FLUX_LABELS = {
+    OVER_CONTINUUM: "Flux / continuum",
+    SURFACE: r"Flux at the surface [erg s$^{-1}$ cm$^{-2}$ $\mathrm{\AA}^{-1}$]",
+}
 SYMBOLS = {"teff": r"$T_\mathrm{eff}$", "logg": r"$\log g$", "vmicro": r"$v_\mathrm{micro}$", "vsini": r"$v \sin i$"}
 
 
@@ -74,8 +82,9 @@ def plot_star(
     errors: Mapping[str, float],
     units: Mapping[str, str],
     flags: str = "",
+    fit: BestFit | None = None,
 ) -> None:
-    """One spectrum, what of it is masked, and the labels predicted from it.
+    """One spectrum, what of it is masked, and the labels predicted from it; with the star that fits best, if known.
 
     Parameters
     ----------
@@ -86,10 +95,13 @@ def plot_star(
     values, errors, units : mapping of label to number, number, str
     flags : str
         Written below the labels.
+    fit : BestFit, optional
+        Drawn over the data, with the residual below.
     """
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    draw_spectrum(axes, row)
+    figure = Figure(figsize=(10, 4.6 if fit is None else 6.4), layout="constrained")
+    axes = figure.add_subplot() if fit is None else draw_fit(figure, row, fit)
+    if fit is None:
+        draw_spectrum(axes, row)
     if "file" in row:
         axes.set_ylabel(flux_label(row["file"]))
     labels = [
@@ -104,6 +116,144 @@ def plot_star(
     axes.set_title(str(row["object_id"]), loc="left", fontsize=10, color=GREY)
     if flags:
         axes.set_title(flags if len(flags) < 80 else f"{flags[:77]}...", loc="right", fontsize=10, color=ORANGE)
+    _save(figure, path)
+
+
+def plot_fit(
+    path: str | os.PathLike[str] | BinaryIO,
+    row: Mapping[str, Any],
+    fit: BestFit,
+    *,
+    title: str = "",
+    flux_label: str = "Flux",
+    wavelength_range: tuple[float, float] | None = None,
+    narrow: bool = False,
+) -> None:
+    """A spectrum with the star that fits it best, and below it what is left, in units of the error.
+
+    Parameters
+    ----------
+    path : path or binary stream
+        PNG file to write.
+    row : mapping
+        A spectrum in the schema of this project.
+    fit : BestFit
+        Of this spectrum.
+    title, flux_label : str
+    wavelength_range : (low, high), optional
+        Draw this part only, Angstrom.
+    narrow : bool
+        For the screen of a phone, upright.
+    """
+    figure = Figure(figsize=(5.0, 5.6) if narrow else (11.5, 6.4), layout=ConstrainedLayoutEngine(hspace=0.03))
+    top = draw_fit(figure, row, fit, wavelength_range)
+    top.set_ylabel(flux_label, fontsize=13)
+    if not narrow:
+        mark_lines(top, row, 0.02)
+    if title:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=15, color=INK)
+    handles = top.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2 if narrow else 5, frameon=False, fontsize=12)
+    _save(figure, path)
+
+
+def draw_fit(
+    figure: Figure, row: Mapping[str, Any], fit: BestFit, wavelength_range: tuple[float, float] | None = None
+) -> Axes:
+    """Data and model above, residual below; where it is no noise, it is shaded. The axes of the data."""
+    top, bottom = figure.subplots(2, sharex=True, height_ratios=[2.2, 1])
+    draw_spectrum(top, row, wavelength_range)
+    limits = top.get_xlim()
+    x, model, residual = with_breaks(fit.wavelength, fit.model, fit.residual)
+    width = 1.3 if np.count_nonzero((x >= limits[0]) & (x <= limits[1])) < 1500 else 0.6
+    top.plot(x, model, color=ORANGE, lw=width, label="star that fits best")
+    low, high = top.get_ylim()
+    inside = np.isfinite(model) & (x >= limits[0]) & (x <= limits[1])
+    if inside.any():
+        margin = 0.04 * (np.ptp(model[inside]) or 1.0)
+        top.set_ylim(min(low, model[inside].min() - margin), max(high, model[inside].max() + margin))
+    top.set_xlabel("")
+    top.tick_params(labelbottom=False)
+    bottom.axhspan(-1, 1, color=GREY, alpha=0.25, lw=0)
+    bottom.plot(x, residual, color=BLUE, lw=width, drawstyle="steps-mid")
+    bottom.axhline(0, color=ORANGE, lw=0.8)
+    shades: dict[str, Any] = {"transform": bottom.get_xaxis_transform(), "lw": 0, "zorder": 0.5}
+    if fit.no_noise:
+        least = 0.004 * (limits[1] - limits[0])  # narrower ones could not be seen
+        spans = [(0.5 * (a + b) - 0.5 * max(b - a, least), max(b - a, least)) for a, b, _ in fit.no_noise[:SHADED]]
+        bottom.broken_barh(spans, (0, 1), color=ORANGE, alpha=0.25, **shades)
+        number = len(fit.no_noise)
+        name = "no noise" if number <= SHADED else f"no noise: {SHADED} of {number} places"
+        top.broken_barh([(0.0, 0.0)], (0, 1), color=ORANGE, alpha=0.25, label=name)
+    known = np.abs(residual[np.isfinite(residual)])
+    reach = float(np.clip(1.3 * np.quantile(known, 0.997), 4.0, 30.0)) if known.size else 4.0
+    bottom.set_ylim(-reach, reach)
+    bottom.set_xlim(limits)
+    bottom.set_ylabel("Residual\n[errors]", fontsize=12)
+    bottom.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=12)
+    words = f"$\\chi^2$ / degrees of freedom = {fit.chi2:,.0f} / {fit.degrees_of_freedom:,.0f}"
+    box = {"facecolor": "white", "alpha": 0.85, "lw": 0, "pad": 2}
+    bottom.text(0.01, 0.05, words, transform=bottom.transAxes, fontsize=11, color=INK, bbox=box)
+    _style(bottom)
+    figure.align_ylabels()
+    return top
+
+
+def with_breaks(wavelength: NDArray[np.float64], *curves: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Wavelengths and curves (pixels,), whose lines end where pixels are missing."""
+    step = np.diff(wavelength)
+    gaps = np.flatnonzero(step > 5 * np.median(step)) + 1 if len(step) else np.empty(0, int)
+    return [np.insert(np.asarray(values, float), gaps, np.nan) for values in (wavelength, *curves)]
+
+
+def plot_predicted(
+    path: str | os.PathLike[str],
+    spectra: Sequence[Mapping[str, Any]],
+    *,
+    seen: Mapping[str, Any] | None = None,
+    title: str = "",
+    flux_label: str = "Flux",
+    label: str = "predicted",
+) -> None:
+    """Predicted spectra with their errors, below them the errors alone.
+
+    Parameters
+    ----------
+    path : path
+        PNG file to write.
+    spectra : sequence of mapping
+        Rows in the schema of this project; at most five are drawn.
+    seen : mapping, optional
+        The spectrum that was given, drawn over the first.
+    title, flux_label, label : str
+    """
+    figure = Figure(figsize=(11.5, 6.4), layout=ConstrainedLayoutEngine(hspace=0.03))
+    top, bottom = figure.subplots(2, sharex=True, height_ratios=[2.6, 1])
+    colors = [ORANGE, BLUE, INK, GREY, RUST]
+    if seen is not None:
+        known = valid_pixels(seen)
+        flux = np.where(known, np.asarray(seen["flux"], float), np.nan)
+        x, y = with_breaks(np.asarray(seen["wavelength"], float), flux)
+        top.plot(x, y, color=BLUE, lw=2.2, alpha=0.8, label="given", drawstyle="steps-mid")
+    for row, color in zip(spectra, colors, strict=False):
+        x, flux, error = with_breaks(np.asarray(row["wavelength"], float), row["flux"], row["flux_error"])
+        name = label if len(spectra) == 1 else str(row["object_id"])
+        top.plot(x, flux, color=color, lw=1.2 if len(x) < 1000 else 0.6, label=name)
+        top.fill_between(x, flux - error, flux + error, color=color, alpha=0.3, lw=0, label="$\\pm 1 \\sigma$")
+        bottom.plot(x, error, color=color, lw=1.0 if len(x) < 1000 else 0.5)
+    every = np.concatenate([np.asarray(row["wavelength"], float)[[0, -1]] for row in spectra])
+    top.set_xlim(every.min(), every.max())
+    top.set_ylabel(flux_label, fontsize=13)
+    bottom.set_ylim(0, None)
+    bottom.set_ylabel("Error", fontsize=13)
+    bottom.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=13)
+    for axes in (top, bottom):
+        _style(axes)
+    figure.align_ylabels()
+    if title:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=15, color=INK)
+    handles = dict(reversed(list(zip(*reversed(top.get_legend_handles_labels()), strict=True))))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=12)
     _save(figure, path)
 
 

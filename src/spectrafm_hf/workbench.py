@@ -30,6 +30,7 @@ from .data.readers.parquet import columns_of
 from .data.synthetic import SyntheticStars
 from .explain import Explainer, Explanation
 from .models import SpectraFMForPrediction, SpectraFMTokenizer
+from .models.spectrum_spectrafm import BestFit
 from .plots import flux_label
 from .prediction import (
     FLAG_SEPARATOR,
@@ -41,6 +42,7 @@ from .prediction import (
     valid_pixels,
 )
 from .similar import Embedder, Embeddings, neighbours, read_embeddings
+from .spectrum import best_fit
 
 
 #: Of an upload: larger files are refused, of more spectra the first are used, longer spectra are refused.
@@ -143,6 +145,7 @@ class Reading:
     table: Path
     flux_label: str
     _explained: dict[int, Explanation] = field(default_factory=dict, repr=False)
+    _fits: dict[int, BestFit] = field(default_factory=dict, repr=False)
 
     def labels(self, i: int) -> list[str]:
         """What a spectrum is asked for, and tells."""
@@ -319,6 +322,13 @@ class Workbench:
                     raise ValueError(why[0])
                 reading._explained[i] = explainer.explanations()["all"]
             return reading._explained[i]
+
+    def fit(self, reading: Reading, i: int) -> BestFit:
+        """The star that fits a spectrum best; from the second time on as it was found the first."""
+        with self._lock:
+            if i not in reading._fits:
+                reading._fits[i] = best_fit(reading.loaded.model, reading.loaded.tokenizer, reading.rows[i])
+            return reading._fits[i]
 
     def nearest(self, reading: Reading, i: int) -> tuple[str, list[tuple[str, float, Mapping[str, float]]]]:
         """

@@ -314,7 +314,7 @@ class SpectrumBasis:
                 )
             if resolving_power is None and rung.guesses_power:
                 resolving_power = _guess(wavelength)
-            kept = _design(rung, wavelength, resolving_power)
+            kept = design_of_rung(rung, wavelength, resolving_power)
             if len(self._designs) >= KEPT:
                 self._designs = dict(list(self._designs.items())[-KEPT // 2 :])  # threads may share it
             self._designs[key] = kept
@@ -600,7 +600,8 @@ def interval_matrices(rung: Rung, wavelength: np.ndarray) -> list[tuple[np.ndarr
     return found
 
 
-def _design(rung: Rung, wavelength: np.ndarray, resolving_power: float | np.ndarray | None) -> Design:
+def design_of_rung(rung: Rung, wavelength: np.ndarray, resolving_power: float | np.ndarray | None) -> Design:
+    """[`SpectrumBasis.design`] of a rung, whatever the grid."""
     by_pixel, one = (resolving_power, None) if isinstance(resolving_power, np.ndarray) else (None, resolving_power)
     mean, directions = rung.smoothed(one)
     position = np.log(wavelength)
@@ -786,6 +787,7 @@ __all__ = [
     "Evidence",
     "Rung",
     "SpectrumBasis",
+    "design_of_rung",
     "half_widths",
     "inverse_factor",
     "interval_matrices",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
@@ -40,6 +41,7 @@ from .evidence_spectrafm import (
     SpectraFMRung,
 )
 from .refinement_spectrafm import Refined, SpectraFMRefinement, combinations
+from .spectrum_spectrafm import whole_spectra
 
 
 @dataclass
@@ -924,6 +926,46 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
+
+    def predict_spectrum(
+        self, tokenizer, *spectra, wavelength=None, resolving_power: float | None = None, **how
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        The whole spectra of stars of which some pixels are given: holes filled in, noise taken out.
+
+        Parameters
+        ----------
+        tokenizer : SpectraFMTokenizer
+        *spectra, **how
+            As it takes them: spectra that share their wavelengths.
+        wavelength : array of shape (pixels,), optional
+            Angstrom, vacuum, rest frame, increasing; by default those of the spectra.
+        resolving_power : float, optional
+            Wavelength / FWHM; by default that of the spectra where it is known, else the highest there is.
+
+        Returns
+        -------
+        wavelength : array of shape (pixels,)
+        flux, error : array of shape (stars, pixels)
+            In the unit of the spectra.
+
+        Raises
+        ------
+        ValueError
+            For wavelengths outside of the range of the instrument, or a resolving power that is too high; and as the
+            tokenizer does.
+        """
+        grids = tokenizer(*spectra, **how, return_grids=True).get("grids")
+        if grids is None or len(grids) != 1:
+            found = "another model" if grids is None else f"{len(grids)} grids"
+            raise ValueError(f"spectra: expected a model on evidence and spectra that share their grid, got {found}")
+        (known,) = whole_spectra(self, tokenizer.basis, grids)
+        if wavelength is None:
+            low, high = known.rung.range
+            own = grids[0].wavelength
+            wavelength = own[(own >= low) & (own <= high)]
+        power = grids[0].resolving_power if resolving_power is None else resolving_power
+        return np.asarray(wavelength, float), *known.at(wavelength, power)
 
     @without_autocast
     def _by_star_model(self, refined: Refined, request_ids, mean, log_variance):

@@ -10,7 +10,11 @@ from transformers import Pipeline
 
 from .flags_spectrafm import QUALITY, star_flags
 from .gate_spectrafm import is_spectrum, is_table, rows_of_table
+from .spectrum_spectrafm import best_fits
 from .velocity_spectrafm import VelocityMeter
+
+
+ABOUT = ("object_id", "names", "spectrum", "asked", "measured", "fit")  # what passes by the model
 
 
 class _Numbered(NamedTuple):
@@ -56,6 +60,7 @@ class Answers(list):
         """Columns of all names, NaN where a star has no answer, and the units of those that have one."""
         names = list(dict.fromkeys(name for answer in self for name in answer))
         columns = {name: [answer.get(name, "" if name == "object_id" else np.nan) for answer in self] for name in names}
+        columns.pop("spectrum", None)  # no number
         if "flags" in columns:
             columns["flags"] = [";".join(flags) if isinstance(flags, list) else "" for flags in columns["flags"]]
         units: dict[str, str] = {}
@@ -144,6 +149,9 @@ class StellarLabelsPipeline(Pipeline):
         flags : bool, optional
             Whether to add `flags`, a list of what speaks against the answers of a star, see `FLAGS`; for a model on
             evidence. Labels that the spectrum does not tell are then NaN, and no error.
+        spectrum : bool, optional
+            Whether to add `spectrum`, a [`BestFit`]: the data, the star that fits them best, chi^2, and where the
+            residual is no noise; for a model on evidence.
         radial_velocity : float, sequence of float or "measure", optional
             km/s of all stars, or of each, by which the spectra are moved to the rest frame; or, for a model on
             evidence, that which the lines of each tell, which is then added as `radial_velocity` with its error.
@@ -193,17 +201,20 @@ class StellarLabelsPipeline(Pipeline):
         requests: Sequence[Any] | None = None,
         scalars: Sequence[str] | None = None,
         flags: bool | None = None,
+        spectrum: bool | None = None,
         radial_velocity: Any = None,
     ):
         given = {"requests": requests, "scalars": scalars, "flags": flags, "radial_velocity": radial_velocity}
+        given["spectrum"] = spectrum
         return {name: value for name, value in given.items() if value is not None}, {}, {}
 
     def preprocess(  # type: ignore[override]
-        self, input_, requests=None, scalars=None, flags=None, radial_velocity=None
+        self, input_, requests=None, scalars=None, flags=None, spectrum=None, radial_velocity=None
     ) -> dict[str, Any]:
         tokenizer: Any = self.feature_extractor
-        if flags and tokenizer.basis is None:
-            raise ValueError("flags: expected a model on evidence (token_embedding='basis'), got one without flags")
+        for field, asked_for in (("flags", flags), ("spectrum", spectrum)):
+            if asked_for and tokenizer.basis is None:
+                raise ValueError(f"{field}: expected a model on evidence (token_embedding='basis'), got one without")
         name = None
         if isinstance(input_, _Numbered):
             radial_velocity = radial_velocity if input_.velocity is None else input_.velocity
@@ -212,7 +223,7 @@ class StellarLabelsPipeline(Pipeline):
         if isinstance(object_id, np.generic):
             object_id = object_id.item()
         name = name if object_id is None else object_id
-        spectrum = input_ if isinstance(input_, tuple) else (input_,)
+        given = input_ if isinstance(input_, tuple) else (input_,)
         if scalars is not None and not isinstance(input_, Mapping):
             raise ValueError(f"scalars: expected rows that hold {list(scalars)}, got a {type(input_).__name__}")
         measures = isinstance(radial_velocity, str)
@@ -220,7 +231,7 @@ class StellarLabelsPipeline(Pipeline):
             tokenizer.velocity_meter = VelocityMeter(tokenizer.basis, self.model)
         how = {"scalars": scalars, "requests": requests, "radial_velocity": radial_velocity}
         try:
-            inputs = tokenizer(*spectrum, **how, return_quality=bool(flags) or measures)
+            inputs = tokenizer(*given, **how, return_quality=bool(flags) or measures, return_grids=bool(spectrum))
         except ValueError as error:
             # To the tokenizer it is the only one.
             cause = str(error).removesuffix(" in spectrum 0")
@@ -231,15 +242,19 @@ class StellarLabelsPipeline(Pipeline):
         if not flags:
             for key in QUALITY:
                 inputs.pop(key, None)
+        fit = None
+        if (grids := inputs.pop("grids", None)) is not None:
+            (fit,) = best_fits(self.model, tokenizer.basis, grids)
         asked = requests is not None
         if requests is None:
             requests = tokenizer.label_names if tokenizer.requests is None else tokenizer.requests
         names = [request if isinstance(request, str) else f"flux_{request}" for request in requests]
         about = {"object_id": object_id, "names": names, "spectrum": name, "asked": asked, "measured": measured}
+        about["fit"] = fit
         return {**inputs, **about}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        about = {name: model_inputs.pop(name) for name in ("object_id", "names", "spectrum", "asked", "measured")}
+        about = {name: model_inputs.pop(name) for name in ABOUT}
         quality = {name: model_inputs.pop(name) for name in QUALITY if name in model_inputs}
         outputs = self.model(**model_inputs)
         if quality:
@@ -270,6 +285,8 @@ class StellarLabelsPipeline(Pipeline):
             star[f"{name}_err"] = error
         if (flags := model_outputs.get("flags")) is not None:
             star["flags"] = flags[0] if flags and isinstance(flags[0], list) else flags
+        if model_outputs["fit"] is not None:
+            star["spectrum"] = model_outputs["fit"]
         return star
 
 

@@ -351,6 +351,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         resolving_power: Any = None,
         normalised: Any = None,
         return_quality: bool = False,
+        return_grids: bool = False,
     ) -> BatchFeature:
         """
         Tokenize one spectrum or a batch. What comes back goes into the model as `model(**inputs)`.
@@ -397,6 +398,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             `clipped`, the share of the pixels that are left out as no star could have them, and `shift`, the km/s by
             which lines seem to be away from rest where the spectrum does not look like one of a star, else 0; and where
             they are measured, `radial_velocity` and `radial_velocity_err`.
+        return_grids : bool
+            With a basis: whether to add `grids`, the list of [`EvidenceOnGrid`] behind the tokens, which the model does
+            not take.
 
         Returns
         -------
@@ -460,7 +464,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                 pixels = self._read_pixels(*given, found["radial_velocity"], *how)
         n_stars = len(pixels["flux"])
         if self.basis is not None:
-            inputs = self._evidence(pixels, resolving_power, normalised, return_quality)
+            grids = self._evidence_on_grids(pixels, resolving_power, normalised)
+            inputs = self._evidence(grids, pixels, return_quality)
             if measured and return_quality:
                 inputs |= found
         else:
@@ -472,7 +477,10 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         inputs |= self._requests(requests, n_stars)
         if labels:
             inputs |= self._labels(labels, label_errors, inputs["request_ids"])
-        return BatchFeature(inputs, tensor_type=return_tensors)
+        features = BatchFeature(inputs, tensor_type=return_tensors)
+        if return_grids and self.basis is not None:
+            features["grids"] = grids
+        return features
 
     # ------------------------------------------------------------------------------------------------ reading pixels
 
@@ -622,11 +630,10 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         return found
 
     def _evidence(
-        self, pixels: dict[str, np.ndarray], resolving_power, normalised, return_quality: bool
+        self, found: list[EvidenceOnGrid], pixels: dict[str, np.ndarray], return_quality: bool
     ) -> dict[str, np.ndarray]:
         """Coefficients of all intervals that any of the stars has pixels in."""
         basis: Any = self.basis
-        found = self._evidence_on_grids(pixels, resolving_power, normalised)
         error, valid = pixels["flux_error"], pixels["valid"]
         n_stars = len(valid)
         # All intervals of a rung, so that stars that lack some can be put beside those that lack others.

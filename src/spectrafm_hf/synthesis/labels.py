@@ -20,7 +20,7 @@ and metal-poor stars; 18 more elements; and more scatter of each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,39 @@ _OPTICAL_ELEMENTS = {
 _SOLAR_LITHIUM = 1.05
 _LITHIUM = (-0.5, 3.5)  # log10 of the number of atoms, with hydrogen 12
 _OPTICAL_KINDS = (0.4, 0.2, 0.2, 0.2)  # usual, hot, cool, metal-poor
+
+
+def usual_abundances(
+    logg: NDArray[np.float64], fe_h: NDArray[np.float64], alpha_m: NDArray[np.float64], names: Sequence[str]
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, float], dict[str, float]]:
+    """
+    [X/Fe] of stars as [`draw_labels`], or for other elements [`draw_optical_labels`], has them.
+
+    Parameters
+    ----------
+    logg, fe_h, alpha_m : array of shape (stars,)
+        `alpha_m` is the mean of O, Mg, Si, Ca and Ti.
+    names : sequence of str
+        Labels; those that are no abundances are left out.
+
+    Returns
+    -------
+    usual : dict of str to array of shape (stars,)
+    scatter : dict of str to float
+    by_alpha : dict of str to float
+        Change of each with `alpha_m`.
+    """
+    offset, by_fe_h, slope, _ = np.mean([_ELEMENTS[f"{name}_fe"] for name in ("o", "mg", "si", "ca", "ti")], axis=0)
+    alpha = (alpha_m - offset - by_fe_h * fe_h) / slope
+    usual, scatter, by_alpha = {}, {}, {}
+    for name in names:
+        if (element := _ELEMENTS.get(name) or _OPTICAL_ELEMENTS.get(name)) is None:
+            continue
+        usual[name] = element[0] + element[1] * fe_h + element[2] * alpha
+        if name == "n_fe":
+            usual[name] = usual[name] + np.where(logg < 3.5, _GIANT_N_FE, 0.0)
+        scatter[name], by_alpha[name] = element[3], element[2] / slope
+    return usual, scatter, by_alpha
 
 
 def draw_labels(

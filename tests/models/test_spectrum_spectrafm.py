@@ -1,0 +1,155 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Whole spectra from what was seen of them: observed stars of Gaia XP, and stars of the emulator in the H band."""
+
+import numpy as np
+import pytest
+from transformers import pipeline
+
+from spectrafm_cli import DEMO_STARS
+from spectrafm_hf import bundled, load_checkpoint
+from spectrafm_hf.data.readers import read_spectra
+from spectrafm_hf.data.synthetic import load_emulator
+from spectrafm_hf.models.spectrum_spectrafm import STRANGE_SIGMA, best_fits, not_noise
+
+
+SNR = 100.0
+NOISE = 1 / SNR
+
+
+@pytest.fixture(scope="module")
+def base():
+    model, tokenizer = load_checkpoint("spectrafm-base")
+    return model.eval(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def xp():
+    """Observed stars of 3,500 to 6,500 K that nothing was trained on."""
+    rows = [row for row in read_spectra([DEMO_STARS]) if 3500 < row["teff"] < 6500]
+    return [{name: row[name] for name in ("wavelength", "flux", "flux_error", "mask")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def hband():
+    """A giant over its continuum, with noise: wavelength, flux without noise, row."""
+    emulator = load_emulator("emulator-hband")
+    wavelength, flux = emulator.synthesize(teff=4800.0, logg=2.5, fe_h=-0.2, mg_fe=0.1, wavelength_range=(15152, 16952))
+    clean = flux[0].astype(float)
+    noisy = clean + np.random.default_rng(3).standard_normal(clean.size) * NOISE
+    row = {"wavelength": wavelength, "flux": noisy, "flux_error": np.full(clean.size, NOISE)}
+    return wavelength, clean, row | {"mask": np.zeros(clean.size, bool)}
+
+
+def fit_of(base, row):
+    model, tokenizer = base
+    (fit,) = best_fits(model, tokenizer.basis, tokenizer(row, return_grids=True)["grids"])
+    return fit
+
+
+@pytest.mark.parametrize(("low", "high", "percent"), [(4000, 4800, 4.0), (6300, 7300, 2.0), (8000, 9200, 1.5)])
+def test_a_hole_in_observed_xp_spectra_is_filled_to_its_error(base, xp, low, high, percent):
+    model, tokenizer = base
+    wavelength = np.asarray(xp[0]["wavelength"], float)
+    hole = (wavelength > low) & (wavelength < high)
+    masked = [{**row, "mask": np.asarray(row["mask"], bool) | hole} for row in xp]
+    _, flux, error = model.predict_spectrum(tokenizer, masked, wavelength=wavelength[hole])
+    hidden, noise = (np.stack([row[name] for row in xp])[:, hole].astype(float) for name in ("flux", "flux_error"))
+    rms = np.sqrt(np.mean((flux - hidden) ** 2, axis=1)) / hidden.mean(axis=1)
+    assert np.median(rms) < percent / 100
+    z = (flux - hidden) / np.hypot(error, noise)
+    assert 0.5 < np.sqrt(np.mean(np.clip(z, -5, 5) ** 2)) < 1.7
+
+
+def test_absent_pixels_are_filled_as_masked_ones_are(base, xp):
+    model, tokenizer = base
+    wavelength = np.asarray(xp[0]["wavelength"], float)
+    hole = (wavelength > 6300) & (wavelength < 7300)
+    masked = {**xp[0], "mask": hole}
+    absent = {name: np.asarray(values)[~hole] for name, values in xp[0].items()}
+    found = [model.predict_spectrum(tokenizer, row, wavelength=wavelength[hole]) for row in (masked, absent)]
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=2e-3)
+
+
+def test_a_hole_in_the_h_band_is_filled_and_noise_is_taken_out(base, hband):
+    model, tokenizer = base
+    wavelength, clean, row = hband
+    hole = (wavelength > 15_600) & (wavelength < 15_700)
+    found, flux, error = model.predict_spectrum(tokenizer, {**row, "mask": hole})
+    np.testing.assert_allclose(found, wavelength)
+    deviation = flux[0] - clean
+    assert np.std(deviation[hole]) < 0.35 * NOISE
+    assert np.std(deviation[~hole]) < 0.25 * NOISE
+    assert 0.5 < np.sqrt(np.mean((deviation / error[0]) ** 2)) < 1.5
+    assert np.median(error[0, hole]) > np.median(error[0, ~hole])
+
+
+def test_the_unit_of_the_flux_is_that_of_the_spectrum(base, xp):
+    model, tokenizer = base
+    scaled = {**xp[0], "flux": 3e-16 * np.asarray(xp[0]["flux"]), "flux_error": 3e-16 * np.asarray(xp[0]["flux_error"])}
+    one, other = (model.predict_spectrum(tokenizer, row) for row in (xp[0], scaled))
+    np.testing.assert_allclose(other[1], 3e-16 * one[1], rtol=1e-3)
+    np.testing.assert_allclose(other[2], 3e-16 * one[2], rtol=1e-2)
+
+
+def test_a_lower_resolving_power_is_smoother(base, hband):
+    model, tokenizer = base
+    wavelength = np.arange(15_300.0, 15_400.0, 0.3)
+    fine, coarse = (
+        model.predict_spectrum(tokenizer, hband[2], wavelength=wavelength, resolving_power=power)[1][0]
+        for power in (None, 3000.0)
+    )
+    assert np.std(coarse) < 0.8 * np.std(fine)
+    assert np.mean(coarse) == pytest.approx(np.mean(fine), abs=3e-3)
+
+
+def test_what_is_not_known_is_refused(base, hband):
+    model, tokenizer = base
+    for wavelength, power, expected in (
+        (np.arange(4000.0, 4100.0), None, r"wavelength: expected 15,1.* Angstrom, got 4,000.0"),
+        (np.array([15_300.0, 15_299.0]), None, "wavelength: expected increasing numbers"),
+        (np.arange(15_300.0, 15_310.0), 50_000.0, "resolving_power: expected at most 22500, got 50000"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            model.predict_spectrum(tokenizer, hband[2], wavelength=wavelength, resolving_power=power)
+
+
+def test_the_best_fit_of_a_star_leaves_noise_alone(base, hband):
+    wavelength, clean, row = hband
+    fit = fit_of(base, row)
+    assert fit.chi2 / fit.degrees_of_freedom == pytest.approx(1.0, abs=0.06)
+    assert fit.no_noise == []
+    assert np.std(fit.model - clean) < 0.2 * NOISE
+    assert np.nanstd(fit.residual) == pytest.approx(1.0, abs=0.05)
+
+
+def test_what_no_star_has_is_no_noise(base, hband):
+    wavelength, _, row = hband
+    wrong = (wavelength > 16_000) & (wavelength < 16_012)
+    fit = fit_of(base, {**row, "flux": row["flux"] - 0.05 * wrong})
+    (low, high, sigma), *_ = fit.no_noise
+    assert 15_995 < low < 16_003
+    assert 16_009 < high < 16_017
+    assert sigma < -STRANGE_SIGMA
+
+
+def test_noise_is_no_discovery_and_a_step_is():
+    residual = np.random.default_rng(0).standard_normal(8000)
+    wavelength = np.linspace(15_000.0, 17_000.0, 8000)
+    assert not_noise(wavelength, residual) == []
+    residual[4000:4020] += 3.0
+    ((low, high, sigma),) = not_noise(wavelength, np.where(np.arange(8000) == 10, np.nan, residual))
+    assert abs(low - wavelength[4000]) < 7
+    assert abs(high - wavelength[4019]) < 7
+    assert sigma > STRANGE_SIGMA
+
+
+def test_the_pipeline_shows_the_fit_beside_the_labels(xp):
+    predict = pipeline("stellar-labels", model=bundled("spectrafm-base"))
+    with_fit = predict(xp[:3], spectrum=True, batch_size=2)
+    assert [len(answer["spectrum"].wavelength) for answer in with_fit] == [343] * 3
+    fit = with_fit[0]["spectrum"]
+    np.testing.assert_allclose(fit.flux, xp[0]["flux"], rtol=1e-5)
+    assert np.nanmax(np.abs(fit.residual)) < 6
+    assert "BestFit(chi2=" in repr(with_fit[0])
+    assert "spectrum" not in with_fit.to_pandas()
+    assert "spectrum" not in predict(xp[0])
