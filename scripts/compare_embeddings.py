@@ -69,7 +69,7 @@ def vectors_of(name: str, rows: Rows) -> dict[str, Array]:
         order = np.argsort(members)
         tokens = {key: inputs[key][order] for key in EMBEDDED}
         with torch.no_grad():
-            values = model(**tokens, request_ids=inputs["request_ids"]).values.numpy()
+            values = model(**tokens, request_ids=inputs["request_ids"]).predictions.numpy()
             output = model.model(**tokens)
             rung = int(output.rung_seen[0].int().argmax())
             completion: Any = model.model.rungs[rung].completion

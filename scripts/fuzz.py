@@ -160,7 +160,7 @@ def try_tokenizer(case: Case, folder: Path) -> None:
     with torch.inference_mode():
         outputs = model(**inputs)
     asked = inputs["request_ids"] > 0
-    for name in ("values", "errors"):
+    for name in ("predictions", "prediction_errors"):
         if not (good := np.isfinite(getattr(outputs, name)[asked])).all():
             raise Fault(f"{name}: {int((~good).sum())} of {asked.sum()} answers are not finite")
     if outputs.loss is not None and not torch.isfinite(outputs.loss):

@@ -166,8 +166,13 @@ def calibrate(
             power, normalised = columns.get("resolving_power"), part.get("normalised")
             found = collator.basis.evidence(grid, np.asarray(part["flux"]), weight, power, normalised)
             misfits.append(np.nanmedian(found.misfit, axis=1))
-            arrays = (outputs.values - labels, outputs.errors, errors.nan_to_num(nan=0.0), outputs.unknown[:, :1])
-            answers.append([array.double().numpy() for array in arrays] + [outputs.values.double().numpy()])
+            arrays = (
+                outputs.predictions - labels,
+                outputs.prediction_errors,
+                errors.nan_to_num(nan=0.0),
+                outputs.unknown[:, :1],
+            )
+            answers.append([array.double().numpy() for array in arrays] + [outputs.predictions.double().numpy()])
         limits.append([float(np.percentile(np.concatenate(values), STRANGEST)) for values in (costs, misfits)])
         factors.append({})
         floors.append({})

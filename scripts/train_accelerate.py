@@ -221,8 +221,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
             for number, batch in enumerate(group, 1):
                 wait = number < len(group)  # the processes exchange their gradients once for each step
                 with throughput.batch(batch), accelerator.no_sync(model) if wait else contextlib.nullcontext():
-                    # A tuple: DistributedDataParallel would look for a method `values`, which is a field of the output.
-                    part = share_of_step(model(**batch, return_dict=False)[0], batch, n_known, n_batches) / len(group)
+                    part = share_of_step(model(**batch).loss, batch, n_known, n_batches) / len(group)
                     accelerator.backward(part)
                 loss += part.detach()
                 demand_finite(part.detach(), [batch], args, progress.step, "loss")

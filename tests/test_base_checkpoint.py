@@ -208,6 +208,6 @@ def test_half_precision_changes_answers_by_less_than_a_tenth_of_their_errors(bas
             expected = model(**inputs)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
                 got = half(**inputs)
-        assert not torch.equal(got.values, expected.values)
-        assert ((got.values - expected.values) / expected.errors).abs().max() < 0.1
-        assert (got.errors / expected.errors - 1.0).abs().max() < 0.05
+        assert not torch.equal(got.predictions, expected.predictions)
+        assert ((got.predictions - expected.predictions) / expected.prediction_errors).abs().max() < 0.1
+        assert (got.prediction_errors / expected.prediction_errors - 1.0).abs().max() < 0.05

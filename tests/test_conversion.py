@@ -66,7 +66,7 @@ def test_predictions_agree_with_the_original(converted):
     assert list(model.config.label_names) == [name.lower() for name in expected["columns"][:5]]
     with torch.no_grad():
         outputs = model(**tokenizer(*fed_pixels(expected)))
-    got = torch.cat((outputs.values, outputs.errors), dim=1).double().numpy()
+    got = torch.cat((outputs.predictions, outputs.prediction_errors), dim=1).double().numpy()
     np.testing.assert_allclose(got, expected["prediction"], rtol=1e-5)
 
 
@@ -101,7 +101,7 @@ def test_the_stars_with_invalid_pixels_are_where_the_original_differs_from_itsel
     np.testing.assert_array_equal(tokens, expected["token_valid"].sum(axis=1))
     assert (tokens[mixed] < wavelength.shape[1]).all() and (tokens[~mixed] == wavelength.shape[1]).all()
     with torch.no_grad():
-        values = model(**tokenizer(wavelength, flux)).values.numpy()
+        values = model(**tokenizer(wavelength, flux)).predictions.numpy()
     attending = expected["prediction_attending_invalid"][:, :5]
     np.testing.assert_allclose(values[~mixed], attending[~mixed], rtol=1e-5)
     assert (np.abs(values[mixed] / attending[mixed] - 1).max(axis=1) > 1e-4).all()

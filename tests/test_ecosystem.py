@@ -128,7 +128,7 @@ def test_the_tokenizer_maps_a_data_set_in_batches(streaming, demo, expected):
     mapped = data.map(tokenize, batched=True, batch_size=5, remove_columns=data.column_names)
     loader = DataLoader(mapped.with_format("torch"), batch_size=5, collate_fn=default_data_collator)
     with torch.no_grad():
-        values = torch.cat([model(**batch).values for batch in loader])
+        values = torch.cat([model(**batch).predictions for batch in loader])
     check_teff(values[:, 0].tolist(), expected)
 
 
@@ -136,7 +136,7 @@ def test_the_tokenizer_is_a_transform_of_a_data_set(demo, expected):
     model, tokenizer = load_checkpoint(BASE_CHECKPOINT)
     inputs = demo.with_transform(tokenizer)[:3]
     with torch.no_grad():
-        values = model(**inputs).values
+        values = model(**inputs).predictions
     check_teff(values[:, 0].tolist(), expected[:3])
 
 
@@ -289,7 +289,7 @@ def test_a_loop_of_torch_and_one_of_accelerate_learn_the_same(streaming, labelle
             optimizer.step()
             optimizer.zero_grad()
             steps.append(outputs.loss.item())
-            values.append(accelerator.gather_for_metrics(outputs.values) if accelerator else outputs.values)
+            values.append(accelerator.gather_for_metrics(outputs.predictions) if accelerator else outputs.predictions)
         return steps, torch.cat(values).detach()
 
     plain, accelerated = train(None), train(accelerate.Accelerator(cpu=True))

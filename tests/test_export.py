@@ -37,9 +37,9 @@ def assert_same(session, model, tokenizer, rows, requests, tolerance=TOLERANCE):
     values, errors = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
     with torch.no_grad():
         expected = model(**inputs)
-    scale = expected.errors.numpy()
+    scale = expected.prediction_errors.numpy()
     assert values.shape == errors.shape == tuple(inputs["request_ids"].shape)
-    np.testing.assert_array_less(np.abs(values - expected.values.numpy()) / scale, tolerance)
+    np.testing.assert_array_less(np.abs(values - expected.predictions.numpy()) / scale, tolerance)
     np.testing.assert_array_less(np.abs(errors / scale - 1), tolerance)
 
 

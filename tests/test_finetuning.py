@@ -100,10 +100,12 @@ def test_all_other_answers_are_those_of_the_base_bit_by_bit(tuned, stars):
     with torch.no_grad():
         before, after = base(**spectra_of(stars, old)), model(**spectra_of(stars, new))
     others = [i for i, name in enumerate(base.config.label_names) if name != "logg"]
-    assert torch.equal(after.values[:, others].nan_to_num(), before.values[:, others].nan_to_num())
-    assert torch.equal(after.errors[:, others].nan_to_num(), before.errors[:, others].nan_to_num())
+    assert torch.equal(after.predictions[:, others].nan_to_num(), before.predictions[:, others].nan_to_num())
+    assert torch.equal(
+        after.prediction_errors[:, others].nan_to_num(), before.prediction_errors[:, others].nan_to_num()
+    )
     truth = np.array(stars["logg"].to_pylist()) + SHIFT
-    assert abs(np.median(after.values[:, 1].numpy() - truth)) < 0.05
+    assert abs(np.median(after.predictions[:, 1].numpy() - truth)) < 0.05
 
 
 def test_the_pipeline_and_predict_ask_for_the_new_label_too(tuned, stars):
@@ -115,7 +117,7 @@ def test_the_pipeline_and_predict_ask_for_the_new_label_too(tuned, stars):
     model, tokenizer = load_checkpoint(made.folder)
     assert answered_labels(model, tokenizer, row) == ["teff", "logg", "fe_h", "alpha_m", "log_lm"]
     with torch.no_grad():
-        asked = model(**spectra_of(stars, tokenizer, ["log_lm"])).values[0, 0]
+        asked = model(**spectra_of(stars, tokenizer, ["log_lm"])).predictions[0, 0]
     assert float(asked) == pytest.approx(star["log_lm"], abs=1e-4)
 
 
@@ -148,7 +150,7 @@ def test_a_tuned_checkpoint_is_tuned_again(tuned, stars, tmp_path):
     first, _ = load_checkpoint(made.folder)
     inputs = spectra_of(stars, tokenizer)
     with torch.no_grad():
-        values, before = model(**inputs).values, first(**inputs).values
+        values, before = model(**inputs).predictions, first(**inputs).predictions
     truth = np.array(stars["logg"].to_pylist()) - 1.0
     assert abs(np.median(values[:, 1].numpy() - truth)) < 0.05
     row = model.config.label_ids(["log_lm"])[0] - FIRST_LABEL_ID

@@ -138,8 +138,8 @@ def test_a_checkpoint_goes_to_the_hub_in_one_commit_and_comes_back_whole(hub, ch
     model, tokenizer = load_checkpoint("somebody/tiny")
     expected = load_checkpoint(checkpoint)[0](**tokenizer(stars))
     outputs = model(**tokenizer(stars))
-    np.testing.assert_array_equal(outputs.values.detach(), expected.values.detach())
-    np.testing.assert_array_equal(outputs.errors.detach(), expected.errors.detach())
+    np.testing.assert_array_equal(outputs.predictions.detach(), expected.predictions.detach())
+    np.testing.assert_array_equal(outputs.prediction_errors.detach(), expected.prediction_errors.detach())
     assert TrainingRange.load("somebody/tiny") == TrainingRange.load(checkpoint)
 
 
@@ -452,8 +452,8 @@ def test_the_code_of_the_card_predicts_where_the_package_is_not_installed(checkp
     model, tokenizer = load_checkpoint(checkpoint)
     outputs = model(**tokenizer({name: np.array(value) for name, value in star.items()}))
     for i, name in enumerate(tokenizer.label_names):
-        np.testing.assert_allclose(answer[name], outputs.values[0, i].item(), rtol=1e-5)
-        np.testing.assert_allclose(answer[f"{name}_err"], outputs.errors[0, i].item(), rtol=1e-5)
+        np.testing.assert_allclose(answer[name], outputs.predictions[0, i].item(), rtol=1e-5)
+        np.testing.assert_allclose(answer[f"{name}_err"], outputs.prediction_errors[0, i].item(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", spectrafm_hf.bundled_names("spectrafm"))

@@ -60,7 +60,7 @@ def check_predictions(report: dict, model, tokenizer, stars):
     """The other process predicted what this one predicts, and its pipeline said the same by name."""
     with torch.no_grad():
         expected = model(**tokenizer(stars))
-    values, errors = expected.values.numpy(), expected.errors.numpy()
+    values, errors = expected.predictions.numpy(), expected.prediction_errors.numpy()
     assert [star["object_id"] for star in report["pipeline"]] == [star["object_id"] for star in stars]
     names = tokenizer.label_names
     by_name = {end: [[star[f"{name}{end}"] for name in names] for star in report["pipeline"]] for end in ("", "_err")}

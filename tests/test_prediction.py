@@ -45,8 +45,10 @@ def test_predictions_are_those_of_the_model_star_by_star(tiny_model, tiny_tokeni
     with torch.no_grad():
         for i, star in enumerate(stars):
             output = tiny_model(**tiny_tokenizer(star))
-            np.testing.assert_allclose([predicted[name][i] for name in NAMES], output.values[0], rtol=1e-5)
-            np.testing.assert_allclose([predicted[f"{name}_err"][i] for name in NAMES], output.errors[0], rtol=1e-5)
+            np.testing.assert_allclose([predicted[name][i] for name in NAMES], output.predictions[0], rtol=1e-5)
+            np.testing.assert_allclose(
+                [predicted[f"{name}_err"][i] for name in NAMES], output.prediction_errors[0], rtol=1e-5
+            )
 
 
 def test_requests_choose_the_labels_and_unknown_ones_are_refused(tiny_model, tiny_tokenizer, stars):
@@ -110,7 +112,7 @@ def test_stars_without_errors_share_a_batch_with_others(tiny_model, tiny_tokeniz
     alone = {name: stars[1][name] for name in ("wavelength", "flux", "mask")}
     with torch.no_grad():
         output = tiny_model(**tiny_tokenizer(alone))
-    np.testing.assert_allclose(predicted["teff"][1], output.values[0, 0], rtol=1e-5)
+    np.testing.assert_allclose(predicted["teff"][1], output.predictions[0, 0], rtol=1e-5)
     np.testing.assert_array_equal(valid_pixels(stars[1]), ~stars[1]["mask"])
 
 

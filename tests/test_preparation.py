@@ -67,7 +67,7 @@ def test_labels_and_scalars_have_their_median_scatter_and_range():
     np.testing.assert_allclose(config.label_scales[1:], [0.05, 0.2], rtol=0.1)
     assert training_range.labels["teff"] == (4000.0, 6000.0)
     assert training_range.wavelength == (5000.0, 5038.0) and training_range.wavelength_step == (2.0, 2.0)
-    assert torch.isfinite(model(**tokenizer(sample["wavelength"][:3], sample["flux"][:3])).values).all()
+    assert torch.isfinite(model(**tokenizer(sample["wavelength"][:3], sample["flux"][:3])).predictions).all()
 
 
 def test_what_is_masked_or_nan_does_not_count_and_pixels_without_stars_lie_between_their_neighbours():
@@ -166,8 +166,8 @@ def test_a_checkpoint_gets_the_labels_that_it_lacks_and_keeps_its_answers(checkp
     asked = {**inputs, "request_ids": inputs["request_ids"][:, :4]}
     with torch.no_grad():
         found, expected = model(**inputs), before(**asked)
-    torch.testing.assert_close(found.values[:, :4], expected.values, rtol=1e-5, atol=1e-5)
-    assert torch.isfinite(found.values[:, 4]).all()
+    torch.testing.assert_close(found.predictions[:, :4], expected.predictions, rtol=1e-5, atol=1e-5)
+    assert torch.isfinite(found.predictions[:, 4]).all()
     # Of labels all that it has seen; of wavelengths only these, as it may forget the others.
     assert training_range.labels["teff"] == (4000.0, 7000.0) and training_range.labels["logg"] == (0.0, 5.0)
     assert training_range.labels["mg_fe"] == (sample["mg_fe"].min(), sample["mg_fe"].max())

@@ -217,8 +217,8 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch)
         if "model.onnx" in block:
             spectrafm_cli.main(["export", "spectrafm-base", "--output", "model.onnx"])
         exec(block, names)
-    assert names["outputs"].values.shape == (1, 4)
-    assert (names["outputs"].errors > 0).all()
+    assert names["outputs"].predictions.shape == (1, 4)
+    assert (names["outputs"].prediction_errors > 0).all()
 
 
 def test_the_readme_is_short_and_leads_to_every_page():

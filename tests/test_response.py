@@ -40,7 +40,7 @@ def responses(base, rows, names):
 def answers(base, rows, names):
     model, tokenizer = base
     with torch.no_grad():
-        return model(**tokens(tokenizer, rows, names)).values.double().numpy()
+        return model(**tokens(tokenizer, rows, names)).predictions.double().numpy()
 
 
 def by_differences(base, row, pixels, sigmas, names):
@@ -56,7 +56,7 @@ def by_differences(base, row, pixels, sigmas, names):
     # How well things are known counts as given.
     reliability = tokens(tokenizer, [row], names)["reliability"]
     with torch.no_grad():
-        values = model(**{**inputs, "reliability": reliability.expand_as(inputs["reliability"])}).values
+        values = model(**{**inputs, "reliability": reliability.expand_as(inputs["reliability"])}).predictions
     found = values.double().numpy().reshape(len(pixels), 2, -1)
     return (found[:, 0] - found[:, 1]) / (2 * np.asarray(sigmas)[:, None])
 
@@ -66,7 +66,7 @@ def assert_near(base, row, names, within, step=1.0):
     row = {**row, "flux": np.asarray(row["flux"], np.float64)}
     found = responses(base, [row], names)
     np.testing.assert_allclose(found.wavelength, row["wavelength"])
-    np.testing.assert_allclose(found.values, answers(base, [row], names), rtol=1e-5)
+    np.testing.assert_allclose(found.predictions, answers(base, [row], names), rtol=1e-5)
     response, sigma = found.response[0], np.sqrt(found.variance[0])
     strongest = np.abs(response * sigma).argmax(axis=1)
     others = np.random.default_rng(0).choice(np.flatnonzero(sigma), 6, replace=False)
@@ -110,7 +110,7 @@ def test_errors_follow_from_the_response(base):
     rows = list(islice(SyntheticStars("apogee", seed=8, label_ranges=ranges), 6))
     found = responses(base, rows, names)
     with torch.no_grad():
-        errors = base[0](**tokens(base[1], rows, names)).errors.numpy()
+        errors = base[0](**tokens(base[1], rows, names)).prediction_errors.numpy()
     ratio = np.sqrt((found.response**2 * found.variance[:, None]).sum(axis=2)) / errors
     assert np.abs(np.median(ratio, axis=0) - 1).max() < 0.15
     shares = found.information()
@@ -136,5 +136,5 @@ def test_the_model_learns_nothing_of_its_own_when_it_is_asked_for_derivatives(ba
     with torch.no_grad():
         expected = base[0](**inputs)
     found = base[0](**{**inputs, "pull": inputs["pull"].clone().requires_grad_()})
-    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=0)
+    torch.testing.assert_close(found.predictions, expected.predictions, rtol=0, atol=0)
     assert expected.refined.slope is None and found.refined.slope.shape[:2] == (1, 14)

@@ -174,7 +174,7 @@ def test_the_saved_checkpoint_gives_the_metrics_of_the_last_evaluation(trained, 
     model, tokenizer = load_checkpoint(str(folder / "final"))
     rows = stars["validation"].with_format("numpy")[:]
     with torch.inference_mode():
-        values = model.eval()(**tokenizer(rows)).values.numpy()
+        values = model.eval()(**tokenizer(rows)).predictions.numpy()
     error = values[:, 0] - rows["teff"]
     scatter = 1.4826 * np.median(np.abs(error - np.median(error)))
     logged = [entry for entry in trainer.state.log_history if "eval_teff_robust_scatter" in entry][-1]
@@ -377,7 +377,7 @@ def test_a_recipe_changes_dropout_and_requests_of_a_checkpoint_and_nothing_else_
     assert tokenizer.requests == ["fe_h"] and model.config.dropout == 0.5
     model.train()
     inputs = tokenizer(rows["wavelength"][:4], rows["flux"][:4], rows["flux_error"][:4])
-    answers = {model(**inputs).values[0, 0].item() for _ in range(4)}
+    answers = {model(**inputs).predictions[0, 0].item() for _ in range(4)}
     assert len(answers) == 4
     for wrong in ({"model": {"hidden_size": 4}}, {"tokenizer": {"clip": 3.0}}):
         with pytest.raises(ValueError, match="expected nothing but .* beside a checkpoint, got"):

@@ -250,7 +250,7 @@ from spectrafm_hf import load_checkpoint
 
 model, tokenizer = load_checkpoint("{name}")
 outputs = model(**tokenizer(wavelength, flux, flux_error=flux_error))
-outputs.values, outputs.errors  # (stars, labels)
+outputs.predictions, outputs.prediction_errors  # (stars, labels)
 ```
 
 From the command line: `spectrafm predict FILES --model {name}`. Where the package is not installed, a folder or a

@@ -282,10 +282,10 @@ def _deviation(model: SpectraFMForPrediction, session: Any, inputs: Mapping[str,
     """Greatest difference in values and errors, in units of the error; infinite where only one gives an answer."""
     with torch.inference_mode():
         expected = model(**inputs)
-    errors = expected.errors.numpy()
+    errors = expected.prediction_errors.numpy()
     answers = session.run(None, {key: tensor.numpy() for key, tensor in inputs.items()})
     worst = 0.0
-    for answer, torchs in zip(answers, (expected.values.numpy(), errors), strict=True):
+    for answer, torchs in zip(answers, (expected.predictions.numpy(), errors), strict=True):
         known = np.isfinite(torchs)
         if not np.array_equal(known, np.isfinite(answer)):
             return float("inf")

@@ -511,7 +511,7 @@ class _BatchPredictor:
                     continue
                 reasons[some[0]] = NO_MEMORY
             else:
-                for column, found in zip(answers, (output.values, output.errors), strict=True):
+                for column, found in zip(answers, (output.predictions, output.prediction_errors), strict=True):
                     column[some] = found.float().cpu().numpy()
                 if quality:
                     own = {name: value[start : start + len(some)] for name, value in quality.items()}

@@ -52,11 +52,11 @@ def answers_and_derivatives(
         # The stars of a batch do not see each other, so the sum over them has the derivative of each.
         found = [
             torch.autograd.grad(answer, (coefficients, pull), retain_graph=True, materialize_grads=True)
-            for answer in output.values.sum(dim=0)
+            for answer in output.predictions.sum(dim=0)
         ]
     derivatives = (torch.stack(parts, dim=1).double().cpu().numpy() for parts in zip(*found, strict=True))
     by_coefficients, by_pull = (np.nan_to_num(part) for part in derivatives)
-    return output.values.detach().double().cpu().numpy(), by_coefficients, by_pull
+    return output.predictions.detach().double().cpu().numpy(), by_coefficients, by_pull
 
 
 def flux_response(design: Design, grid: EvidenceOnGrid, by_coefficients: Array, by_pull: Array) -> tuple[Array, Array]:

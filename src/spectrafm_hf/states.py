@@ -96,7 +96,7 @@ def frozen_states(
             with torch.inference_mode():
                 output = model(**given)
             own, intervals = start + members, inputs["interval_ids"][0].numpy()
-            values[own], errors[own] = output.values.double().numpy(), output.errors.double().numpy()
+            values[own], errors[own] = output.predictions.double().numpy(), output.prediction_errors.double().numpy()
             seen = inputs["attention_mask"][..., None]
             for part, name in zip(evidence, ("coefficients", "reliability"), strict=True):
                 part[own[:, None], intervals] = (inputs[name] * seen).numpy()

@@ -613,8 +613,7 @@ class SpectraFMTrainer(Trainer):
         return grad_norm
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # A tuple: DistributedDataParallel would look for a method `values`, which is a field of the output.
-        loss = super().compute_loss(model, {**inputs, "return_dict": not model.training}, return_outputs)
+        loss = super().compute_loss(model, inputs, return_outputs)
         if not model.training:
             return loss
         return share_of_step(loss, inputs, num_items_in_batch, len(self.batches) * self.args.world_size)

@@ -434,7 +434,7 @@ def test_with_the_package_no_code_of_a_checkpoint_is_run(checkpoint, trace, pois
     for auto_class in (AutoConfig, AutoModel, AutoModelForTimeSeriesPrediction, AutoTokenizer):
         assert type(auto_class.from_pretrained(checkpoint)).__module__.startswith("spectrafm_hf.models.")
     predict = pipeline("stellar-labels", model=str(checkpoint), device="cpu")
-    assert predict(stars[0])["teff"] == pytest.approx(model(**tokenizer(stars[0])).values[0, 0].item(), rel=1e-5)
+    assert predict(stars[0])["teff"] == pytest.approx(model(**tokenizer(stars[0])).predictions[0, 0].item(), rel=1e-5)
     name = bundled_names("spectrafm-emulator")[0]
     emulator = checkpoint.with_name("emulator")
     shutil.copytree(bundled(name), emulator)

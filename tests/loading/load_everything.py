@@ -59,13 +59,13 @@ def load(package: bool, source: str, stars: list[dict], bundled: bool = False, r
         "classes": {auto_class: type(thing).__name__ for auto_class, thing in loaded.items()},
         "from_package": {auto_class: type(thing).__module__.split(".")[0] for auto_class, thing in loaded.items()},
         "pipeline_from": type(pipeline).__module__.split(".")[0],
-        "values": outputs.values.tolist(),
-        "errors": outputs.errors.tolist(),
+        "values": outputs.predictions.tolist(),
+        "errors": outputs.prediction_errors.tolist(),
         "pipeline": pipeline(stars, batch_size=2),
     }
     if package:
         model, tokenizer = spectrafm_hf.load_checkpoint(source, **kwargs)
-        report["load_checkpoint"] = model(**tokenizer(stars)).values.tolist()
+        report["load_checkpoint"] = model(**tokenizer(stars)).predictions.tolist()
     else:
         # What came from the hub can be saved again, whole: code, pipeline and all.
         model.save_pretrained("saved-again")

@@ -312,3 +312,9 @@ def test_a_file_of_an_earlier_version_has_no_fields_that_came_later():
     del earlier["0.mean"]
     with pytest.raises(ValueError, match="expected the array '0.mean'"):
         SpectrumBasis.from_arrays(earlier)
+
+
+def test_pixels_that_are_wider_than_any_interval_are_refused_in_one_line(tiny_evidence):
+    _, tokenizer = tiny_evidence
+    with pytest.raises(ValueError, match="wavelength: .*, got 1000.0-299000.0 in pixels wider than an interval"):
+        tokenizer([1000.0, 5100.0, 299_000.0], np.ones(3), np.full(3, 0.1))

@@ -48,8 +48,10 @@ def test_when_a_label_is_new_then_all_other_answers_stay_bit_by_bit(model):
     fill_correction(model.add_correction(settings(), "Gyr", 5.0, 3.0))
     after = ask(model)
     assert list(model.config.label_names) == [*LABELS, "age"] and model.config.label_units[-1] == "Gyr"
-    assert torch.equal(after.values[:, :3], before.values) and torch.equal(after.errors[:, :3], before.errors)
-    assert after.values[:, 3].isfinite().all() and (after.errors[:, 3] > 0).all()
+    assert torch.equal(after.predictions[:, :3], before.predictions) and torch.equal(
+        after.prediction_errors[:, :3], before.prediction_errors
+    )
+    assert after.predictions[:, 3].isfinite().all() and (after.prediction_errors[:, 3] > 0).all()
 
 
 def test_when_the_spectrum_is_of_another_rung_then_the_new_label_is_unknown_and_the_old_ones_stay(model):
@@ -57,8 +59,8 @@ def test_when_the_spectrum_is_of_another_rung_then_the_new_label_is_unknown_and_
     before = ask(model, other)
     fill_correction(model.add_correction(settings()))
     fill_correction(model.add_correction(settings("logg", adds=True)))
-    assert torch.equal(ask(model, other).values, before.values)
-    assert ask(model, {**other, "request_ids": torch.tensor([[5]] * 4)}).values.isnan().all()
+    assert torch.equal(ask(model, other).predictions, before.predictions)
+    assert ask(model, {**other, "request_ids": torch.tensor([[5]] * 4)}).predictions.isnan().all()
 
 
 def test_when_a_correction_adds_a_constant_then_the_answer_moves_by_it(model):
@@ -68,10 +70,10 @@ def test_when_a_correction_adds_a_constant_then_the_answer_moves_by_it(model):
     correction.noise.copy_(torch.tensor([0.01, 0.0, 0.0, 0.0, 0.0]))
     after = ask(model)
     row = LABELS.index("logg")
-    np.testing.assert_allclose(after.values[:, row] - before.values[:, row], 0.85, atol=1e-5)
-    np.testing.assert_allclose(after.errors[:, row], 0.2, rtol=1e-5)
+    np.testing.assert_allclose(after.predictions[:, row] - before.predictions[:, row], 0.85, atol=1e-5)
+    np.testing.assert_allclose(after.prediction_errors[:, row], 0.2, rtol=1e-5)
     rest = [0, 2]
-    assert torch.equal(after.values[:, rest], before.values[:, rest])
+    assert torch.equal(after.predictions[:, rest], before.predictions[:, rest])
 
 
 def test_when_a_label_is_corrected_again_then_the_last_one_counts(model):
@@ -80,10 +82,10 @@ def test_when_a_label_is_corrected_again_then_the_last_one_counts(model):
         correction.target[0] = shift
     assert len(model.corrections) == len(model.config.corrections) == 1
     torch.manual_seed(0)
-    assert ask(model).values[:, 1].isfinite().all()
-    with_both = ask(model).values[:, 1]
+    assert ask(model).predictions[:, 1].isfinite().all()
+    with_both = ask(model).predictions[:, 1]
     model.drop_corrections()
-    np.testing.assert_allclose(with_both - ask(model).values[:, 1], 2.0, atol=1e-5)
+    np.testing.assert_allclose(with_both - ask(model).predictions[:, 1], 2.0, atol=1e-5)
 
 
 def test_when_an_input_is_unknown_then_the_answer_is_and_nothing_else(model):
@@ -103,7 +105,7 @@ def test_when_it_is_saved_then_it_loads_with_its_own_code_and_says_the_same(mode
     model.save_pretrained(tmp_path)
     assert (tmp_path / "correction_spectrafm.py").is_file()
     again = AutoModelForTimeSeriesPrediction.from_pretrained(tmp_path, trust_remote_code=True).eval()
-    assert torch.equal(ask(again).values, ask(model).values)
+    assert torch.equal(ask(again).predictions, ask(model).predictions)
     half = SpectraFMForPrediction.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     assert half.corrections[0].stars.dtype == torch.float32
     assert half.to(torch.float16).corrections[0].stars.dtype == torch.float32
@@ -115,7 +117,7 @@ def test_when_new_labels_are_dropped_then_the_vocabulary_is_as_it_was(model):
     model.drop_corrections()
     after = model.config.to_dict()
     assert {key for key in after if after[key] != before[key]} <= {"network_labels"}
-    assert ask(model).values.shape[1] == 3
+    assert ask(model).predictions.shape[1] == 3
 
 
 def test_when_settings_do_not_fit_then_the_field_is_named():

@@ -66,7 +66,7 @@ def tokens(n=4, intervals=(1, 2, 4, 7), seed=0):
 
 def answers(model, inputs):
     with torch.no_grad():
-        return model(**inputs).values
+        return model(**inputs).predictions
 
 
 def test_when_a_token_does_not_count_then_what_is_in_it_changes_nothing(model):
@@ -203,24 +203,24 @@ def test_errors_follow_curves_of_temperature_and_of_what_is_not_known():
         after = model(**inputs)
         alone = model(**inputs, request_ids=torch.full((6, 1), 3))
     expected = np.exp(
-        np.interp(before.values[:, 0], knots[0], curves["logg"][0])
+        np.interp(before.predictions[:, 0], knots[0], curves["logg"][0])
         + np.interp(before.unknown[:, 0], knots[1], curves["logg"][1])
     )
     known = torch.log(1.0 - inputs["reliability"][:, :3]).mean(dim=2).sum(dim=1) / 6  # of six intervals
     np.testing.assert_allclose(before.unknown[:, 0], known, rtol=1e-4)
-    np.testing.assert_allclose((after.errors / before.errors)[:, 1], expected, rtol=1e-4)
-    assert torch.equal(after.errors[:, [0, 2]], before.errors[:, [0, 2]])
-    torch.testing.assert_close(alone.errors[:, 0], after.errors[:, 1])
+    np.testing.assert_allclose((after.prediction_errors / before.prediction_errors)[:, 1], expected, rtol=1e-4)
+    assert torch.equal(after.prediction_errors[:, [0, 2]], before.prediction_errors[:, [0, 2]])
+    torch.testing.assert_close(alone.prediction_errors[:, 0], after.prediction_errors[:, 1])
     # So does what a correction begins from.
     ids = torch.arange(2, 5).expand(6, -1)
     with torch.no_grad():
         _, begun = model.uncorrected(model.model(**inputs), None, ids)
-    torch.testing.assert_close(begun, after.errors)
+    torch.testing.assert_close(begun, after.prediction_errors)
     other = {name: value[:, 3:] for name, value in inputs.items()}  # the second rung alone has no curves
     with torch.no_grad():
-        found = model(**other).errors
+        found = model(**other).prediction_errors
         model.config.label_error_curves = None
-        torch.testing.assert_close(found, model(**other).errors, rtol=0, atol=0)
+        torch.testing.assert_close(found, model(**other).prediction_errors, rtol=0, atol=0)
 
 
 def test_scalars_are_refused(model):
@@ -273,10 +273,10 @@ def test_it_learns_what_the_coefficients_say():
         schedule.step()
     inputs, labels = batch(500)
     output = model.eval()(**inputs)
-    residual = ((output.values - labels) / scale).std(dim=0)
+    residual = ((output.predictions - labels) / scale).std(dim=0)
     # The noise alone gives 0.1.
     assert residual.max() < 0.17
-    assert ((output.values - labels) / output.errors).std().item() == pytest.approx(1.0, abs=0.25)
+    assert ((output.predictions - labels) / output.prediction_errors).std().item() == pytest.approx(1.0, abs=0.25)
 
 
 # ------------------------------------------------------------------------------------------------- with its tokenizer
@@ -322,9 +322,9 @@ def spectra(n=3):
 def test_when_a_checkpoint_is_loaded_by_any_way_then_the_answers_are_the_same(checkpoint):
     model, tokenizer = load_checkpoint(checkpoint)
     with torch.no_grad():
-        expected = model(**tokenizer(*spectra())).values
+        expected = model(**tokenizer(*spectra())).predictions
         other = AutoModelForTimeSeriesPrediction.from_pretrained(checkpoint).eval()
-        torch.testing.assert_close(other(**AutoTokenizer.from_pretrained(checkpoint)(*spectra())).values, expected)
+        torch.testing.assert_close(other(**AutoTokenizer.from_pretrained(checkpoint)(*spectra())).predictions, expected)
     wavelength, flux, error = spectra()
     rows = pipeline("stellar-labels", model=str(checkpoint))(
         [(wavelength, f, e) for f, e in zip(flux, error, strict=True)]

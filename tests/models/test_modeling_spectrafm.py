@@ -260,9 +260,9 @@ def test_values_and_errors_are_mean_and_variance_in_physical_units(model, inputs
         else:
             label = names.index(request)
             center, scale = model.config.label_centers[label], model.config.label_scales[label]
-        torch.testing.assert_close(outputs.values[:, column], outputs.mean[:, column] * scale + center)
+        torch.testing.assert_close(outputs.predictions[:, column], outputs.mean[:, column] * scale + center)
         sigma = torch.exp(outputs.log_variance[:, column] / 2)
-        torch.testing.assert_close(outputs.errors[:, column], sigma * scale)
+        torch.testing.assert_close(outputs.prediction_errors[:, column], sigma * scale)
 
 
 def test_without_requests_all_labels_are_asked_for(model, inputs):
@@ -322,7 +322,7 @@ def test_a_star_of_which_nothing_is_known_gets_finite_answers_and_gradients(atte
     expected = model(**inputs).mean[0]
     inputs["attention_mask"][1] = False
     outputs = model(**inputs)
-    assert torch.isfinite(outputs.mean).all() and torch.isfinite(outputs.errors).all()
+    assert torch.isfinite(outputs.mean).all() and torch.isfinite(outputs.prediction_errors).all()
     torch.testing.assert_close(outputs.mean[0], expected)
     outputs.mean.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
@@ -432,7 +432,7 @@ def test_a_new_label_leaves_all_other_answers_bit_by_bit_and_after_a_load_but_fo
         asked = tokenizer(*make_spectra(), scalars={"ca_fe": [0.3, 0.1, np.nan]}, requests=["teff", "ca_fe"])
         answers, again = model(**asked), loaded(**asked)
     assert_same_outputs(again, answers, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(answers.values[:, 1], answers.mean[:, 1] * 0.2 + 0.1)
+    torch.testing.assert_close(answers.predictions[:, 1], answers.mean[:, 1] * 0.2 + 0.1)
     assert not torch.isclose(answers.mean[:, 0], answers.mean[:, 1]).any()
 
 
@@ -556,9 +556,9 @@ def test_labels_to_spectrum_needs_no_spectrum_tokens(model):
         inputs = tokenizer(None, scalars={"teff": [4500.0, 5500.0], "logg": [2.0, np.nan]}, requests=grid)
         assert inputs["flux"].shape[1] == 0
         outputs = model(**inputs)
-    assert outputs.values.shape == (2, 3)
-    torch.testing.assert_close(outputs.values, outputs.mean * 0.1 + 0.9)
-    torch.testing.assert_close(outputs.errors, torch.exp(outputs.log_variance / 2) * 0.1)
+    assert outputs.predictions.shape == (2, 3)
+    torch.testing.assert_close(outputs.predictions, outputs.mean * 0.1 + 0.9)
+    torch.testing.assert_close(outputs.prediction_errors, torch.exp(outputs.log_variance / 2) * 0.1)
     assert not torch.isclose(outputs.mean[0], outputs.mean[1]).any()  # labels matter
     assert not torch.isclose(outputs.mean[:, 0], outputs.mean[:, 1]).any()  # and wavelength does
 
@@ -625,7 +625,7 @@ def test_half_precision_runs_and_answers_nearly_the_same_in_float32(dtype, input
         expected = model(**inputs, labels=labels)
         got = model.to(dtype)(**inputs, labels=labels)
     assert got.encoder_last_hidden_state.dtype == dtype
-    for name in ("loss", "mean", "log_variance", "values", "errors"):
+    for name in ("loss", "mean", "log_variance", "predictions", "prediction_errors"):
         assert got[name].dtype == torch.float32
         assert torch.isfinite(got[name]).all()
     torch.testing.assert_close(got.mean, expected.mean, rtol=0.1, atol=0.1)
@@ -668,9 +668,11 @@ def test_labels_are_not_rounded_to_the_steps_of_half_precision(how):
         else:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 outputs = model(**inputs)
-    for answers in (outputs.mean, outputs.log_variance, outputs.values, outputs.errors):
+    for answers in (outputs.mean, outputs.log_variance, outputs.predictions, outputs.prediction_errors):
         assert (answers != answers.bfloat16().float()).float().mean() > 0.9
-    assert (outputs.values[1:] - outputs.values[:-1]).abs().min() < 4.0  # Kelvin; a step of bfloat16 there is 32
+    assert (
+        outputs.predictions[1:] - outputs.predictions[:-1]
+    ).abs().min() < 4.0  # Kelvin; a step of bfloat16 there is 32
 
 
 def test_loading_in_half_precision_keeps_the_scales_of_the_labels(model, inputs, tmp_path):
@@ -681,7 +683,7 @@ def test_loading_in_half_precision_keeps_the_scales_of_the_labels(model, inputs,
         outputs = half(**inputs)
     teff = half.config.label_names.index("teff")
     center, scale = half.config.label_centers[teff], half.config.label_scales[teff]
-    torch.testing.assert_close(outputs.values[:, 0], outputs.mean[:, 0] * scale + center, rtol=1e-6, atol=1e-3)
+    torch.testing.assert_close(outputs.predictions[:, 0], outputs.mean[:, 0] * scale + center, rtol=1e-6, atol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------ training, compiling
@@ -804,7 +806,7 @@ def test_error_factors_multiply_the_errors_of_their_label_and_nothing_else(model
         model.add_label("ca_fe")
         assert len(model.config.label_error_factors) == n_labels + 1
         assert_same_outputs(model(**requests), after, rtol=0, atol=0)
-    torch.testing.assert_close(after.errors[:, 0], 1.5 * before.errors[:, 0])
-    torch.testing.assert_close(after.errors[:, 1:], before.errors[:, 1:])
-    torch.testing.assert_close(after.values, before.values, rtol=0, atol=0)
+    torch.testing.assert_close(after.prediction_errors[:, 0], 1.5 * before.prediction_errors[:, 0])
+    torch.testing.assert_close(after.prediction_errors[:, 1:], before.prediction_errors[:, 1:])
+    torch.testing.assert_close(after.predictions, before.predictions, rtol=0, atol=0)
     torch.testing.assert_close(after.log_variance[:, 0], before.log_variance[:, 0] + 2 * math.log(1.5))

@@ -43,8 +43,8 @@ def test_a_row_gives_each_label_with_its_error(predict, tiny_model, tiny_tokeniz
     assert answer["object_id"] == "star-0"
     with torch.no_grad():
         outputs = tiny_model(**tiny_tokenizer(stars[0]))
-    assert [answer[name] for name in names] == outputs.values[0].tolist()
-    assert [answer[f"{name}_err"] for name in names] == outputs.errors[0].tolist()
+    assert [answer[name] for name in names] == outputs.predictions[0].tolist()
+    assert [answer[f"{name}_err"] for name in names] == outputs.prediction_errors[0].tolist()
 
 
 def test_the_answer_does_not_depend_on_how_stars_are_given_or_batched(either, stars):

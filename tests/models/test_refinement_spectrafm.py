@@ -190,9 +190,9 @@ def test_the_model_answers_with_the_fit_and_what_follows_from_it(stars):
     expected = np.stack(
         [found.labels[:, 0], found.labels[:, 1], found.labels[:, 2], found.labels[:, alpha].mean(dim=1)], axis=1
     )
-    assert np.allclose(outputs.values[known][:, :4], expected[known], rtol=1e-4, atol=1e-3)
+    assert np.allclose(outputs.predictions[known][:, :4], expected[known], rtol=1e-4, atol=1e-3)
     total = found.covariance[:, alpha][:, :, alpha].sum(dim=(1, 2)).sqrt() / len(alpha)
-    assert np.allclose(outputs.errors[known][:, 3], total[known], rtol=1e-3)
+    assert np.allclose(outputs.prediction_errors[known][:, 3], total[known], rtol=1e-3)
     assert np.mean([bool(flag) for flag in flags]) < 0.1
 
 
@@ -225,7 +225,7 @@ def test_what_the_network_was_not_trained_for_is_no_number(stars):
     inputs = stars.tokenizer(stars.wavelength, *(array[0] for array in stars.noisy(100)))
     outside = {name: inputs[name] for name in ("coefficients", "reliability", "interval_ids", "attention_mask")}
     with torch.no_grad():
-        values = stars.model(**outside).values[0]
+        values = stars.model(**outside).predictions[0]
     assert torch.isfinite(values[:4]).all() and torch.isnan(values[4])
 
 

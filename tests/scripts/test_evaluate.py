@@ -182,7 +182,9 @@ def test_the_figures_of_the_checkpoint_are_those_of_its_own_predictions(evaluate
     with torch.no_grad():
         answer = model(**tokenizer(rows))
     for i, name in enumerate(LABELS):
-        expected = label_metrics(answer.values[:, i], answer.errors[:, i], rows[name], rows[f"{name}_err"])
+        expected = label_metrics(
+            answer.predictions[:, i], answer.prediction_errors[:, i], rows[name], rows[f"{name}_err"]
+        )
         assert table[name] == pytest.approx(expected, rel=1e-4)
 
 

@@ -79,4 +79,4 @@ def test_both_commands_make_a_checkpoint_that_answers(tmp_path):
     for low, high, step in ((3400.0, 10_000.0, 20.0), (15_200.0, 16_900.0, 0.2), (3700.0, 9000.0, 2.0)):
         wavelength = np.arange(low, high, step)
         outputs = model(**tokenizer(wavelength, np.ones_like(wavelength), np.full_like(wavelength, 0.01)))
-        assert outputs.values[0, :4].isfinite().all() and (outputs.errors[0, :4] > 0).all()
+        assert outputs.predictions[0, :4].isfinite().all() and (outputs.prediction_errors[0, :4] > 0).all()

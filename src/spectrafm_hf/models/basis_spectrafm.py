@@ -307,14 +307,16 @@ class SpectrumBasis:
         kept = self._designs.get(key)
         if kept is None:
             rung = self.rung_for(wavelength, resolving_power)
-            if rung is None:
+            if rung is not None:
+                if resolving_power is None and rung.guesses_power:
+                    resolving_power = _guess(wavelength)
+                kept = design_of_rung(rung, wavelength, resolving_power)
+            if kept is None or not len(kept.intervals):
                 ranges = ", ".join("{:.0f}-{:.0f}".format(*rung.range) for rung in self.rungs)
                 raise ValueError(
                     f"wavelength: expected some of {ranges} Angstrom, got {wavelength[0]:.1f}-{wavelength[-1]:.1f}"
+                    + (" in pixels wider than an interval" if kept else "")
                 )
-            if resolving_power is None and rung.guesses_power:
-                resolving_power = _guess(wavelength)
-            kept = design_of_rung(rung, wavelength, resolving_power)
             if len(self._designs) >= KEPT:
                 self._designs = dict(list(self._designs.items())[-KEPT // 2 :])  # threads may share it
             self._designs[key] = kept
@@ -606,7 +608,7 @@ def design_of_rung(rung: Rung, wavelength: np.ndarray, resolving_power: float | 
     mean, directions = rung.smoothed(one)
     position = np.log(wavelength)
     half = half_widths(wavelength)
-    low = (np.log(wavelength - half) - rung.start) / rung.step
+    low = (np.log(np.maximum(wavelength - half, 1.0)) - rung.start) / rung.step  # a lone pixel may be as wide as that
     high = (np.log(wavelength + half) - rung.start) / rung.step
     usable = (low > -0.5) & (high < len(mean) - 0.5)
     number = np.floor((position - rung.edge) / rung.width).astype(int)

@@ -133,16 +133,14 @@ class SpectraFMConfig(PreTrainedConfig):
 
     model_type = "spectrafm"
     keys_to_ignore_at_inference = [
-        "values",
-        "errors",
+        "predictions",
+        "prediction_errors",
         "last_hidden_state",
         "decoder_hidden_states",
         "cross_attentions",
         "encoder_last_hidden_state",
         "encoder_hidden_states",
         "encoder_attentions",
-        "predictions",
-        "prediction",
         "refined",
     ]
 

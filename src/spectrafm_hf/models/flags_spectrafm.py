@@ -75,7 +75,7 @@ def star_flags(
     list of list of str
         In the order of `FLAGS`.
     """
-    n_stars = len(outputs.values)
+    n_stars = len(outputs.predictions)
     found: list[set[str]] = [set() for _ in range(n_stars)]
 
     def add(flag: str, where: torch.Tensor) -> None:
@@ -103,7 +103,7 @@ def star_flags(
         chi2 = torch.where(own, misfit, torch.nan).nanmedian(dim=1).values.cpu()
         here = ~by_stars & outputs.rung_seen[:, number].cpu()
         add("unlike_training", here & ((outputs.cost[:, number].cpu() > limit) | (chi2 > misfit_limit)))
-    values, errors = outputs.values.float().cpu(), outputs.errors.float().cpu()
+    values, errors = outputs.predictions.float().cpu(), outputs.prediction_errors.float().cpu()
     star_model = model.refinement.star_model if config.star_labels else None
 
     def at_edge(i: int, low: float | torch.Tensor, high: float | torch.Tensor) -> torch.Tensor:

@@ -13,12 +13,11 @@ decoder, model, prediction.
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -79,45 +78,8 @@ class SpectraFMModelOutput(ModelOutput):
     unknown: torch.Tensor | None = None
 
 
-class _OutputWithValues(ModelOutput):
-    """
-    A ModelOutput with a field `values`, which hides the method of dictionaries of that name.
-
-    torch.export sees into a ModelOutput with functions of transformers that call the method. Here are others.
-    """
-
-    def __init_subclass__(cls):
-        def flatten(output):
-            return list(output.to_tuple()), list(output.keys())
-
-        def flatten_with_keys(output):
-            return [(pytree.MappingKey(key), value) for key, value in output.items()], list(output.keys())
-
-        pytree.register_pytree_node(
-            cls,
-            flatten,
-            lambda values, keys: cls(**dict(zip(keys, values, strict=True))),
-            serialized_type_name=f"{cls.__module__}.{cls.__name__}",
-            flatten_with_keys_fn=flatten_with_keys,
-        )
-
-    def __post_init__(self):
-        first = fields(self)[0].name
-        given = getattr(self, first)
-        if given is not None and not isinstance(given, torch.Tensor):
-            # DataParallel builds the output of all devices from pairs of name and tensor.
-            setattr(self, first, None)
-            pairs = dict(given)
-        else:
-            pairs = {field.name: getattr(self, field.name) for field in fields(self)}
-        self.clear()
-        for name, value in pairs.items():
-            if value is not None:
-                self[name] = value
-
-
 @dataclass
-class SpectraFMPredictionOutput(_OutputWithValues):
+class SpectraFMPredictionOutput(ModelOutput):
     """
     Output of [`SpectraFMForPrediction`]. B stars, R requests.
 
@@ -126,8 +88,8 @@ class SpectraFMPredictionOutput(_OutputWithValues):
     loss : torch.FloatTensor of shape (), if labels were given
     mean, log_variance : torch.FloatTensor of shape (B, R)
         In standardised units.
-    values, errors : torch.FloatTensor of shape (B, R)
-        The same in physical units; errors are one sigma.
+    predictions, prediction_errors : torch.FloatTensor of shape (B, R)
+        The same in physical units; errors are one sigma. In version 0.1.0 they were called `values` and `errors`.
     rung_seen, cost
         With `token_embedding="basis"`, as in [`SpectraFMModelOutput`].
     refined : Refined
@@ -139,8 +101,8 @@ class SpectraFMPredictionOutput(_OutputWithValues):
     loss: torch.Tensor | None = None
     mean: torch.Tensor | None = None
     log_variance: torch.Tensor | None = None
-    values: torch.Tensor | None = None  # type: ignore[assignment]
-    errors: torch.Tensor | None = None
+    predictions: torch.Tensor | None = None
+    prediction_errors: torch.Tensor | None = None
     rung_seen: torch.Tensor | None = None
     cost: torch.Tensor | None = None
     unknown: torch.Tensor | None = None
@@ -914,8 +876,8 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             loss=loss,
             mean=mean,
             log_variance=log_variance,
-            values=values,
-            errors=errors,
+            predictions=values,
+            prediction_errors=errors,
             rung_seen=outputs.rung_seen,
             cost=outputs.cost,
             unknown=outputs.unknown,

@@ -261,7 +261,7 @@ class StellarLabelsPipeline(Pipeline):
             # Of a batch, a list for each spectrum, which was asked for the same.
             names = about["names"][0] if isinstance(about["names"][0], list) else about["names"]
             about["flags"] = star_flags(self.model, model_inputs, outputs, quality, names)
-        return {"values": outputs.values, "errors": outputs.errors, **about}
+        return {"values": outputs.predictions, "errors": outputs.prediction_errors, **about}
 
     def postprocess(self, model_outputs: dict[str, Any]) -> Answer:  # type: ignore[override]
         object_id = model_outputs["object_id"]
