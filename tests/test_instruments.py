@@ -363,7 +363,7 @@ BAD = {
         {"wavelength": {"detectors": [{"start": 5000, "step": 2, "last": 10}] * 2}},
     ),
     "values": (
-        r"wavelength.detectors\[0\].predictions: expected increasing numbers",
+        r"wavelength.detectors\[0\].values: expected increasing numbers",
         {"wavelength": {"detectors": [{"values": [5000, 5001, 5001, 5002]}]}},
     ),
     "width": ("line_spread.fwhm: expected a number .*, got 0", {"line_spread": {"fwhm": 0}}),

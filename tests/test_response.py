@@ -66,7 +66,7 @@ def assert_near(base, row, names, within, step=1.0):
     row = {**row, "flux": np.asarray(row["flux"], np.float64)}
     found = responses(base, [row], names)
     np.testing.assert_allclose(found.wavelength, row["wavelength"])
-    np.testing.assert_allclose(found.predictions, answers(base, [row], names), rtol=1e-5)
+    np.testing.assert_allclose(found.values, answers(base, [row], names), rtol=1e-5)
     response, sigma = found.response[0], np.sqrt(found.variance[0])
     strongest = np.abs(response * sigma).argmax(axis=1)
     others = np.random.default_rng(0).choice(np.flatnonzero(sigma), 6, replace=False)

@@ -292,10 +292,13 @@ class SpectraFMRefinement(InFullPrecision):
             again = torch.nonzero(~(size < SETTLED))[:, 0]  # a size may be NaN
             if not len(again):
                 break
-            found, end[again], size[again] = self._fit(end[again], pixels.of(again), intervals, trends, wanted)
+            found, last, step = self._fit(end[again], pixels.of(again), intervals, trends, wanted)
+            (nearer,) = torch.nonzero((step < size[again]) | size[again].isnan(), as_tuple=True)  # not to and fro
+            again = again[nearer]
+            end[again], size[again] = last[nearer], step[nearer]
             for field in fields(found):
                 if field.name != "slope" or wanted:
-                    getattr(refined, field.name)[again] = getattr(found, field.name)
+                    getattr(refined, field.name)[again] = getattr(found, field.name)[nearer]
         refined.error_factor *= error_factor
         return refined
 
