@@ -22,8 +22,14 @@ from transformers import TrainingArguments
 
 from spectrafm_hf.bases import fill_completion, fill_pixels, fill_star_model, make_basis
 from spectrafm_hf.checkpoints import save_checkpoint
-from spectrafm_hf.data.mixture import HostedStars, Mixture
-from spectrafm_hf.data.random_instruments import EvenNoiseStars, HighResolutionStars, SpoiltStars, evidence_inputs
+from spectrafm_hf.data.mixture import Mixture
+from spectrafm_hf.data.random_instruments import (
+    EvenNoiseStars,
+    HighResolutionStars,
+    MixedStars,
+    SpoiltStars,
+    evidence_inputs,
+)
 from spectrafm_hf.data.schema import LABEL_UNITS
 from spectrafm_hf.data.synthetic import ALPHA_ELEMENTS, SyntheticStars
 from spectrafm_hf.files import complete_file, only_writer
@@ -204,7 +210,7 @@ def calibrate(
 def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> None:
     shares, model_settings, network_labels = (settings.pop(name) for name in ("mixture", "model", "labels"))
     settings.pop("sources")  # for the card
-    recipe_settings, data = (settings.pop(name) for name in ("recipe", "data"))
+    recipe_settings, data, mixed, clean = (settings.pop(name) for name in ("recipe", "data", "mixed", "clean"))
     stars_per_epoch = settings.pop("stars_per_epoch")
     if max_steps:
         settings["max_steps"] = max_steps
@@ -218,7 +224,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
     sources: dict[str, Any] = {
         "even": EvenNoiseStars(high, basis),
         "high": high,
-        "xp": SpoiltStars(HostedStars(observed["train"]), basis),
+        "xp": SpoiltStars(MixedStars(observed["train"].with_format("numpy")[:], network_labels, mixed), basis, clean),
     }
     train_stars = Mixture([sources[name] for name in shares], list(shares.values()), stars_per_epoch, args.seed)
     torch.manual_seed(args.seed)

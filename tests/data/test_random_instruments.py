@@ -7,6 +7,7 @@ from spectrafm_hf.bases import hband_rung, on_even_grid
 from spectrafm_hf.data.random_instruments import (
     EvenNoiseStars,
     HighResolutionStars,
+    MixedStars,
     SpoiltStars,
     add_noise,
     evidence_inputs,
@@ -128,3 +129,29 @@ def test_when_smooth_spectra_go_to_an_even_grid_then_they_stay_what_they_are():
     start, step = np.log(4100.0), 1e-3
     found = on_even_grid(wavelength, np.sin(wavelength / 100.0)[None], start, step, 150)
     np.testing.assert_allclose(found[0], np.sin(np.exp(start + step * np.arange(150)) / 100.0), atol=1e-4)
+
+
+def test_mixed_stars_lie_between_two_with_nearly_the_same_labels():
+    random = np.random.default_rng(0)
+    teff = np.repeat(np.linspace(4000.0, 6000.0, 50), 4) + random.normal(0.0, 1.0, 200)
+    grid = np.arange(4000.0, 5000.0, 25.0)
+    bright = 10.0 ** random.uniform(-2, 2, 200)[:, None]
+    columns = {
+        "wavelength": np.tile(grid, (200, 1)),
+        "flux": bright * (1.0 + (teff[:, None] - 5000.0) / 1e4 * (grid - 4500.0) / 500.0),
+        "flux_error": bright * np.full((200, len(grid)), 0.01),
+        "mask": random.random((200, len(grid))) < 0.02,
+        "teff": teff,
+        "teff_err": np.full(200, 20.0),
+    }
+    for share in (0.0, 1.0):
+        drawn = MixedStars(columns, ["teff"], share).draw(1000, random)
+        slope = np.where(drawn["mask"], np.nan, drawn["flux"])
+        slope = (slope[:, -8:].mean(axis=1) - slope[:, :8].mean(axis=1)) / np.nanmean(slope, axis=1)
+        known = np.isfinite(slope)
+        expected = (drawn["teff"] - 5000.0) / 1e4 * (grid[-8:].mean() - grid[:8].mean()) / 500.0
+        np.testing.assert_allclose(slope[known], expected[known], atol=5e-3)
+        own = np.isin(drawn["teff"], teff)
+        assert own.all() if share == 0.0 else own.mean() < 0.05
+        assert drawn["flux_error"].mean() == pytest.approx(0.01, rel=0.02) if share == 0.0 else True
+        assert (drawn["flux_error"] <= 0.0102).all()

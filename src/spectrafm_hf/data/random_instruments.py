@@ -17,8 +17,10 @@ import torch
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
+from scipy.spatial import cKDTree
 
 from ..instruments import Instrument
+from ..metrics import robust_scatter
 from ..models.basis_spectrafm import (
     LEVELS,
     MODEL_ERROR,
@@ -44,6 +46,7 @@ ERROR_SPREAD = 0.15  # of ln of that factor
 CONTINUUM_ERRORS = 0.35  # of spectra over the continuum
 FLUXED = 0.25  # of high-resolution spectra are not over the continuum
 SNR = (10.0, 500.0)
+NEIGHBOURS = 8  # in labels, of which one is mixed with a star
 CLEAN_NOISE = 1.0  # at most, in units of the errors, in observed stars that are not spoilt
 
 
@@ -339,6 +342,51 @@ class EvenNoiseStars:
             "interval_ids": np.broadcast_to(intervals, seen.shape),
             "seen": seen,
         }
+
+
+class MixedStars:
+    """
+    Observed stars, of which some are the sum of a star and less of another one with nearly the same labels: no two of
+    these are the same, so that they are not learnt by heart so soon.
+
+    Parameters
+    ----------
+    columns : mapping of arrays
+        Of observed stars that share their wavelengths: `wavelength`, `flux`, `flux_error`, `mask`, labels and their
+        errors in `<label>_err`.
+    labels : sequence of str
+    share : float
+        Of the stars that are mixed.
+    """
+
+    def __init__(self, columns: Mapping[str, Array], labels: Sequence[str], share: float):
+        self.columns, self.labels, self.share = dict(columns), list(labels), share
+        bad = np.asarray(columns["mask"], bool) | ~np.isfinite(columns["flux"]) | ~(columns["flux_error"] > 0)
+        level = np.sum(np.where(bad, 0.0, columns["flux"]), axis=1) / np.maximum((~bad).sum(axis=1), 1)
+        for name in ("flux", "flux_error"):  # of stars of any brightness
+            self.columns[name] = (columns[name] / level[:, None]).astype(np.float32)
+        self.columns["mask"] = bad
+        place = []
+        for name, weight in zip(labels, (3.0, 2.0, 1.5, *[1.0] * len(labels)), strict=False):
+            values = np.asarray(columns[name], float)
+            known = values[np.isfinite(values)]
+            place.append(weight * np.nan_to_num((values - np.median(known)) / robust_scatter(known)).clip(-6.0, 6.0))
+        self.neighbours = cKDTree(np.stack(place, axis=1)).query(np.stack(place, axis=1), NEIGHBOURS + 1)[1][:, 1:]
+
+    def draw(self, n: int, generator: np.random.Generator) -> Columns:
+        """Columns of `n` stars."""
+        first = generator.integers(len(self.neighbours), size=n)
+        second = self.neighbours[first, generator.integers(NEIGHBOURS, size=n)]
+        part = generator.uniform(0.0, 0.5, n) * (generator.random(n) < self.share)
+        drawn = {name: values[first] for name, values in self.columns.items()}
+        other = {name: self.columns[name][second] for name in ("flux", "flux_error", "mask", *self.labels)}
+        mixed, wide = part > 0, part[:, None].astype(np.float32)
+        drawn["mask"] = drawn["mask"] | (other["mask"] & mixed[:, None])
+        drawn["flux"] = (1.0 - wide) * drawn["flux"] + wide * other["flux"]
+        drawn["flux_error"] = np.hypot((1.0 - wide) * drawn["flux_error"], wide * other["flux_error"])
+        for name in self.labels:
+            drawn[name] = np.where(mixed, (1.0 - part) * drawn[name] + part * other[name], drawn[name])
+        return drawn
 
 
 class SpoiltStars:
