@@ -107,7 +107,7 @@ class Explainer:
     Raises
     ------
     ValueError
-        For an unknown label, a width that is not positive, or a model whose tokens are pixels.
+        For an unknown label, a width that is not positive, or a model whose tokens are fluxes.
     """
 
     def __init__(

@@ -110,7 +110,7 @@ class Embedder:
     Raises
     ------
     ValueError
-        For a model whose tokens are pixels.
+        For a model whose tokens are fluxes.
     """
 
     def __init__(self, model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> None:
