@@ -126,3 +126,8 @@ def test_transformers_finds_what_it_asks_every_config_for(config):
 
 def test_the_code_of_a_checkpoint_says_of_which_version_it_is():
     assert __version__ == PACKAGE_VERSION
+
+
+def test_what_a_file_holds_beside_the_fields_is_kept(config):
+    loaded = SpectraFMConfig.from_dict({**config.to_dict(), "rms_norm_eps": 0.5})
+    assert loaded.rms_norm_eps == 0.5 and loaded.hidden_size == config.hidden_size

@@ -365,3 +365,34 @@ def test_wrong_resolving_power_is_an_error(checkpoint):
     _, tokenizer = load_checkpoint(checkpoint)
     with pytest.raises(ValueError, match="resolving_power: expected positive numbers, got -5"):
         tokenizer(*spectra(), resolving_power=-5)
+
+
+def test_what_has_to_be_exact_is_made_in_full_precision_whatever_the_default(tiny_evidence):
+    config = tiny_evidence[0].config
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        model = SpectraFMForPrediction(config)
+    finally:
+        torch.set_default_dtype(before)
+    kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    assert kinds["model.rungs.0.completion.spread"] == kinds["means.1.weight"] == torch.float32
+    assert kinds["model.rungs.0.embedding.weight"] == torch.float32
+    assert kinds["model.rungs.0.blocks.0.fc1.weight"] == torch.float16
+    assert model._keep_in_fp32_modules_strict == {"completion", "rungs.*.embedding", "means", "log_variances"}
+
+
+def test_gradient_checkpointing_of_members_gives_the_same_gradients(tiny_evidence):
+    model, tokenizer = tiny_evidence
+    wavelength = np.exp(np.arange(np.log(4985.0), np.log(5140.0), 2e-4))
+    flux = 1.0 + 0.05 * np.random.default_rng(0).normal(size=(3, len(wavelength)))
+    inputs = tokenizer(wavelength, flux, np.full_like(flux, 0.05), labels={"teff": [4500.0, 5000.0, 5500.0]})
+    gradients = []
+    for checkpointing in (False, True):
+        model.train().zero_grad()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+            assert model.is_activation_checkpointing
+        model(**inputs).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*gradients)

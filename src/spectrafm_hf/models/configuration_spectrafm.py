@@ -2,6 +2,7 @@
 """Configuration of SpectraFM, a Transformer for stellar spectra (Koblischke & Bovy 2024, arXiv 2411.04750)."""
 
 import copy
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -218,6 +219,17 @@ class SpectraFMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.num_attention_heads = self.encoder_attention_heads[0]  # transformers changes it in copies for a decoder
         self.name_labels()
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As everywhere; what a file holds beside the fields is kept, as transformers keeps it."""
+        known = {"transformers_version", "architectures", "dtype", *FOREIGN_FIELDS}
+        known |= {field.name for field in dataclasses.fields(cls)}
+        other = {key: value for key, value in config_dict.items() if key not in known and not key.startswith("_")}
+        found = super().from_dict({key: value for key, value in config_dict.items() if key not in other}, **kwargs)
+        for key, value in other.items():
+            setattr(found[0] if isinstance(found, tuple) else found, key, value)
+        return found
 
     def name_labels(self) -> None:
         """Tell transformers of the labels as it knows them, by their numbers; after a change of `label_names`."""

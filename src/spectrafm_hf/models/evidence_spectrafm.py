@@ -12,9 +12,13 @@ Then some small networks, the members, each with weights of its own, go from the
 are averaged. Attention between the few intervals of a spectrum was tried in their place: see the model card.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_spectrafm import SpectraFMConfig
 
@@ -36,6 +40,12 @@ class InFullPrecision(nn.Module):
             return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
 
         return super()._apply(wide, recurse)
+
+    @torch.no_grad()
+    def reset(self, ones: Sequence[str] = ()) -> None:
+        """What the buffers are before they are filled: zeros, and ones for those named."""
+        for name, buffer in self.named_buffers(recurse=False):
+            (init.ones_ if name in ones else init.zeros_)(buffer)
 
 
 class SpectraFMCompletion(InFullPrecision):
@@ -80,6 +90,9 @@ class SpectraFMCompletion(InFullPrecision):
         self.register_buffer("scale", torch.ones(seen))
         self.register_buffer("noise_middle", torch.zeros(shape[0]))
         self.register_buffer("noise_scale", torch.ones(shape[0]))
+
+    def reset(self, ones: Sequence[str] = ("metric", "spread", "level_prior", "scale", "noise_scale")) -> None:
+        super().reset(ones)
 
     @property
     def num_features(self) -> int:
@@ -209,7 +222,7 @@ class SpectraFMMemberEmbedding(InFullPrecision, SpectraFMMemberLinear):
             return super().forward(hidden_states)
 
 
-class SpectraFMMemberBlock(nn.Module):
+class SpectraFMMemberBlock(GradientCheckpointingLayer):
     """LayerNorm and feed-forward with a residual, of each member."""
 
     def __init__(self, config: SpectraFMConfig, ffn_dim: int):

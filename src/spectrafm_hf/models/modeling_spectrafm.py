@@ -10,6 +10,7 @@ The file reads in the order in which the data flow: wavelength encoding, embeddi
 decoder, model, prediction.
 """
 
+import fnmatch
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -310,19 +311,30 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         "SpectraFMRung",
     ]
     # Linear algebra, the first layer and the read-out: answers are found to a part in a thousand there.
-    _keep_in_fp32_modules_strict = [
-        *("completion", "rungs.*.embedding", "means", "log_variances", "start", "refinement", "corrections"),
-        *("readout.mean", "readout.log_variance"),
-    ]
+    _full_precision = ("completion", "rungs.*.embedding", "means", "log_variances", "start", "refinement",
+                       "corrections", "readout.mean", "readout.log_variance")  # fmt: skip
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def post_init(self):
+        """As everywhere, after what has to stay in full precision is so, whatever the default dtype."""
+        names = list(self.state_dict())
+        for module in self.modules():
+            if isinstance(module, InFullPrecision):
+                module.float()
+        self._keep_in_fp32_modules_strict = {
+            part for part in self._full_precision if any(fnmatch.fnmatch(name, f"*{part}.*") for name in names)
+        }
+        super().post_init()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
+        if isinstance(module, InFullPrecision):
+            module.reset()
         if isinstance(module, SpectraFMAttention):
             init.normal_(module.extra_key, std=self.config.initializer_range)
             init.normal_(module.extra_value, std=self.config.initializer_range)

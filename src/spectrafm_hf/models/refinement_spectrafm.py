@@ -42,7 +42,7 @@ PARTS = 3  # of the intervals, that are asked whether they agree
 BEYOND = 0.1  # of the range of each label: how far a fit may leave it
 
 
-class SpectraFMStarModel(nn.Module):
+class SpectraFMStarModel(InFullPrecision):
     """
     Labels -> coefficients of the intervals, with derivatives: an emulator of spectra, in the basis of the tokens.
 
