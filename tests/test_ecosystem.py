@@ -307,6 +307,7 @@ def test_accelerate_estimates_the_memory_of_a_checkpoint_on_the_hub(name, tmp_pa
     """It takes the name of a repository, of which it loads the configuration and the code, and no weights."""
     model, tokenizer = load_checkpoint(name)
     save_checkpoint(model, tokenizer, tmp_path / "checkpoint")
+    shutil.copy(Path(bundled(name), "README.md"), tmp_path / "checkpoint")
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     with serve() as hub:
         hub.commit(f"somebody/{name}", tmp_path / "checkpoint")

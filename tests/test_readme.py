@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import spectrafm_cli
-from spectrafm_hf import bundled, training
+from spectrafm_hf import bundled, load_checkpoint, save_checkpoint, training
 from spectrafm_hf.models.flags_spectrafm import FLAGS
 from spectrafm_hf.models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
 from spectrafm_hf.prediction import NOT_AT_REST
@@ -192,6 +192,7 @@ def test_the_other_commands_run_one_after_the_other_as_they_stand(tmp_path, monk
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(stars.slice(begin, end - begin), path)
     shutil.copytree(bundled("spectrafm-base"), tmp_path / "CHECKPOINT")
+    save_checkpoint(*load_checkpoint("spectrafm-base"), tmp_path / "CHECKPOINT")  # with its code
     shutil.copy(ROOT / "scripts" / "recipes" / "base.yaml", tmp_path / "RECIPE.yaml")
     shutil.copy(ROOT / "model_cards" / "evaluations" / "spectrafm-base.json", tmp_path / "evaluation.json")
     monkeypatch.chdir(tmp_path)
