@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 _BUNDLED = Path(__file__).parent / "resources" / "checkpoints"
 #: What labels are asked of where no other is named.
 BASE_CHECKPOINT = "spectrafm-base"
+#: Checkpoints of version 0.1.0, and what has taken their place.
+REPLACED = dict.fromkeys(
+    ("spectrafm-apogee", "spectrafm-base-synthetic", "spectrafm-gaia-xp", "spectrafm-gaia-xp-small"), BASE_CHECKPOINT
+)
 
 
 def bundled_names(model_type: str | None = None) -> list[str]:
@@ -38,13 +43,16 @@ def bundled(name: str) -> str:
     Parameters
     ----------
     name : str
-        One of [`bundled_names`].
+        One of [`bundled_names`]; for one of version 0.1.0, that which has taken its place, with a warning.
 
     Raises
     ------
     ValueError
         If there is none of that name.
     """
+    if name in REPLACED:
+        warnings.warn(f"{name} is gone: {REPLACED[name]} has taken its place", FutureWarning, stacklevel=2)
+        name = REPLACED[name]
     if name not in bundled_names():
         raise ValueError(f"name: expected one of the bundled checkpoints {bundled_names()}, got {name!r}")
     return str(_BUNDLED / name)
@@ -128,7 +136,7 @@ def load_checkpoint(
         If a file is missing, cannot be read or cannot be had from the hub.
     """
     name = os.fspath(name_or_path)
-    if name in bundled_names("spectrafm"):
+    if name in (*bundled_names("spectrafm"), *REPLACED):
         where = bundled(name)
     elif os.path.isdir(name) or (isinstance(name_or_path, str) and name.count("/") == 1 and not name.startswith(".")):
         where = name

@@ -71,6 +71,7 @@ def test_where_a_process_that_makes_batches_is_killed_the_training_goes_on_from_
         ended = "run: a process that makes batches ended (DataLoader worker"
         assert any(ended in last and way in last for way in how), last
         assert not (tmp_path / "run" / "final").exists()
+        psutil.wait_procs(makers, timeout=60)  # the other one has the folder's lock until it has noticed
         assert one.run(tmp_path, *command, "run") == 0, (tmp_path / "log").read_text()
     weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "run")]
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
