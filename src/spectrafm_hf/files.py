@@ -69,6 +69,9 @@ def only_writer(folder: str | os.PathLike) -> Iterator[None]:
             raise ValueError(f"output: expected a folder that no other process writes at this time, got {path}")
         yield
     finally:
+        # A process that was started meanwhile has a copy of the descriptor, which would keep the lock.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

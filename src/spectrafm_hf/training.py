@@ -798,8 +798,8 @@ def train(
             reason = str(error).partition("\n")[0]
             folder = args.resume_from_checkpoint
             raise ValueError(f"resume_from_checkpoint: expected numbers in {folder}, got {reason}") from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:  # by which of the processes notices first
+            if "DataLoader worker" not in str(error) and isinstance(error, RuntimeError):
                 raise
             cause = " ".join(str(error).split())
             raise OSError(

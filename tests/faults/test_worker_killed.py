@@ -49,7 +49,7 @@ def test_where_a_process_that_makes_batches_is_killed_the_training_goes_on_from_
     (tmp_path / "data").mkdir()
     for split, size, seed in (("train", 256, 1), ("validation", 32, 2)):
         make_stars(size, seed).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
-    settings = {"per_device_train_batch_size": 32, "max_steps": 24, "report_to": "none", "save_strategy": "steps",
+    settings = {"per_device_train_batch_size": 32, "max_steps": 60, "report_to": "none", "save_strategy": "steps",
                 "save_steps": 2, "logging_steps": 1, "disable_tqdm": True, "use_cpu": True,
                 "dataloader_num_workers": 2}  # fmt: skip
     recipe = {**vars(recipe_from_nothing(noise=0.5)), "data": str(tmp_path / "data"), **settings}
@@ -66,12 +66,9 @@ def test_where_a_process_that_makes_batches_is_killed_the_training_goes_on_from_
         makers[0].kill()
         assert one.wait() == 2
         last = (tmp_path / "log").read_text().splitlines()[-1]
-        # torch words it in one of two ways, by which of its threads notices first.
-        how = ("is killed by signal", "exited unexpectedly")
-        ended = "run: a process that makes batches ended (DataLoader worker"
-        assert any(ended in last and way in last for way in how), last
+        # torch words it in one of several ways, by which of its threads notices first.
+        assert "run: a process that makes batches ended (" in last and "--resume_from_checkpoint last" in last, last
         assert not (tmp_path / "run" / "final").exists()
-        psutil.wait_procs(makers, timeout=60)  # the other one has the folder's lock until it has noticed
         assert one.run(tmp_path, *command, "run") == 0, (tmp_path / "log").read_text()
     weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "run")]
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
