@@ -1136,7 +1136,8 @@ def _demo(arguments: argparse.Namespace) -> None:
     model, tokenizer = _load(arguments.model, arguments.revision)
     rows = list(read_spectra([DEMO_STARS]))
     names = answered_labels(model, tokenizer, rows[0])
-    units = {name: _labels(model, tokenizer)[1][name] for name in names}
+    known = _labels(model, tokenizer)[1]
+    units = {name: known[name] for name in names}
     table = pq.read_table(DEMO_STARS)
     unknown = [name for name in names if name not in table.column_names]
     if unknown:

@@ -799,7 +799,8 @@ def train(
             folder = args.resume_from_checkpoint
             raise ValueError(f"resume_from_checkpoint: expected numbers in {folder}, got {reason}") from error
         except (RuntimeError, ConnectionError, EOFError) as error:  # by which of the processes notices first
-            if "DataLoader worker" not in str(error) and isinstance(error, RuntimeError):
+            lost = not isinstance(error, RuntimeError) and args.dataloader_num_workers > 0
+            if not lost and "DataLoader worker" not in str(error):
                 raise
             cause = " ".join(str(error).split())
             raise OSError(

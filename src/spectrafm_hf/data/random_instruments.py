@@ -371,7 +371,8 @@ class MixedStars:
             values = np.asarray(columns[name], float)
             known = values[np.isfinite(values)]
             place.append(weight * np.nan_to_num((values - np.median(known)) / robust_scatter(known)).clip(-6.0, 6.0))
-        self.neighbours = cKDTree(np.stack(place, axis=1)).query(np.stack(place, axis=1), NEIGHBOURS + 1)[1][:, 1:]
+        table = np.stack(place, axis=1)
+        self.neighbours = cKDTree(table).query(table, NEIGHBOURS + 1)[1][:, 1:]
 
     def draw(self, n: int, generator: np.random.Generator) -> Columns:
         """Columns of `n` stars."""

@@ -223,8 +223,7 @@ class SpectraFMConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As everywhere; what a file holds beside the fields is kept, as transformers keeps it."""
-        known = {"transformers_version", "architectures", "dtype", *FOREIGN_FIELDS}
-        known |= {field.name for field in dataclasses.fields(cls)}
+        known = FOREIGN_FIELDS | {field.name for field in dataclasses.fields(cls)}
         other = {key: value for key, value in config_dict.items() if key not in known and not key.startswith("_")}
         found = super().from_dict({key: value for key, value in config_dict.items() if key not in other}, **kwargs)
         for key, value in other.items():
