@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import make_tiny_model
 from test_hub import build
 
@@ -16,6 +17,15 @@ from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
 
 pytest.importorskip("ray", reason="needs the extra `ray`")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A process of Ray's has one thread; with more, sums are taken in another order, which changes the last digits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
