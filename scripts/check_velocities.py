@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 from spectrafm_hf import SpectrumEmulator, bundled, load_checkpoint
 from spectrafm_hf.data.readers import Failure, find_files, read_spectra
 from spectrafm_hf.models.gate_spectrafm import SPEED_OF_LIGHT
@@ -59,7 +59,7 @@ zero. Where nobody states one, `left` should be what strong lines say (`lines`, 
 a star at rest in air that nobody states to be air)."""
 
 
-def stars_of(emulator: SpectrumEmulator, n: int, generator: np.random.Generator) -> dict[str, Array]:
+def stars_of(emulator: SpectrumEmulator, n: int, generator: np.random.Generator) -> dict[str, Any]:
     """Labels of FGKM dwarfs and giants with [Fe/H] of -0.8 to 0.3."""
     teff = generator.uniform(4000, 6500, n)
     giant = (generator.random(n) < 0.5) & (teff < 5300)
@@ -130,7 +130,7 @@ def observed(meter: VelocityMeter, folders: list[Path]) -> Iterator[dict[str, An
                 seen.add(key)
                 good = ~mask & np.isfinite(flux)
                 order = np.argsort(wavelength[good], kind="stable")
-                strong = lines(*(np.asarray(each, float)[good][order] for each in (wavelength, flux)), 250.0)
+                strong = lines(wavelength[good][order].astype(float), flux[good][order].astype(float), 250.0)
                 visit = f", visit {row['visit']}" if row.get("visit") else ""
                 stated = np.isfinite(row["radial_velocity"]) and row["rest_frame"]
                 yield {
@@ -157,7 +157,8 @@ def main() -> int:
     parser.add_argument("--stars", type=int, default=60, help="synthetic, in each row")
     arguments = parser.parse_args()
     model, tokenizer = load_checkpoint(MODEL)
-    meter = VelocityMeter(tokenizer.basis, model)
+    basis: Any = tokenizer.basis
+    meter = VelocityMeter(basis, model)
     rows = [synthetic(meter, name, snr, arguments.stars) for name in KINDS for snr in SNRS]
     text = ["# Velocities that lines tell", "", INTRODUCTION.format(n=arguments.stars), "", table(rows), ""]
     if arguments.folder:

@@ -39,7 +39,7 @@ from astropy.table import Table
 from benchmark_survey import peak_memory
 
 from benchmark import machine, write_json
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.data.readers.gaia_continuous import COLUMNS
 from spectrafm_hf.data.xp_basis import BANDS, xp_basis
@@ -213,8 +213,8 @@ def timed(what: str, path: Path) -> dict[str, float]:
             return sum(1 for _ in read_spectra([path]))
     else:
         from spectrafm_hf import bundled
+        from spectrafm_hf.inference.survey import ShardPredictor, list_shards
         from spectrafm_hf.models import SpectraFMForPrediction, SpectraFMTokenizer
-        from spectrafm_hf.survey import ShardPredictor, list_shards
 
         xp_basis()
         model = SpectraFMForPrediction.from_pretrained(bundled(MODEL))

@@ -31,6 +31,8 @@ FLOOR = 0.02  # of the flux: what templates are wrong by anyway
 CLIPPED_AT = 5.0  # sigma: pixels beyond in the first fit play no part in the second
 # A peak counts where it is so many times higher than the noise of the correlation, and no other one is nearly as high.
 LEAST_HEIGHT, HIGHEST_SECOND = 7.5, 0.6
+# And where lines are seen at all, by so many sigma of the misfit, and the velocity is known to a part of a FWHM.
+LEAST_SIGNIFICANCE, GREATEST_ERROR = 7.0, 0.15
 AWAY = 3.0  # resolution elements
 LEAST_ERROR, ERROR_OF_FWHM = 0.1, 0.01  # km/s, and share of a FWHM, that templates are wrong by anyway
 FEWEST_PIXELS, FEWEST_OF_PIECE = 100, 20
@@ -53,8 +55,8 @@ N_PARTS = 8  # whose velocities are compared
 #: knows no narrower ones. A piece has so many resolution elements at least, and templates no structure wider than this.
 LEAST_POWER, SEARCH_POWER, HIGHEST_POWER = 1_000.0, 5_000.0, 20_000.0
 ELEMENTS_OF_PIECE, CONTINUUM = 40.0, 0.04
-#: Of what the emulator correlates with, many lines of the star itself are part.
-LEAST_EMULATED_HEIGHT = 5.5
+#: There the noise of the correlation is that of other lines of the star more than that of the flux.
+LEAST_EMULATED_HEIGHT = 4.5
 
 
 NO_LINES = "radial_velocity: expected a spectrum with narrow lines of a range that is known"
@@ -206,7 +208,13 @@ class VelocityMeter:
         noise = 1.4826 * np.median(np.abs(others - np.median(others)))
         height, second = (peak - np.median(others)) / max(noise, 1e-30), others.max() / max(peak, 1e-30)
         edge = abs(center) > LIMIT - 2 * width
-        if least and (edge or peak <= 0 or height < least or second > HIGHEST_SECOND):
+        misfit = max(1.0, (pieces.variation - peak**2) / pieces.n_free)
+        unseen = peak < LEAST_SIGNIFICANCE * np.sqrt(misfit)
+        if least and (edge or unseen or height < least or second > HIGHEST_SECOND):
+            if unseen:
+                return Velocity(
+                    cause=f"radial_velocity: expected lines, got {max(peak, 0) / np.sqrt(misfit):.1f} sigma"
+                )
             return Velocity(
                 cause="radial_velocity: expected lines that agree on one, got a correlation that is "
                 f"{height:.1f} times its noise, and {second:.2f} of its peak at another velocity"
@@ -220,7 +228,13 @@ class VelocityMeter:
             return Velocity(cause="radial_velocity: expected a peak of the correlation, got none that is round")
         misfit = max(1.0, (pieces.variation - near.max() ** 2) / pieces.n_free)
         error = np.sqrt(misfit / -curve[0]) * pieces.disagreement(shifted, fine - center, 0.5 * width)
-        return Velocity(float(value), float(np.linalg.norm([error, LEAST_ERROR, ERROR_OF_FWHM * width])))
+        error = float(np.linalg.norm([error, LEAST_ERROR, ERROR_OF_FWHM * width]))
+        if error > GREATEST_ERROR * width:
+            return Velocity(
+                cause="radial_velocity: expected parts of the spectrum that agree on one, got an error of "
+                f"{error:.1f} km/s"
+            )
+        return Velocity(float(value), error)
 
     def _at_velocities(self, rung: Rung, wavelength: np.ndarray, power: float) -> tuple[np.ndarray, np.ndarray]:
         """Trial velocities, and all templates at them on a grid: (templates, velocities, pixels)."""
@@ -368,7 +382,7 @@ def _emulated() -> Any:
     has the emulator. A checkpoint that is loaded without it has the mean star of its rungs.
     """
     try:
-        return importlib.import_module("spectrafm_hf.velocity_templates").velocity_templates()
+        return importlib.import_module("spectrafm_hf.synthesis.velocity_templates").velocity_templates()
     except ImportError:
         return None
 

@@ -8,8 +8,8 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoints import bundled
-from .models import SpectrumEmulator
+from ..checkpoints import bundled
+from ..models import SpectrumEmulator
 
 
 #: Teff, logg, [Fe/H]: giants, then dwarfs, of all the temperatures that the emulator knows.
