@@ -77,11 +77,11 @@ def _rows(
     median = _median(flux)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # is masked
         # As the schema has them: to convert all at once takes less time than star by star.
-        flux, error = ((values / median[:, None]).astype(np.float32) for values in (flux, error))
+        scaled, sigma = ((values / median[:, None]).astype(np.float32) for values in (flux, error))
     known = {band: bands[band].known for band in BANDS}
     for i, object_id in enumerate(identifiers):
         missing = [band for band in BANDS if not known[band][i]]
-        row: Row = {"object_id": object_id, "wavelength": _GRID, "flux": flux[i], "flux_error": error[i]}
+        row: Row = {"object_id": object_id, "wavelength": _GRID, "flux": scaled[i], "flux_error": sigma[i]}
         row["medflux"] = float(median[i])
         if causes[i] or len(missing) == len(BANDS):
             row["refused"] = causes[i] or "bp_coefficients, rp_coefficients: expected those of a band, got none"

@@ -591,8 +591,8 @@ def _rows(file: OpenFile, hdu: fits.BinTableHDU, options: Options) -> Iterator[R
                 count = np.arange(np.size(pixels["flux"]))
                 pixels["wavelength"] = pixels["wavelength"] + float(chunk[step_name][i]) * count
             if lengths is not None and not one_pixel_a_row:
-                count = int(chunk[lengths][i])
-                pixels = {role: values[:count] if np.ndim(values) else values for role, values in pixels.items()}
+                length = int(chunk[lengths][i])
+                pixels = {role: values[:length] if np.ndim(values) else values for role, values in pixels.items()}
             row = {**stated, **spectrum_of(pixels, roles, units_of, options), **moving(part, roles, units_of)}
             row["medium"] = row["medium"] or stated.get("medium")
             row.setdefault("bad_bits", _serious(hdu, file, roles))
