@@ -74,7 +74,6 @@ class Spectra:
 
     def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """In the schema of this project."""
-        no_mask = np.zeros(len(self.wavelength), bool)
         return [
             {
                 "object_id": name,
@@ -82,7 +81,7 @@ class Spectra:
                 "wavelength": self.wavelength,
                 "flux": flux,
                 "flux_error": error,
-                "mask": no_mask,
+                "mask": np.isnan(flux),
                 "rest_frame": True,
                 "resolving_power": np.nan if self.resolving_power is None else self.resolving_power,
             }
