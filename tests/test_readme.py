@@ -29,7 +29,10 @@ PAGES = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("predict", "finetune", "libraries", "spectra", "data", "train", "accuracy")
+        for name in (
+            *("predict", "flags", "surveys", "finetune", "libraries", "spectra", "data", "train", "accuracy"),
+            *("paper", "own-instrument"),
+        )
     ),
 ]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)

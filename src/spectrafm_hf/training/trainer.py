@@ -437,7 +437,7 @@ def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
     `compute_metrics` for the Trainer, in physical units: for each label bias, robust scatter (1.4826 MAD), RMSE and
     the robust standard deviation of error over sigma, for stars whose true `teff` lies in 3,500-6,500 K. And
     `residual`, to choose among steps by whatever their sigmas, which are calibrated in the end: the mean of
-    |predicted - true| over the scale of the label, geometric mean over the labels.
+    the absolute of predicted - true over the scale of the label, geometric mean over the labels.
 
     It raises a ValueError where `ignore_keys` of `trainer.predict` or `evaluate` leave something else than `mean` and
     `log_variance` first: arrays of another shape, or numbers that no standardised label has, as temperatures in K.
