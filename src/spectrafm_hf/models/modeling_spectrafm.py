@@ -328,6 +328,7 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         self._keep_in_fp32_modules_strict = {
             part for part in self._full_precision if any(fnmatch.fnmatch(name, f"*{part}.*") for name in names)
         }
+        self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict  # which quantisation leaves alone
         super().post_init()
 
     @torch.no_grad()
@@ -389,7 +390,8 @@ def without_autocast(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def in_full(self, *args):
-        with torch.autocast(self.device.type, enabled=False):
+        device = next(value.device for value in args if isinstance(value, torch.Tensor))  # offloaded weights have none
+        with torch.autocast(device.type, enabled=False):
             return method(self, *args)
 
     return in_full
@@ -638,8 +640,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             (stars,) = torch.nonzero(seen[:, own].any(dim=1), as_tuple=True)
             if len(stars):
                 parts = coefficients[stars][:, own], reliability[stars][:, own], intervals[own]
-                found, cost[stars, number], unknown[stars, number] = rung(*parts)
-                states = states.index_put((stars, torch.tensor(number, device=stars.device)), found.to(states.dtype))
+                found, *about = rung(*parts)  # on a device of its own where the model is spread over several
+                cost[stars, number], unknown[stars, number] = (each.to(cost.device) for each in about)
+                states = states.index_put((stars, torch.tensor(number, device=stars.device)), found.to(states))
                 rung_seen[stars, number] = True
         return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost, unknown=unknown)
 

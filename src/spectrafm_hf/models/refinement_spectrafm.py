@@ -82,7 +82,7 @@ class SpectraFMStarModel(InFullPrecision):
         # Of the coefficients among stars, in flux: the unit in which they are given.
         self.register_buffer("spread", torch.ones(shape[1:3]))
         self.groups = nn.ModuleList(
-            CovarianceGroup(n_labels, config.num_stars, size) for size in config.star_components
+            CovarianceGroup(n_labels, config.num_stars, size).as_buffers() for size in config.star_components
         )
 
     def standardise(self, labels: torch.Tensor) -> torch.Tensor:
@@ -242,7 +242,7 @@ class SpectraFMRefinement(InFullPrecision):
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
-        self.star_model = SpectraFMStarModel(config).requires_grad_(False)
+        self.star_model = SpectraFMStarModel(config)
 
     def forward(
         self,
