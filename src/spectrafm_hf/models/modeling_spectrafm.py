@@ -13,7 +13,8 @@ decoder, model, prediction.
 import fnmatch
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -79,6 +80,11 @@ class SpectraFMModelOutput(ModelOutput):
     unknown: torch.Tensor | None = None
 
 
+# Names of version 0.1.0, readable by `outputs["values"]`, `outputs["errors"]` and `outputs.errors` for one version;
+# `outputs.values` is the method of dictionaries again, which the field had hidden.
+OLD_NAMES = {"values": "predictions", "errors": "prediction_errors"}
+
+
 @dataclass
 class SpectraFMPredictionOutput(ModelOutput):
     """
@@ -90,7 +96,8 @@ class SpectraFMPredictionOutput(ModelOutput):
     mean, log_variance : torch.FloatTensor of shape (B, R)
         In standardised units.
     predictions, prediction_errors : torch.FloatTensor of shape (B, R)
-        The same in physical units; errors are one sigma. In version 0.1.0 they were called `values` and `errors`.
+        The same in physical units; errors are one sigma. In version 0.1.0 they were called `values` and `errors`, by
+        which they are still found, with a warning: `outputs["values"]`, `outputs["errors"]`, `outputs.errors`.
     rung_seen, cost
         With `token_embedding="basis"`, as in [`SpectraFMModelOutput`].
     refined : Refined
@@ -113,6 +120,18 @@ class SpectraFMPredictionOutput(ModelOutput):
     encoder_last_hidden_state: torch.Tensor | None = None
     encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
+
+    def __getitem__(self, key):
+        if isinstance(key, str) and key in OLD_NAMES:
+            warnings.warn(f"outputs[{key!r}] is called {OLD_NAMES[key]!r} now", FutureWarning, stacklevel=2)
+            key = OLD_NAMES[key]
+        return super().__getitem__(key)
+
+    @property
+    def errors(self):
+        """See `OLD_NAMES`."""
+        warnings.warn("outputs.errors is called prediction_errors now", FutureWarning, stacklevel=2)
+        return self.prediction_errors
 
 
 class SpectraFMWavelengthEncoding(nn.Module):
@@ -319,6 +338,12 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: to the weights, or where they are brought to for their use, if they are offloaded."""
+        place = getattr(getattr(self, "_hf_hook", None), "execution_device", None)
+        return super().device if place is None else torch.device(place)
+
     def post_init(self):
         """As everywhere, after what has to stay in full precision is so, whatever the default dtype."""
         names = list(self.state_dict())
@@ -350,19 +375,38 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
-class SpectraFMStack(SpectraFMPreTrainedModel):
-    """
-    Layers: the encoder, in which the tokens of a star attend to each other, or the decoder, in which requests attend to
-    the tokens. There requests do not see each other.
-    """
+class SpectraFMEncoder(SpectraFMPreTrainedModel):
+    """Layers in which the tokens of a star attend to each other."""
 
     _can_record_outputs = {"hidden_states": SpectraFMLayer, "attentions": SpectraFMAttention}
 
-    def __init__(self, config: SpectraFMConfig, attention_heads: Sequence[int], ffn_dims: Sequence[int]):
+    def __init__(self, config: SpectraFMConfig):
         super().__init__(config)
-        self.layers = nn.ModuleList(
-            SpectraFMLayer(config, heads, ffn_dim) for heads, ffn_dim in zip(attention_heads, ffn_dims, strict=True)
-        )
+        sizes = zip(config.encoder_attention_heads, config.encoder_ffn_dim, strict=True)
+        self.layers = nn.ModuleList(SpectraFMLayer(config, *size) for size in sizes)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutput:
+        """Tokens (B, T, hidden_size) -> the same; `attention_mask` (B, T) is true where one counts."""
+        mask = make_attention_mask(self.config, hidden_states, hidden_states, attention_mask)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, None, mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class SpectraFMDecoder(SpectraFMPreTrainedModel):
+    """Layers in which requests attend to the tokens of a star, and not to each other."""
+
+    _can_record_outputs = {"hidden_states": SpectraFMLayer, "attentions": SpectraFMAttention}
+
+    def __init__(self, config: SpectraFMConfig):
+        super().__init__(config)
+        sizes = zip(config.decoder_attention_heads, config.decoder_ffn_dim, strict=True)
+        self.layers = nn.ModuleList(SpectraFMLayer(config, *size) for size in sizes)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -370,18 +414,14 @@ class SpectraFMStack(SpectraFMPreTrainedModel):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        key_value_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
-        """
-        (B, N, hidden_size) -> the same. What is attended to, (B, T, hidden_size), is `key_value_states` or, without
-        them, `hidden_states`; `attention_mask` (B, T) is true where it counts.
-        """
-        attended = hidden_states if key_value_states is None else key_value_states
-        mask = make_attention_mask(self.config, hidden_states, attended, attention_mask)
+        """Requests (B, R, hidden_size), tokens (B, T, hidden_size) and which of them count (B, T) -> as requests."""
+        mask = make_attention_mask(self.config, hidden_states, encoder_hidden_states, encoder_attention_mask)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, key_value_states, mask, **kwargs)
+            hidden_states = layer(hidden_states, encoder_hidden_states, mask, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
@@ -449,8 +489,8 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             self.rungs = nn.ModuleList(SpectraFMRung(config, rung) for rung in range(len(config.rung_intervals)))
         else:
             self.embeddings = SpectraFMEmbeddings(config)
-            self.encoder = SpectraFMStack(config, config.encoder_attention_heads, config.encoder_ffn_dim)
-            self.decoder = SpectraFMStack(config, config.decoder_attention_heads, config.decoder_ffn_dim)
+            self.encoder = SpectraFMEncoder(config)
+            self.decoder = SpectraFMDecoder(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -516,6 +556,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         flux: torch.Tensor,
         wavelength: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        *,
         scalar_ids: torch.Tensor | None = None,
         scalar_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -530,7 +571,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         if scalar_ids is not None and scalar_values is not None:
             scalars, known = self._scalars(scalar_ids, scalar_values, flux.shape[0])
             tokens, counts = torch.cat((tokens, scalars), dim=1), torch.cat((counts, known), dim=1)
-        return self.encoder(tokens, None, counts, **{**kwargs, "return_dict": True}), counts
+        return self.encoder(tokens, counts, **{**kwargs, "return_dict": True}), counts
 
     @can_return_tuple
     def forward(
@@ -538,6 +579,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         flux: torch.Tensor | None = None,
         wavelength: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        *,
         scalar_ids: torch.Tensor | None = None,
         scalar_values: torch.Tensor | None = None,
         request_ids: torch.Tensor | None = None,
@@ -584,7 +626,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         if flux is None or wavelength is None:
             raise ValueError("flux: expected it with wavelength, got None")
         encoder_outputs, attention_mask = self.encode(
-            flux, wavelength, attention_mask, scalar_ids, scalar_values, **kwargs
+            flux, wavelength, attention_mask, scalar_ids=scalar_ids, scalar_values=scalar_values, **kwargs
         )
         if request_ids is None:
             request_ids = self.all_labels(flux)
@@ -774,6 +816,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         flux: torch.Tensor | None = None,
         wavelength: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        *,
         scalar_ids: torch.Tensor | None = None,
         scalar_values: torch.Tensor | None = None,
         request_ids: torch.Tensor | None = None,
@@ -851,7 +894,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         if self.config.token_embedding == "basis":
             mean, log_variance = self._from_members(outputs, request_ids)
         else:
-            mean, log_variance = (x[:, None] for x in self.readout(outputs.last_hidden_state))
+            mean, log_variance = (x[:, None].to(center.device) for x in self.readout(outputs.last_hidden_state))
         if labels is not None:
             target = (labels.float() - center) / scale
             sigma = None if label_errors is None else label_errors.float() / scale
@@ -997,7 +1040,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
                 intervals[own],
             )
             value, error = (
-                found.new_full((len(mean),), math.nan).index_copy(0, stars, found)[:, None] for found in both
+                mean.new_full((len(mean),), math.nan).index_copy(0, stars, found.to(mean))[:, None] for found in both
             )
             values, errors = torch.where(here, value, values), torch.where(here, error, errors)
             mean = torch.where(here, (value - center) / scale, mean)
@@ -1015,7 +1058,8 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         rows = (request_ids - FIRST_LABEL_ID).clamp(0, self.config.num_network_labels - 1)
         parts = []
         for heads in (self.means, self.log_variances):
-            answers = torch.stack([head(states[:, i]) for i, head in enumerate(heads)], dim=1)  # B, rungs, M, labels
+            found = [head(states[:, i]).to(states.device) for i, head in enumerate(heads)]
+            answers = torch.stack(found, dim=1)  # B, rungs, M, labels
             answers = answers.masked_fill(~seen[:, :, None, None], math.nan).flatten(1, 2)
             parts.append(answers.gather(2, rows[:, None].expand(-1, answers.shape[1], -1)))
         if not self.training:
@@ -1102,7 +1146,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             interval_ids[0, own],
             level_known,
             None if misfit is None else misfit.float(),
-        )
+        ).to(information.device)
         refined.converged &= (information.diagonal(dim1=2, dim2=3) > 0).flatten(1).any(dim=1)
         return refined
 

@@ -236,6 +236,11 @@ class Refined:
     converged: torch.Tensor
     slope: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> "Refined":
+        """The same on another device."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Refined(**{name: part if part is None else part.to(device) for name, part in parts.items()})
+
 
 class SpectraFMRefinement(InFullPrecision):
     """Gauss-Newton steps from a first estimate of the labels, see the top of this file."""
