@@ -296,7 +296,7 @@ def test_outputs_have_their_old_names_for_one_version_and_the_methods_of_diction
     with pytest.warns(FutureWarning, match=r"outputs.errors is called prediction_errors now") as told:
         assert outputs.errors is outputs.prediction_errors
     assert told[0].filename == __file__
-    assert list(outputs.values()) == list(outputs.to_tuple()) and "values" not in outputs.keys()
+    assert list(outputs.values()) == list(outputs.to_tuple()) and "values" not in outputs
     with pytest.raises(KeyError):
         outputs["value"]
 

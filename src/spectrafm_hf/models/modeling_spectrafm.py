@@ -149,11 +149,12 @@ class SpectraFMWavelengthEncoding(nn.Module):
         return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
 
 
-class SpectraFMValueEmbedding(nn.Module):
+class SpectraFMValueEmbedding(InFullPrecision):
     """
     The paper's embedding of one number: GELU(E[id] * value + b[id]), with one row of E and b for each quantity.
 
-    A request for the quantity is E[id] alone.
+    A request for the quantity is E[id] alone. In float32 whatever the dtype of the model, as what is measured has more
+    digits than half precision.
     """
 
     def __init__(self, config: SpectraFMConfig):
@@ -165,8 +166,7 @@ class SpectraFMValueEmbedding(nn.Module):
 
     def forward(self, ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """(B, N) ids, (B, N) standardised values -> (B, N, hidden_size)."""
-        weight = self.weight(ids)
-        return self.activation_fn(weight * values.to(weight.dtype)[..., None] + self.bias(ids))
+        return self.activation_fn(self.weight(ids) * values.float()[..., None] + self.bias(ids))
 
 
 class SpectraFMEmbeddings(nn.Module):
@@ -181,15 +181,14 @@ class SpectraFMEmbeddings(nn.Module):
         """(B, T) each -> (B, T, hidden_size)."""
         ids = torch.where(attention_mask, FLUX_ID, PADDING_ID)
         tokens = self.value_embedding(ids, torch.where(attention_mask, flux, 0.0))
-        return tokens + self.wavelength_encoding(wavelength).to(tokens.dtype)
+        return tokens + self.wavelength_encoding(wavelength)
 
     def requests(self, ids: torch.Tensor, wavelength: torch.Tensor | None) -> torch.Tensor:
         """(B, R) ids; wavelengths count where the request is for flux -> (B, R, hidden_size)."""
         queries = self.value_embedding.weight(ids)
         if wavelength is None:
             return queries
-        position = self.wavelength_encoding(wavelength).to(queries.dtype)
-        return queries + torch.where((ids == FLUX_ID)[..., None], position, 0.0)
+        return queries + torch.where((ids == FLUX_ID)[..., None], self.wavelength_encoding(wavelength), 0.0)
 
 
 def eager_attention_forward(
@@ -256,6 +255,11 @@ class SpectraFMAttention(nn.Module):
             **kwargs,
         )
         return self.o_proj(output.reshape(batch_size, length, hidden_size)), weights
+
+
+def dtype_of_layers(layers: nn.ModuleList, default: torch.dtype) -> torch.dtype:
+    """That of their weights, or where these are integers of what goes with them."""
+    return next((weight.dtype for weight in layers.parameters() if weight.is_floating_point()), default)
 
 
 def _is_flash(implementation: str | None) -> bool:
@@ -330,8 +334,8 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         "SpectraFMRung",
     ]
     # Linear algebra, the first layer and the read-out: answers are found to a part in a thousand there.
-    _full_precision = ("completion", "rungs.*.embedding", "means", "log_variances", "start", "refinement",
-                       "corrections", "readout.mean", "readout.log_variance")  # fmt: skip
+    _full_precision = ("completion", "rungs.*.embedding", "value_embedding", "means", "log_variances", "start", "refinement",
+                       "corrections", "readout")  # fmt: skip
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -343,6 +347,14 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         """Where inputs go: to the weights, or where they are brought to for their use, if they are offloaded."""
         place = getattr(getattr(self, "_hf_hook", None), "execution_device", None)
         return super().device if place is None else torch.device(place)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that are not kept in float32."""
+        full = {
+            id(weight) for part in self.modules() if isinstance(part, InFullPrecision) for weight in part.parameters()
+        }
+        return next((w.dtype for w in self.parameters() if w.is_floating_point() and id(w) not in full), torch.float32)
 
     def post_init(self):
         """As everywhere, after what has to stay in full precision is so, whatever the default dtype."""
@@ -392,6 +404,7 @@ class SpectraFMEncoder(SpectraFMPreTrainedModel):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutput:
         """Tokens (B, T, hidden_size) -> the same; `attention_mask` (B, T) is true where one counts."""
+        hidden_states = hidden_states.to(dtype_of_layers(self.layers, hidden_states.dtype))
         mask = make_attention_mask(self.config, hidden_states, hidden_states, attention_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, None, mask, **kwargs)
@@ -419,6 +432,7 @@ class SpectraFMDecoder(SpectraFMPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Requests (B, R, hidden_size), tokens (B, T, hidden_size) and which of them count (B, T) -> as requests."""
+        hidden_states = hidden_states.to(dtype_of_layers(self.layers, hidden_states.dtype))
         mask = make_attention_mask(self.config, hidden_states, encoder_hidden_states, encoder_attention_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, encoder_hidden_states, mask, **kwargs)
@@ -674,7 +688,8 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         reliability = torch.where(seen[..., None], reliability, 0.0)
         intervals, n_stars = interval_ids[0], len(coefficients)
         shape = (n_stars, len(self.rungs))
-        states = coefficients.new_zeros((*shape, config.num_members, config.hidden_size), dtype=self.dtype)
+        dtype = self.rungs[0].layer_norm.weight.dtype
+        states = coefficients.new_zeros((*shape, config.num_members, config.hidden_size), dtype=dtype)
         rung_seen = torch.zeros(shape, dtype=torch.bool, device=seen.device)
         cost, unknown = (torch.full(shape, math.nan, device=seen.device) for _ in range(2))
         for number, (rung, (first, last)) in enumerate(zip(self.rungs, config.rung_intervals, strict=True)):
@@ -702,12 +717,13 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         return torch.arange(FIRST_LABEL_ID, rows, device=inputs.device).expand(inputs.shape[0], -1)
 
 
-class SpectraFMHead(InFullPrecision, nn.Linear):
-    """A linear layer that stays in float32 whatever the dtype of the model."""
+class SpectraFMReadout(InFullPrecision):
+    """
+    MLP shared by all requests, then one linear head for the mean and one for the log-variance.
 
-
-class SpectraFMReadout(nn.Module):
-    """MLP shared by all requests, then one linear head for the mean and one for the log-variance."""
+    It stays in float32 whatever the dtype of the model: bfloat16 would round a mean of one and a half to 1/128, several
+    Kelvin.
+    """
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
@@ -715,16 +731,15 @@ class SpectraFMReadout(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
         self.activation_fn = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.dropout)
-        self.mean = SpectraFMHead(widths[-1], 1)
-        self.log_variance = SpectraFMHead(widths[-1], 1)
+        self.mean = nn.Linear(widths[-1], 1)
+        self.log_variance = nn.Linear(widths[-1], 1)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, R, hidden_size) -> twice (B, R), float32."""
-        for layer in self.layers:
-            hidden_states = self.dropout(self.activation_fn(layer(hidden_states)))
-        # bfloat16 would round a mean of one and a half to 1/128, several Kelvin.
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = hidden_states.float()
+            for layer in self.layers:
+                hidden_states = self.dropout(self.activation_fn(layer(hidden_states)))
             return self.mean(hidden_states)[..., 0], self.log_variance(hidden_states)[..., 0]
 
 
