@@ -334,8 +334,10 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         "SpectraFMRung",
     ]
     # Linear algebra, the first layer and the read-out: answers are found to a part in a thousand there.
-    _full_precision = ("completion", "rungs.*.embedding", "value_embedding", "means", "log_variances", "start", "refinement",
-                       "corrections", "readout")  # fmt: skip
+    _full_precision = (
+        *("completion", "rungs.*.embedding", "value_embedding", "means", "log_variances", "start", "refinement"),
+        *("corrections", "readout"),
+    )
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
