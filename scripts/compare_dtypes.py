@@ -29,12 +29,12 @@ import numpy as np
 import torch
 
 import spectrafm_hf
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer, load_checkpoint, save_checkpoint
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT
 from spectrafm_hf.data.readers import read_spectra
-from spectrafm_hf.data.synthetic import SyntheticStars
-from spectrafm_hf.prediction import answered_labels
+from spectrafm_hf.inference.prediction import answered_labels
+from spectrafm_hf.synthesis.synthetic import SyntheticStars
 
 
 STARS = 64
@@ -132,8 +132,9 @@ def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 def n_integers(model: torch.nn.Module) -> int:
     """Layers whose weights are integers."""
-    weights = [layer.weight for layer in model.modules() if isinstance(getattr(layer, "weight", None), torch.Tensor)]
-    return sum(any(part.dtype in (torch.int8, torch.uint8) for part in parts(weight)) for weight in weights)
+    weights = [getattr(layer, "weight", None) for layer in model.modules()]
+    kinds = [{part.dtype for part in parts(weight)} for weight in weights if isinstance(weight, torch.Tensor)]
+    return sum(bool(kind & {torch.int8, torch.uint8}) for kind in kinds)
 
 
 def megabytes(model: torch.nn.Module) -> float:
@@ -157,7 +158,7 @@ def ways(folder: Path, given: Batches, device: str, offload: Path) -> Iterator[t
         Where weights go that are not kept in memory.
     """
 
-    def load(**how: Any) -> SpectraFMForPrediction:
+    def load(**how: Any) -> Any:
         return SpectraFMForPrediction.from_pretrained(folder, **how).eval()
 
     whole = load().to(device)

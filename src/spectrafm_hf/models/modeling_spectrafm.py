@@ -690,7 +690,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         reliability = torch.where(seen[..., None], reliability, 0.0)
         intervals, n_stars = interval_ids[0], len(coefficients)
         shape = (n_stars, len(self.rungs))
-        dtype = self.rungs[0].layer_norm.weight.dtype
+        dtype = cast(SpectraFMRung, self.rungs[0]).layer_norm.weight.dtype
         states = coefficients.new_zeros((*shape, config.num_members, config.hidden_size), dtype=dtype)
         rung_seen = torch.zeros(shape, dtype=torch.bool, device=seen.device)
         cost, unknown = (torch.full(shape, math.nan, device=seen.device) for _ in range(2))

@@ -229,7 +229,9 @@ class StellarLabelsPipeline(Pipeline):
         last = {} if on_error is None else {"on_error": on_error}
         return {name: value for name, value in given.items() if value is not None}, {}, last
 
-    def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+    def get_iterator(
+        self, inputs: Any, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
+    ) -> Any:
         """As in the base class; the stars of a batch stay apart until [`_forward`], which knows what goes together."""
         if isinstance(inputs, Sized):
             stars: Any = PipelineDataset(inputs, self.preprocess, preprocess_params)

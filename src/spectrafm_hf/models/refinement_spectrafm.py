@@ -238,8 +238,8 @@ class Refined:
 
     def to(self, device: torch.device) -> "Refined":
         """The same on another device."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Refined(**{name: part if part is None else part.to(device) for name, part in parts.items()})
+        parts = [getattr(self, field.name) for field in fields(self)]
+        return Refined(*(part if part is None else part.to(device) for part in parts))
 
 
 class SpectraFMRefinement(InFullPrecision):
