@@ -125,6 +125,10 @@ class SpectraFMPredictionOutput(ModelOutput):
         if isinstance(key, str) and key in OLD_NAMES:
             warnings.warn(f"outputs[{key!r}] is called {OLD_NAMES[key]!r} now", FutureWarning, stacklevel=2)
             key = OLD_NAMES[key]
+        if key == "logits":
+            raise KeyError(
+                "logits: there are none, as answers are numbers and no classes; label_smoothing_factor has to be 0"
+            )
         return super().__getitem__(key)
 
     @property

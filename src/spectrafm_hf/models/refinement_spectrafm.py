@@ -12,7 +12,7 @@ the model by more than the errors of their flux, the errors of the labels grow w
 """
 
 from dataclasses import dataclass, fields
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -238,8 +238,8 @@ class Refined:
 
     def to(self, device: torch.device) -> "Refined":
         """The same on another device."""
-        parts = [getattr(self, field.name) for field in fields(self)]
-        return Refined(*(part if part is None else part.to(device) for part in parts))
+        parts: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        return Refined(*[part if part is None else part.to(device) for part in parts])
 
 
 class SpectraFMRefinement(InFullPrecision):
