@@ -264,6 +264,23 @@ predict({{"wavelength": wavelength, "flux": flux, "flux_error": flux_error}})
 ```"""
 
 
+def with_owner(card: str, owner: str) -> str:
+    """
+    A card whose base model and data sets are `owner/name`, as the hub links them: those without an owner get this one,
+    whose they are if they are pushed as well.
+    """
+    found = ModelCard(card)
+
+    def full(name: str) -> str:
+        return name if "/" in name else f"{owner}/{name}"
+
+    if isinstance(found.data.base_model, str):
+        found.data.base_model = full(found.data.base_model)
+    if found.data.datasets:
+        found.data.datasets = list(map(full, found.data.datasets))
+    return str(found)
+
+
 def group_evaluations(evaluations: Sequence[Mapping[str, Any]], sums: Mapping[str, str], name: str) -> list[Group]:
     """
     Results of the same stars in one table, in which the rows of the one with these `checksums` are called `name`.

@@ -501,7 +501,26 @@ def check_together(**tensors: torch.Tensor | None):
 
 
 class SpectraFMModel(SpectraFMPreTrainedModel):
-    """Embeddings, encoder and decoder, without a head: one hidden state for each request."""
+    """
+    Embeddings, encoder and decoder, without a head: one hidden state for each request. On evidence, one of each member
+    for each instrument that the star was seen with.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from spectrafm_hf import SpectraFMModel, SpectraFMTokenizer, SpectrumEmulator, bundled
+    >>> emulator = SpectrumEmulator.from_pretrained(bundled("emulator-hband"))
+    >>> wavelength, flux = emulator.synthesize(teff=4800.0, logg=2.5, fe_h=-0.2)  # Angstrom in vacuum, at rest
+    >>> tokenizer = SpectraFMTokenizer.from_pretrained(bundled("spectrafm-base"))
+    >>> model = SpectraFMModel.from_pretrained(bundled("spectrafm-base")).eval()
+    >>> with torch.no_grad():
+    ...     outputs = model(**tokenizer(wavelength, flux, np.full_like(flux, 0.01)))
+    >>> outputs.last_hidden_state.shape  # stars, instruments (Gaia XP, H band, optical), members, hidden_size
+    torch.Size([1, 3, 8, 192])
+    >>> outputs.rung_seen.tolist()
+    [[False, True, False]]
+    """
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__(config)
@@ -750,7 +769,26 @@ class SpectraFMReadout(InFullPrecision):
 
 
 class SpectraFMForPrediction(SpectraFMPreTrainedModel):
-    """SpectraFM with its read-out: a mean and a log-variance for each request."""
+    """
+    SpectraFM with its read-out: a mean and a log-variance for each request.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from spectrafm_hf import SpectraFMForPrediction, SpectraFMTokenizer, SpectrumEmulator, bundled
+    >>> emulator = SpectrumEmulator.from_pretrained(bundled("emulator-hband"))
+    >>> wavelength, flux = emulator.synthesize(teff=4800.0, logg=2.5, fe_h=-0.2)  # Angstrom in vacuum, at rest
+    >>> tokenizer = SpectraFMTokenizer.from_pretrained(bundled("spectrafm-base"))
+    >>> inputs = tokenizer(wavelength, flux, np.full_like(flux, 0.01), requests=["teff", "logg", "fe_h"])
+    >>> model = SpectraFMForPrediction.from_pretrained(bundled("spectrafm-base")).eval()
+    >>> with torch.no_grad():
+    ...     outputs = model(**inputs)
+    >>> [round(value, 1) for value in outputs.predictions[0].tolist()]  # K, dex, dex
+    [4800.2, 2.5, -0.2]
+    >>> [round(error, 2) for error in outputs.prediction_errors[0].tolist()]
+    [10.14, 0.02, 0.01]
+    """
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__(config)
