@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,9 @@ def pipelined(bench: Bench) -> str:
 
     rows = [row for own in instruments().values() for row in own[: min(bench.n_stars, 8)]]
     how = {"flags": True, "batch_size": 8}
+    make: Any = pipeline
     there, here = (
-        pipeline("stellar-labels", model=bench.base(), tokenizer=bench.tokenizer, device=device)(rows, **how)
+        make("stellar-labels", model=bench.base(), tokenizer=bench.tokenizer, device=device)(rows, **how)
         for device in ("cpu", bench.device)
     )
     worst = 0.0
@@ -159,7 +161,7 @@ def command(bench: Bench) -> str:
     """`spectrafm predict`, which says where it ran."""
     import pyarrow.parquet as pq
 
-    tables = []
+    tables: list[Any] = []
     for device in ("cpu", str(bench.device)):
         output = bench.folder / f"{device.partition(':')[0]}-{len(tables)}.parquet"
         printed = io.StringIO()
@@ -206,7 +208,7 @@ def gradients(bench: Bench) -> str:
         found.append(torch.cat([p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None]))
         optimizer.step()
         loss = float(model(**inputs).loss)
-    cosine = float(torch.nn.functional.cosine_similarity(*found, dim=0))
+    cosine = float(torch.nn.functional.cosine_similarity(found[0], found[1], dim=0))
     if not (cosine > 0.9999 and np.isfinite(loss)):
         raise AssertionError(f"cosine of the gradients {cosine:.6f}, loss after a step {loss}")
     return f"cosine of the gradients {cosine:.7f}"
@@ -290,7 +292,7 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
     "published architecture, flex_attention": lambda bench: published(bench, "flex_attention"),
     "published architecture, flash_attention_2": lambda bench: published(bench, "flash_attention_2"),
     "published architecture, torch.compile": compiled,
-    **{f"published architecture, {name}": lambda bench, name=name: quantised(bench, name) for name in QUANTISED},
+    **{f"published architecture, {name}": partial(quantised, name=name) for name in QUANTISED},
     "speed": fast,
 }
 

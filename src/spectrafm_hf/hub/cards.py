@@ -270,14 +270,15 @@ def with_owner(card: str, owner: str) -> str:
     whose they are if they are pushed as well.
     """
     found = ModelCard(card)
+    about: Any = found.data
 
     def full(name: str) -> str:
         return name if "/" in name else f"{owner}/{name}"
 
-    if isinstance(found.data.base_model, str):
-        found.data.base_model = full(found.data.base_model)
-    if found.data.datasets:
-        found.data.datasets = list(map(full, found.data.datasets))
+    if isinstance(about.base_model, str):
+        about.base_model = full(about.base_model)
+    if about.datasets:
+        about.datasets = list(map(full, about.datasets))
     return str(found)
 
 

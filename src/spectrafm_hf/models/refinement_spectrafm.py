@@ -11,7 +11,7 @@ wider than stated, levels and slopes of the continuum, whose sizes are found for
 the model by more than the errors of their flux, the errors of the labels grow with it.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
@@ -238,8 +238,8 @@ class Refined:
 
     def to(self, device: torch.device) -> "Refined":
         """The same on another device."""
-        parts: list[Any] = [getattr(self, field.name) for field in fields(self)]
-        return Refined(*[part if part is None else part.to(device) for part in parts])
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
 
 
 class SpectraFMRefinement(InFullPrecision):
