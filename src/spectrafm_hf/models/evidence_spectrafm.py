@@ -211,7 +211,8 @@ class SpectraFMMemberLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_members, 1, out_features))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.baddbmm(self.bias, hidden_states.to(self.weight.dtype), self.weight)
+        # The dtype of the bias, as a quantised weight is of integers.
+        return torch.baddbmm(self.bias, hidden_states.to(self.bias.dtype), self.weight)
 
 
 class SpectraFMMemberEmbedding(InFullPrecision, SpectraFMMemberLinear):
