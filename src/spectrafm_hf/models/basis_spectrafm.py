@@ -21,6 +21,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from .gate_spectrafm import SPEED_OF_LIGHT
+from .products_spectrafm import product
 
 
 FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # in sigma, of a Gaussian
@@ -138,7 +139,7 @@ class Design:
     intervals: np.ndarray  # numbers of the intervals
     pixels: list[slice]  # of the grid
     rows: list[torch.Tensor]  # (2 + coefficients, pixels): mean, mean * x, directions times their prior
-    products: list[torch.Tensor]  # (pixels, pairs): products of pairs of rows
+    products: list[torch.Tensor]  # (pairs, pixels): products of pairs of rows
     pairs: torch.Tensor  # (2 + coefficients, 2 + coefficients): which pair each is
     blind: np.ndarray  # (pixels of the grid,), bool: those in bands that nothing is taken from
 
@@ -636,7 +637,7 @@ def design_of_rung(rung: Rung, wavelength: np.ndarray, resolving_power: float | 
         intervals.append(rung.first_interval + interval)
         pixels.append(part)
         rows.append(torch.from_numpy(table.astype(np.float32)))
-        products.append(torch.from_numpy((table[i] * table[j]).T.astype(np.float32).copy()))
+        products.append(torch.from_numpy((table[i] * table[j]).astype(np.float32)))
     size = 2 + directions.shape[1]
     pairs = np.zeros((size, size), int)
     upper = np.triu_indices(size)
@@ -680,7 +681,7 @@ def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -
     """
     rows = design.rows[i]
     unit = torch.eye(len(rows))
-    information = (weight @ design.products[i]).index_select(1, design.pairs.flatten()).unflatten(1, unit.shape)
+    information = product(weight, design.products[i]).index_select(1, design.pairs.flatten()).unflatten(1, unit.shape)
     # The prior of the level is around 1, where it was first put.
     right = (weight * values) @ rows.T
     right[:, 0] += 1.0
