@@ -377,36 +377,39 @@ class SpectrumBasis:
             inverse_variance = np.where(design.blind, 0.0, inverse_variance)
         n_stars, n_intervals, size = len(flux), len(design.intervals), self.n_coefficients
         shape = (n_stars, n_intervals, size)
-        mean, variance, estimate, pull = torch.zeros(shape), torch.ones(shape), torch.zeros(shape), torch.zeros(shape)
-        level, misfit = torch.ones(shape[:2]), torch.full(shape[:2], torch.nan)
-        begin, units = torch.zeros(shape[:2]), torch.ones(shape[:2])
+        found, variance = torch.empty(shape), torch.empty(shape)
+        chi2, count = torch.empty(shape[:2]), torch.empty(shape[:2])
         clipped = torch.zeros(flux.shape, dtype=torch.bool)
         # Interval after interval, as it is made, and as it is used.
-        information = torch.zeros(n_intervals, n_stars, size, size)
+        information = torch.empty(n_intervals, n_stars, size, size)
         all_values, all_weights, unit_of_flux = _in_own_unit(flux, inverse_variance)
         first, seen = _first_levels(design, all_values, all_weights)
         level_counts, scale = self._scale(design.rung, first, seen, unit_of_flux[:, 0], normalised)
+        begin = torch.maximum(first, MIN_LEVEL * scale[:, None])
+        over_scale = begin / scale[:, None]
         parts = [slice(start, start + STARS_AT_ONCE) for start in range(0, n_stars, STARS_AT_ONCE)]
         for (i, pixels), stars in itertools.product(enumerate(design.pixels), parts):
-            start = torch.maximum(first[stars, i], MIN_LEVEL * scale[stars])
-            values = all_values[stars, pixels] / start[:, None]
-            weight = all_weights[stars, pixels] * start[:, None] ** 2
-            weight = weight / (1.0 + MODEL_ERROR**2 * weight)
-            found, covariance, gram, chi2 = _fit(design, i, values, weight, clipped[stars, pixels] if clip else None)
-            found_level = found[:, 0].clamp(*LEVELS)
-            mean[stars, i], variance[stars, i] = over_level(found, covariance, found_level[:, None])
-            level[stars, i] = start * found_level
-            count = torch.count_nonzero(weight, dim=1)
-            free = count - size
-            misfit[stars, i] = torch.where(free > 0, chi2 / free.clamp(min=1), torch.nan)
-            seen[stars, i] &= count > 0
-            # The same in units of the level that the spectra are compared with.
-            unit = torch.where(level_counts[stars], start / scale[stars], 1.0 / found_level)[:, None]
-            begin[stars, i], units[stars, i] = start, unit[:, 0]
-            torch.div(gram, unit[..., None] ** 2, out=information[i, stars])
-            estimate[stars, i] = found * unit
-            found[:, 0] -= 1.0
-            pull[stars, i] = found / unit
+            start = begin[stars, i, None]
+            values = all_values[stars, pixels] / start
+            weight = all_weights[stars, pixels] * start**2
+            weight /= 1.0 + MODEL_ERROR**2 * weight
+            found[stars, i], variance[stars, i], gram, chi2[stars, i] = _fit(
+                design, i, values, weight, clipped[stars, pixels] if clip else None
+            )
+            count[stars, i] = torch.count_nonzero(weight, dim=1).float()
+            # In units of the level that the spectra are compared with.
+            unit = torch.where(level_counts[stars], over_scale[stars, i], 1.0 / found[stars, i, 0].clamp(*LEVELS))
+            torch.mul(gram, unit[:, None, None] ** -2, out=information[i, stars])
+        found_level = found[..., 0].clamp(*LEVELS)
+        mean, variance = over_level(found, variance, found_level[..., None])
+        level = begin * found_level
+        free = count - size
+        misfit = torch.where(free > 0, chi2 / free.clamp(min=1), torch.nan)
+        seen &= count > 0
+        units = torch.where(level_counts[:, None], over_scale, 1.0 / found_level)
+        estimate = found * units[..., None]
+        found[..., 0] -= 1.0
+        pull = found / units[..., None]
         mean, reliability = _with_prior_of_level(design.rung, mean, variance, level / scale[:, None], level_counts)
         if (nothing := ~seen).any():
             mean[nothing], reliability[nothing], pull[nothing], information[nothing.T] = 0.0, 0.0, 0.0, 0.0
@@ -569,7 +572,7 @@ def means_over_pixels(values: np.ndarray, first: float, low: np.ndarray, high: n
 
 def over_level(mean, variance, level):
     """
-    Posterior means and variances (stars, K) with a prior of 1, divided by the level of each star (stars, 1), with a
+    Posterior means and variances (..., K) with a prior of 1, divided by the level of each star (..., 1), with a
     prior of 1 again: of an interval that is fainter than it was taken for, little is known of its shape. The first is
     the level itself, and only divided.
     """

@@ -38,6 +38,8 @@ def products(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None 
 def _suits(left: torch.Tensor, right: torch.Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
     plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (left, right))
     large = 2.0 * left.shape[0] * left.shape[1] * right.shape[0] >= LEAST_OPERATIONS
     return plain and large and torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()

@@ -85,6 +85,7 @@ MODULES = (
     "gate_spectrafm.py",
     "inputs_spectrafm.py",
     "pipeline_spectrafm.py",
+    "products_spectrafm.py",
     "tokenization_spectrafm.py",
     "velocity_spectrafm.py",
 )
