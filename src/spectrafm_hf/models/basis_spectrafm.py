@@ -141,6 +141,7 @@ class Design:
     rows: list[torch.Tensor]  # (2 + coefficients, pixels): mean, mean * x, directions times their prior
     products: list[torch.Tensor]  # (pairs, pixels): products of pairs of rows
     pairs: torch.Tensor  # (2 + coefficients, 2 + coefficients): which pair each is
+    prior_of_pairs: torch.Tensor  # (pairs,): 1 of those of a row with itself
     blind: np.ndarray  # (pixels of the grid,), bool: those in bands that nothing is taken from
 
 
@@ -646,7 +647,8 @@ def design_of_rung(rung: Rung, wavelength: np.ndarray, resolving_power: float | 
     upper = np.triu_indices(size)
     pairs[upper] = np.arange(len(upper[0]))
     pairs.T[upper] = pairs[upper]
-    return Design(rung, np.array(intervals, np.int64), pixels, rows, products, torch.from_numpy(pairs), blind)
+    prior = torch.from_numpy(np.equal(*upper).astype(np.float32))
+    return Design(rung, np.array(intervals, np.int64), pixels, rows, products, torch.from_numpy(pairs), prior, blind)
 
 
 def _fit(
@@ -683,19 +685,21 @@ def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -
     the inverse covariance without the prior.
     """
     rows = design.rows[i]
-    unit = torch.eye(len(rows))
-    information = product(weight, design.products[i]).index_select(1, design.pairs.flatten()).unflatten(1, unit.shape)
+    # The prior, of one, comes with the product; the information is without it.
+    both = product(weight, design.products[i], design.prior_of_pairs).index_select(1, design.pairs.flatten())
+    both = both.unflatten(1, design.pairs.shape)
     # The prior of the level is around 1, where it was first put.
     right = (weight * values) @ rows.T
     right[:, 0] += 1.0
     # The directions are nearly independent of each other: single precision suffices.
-    inverse, failed = inverse_factor(information + unit)
+    inverse, failed = inverse_factor(both)
     if failed.any():  # rounding, of directions that a few pixels cannot tell apart
-        gram = (information[failed] + unit).double()
+        gram = both[failed].double()
         gram.diagonal(dim1=1, dim2=2).mul_(1.0 + 1e-5)
         inverse[failed] = torch.linalg.inv(torch.linalg.cholesky(gram)).float()
     mean = ((right[:, None] @ inverse.mT) @ inverse)[:, 0]
-    return mean, (inverse * inverse).sum(dim=1), information
+    both.diagonal(dim1=1, dim2=2).sub_(1.0)
+    return mean, (inverse * inverse).sum(dim=1), both
 
 
 def inverse_factor(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -712,8 +716,9 @@ def inverse_factor(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     upper, failed = inverse_factor(matrix[:, :half, :half])
     below = matrix[:, half:, :half] @ upper.mT
     lower, failed_too = inverse_factor(matrix[:, half:, half:] - below @ below.mT)
-    found = torch.zeros_like(matrix)
+    found = torch.empty_like(matrix)
     found[:, :half, :half], found[:, half:, half:] = upper, lower
+    found[:, :half, half:] = 0.0
     found[:, half:, :half] = -lower @ (below @ upper)
     return found, failed | failed_too
 

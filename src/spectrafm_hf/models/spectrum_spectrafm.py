@@ -320,13 +320,13 @@ def _by_star_model(model: Any, rung: Rung, refined: Refined, level_known: torch.
     n_labels, intervals = labels.shape[1], torch.arange(rung.n_intervals, device=device) + rung.first_interval
     processes = star.processes(labels)
     spectrum, by_velocity, by_width = star.coefficients(processes.weights, intervals)
-    velocity = refined.velocity[chosen, None]
+    velocity = refined.velocity[chosen, None, None]
     wider = velocity / star.velocity_of_width**2
     by_velocity = by_velocity + wider * by_width
     jacobian = star.jacobian(processes.slopes(), intervals, by_velocity + wider * by_width, by_width)
-    start = (spectrum + velocity * by_velocity).transpose(0, 1).double().cpu()
+    start = (spectrum + velocity * by_velocity).double().cpu()
     prior = torch.block_diag(star.precision, torch.diag(torch.tensor(NUISANCE_SIGMA, device=device) ** -2.0))
-    mean = torch.cat((star.population - labels, -velocity, torch.zeros_like(velocity)), dim=1)
+    mean = torch.cat((star.population - labels, -velocity[..., 0], torch.zeros_like(velocity[..., 0])), dim=1)
     assert mean.shape[1] == n_labels + 2
     size = start.shape[2]
     # Level and slope: small over the continuum, and free where there is none.
