@@ -846,10 +846,10 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             **{**kwargs, "return_dict": True},
         )
         center, scale = standardisation(self.config, request_ids, flux_center, flux_scale)
-        loss = answers = None
+        loss = by_member = None
         if self.config.token_embedding == "basis":
-            answers = self._answers(outputs, request_ids)
-            mean, log_variance = self._from_members(answers, request_ids)
+            by_member = self._answers(outputs, request_ids)
+            mean, log_variance = self._from_members(by_member, request_ids)
         else:
             mean, log_variance = (x[:, None] for x in self.readout(outputs.last_hidden_state))
         if labels is not None:
@@ -870,7 +870,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             mean, log_variance = combined(mean, log_variance)
         else:
             mean, log_variance = mean[:, 0], log_variance[:, 0]
-        log_variance = self._with_error_factors(log_variance, outputs, answers, request_ids)
+        log_variance = self._with_error_factors(log_variance, outputs, by_member, request_ids)
         refined = None
         if self.config.star_labels and estimate is not None and information is not None and pull is not None:
             refined = self._refine(

@@ -12,7 +12,7 @@ import torch
 
 #: Operations of a product below which going over to oneDNN and back takes longer than it saves.
 LEAST_OPERATIONS = 8e6
-LEAST_ROWS = 256
+LEAST_ROWS = 160
 
 
 def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
