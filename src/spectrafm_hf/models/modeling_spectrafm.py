@@ -1005,9 +1005,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             log_variance = torch.where(here, 2.0 * torch.log(error / scale), log_variance)
         return values, errors, mean, log_variance
 
-    def _answers(
-        self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _answers(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance of each member of each rung for all labels, (B, rungs * M, labels), NaN for none."""
         exporting = torch.compiler.is_exporting()
         if not exporting and bool((request_ids == FLUX_ID).any()):
