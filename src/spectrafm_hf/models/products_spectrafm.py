@@ -44,7 +44,7 @@ def _suits(left: torch.Tensor, right: torch.Tensor) -> bool:
         return False
     plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (left, right))
     large = 2.0 * left.shape[0] * left.shape[1] * right.shape[0] >= LEAST_OPERATIONS
-    return plain and large and torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
+    return plain and large and bool(torch.backends.mkldnn.enabled) and torch.backends.mkldnn.is_available()
 
 
 __all__ = ["product", "products"]

@@ -85,6 +85,7 @@ class SpectraFMStarModel(InFullPrecision):
         self.groups = nn.ModuleList(
             CovarianceGroup(n_labels, config.num_stars, size) for size in config.star_components
         )
+        self._kept: tuple[list[tuple[int, int]], _Sums] | None = None
 
     def standardise(self, labels: torch.Tensor) -> torch.Tensor:
         """(B, labels) in physical units -> standardised; lines change with 5040 K / Teff, the first label."""
@@ -115,7 +116,17 @@ class SpectraFMStarModel(InFullPrecision):
         return _Processes(self, labels, self.sums() if sums is None else sums)
 
     def sums(self) -> "_Sums":
-        """What the processes at any labels have in common."""
+        """What the processes at any labels have in common; kept, as it takes as long as some stars do."""
+        tensors = [*self.buffers(), *self.parameters()]
+        if torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
+            return self._made_sums()
+        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]  # another one after each change
+        if self._kept is None or self._kept[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = state, self._made_sums()
+        return self._kept[1]
+
+    def _made_sums(self) -> "_Sums":
         trends, by_star = [], []
         stars = self.stars.double()
         for part in self.groups:

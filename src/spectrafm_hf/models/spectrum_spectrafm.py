@@ -98,11 +98,15 @@ class WholeSpectra:
             error[:, pixels] = self.level[:, own, None] * np.sqrt(np.maximum(variance, 0.0))
         return flux, np.hypot(error, MODEL_ERROR * flux)
 
-    def fitted(self, wavelength: np.ndarray, resolving_power: float | None = None) -> np.ndarray:
-        """Flux of a star of the model alone, as in [`at`]."""
-        return self._flux(self.fit, wavelength, resolving_power)[1]
+    def fitted(
+        self, wavelength: np.ndarray, resolving_power: float | None = None, design: Design | None = None
+    ) -> np.ndarray:
+        """Flux of a star of the model alone, as in [`at`]; with the design of the same wavelengths, if it is known."""
+        return self._flux(self.fit, wavelength, resolving_power, design)[1]
 
-    def _flux(self, values: np.ndarray, wavelength: np.ndarray, power: float | None) -> tuple[Design, np.ndarray]:
+    def _flux(
+        self, values: np.ndarray, wavelength: np.ndarray, power: float | None, design: Design | None = None
+    ) -> tuple[Design, np.ndarray]:
         wavelength = np.asarray(wavelength, np.float64)
         low, high = self.rung.range
         if wavelength.ndim != 1 or not wavelength.size or not np.all(np.diff(wavelength) > 0):
@@ -115,7 +119,8 @@ class WholeSpectra:
         highest = self.rung.resolving_power
         if power is not None and not 0 < power <= highest * NATIVE_TOLERANCE:
             raise ValueError(f"resolving_power: expected at most {highest:g}, got {power:g}")
-        design = design_of_rung(self.rung, wavelength, power)
+        if design is None or design.rung is not self.rung:
+            design = design_of_rung(self.rung, wavelength, power)
         flux = np.full((len(values), len(wavelength)), np.nan)
         for interval, pixels, rows in zip(design.intervals, design.pixels, design.rows, strict=True):
             own = interval - self.rung.first_interval
@@ -203,7 +208,8 @@ def best_fits(model: Any, basis: SpectrumBasis, grids: Sequence[Any]) -> list[Be
         low, high = known.rung.range
         inside = (grid.wavelength >= low) & (grid.wavelength <= high)
         star = np.full(grid.flux.shape, np.nan)
-        star[:, inside] = known.fitted(grid.wavelength[inside], grid.resolving_power)
+        design = basis.design(grid.wavelength, grid.resolving_power) if inside.all() else None
+        star[:, inside] = known.fitted(grid.wavelength[inside], grid.resolving_power, design)
         counts = (grid.inverse_variance > 0) & ~grid.evidence.clipped & np.isfinite(star)
         with np.errstate(divide="ignore"):
             sigma = np.where(counts, 1.0 / np.sqrt(grid.inverse_variance), np.nan)
@@ -293,12 +299,13 @@ def _of_stars(model: Any, number: int, rung: Rung, evidence: Any, stars: slice, 
         if not len(chosen):
             continue
         known = information[chosen], right[chosen]
+        parts: Sequence[torch.Tensor | None]
         if by_star_model and refined is not None:
             level_known = torch.from_numpy((evidence.reliability[stars][..., 0] > 0).any(axis=1))[chosen]
             linear = _by_star_model(model, rung, refined, level_known, chosen)
             some = [slice(start, start + MATRICES_AT_ONCE) for start in range(0, len(chosen), MATRICES_AT_ONCE)]
-            parts = zip(*(_posterior(linear.of(i), *(x[i] for x in (*known, level_known)), errors) for i in some))
-            parts = [None if part[0] is None else torch.cat(part) for part in parts]
+            of_some = [_posterior(linear.of(i), known[0][i], known[1][i], level_known[i], errors=errors) for i in some]
+            parts = [None if part[0] is None else torch.cat(part) for part in zip(*of_some, strict=True)]
         else:
             parts = _by_components(model, number, rung, evidence, stars, chosen, *known, errors)
         for whole, part in zip(found, parts, strict=True):
@@ -422,7 +429,7 @@ def _drift(rung: Rung, evidence, stars, chosen, flux: torch.Tensor) -> torch.Ten
     return found
 
 
-def _posterior(linear: _Stars, information, right, level_known, errors: bool):
+def _posterior(linear: _Stars, information, right, level_known, *, errors: bool):
     """[`_Told.solve`], after what a spectrum shows of its continuum, and of what the model of stars leaves of it."""
     unexplained, level = torch.full_like(linear.level, UNEXPLAINED["star_model"]), linear.level
     known = information.diagonal(dim1=2, dim2=3)[..., 2:]
