@@ -64,8 +64,9 @@ def add(verbs: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from spectrafm_hf.data.readers import Failure, find_files, read_spectra
+    from spectrafm_hf.inference.prediction import settled
     from spectrafm_hf.inference.spectrum import AS_GIVEN, SpectrumPredictor, SpectrumWriter
-    from spectrafm_hf.show.plots import FLUX_LABELS, flux_label, plot_predicted
+    from spectrafm_hf.show.spectra import FLUX_LABELS, flux_label, plot_predicted
 
     demand_new_output(arguments)
     if bool(arguments.input) == bool(arguments.labels):
@@ -92,9 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             if arguments.errors or arguments.surface:
                 raise ValueError("--errors, --surface: expected --labels beside them, got INPUT")
-            predictor = SpectrumPredictor(*load(arguments.model or DEFAULT_MODEL, arguments.revision))
+            model, tokenizer = load(arguments.model or DEFAULT_MODEL, arguments.revision)
+            predictor = SpectrumPredictor(model, tokenizer)
             files = find_files(arguments.input, arguments.split, failures)
             rows = read_spectra(files, failures=failures, **reading_options(arguments))
+            rows = settled(rows, model, tokenizer)
             unit = ""
             for row in rows:
                 try:

@@ -16,6 +16,7 @@ import spectrafm_hf
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.inference.prediction import TrainingRange, answered_labels
 from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
+from spectrafm_hf.show.labels import plot_given
 from spectrafm_hf.training import rivals
 from spectrafm_hf.training.finetuning import finetune
 
@@ -51,7 +52,9 @@ def tuned(tmp_path_factory, stars):
     labels = write_labels(folder / "labels.csv", stars, slice(4, None))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rivals, "MLP_STEPS", 5)
-        made = finetune([STARS], labels, folder / "mine", say=said.append, command="spectrafm finetune ...")
+        made = finetune(
+            [STARS], labels, folder / "mine", say=said.append, command="spectrafm finetune ...", draw=plot_given
+        )
     return made, said, labels
 
 

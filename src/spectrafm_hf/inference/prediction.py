@@ -32,12 +32,11 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotF
 from numpy.typing import NDArray
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..data.schema import PIXEL_COLUMNS
+from ..data.schema import PIXEL_COLUMNS, valid_pixels
 from ..files import ask_twice, complete_file, temporary_name
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
-from ..models.flags_spectrafm import QUALITY, star_flags
-from ..models.gate_spectrafm import FRAME_UNSTATED, to_rest
-from ..models.inputs_spectrafm import HUGE
+from ..models.flags_spectrafm import AIR, AIR_TOLERANCE, MOVED, MOVED_SIGMA, QUALITY, star_flags
+from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED, to_rest
 from ..models.velocity_spectrafm import VelocityMeter
 
 
@@ -208,15 +207,6 @@ def _as_tuples(values: Any) -> Any:
     return tuple(map(_as_tuples, values)) if isinstance(values, list) else values
 
 
-def valid_pixels(row: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Which pixels of a spectrum the tokenizer will use, shape (pixels,)."""
-    valid = np.isfinite(row["flux"]) & ~np.asarray(row["mask"], bool)
-    error = np.asarray(row["flux_error"])
-    known = valid & (error > 0) & (error < HUGE)
-    # Without any error at all, they are unknown, and the pixels still count.
-    return known if known.any() else valid & np.isnan(error)
-
-
 # ---------------------------------------------------------------------------------------------------------- prediction
 
 
@@ -310,6 +300,40 @@ def at_measured_velocities(
             VELOCITY: found.value,
             f"{VELOCITY}_err": found.error,
         }
+
+
+def settled(
+    rows: Iterable[dict[str, Any]], model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
+) -> Iterator[dict[str, Any]]:
+    """
+    Rows; those of which nobody says whether they are at rest, or in air or vacuum, by what their lines tell.
+
+    Without a statement they would be taken as at rest and in vacuum. Wavelengths in air are 83 km/s off by that, which
+    costs thousands of kelvin. So the velocity is measured: where it is significant, it is taken out, with the flag
+    `medium` or `velocity` where there was one; where it is not, all stays as it is, with the flags that say what is
+    unstated.
+
+    Yields
+    ------
+    dict
+    """
+    meter = None if tokenizer.basis is None else VelocityMeter(tokenizer.basis, model)
+    for row in rows:
+        flags = list(row.get("flags") or ())
+        unstated = {FRAME_UNSTATED, MEDIUM_UNSTATED} & set(flags)
+        if meter is None or row.get("refused") or not (unstated or row.get("rest_frame") is False):
+            yield row
+            continue
+        found = meter(row["wavelength"], row["flux"], row["flux_error"], row["mask"], row.get("resolving_power"))
+        if found.cause:
+            yield row
+            continue
+        flags = [flag for flag in flags if flag not in unstated]
+        if abs(found.value) > max(MOVED, MOVED_SIGMA * found.error):
+            in_air = MEDIUM_UNSTATED in unstated and abs(found.value - AIR) <= AIR_TOLERANCE
+            flags.append("medium" if in_air else "velocity")
+        wavelength = to_rest(np.asarray(row["wavelength"], np.float64), found.value)
+        yield {**row, "wavelength": wavelength, "rest_frame": True, "flags": flags}
 
 
 def velocity_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float32]]:
@@ -478,7 +502,7 @@ class _BatchPredictor:
                 flags += [*(row.get("flags") or []), *found[i]]
                 if self.training_range is not None:
                     flags += self.training_range.flags(row, dict(zip(names, values[i].tolist(), strict=True)))
-                joined[i] = FLAG_SEPARATOR.join(flags)
+                joined[i] = FLAG_SEPARATOR.join(dict.fromkeys(flags))
         batch: dict[str, NDArray[Any]] = {"object_id": np.array([str(row["object_id"]) for row in rows], dtype=object)}
         if rows and "file" in rows[0]:
             batch["file"] = np.array([Path(row["file"]).name for row in rows], dtype=object)

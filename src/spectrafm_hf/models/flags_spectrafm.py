@@ -22,11 +22,11 @@ FLAGS = {
         "Mask what the pipeline of the instrument marks as bad. The answer does without these pixels.",
     ),
     "velocity": (
-        "The lines are not at rest.",
+        "The lines are not at rest. Where nobody says whether they are, the answer is for the spectrum at rest.",
         "Give the radial velocity, or shift the wavelengths to the rest frame.",
     ),
     "medium": (
-        "The lines lie where wavelengths in air have them, not in vacuum.",
+        "The lines lie where wavelengths in air have them. Where nobody says so, the answer is for them taken so.",
         "State the medium: `--air`, or `wavelength_medium` of the tokenizer.",
     ),
     "disagree": (

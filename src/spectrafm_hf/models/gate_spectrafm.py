@@ -170,7 +170,8 @@ def admit(
     if given.null is not None:
         flux = np.where(flux == given.null, np.nan, flux)
         error = None if error is None else np.where(error == given.null, np.nan, error)
-    mask, placeholders = _bad_pixels(given, flux.shape), np.isin(flux, PLACEHOLDERS)
+    mask = _bad_pixels(given, flux.shape)
+    placeholders = np.logical_or.reduce([flux == number for number in PLACEHOLDERS])
     if error is None:
         error = np.full(flux.shape, np.nan)
     else:

@@ -82,7 +82,8 @@ class WholeSpectra:
         Returns
         -------
         flux, error : array of shape (B, pixels)
-            In the unit of the spectra. NaN at single pixels that are too wide for an interval.
+            In the unit of the spectra. NaN in bands of the air, which the rung is blind to, and at single pixels that are too
+            wide for an interval.
 
         Raises
         ------
@@ -125,6 +126,7 @@ class WholeSpectra:
         for interval, pixels, rows in zip(design.intervals, design.pixels, design.rows, strict=True):
             own = interval - self.rung.first_interval
             flux[:, pixels] = self.level[:, own, None] * (values[:, own] @ rows.double().numpy())
+        flux[:, design.blind] = np.nan
         return design, flux
 
 
@@ -138,7 +140,7 @@ class BestFit:
     wavelength, flux, error : array of shape (pixels,)
         The data as they were compared; the error is NaN where a pixel does not count, the flux where there is none.
     model : array of shape (pixels,)
-        NaN outside of what the model knows.
+        NaN outside of what the model knows, and in bands of the air.
     chi2 : float
         Of the pixels that count.
     degrees_of_freedom : float
