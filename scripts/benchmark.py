@@ -376,7 +376,10 @@ import json, sys, time
 import numpy as np
 import torch
 from spectrafm_hf.checkpoints import load_checkpoint
-from spectrafm_hf.inference.prediction import batches_of, predict_batches
+try:
+    from spectrafm_hf.inference.prediction import batches_of, predict_batches
+except ModuleNotFoundError:  # where version 0.1.0 has it
+    from spectrafm_hf.prediction import batches_of, predict_batches
 found = {}
 for instrument, name, file in zip(*[iter(sys.argv[1:])] * 3):
     stars = dict(np.load(file))
