@@ -714,7 +714,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         intervals, n_stars = interval_ids[0], len(coefficients)
         shape = (n_stars, len(self.rungs))
         dtype = cast(SpectraFMRung, self.rungs[0]).layer_norm.weight.dtype
-        states = coefficients.new_zeros((*shape, config.num_members, config.hidden_size), dtype=dtype)
+        # Rung after rung and member after member, as they are made and read.
+        states = coefficients.new_zeros((shape[1], config.num_members, n_stars, config.hidden_size), dtype=dtype)
+        states = states.permute(2, 0, 1, 3)
         rung_seen = torch.zeros(shape, dtype=torch.bool, device=seen.device)
         cost, unknown = (torch.full(shape, math.nan, device=seen.device) for _ in range(2))
         for number, (rung, (first, last)) in enumerate(zip(self.rungs, config.rung_intervals, strict=True)):
@@ -724,7 +726,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
                 parts = coefficients[stars][:, own], reliability[stars][:, own], intervals[own]
                 found, *about = rung(*parts)  # on a device of its own where the model is spread over several
                 cost[stars, number], unknown[stars, number] = (each.to(cost.device) for each in about)
-                states = states.index_put((stars, torch.tensor(number, device=stars.device)), found.to(states))
+                states[stars, number] = found.to(states)
                 rung_seen[stars, number] = True
         return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost, unknown=unknown)
 
@@ -949,9 +951,10 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             **{**kwargs, "return_dict": True},
         )
         center, scale = standardisation(self.config, request_ids, flux_center, flux_scale)
-        loss = None
+        loss = by_member = None
         if self.config.token_embedding == "basis":
-            mean, log_variance = self._from_members(outputs, request_ids)
+            by_member = self._answers(outputs, request_ids)
+            mean, log_variance = self._from_members(by_member, request_ids)
         else:
             mean, log_variance = (x[:, None].to(center.device) for x in self.readout(outputs.last_hidden_state))
         if labels is not None:
@@ -972,7 +975,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             mean, log_variance = combined(mean, log_variance)
         else:
             mean, log_variance = mean[:, 0], log_variance[:, 0]
-        log_variance = self._with_error_factors(log_variance, outputs, request_ids)
+        log_variance = self._with_error_factors(log_variance, outputs, by_member, request_ids)
         refined = None
         if self.config.star_labels and estimate is not None and information is not None and pull is not None:
             refined = self._refine(
@@ -1060,8 +1063,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         self, outputs: SpectraFMModelOutput, refined: Refined | None, request_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Values and errors (B, R) of a model on evidence in physical units, without what `corrections` change."""
-        mean, log_variance = combined(*self._from_members(outputs, request_ids))
-        log_variance = self._with_error_factors(log_variance, outputs, request_ids)
+        answers = self._answers(outputs, request_ids)
+        mean, log_variance = combined(*self._from_members(answers, request_ids))
+        log_variance = self._with_error_factors(log_variance, outputs, answers, request_ids)
         if refined is not None:
             mean, log_variance = self._by_star_model(refined, request_ids, mean, log_variance)
         center, scale = standardisation(self.config, request_ids)
@@ -1106,21 +1110,29 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             log_variance = torch.where(here, 2.0 * torch.log(error / scale), log_variance)
         return values, errors, mean, log_variance
 
-    def _from_members(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor):
-        """Mean and log-variance of each member of each rung for each request, (B, rungs * M, R), NaN for no answer."""
-        if not torch.compiler.is_exporting() and bool((request_ids == FLUX_ID).any()):
+    def _answers(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance of each member of each rung for all labels, (B, rungs * M, labels), NaN for none."""
+        exporting = torch.compiler.is_exporting()
+        if not exporting and bool((request_ids == FLUX_ID).any()):
             raise ValueError(
                 "request_ids: expected labels, as this model has no answer for flux, got a request of flux"
             )
         states, seen = outputs.last_hidden_state, outputs.rung_seen
         assert states is not None and seen is not None
+        present = [exporting or bool(seen[:, i].any()) for i in range(seen.shape[1])]
+        absent = torch.full((), math.nan, device=states.device)
+        absent = absent.expand(len(states), self.config.num_members, self.config.num_network_labels)
+
+        def of(heads) -> torch.Tensor:
+            answers = [head(states[:, i]).to(states.device) if present[i] else absent for i, head in enumerate(heads)]
+            return torch.stack(answers, dim=1).masked_fill(~seen[:, :, None, None], math.nan).flatten(1, 2)
+
+        return of(self.means), of(self.log_variances)
+
+    def _from_members(self, answers: tuple[torch.Tensor, torch.Tensor], request_ids: torch.Tensor):
+        """Mean and log-variance of each member of each rung for each request, (B, rungs * M, R), NaN for no answer."""
         rows = (request_ids - FIRST_LABEL_ID).clamp(0, self.config.num_network_labels - 1)
-        parts = []
-        for heads in (self.means, self.log_variances):
-            found = [head(states[:, i]).to(states.device) for i, head in enumerate(heads)]
-            answers = torch.stack(found, dim=1)  # B, rungs, M, labels
-            answers = answers.masked_fill(~seen[:, :, None, None], math.nan).flatten(1, 2)
-            parts.append(answers.gather(2, rows[:, None].expand(-1, answers.shape[1], -1)))
+        parts = [part.gather(2, rows[:, None].expand(-1, part.shape[1], -1)) for part in answers]
         if not self.training:
             parts[1] = self._calibrated(parts[1], rows)
         known = [FIRST_LABEL_ID + list(self.config.label_names).index(name) for name in self.config.network_labels]
@@ -1146,22 +1158,22 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             log_variance = torch.logaddexp(log_variance, 2.0 * floors.log())
         return log_variance
 
-    def _with_error_factors(self, log_variance, outputs: SpectraFMModelOutput, request_ids) -> torch.Tensor:
+    def _with_error_factors(self, log_variance, outputs: SpectraFMModelOutput, answers, request_ids) -> torch.Tensor:
         """Log-variances of answers, (B, R), with the factors and curves of their labels."""
         if self.config.label_error_factors:
             log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
         if self.config.label_error_curves:
-            log_variance = log_variance + 2.0 * self._error_curves(outputs, request_ids)
+            log_variance = log_variance + 2.0 * self._error_curves(outputs, answers, request_ids)
         return log_variance
 
     @without_autocast
-    def _error_curves(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor) -> torch.Tensor:
+    def _error_curves(self, outputs: SpectraFMModelOutput, answers, request_ids: torch.Tensor) -> torch.Tensor:
         """ln of the factors of `config.label_error_curves`, (B, R), for stars of the first rung; 0 for others."""
         config = self.config
         assert outputs.unknown is not None and config.label_error_curves
         teff_ids = request_ids.new_full((len(request_ids), 1), config.label_ids(["teff"])[0])
         center, scale = standardisation(config, teff_ids)
-        teff = combined(*self._from_members(outputs, teff_ids))[0] * scale + center
+        teff = combined(*self._from_members(answers, teff_ids))[0] * scale + center
         found = torch.zeros(request_ids.shape, device=request_ids.device)
         for part, x in enumerate((teff[:, 0], outputs.unknown[:, 0])):
             knots = torch.tensor(config.label_error_knots[part], device=x.device)
