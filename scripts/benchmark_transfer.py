@@ -53,6 +53,7 @@ OWN, UNTOUCHED = "fine-tuned", "checkpoint, untouched"
 SPLAT = ("splat", "1.14", "398a1ab79c4d25466032c3aad777cc6d1d171dc7ebf17da609296e4dc4ee9d4b")
 TYPES = {"M": 10.0, "L": 20.0, "T": 30.0}
 SPEX_PIXELS, SPEX_RANGE = 400, (6_600.0, 24_000.0)
+BLUE = 15_810.0
 XP_LABELS = ("teff", "logg", "fe_h", "alpha_m", "ak_targ", "j", "h", "k", "phot_g_mean_mag", "phot_bp_mean_mag")
 MILES_LABELS = LAMOST_LABELS = ("teff", "logg", "fe_h")
 
@@ -194,12 +195,14 @@ def _type(text: str) -> float | None:
 
 def giants(shared: Path | None) -> Stars:
     """
-    Synthetic spectra of giants whose lines are a tenth deeper, more so in some of them, and whose continuum waves by a
+    Synthetic spectra (blue detector) of giants whose lines are a tenth deeper, more so in some of them, and whose continuum waves by a
     percent: what a checkpoint knows, made by something else.
     """
     number, generator = 1_900, np.random.default_rng(12)
     source = SyntheticStars("apogee-apstar", seed=1, label_ranges={"logg": (0.5, 3.3), "teff": (3_800.0, 5_200.0)})
     columns = source.draw(number, generator)
+    blue = columns["wavelength"][0] < BLUE  # one of three detectors, so that networks do not take minutes
+    columns |= {name: columns[name][:, blue] for name in ("wavelength", "flux", "flux_error", "mask")}
     position = np.linspace(0.0, 1.0, columns["flux"].shape[1])
 
     def smooth(waves: int, size: float) -> Array:
