@@ -41,7 +41,7 @@ from scipy.optimize import least_squares
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 from spectrafm_hf import (
     SpectraFMConfig,
     SpectraFMForPrediction,
@@ -50,19 +50,19 @@ from spectrafm_hf import (
     bundled,
     load_checkpoint,
 )
-from spectrafm_hf.baselines import CannonBaseline, Spectra
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.data.schema import pixel_column
-from spectrafm_hf.data.synthetic import SyntheticStars
-from spectrafm_hf.export import INPUTS as ONNX_INPUTS
-from spectrafm_hf.export import export_onnx
 from spectrafm_hf.files import complete_file
-from spectrafm_hf.instruments import Instrument
-from spectrafm_hf.plots import BLUE, GREY, INK, ORANGE
-from spectrafm_hf.prediction import TrainingRange, batches_of, predict_batches
-from spectrafm_hf.survey import ShardPredictor, list_shards
-from spectrafm_hf.throughput import CPU_ATTENTION, measure_peak
+from spectrafm_hf.hub.export import INPUTS as ONNX_INPUTS
+from spectrafm_hf.hub.export import export_onnx
+from spectrafm_hf.inference.prediction import TrainingRange, batches_of, predict_batches
+from spectrafm_hf.inference.survey import ShardPredictor, list_shards
+from spectrafm_hf.show.plots import BLUE, GREY, INK, ORANGE
+from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.synthesis.synthetic import SyntheticStars
+from spectrafm_hf.training.baselines import CannonBaseline, Spectra
+from spectrafm_hf.training.throughput import CPU_ATTENTION, measure_peak
 
 
 LABELS = ("teff", "logg", "fe_h")
@@ -376,7 +376,7 @@ import json, sys, time
 import numpy as np
 import torch
 from spectrafm_hf.checkpoints import load_checkpoint
-from spectrafm_hf.prediction import batches_of, predict_batches
+from spectrafm_hf.inference.prediction import batches_of, predict_batches
 found = {}
 for instrument, name, file in zip(*[iter(sys.argv[1:])] * 3):
     stars = dict(np.load(file))

@@ -28,11 +28,11 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from benchmark import PIXELS, machine, write_json
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 from spectrafm_hf.data.schema import pixel_column
-from spectrafm_hf.data.synthetic import SyntheticStars
 from spectrafm_hf.files import complete_file
-from spectrafm_hf.instruments import Instrument
+from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.synthesis.synthetic import SyntheticStars
 
 
 MODEL = "spectrafm-base"

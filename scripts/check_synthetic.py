@@ -35,18 +35,18 @@ from PIL import Image
 from scipy.interpolate import interp1d
 from scipy.optimize import least_squares
 
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 from spectrafm_hf import SpectrumEmulator, bundled
 from spectrafm_hf.data.gaia_xp import build_gaia_xp
 from spectrafm_hf.data.sources import cache_dir, fetch_package_file, read_member
-from spectrafm_hf.data.synthetic import ALPHA_ELEMENTS
 from spectrafm_hf.files import complete_file
-from spectrafm_hf.instruments import Instrument, extinction_curve
-from spectrafm_hf.metrics import robust_scatter
 from spectrafm_hf.models.modeling_emulator import REFERENCE_TEFF
-from spectrafm_hf.plots import BLUE, GREY, INK, ORANGE, symbol
+from spectrafm_hf.show.plots import BLUE, GREY, INK, ORANGE, symbol
+from spectrafm_hf.statistics import robust_scatter
 from spectrafm_hf.synthesis import Synthesizer
+from spectrafm_hf.synthesis.instruments import Instrument, extinction_curve
 from spectrafm_hf.synthesis.sampling import APSTAR_WAVELENGTH, apstar
+from spectrafm_hf.synthesis.synthetic import ALPHA_ELEMENTS
 
 
 Array = NDArray[Any]

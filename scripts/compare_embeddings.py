@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT, demand_evidence, load_checkpoint
 from spectrafm_hf.data.readers import batched, find_files, read_spectra
-from spectrafm_hf.metrics import robust_scatter
-from spectrafm_hf.prediction import schema_tokenizer, tokenize_rows, valid_pixels
-from spectrafm_hf.similar import EMBEDDED, Embeddings, label_distance, neighbours
+from spectrafm_hf.inference.prediction import schema_tokenizer, tokenize_rows, valid_pixels
+from spectrafm_hf.inference.similar import EMBEDDED, Embeddings, label_distance, neighbours
+from spectrafm_hf.statistics import robust_scatter
 
 
 Array = NDArray[Any]

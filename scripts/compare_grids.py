@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 from spectrafm_hf.data.schema import flat_pixels
 from spectrafm_hf.synthesis.labels import LABEL_NAMES
 from spectrafm_hf.synthesis.sampling import APSTAR_WAVELENGTH

@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.data.miles import PACKAGE
 from spectrafm_hf.data.sources import fetch_package_file
-from spectrafm_hf.data.synthetic import load_emulator
 from spectrafm_hf.files import complete_file
-from spectrafm_hf.instruments import Instrument
-from spectrafm_hf.metrics import MAD_TO_SIGMA, robust_scatter
 from spectrafm_hf.models import air_to_vacuum
+from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
+from spectrafm_hf.synthesis.instruments import Instrument
 from spectrafm_hf.synthesis.labels import draw_optical_labels
+from spectrafm_hf.synthesis.synthetic import load_emulator
 
 
 Array = NDArray[Any]

@@ -25,14 +25,15 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data.schema import PIXEL_COLUMNS
 from spectrafm_hf.files import complete_file
-from spectrafm_hf.metrics import robust_scatter
+from spectrafm_hf.inference.prediction import predict_batches
 from spectrafm_hf.models.configuration_spectrafm import PADDING_ID
-from spectrafm_hf.prediction import predict_batches
-from spectrafm_hf.training import last_checkpoint, load_stars, read_recipe, train
+from spectrafm_hf.statistics import robust_scatter
+from spectrafm_hf.training.recipe import last_checkpoint, load_stars, read_recipe
+from spectrafm_hf.training.trainer import train
 
 
 @torch.no_grad()

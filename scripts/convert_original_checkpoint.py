@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from spectrafm_hf.conversion import convert_original_checkpoint, read_wavelengths
+from spectrafm_hf.hub.conversion import convert_original_checkpoint, read_wavelengths
 
 
 def main() -> int:

@@ -7,9 +7,9 @@ The Cramer-Rao bound of stellar labels for any instrument, and how far a checkpo
     python scripts/cramer_rao.py --instrument my.yaml --range 15860 16430         # only these pixels
     python scripts/cramer_rao.py --instrument apogee --model spectrafm-base --stars 1000 --output bound.json
 
-No unbiased estimate scatters less than the bound; `spectrafm_hf.bounds` says what counts as unknown. The stars are
-synthetic and held out: no training has drawn them, whatever its seed. Use another `--seed` for final figures than
-during development. With `--model`, the checkpoint predicts the same stars with noise, and the table has
+No unbiased estimate scatters less than the bound; `spectrafm_hf.synthesis.bounds` says what counts as unknown. The
+stars are synthetic and held out: no training has drawn them, whatever its seed. Use another `--seed` for final figures
+than during development. With `--model`, the checkpoint predicts the same stars with noise, and the table has
 
 - `bound`: median over the stars of the bound of one star;
 - `scatter`: 1.4826 MAD of predicted - true; `bias`: the median of predicted - true;
@@ -36,8 +36,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from spectrafm_cli import Parser
-from spectrafm_hf.bounds import (
+from spectrafm_cli.arguments import Parser
+from spectrafm_hf.checkpoints import load_checkpoint
+from spectrafm_hf.data import LABEL_UNITS
+from spectrafm_hf.files import write_json
+from spectrafm_hf.hub.cards import checksums
+from spectrafm_hf.inference.prediction import batches_of, predict_batches
+from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
+from spectrafm_hf.synthesis.bounds import (
     CHUNK,
     OTHER_PRIOR,
     PRIORS,
@@ -50,14 +56,8 @@ from spectrafm_hf.bounds import (
     observe,
     pixel_errors,
 )
-from spectrafm_hf.cards import checksums
-from spectrafm_hf.checkpoints import load_checkpoint
-from spectrafm_hf.data import LABEL_UNITS
-from spectrafm_hf.data.synthetic import load_emulator
-from spectrafm_hf.files import write_json
-from spectrafm_hf.instruments import Instrument
-from spectrafm_hf.metrics import MAD_TO_SIGMA, robust_scatter
-from spectrafm_hf.prediction import batches_of, predict_batches
+from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.synthesis.synthetic import load_emulator
 
 
 Array = NDArray[Any]

@@ -33,16 +33,17 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from spectrafm_cli import DEFAULT_MODEL, Parser
-from spectrafm_hf.baselines import BASELINES, Baseline, MLPBaseline, Spectra
-from spectrafm_hf.cards import checksums
+from spectrafm_cli.arguments import DEFAULT_MODEL, Parser
 from spectrafm_hf.checkpoints import bundled, bundled_names, load_checkpoint
 from spectrafm_hf.data import LABEL_UNITS, build_gaia_xp, cache_dir, flat_pixels, label_names_of
 from spectrafm_hf.files import complete_file, write_json
-from spectrafm_hf.metrics import format_table, label_metrics, robust_scatter, table_metrics
+from spectrafm_hf.hub.cards import checksums
+from spectrafm_hf.inference.prediction import predict_batches
 from spectrafm_hf.models import SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
-from spectrafm_hf.prediction import predict_batches
+from spectrafm_hf.statistics import robust_scatter
+from spectrafm_hf.training.baselines import BASELINES, Baseline, MLPBaseline, Spectra
+from spectrafm_hf.training.metrics import format_table, label_metrics, table_metrics
 
 
 RECIPE = Path(__file__).parent / "recipes" / "baselines-gaia-xp.json"
@@ -483,7 +484,7 @@ def plot(path: Path, title: str, prediction: tuple[Mapping, Mapping], labels: Ma
     """Predicted over true for each label of one model, above the distribution of error/sigma."""
     from matplotlib.figure import Figure
 
-    from spectrafm_hf.plots import axis_label
+    from spectrafm_hf.show.plots import axis_label
 
     values, errors = prediction
     figure = Figure(figsize=(4 * len(values), 7), layout="constrained")

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectrafm_hf import load_checkpoint
-from spectrafm_hf.baselines import RidgeBaseline, Spectra
 from spectrafm_hf.files import complete_file
-from spectrafm_hf.metrics import MAD_TO_SIGMA, robust_scatter
+from spectrafm_hf.inference.prediction import batches_of, predict_batches
 from spectrafm_hf.models.basis_spectrafm import degraded
-from spectrafm_hf.prediction import batches_of, predict_batches
+from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
+from spectrafm_hf.training.baselines import RidgeBaseline, Spectra
 
 
 Array = NDArray[Any]

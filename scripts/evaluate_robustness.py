@@ -33,7 +33,7 @@ Figures of each label:
   added in quadrature;
 - the scatter over that of the first row;
 - in brackets, what the lost pixels explain of that: the ratio of the Cramer-Rao bounds (median over some stars, see
-  `spectrafm_hf.bounds`). Rows with faults that take nothing away have none.
+  `spectrafm_hf.synthesis.bounds`). Rows with faults that take nothing away have none.
 
 For these bounds, abundances and microturbulence have the spread of the stars as a prior, and wild pixels count as lost.
 Noise counts as independent; regridded spectra get errors that hold as much information as before. The bounds of Gaia XP
@@ -59,19 +59,19 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from tqdm.auto import tqdm
 
-from spectrafm_cli import DEFAULT_MODEL, Parser
-from spectrafm_hf.bounds import cramer_rao, held_out_labels, label_bound, label_weights, observe, pixel_errors
-from spectrafm_hf.cards import checksums
+from spectrafm_cli.arguments import DEFAULT_MODEL, Parser
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data import LABEL_UNITS, build_gaia_xp, cache_dir, flat_pixels
 from spectrafm_hf.data.gaia_xp import LABELS as XP_LABELS
 from spectrafm_hf.data.gaia_xp import WAVELENGTH as XP_WAVELENGTH
-from spectrafm_hf.data.synthetic import load_emulator
 from spectrafm_hf.files import complete_file, write_json
-from spectrafm_hf.instruments import Instrument, pixel_edges
-from spectrafm_hf.metrics import MAD_TO_SIGMA, robust_scatter
+from spectrafm_hf.hub.cards import checksums
+from spectrafm_hf.inference.prediction import FLAG_SEPARATOR, TrainingRange, batches_of, predict_batches
 from spectrafm_hf.models.gate_spectrafm import SPEED_OF_LIGHT, air_to_vacuum
-from spectrafm_hf.prediction import FLAG_SEPARATOR, TrainingRange, batches_of, predict_batches
+from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
+from spectrafm_hf.synthesis.bounds import cramer_rao, held_out_labels, label_bound, label_weights, observe, pixel_errors
+from spectrafm_hf.synthesis.instruments import Instrument, pixel_edges
+from spectrafm_hf.synthesis.synthetic import load_emulator
 
 
 Array = NDArray[Any]

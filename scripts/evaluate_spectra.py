@@ -35,19 +35,19 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT
 from spectrafm_hf.data.readers import find_files, read_spectra
-from spectrafm_hf.data.synthetic import SyntheticStars
-from spectrafm_hf.emulation import Grid, read_grid
 from spectrafm_hf.files import complete_file
-from spectrafm_hf.instruments import Instrument
-from spectrafm_hf.metrics import MAD_TO_SIGMA
+from spectrafm_hf.inference.prediction import predict_batches
+from spectrafm_hf.inference.spectrum import EmulatedSpectra, SpectrumPredictor, _grids, best_fit, with_usual_labels
 from spectrafm_hf.models.spectrum_spectrafm import best_fits
-from spectrafm_hf.plots import BLUE, INK, ORANGE, _save, _style, flux_label, plot_fit
-from spectrafm_hf.prediction import predict_batches
-from spectrafm_hf.spectrum import EmulatedSpectra, SpectrumPredictor, _grids, best_fit, with_usual_labels
+from spectrafm_hf.show.plots import BLUE, INK, ORANGE, _save, _style, flux_label, plot_fit
+from spectrafm_hf.statistics import MAD_TO_SIGMA
+from spectrafm_hf.synthesis.emulation import Grid, read_grid
+from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.synthesis.synthetic import SyntheticStars
 
 
 Array = NDArray[Any]

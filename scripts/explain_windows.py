@@ -7,7 +7,7 @@ Whether the labels of a checkpoint are read where the elements have their lines,
 
 The file of windows holds an array of weights for each element (`Mg`, `Al`, ...) on the 7,514 pixels of APOGEE. The
 stars are synthetic. For the label of each element, the response is the mean over the stars of its derivative with
-respect to the flux of each pixel (`spectrafm_hf.explain`). Printed are, for each element,
+respect to the flux of each pixel (`spectrafm_hf.inference.explain`). Printed are, for each element,
 
 - `share`: of the squared response, summed with the weights of the windows over the highest weight;
 - `chance`: the mean of the same for the windows shifted along the pixels, around the ends, by each number of pixels
@@ -30,13 +30,13 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT, load_checkpoint
 from spectrafm_hf.data.readers import batched
-from spectrafm_hf.data.synthetic import SyntheticStars
-from spectrafm_hf.explain import Explainer, Explanation
 from spectrafm_hf.files import complete_file
-from spectrafm_hf.plots import BLUE, INK, ORANGE, symbol
+from spectrafm_hf.inference.explain import Explainer, Explanation
+from spectrafm_hf.show.plots import BLUE, INK, ORANGE, symbol
+from spectrafm_hf.synthesis.synthetic import SyntheticStars
 
 
 Array = NDArray[np.float64]

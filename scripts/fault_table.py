@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 
 
 def main(argv: list[str] | None = None) -> int:

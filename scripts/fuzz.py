@@ -61,7 +61,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 from transformers import pipeline
 
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 
 
 WATCHED = "--worker" in sys.argv and "atheris" in sys.argv
@@ -77,9 +77,9 @@ with importlib.import_module("atheris").instrument_imports(["spectrafm_hf"]) if 
     )
     from spectrafm_hf.data.readers import SUFFIXES, formats, read_spectra
     from spectrafm_hf.files import complete_file
-    from spectrafm_hf.instruments import Instrument
-    from spectrafm_hf.prediction import TrainingRange, predict_batches
-    from spectrafm_hf.training import read_recipe
+    from spectrafm_hf.inference.prediction import TrainingRange, predict_batches
+    from spectrafm_hf.synthesis.instruments import Instrument
+    from spectrafm_hf.training.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = str(ROOT / "src" / "spectrafm_hf")

@@ -13,8 +13,8 @@ made in model_cards/evaluations by
     python ../../scripts/make_model_card.py ../../src/spectrafm_hf/resources/checkpoints/spectrafm-base \
         ../../scripts/recipes/base.yaml spectrafm-base.json
 
-An evaluation says of which weights and which settings it is (`spectrafm_hf.cards.checksums`). Settings that had no part
-in any answer have gone since; `settings_sha256` of the bundled evaluations is that of the settings that are left.
+An evaluation says of which weights and which settings it is (`spectrafm_hf.hub.cards.checksums`). Settings that had no
+part in any answer have gone since; `settings_sha256` of the bundled evaluations is that of the settings that are left.
 
 What a person adds stands between `<!-- free text: NAME -->` and `<!-- end of free text -->`, and stays when the card is
 written again; of a bundled checkpoint, edit either copy (of two that differ the younger counts) and run the command. It
@@ -26,9 +26,9 @@ import json
 import sys
 from pathlib import Path
 
-from spectrafm_hf.cards import read_evaluations, write_model_card
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.free_text import free_part, free_texts, keep_free_texts
+from spectrafm_hf.hub.cards import read_evaluations, write_model_card
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,25 +20,26 @@ import yaml
 from safetensors.numpy import load_file, save_file
 from transformers import TrainingArguments
 
-from spectrafm_hf.bases import fill_completion, fill_pixels, fill_star_model, make_basis
 from spectrafm_hf.checkpoints import save_checkpoint
 from spectrafm_hf.data.mixture import Mixture
-from spectrafm_hf.data.random_instruments import (
+from spectrafm_hf.data.schema import LABEL_UNITS
+from spectrafm_hf.files import complete_file, only_writer
+from spectrafm_hf.inference.prediction import TrainingRange
+from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
+from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
+from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
+from spectrafm_hf.synthesis.bases import fill_completion, fill_pixels, fill_star_model, make_basis
+from spectrafm_hf.synthesis.random_instruments import (
     EvenNoiseStars,
     HighResolutionStars,
     MixedStars,
     SpoiltStars,
     evidence_inputs,
 )
-from spectrafm_hf.data.schema import LABEL_UNITS
-from spectrafm_hf.data.synthetic import ALPHA_ELEMENTS, SyntheticStars
-from spectrafm_hf.files import complete_file, only_writer
-from spectrafm_hf.metrics import MAD_TO_SIGMA, robust_scatter
-from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
-from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
-from spectrafm_hf.prediction import TrainingRange
-from spectrafm_hf.training import Columns, Draws, Recipe, SpectraFMTrainer, Task, last_checkpoint, write_curves
-from spectrafm_hf.training import _load as load_data
+from spectrafm_hf.synthesis.synthetic import ALPHA_ELEMENTS, SyntheticStars
+from spectrafm_hf.training.recipe import Recipe, last_checkpoint
+from spectrafm_hf.training.recipe import _load as load_data
+from spectrafm_hf.training.trainer import Columns, Draws, SpectraFMTrainer, Task, write_curves
 
 
 STRANGEST = 99.5  # percent of validation stars look more like stars

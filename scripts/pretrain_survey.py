@@ -22,10 +22,13 @@ from safetensors.numpy import load_file, save_file
 from scipy.ndimage import median_filter
 from transformers import TrainingArguments
 
-from spectrafm_hf.bases import fill_completion, survey_grid, survey_rung
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data.mixture import Columns, Mixture
-from spectrafm_hf.data.survey_stars import (
+from spectrafm_hf.files import complete_file, only_writer
+from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
+from spectrafm_hf.models.basis_spectrafm import Design, Rung, SpectrumBasis, degraded
+from spectrafm_hf.synthesis.bases import fill_completion, survey_grid, survey_rung
+from spectrafm_hf.synthesis.survey_stars import (
     Faults,
     Mismatch,
     SurveyStars,
@@ -35,11 +38,9 @@ from spectrafm_hf.data.survey_stars import (
     likely_labels,
     strange_spectra,
 )
-from spectrafm_hf.files import complete_file, only_writer
-from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
-from spectrafm_hf.models.basis_spectrafm import Design, Rung, SpectrumBasis, degraded
-from spectrafm_hf.training import Columns as Split
-from spectrafm_hf.training import Draws, Recipe, SpectraFMTrainer, last_checkpoint, write_curves
+from spectrafm_hf.training.recipe import Recipe, last_checkpoint
+from spectrafm_hf.training.trainer import Columns as Split
+from spectrafm_hf.training.trainer import Draws, SpectraFMTrainer, write_curves
 
 
 LABELS = ("teff", "logg", "fe_h")

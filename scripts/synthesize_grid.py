@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from spectrafm_cli import Parser
-from spectrafm_hf.emulation import OTHER_NAMES
+from spectrafm_cli.arguments import Parser
 from spectrafm_hf.synthesis import Synthesizer, check_labels, draw_labels, draw_optical_labels
+from spectrafm_hf.synthesis.emulation import OTHER_NAMES
 from spectrafm_hf.synthesis.grid import GridSettings, write_grid
 from spectrafm_hf.synthesis.labels import OPTICAL_LABEL_NAMES
 

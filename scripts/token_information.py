@@ -17,11 +17,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from spectrafm_hf.bases import HBAND, hband_rung
-from spectrafm_hf.bounds import OTHER_PRIOR, PRIORS, cramer_rao, emulate, held_out_labels
-from spectrafm_hf.data.synthetic import load_emulator
-from spectrafm_hf.instruments import Instrument
 from spectrafm_hf.models.basis_spectrafm import Rung, SpectrumBasis
+from spectrafm_hf.synthesis.bases import HBAND, hband_rung
+from spectrafm_hf.synthesis.bounds import OTHER_PRIOR, PRIORS, cramer_rao, emulate, held_out_labels
+from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.synthesis.synthetic import load_emulator
 
 
 SHOWN = ("teff", "logg", "fe_h", "mg_fe", "o_fe", "c_fe", "n_fe")

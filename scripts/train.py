@@ -5,15 +5,16 @@ Train SpectraFM from a recipe, with the Trainer of transformers.
 
     python scripts/train.py scripts/recipes/gaia-xp-ak.yaml [--output_dir DIR] [--resume_from_checkpoint last] ...
 
-The YAML file holds the fields of `spectrafm_hf.training.Recipe` and of `transformers.TrainingArguments`; options on
-the command line override those of the file. On several processes or machines:
+The YAML file holds the fields of `spectrafm_hf.training.recipe.Recipe` and of `transformers.TrainingArguments`; options
+on the command line override those of the file. On several processes or machines:
 
     accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/train.py RECIPE ...
 """
 
 import sys
 
-from spectrafm_hf.training import load_stars, read_recipe, train
+from spectrafm_hf.training.recipe import load_stars, read_recipe
+from spectrafm_hf.training.trainer import train
 
 
 def main(argv: list[str] | None = None) -> int:

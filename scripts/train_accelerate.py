@@ -31,19 +31,16 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, TrainingArguments, get_scheduler
 
-from spectrafm_hf.optimization import Ema
-from spectrafm_hf.throughput import Throughput
-from spectrafm_hf.training import (
+from spectrafm_hf.training.optimization import Ema
+from spectrafm_hf.training.recipe import Recipe, checkpoints_by_step, load_stars, read_recipe
+from spectrafm_hf.training.throughput import Throughput
+from spectrafm_hf.training.trainer import (
     EMA_FILE,
-    Recipe,
     calibrate_errors,
-    checkpoints_by_step,
     count_known,
     demand_finite,
-    load_stars,
     make_compute_metrics,
     make_optimizer,
-    read_recipe,
     seed_step,
     set_up,
     share_of_step,

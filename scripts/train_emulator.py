@@ -7,9 +7,9 @@
                                      [--derivatives 3]
 
 GRID is a folder made by scripts/synthesize_grid.py, complete or not, or an .npz file (see
-spectrafm_hf.emulation.read_grid). The last stars of the grid are held out, or every n-th; the emulator that is saved is
-the one that is measured. --intervals is for long spectra at high resolution (see
-spectrafm_hf.emulation.fit_interval_emulator) and measures at R = 2,000 and 20,000, by Teff and wavelength range.
+spectrafm_hf.synthesis.emulation.read_grid). The last stars of the grid are held out, or every n-th; the emulator that
+is saved is the one that is measured. --intervals is for long spectra at high resolution (see
+spectrafm_hf.synthesis.emulation.fit_interval_emulator) and measures at R = 2,000 and 20,000, by Teff and range.
 --derivatives compares those of held-out stars with the synthesis, which it runs. DIR gets the checkpoint, accuracy.json
 and README.md.
 
@@ -31,7 +31,8 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from spectrafm_hf import SpectrumEmulator
-from spectrafm_hf.emulation import (
+from spectrafm_hf.synthesis import Synthesizer
+from spectrafm_hf.synthesis.emulation import (
     Grid,
     emulator_errors,
     fit_emulator,
@@ -39,7 +40,6 @@ from spectrafm_hf.emulation import (
     read_grid,
     resolution_errors,
 )
-from spectrafm_hf.synthesis import Synthesizer
 from spectrafm_hf.synthesis.sampling import SAMPLINGS
 
 

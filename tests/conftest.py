@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from spectrafm_cli import DEMO_STARS
 from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
-from spectrafm_hf.bases import fill_completion, make_rung
 from spectrafm_hf.data.readers import find_files, read_spectra
 from spectrafm_hf.data.sources import cache_dir
+from spectrafm_hf.files import DEMO_STARS
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.synthesis.atmospheres import MarcsGrid
+from spectrafm_hf.synthesis.bases import fill_completion, make_rung
 
 
 def make_tiny_model(seed: int = 0, encoder_ffn_dim: int = 16) -> SpectraFMForPrediction:
@@ -187,7 +187,7 @@ def read():
 @pytest.fixture(scope="session")
 def workbench():
     """What the page computes, with the model that comes with the package."""
-    from spectrafm_hf.workbench import Workbench
+    from spectrafm_hf.show.workbench import Workbench
 
     return Workbench()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["spectrafm_hf.data", "spectrafm_hf.prediction"])
+CONTEXT.set_forkserver_preload(["spectrafm_hf.data", "spectrafm_hf.inference.prediction"])
 
 
 def run_forked(script: str, *arguments: object) -> subprocess.CompletedProcess:

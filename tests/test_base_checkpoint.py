@@ -12,9 +12,9 @@ from transformers import pipeline
 
 import spectrafm_hf
 from spectrafm_hf import SpectraFMForPrediction, bundled, load_checkpoint
-from spectrafm_hf.data.synthetic import SyntheticStars
-from spectrafm_hf.metrics import robust_scatter
-from spectrafm_hf.prediction import NO_ANSWER, answered_labels, batches_of, predict_batches
+from spectrafm_hf.inference.prediction import NO_ANSWER, answered_labels, batches_of, predict_batches
+from spectrafm_hf.statistics import robust_scatter
+from spectrafm_hf.synthesis.synthetic import SyntheticStars
 
 
 NETWORK = ["teff", "logg", "fe_h", "alpha_m"]

@@ -24,10 +24,10 @@ from transformers.pipelines.pt_utils import KeyDataset
 import spectrafm_hf
 from spectrafm_hf import SpectraFMTokenizer, bundled, load_checkpoint, save_checkpoint
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT
-from spectrafm_hf.collator import SpectraFMCollator
 from spectrafm_hf.data.readers import read_spectra
-from spectrafm_hf.prediction import predict_batches
-from spectrafm_hf.training import make_compute_metrics
+from spectrafm_hf.inference.prediction import predict_batches
+from spectrafm_hf.training.collator import SpectraFMCollator
+from spectrafm_hf.training.trainer import make_compute_metrics
 
 
 COLUMNS = ("wavelength", "flux", "flux_error", "mask")

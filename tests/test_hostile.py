@@ -16,7 +16,8 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
-from spectrafm_cli import DEMO_STARS, main
+from spectrafm_cli import main
+from spectrafm_hf.files import DEMO_STARS
 
 
 #: What to start a program with, that it may read only what its user may: to root, no file is closed. None: no way.

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import spectrafm_cli
-from spectrafm_hf import bundled, load_checkpoint, save_checkpoint, training
+from spectrafm_hf import bundled, load_checkpoint, save_checkpoint
+from spectrafm_hf.files import DEMO_STARS
+from spectrafm_hf.inference.prediction import NOT_AT_REST
 from spectrafm_hf.models.flags_spectrafm import FLAGS
 from spectrafm_hf.models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
-from spectrafm_hf.prediction import NOT_AT_REST
+from spectrafm_hf.training.recipe import read_recipe
 
 
 ROOT = Path(__file__).parents[1]
@@ -57,18 +59,19 @@ ELSEWHERE = {
     "spectrafm predict --gaia-ids": "tests/data/test_gaia_archive.py::test_the_command_line_predicts_them",
     "python3 -m venv": ".ci/run",
     'pip install ".[': ".ci/run",
-    "spectrafm plot": "tests/test_cli_files.py::test_plot_draws_the_star_and_the_range_that_are_asked_for",
-    "spectrafm spectrum": "tests/test_cli_spectrum.py::test_a_file_gives_spectra_on_the_pixels_of_an_instrument",
-    "accelerate launch": "tests/test_survey.py::test_processes_share_the_shards",
-    "spectrafm predict survey/ --output labels --ray": "tests/test_survey_ray.py"
+    "spectrafm plot": "tests/cli/test_cli_files.py::test_plot_draws_the_star_and_the_range_that_are_asked_for",
+    "spectrafm spectrum": "tests/cli/test_cli_spectrum.py::test_a_file_gives_spectra_on_the_pixels_of_an_instrument",
+    "accelerate launch": "tests/inference/test_survey.py::test_processes_share_the_shards",
+    "spectrafm predict survey/ --output labels --ray": "tests/inference/test_survey_ray.py"
     "::test_ray_writes_the_files_that_one_process_writes_and_goes_on_with_them",
-    "spectrafm predict hf://": "tests/test_survey.py::test_a_data_set_on_the_hub_is_read_shard_by_shard_and_not_kept",
+    "spectrafm predict hf://": "tests/inference/test_survey.py"
+    "::test_a_data_set_on_the_hub_is_read_shard_by_shard_and_not_kept",
     "spectrafm data miles": "tests/data/test_miles.py"
     "::test_the_data_set_holds_the_spectra_in_vacuum_with_the_labels_of_the_table",
     "python scripts/pretrain": "tests/scripts/test_pretrain.py::test_both_commands_make_a_checkpoint_that_answers",
     "spectrafm data gaia-xp": "tests/data/test_gaia_xp.py::test_the_data_set_holds_what_the_source_holds",
-    "spectrafm finetune": "tests/test_cli_finetune.py::test_a_group_gets_a_checkpoint_that_predicts",
-    "spectrafm app": "tests/test_app_browser.py::test_an_example_shows_labels_pictures_and_neighbours",
+    "spectrafm finetune": "tests/cli/test_cli_finetune.py::test_a_group_gets_a_checkpoint_that_predicts",
+    "spectrafm app": "tests/show/test_app_browser.py::test_an_example_shows_labels_pictures_and_neighbours",
     "python scripts/benchmark.py": "tests/scripts/test_benchmark.py"
     "::test_it_prints_a_table_and_keeps_the_figures_of_each_round",
     "python scripts/benchmark_survey.py": "tests/scripts/test_benchmark_survey.py"
@@ -77,7 +80,7 @@ ELSEWHERE = {
     "::test_it_prints_what_the_tests_have_tried_and_ends_as_they_do",
     "python scripts/fuzz.py": "tests/scripts/test_fuzz.py::test_each_target_has_no_fault_in_a_few_inputs",
     "python scripts/synthesize_grid.py": ".ci/run",
-    "python scripts/train_emulator.py": "tests/test_emulation.py::test_the_script_measures_what_it_saves",
+    "python scripts/train_emulator.py": "tests/synthesis/test_emulation.py::test_the_script_measures_what_it_saves",
     "python scripts/train.py": "tests/scripts/test_train_accelerate.py"
     "::test_both_scripts_give_the_same_curves_and_the_same_weights_to_the_last_bit",
     "python scripts/evaluate.py": "tests/scripts/test_evaluate.py"
@@ -86,12 +89,14 @@ ELSEWHERE = {
     "::test_one_command_makes_the_table_and_files_of_it",
     "python scripts/cramer_rao.py": "tests/scripts/test_cramer_rao.py"
     "::test_a_checkpoint_is_compared_with_the_bound_on_the_same_stars",
-    "python scripts/convert_original_checkpoint.py": "tests/test_conversion.py::test_the_command_converts_a_fixture",
-    "spectrafm push CHECKPOINT OWNER/NAME --private": "tests/test_hub.py"
+    "python scripts/convert_original_checkpoint.py": "tests/hub/test_conversion.py"
+    "::test_the_command_converts_a_fixture",
+    "spectrafm push CHECKPOINT OWNER/NAME --private": "tests/hub/test_upload.py"
     "::test_the_command_line_pushes_and_predicts_with_what_it_pulls",
-    "spectrafm predict spectra/ --model OWNER/NAME": "tests/test_hub.py"
+    "spectrafm predict spectra/ --model OWNER/NAME": "tests/hub/test_upload.py"
     "::test_the_command_line_pushes_and_predicts_with_what_it_pulls",
-    "spectrafm data push": "tests/test_hub.py::test_a_data_set_is_loaded_and_streamed_from_the_hub_as_it_was_written",
+    "spectrafm data push": "tests/hub/test_upload.py"
+    "::test_a_data_set_is_loaded_and_streamed_from_the_hub_as_it_was_written",
 }
 
 
@@ -121,7 +126,7 @@ def read_arguments(monkeypatch):
             # Its neighbours; last, as one has the name of a library, evaluate.
             patch.setattr(sys, "path", [*sys.path, str(ROOT / "scripts")])
             patch.setattr(argparse.ArgumentParser, "parse_args", stop_after(argparse.ArgumentParser.parse_args))
-            patch.setattr(training, "read_recipe", stop_after(training.read_recipe))
+            patch.setattr("spectrafm_hf.training.recipe.read_recipe", stop_after(read_recipe))
             runpy.run_path(str(ROOT / script), run_name="__main__")
 
     return run
@@ -132,7 +137,7 @@ def test_every_command_is_understood(read_arguments):
     for command in commands():
         program, *arguments = shlex.split(re.sub(r"^accelerate launch .* -m spectrafm_cli", "spectrafm", command))
         if program == "spectrafm":
-            spectrafm_cli._parser().parse_args(arguments)
+            spectrafm_cli.commands._parser().parse_args(arguments)
         elif program == "python":
             with pytest.raises(Understood):
                 read_arguments(*arguments)
@@ -179,7 +184,7 @@ def test_every_command_that_is_left_to_ci_is_run_there():
 @pytest.mark.timeout(900)
 def test_the_other_commands_run_one_after_the_other_as_they_stand(tmp_path, monkeypatch, capsys):
     """In a folder with what they name: spectra, a data set, a checkpoint, a recipe and an evaluation."""
-    stars = pq.read_table(spectrafm_cli.DEMO_STARS)
+    stars = pq.read_table(DEMO_STARS)
     for name, begin, end in (
         ("spectra/stars", 0, 12),
         ("survey/a", 0, 20),

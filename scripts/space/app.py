@@ -6,7 +6,7 @@ For a checkpoint of your own, `launch("OWNER/NAME", ...)`.
 
 import os
 
-from spectrafm_hf.app import launch
+from spectrafm_hf.show.app import launch
 
 
 if __name__ == "__main__":

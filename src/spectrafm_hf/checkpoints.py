@@ -17,11 +17,11 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from .files import ask_twice, one_line, replace_folder, restore_folder, temporary_name
+from .files import RESOURCES, ask_twice, one_line, replace_folder, restore_folder, temporary_name
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 
 
-_BUNDLED = Path(__file__).parent / "resources" / "checkpoints"
+_BUNDLED = RESOURCES / "checkpoints"
 #: What labels are asked of where no other is named.
 BASE_CHECKPOINT = "spectrafm-base"
 #: Checkpoints of version 0.1.0, and what has taken their place.

@@ -22,6 +22,9 @@ except ImportError:  # a system without it, where nobody is kept out
     fcntl = None  # type: ignore[assignment]
 
 Fetched = TypeVar("Fetched")
+#: Files that come with the package, and 64 real stars among them.
+RESOURCES = Path(__file__).parent / "resources"
+DEMO_STARS = RESOURCES / "gaia_xp_demo.parquet"
 
 
 def ask_twice(fetch: Callable[[], Fetched]) -> Fetched:

@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 
 from spectrafm_hf.data.mixture import HostedStars, Mixture
-from spectrafm_hf.data.synthetic import SyntheticStars
+from spectrafm_hf.synthesis.synthetic import SyntheticStars
 
 
 @pytest.fixture(scope="module")

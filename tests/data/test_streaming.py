@@ -8,12 +8,13 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from hub_server import serve
-from test_hub import in_new_process
+from test_upload import in_new_process
 from torch.utils.data import BatchSampler
 
 from spectrafm_hf.data import spectrum_features
 from spectrafm_hf.data.streaming import CHUNK, StreamedStars, load_streamed
-from spectrafm_hf.training import Draws, Recipe, load_stars
+from spectrafm_hf.training.recipe import Recipe, load_stars
+from spectrafm_hf.training.trainer import Draws
 
 
 def write(folder: Path, *sizes: int, split: str = "train") -> None:

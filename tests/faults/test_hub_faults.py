@@ -9,11 +9,11 @@ import pytest
 from conftest import make_tiny_model
 from fault_table import tried
 from huggingface_hub import constants
-from test_hub import build, checkpoint, hub, pushed_files  # noqa: F401
+from test_upload import build, checkpoint, hub, pushed_files  # noqa: F401
 
 import spectrafm_cli
 from spectrafm_hf import SpectraFMTokenizer, load_checkpoint, save_checkpoint
-from spectrafm_hf.prediction import TrainingRange
+from spectrafm_hf.inference.prediction import TrainingRange
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")

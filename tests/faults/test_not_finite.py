@@ -8,10 +8,11 @@ import pytest
 import torch
 from fault_table import tried
 from safetensors.torch import load_file
-from test_training import make_arguments, make_stars, recipe_from_nothing
+from test_trainer import make_arguments, make_stars, recipe_from_nothing
 from transformers import TrainerCallback
 
-from spectrafm_hf.training import last_checkpoint, train
+from spectrafm_hf.training.recipe import last_checkpoint
+from spectrafm_hf.training.trainer import train
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

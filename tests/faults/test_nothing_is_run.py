@@ -25,20 +25,21 @@ from datasets import load_dataset
 from hub_server import serve
 from huggingface_hub import constants, snapshot_download
 from test_conversion import wavelengths_of
-from test_training import make_arguments, make_stars, recipe_from_nothing
+from test_trainer import make_arguments, make_stars, recipe_from_nothing
 from transformers import AutoConfig, AutoModel, AutoModelForTimeSeriesPrediction, AutoTokenizer, pipeline
 
 import spectrafm_cli
 import spectrafm_hf
 from spectrafm_hf import SpectrumEmulator, bundled, bundled_names, load_checkpoint, save_checkpoint
-from spectrafm_hf.conversion import convert_original_checkpoint, read_wavelengths
 from spectrafm_hf.data.labels import read_labels
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.data.schema import pixel_column
-from spectrafm_hf.emulation import read_grid
-from spectrafm_hf.instruments import Instrument
-from spectrafm_hf.similar import read_embeddings
-from spectrafm_hf.training import last_checkpoint, read_recipe, train
+from spectrafm_hf.hub.conversion import convert_original_checkpoint, read_wavelengths
+from spectrafm_hf.inference.similar import read_embeddings
+from spectrafm_hf.synthesis.emulation import read_grid
+from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.training.recipe import last_checkpoint, read_recipe
+from spectrafm_hf.training.trainer import train
 
 
 ROOT = Path(__file__).parents[2]
@@ -46,9 +47,9 @@ MODELS = Path(spectrafm_hf.__file__).parent / "models"
 PIXELS = {"wavelength": np.arange(5000.0, 5040.0), "flux": np.linspace(0.9, 1.1, 40)}
 #: The modules that unpickle: stars on their way between processes of one run (no file), and names of errors.
 PICKLE = {
-    "src/spectrafm_hf/conversion.py": {"UnpicklingError"},
-    "src/spectrafm_hf/data/synthetic.py": {"dumps", "loads"},
-    "src/spectrafm_hf/training.py": {"UnpicklingError"},
+    "src/spectrafm_hf/hub/conversion.py": {"UnpicklingError"},
+    "src/spectrafm_hf/synthesis/synthetic.py": {"dumps", "loads"},
+    "src/spectrafm_hf/training/trainer.py": {"UnpicklingError"},
     "scripts/train_accelerate.py": {"UnpicklingError"},
 }
 
@@ -234,7 +235,7 @@ def test_poisoned_wavelengths_and_grids_are_refused(tmp_path, trace, poison):
     with pytest.raises(ValueError, match="allow_pickle"):
         read_grid(tmp_path / "a.npz")
     with pytest.raises(ValueError, match="--grid: expected numbers"):
-        spectrafm_cli._read_grid(tmp_path / "a.npy")
+        spectrafm_cli.arguments._read_grid(tmp_path / "a.npy")
 
 
 def test_poisoned_known_stars_are_refused(tmp_path, poison, capsys):

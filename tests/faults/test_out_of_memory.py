@@ -14,7 +14,7 @@ SCRIPT = """
     import torch
     from conftest import make_tiny_model
     from spectrafm_hf import SpectraFMTokenizer
-    from spectrafm_hf.prediction import predict_batches
+    from spectrafm_hf.inference.prediction import predict_batches
 
     torch.set_num_threads(1)
     random = np.random.default_rng(0)
@@ -59,8 +59,8 @@ TRAINING = """
     import resource, sys
     from pathlib import Path
     import torch
-    from test_training import losses_of, make_arguments, make_stars, recipe_from_nothing
-    from spectrafm_hf.training import train
+    from test_trainer import losses_of, make_arguments, make_stars, recipe_from_nothing
+    from spectrafm_hf.training.trainer import train
 
     torch.set_num_threads(1)
     stars, folder = make_stars(512, 1), Path(sys.argv[1])

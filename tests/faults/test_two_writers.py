@@ -8,8 +8,8 @@ import yaml
 from conftest import make_tiny_model
 from fault_table import tried
 from safetensors.torch import load_file
-from test_hub import build
-from test_training import make_stars, recipe_from_nothing
+from test_trainer import make_stars, recipe_from_nothing
+from test_upload import build
 from warm import warm
 
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint

@@ -19,8 +19,9 @@ from typing import Any
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-MODULES = ("spectrafm_cli", "spectrafm_hf.training", "spectrafm_hf.survey", "spectrafm_hf.data.synthetic",
-           "spectrafm_hf.data.from_files", "transformers.trainer", "datasets.packaged_modules.parquet.parquet",
+MODULES = ("spectrafm_cli", "spectrafm_hf.training.trainer", "spectrafm_hf.inference.survey",
+           "spectrafm_hf.synthesis.synthetic", "spectrafm_hf.data.from_files", "transformers.trainer",
+           "datasets.packaged_modules.parquet.parquet",
            "matplotlib.pyplot", "multiprocess")  # fmt: skip
 
 

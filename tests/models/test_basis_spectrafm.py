@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from spectrafm_hf.bases import make_rung
 from spectrafm_hf.models.basis_spectrafm import FWHM, SpectrumBasis, half_widths, means_over_pixels
+from spectrafm_hf.synthesis.bases import make_rung
 
 
 START, STEP, N = np.log(15_000.0), 1.5e-5, 4000

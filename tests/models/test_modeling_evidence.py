@@ -5,11 +5,11 @@ import pytest
 import torch
 from transformers import AutoModelForTimeSeriesPrediction, AutoTokenizer, pipeline
 
-from spectrafm_hf.bases import fill_completion, make_rung
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.models.modeling_spectrafm import combined
+from spectrafm_hf.synthesis.bases import fill_completion, make_rung
 
 
 LABELS = ["teff", "logg", "fe_h"]

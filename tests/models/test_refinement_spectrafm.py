@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import pipeline
 
-from spectrafm_hf.bases import fill_star_model, hband_rung
-from spectrafm_hf.bounds import cramer_rao, held_out_labels, observe, pixel_errors
 from spectrafm_hf.checkpoints import save_checkpoint
-from spectrafm_hf.data.synthetic import ALPHA_ELEMENTS, SyntheticStars
-from spectrafm_hf.instruments import Instrument
-from spectrafm_hf.metrics import robust_scatter
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.models.flags_spectrafm import FLAGS, star_flags
 from spectrafm_hf.models.gate_spectrafm import SPEED_OF_LIGHT, air_to_vacuum
+from spectrafm_hf.statistics import robust_scatter
+from spectrafm_hf.synthesis.bases import fill_star_model, hband_rung
+from spectrafm_hf.synthesis.bounds import cramer_rao, held_out_labels, observe, pixel_errors
+from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.synthesis.synthetic import ALPHA_ELEMENTS, SyntheticStars
 
 
 N_STARS = 64

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from transformers import pipeline
 
-from spectrafm_cli import DEMO_STARS
 from spectrafm_hf import bundled, load_checkpoint
 from spectrafm_hf.data.readers import read_spectra
-from spectrafm_hf.data.synthetic import load_emulator
+from spectrafm_hf.files import DEMO_STARS
 from spectrafm_hf.models.spectrum_spectrafm import STRANGE_SIGMA, best_fits, not_noise
+from spectrafm_hf.synthesis.synthetic import load_emulator
 
 
 SNR = 100.0

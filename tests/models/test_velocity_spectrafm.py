@@ -8,11 +8,11 @@ from transformers import pipeline
 import spectrafm_cli
 from spectrafm_hf import bundled, load_checkpoint
 from spectrafm_hf.data.readers import read_spectra
-from spectrafm_hf.data.synthetic import SyntheticStars
+from spectrafm_hf.inference.prediction import at_measured_velocities
+from spectrafm_hf.inference.survey import ShardPredictor, list_shards
 from spectrafm_hf.models.gate_spectrafm import to_rest
 from spectrafm_hf.models.velocity_spectrafm import VelocityMeter
-from spectrafm_hf.prediction import at_measured_velocities
-from spectrafm_hf.survey import ShardPredictor, list_shards
+from spectrafm_hf.synthesis.synthetic import SyntheticStars
 
 
 VELOCITIES = (-287.3, -41.0, 0.0, 12.6, 198.7)

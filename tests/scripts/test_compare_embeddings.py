@@ -2,7 +2,7 @@
 
 import re
 
-from spectrafm_cli import DEMO_STARS
+from spectrafm_hf.files import DEMO_STARS
 
 
 def test_vectors_of_the_model_are_nearer_in_labels_than_pixels(run_script):

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, training
+from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction
+from spectrafm_hf.training import trainer as training
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_original.py"

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from spectrafm_hf import SpectraFMTokenizer
-from spectrafm_hf.baselines import BASELINES, MLPBaseline
 from spectrafm_hf.checkpoints import save_checkpoint
 from spectrafm_hf.data import pixel_column
-from spectrafm_hf.metrics import label_metrics
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
+from spectrafm_hf.training.baselines import BASELINES, MLPBaseline
+from spectrafm_hf.training.metrics import label_metrics
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spectrafm_hf.emulation import Grid
+from spectrafm_hf.synthesis.emulation import Grid
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_spectra.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spectrafm_hf.instruments import Instrument
+from spectrafm_hf.synthesis.instruments import Instrument
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "explain_windows.py"

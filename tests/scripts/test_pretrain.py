@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.data import build_miles
-from spectrafm_hf.data.synthetic import SyntheticStars
+from spectrafm_hf.synthesis.synthetic import SyntheticStars
 
 
 ROOT = Path(__file__).parents[2]

@@ -2,7 +2,7 @@
 """What all builders of data sets share: a folder that is whole or not there, Parquet shards, the card, the hub.
 
 A built folder holds ``data/SPLIT-00000-of-00003.parquet``, ``README.md`` (the card) and ``build.json`` (the settings
-that made it). `datasets.load_dataset` loads it as it is, and `spectrafm_hf.hub` puts it on the hub.
+that made it). `datasets.load_dataset` loads it as it is, and `spectrafm_hf.hub.upload` puts it on the hub.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def test_without_a_band_the_other_reaches_as_far_as_it_does_in_gaiaxpy(tmp_path,
 def test_a_folder_of_bulk_files_is_a_survey(tmp_path, tiny_model, tiny_tokenizer, monkeypatch):
     needs_gaiaxpy()
     save_checkpoint(tiny_model, tiny_tokenizer, tmp_path / "tiny")
-    monkeypatch.setattr("spectrafm_hf.survey.LARGE_FILE", 1000)  # as those of the archive are
+    monkeypatch.setattr("spectrafm_hf.inference.survey.LARGE_FILE", 1000)  # as those of the archive are
     (tmp_path / "bulk").mkdir()
     for number, rows in enumerate((stars(3), stars(5))):
         write(rows, tmp_path / "bulk" / f"XpContinuousMeanSpectrum_{number}.csv.gz")

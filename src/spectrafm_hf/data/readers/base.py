@@ -69,6 +69,8 @@ BAD_BITS = (
 
 #: DO_NOT_USE of the data quality of JWST (jwst-pipeline.readthedocs.io, "data quality flags").
 JWST_DO_NOT_USE = 1
+#: Spectra of a table that are held at once: of 8,000 pixels they are 30 MB.
+CHUNK_ROWS = 256
 
 
 class Failure(NamedTuple):

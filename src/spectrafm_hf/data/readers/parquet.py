@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 
 from ...models.gate_spectrafm import FRAME_UNSTATED
 from ..schema import PIXEL_COLUMNS, SCALAR_UNITS, from_multimodal_universe, label_names_of
-from .base import AS_GIVEN, AT_REST, BY_VELOCITY, VACUUM, OpenFile, Options, Row, SpectrumFormat
+from .base import AS_GIVEN, AT_REST, BY_VELOCITY, CHUNK_ROWS, VACUUM, OpenFile, Options, Row, SpectrumFormat
 from .columns import find_columns, heading, length_unit, unit_of
 
 
-#: Spectra that are held at once: 256 of 8,000 pixels are 30 MB. Of longer ones, fewer.
-CHUNK_ROWS = 256
+#: Of spectra with more than 8,000 pixels, fewer are held at once.
 CHUNK_VALUES = CHUNK_ROWS * 8000
 
 

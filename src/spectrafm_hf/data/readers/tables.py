@@ -18,7 +18,7 @@ from astropy.io import fits
 from astropy.table import Table
 from pyarrow import csv as arrow_csv
 
-from .base import AS_GIVEN, JWST_DO_NOT_USE, OpenFile, Options, Row, SpectrumFormat, column_of
+from .base import AS_GIVEN, CHUNK_ROWS, JWST_DO_NOT_USE, OpenFile, Options, Row, SpectrumFormat, column_of
 from .columns import (
     find_columns,
     from_logarithm,
@@ -33,7 +33,6 @@ from .columns import (
 )
 from .headers import about
 from .orders import as_one_or_each
-from .parquet import CHUNK_ROWS
 
 
 #: Words that stand for no number.

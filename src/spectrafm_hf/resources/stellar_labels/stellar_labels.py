@@ -1,11 +1,11 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The figures of `spectrafm_hf.metrics` for one stellar label, as a metric of the library `evaluate`."""
+"""The figures of `spectrafm_hf.training.metrics` for one stellar label, as a metric of the library `evaluate`."""
 
 import datasets
 import evaluate
 import numpy as np
 
-from spectrafm_hf.metrics import label_metrics
+from spectrafm_hf.training.metrics import label_metrics
 
 
 DESCRIPTION = """

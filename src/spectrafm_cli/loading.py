@@ -1,0 +1,58 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints and the first spectra, for verbs that need them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import reading_options
+
+
+if TYPE_CHECKING:
+    from spectrafm_hf.data.readers import Row
+    from spectrafm_hf.models import SpectraFMForPrediction, SpectraFMTokenizer
+
+
+def first_row(arguments: argparse.Namespace) -> Row | None:
+    """The first spectrum that can be read."""
+    from spectrafm_hf.data.readers import find_files, read_spectra
+
+    files = find_files(arguments.input, arguments.split, [])
+    return next(iter(read_spectra(files, failures=[], **reading_options(arguments))), None)
+
+
+def load(name_or_path: str, revision: str = "main") -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
+    """Model, on the GPU of this process if there is one, and tokenizer."""
+    from spectrafm_hf.checkpoints import load_checkpoint
+    from spectrafm_hf.inference.survey import process_device
+
+    model, tokenizer = load_checkpoint(name_or_path, revision)
+    model.to(process_device())  # type: ignore[arg-type]  # transformers wraps it without its types
+    return model, tokenizer
+
+
+def load_with_range(name: str, revision: str) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, Any]:
+    from spectrafm_hf.inference.prediction import TrainingRange
+
+    model, tokenizer = load(name, revision)
+    return model, tokenizer, TrainingRange.load(str(model.name_or_path), revision)
+
+
+def labels_of(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> tuple[list[str], dict[str, str]]:
+    """What the checkpoint predicts, and the units."""
+    names = list(tokenizer.requests or tokenizer.label_names)
+    units = dict(zip(model.config.label_names, model.config.label_units, strict=True))
+    return names, {name: units[name] for name in names}
+
+
+def count(files: Sequence[Path]) -> int | None:
+    """Number of spectra for the progress bar, if it is told at once."""
+    from spectrafm_hf.data.readers import count_spectra
+
+    try:
+        return count_spectra(files)
+    except (ValueError, OSError):  # told when the file is read
+        return None

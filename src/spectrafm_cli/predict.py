@@ -1,0 +1,195 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""`spectrafm predict`: the labels of stars."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import (
+    DEFAULT_MODEL,
+    DELAY,
+    MODEL_HELP,
+    add_overwrite,
+    add_revision,
+    demand_new_output,
+    positive,
+    reading,
+    reading_options,
+)
+from .loading import count, labels_of, load_with_range
+from .report import cause, nothing_done, report
+from .summary import PLOTTED_STARS, Summary
+from .survey import predict_survey
+
+
+if TYPE_CHECKING:
+    from spectrafm_hf.data.readers import Failure, Row
+
+
+#: Of so many files the first spectrum is looked at, to see which labels a mixed folder tells.
+MODEL_FILES = 200
+
+
+def add(verbs: Any) -> None:
+    predict = verbs.add_parser(
+        "predict",
+        parents=[reading(demanded=False)],
+        help="predict the labels of stars from their spectra",
+        description="Predict the labels of stars from their spectra. INPUT: files of a format that `spectrafm formats` "
+        "names, folders of such files, or data set folders. What cannot be used is left out, and listed at the end and "
+        "in failed.csv beside the output; the exit code is then 1.",
+    )
+    predict.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
+    predict.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE_OR_DIR",
+        help="table to write, one row a spectrum: .csv, .parquet or .fits; or, for a survey, a folder, which gets a "
+        "Parquet file for each of the input, and is gone on with when the same command runs again. Several processes "
+        "(`accelerate launch`) share the files; the input may be hf://datasets/OWNER/NAME",
+    )
+    predict.add_argument(
+        "--gaia-ids",
+        nargs="+",
+        default=[],
+        metavar="ID_OR_TABLE",
+        help="Gaia DR3 source ids, or tables of them (FILE or FILE:COLUMN), whose XP spectra are fetched from the "
+        "archive and kept (needs the extra `gaia`)",
+    )
+    predict.add_argument(
+        "--plot", type=Path, metavar="DIR", help=f"draw the first {PLOTTED_STARS} spectra and an overview"
+    )
+    predict.add_argument("--batch-size", type=positive, metavar="N", help="stars at once (default: by their pixels)")
+    predict.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="share the files of a survey among the machines of a Ray cluster: that at ADDRESS, at RAY_ADDRESS or on "
+        "this machine, where one is started if there is none (needs the extra `ray`)",
+    )
+    add_overwrite(predict)
+    add_revision(predict)
+    predict.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from tqdm.auto import tqdm
+
+    from spectrafm_hf.data.readers import MEASURE, Failure, find_files, read_spectra
+    from spectrafm_hf.inference.prediction import (
+        VELOCITY,
+        VELOCITY_UNIT,
+        PredictionWriter,
+        answered_labels,
+        at_measured_velocities,
+        batches_of,
+        predict_batches,
+        velocity_columns,
+    )
+
+    demand_new_output(arguments)
+    failures = _fetch_gaia(arguments)
+    if arguments.output and (arguments.output.is_dir() or not arguments.output.suffix):
+        return predict_survey(arguments, failures)
+    if arguments.ray is not None:
+        raise ValueError(f"--ray: expected a folder as the output, got {arguments.output}")
+    files = find_files(arguments.input, arguments.split, failures)
+    model, tokenizer, training_range = load_with_range(arguments.model or DEFAULT_MODEL, arguments.revision)
+    every, known = labels_of(model, tokenizer)
+    answered = set(every if tokenizer.basis is None else ())
+    first_rows = _first_rows(files, arguments)
+    while answered != set(every) and (row := next(first_rows, None)):
+        answered |= set(answered_labels(model, tokenizer, row))
+    answered = answered or set(every)  # where no file could be read
+    names = [label for label in every if label in answered]
+    units = {label: known[label] for label in names}
+    rows = read_spectra(files, failures=failures, keep_refused=True, **reading_options(arguments))
+    columns = list(names)
+    if measures := arguments.radial_velocity == MEASURE:
+        rows = at_measured_velocities(rows, model, tokenizer)
+        columns, units = [VELOCITY, *names], {**units, VELOCITY: VELOCITY_UNIT}
+    summary = Summary(columns, units)
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if arguments.output:
+            # Data sets have an object_id for each star; spectra of one star may be in several files.
+            tell = len(files) > 1 and any(path.suffix.lower() != ".parquet" for path in files)
+            writer = stack.enter_context(PredictionWriter(arguments.output, columns, units, files=tell))
+        progress = stack.enter_context(tqdm(total=count(files), desc="predicting", unit=" stars", delay=DELAY))
+
+        def asked(row: Row) -> tuple[str, ...]:
+            """What a spectrum is asked for."""
+            wanted = answered_labels(model, tokenizer, None if row["refused"] else row)
+            return tuple(label for label in names if label in wanted)
+
+        for own, group in itertools.groupby(rows, asked):
+            batches, same = itertools.tee(batches_of(group, tokenizer, arguments.batch_size))
+            for batch, prediction in zip(
+                same, predict_batches(model, tokenizer, batches, own, training_range), strict=True
+            ):
+                _fill_in(prediction, names)
+                if measures:
+                    prediction |= velocity_columns(batch)
+                failed = summary.add(batch, prediction)
+                failures += [Failure(batch[i]["file"], cause(prediction, i)) for i in failed]
+                if writer:
+                    writer.write(prediction)
+                progress.update(len(batch))
+        if not summary.n_good:
+            raise ValueError(nothing_done(failures, len(files), arguments.output))
+
+    summary.print(arguments.output)
+    if arguments.model is None:
+        print(f"model: {DEFAULT_MODEL} (--model NAME takes another)")
+    if training_range is None:
+        print(f"{model.name_or_path} says nothing of its training range: what lies outside is not flagged")
+    if arguments.plot:
+        summary.draw(arguments.plot, model, tokenizer)
+    return report(failures, arguments.output)
+
+
+def _first_rows(files: Sequence[Path], arguments: argparse.Namespace) -> Iterator[Row]:
+    """The first spectra of some files, of those that can be read."""
+    from spectrafm_hf.data.readers import read_spectra
+
+    for file in files[:MODEL_FILES]:
+        row = next(iter(read_spectra([file], failures=[], keep_refused=True, **reading_options(arguments))), None)
+        if row is not None and not row["refused"]:
+            yield row
+
+
+def _fill_in(prediction: dict[str, Any], names: Sequence[str]) -> None:
+    """The columns of the table that some spectra do not tell."""
+    import numpy as np
+
+    count = len(prediction["object_id"])
+    for column in (column for name in names for column in (name, f"{name}_err")):
+        prediction.setdefault(column, np.full(count, np.nan, np.float32))
+
+
+def _fetch_gaia(arguments: argparse.Namespace) -> list[Failure]:
+    """Add the spectra of Gaia source ids to the input; those that there are none of."""
+    from tqdm.auto import tqdm
+
+    failures: list[Failure] = []
+    if not arguments.gaia_ids:
+        if not arguments.input:
+            raise ValueError("INPUT: expected files, folders or --gaia-ids, got none")
+        return failures
+    from spectrafm_hf.data.gaia_archive import GaiaArchive, read_source_ids
+    from spectrafm_hf.inference.survey import process_number
+
+    if (n_processes := process_number()[1]) > 1:
+        raise ValueError(f"--gaia-ids: expected one process, which fetches them, got {n_processes}")
+    identifiers = read_source_ids(arguments.gaia_ids)
+    with tqdm(total=len(identifiers), desc="fetching", unit=" stars", delay=DELAY) as progress:
+        arguments.input += GaiaArchive().files(identifiers, failures, progress.update)
+    if not arguments.input:
+        raise ValueError(nothing_done(failures, 0, arguments.output))
+    return failures

@@ -1,0 +1,164 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""`spectrafm spectrum`: spectra with an error for each pixel."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import (
+    DEFAULT_MODEL,
+    MODEL_HELP,
+    add_overwrite,
+    add_revision,
+    demand_new_output,
+    reading,
+    reading_options,
+)
+from .loading import load
+from .report import nothing_done, report
+
+
+if TYPE_CHECKING:
+    from spectrafm_hf.data.readers import Failure
+
+
+def add(verbs: Any) -> None:
+    spectrum = verbs.add_parser(
+        "spectrum",
+        parents=[reading(demanded=False)],
+        help="make spectra, with an error for each pixel: of labels, or of spectra with holes or in another range",
+        description="Make spectra with an error for each pixel: those of labels, or of the stars in INPUT, whose "
+        "spectra are filled in where pixels are masked or missing; at wavelengths beyond those of an instrument, those "
+        "of the labels that are predicted, with their errors.",
+    )
+    spectrum.add_argument(
+        "--labels",
+        metavar="NAME=VALUE,...",
+        help="teff, logg, fe_h and others, instead of INPUT: teff=4800,logg=2.5,...",
+    )
+    spectrum.add_argument(
+        "--errors", metavar="NAME=SIGMA,...", help="of these labels; abundances without a value are then uncertain, too"
+    )
+    spectrum.add_argument(
+        "--wavelength",
+        metavar="LOW:HIGH:STEP",
+        help="Angstrom, vacuum; or a file of spectra, or an instrument (apogee, gaia-xp, ...) whose pixels are taken "
+        "(default: those of INPUT)",
+    )
+    spectrum.add_argument(
+        "--resolving-power", type=float, metavar="R", help="wavelength / FWHM (default: the highest that is known)"
+    )
+    spectrum.add_argument(
+        "--surface", action="store_true", help="of labels: flux at the surface of the star, not over the continuum"
+    )
+    spectrum.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
+    spectrum.add_argument("--output", type=Path, metavar="FILE", help=".parquet, .fits, or, of one star, .csv")
+    spectrum.add_argument("--plot", type=Path, metavar="PNG", help="draw them")
+    add_overwrite(spectrum)
+    add_revision(spectrum)
+    spectrum.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from spectrafm_hf.data.readers import Failure, find_files, read_spectra
+    from spectrafm_hf.inference.spectrum import AS_GIVEN, SpectrumPredictor, SpectrumWriter
+    from spectrafm_hf.show.plots import FLUX_LABELS, flux_label, plot_predicted
+
+    demand_new_output(arguments)
+    if bool(arguments.input) == bool(arguments.labels):
+        raise ValueError("INPUT, --labels: expected one of them, got " + ("both" if arguments.labels else "none"))
+    if arguments.output is None and arguments.plot is None:
+        raise ValueError("--output, --plot: expected one of them at least, got none")
+    wavelength = _wavelengths(arguments)
+    failures: list[Failure] = []
+    shown: list[Any] = []
+    seen = None
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(SpectrumWriter(arguments.output)) if arguments.output else None
+        if arguments.labels:
+            if wavelength is None:
+                raise ValueError("--wavelength: expected LOW:HIGH:STEP, a file or an instrument, got none")
+            labels = _pairs_of_numbers("--labels", arguments.labels)
+            errors = _pairs_of_numbers("--errors", arguments.errors) if arguments.errors else None
+            how = {"wavelength": wavelength, "resolving_power": arguments.resolving_power}
+            found = SpectrumPredictor().from_labels(labels, errors, normalised=not arguments.surface, **how)
+            shown = found.rows([arguments.labels])
+            unit = found.unit
+            if writer:
+                writer.write(found, [arguments.labels])
+        else:
+            if arguments.errors or arguments.surface:
+                raise ValueError("--errors, --surface: expected --labels beside them, got INPUT")
+            predictor = SpectrumPredictor(*load(arguments.model or DEFAULT_MODEL, arguments.revision))
+            files = find_files(arguments.input, arguments.split, failures)
+            rows = read_spectra(files, failures=failures, **reading_options(arguments))
+            unit = ""
+            for row in rows:
+                try:
+                    found = predictor.from_spectra(
+                        [row], wavelength=wavelength, resolving_power=arguments.resolving_power
+                    )
+                except ValueError as error:
+                    failures.append(Failure(row["file"], f"{row['object_id']}: {error}"))
+                    continue
+                if writer:
+                    writer.write(found, [str(row["object_id"])])
+                if not shown:
+                    unit = found.unit
+                    seen = row if unit == AS_GIVEN else None
+                if len(shown) < 1:
+                    shown += found.rows([str(row["object_id"])])
+            if not shown:
+                raise ValueError(nothing_done(failures, len(files), arguments.output))
+    if arguments.output:
+        print(f"written: {arguments.output}")
+    if arguments.plot:
+        axis = flux_label(seen["file"], arguments.format) if seen is not None else FLUX_LABELS.get(unit, "Flux")
+        plot_predicted(arguments.plot, shown, seen=seen, title=str(shown[0]["object_id"]), flux_label=axis)
+        print(f"written: {arguments.plot}")
+    return report(failures, arguments.output)
+
+
+def _pairs_of_numbers(option: str, text: str) -> dict[str, float]:
+    """NAME=NUMBER,NAME=NUMBER"""
+    found = {}
+    for part in text.split(","):
+        name, equals, number = part.partition("=")
+        try:
+            found[name.strip()] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise ValueError(f"{option}: expected NAME=NUMBER, such as teff=4800,logg=2.5, got {part!r}")
+    return found
+
+
+def _wavelengths(arguments: argparse.Namespace) -> Any:
+    """LOW:HIGH:STEP, a file of spectra or the name of an instrument -> wavelengths, or the instrument; or None."""
+    import numpy as np
+
+    from spectrafm_hf.synthesis.instruments import Instrument, instrument_names
+
+    text = arguments.wavelength
+    if text is None:
+        return None
+    if text in instrument_names() or text.endswith((".yaml", ".yml")):
+        return Instrument.load(text)
+    if Path(text).exists():
+        from spectrafm_hf.data.readers import find_files, read_spectra
+
+        row = next(iter(read_spectra(find_files([Path(text)]), **reading_options(arguments))))
+        return np.unique(np.asarray(row["wavelength"], np.float64))
+    try:
+        low, high, step = map(float, text.split(":"))
+    except ValueError:
+        low = high = step = np.nan
+    if not (0 < low < high and 0 < step < high - low):
+        raise ValueError(
+            f"--wavelength: expected LOW:HIGH:STEP in Angstrom, a file of spectra or one of "
+            f"{', '.join(instrument_names())}, got {text!r}"
+        )
+    return np.arange(low, high + 0.5 * step, step)

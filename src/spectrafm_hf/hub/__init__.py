@@ -1,0 +1,1 @@
+"""What goes out into the world: model cards, uploads, ONNX, and the published checkpoint that comes in."""

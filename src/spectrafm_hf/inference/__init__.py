@@ -1,0 +1,1 @@
+"""What a checkpoint says of spectra: labels, surveys, spectra, neighbours, and why."""

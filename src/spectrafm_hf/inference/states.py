@@ -1,0 +1,122 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""What a frozen model on evidence says of stars, as inputs for what is learnt on top of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from ..models import SpectraFMForPrediction, SpectraFMTokenizer
+from ..models.flags_spectrafm import QUALITY
+from .prediction import batches_of, schema_tokenizer, tokenize_rows
+
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class States:
+    """
+    What the frozen model says of stars whose spectra belong to one rung.
+
+    Attributes
+    ----------
+    inputs : list of str
+        Labels that it answers.
+    values, errors : array of shape (stars, inputs)
+        In physical units.
+    coefficients, reliability : array of shape (stars, intervals, coefficients)
+        Of all intervals of the rung; 0 where nothing was seen.
+    """
+
+    inputs: list[str]
+    values: FloatArray
+    errors: FloatArray
+    coefficients: FloatArray
+    reliability: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: NDArray[Any] | slice) -> States:
+        parts = (self.values, self.errors, self.coefficients, self.reliability)
+        return States(self.inputs, *(part[rows] for part in parts))
+
+
+def frozen_states(
+    model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, stars: Dataset
+) -> tuple[int, States, NDArray[np.int64], dict[int, str]]:
+    """
+    What a model says of stars of which most belong to one of its rungs, without its corrections.
+
+    Parameters
+    ----------
+    model : SpectraFMForPrediction
+        On evidence. Its corrections are dropped.
+    tokenizer : SpectraFMTokenizer
+    stars : Dataset
+        Rows of the schema.
+
+    Returns
+    -------
+    rung : int
+        To which most spectra belong.
+    states : States
+        Of the stars that can be used.
+    rows : array of int
+        Which these are.
+    causes : dict of int to str
+        Why others cannot.
+
+    Raises
+    ------
+    ValueError
+        If none can be used.
+    """
+    model.drop_corrections()
+    config, names = model.config, list(model.config.label_names)
+    tokenizer = schema_tokenizer(tokenizer)
+    n_stars, shape = len(stars), (config.num_intervals, config.num_coefficients)
+    values, errors = (np.full((n_stars, len(names)), np.nan) for _ in range(2))
+    evidence = np.zeros((2, n_stars, *shape), np.float32)
+    rungs = np.full(n_stars, -1)
+    reasons = [""] * n_stars
+    start = 0
+    rows = cast(Any, tqdm(cast(Any, stars), desc="spectra", delay=2, leave=False, disable=None))
+    for batch in batches_of(rows, tokenizer):
+        causes = [""] * len(batch)
+        for inputs, members in tokenize_rows(tokenizer, batch, names, causes):
+            given = {name: value for name, value in inputs.items() if name not in QUALITY}
+            with torch.inference_mode():
+                output = model(**given)
+            own, intervals = start + members, inputs["interval_ids"][0].numpy()
+            values[own], errors[own] = output.predictions.double().numpy(), output.prediction_errors.double().numpy()
+            seen = inputs["attention_mask"][..., None]
+            for part, name in zip(evidence, ("coefficients", "reliability"), strict=True):
+                part[own[:, None], intervals] = (inputs[name] * seen).numpy()
+            seen = output.rung_seen.numpy()
+            rungs[own] = np.where(seen.any(axis=1), seen.argmax(axis=1), -1)
+        reasons[start : start + len(batch)] = causes
+        start += len(batch)
+    if not (rungs >= 0).any():
+        raise ValueError(f"spectra: expected some that the checkpoint has an answer for, got none; first: {reasons[0]}")
+    rung = int(np.bincount(rungs[rungs >= 0]).argmax())
+    first, last = config.rung_intervals[rung]
+    # Labels that it answers; the few stars for which it has none are left out.
+    known = np.isfinite(values) & np.isfinite(errors) & (errors > 0)
+    answered = [i for i in range(len(names)) if known[rungs == rung, i].mean() > 0.5]
+    usable = (rungs == rung) & known[:, answered].all(axis=1)
+    unusable: dict[int, str] = {}
+    for i in np.flatnonzero(~usable).tolist():
+        other = "belongs to another range or resolving power than most: fine-tune with those by themselves"
+        unusable[i] = reasons[i] or (other if rungs[i] not in (-1, rung) else "no answer of the checkpoint")
+    kept = np.flatnonzero(usable)
+    wide = evidence[:, kept, first:last].astype(np.float64)
+    labels = [names[i] for i in answered]
+    return rung, States(labels, values[kept][:, answered], errors[kept][:, answered], *wide), kept, unusable

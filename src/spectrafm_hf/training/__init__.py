@@ -1,0 +1,1 @@
+"""From stars with labels to a checkpoint: recipes, the Trainer, fine-tuning, and what one compares with."""

@@ -1,0 +1,141 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+What another telescope, another night or an imperfect reduction would have made of one spectrum.
+
+A spectrum is (wavelength, flux, flux_error, mask), arrays of shape (pixels,), wavelengths increasing. Pixels are only
+mixed with pixels of their own detector. What is masked takes no part: its flux is first interpolated from its
+neighbours, and the pixels made of it stay masked. Errors follow, pixel by pixel; that neighbours' errors are correlated
+after smoothing is not told. Errors that are NaN everywhere are unknown and stay so.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import convolve1d
+
+from ..models.gate_spectrafm import SPEED_OF_LIGHT
+
+
+# A step this many times wider than the usual one separates two detectors.
+DETECTOR_GAP = 20.0
+Array = NDArray[np.float32]
+Spectrum = tuple[Array, Array, Array, NDArray[np.bool_]]
+
+
+def shift(spectrum: Spectrum, velocity: float) -> Spectrum:
+    """
+    Of a star that recedes by `velocity` km/s, on the same wavelengths; what comes from beyond a detector is masked.
+
+    Interpolated with polynomials through four pixels: straight lines would make spectral lines shallower by up to a
+    tenth, at pixels as wide as those of APOGEE.
+    """
+    return _by_detector(lambda part: _shift(part, velocity), spectrum)
+
+
+def _shift(spectrum: Spectrum, velocity: float) -> Spectrum:
+    wavelength, flux, error, mask = spectrum
+    if len(wavelength) < 4:
+        return wavelength, flux, error, np.ones_like(mask)
+    exact = wavelength.astype(np.float64)
+    source = exact / (1.0 + velocity / SPEED_OF_LIGHT)
+    position = np.interp(source, exact, np.arange(len(exact)))
+    first = np.clip(position.astype(int) - 1, 0, len(exact) - 4)
+    t = position - first
+    weights = [
+        -(t - 1) * (t - 2) * (t - 3) / 6,
+        t * (t - 2) * (t - 3) / 2,
+        -t * (t - 1) * (t - 3) / 2,
+        t * (t - 1) * (t - 2) / 6,
+    ]
+    moved = sum(weight * flux[first + i] for i, weight in enumerate(weights))
+    # The size of the noise is that of the pixels nearby: to shift a spectrum does not make it better.
+    moved_error = np.interp(position, np.arange(len(exact)), error)
+    left, right = np.floor(position).astype(int), np.ceil(position).astype(int)
+    beyond = (source < exact[0]) | (source > exact[-1])
+    return wavelength, moved.astype(flux.dtype), moved_error.astype(error.dtype), mask[left] | mask[right] | beyond
+
+
+def smooth(spectrum: Spectrum, width: float) -> Spectrum:
+    """With a Gaussian of one sigma of `width` pixels added to the line spread function."""
+    reach = int(np.ceil(4.0 * width))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(width, 1e-6)) ** 2)
+    kernel /= kernel.sum()
+
+    def convolve(part: Spectrum) -> Spectrum:
+        wavelength, flux, error, mask = part
+        smoothed = convolve1d(flux.astype(np.float64), kernel, mode="nearest").astype(flux.dtype)
+        variance = convolve1d(error.astype(np.float64) ** 2, kernel**2, mode="nearest")
+        return wavelength, smoothed, np.sqrt(variance).astype(error.dtype), mask
+
+    return _by_detector(convolve, spectrum)
+
+
+def rebin(spectrum: Spectrum, factor: int) -> Spectrum:
+    """
+    Pixels `factor` times wider: means over the good ones of `factor` neighbours; what is left over at the end of a
+    detector is dropped.
+    """
+
+    def average(part: Spectrum) -> Spectrum:
+        n_pixels = len(part[0]) // factor
+
+        def groups(column: Any) -> Any:
+            return column[: n_pixels * factor].reshape(n_pixels, factor)
+
+        wavelength, flux, error, good = (*map(groups, part[:3]), ~groups(part[3]))
+        count = np.maximum(good.sum(axis=1), 1)
+        mean = np.sum(flux, axis=1, where=good) / count
+        mean_error = np.sqrt(np.sum(error.astype(np.float64) ** 2, axis=1, where=good)) / count
+        center = wavelength.astype(np.float64).mean(axis=1).astype(wavelength.dtype)
+        return center, mean.astype(flux.dtype), mean_error.astype(error.dtype), ~good.any(axis=1)
+
+    return _by_detector(average, spectrum)
+
+
+def degrade(spectrum: Spectrum, snr: float, noise: Array) -> Spectrum:
+    """
+    With noise added so that the median S/N of the good pixels becomes `snr`; a spectrum that is worse stays as it is.
+
+    All errors grow by one factor. Where they are unknown, the spectrum counts as free of noise, and the noise is the
+    same in all pixels.
+
+    Parameters
+    ----------
+    noise : array of shape (pixels,)
+        Of unit variance.
+    """
+    wavelength, flux, error, mask = spectrum
+    good = ~mask & np.isfinite(flux)
+    known = good & (error > 0) & np.isfinite(error)
+    if not known.any():
+        level = float(np.abs(np.median(flux[good]))) if good.any() else 0.0
+        added = total = np.full_like(flux, level / snr)
+    else:
+        factor = max(float(np.median(flux[known] / error[known])) / snr, 1.0)
+        added, total = np.nan_to_num(error) * np.float32(np.sqrt(factor**2 - 1.0)), error * np.float32(factor)
+    return wavelength, flux + added * noise, total, mask
+
+
+def _detector_starts(wavelength: Array) -> NDArray[np.intp]:
+    """First pixels of all detectors but the first."""
+    step = np.diff(wavelength)
+    return np.flatnonzero(step > DETECTOR_GAP * np.median(step)) + 1 if len(step) else np.array([], np.intp)
+
+
+def _by_detector(function: Callable[[Spectrum], Spectrum], spectrum: Spectrum) -> Spectrum:
+    wavelength, flux, error, mask = spectrum
+    unknown = not np.isfinite(error).any()
+    bad = mask | ~np.isfinite(flux) | (~np.isfinite(error) & (not unknown))
+    if bad.all():
+        bad = np.ones_like(bad)
+        flux, error = np.zeros_like(flux), np.zeros_like(error)
+    elif bad.any():
+        pixel, good = np.arange(len(flux)), np.flatnonzero(~bad)
+        flux, error = (np.interp(pixel, good, column[good]).astype(column.dtype) for column in (flux, error))
+    starts = _detector_starts(wavelength)
+    parts = zip(*(np.split(column, starts) for column in (wavelength, flux, error, bad)), strict=True)
+    columns = zip(*(function(part) for part in parts), strict=True)
+    wavelength, flux, error, mask = (np.concatenate(column) for column in columns)
+    return wavelength, flux, error, mask

@@ -1,0 +1,444 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""A checkpoint of one's own, from one's own spectra and a table of labels, in one call: `spectrafm finetune`.
+
+Spectra are joined with labels. What a frozen checkpoint on evidence says of them is the input of a few Gaussian
+processes, out of which cross-validation chooses for each label: see `heads`. The choice becomes a part of the
+checkpoint, its errors are calibrated, and it is compared with what one would do without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from numpy.typing import NDArray
+from pyarrow import csv as arrow_csv
+
+from ..checkpoints import BASE_CHECKPOINT, load_checkpoint, save_checkpoint
+from ..data.joining import (
+    MIN_STARS,
+    UNREADABLE,
+    Labels,
+    check_labels,
+    column_of,
+    join_columns,
+    read_data_set,
+    read_label_table,
+    split_stars,
+    texts_of,
+    with_labels,
+    write_json,
+)
+from ..data.readers import Failure
+from ..files import complete_file
+from ..hub.cards import checksums, read_evaluations, sha256, write_model_card
+from ..inference.prediction import TrainingRange, batches_of, predict_batches
+from ..inference.states import States, frozen_states
+from ..models import SpectraFMForPrediction, SpectraFMTokenizer
+from ..statistics import robust_scatter
+from .heads import Choice, choose_head, make_folds
+from .metrics import format_table, table_metrics
+from .rivals import Sample, ask_rivals, pixels_of, verdict
+
+
+FOLDS = 5
+#: What the rivals are fitted to holds no more pixels: 400 MB, 12,000 APOGEE spectra.
+MAX_PIXELS = 100_000_000
+TUNED = "fine-tuned"
+BY_FOLDS = f"each star by what was fitted without its fold, of {FOLDS}; the checkpoint is fitted to all"
+BY_STAR = "by the SHA-256 of the identifier of the star, all spectra of a star in one split"
+
+#: Values and errors of each label, arrays of shape (spectra,).
+Answers = tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]
+
+
+# ----------------------------------------------------------------------------------------------------------- all of it
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a fine-tuning made: the checkpoint in `folder` for the labels of `units`; by label, the `heads` that were
+    chosen; the `sizes` of the splits; how many spectra were `dropped` for which cause; which model is ahead for each
+    label, in words (`verdicts`); `evaluation.json`.
+    """
+
+    folder: Path
+    units: dict[str, str]
+    heads: dict[str, str]
+    sizes: dict[str, int]
+    dropped: dict[str, int]
+    verdicts: list[str]
+    evaluation: dict[str, Any]
+
+    def summary(self) -> str:
+        """Which model is ahead, and the figures as a table."""
+        stars = self.evaluation["stars"]["all stars"]
+        how = f"{FOLDS}-fold cross-validation" if "test" not in self.sizes else "test"
+        title = f"{how}, {stars:,} spectra: 1.4826 MAD of predicted - given (median, RMSE, error/sigma)"
+        table = format_table(self.evaluation["results"]["all stars"], self.units)
+        return "\n".join([*self.verdicts, "", title, table])
+
+
+def finetune(
+    files: Sequence[Path],
+    labels: Path,
+    out: Path,
+    *,
+    model: str = BASE_CHECKPOINT,
+    names: Sequence[str] | None = None,
+    units: Mapping[str, str] | None = None,
+    id_column: str | None = None,
+    seed: int = 0,
+    failures: Sequence[Failure] = (),
+    command: str = "spectrafm finetune",
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    draw: Callable[..., None] | None = None,
+    **reading: Any,
+) -> Tuned:
+    """
+    Teach a checkpoint on evidence the labels of some spectra, and tell how good it is.
+
+    Only answers for these labels, and for spectra of the same range and resolving power, change; all others stay as
+    they are, bit by bit.
+
+    Parameters
+    ----------
+    files, failures
+        As `find_files` returns them.
+    labels, names, units, id_column
+        See [`read_label_table`] and [`join`].
+    out : path
+        Folder for the checkpoint, its card and picture. In `out/report` are tables of what was dropped, of the splits,
+        of the heads that were compared and of the predictions; in `out/work` is the data set of the spectra. (None of
+        the two is pushed to the hub.) A failed start leaves no new folder.
+    model : str
+        Checkpoint to go on from.
+    seed : int
+        Of the folds and of the neural networks that one compares with.
+    command : str
+        For the card.
+    overwrite : bool
+        Begin again where `out` holds a fine-tuning with other arguments.
+    say : callable
+        Gets a line to print at each stage.
+    draw : callable
+        Draws `predicted.png`, as `show.plots.plot_given` does; default: no picture.
+    **reading
+        Goes to `read_spectra`.
+
+    Raises
+    ------
+    ValueError
+        In one line: for labels that cannot be used, no matches, fewer stars than `MIN_STARS`, spectra that the
+        checkpoint cannot read, another fine-tuning in `out`, and as `load_checkpoint` does.
+    """
+    base, tokenizer = load_checkpoint(model)
+    if tokenizer.basis is None:
+        raise ValueError(f"model: expected a checkpoint on evidence, such as {BASE_CHECKPOINT}, got {model}")
+    known = dict(zip(base.config.label_names, base.config.label_units, strict=True))
+    table = read_label_table(labels, names, units, known)
+    join_columns(table.table, id_column)  # before the spectra are read, which takes long
+    fingerprint = hashlib.sha256(
+        json.dumps(
+            [[(file.name, sha256(file) if file.is_file() else "") for file in files], reading],
+            default=lambda grid: np.asarray(grid).tolist(),
+        ).encode()
+    ).hexdigest()
+    settings = {
+        "model": model, "labels": table.units, "table": sha256(labels), "spectra": fingerprint, "id_column": id_column,
+        "seed": seed,
+    }  # fmt: skip
+    is_new = not out.exists()
+    work = _working_folder(out, settings, overwrite)
+    if done := json.loads((work / "settings.json").read_text(encoding="utf-8")).get("complete"):
+        say(f"{out}: complete, kept as it is")
+        return Tuned(out, table.units, **done, evaluation=read_evaluations(out)[0])
+    try:
+        spectra, dropped = read_data_set(files, work, failures, fingerprint, command, **reading)
+        run = _Run(out, table, model, seed, command, say, draw)
+        complete, evaluation = run(base, tokenizer, spectra, dropped, id_column)
+    except ValueError:
+        if is_new:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    write_json(work / "settings.json", {**settings, "complete": complete})
+    return Tuned(out, table.units, **complete, evaluation=evaluation)
+
+
+@dataclass
+class _Run:
+    """From spectra on disk to a checkpoint with its card."""
+
+    out: Path
+    table: Labels
+    model: str
+    seed: int
+    command: str
+    say: Callable[[str], None]
+    draw: Callable[..., None] | None
+
+    def __call__(
+        self,
+        base: SpectraFMForPrediction,
+        tokenizer: SpectraFMTokenizer,
+        spectra: Dataset,
+        dropped: list[dict[str, str]],
+        id_column: str | None,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What is remembered of a complete run, and its evaluation."""
+        names, say = list(self.table.units), self.say
+        stars, without, how = with_labels(spectra, self.table, id_column)
+        dropped += without
+        say(f"{len(stars):,} spectra of {len(set(texts_of(stars, 'object_id'))):,} stars have labels (joined by {how})")
+        bare, _ = load_checkpoint(self.model)
+        rung, states, rows, causes = frozen_states(bare, tokenizer, stars.with_format("numpy"))
+        texts = {name: texts_of(stars, name) for name in ("file", "object_id")}
+        for i, cause in causes.items():
+            dropped.append({**{name: column[i] for name, column in texts.items()}, "cause": cause})
+        # The first ones count where they are many: in any order.
+        order = np.random.default_rng([self.seed, 7]).permutation(len(rows))
+        stars, states = stars.select(rows[order]), states[order]
+        self._tell(stars, dropped)
+        splits = split_stars(texts_of(stars, "object_id"))
+        fitted, asked = np.flatnonzero(splits == "train"), np.flatnonzero(splits == "test")
+        check_labels(stars.select(fitted), names)
+        low, high = bare.config.rung_intervals[rung]
+        say(f"{self.model}: answers of {', '.join(states.inputs)} and {high - low} intervals of each spectrum")
+        folds = make_folds(texts_of(stars, "object_id"), FOLDS, self.seed)
+        choices = self._choose(base, tokenizer, bare, rung, states, stars, fitted, folds)
+        self._save(base, tokenizer)
+        self._ranges(str(base.name_or_path), stars, names)
+        few = not len(asked)
+        if few:
+            parts = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+            asked = fitted
+        else:
+            parts = [(fitted, asked)]
+        answers = self._answers(stars, states, choices, parts, asked, few)
+        evaluation, verdicts = self._evaluate(answers, stars.select(asked), few)
+        for line in verdicts:
+            say(line)
+        heads = {name: choice.fitted.head.name for name, choice in choices.items()}
+        sizes = {"train": len(fitted)} | ({} if few else {"test": len(asked)})
+        causes_told = dict(Counter(entry["cause"].split(":")[0] for entry in dropped))
+        self._report(stars, splits, folds, choices, answers, asked)
+        self._card(evaluation, verdicts, heads, sizes, causes_told, stars)
+        complete = {"heads": heads, "sizes": sizes, "dropped": causes_told, "verdicts": verdicts}
+        return complete, evaluation
+
+    def _tell(self, stars: Dataset, dropped: Sequence[Mapping[str, str]]) -> None:
+        """What was dropped and what is unusual; ValueError for too few stars."""
+        report = self.out / "report"
+        report.mkdir(exist_ok=True)
+        texts = pa.schema([(name, pa.string()) for name in ("file", "object_id", "cause")])
+        _write_table(report / "dropped.csv", pa.Table.from_pylist(list(dropped), texts))
+        if dropped:
+            causes = Counter(entry["cause"].split(":")[0] for entry in dropped)
+            counted = "; ".join(f"{cause}: {number:,}" for cause, number in causes.items())
+            self.say(f"dropped {len(dropped):,} spectra, see {report / 'dropped.csv'}: {counted}")
+        if moving := len(stars) - sum(stars["rest_frame"]):
+            self.say(f"spectra that are not at rest, as no velocity is known (--radial-velocity): {moving:,}")
+        for note in self.table.notes:
+            self.say(note)
+        if (n_stars := len(set(texts_of(stars, "object_id")))) < MIN_STARS:
+            raise ValueError(f"stars: expected at least {MIN_STARS} with a spectrum and a label, got {n_stars}")
+
+    def _choose(self, base, tokenizer, bare, rung, states, stars, fitted, folds) -> dict[str, Choice]:
+        """Choose a head for each label, and add it to the base."""
+        choices = {}
+        for name, unit in self.table.units.items():
+            target, error = column_of(stars, name), np.nan_to_num(column_of(stars, f"{name}_err"))
+            own = fitted[np.isfinite(target[fitted])]
+            choice = choose_head(bare.config, rung, name, states[own], target[own], error[own], folds[own])
+            settings = {**choice.fitted.settings, "range": [float(target[own].min()), float(target[own].max())]}
+            center, scale = float(np.median(target[own])), float(robust_scatter(target[own]))
+            if name not in tokenizer.label_names:
+                tokenizer.add_label(name)
+                self.say(f"new to the checkpoint: {name}{f' [{unit}]' if unit else ''}")
+            if tokenizer.requests is not None and name not in tokenizer.requests:
+                tokenizer.requests = [*tokenizer.requests, name]
+            correction = base.add_correction(settings, unit, center, scale)
+            choice.fitted.fill(correction)
+            tried = ", ".join(f"{head} {rmse:.4g}" for head, rmse in choice.tried.items())
+            self.say(f"{name}: {choice.fitted.head.name} ({FOLDS}-fold RMSE, wild ones winsorised: {tried})")
+            choices[name] = choice
+        return choices
+
+    def _save(self, base: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> None:
+        """The checkpoint beside `report` and `work`; the config, which tells a checkpoint, last."""
+        saved = self.out / "work" / "checkpoint"
+        save_checkpoint(base, tokenizer, saved)
+        for file in sorted(saved.iterdir(), key=lambda path: path.name == "config.json"):
+            with complete_file(self.out / file.name) as temporary:
+                shutil.copyfile(file, temporary)
+        shutil.rmtree(saved)
+
+    def _ranges(self, where: str, stars: Dataset, names: Sequence[str]) -> None:
+        """`training_range.json` of the base, with the labels of the stars."""
+        training_range = TrainingRange.load(where) or TrainingRange()
+        limits = {name: (float(np.nanmin(stars[name][:])), float(np.nanmax(stars[name][:]))) for name in names}
+        TrainingRange(
+            {**training_range.labels, **limits}, training_range.wavelength, training_range.wavelength_step
+        ).save(self.out)
+
+    def _answers(
+        self, stars: Dataset, states: States, choices: Mapping[str, Choice], parts: Sequence[Any], asked: Any, few: bool
+    ) -> dict[str, Answers]:
+        """Values and errors for the stars that are asked for, by model."""
+        names = list(self.table.units)
+        n_pixels = max(len(stars[0]["wavelength"]), 1)
+        some = np.arange(min(len(stars), max(MAX_PIXELS // n_pixels, MIN_STARS)))
+        some = np.union1d(some, asked)
+        place = np.full(len(stars), -1)
+        place[some] = np.arange(len(some))
+        sample = Sample(
+            *pixels_of(stars.select(some).with_format("numpy")),
+            states[some],
+            *(np.stack([column_of(stars, f"{name}{end}")[some] for name in names], axis=1) for end in ("", "_err")),
+        )
+        inner = [(place[fitted][place[fitted] >= 0], place[rows]) for fitted, rows in parts]
+        if few:
+            own: Answers = ({}, {})
+            for name, choice in choices.items():
+                for column, found in zip(own, (choice.values, choice.errors), strict=True):
+                    column[name] = np.full(len(stars), np.nan)
+                    column[name][np.isfinite(column_of(stars, name))] = found
+        else:
+            model, tokenizer = load_checkpoint(self.out)
+            rows = cast(Any, stars.select(asked).with_format("numpy"))
+            batches = list(predict_batches(model, tokenizer, batches_of(rows, tokenizer), names))
+            joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+            own = {name: joined[name] for name in names}, {name: joined[f"{name}_err"] for name in names}
+        answers = {TUNED: own}
+        before = [name for name in names if name in states.inputs]
+        if before:
+            at = [states.inputs.index(name) for name in before]
+            columns = (states.values[asked][:, at].T, states.errors[asked][:, at].T)
+            values, errors = (dict(zip(before, part, strict=True)) for part in columns)
+            answers[f"{Path(self.model).name}, as it was"] = values, errors
+        for rival, both in ask_rivals(sample, inner, self.seed).items():
+            values, errors = (dict(zip(names, part[place[asked]].T, strict=True)) for part in both)
+            answers[rival] = values, errors
+        return answers
+
+    def _evaluate(self, answers: Mapping[str, Answers], asked: Dataset, few: bool) -> tuple[dict[str, Any], list[str]]:
+        """An evaluation as `scripts/evaluate.py` writes it, and who is ahead in words."""
+        truth = {name: column_of(asked, name) for name in self.table.values}
+        errors = {name: truth[f"{name}_err"] for name in self.table.units}
+        verdicts = []
+        for name, unit in self.table.units.items():
+            known = np.isfinite(truth[name])
+            left = {row: (v[name] - truth[name])[known] for row, (v, _) in answers.items() if name in v}
+            verdicts.append(verdict(name, unit, left.pop(TUNED), left, self.seed))
+        content = "\n".join(texts_of(asked, "object_id")).encode() + b"".join(
+            column.tobytes() for column in truth.values()
+        )
+        split = "cross-validation" if few else "test"
+        models: dict[str, Any] = {row: {"name": row} for row in answers}
+        models[TUNED] |= checksums(*load_checkpoint(self.out))
+        versions = {name: importlib.metadata.version(name) for name in ("numpy", "torch", "transformers")}
+        evaluation = {
+            "command": self.command,
+            "data": self.out.resolve().name,
+            "split": split,
+            "split_rule": BY_FOLDS if few else BY_STAR,
+            "stars": {"all stars": len(asked)},
+            "data_sha256": {split: hashlib.sha256(content).hexdigest()},
+            "versions": {"python": platform.python_version(), **versions},
+            "models": models,
+            "results": {"all stars": {row: table_metrics(*given, truth, errors) for row, given in answers.items()}},
+        }
+        return evaluation, verdicts
+
+    def _report(self, stars, splits, folds, choices, answers, asked) -> None:
+        """Tables in `report`, and the picture."""
+        report = self.out / "report"
+        identifiers = {name: texts_of(stars, name) for name in ("object_id", "file")}
+        _write_table(report / "splits.csv", pa.table({**identifiers, "split": splits, "fold": folds}))
+        tried = [
+            {"label": name, "head": head, "rmse": rmse, "chosen": head == choice.fitted.head.name}
+            for name, choice in choices.items()
+            for head, rmse in choice.tried.items()
+        ]
+        _write_table(report / "heads.csv", pa.Table.from_pylist(tried))
+        part = stars.select(asked)
+        given = {f"given_{name}": column_of(part, name).astype(np.float32) for name in self.table.values}
+        unknown, tables = np.full(len(part), np.nan, np.float32), []
+        for row, (values, errors) in answers.items():
+            columns = {name: values.get(name, unknown) for name in self.table.units}
+            columns |= {f"{name}_err": errors.get(name, unknown) for name in self.table.units}
+            columns = {name: column.astype(np.float32) for name, column in columns.items()}
+            about = {"model": [row] * len(part), "object_id": texts_of(part, "object_id")}
+            tables.append(pa.table({**about, **columns, **given}))
+        _write_table(report / "predictions.csv", pa.concat_tables(tables))
+        values, errors = answers[TUNED]
+        if self.draw is not None:
+            self.draw(self.out / "predicted.png", values, errors, part, self.table.units)
+
+    def _card(self, evaluation, verdicts, heads, sizes, causes, stars) -> None:
+        n_stars = len(set(texts_of(stars, "object_id")))
+        how = (
+            f"The figures are of {FOLDS}-fold cross-validation, the checkpoint is fitted to all."
+            if "test" not in sizes
+            else f"The figures are of {sizes['test']:,} test spectra, which played no part."
+        )
+        write_model_card(
+            self.out,
+            recipe={"data": None, "checkpoint": self.model, "labels": list(heads), "heads": heads, "seed": self.seed},
+            evaluations=[evaluation],
+            base_model=self.model,
+            remarks=(
+                f"{' '.join(f'{line}.' for line in verdicts)}\n\n"
+                f"Fine-tuned from `{self.model}` by `spectrafm finetune`: "
+                f"{sizes['train']:,} spectra; {n_stars:,} stars in all. {how} "
+                f"{'; '.join(f'{name}: {head}' for name, head in heads.items())}: chosen by cross-validation. All "
+                "other answers are those of the checkpoint before. Dropped spectra: "
+                f"{'; '.join(f'{cause}: {number:,}' for cause, number in causes.items()) or 'none'}. If `{self.model}` "
+                "was itself trained on some of these stars, its answers for them are better than for others, so that "
+                "the errors here are too small for stars that are new to it. Errors of the other models are calibrated "
+                "on the stars that they are judged by."
+            ),
+        )
+
+
+def _working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Path:
+    """`out/work`, in which a run with these settings goes on."""
+    work = out / "work"
+    told = work / "settings.json"
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not told.is_file()):
+        raise ValueError(f"out: expected a new folder, or a fine-tuning to go on with, got other files in {out}")
+    before = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else None
+    if before is not None and (differing := [name for name in settings if before.get(name) != settings[name]]):
+        # What never came to its end is in nobody's way.
+        if not overwrite and "complete" in before:
+            name = differing[0]
+            raise ValueError(
+                f"out: expected a fine-tuning with {name}={settings[name]!r} in {out}, got {before.get(name)!r}; "
+                "overwrite begins again"
+            )
+        (out / "config.json").unlink(missing_ok=True)
+        before = None
+    work.mkdir(parents=True, exist_ok=True)
+    if before is None:
+        write_json(told, settings)
+    return work
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with complete_file(path) as temporary:
+        arrow_csv.write_csv(table, temporary)
+
+
+__all__ = ["MIN_STARS", "UNREADABLE", "Tuned", "finetune"]

@@ -1,0 +1,234 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+What one would do with labelled spectra without a fine-tuned checkpoint, fitted to the same stars: ridge regression, a
+Gaussian process and a neural network on pixels, and a neural network on what the frozen model says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from ..inference.states import States
+from ..models.correction_spectrafm import covariance, own_variance
+from .baselines import MLPBaseline, Spectra, _without_empty, transform_flux
+from .heads import ITERATIONS, LIKELIHOOD_STARS, MOST_STARS, Head, Kernel, error_factor
+
+
+FloatArray = NDArray[np.floating[Any]]
+MLP_STEPS, MLP_EPOCHS = 1500, 100  # at most
+LEAST_SPREAD = 0.25  # of coefficients among stars, in units of their prior
+RESAMPLINGS = 1000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """
+    Labelled stars, as the rivals see them.
+
+    Attributes
+    ----------
+    flux, flux_error : array of shape (stars, pixels)
+        On one grid, over the median; NaN where unknown.
+    states : States
+    labels, label_errors : array of shape (stars, labels)
+        NaN where unknown.
+    """
+
+    flux: FloatArray
+    flux_error: FloatArray
+    states: States
+    labels: FloatArray
+    label_errors: FloatArray
+
+    def tokens(self) -> tuple[FloatArray, FloatArray]:
+        """Answers and coefficients of the frozen model that tell something, (stars, features), and errors of 0."""
+        states = self.states
+        known = (states.coefficients * np.sqrt(states.reliability)).reshape(len(states), -1)
+        found = np.concatenate([states.values, known[:, known.std(axis=0) > LEAST_SPREAD]], axis=1)
+        return found, np.zeros_like(found)
+
+
+def _common_grid(spectra: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """Wavelengths of the spectrum with most pixels, which stands for an instrument whose spectra do not share them."""
+    return np.sort(np.asarray(max(spectra, key=lambda row: len(row["wavelength"]))["wavelength"], np.float64))
+
+
+def _on_grid(spectra: Sequence[Mapping[str, Any]], grid: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Flux and error on a grid, (spectra, pixels) each; NaN where a neighbour is masked or far."""
+    columns = np.full((2, len(spectra), grid.size), np.nan, np.float32)
+    for i, row in enumerate(spectra):
+        wavelength = np.asarray(row["wavelength"], np.float64)
+        pixels = [np.where(row["mask"], np.nan, np.asarray(row[name])) for name in ("flux", "flux_error")]
+        if np.array_equal(wavelength, grid):
+            columns[:, i] = pixels
+            continue
+        order = np.argsort(wavelength)
+        wavelength = wavelength[order]
+        place = np.searchsorted(wavelength, grid).clip(1, max(wavelength.size - 1, 1))
+        near = wavelength[place] - wavelength[place - 1] < 2.5 * np.median(np.diff(wavelength))
+        for column, values in zip(columns[:, i], pixels, strict=True):
+            column[near] = np.interp(grid, wavelength, values[order], left=np.nan, right=np.nan)[near]
+    return columns[0], columns[1]
+
+
+def pixels_of(stars: Dataset) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Fluxes over their medians, and errors, of spectra of one instrument on one grid, (stars, pixels)."""
+    rows = list(tqdm(cast(Any, stars), desc="spectra for rivals", delay=2, leave=False, disable=None))
+    flux, error = _on_grid(rows, _common_grid(rows))
+    median = np.nan_to_num(np.nanmedian(np.where(np.isfinite(flux).any(axis=1)[:, None], flux, 1.0), axis=1), nan=1.0)
+    median = np.where(median > 0, median, 1.0)[:, None].astype(np.float32)
+    return flux / median, error / median
+
+
+Rows = NDArray[np.int64]
+Predict = Callable[[Sample, Rows, Rows, int], tuple[FloatArray, FloatArray]]
+
+
+def _components(columns: FloatArray, fitted: Rows) -> FloatArray:
+    """All principal components of the rows that one fits to, for all rows, over the size of the first."""
+    centered = np.nan_to_num(columns - np.nanmedian(_without_empty(columns[fitted]), axis=0))
+    _, sizes, vectors = np.linalg.svd(centered[fitted], full_matrices=False)
+    return centered @ vectors.T / (sizes[0] / np.sqrt(len(fitted)))
+
+
+def _pixels(sample: Sample, fitted: Rows) -> FloatArray:
+    """Principal components of the pixels, over the size of the first, for all rows."""
+    return _components(transform_flux(sample.flux, sample.flux_error, "asinh")[0], fitted)
+
+
+def _answers(sample: Sample, fitted: Rows) -> FloatArray:
+    """What the frozen model answers, standardised, for all rows."""
+    values = sample.states.values.copy()
+    if "teff" in sample.states.inputs:
+        column = values[:, sample.states.inputs.index("teff")]
+        column[:] = np.log(np.maximum(column, 1.0))
+    spread = values[fitted].std(axis=0)
+    return (values - values[fitted].mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+
+
+def _process(columns: Callable[[Sample, Rows], FloatArray], group: str, kind: str) -> Predict:
+    """A Gaussian process on columns; the linear part alone is ridge regression, its penalty of most evidence."""
+
+    def predict(sample: Sample, fitted: Rows, asked: Rows, seed: int) -> tuple[FloatArray, FloatArray]:
+        inputs = torch.from_numpy(columns(sample, fitted[:MOST_STARS]))
+        found = np.empty((2, len(asked), sample.labels.shape[1]))
+        kernel = Kernel(Head("rival", {group: kind}), [inputs.shape[1]])
+        for column, (label, error) in enumerate(zip(sample.labels.T, sample.label_errors.T, strict=True)):
+            rows = fitted[np.isfinite(label[fitted])][:MOST_STARS]
+            middle, unit = np.median(label[rows]), np.std(label[rows]) or 1.0
+            target = torch.from_numpy((label[rows] - middle) / unit)
+            variance = torch.from_numpy(np.nan_to_num(error[rows] / unit) ** 2)
+            x, doubt, some = inputs[rows], torch.zeros(len(rows), dtype=torch.float64), slice(0, LIKELIHOOD_STARS)
+            best = kernel.optimum(kernel.start, ITERATIONS, x[some], doubt[some], variance[some], target[some])
+            own = kernel.unpack(best)
+            factor = torch.linalg.cholesky(kernel.matrix(best, x, doubt, variance))
+            weight = torch.cholesky_solve(target[:, None], factor)[:, 0]
+            settings = (kernel.constant, own["linear"], own["length"], own["amplitude"])
+            between = covariance(inputs[asked], x, *settings, kernel.sizes)
+            solved = torch.linalg.solve_triangular(factor, between.T, upper=False)
+            left = own_variance(inputs[asked], kernel.constant, own["linear"], own["amplitude"])
+            left = (left - (solved**2).sum(dim=0)).clamp(min=0.0) + own["noise"]
+            found[0, :, column] = middle + unit * (between @ weight).numpy()
+            found[1, :, column] = unit * left.sqrt().numpy()
+        return found[0], found[1]
+
+    return predict
+
+
+def _network(columns: Callable[[Sample], tuple[FloatArray, FloatArray]], transform: str) -> Predict:
+    """A multilayer perceptron on what `columns` gives, with errors, and on its principal components."""
+
+    def predict(sample: Sample, fitted: Rows, asked: Rows, seed: int) -> tuple[FloatArray, FloatArray]:
+        inputs, errors = columns(sample)
+        batch_size = int(np.clip(len(fitted) // 4, 16, 256))
+        epochs = int(np.clip(MLP_STEPS * batch_size // len(fitted), 5, MLP_EPOCHS))
+        network = MLPBaseline(
+            batch_size=batch_size, epochs=epochs, degrees_of_freedom=3.0, dropout=0.1, noise=1.0, weight_decay=0.1,
+            transform=transform, seed=seed,
+        )  # fmt: skip
+        spectra = Spectra(inputs, errors, sample.labels, sample.label_errors, np.empty((len(inputs), 0)))
+        return network.fit(spectra[fitted]).raw_predict(inputs[asked], errors[asked])
+
+    return predict
+
+
+RIVALS: dict[str, Predict] = {
+    "Gaussian process on its answers": _process(_answers, "answers", "both"),
+    "ridge on pixels": _process(_pixels, "shape", "linear"),
+    "Gaussian process on pixels": _process(_pixels, "shape", "both"),
+    "PCA + MLP on pixels": _network(lambda sample: (sample.flux, sample.flux_error), "asinh"),
+    "MLP on tokens": _network(Sample.tokens, "raw"),
+}
+
+
+def ask_rivals(
+    sample: Sample, parts: Sequence[tuple[Rows, Rows]], seed: int = 0
+) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """
+    Answers of all rivals for stars that they were not fitted to.
+
+    Parameters
+    ----------
+    sample : Sample
+    parts : sequence of (rows, rows)
+        What to fit to, and what to ask for then, each star at most once.
+    seed : int
+
+    Returns
+    -------
+    dict
+        By name, values and errors of shape (stars, labels), NaN for stars that were not asked for. Errors are
+        calibrated on these stars themselves.
+    """
+    answers = {}
+    for name, predict in tqdm(RIVALS.items(), desc="rivals", delay=2, leave=False, disable=None):
+        found = np.full((2, *sample.labels.shape), np.nan)
+        for fitted, asked in parts:
+            found[:, asked] = predict(sample, fitted, asked, seed)
+        for column, label in enumerate(sample.labels.T):
+            known = np.isfinite(label) & np.isfinite(found[0, :, column])
+            residual, error = found[0, known, column] - label[known], found[1, known, column]
+            given = np.nan_to_num(sample.label_errors[known, column])
+            found[1, :, column] *= error_factor(residual, error, given, 0.0)
+        answers[name] = found[0], found[1]
+    return answers
+
+
+def verdict(label: str, unit: str, own: FloatArray, others: Mapping[str, FloatArray], seed: int = 0) -> str:
+    """
+    Which model is ahead for a label, in a line.
+
+    Parameters
+    ----------
+    label, unit : str
+    own : array of shape (stars,)
+        Predicted - given of the fine-tuned checkpoint.
+    others : mapping of str to array
+        The same of the others.
+    """
+
+    def rmse(residual: Any) -> float:
+        return float(np.sqrt(np.mean(np.square(residual))))
+
+    best = min(others, key=lambda name: rmse(others[name]))
+    rows = np.random.default_rng([seed, 6]).integers(len(own), size=(RESAMPLINGS, len(own)))
+    ahead = np.mean((own[rows] ** 2).mean(axis=1) < (others[best][rows] ** 2).mean(axis=1))
+    figures = {"fine-tuned": rmse(own), best: rmse(others[best])}
+    first, second = sorted(figures, key=lambda name: figures[name])
+    sure = ahead if first == "fine-tuned" else 1.0 - ahead
+    unit = f" {unit}" if unit else ""
+    return (
+        f"{label}: {first} is ahead, RMSE {figures[first]:.4g}{unit}; {second} {figures[second]:.4g}{unit} "
+        f"(so in {sure:.0%} of resamplings of the stars)"
+    )
+
+
+__all__ = ["RIVALS", "Sample", "ask_rivals", "pixels_of", "verdict"]

@@ -1,0 +1,613 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""From a recipe and a data set to a trained checkpoint, with the Trainer of transformers."""
+
+import contextlib
+import csv
+import logging
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from ..checkpoints import save_checkpoint
+from ..data.mixture import Mixture
+from ..data.streaming import StreamedStars
+from ..files import complete_file, only_writer
+from ..inference.prediction import TrainingRange, is_out_of_memory
+from ..models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
+from .collator import SpectraFMCollator
+from .metrics import label_metrics
+from .optimization import Ema, MuonWithAdamW, split_parameters
+from .preparation import freeze, prepare_checkpoint, prepare_model, rung_of
+from .recipe import AUGMENTATIONS, Recipe
+from .throughput import Throughput, number_of_stars
+
+
+logger = logging.getLogger(__name__)
+
+#: Stars of each instrument that the standardisation is measured on.
+MEASURED_STARS = 40_000
+#: Of a stream, these stars have no more pixels together: 1 GB as they are read, 4,000 APOGEE spectra.
+MEASURED_PIXELS = 30_000_000
+
+
+class Draws(torch.utils.data.Sampler[int]):
+    """
+    The stars of a run in the order of training, numbered through all epochs, each of which begins with a multiple of
+    the size of the batch of all processes together.
+
+    Which star a draw is, the data set knows (see [`Columns`], [`Mixture`] and [`StreamedStars`]), and what is random in
+    a batch follows from the numbers of its draws (see [`SpectraFMCollator`]), so that it does not matter which process
+    or worker makes the batch, or whether the run was interrupted before.
+    """
+
+    def __init__(self, n_stars: int, batch_size: int = 1):
+        self.n_stars, self.epoch = n_stars, 0
+        self.epoch_length = -(-n_stars // batch_size) * batch_size
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n_stars
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.epoch * self.epoch_length
+        return iter(range(first, first + self.n_stars))
+
+
+class Columns(torch.utils.data.Dataset):
+    """
+    Stars, as a data set or as columns, that answer a list of draws with columns: no Python object for each.
+
+    With a `seed`, each epoch of `epoch_length` draws has an order of its own.
+    """
+
+    def __init__(self, data: Any, epoch_length: int = 0, seed: int | None = None):
+        self.data = data if isinstance(data, Mapping) else data.with_format("numpy")
+        self.epoch_length, self.seed = epoch_length or len(self), seed
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.data.values()))) if isinstance(self.data, Mapping) else len(self.data)
+
+    def __getitems__(self, draws: list[int]) -> dict[str, np.ndarray]:
+        """Columns of the stars that these draws of one epoch are; `draw` holds their numbers."""
+        epoch = draws[0] // self.epoch_length
+        indices = [draw - epoch * self.epoch_length for draw in draws]
+        if self.seed is not None:
+            if epoch != self._epoch:
+                generator = torch.Generator().manual_seed(self.seed + epoch)
+                self._epoch, self._order = epoch, torch.randperm(len(self), generator=generator)
+            indices = self._order[indices].tolist()
+        if isinstance(self.data, Mapping):
+            columns = {name: column[indices] for name, column in self.data.items()}
+        else:
+            columns = self.data[indices]
+        return {**columns, "draw": np.array(draws)}
+
+
+@contextlib.contextmanager
+def _saving(folder: str | Path) -> Iterator[None]:
+    """What safetensors and torch raise where a disk is full is no OSError."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(f"{folder}: cannot be written ({' '.join(str(error).split())[:200]})") from error
+
+
+@dataclass
+class Task:
+    """A recipe made ready: what is trained on what, whichever the loop."""
+
+    model: Any  # SpectraFMForPrediction
+    tokenizer: SpectraFMTokenizer
+    training_range: TrainingRange | None
+    train_stars: Any
+    validation_stars: Any  # one set, or several by name
+    draws: Draws
+    train_collator: SpectraFMCollator
+    collator: SpectraFMCollator  # augmentation belongs to training alone
+    rung: int | None = None  # the one that all stars are read in, of a model on evidence
+
+    def save(self, folder: Path) -> SpectraFMForPrediction:
+        """The model, its tokenizer and training range."""
+        # The Trainer sets it on every config; this model has no cache, and a loaded config would not keep it.
+        self.model.config.__dict__.pop("use_cache", None)
+        with _saving(folder):
+            save_checkpoint(self.model, self.tokenizer, folder)
+        if self.training_range is not None:
+            self.training_range.save(folder)
+        return self.model
+
+
+def set_up(
+    recipe: Recipe,
+    args: TrainingArguments,
+    train_set,
+    validation_set,
+    samples: Sequence[Mapping[str, Any]] | None = None,
+) -> Task:
+    """Model, stars and collators of a recipe; parameters as in [`train`]."""
+    if recipe.early_stopping_patience and not args.load_best_model_at_end:
+        raise ValueError("early_stopping_patience: expected load_best_model_at_end: true beside it, got false")
+    torch.manual_seed(args.seed)
+    if samples is not None:
+        samples = list(samples)
+    elif isinstance(train_set, Mixture):
+        generator = np.random.default_rng([args.seed, 1])
+        samples = [source.draw(MEASURED_STARS // 10, generator) for source in train_set.sources]
+    elif isinstance(train_set, StreamedStars):
+        most = MEASURED_PIXELS // max(train_set.first(1)["flux"].size, 1)
+        samples = [train_set.first(max(min(MEASURED_STARS, most), 1))]
+    else:
+        samples = [train_set.with_format("numpy")[:MEASURED_STARS]]
+    prepare = prepare_checkpoint if recipe.checkpoint else prepare_model
+    model, tokenizer, training_range = prepare(recipe, samples)
+    freeze(model, recipe.freeze)
+    batch_size = args.per_device_train_batch_size * args.world_size
+    if isinstance(train_set, StreamedStars):
+        train_set.set_batch_size(batch_size)
+    draws = Draws(len(train_set), batch_size)
+    # Stars of a mixture, or of a stream, are drawn at random in any case.
+    in_order = isinstance(train_set, Mixture | StreamedStars)
+    train_stars = train_set if in_order else Columns(train_set, draws.epoch_length, args.seed)
+    several = isinstance(validation_set, Mapping)
+    augmentation = {name: getattr(recipe, name) for name in AUGMENTATIONS}
+    return Task(
+        model=model,
+        tokenizer=tokenizer,
+        training_range=training_range,
+        train_stars=train_stars,
+        validation_stars=(
+            {name: Columns(stars) for name, stars in validation_set.items()} if several else Columns(validation_set)
+        ),
+        draws=draws,
+        train_collator=SpectraFMCollator(
+            tokenizer, recipe.labels, recipe.scalars, seed=args.seed, batch_size=batch_size, **augmentation
+        ),
+        collator=SpectraFMCollator(
+            tokenizer,
+            recipe.labels,
+            recipe.scalars,
+            # A model that has never been shown errors would not know what to do with them.
+            error_dropout=float(recipe.error_dropout == 1.0),
+        ),
+        rung=rung_of(tokenizer, samples),
+    )
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, args: TrainingArguments) -> MuonWithAdamW:
+    """For the parameters that are not frozen."""
+    muon, decayed, plain = split_parameters(model)
+    if not recipe.muon_learning_rate:
+        muon, decayed = [], [*muon, *decayed]
+    return MuonWithAdamW(
+        {"params": muon, "lr": recipe.muon_learning_rate, "weight_decay": recipe.muon_weight_decay},
+        [
+            {"params": decayed, "lr": args.learning_rate, "weight_decay": args.weight_decay},
+            {"params": plain, "lr": args.learning_rate, "weight_decay": 0.0},
+        ],
+        betas=(args.adam_beta1, args.adam_beta2),
+    )
+
+
+def seed_step(seed: int, step: int, process: int):
+    """
+    Seed torch for one step of the optimizer: dropout follows from these three numbers, and neither from what came
+    before, as in a resumed run, nor from what else draws random numbers.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def count_known(batches: Sequence[Mapping[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
+    """Labels that count in the loss."""
+    return torch.stack([(~batch["labels"].isnan()).sum() for batch in batches]).sum().to(device)
+
+
+def share_of_step(
+    loss: torch.Tensor, batch: Mapping[str, torch.Tensor], n_known: torch.Tensor, n_batches: int
+) -> torch.Tensor:
+    """
+    What the loss of a batch, the mean over its known labels, gives to the loss of its step, the mean over all of them:
+    the mean over the `n_batches` of the step, those of all processes, is that loss.
+    """
+    return loss * (count_known([batch], loss.device) * n_batches / n_known.clamp(min=1))
+
+
+def demand_finite(
+    number: torch.Tensor, batches: Sequence[Mapping[str, torch.Tensor]], args: TrainingArguments, step: int, name: str
+) -> None:
+    """
+    Stop where the loss, the norm of the gradient or the weights are not finite: the weights are of no use from here on,
+    those of the last checkpoint are.
+
+    Parameters
+    ----------
+    number : torch.Tensor
+        To be finite.
+    batches : sequence of batches
+        Of this step. Of several, the tensors of the second are saved as `flux.1` and so on.
+
+    Raises
+    ------
+    ValueError
+        Naming the file that the batches were saved to, `step-<number>.safetensors` in the output, with
+        `-process-<number>` for those of all processes but the first.
+    """
+    if not torch.isfinite(number):
+        process = f"-process-{args.process_index}" if args.process_index else ""
+        path = Path(args.output_dir or "runs") / f"step-{step}{process}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{key}.{i}" if i else key: value.contiguous().cpu()
+            for i, batch in enumerate(batches)
+            for key, value in batch.items()
+        }
+        with complete_file(path) as temporary:
+            save_file(tensors, temporary)
+        raise ValueError(
+            f"{name}: expected a finite number at step {step}, got {number.item()}; the batch is in {path}"
+        )
+
+
+def sum_of_zeros(model: nn.Module) -> torch.Tensor:
+    """0 where all weights are finite, NaN elsewhere."""
+    return cast(torch.Tensor, sum((0.0 * parameter.detach()).sum() for parameter in model.parameters()))
+
+
+EMA_FILE = "ema.safetensors"
+
+
+class StepCallback(TrainerCallback):
+    """What is done at each step of the Trainer besides training: seeds, order of the stars, running mean."""
+
+    def __init__(self, draws: Draws, ema: Ema | None):
+        self.draws = draws
+        self.ema = ema
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.ema is not None and args.resume_from_checkpoint:
+            self.ema.load_state_dict(load_file(Path(args.resume_from_checkpoint, EMA_FILE)))
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # Of a sampler that is wrapped twice, to be shared and to be resumed, the Trainer does not set it.
+        self.draws.set_epoch(int(state.epoch or 0))
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        seed_step(args.seed, state.global_step, args.process_index)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if self.ema is not None:
+            self.ema.update(model, state.global_step)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if self.ema is not None:
+            if args.load_best_model_at_end and state.best_model_checkpoint:
+                self.ema.load_state_dict(load_file(Path(state.best_model_checkpoint, EMA_FILE)))
+            self.ema.swap(model)
+
+
+class SpectraFMTrainer(Trainer):
+    """The Trainer with Muon for hidden matrices, and with evaluation on the running mean of the weights."""
+
+    def __init__(self, recipe: Recipe, task: Task, args: TrainingArguments):
+        super().__init__(
+            model=task.model,
+            args=args,
+            train_dataset=task.train_stars,
+            eval_dataset=task.validation_stars,
+            data_collator=task.collator,
+            compute_metrics=make_compute_metrics(task.model.config, recipe.labels),
+        )
+        self.model_accepts_loss_kwargs = False  # the labels that count are counted here
+        self.recipe = recipe
+        self.task = task
+        self.throughput = Throughput()
+        self.batches: list[Any] = []  # of a step
+        self.most = 0  # stars that the memory holds at once, 0 for all of a batch
+        self.ema = Ema(recipe.ema_decay, task.model) if recipe.ema_decay else None
+        self.add_callback(StepCallback(task.draws, self.ema))
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self.model if model is None else model, self.recipe, self.args)
+        return self.optimizer
+
+    def get_train_dataloader(self):
+        plain, self.data_collator = self.data_collator, self.task.train_collator
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.task.draws
+
+    def get_batch_samples(self, *args, **kwargs):
+        self.batches, _ = super().get_batch_samples(*args, **kwargs)
+        n_known = count_known(self.batches, self.args.device) if self.batches else None
+        # As many as there are in all processes, which the Trainer cannot count: to it, NaN is a label.
+        return self.batches, n_known if n_known is None else self.accelerator.reduce(n_known, "sum")
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        batches = [inputs]
+        while True:
+            try:
+                for batch in batches:
+                    loss = self._in_parts(model, batch, *args, **kwargs)
+                break
+            except (RuntimeError, MemoryError) as error:
+                n_stars = min(self.most or number_of_stars(inputs), number_of_stars(inputs))
+                # Other processes would wait for gradients that this one has given already.
+                if not is_out_of_memory(error) or n_stars == 1 or self.args.world_size > 1:
+                    raise
+                self.most = n_stars // 2
+            logger.warning(f"out of memory with {n_stars} stars at once: {self.most} from now on")
+            # What a backward pass that was broken off has added to the gradients of the step cannot be told from them.
+            model.zero_grad()
+            batches = self.batches[: [id(batch) for batch in self.batches].index(id(inputs)) + 1]
+        self._demand_finite(loss, "loss", [inputs])
+        return loss
+
+    def _in_parts(self, model, inputs, *args, **kwargs):
+        """The step with no more stars at once than the memory holds: the gradient is the same."""
+        most = self.most or number_of_stars(inputs)
+        loss = torch.zeros((), device=self.args.device)
+        for start in range(0, number_of_stars(inputs), most):
+            part = {name: value[start : start + most] for name, value in inputs.items()}
+            with self.throughput.batch(part):
+                loss = loss + super().training_step(model, part, *args, **kwargs)
+        return loss
+
+    def _demand_finite(self, number, name, batches=None):
+        demand_finite(number, batches or self.batches, self.args, self.state.global_step, name)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # Half precision has such gradients now and then, and its scaler passes over their steps.
+        if self.accelerator.scaler is None:
+            self._demand_finite(torch.as_tensor(grad_norm), "norm of the gradient")
+        return grad_norm
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, return_outputs)
+        if not model.training:
+            return loss
+        return share_of_step(loss, inputs, num_items_in_batch, len(self.batches) * self.args.world_size)
+
+    def evaluate(self, eval_dataset=None, *args, **kwargs):
+        # The Trainer evaluates several sets by calling this again for each.
+        outermost = not isinstance(eval_dataset, str)
+        mean = self.ema.in_place_of(self.model) if self.ema is not None and outermost and self.is_in_train else None
+        with self.throughput.paused(), mean or contextlib.nullcontext():
+            metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        if outermost and "eval_loss" not in metrics:
+            metrics["eval_loss"] = float(np.mean([value for name, value in metrics.items() if name.endswith("_loss")]))
+            self.log({"eval_loss": metrics["eval_loss"]})
+        return metrics
+
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
+        # With eval_on_start, the start is a candidate for the best model, in a resumed run it was one already.
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if self.args.load_best_model_at_end and self.state.global_step == 0:
+            self._determine_best_metric(metrics, trial)
+            # For the Trainer, step 0 is none, and it does not set this.
+            self.state.best_model_checkpoint = str(Path(self._get_output_dir(trial=trial), "checkpoint-0"))
+            self._save_checkpoint(self.model, trial)
+        return metrics
+
+    def _determine_best_metric(self, metrics, trial):
+        # The callback of transformers does not see the mean of several sets, and forgets in a resumed run.
+        is_best = super()._determine_best_metric(metrics, trial)
+        best = self.state.best_global_step or 0
+        worse = {entry["step"] for entry in self.state.log_history if "eval_loss" in entry and entry["step"] > best}
+        if 0 < self.recipe.early_stopping_patience <= len(worse):
+            self.control.should_training_stop = True
+        return is_best
+
+    def _save_checkpoint(self, model, trial):
+        self._demand_finite(sum_of_zeros(model), "weights")
+        # Before the rest, of which trainer_state.json is the last: see `last_checkpoint`.
+        if self.ema is not None and self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+            folder.mkdir(parents=True, exist_ok=True)
+            with _saving(folder):
+                save_file(self.ema.state_dict(), folder / EMA_FILE)
+        with self.throughput.paused(), _saving(self._get_output_dir(trial=trial)):
+            super()._save_checkpoint(model, trial)
+
+
+def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
+    """
+    `compute_metrics` for the Trainer, in physical units: for each label bias, robust scatter (1.4826 MAD), RMSE and
+    the robust standard deviation of error over sigma, for stars whose true `teff` lies in 3,500-6,500 K. And
+    `residual`, to choose among steps by whatever their sigmas, which are calibrated in the end: the mean of
+    |predicted - true| over the scale of the label, geometric mean over the labels.
+
+    It raises a ValueError where `ignore_keys` of `trainer.predict` or `evaluate` leave something else than `mean` and
+    `log_variance` first: arrays of another shape, or numbers that no standardised label has, as temperatures in K.
+    """
+    columns = [config.label_names.index(name) for name in label_names]
+    center = np.array(config.label_centers)[columns]
+    scale = np.array(config.label_scales)[columns]
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        outputs: Any = prediction.predictions
+        truth: Any = prediction.label_ids
+        labels, label_errors = truth
+        shapes = [np.shape(output) for output in outputs[:2]]
+        # Values and errors in physical units would pass for them: only temperatures can tell, as no training is so
+        # far astray that it puts half of the stars at 1,000 scales of a label.
+        if shapes != [labels.shape] * 2 or any(np.median(np.abs(output), axis=0).max() > 1e3 for output in outputs[:2]):
+            raise ValueError(
+                "predictions: expected mean and log_variance, in standardised units, as the first two outputs, got "
+                f"arrays of shape {shapes}, the first star's {outputs[0][:1]}; ignore_keys must not hold these two"
+            )
+        mean, log_variance = outputs[:2]
+        values, errors = mean * scale + center, np.exp(0.5 * log_variance) * scale
+        stars = np.ones(len(labels), dtype=bool)
+        if "teff" in label_names:
+            teff = labels[:, list(label_names).index("teff")]
+            within = (teff > 3500) & (teff < 6500)
+            # Of hot stars alone, all count.
+            stars = within if within.any() else stars
+        residuals = np.abs(values - labels)[stars] / scale
+        known = np.isfinite(residuals).any(axis=0)
+        residual = np.exp(np.mean(np.log(np.nanmean(residuals[:, known], axis=0)))) if known.any() else np.nan
+        return {"residual": float(residual)} | {
+            f"{name}_{figure}": value
+            for i, name in enumerate(label_names)
+            for figure, value in label_metrics(
+                values[stars, i], errors[stars, i], labels[stars, i], label_errors[stars, i]
+            ).items()
+            if figure != "n"
+        }
+
+    return compute_metrics
+
+
+def calibrate_errors(
+    config: SpectraFMConfig, label_names: Sequence[str], mean, log_variance, truth, rung: int | None = None
+):
+    """
+    Set `label_error_factors`, or `rung_error_factors` of one rung, so that on validation stars the robust standard
+    deviation of error over sigma is one for each label that was learnt.
+
+    Noise added in training makes the errors too large, learning by heart makes them too small.
+
+    Parameters
+    ----------
+    mean, log_variance : array of shape (stars, labels)
+        Answers with the factors that the config has so far.
+    truth : pair of arrays of that shape
+        Labels and their errors.
+    rung : int, optional
+        Of a model on evidence: the rung that the stars are read in.
+    """
+    if rung is None:
+        known = config.label_error_factors or [1.0] * len(config.label_names)
+        factors = dict(zip(config.label_names, known, strict=True))
+    else:
+        by_rung = [dict(each) for each in config.rung_error_factors] or [{} for _ in config.rung_intervals]
+        factors = by_rung[rung]
+    before = np.array([factors.setdefault(name, 1.0) for name in label_names])
+    # The errors of the labels are part of sigma: where they count, one step does not lead all the way.
+    for _ in range(10):
+        steps = np.array([factors[name] for name in label_names]) / before
+        rescaled = EvalPrediction(cast(Any, (mean, log_variance + 2.0 * np.log(steps))), truth)
+        metrics = make_compute_metrics(config, label_names)(rescaled)
+        for name in label_names:
+            found = metrics[f"{name}_robust_z"]
+            # Without stars whose label is known, or with one, there is nothing to calibrate by.
+            factors[name] *= found if np.isfinite(found) and found > 0 else 1.0
+    if rung is None:
+        config.label_error_factors = [round(factors[name], 4) for name in config.label_names]
+    else:
+        by_rung[rung] = {name: round(factor, 4) for name, factor in factors.items()}
+        config.rung_error_factors = by_rung
+
+
+def train(
+    recipe: Recipe,
+    args: TrainingArguments,
+    train_set,
+    validation_set,
+    callbacks: Sequence[TrainerCallback] = (),
+    samples: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    quiet: bool = False,
+) -> SpectraFMTrainer:
+    """
+    Train a model as the recipe says and save it, with tokenizer and training range, into `args.output_dir`.
+
+    Parameters
+    ----------
+    train_set : datasets.Dataset, Mixture or StreamedStars
+        In the project's schema.
+    validation_set : datasets.Dataset, or mapping of name to data set or to columns
+        The same; several are evaluated one after the other.
+    callbacks : sequence of transformers.TrainerCallback
+    samples : sequence of mappings, optional
+        What the standardisation is measured on, as [`prepare_model`] takes it. Default: the first stars.
+    quiet : bool
+        Do not print the log, nor show the bars of the Trainer.
+
+    Raises
+    ------
+    ValueError
+        If another process trains into that folder, and where the recipe does not fit the data.
+    OSError
+        If a process that makes batches (`dataloader_num_workers`) is killed.
+    """
+    with only_writer(args.output_dir or "runs") if args.should_save else contextlib.nullcontext():
+        task = set_up(recipe, args, train_set, validation_set, samples)
+        args.disable_tqdm = args.disable_tqdm or quiet
+        args.remove_unused_columns = False  # the collator reads columns that `forward` does not name
+        args.label_names = ["labels", "label_errors"]
+        trainer = SpectraFMTrainer(recipe, task, args)
+        if quiet:
+            trainer.remove_callback(PrinterCallback)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        try:
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        except pickle.UnpicklingError as error:  # torch refuses what could run code
+            reason = str(error).partition("\n")[0]
+            folder = args.resume_from_checkpoint
+            raise ValueError(f"resume_from_checkpoint: expected numbers in {folder}, got {reason}") from error
+        except (RuntimeError, ConnectionError, EOFError) as error:  # by which of the processes notices first
+            lost = not isinstance(error, RuntimeError) and args.dataloader_num_workers > 0
+            if not lost and "DataLoader worker" not in str(error):
+                raise
+            cause = " ".join(str(error).split())
+            raise OSError(
+                f"{args.output_dir}: a process that makes batches ended ({cause}); the training goes on from its last "
+                "checkpoint with --resume_from_checkpoint last"
+            ) from error
+        demand_finite(sum_of_zeros(task.model), trainer.batches, args, trainer.state.global_step, "weights")
+        trainer.log(trainer.throughput.report(args.world_size))
+        stars = task.validation_stars
+        answers = [
+            cast(Any, trainer.predict(part)) for part in (stars.values() if isinstance(stars, dict) else [stars])
+        ]
+        mean, log_variance = (np.concatenate([answer.predictions[i] for answer in answers]) for i in (0, 1))
+        truth = tuple(np.concatenate([answer.label_ids[i] for answer in answers]) for i in (0, 1))
+        calibrate_errors(task.model.config, recipe.labels, mean, log_variance, truth, task.rung)
+        if args.should_save:
+            final = Path(args.output_dir or "runs") / "final"
+            trainer.model = task.save(final)
+            write_curves(final.with_name("curves.csv"), trainer.state.log_history)
+    return trainer
+
+
+def write_curves(path: Path, log_history: Sequence[Mapping[str, Any]]):
+    """
+    The log of a run as CSV: a line for each step that was logged or evaluated, a column for each quantity. The speed
+    of the run (see [`Throughput.report`]) is in the last one.
+    """
+    lines: dict[int, dict[str, Any]] = {}
+    for entry in log_history:
+        lines.setdefault(entry["step"], {}).update(entry)
+    names = list(dict.fromkeys(name for line in lines.values() for name in line if "runtime" not in name))
+    names = ["step", *(name for name in names if name != "step" and not name.endswith("per_second"))]
+    with complete_file(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines.values()
+        )

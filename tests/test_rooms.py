@@ -1,0 +1,65 @@
+"""The package is a column of rooms: a module imports only from its own room and from those below."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import spectrafm_hf
+
+
+PACKAGE = Path(spectrafm_hf.__file__).parent
+#: From the bottom up. Modules beside the rooms are rooms of their own.
+ROOMS = (
+    *("files", "free_text", "statistics"),
+    *("models", "checkpoints", "data", "synthesis", "inference", "hub", "training", "show"),
+)
+MODULES = {
+    ".".join(("spectrafm_hf", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+    if "resources" not in path.parts
+}
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(module: str, path: Path) -> set[str]:
+    """Modules of the package that a module imports, also within its functions."""
+    parents = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    found = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    never_run = {inner for node in tree.body if _is_for_types(node) for inner in ast.walk(node)}
+    for node in set(ast.walk(tree)) - never_run:
+        if isinstance(node, ast.ImportFrom):
+            start = parents[: len(parents) - node.level + 1] if node.level else []
+            source = ".".join([*start, *filter(None, [node.module])])
+            for name in node.names:
+                full = f"{source}.{name.name}"
+                found.add(full if full in MODULES else source)
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return {name for name in found if name in MODULES and name != module}
+
+
+GRAPH = {module: imports(module, path) for module, path in MODULES.items()}
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"spectrafm_hf"}))
+def test_a_module_imports_from_its_room_and_from_those_below(module):
+    height = {f"spectrafm_hf.{room}": i for i, room in enumerate(ROOMS)}
+    room = ".".join(module.split(".")[:2])
+    for other in GRAPH[module] - {"spectrafm_hf"}:
+        assert height[".".join(other.split(".")[:2])] <= height[room], f"{module} imports {other}"
+    assert module.startswith("spectrafm_hf.models") <= all("models" in other for other in GRAPH[module])
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    for module in GRAPH:
+        found, waiting = set(), [module]
+        while waiting:
+            new = GRAPH[waiting.pop()] - found
+            found |= new
+            waiting += new
+        assert module not in found
