@@ -35,17 +35,17 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from spectrafm_cli import Parser
-from spectrafm_hf.cards import checksums
+from spectrafm_hf.hub.cards import checksums
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT, load_checkpoint
 from spectrafm_hf.data import build_gaia_xp, build_miles, cache_dir
 from spectrafm_hf.data.sources import fetch_package_file
-from spectrafm_hf.data.synthetic import SyntheticStars
-from spectrafm_hf.finetuning import FOLDS
-from spectrafm_hf.heads import choose_head, make_folds
-from spectrafm_hf.metrics import label_metrics
+from spectrafm_hf.synthesis.synthetic import SyntheticStars
+from spectrafm_hf.training.finetuning import FOLDS
+from spectrafm_hf.training.heads import choose_head, make_folds
+from spectrafm_hf.training.metrics import label_metrics
 from spectrafm_hf.models import SpectraFMConfig
-from spectrafm_hf.rivals import Sample, ask_rivals, pixels_of
-from spectrafm_hf.states import States, frozen_states
+from spectrafm_hf.training.rivals import Sample, ask_rivals, pixels_of
+from spectrafm_hf.inference.states import States, frozen_states
 
 
 Array = NDArray[Any]
