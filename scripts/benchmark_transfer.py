@@ -16,6 +16,7 @@ than those that the checkpoint knows, and where `--shared` is given, LAMOST and 
 takes its error from nowhere, it counts as exact.
 """
 
+import copy
 import csv
 import gzip
 import hashlib
@@ -29,19 +30,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from astropy.io import fits
 from datasets import Dataset, concatenate_datasets, load_dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from spectrafm_cli import Parser
+from spectrafm_cli.arguments import Parser
 from spectrafm_hf.hub.cards import checksums
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT, load_checkpoint
 from spectrafm_hf.data import build_gaia_xp, build_miles, cache_dir
 from spectrafm_hf.data.sources import fetch_package_file
 from spectrafm_hf.synthesis.synthetic import SyntheticStars
 from spectrafm_hf.training.finetuning import FOLDS
-from spectrafm_hf.training.heads import choose_head, make_folds
+from spectrafm_hf.training.heads import Components, choose_heads, fit_pixels, make_folds
 from spectrafm_hf.training.metrics import label_metrics
 from spectrafm_hf.models import SpectraFMConfig
 from spectrafm_hf.training.rivals import Sample, ask_rivals, pixels_of
@@ -251,7 +253,8 @@ class Pool:
     def load(cls, path: Path) -> "Pool":
         with np.load(path, allow_pickle=False) as file:
             inputs = [str(name) for name in file["inputs"]]
-            states = States(inputs, *(file[f"states_{name}"] for name in STATES))
+            nowhere = np.zeros(file["flux"].shape[1])
+            states = States(inputs, *(file[f"states_{name}"] for name in STATES), file["flux"], nowhere)
             labels, parts = (
                 {name.removeprefix(key): file[name] for name in file.files if name.startswith(key)}
                 for key in ("label_", "part_")
@@ -345,7 +348,8 @@ def without(states: States, held_back: tuple[str, ...]) -> States:
     """The states without some answers."""
     kept = [i for i, name in enumerate(states.inputs) if name not in held_back]
     inputs = [states.inputs[i] for i in kept]
-    return States(inputs, states.values[:, kept], states.errors[:, kept], states.coefficients, states.reliability)
+    values, errors = states.values[:, kept], states.errors[:, kept]
+    return States(inputs, values, errors, states.coefficients, states.reliability, states.pixels, states.wavelength)
 
 
 def measure(
@@ -365,9 +369,14 @@ def measure(
     states = without(stars.states, task.held_back)
     start = time.process_time()
     folds = make_folds([str(row) for row in rows], FOLDS, draw)
-    choice = choose_head(config, stars.rung, task.label, states[rows], labels[rows], label_errors[rows], folds)
+    pixels = fit_pixels(states.pixels[rows])
+    config = copy.deepcopy(config)
+    config.pixel_sets = [[0, *pixels.directions.shape]]
+    own = config, stars.rung, task.label, states[rows], labels[rows], label_errors[rows], folds, pixels
+    choice = choose_heads(*own)
+    components: Components = pixels(torch.from_numpy(states.pixels[asked]))
     seconds = time.process_time() - start
-    answers = {OWN: choice.fitted.predict(config, states[asked])}
+    answers = {OWN: choice.predict(config, states[asked], components)}
     if rivals:
         if task.label in states.inputs:
             at = states.inputs.index(task.label)
@@ -386,7 +395,7 @@ def measure(
         lines.append(
             {"model": model, "rmse": f"{found['rmse']:.6g}", "scatter": f"{found['robust_scatter']:.6g}"}
             | {"error_over_sigma": f"{found['robust_z']:.3f}", "asked": str(found["n"])}
-            | {"head": choice.fitted.head.name if model == OWN else "", "seconds": f"{seconds:.1f}"}
+            | {"head": str(choice) if model == OWN else "", "seconds": f"{seconds:.1f}"}
         )
     return lines
 

@@ -51,7 +51,9 @@ def tuned(tmp_path_factory, stars):
     labels = write_labels(folder / "labels.csv", stars, slice(4, None))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rivals, "MLP_STEPS", 5)
-        made = finetune([STARS], labels, folder / "mine", say=said.append, command="spectrafm finetune ...")
+        made = finetune(
+            [STARS], labels, folder / "mine", say=said.append, command="spectrafm finetune ...", draw=plot_given
+        )
     return made, said, labels
 
 
@@ -81,8 +83,10 @@ def test_what_is_written_is_whole(tuned):
     with (out / "report" / "dropped.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4
     with (out / "report" / "heads.csv").open() as file:
-        chosen = {line["label"]: line["head"] for line in csv.DictReader(file) if line["chosen"] == "true"}
-    assert chosen == made.heads
+        weights = [(line["label"], line["head"], float(line["weight"])) for line in csv.DictReader(file)]
+    for label, heads in made.heads.items():
+        assert sum(weight for name, _, weight in weights if name == label) == pytest.approx(1.0)
+        assert all(head in heads for name, head, weight in weights if name == label and weight > 0)
     with (out / "report" / "predictions.csv").open() as file:
         assert {line["model"] for line in csv.DictReader(file)} >= {"fine-tuned", *rivals.RIVALS}
     card = (out / "README.md").read_text()
@@ -129,8 +133,8 @@ def test_an_answer_beyond_the_labelled_stars_is_flagged(tuned, stars):
         for i in range(len(stars))
     ]
     config = predict.model.config
-    settings = next(each for each in config.corrections if each["label"] == "log_lm")
-    settings["range"] = [1.0, 1.1]
+    for settings in config.corrections:
+        settings["range"] = [1.0, 1.1]
     found = predict(rows, requests=["log_lm"], flags=True)
     assert all("edge" in star["flags"] for star in found if not 0.9 < star["log_lm"] < 1.2)
 
@@ -146,7 +150,8 @@ def test_a_tuned_checkpoint_is_tuned_again(tuned, stars, tmp_path):
     labels.write_text("\n".join(["object_id,logg,fe_h", *lines]) + "\n")
     again = finetune([STARS], labels, tmp_path / "again", model=str(made.folder), names=["logg"])
     model, tokenizer = load_checkpoint(again.folder)
-    assert [each["label"] for each in model.config.corrections] == ["log_lm", "logg"]
+    assert list(dict.fromkeys(each["label"] for each in model.config.corrections)) == ["log_lm", "logg"]
+    assert len(model.config.pixel_sets) == len(tokenizer.pixel_wavelength) == 2
     first, _ = load_checkpoint(made.folder)
     inputs = spectra_of(stars, tokenizer)
     with torch.no_grad():
