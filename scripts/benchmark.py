@@ -58,7 +58,7 @@ from spectrafm_hf.hub.export import INPUTS as ONNX_INPUTS
 from spectrafm_hf.hub.export import export_onnx
 from spectrafm_hf.inference.prediction import TrainingRange, batches_of, predict_batches
 from spectrafm_hf.inference.survey import ShardPredictor, list_shards
-from spectrafm_hf.show.plots import BLUE, GREY, INK, ORANGE
+from spectrafm_hf.show.style import BLUE, GREY, INK, ORANGE
 from spectrafm_hf.synthesis.instruments import Instrument
 from spectrafm_hf.synthesis.synthetic import SyntheticStars
 from spectrafm_hf.training.baselines import CannonBaseline, Spectra

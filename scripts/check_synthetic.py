@@ -41,7 +41,7 @@ from spectrafm_hf.data.gaia_xp import build_gaia_xp
 from spectrafm_hf.data.sources import cache_dir, fetch_package_file, read_member
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.models.modeling_emulator import REFERENCE_TEFF
-from spectrafm_hf.show.plots import BLUE, GREY, INK, ORANGE, symbol
+from spectrafm_hf.show.style import BLUE, GREY, INK, ORANGE, symbol
 from spectrafm_hf.statistics import robust_scatter
 from spectrafm_hf.synthesis import Synthesizer
 from spectrafm_hf.synthesis.instruments import Instrument, extinction_curve

@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from spectrafm_cli.arguments import Parser
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT, demand_evidence, load_checkpoint
 from spectrafm_hf.data.readers import batched, find_files, read_spectra
-from spectrafm_hf.inference.prediction import schema_tokenizer, tokenize_rows, valid_pixels
+from spectrafm_hf.data.schema import valid_pixels
+from spectrafm_hf.inference.prediction import schema_tokenizer, tokenize_rows
 from spectrafm_hf.inference.similar import EMBEDDED, Embeddings, label_distance, neighbours
 from spectrafm_hf.statistics import robust_scatter
 

@@ -484,7 +484,7 @@ def plot(path: Path, title: str, prediction: tuple[Mapping, Mapping], labels: Ma
     """Predicted over true for each label of one model, above the distribution of error/sigma."""
     from matplotlib.figure import Figure
 
-    from spectrafm_hf.show.plots import axis_label
+    from spectrafm_hf.show.style import axis_label
 
     values, errors = prediction
     figure = Figure(figsize=(4 * len(values), 7), layout="constrained")

@@ -43,7 +43,8 @@ from spectrafm_hf.files import complete_file
 from spectrafm_hf.inference.prediction import predict_batches
 from spectrafm_hf.inference.spectrum import EmulatedSpectra, SpectrumPredictor, _grids, best_fit, with_usual_labels
 from spectrafm_hf.models.spectrum_spectrafm import best_fits
-from spectrafm_hf.show.plots import BLUE, INK, ORANGE, _save, _style, flux_label, plot_fit
+from spectrafm_hf.show.spectra import flux_label, plot_fit
+from spectrafm_hf.show.style import BLUE, INK, ORANGE, save_figure, style_axes
 from spectrafm_hf.statistics import MAD_TO_SIGMA
 from spectrafm_hf.synthesis.emulation import Grid, read_grid
 from spectrafm_hf.synthesis.instruments import Instrument
@@ -425,7 +426,7 @@ def pictures(predictor: SpectrumPredictor, folder: Path, gaia_xp: Path, grids: P
         each.set_xlabel(WAVELENGTH, fontsize=12)
     axes[0].legend(frameon=False, fontsize=12, loc="upper left")
     axes[1].legend(frameon=False, fontsize=12, loc="lower left", ncols=2)
-    _save(figure, folder / "spectra-hole.png")
+    save_figure(figure, folder / "spectra-hole.png")
     draw_other_range(predictor, folder / "spectra-xp-to-hband.png", rows[i])
 
 
@@ -439,7 +440,7 @@ def draw_hole(axes, wavelength, flux, hole, grid, found, error, truth=None) -> N
     axes.fill_between(grid, found - error, found + error, color=ORANGE, alpha=0.35, lw=0, label="$\\pm 1 \\sigma$")
     axes.axvspan(wavelength[hole][0], wavelength[hole][-1], color="0.9", zorder=0)
     axes.set_xlim(wavelength[0], wavelength[-1])
-    _style(axes)
+    style_axes(axes)
 
 
 def draw_other_range(predictor: SpectrumPredictor, path: Path, row: dict[str, Any]) -> None:
@@ -469,11 +470,11 @@ def draw_other_range(predictor: SpectrumPredictor, path: Path, row: dict[str, An
     middle.set_ylim(min(flux.min(), truth.min()) - 0.13, 1.03)
     middle.tick_params(labelbottom=False)
     for axes in (top, middle, bottom):
-        _style(axes)
+        style_axes(axes)
     for axes in (middle, bottom):
         axes.set_xlim(wavelength[0], wavelength[-1])
     figure.align_ylabels()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def main() -> int:

@@ -35,7 +35,7 @@ from spectrafm_hf.checkpoints import BASE_CHECKPOINT, load_checkpoint
 from spectrafm_hf.data.readers import batched
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.inference.explain import Explainer, Explanation
-from spectrafm_hf.show.plots import BLUE, INK, ORANGE, symbol
+from spectrafm_hf.show.style import BLUE, INK, ORANGE, symbol
 from spectrafm_hf.synthesis.synthetic import SyntheticStars
 
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from scipy.signal import find_peaks
 
 from spectrafm_hf import SpectrumEmulator, bundled
+from spectrafm_hf.data.lines import line_list
 from spectrafm_hf.files import complete_file
-from spectrafm_hf.inference.explain import TOLERANCE, line_list
+from spectrafm_hf.inference.explain import TOLERANCE
 from spectrafm_hf.models.gate_spectrafm import air_to_vacuum, vacuum_to_air
 from spectrafm_hf.synthesis.lines import Species
 from spectrafm_hf.synthesis.lines import line_list as synthesis_list

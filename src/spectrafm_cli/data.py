@@ -236,7 +236,7 @@ def _built(folder: Path, arguments: argparse.Namespace) -> None:
 def _synthetic(arguments: argparse.Namespace) -> None:
     import os
 
-    from spectrafm_hf.show.plots import plot_label_distribution, plot_observed
+    from spectrafm_hf.show.labels import plot_label_distribution, plot_observed
     from spectrafm_hf.synthesis.synthetic import build_synthetic
 
     def pictures(folder: Path, labels: dict[str, Any], stars: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
     from spectrafm_hf.inference.explain import Explainer, match_lines, write_curves, write_intervals, write_peaks
-    from spectrafm_hf.show.plots import plot_explanation
+    from spectrafm_hf.show.explained import plot_explanation
 
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from spectrafm_hf.data.readers import find_files
-    from spectrafm_hf.show.plots import plot_given
+    from spectrafm_hf.show.labels import plot_given
     from spectrafm_hf.training.finetuning import finetune
 
     # Of writing a checkpoint, and of reading what was just written: a moment each, ten times.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ def first_row(arguments: argparse.Namespace) -> Row | None:
 
 def load(name_or_path: str, revision: str = "main") -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
     """Model, on the GPU of this process if there is one, and tokenizer."""
+    if sys.stderr.isatty():  # torch and transformers take seconds
+        print(f"loading {name_or_path} ...", file=sys.stderr)
     from spectrafm_hf.checkpoints import load_checkpoint
     from spectrafm_hf.inference.survey import process_device
 

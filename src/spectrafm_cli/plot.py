@@ -26,7 +26,7 @@ def add(verbs: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from spectrafm_hf.data.readers import find_files, read_spectra
-    from spectrafm_hf.show.plots import flux_label, plot_spectrum
+    from spectrafm_hf.show.spectra import flux_label, plot_spectrum
 
     rows = read_spectra(find_files(arguments.input, arguments.split), **reading_options(arguments))
     wanted = arguments.object_id

@@ -65,7 +65,7 @@ def add(verbs: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from spectrafm_hf.data.readers import Failure, find_files, read_spectra
     from spectrafm_hf.inference.spectrum import AS_GIVEN, SpectrumPredictor, SpectrumWriter
-    from spectrafm_hf.show.plots import FLUX_LABELS, flux_label, plot_predicted
+    from spectrafm_hf.show.spectra import FLUX_LABELS, flux_label, plot_predicted
 
     demand_new_output(arguments)
     if bool(arguments.input) == bool(arguments.labels):

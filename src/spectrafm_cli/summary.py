@@ -79,7 +79,8 @@ class Summary:
         from tqdm.auto import tqdm
 
         from spectrafm_hf.inference.spectrum import best_fit
-        from spectrafm_hf.show.plots import plot_overview, plot_star
+        from spectrafm_hf.show.labels import plot_overview
+        from spectrafm_hf.show.spectra import plot_star
 
         folder.mkdir(parents=True, exist_ok=True)
         for number, (row, star) in enumerate(tqdm(self.stars, desc="drawing", unit=" stars", delay=DELAY), start=1):

@@ -7,44 +7,47 @@ Importing the package makes its classes known to transformers: `AutoConfig`, `Au
 `AutoFeatureExtractor` (all three `SpectraFMTokenizer`), and `pipeline("stellar-labels")`.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoModelForTimeSeriesPrediction,
-    AutoProcessor,
-    AutoTokenizer,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
+import sys
+from typing import TYPE_CHECKING
 
-from .checkpoints import bundled, bundled_names, load_checkpoint, save_checkpoint
-from .models import (
-    SpectraFMConfig,
-    SpectraFMForPrediction,
-    SpectraFMModel,
-    SpectraFMTokenizer,
-    SpectrumEmulator,
-    SpectrumEmulatorConfig,
-    StellarLabelsPipeline,
-)
+from .lazy import names_of
 
-
-AutoConfig.register(SpectraFMConfig.model_type, SpectraFMConfig)
-AutoConfig.register(SpectrumEmulatorConfig.model_type, SpectrumEmulatorConfig)
-AutoModel.register(SpectraFMConfig, SpectraFMModel)
-AutoModel.register(SpectrumEmulatorConfig, SpectrumEmulator)
-# The library has no class for "labels out of a spectrum"; this is the nearest: numbers out of a measured sequence.
-AutoModelForTimeSeriesPrediction.register(SpectraFMConfig, SpectraFMForPrediction)
-AutoTokenizer.register(SpectraFMConfig, SpectraFMTokenizer)
-AutoProcessor.register(SpectraFMConfig, SpectraFMTokenizer)
-AutoFeatureExtractor.register(SpectraFMConfig, SpectraFMTokenizer)
-PIPELINE_REGISTRY.register_pipeline(
-    "stellar-labels", pipeline_class=StellarLabelsPipeline, pt_model=AutoModelForTimeSeriesPrediction
-)
-SpectraFMConfig._pipeline_is_registered = True
 
 #: The one place where it stands; pyproject.toml reads it, tests hold CITATION.cff and CHANGELOG.md to it.
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .checkpoints import bundled, bundled_names, load_checkpoint, save_checkpoint
+    from .models import (
+        SpectraFMConfig,
+        SpectraFMForPrediction,
+        SpectraFMModel,
+        SpectraFMTokenizer,
+        SpectrumEmulator,
+        SpectrumEmulatorConfig,
+        StellarLabelsPipeline,
+    )
+
+__getattr__ = names_of(
+    __name__,
+    {
+        "checkpoints": ("bundled", "bundled_names", "load_checkpoint", "save_checkpoint"),
+        "models": (
+            "SpectraFMConfig",
+            "SpectraFMForPrediction",
+            "SpectraFMModel",
+            "SpectraFMTokenizer",
+            "SpectrumEmulator",
+            "SpectrumEmulatorConfig",
+            "StellarLabelsPipeline",
+        ),
+    },
+)
+
+# The command line imports torch and transformers for the verbs that need them. Everybody else expects the Auto classes
+# to know ours.
+if "spectrafm_cli" not in sys.modules:
+    from . import auto  # noqa: F401
 
 __all__ = [
     "SpectraFMConfig",

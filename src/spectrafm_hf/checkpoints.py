@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
+from . import auto  # noqa: F401  # whoever loads a checkpoint may use the Auto classes, too
 from .files import RESOURCES, ask_twice, one_line, replace_folder, restore_folder, temporary_name
 from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub.errors import HfHubHTTPError
-
 
 try:
     import fcntl
@@ -34,6 +32,8 @@ def ask_twice(fetch: Callable[[], Fetched]) -> Fetched:
     The hub's client asks again by itself after all else that may pass, and after such an answer to what it asks about a
     file; to what it asks for the content, it does not.
     """
+    from huggingface_hub.errors import HfHubHTTPError
+
     try:
         return fetch()
     except OSError as error:

@@ -5,11 +5,10 @@ import csv
 import numpy as np
 import pytest
 
+from spectrafm_hf.data.lines import Line, line_list
 from spectrafm_hf.inference.explain import (
     ALL_LABELS,
     Explainer,
-    Line,
-    line_list,
     match_lines,
     peaks_of,
     recovery,

@@ -18,13 +18,13 @@ from huggingface_hub import constants, hf_hub_download
 from test_upload import hub  # noqa: F401
 
 from spectrafm_hf.data.readers import batched
+from spectrafm_hf.data.schema import valid_pixels
 from spectrafm_hf.inference.prediction import (
     TOKENS_AT_ONCE,
     PredictionWriter,
     TrainingRange,
     batches_of,
     predict_batches,
-    valid_pixels,
 )
 
 

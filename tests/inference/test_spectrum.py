@@ -8,11 +8,10 @@ from scipy.ndimage import gaussian_filter1d
 
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.data.readers import read_spectra
+from spectrafm_hf.data.schema import OVER_CONTINUUM, SURFACE
 from spectrafm_hf.files import DEMO_STARS
 from spectrafm_hf.inference.spectrum import (
     AS_GIVEN,
-    OVER_CONTINUUM,
-    SURFACE,
     EmulatedSpectra,
     SpectrumPredictor,
     SpectrumWriter,

@@ -5,21 +5,12 @@ import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
 
-from spectrafm_hf.inference.explain import Explanation, Peak, line_list
-from spectrafm_hf.show.plots import (
-    axis_label,
-    draw_spectrum,
-    find_gaps,
-    mark_lines,
-    plot_comparison,
-    plot_explanation,
-    plot_label_distribution,
-    plot_observed,
-    plot_overview,
-    plot_spectrum,
-    plot_star,
-    symbol,
-)
+from spectrafm_hf.data.lines import line_list
+from spectrafm_hf.inference.explain import Explanation, Peak
+from spectrafm_hf.show.explained import plot_explanation
+from spectrafm_hf.show.labels import plot_comparison, plot_label_distribution, plot_observed, plot_overview
+from spectrafm_hf.show.spectra import draw_spectrum, find_gaps, mark_lines, plot_spectrum, plot_star
+from spectrafm_hf.show.style import axis_label, symbol
 
 
 UNITS = {"teff": "K", "logg": "dex"}
@@ -214,7 +205,7 @@ def test_an_explanation_names_the_lines_at_peaks_and_shows_long_spectra_close_up
     tmp_path, monkeypatch, n_pixels, panels
 ):
     figures = []
-    monkeypatch.setattr("spectrafm_hf.show.plots._save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("spectrafm_hf.show.explained.save_figure", lambda figure, path: figures.append(figure))
     wavelength = np.linspace(15700.0, 15980.0, n_pixels)
     curve = np.sin(wavelength / 3)[None]
     intervals, shares = np.array([[15690.0, 15800.0], [15800.0, 15990.0]]), np.array([[0.25, 0.75]])

@@ -137,7 +137,8 @@ def test_two_processes_write_the_same_bytes_as_one(built, tmp_path):
 def killed_at_the_second_shard(out: Path) -> None:
     script = f"""
         import os, pathlib, signal
-        from spectrafm_hf.data import building, synthetic
+        from spectrafm_hf.data import building
+        from spectrafm_hf.synthesis import synthetic
 
         def die_at_the_second_file(table):
             if list(pathlib.Path({str(out.parent)!r}).rglob("*-of-*.parquet")):

@@ -16,6 +16,7 @@ import spectrafm_hf
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.inference.prediction import TrainingRange, answered_labels
 from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
+from spectrafm_hf.show.labels import plot_given
 from spectrafm_hf.training import rivals
 from spectrafm_hf.training.finetuning import finetune
 

@@ -381,8 +381,8 @@ def test_calibrated_stars_are_a_source_and_not_a_validation_set(tmp_path, monkey
     names = ["wavelength", "flux", "flux_error", "mask", "teff", "logg", "fe_h", "alpha_m", "ak_targ"]
     data = Dataset.from_dict({name: list(stars[name]) for name in names})
     DatasetDict(train=data, validation=data).save_to_disk(tmp_path)
-    monkeypatch.setattr("spectrafm_hf.training.trainer._hosted", lambda name: {"gaia-xp": str(tmp_path)}[name])
-    monkeypatch.setattr("spectrafm_hf.training.trainer.load_dataset", load_from_disk)
+    monkeypatch.setattr("spectrafm_hf.training.recipe._hosted", lambda name: {"gaia-xp": str(tmp_path)}[name])
+    monkeypatch.setattr("spectrafm_hf.training.recipe.load_dataset", load_from_disk)
     mixture, validation = load_stars(Recipe(sources={"gaia-xp": 0, "calibrated-gaia-xp": 1}), seed=0)
     assert list(validation) == ["gaia-xp"]
     drawn = mixture.__getitems__(list(range(64)))

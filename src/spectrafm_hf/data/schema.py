@@ -27,13 +27,18 @@ float32 resolves 0.001 Angstrom at 15,000 Angstrom, 0.02 km/s, a hundredth of wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
+
+from ..models.inputs_spectrafm import HUGE
+
+
+if TYPE_CHECKING:
+    import datasets
 
 
 _ELEMENTS = (
@@ -53,6 +58,9 @@ LABEL_UNITS: dict[str, str] = {
     "vmicro": "km s-1",
     "vsini": "km s-1",
 }
+
+#: Units of predicted spectra.
+OVER_CONTINUUM, SURFACE = "flux / continuum", "erg s-1 cm-2 Angstrom-1"
 
 #: Unit of every scalar known by name.
 SCALAR_UNITS: dict[str, str] = {
@@ -91,6 +99,8 @@ def spectrum_features(label_names: Sequence[str], scalar_names: Sequence[str] = 
     ValueError
         If a name is not in lower case, is given twice or is taken by the schema.
     """
+    import datasets  # which takes a second, and no reader needs it
+
     number = datasets.Value("float32")
     columns: dict[str, Any] = {"object_id": datasets.Value("string"), "survey": datasets.Value("string")}
     columns |= {name: datasets.List(number) for name in ("wavelength", "flux", "flux_error")}
@@ -208,7 +218,7 @@ def as_table(data: pa.Table | datasets.Dataset | Iterable[Mapping[str, Any]]) ->
     """Arrow table of a table, a `datasets.Dataset` or an iterable of rows (dicts)."""
     if isinstance(data, pa.Table):
         return data
-    if isinstance(data, datasets.Dataset):
+    if hasattr(data, "with_format"):
         return data.with_format("arrow")[:]
     return _with_float32(pa.Table.from_pylist(list(data)))
 
@@ -335,3 +345,12 @@ def _with_float32(table: pa.Table) -> pa.Table:
     columns = {name: table[name] for name in table.column_names}
     numbers = {name: column for name, column in columns.items() if column.type == pa.float32()}
     return pa.table(columns | {name: pc.fill_null(column, np.float32("nan")) for name, column in numbers.items()})
+
+
+def valid_pixels(row: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Which pixels of a spectrum the tokenizer will use, shape (pixels,)."""
+    valid = np.isfinite(row["flux"]) & ~np.asarray(row["mask"], bool)
+    error = np.asarray(row["flux_error"])
+    known = valid & (error > 0) & (error < HUGE)
+    # Without any error at all, they are unknown, and the pixels still count.
+    return known if known.any() else valid & np.isnan(error)

@@ -178,6 +178,7 @@ def _undone() -> Iterator[None]:
     import matplotlib as mpl
 
     with contextlib.redirect_stdout(io.StringIO()), np.printoptions(), warnings.catch_warnings(), mpl.rc_context():
+        warnings.simplefilter("ignore")  # of GaiaXPy's own code, as that of an option of pandas which it sets
         yield
 
 

@@ -27,9 +27,9 @@ from tqdm.auto import tqdm
 
 from ..checkpoints import demand_evidence, load_checkpoint
 from ..data.readers import read_spectra
-from ..data.schema import PIXEL_COLUMNS
+from ..data.schema import PIXEL_COLUMNS, valid_pixels
 from ..files import DEMO_STARS, complete_file
-from ..inference.prediction import schema_tokenizer, valid_pixels
+from ..inference.prediction import schema_tokenizer
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
 from ..models.evidence_spectrafm import MOST_RELIABLE, SpectraFMCompletion
 from ..models.modeling_spectrafm import SpectraFMModelOutput

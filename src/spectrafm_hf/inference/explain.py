@@ -15,8 +15,6 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.signal import find_peaks
 
 from ..checkpoints import demand_evidence
+from ..data.lines import Line, line_list
 from ..files import complete_file
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
 from ..models.flags_spectrafm import QUALITY
@@ -244,35 +243,6 @@ def star_types(row: Mapping[str, Any], predicted: Mapping[str, float]) -> list[s
 
 
 # ------------------------------------------------------------------------------------------------------ peaks and lines
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of `resources/lines.csv`, which says whence it is.
-
-    Attributes
-    ----------
-    wavelength : float
-        Angstrom, vacuum.
-    name : str
-    rank : int
-        1 is marked first in pictures; 4, the lines of the synthesis list, only at a peak.
-    paper : bool
-        One of the 14 at which the attention of the published model peaks.
-    """
-
-    wavelength: float
-    name: str
-    rank: int
-    paper: bool
-
-
-@cache
-def line_list() -> tuple[Line, ...]:
-    """All lines, by wavelength."""
-    text = (files("spectrafm_hf") / "resources" / "lines.csv").read_text(encoding="utf-8")
-    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
-    return tuple(Line(float(row["wavelength"]), row["name"], int(row["rank"]), row["paper"] == "yes") for row in rows)
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,11 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotF
 from numpy.typing import NDArray
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..data.schema import PIXEL_COLUMNS
+from ..data.schema import PIXEL_COLUMNS, valid_pixels
 from ..files import ask_twice, complete_file, temporary_name
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
 from ..models.flags_spectrafm import QUALITY, star_flags
 from ..models.gate_spectrafm import FRAME_UNSTATED, to_rest
-from ..models.inputs_spectrafm import HUGE
 from ..models.velocity_spectrafm import VelocityMeter
 
 
@@ -206,15 +205,6 @@ def _pairs(limits: Pair | Sequence[Pair] | None) -> list[Pair]:
 
 def _as_tuples(values: Any) -> Any:
     return tuple(map(_as_tuples, values)) if isinstance(values, list) else values
-
-
-def valid_pixels(row: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Which pixels of a spectrum the tokenizer will use, shape (pixels,)."""
-    valid = np.isfinite(row["flux"]) & ~np.asarray(row["mask"], bool)
-    error = np.asarray(row["flux_error"])
-    known = valid & (error > 0) & (error < HUGE)
-    # Without any error at all, they are unknown, and the pixels still count.
-    return known if known.any() else valid & np.isnan(error)
 
 
 # ---------------------------------------------------------------------------------------------------------- prediction

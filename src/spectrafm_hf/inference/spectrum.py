@@ -25,7 +25,7 @@ from scipy.sparse import csr_array
 
 from ..checkpoints import demand_evidence
 from ..data.building import spectra_table, write_shard
-from ..data.schema import PIXEL_COLUMNS, spectrum_features
+from ..data.schema import OVER_CONTINUUM, PIXEL_COLUMNS, SURFACE, spectrum_features
 from ..files import complete_file
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer, SpectrumEmulator, default_vmicro
 from ..models.basis_spectrafm import NATIVE_TOLERANCE
@@ -47,7 +47,7 @@ ERROR_FACTORS = {"emulator-survey": 0.7}
 VMICRO_SCATTER = 0.18
 LN_NOISE = (-16.0, -3.0)  # of a variance, between which it is searched
 PIXELS_AT_ONCE = 4_000_000
-OVER_CONTINUUM, SURFACE, AS_GIVEN = "flux / continuum", "erg s-1 cm-2 Angstrom-1", "as given"
+AS_GIVEN = "as given"
 
 
 @dataclass

@@ -10,13 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from ..data.lines import line_list
 from ..data.readers import formats
-from ..inference.explain import ALL_LABELS, COARSE_STEP, TOLERANCE, Explanation, line_list, peaks_of
-from ..inference.prediction import NOT_AT_REST, valid_pixels
+from ..data.schema import valid_pixels
+from ..inference.explain import ALL_LABELS, COARSE_STEP, TOLERANCE, Explanation, peaks_of
+from ..inference.prediction import NOT_AT_REST
 from ..models.flags_spectrafm import FLAGS
 from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
 from ..models.spectrum_spectrafm import BestFit
-from .plots import digits, plot_explained_star, plot_fit, symbol
+from .explained import plot_explained_star
+from .spectra import plot_fit
+from .style import digits, symbol
 from .workbench import MAX_SPECTRA, Reading
 
 

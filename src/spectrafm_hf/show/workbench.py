@@ -27,6 +27,7 @@ from ..checkpoints import BASE_CHECKPOINT, demand_evidence, load_checkpoint
 from ..data.readers import Row, read_spectra
 from ..data.readers.base import OpenFile
 from ..data.readers.parquet import columns_of
+from ..data.schema import valid_pixels
 from ..files import DEMO_STARS
 from ..inference.explain import Explainer, Explanation
 from ..inference.prediction import (
@@ -36,14 +37,13 @@ from ..inference.prediction import (
     answered_labels,
     batches_of,
     predict_batches,
-    valid_pixels,
 )
 from ..inference.similar import Embedder, Embeddings, neighbours, read_embeddings
 from ..inference.spectrum import best_fit
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
 from ..models.spectrum_spectrafm import BestFit
 from ..synthesis.synthetic import SyntheticStars
-from .plots import flux_label
+from .spectra import flux_label
 
 
 #: Of an upload: larger files are refused, of more spectra the first are used, longer spectra are refused.

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from astropy.nddata import StdDevUncertainty, UnknownUncertainty
 
 from .base import AS_GIVEN, NOT_AT_REST, VACUUM, OpenFile, Options, Row, SpectrumFormat
 from .tables import read_fits_table
@@ -32,6 +31,8 @@ def read_with_specutils(file: OpenFile, options: Options) -> Iterator[Row]:
 def _rows(spectrum: Any) -> Iterator[Row]:
     """Rows without an identifier; a two-dimensional flux holds several."""
     columns = {"flux": np.asarray(spectrum.flux.value, np.float64)}
+    from astropy.nddata import StdDevUncertainty, UnknownUncertainty
+
     if spectrum.uncertainty is not None and not isinstance(spectrum.uncertainty, UnknownUncertainty):
         with np.errstate(divide="ignore", invalid="ignore"):  # an inverse variance of 0 is an infinite error
             columns["flux_error"] = np.asarray(spectrum.uncertainty.represent_as(StdDevUncertainty).array, np.float64)

@@ -9,13 +9,12 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from astropy import units
 from astropy.io import fits
-from astropy.table import Table
 from pyarrow import csv as arrow_csv
 
 from .base import AS_GIVEN, CHUNK_ROWS, JWST_DO_NOT_USE, OpenFile, Options, Row, SpectrumFormat, column_of
@@ -33,6 +32,10 @@ from .columns import (
 )
 from .headers import about
 from .orders import as_one_or_each
+
+
+if TYPE_CHECKING:
+    from astropy.table import Table
 
 
 #: Words that stand for no number.
@@ -372,6 +375,8 @@ def _runs(batch: pa.RecordBatch, id_column: str | None, default: str) -> Iterato
 def read_ecsv(file: OpenFile, options: Options) -> Iterator[Row]:
     if _is_sampling(file):
         raise ValueError(f"{file.path}: expected spectra, got the sampling that gaiaxpy writes beside them")
+    from astropy.table import Table
+
     yield from rows_of_table(file, Table.read(file.text().read(), format="ascii.ecsv"), options)
 
 

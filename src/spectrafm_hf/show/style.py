@@ -1,0 +1,57 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""How all pictures look: colours, symbols of labels, axes."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import BinaryIO, cast
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..files import complete_file
+
+
+INK, BLUE, ORANGE, GREY = "#222222", "#1f5fa8", "#d9730d", "#9a9a9a"
+#: Of small letters: orange enough, and dark enough to be read.
+RUST = "#9c4a00"
+SYMBOLS = {"teff": r"$T_\mathrm{eff}$", "logg": r"$\log g$", "vmicro": r"$v_\mathrm{micro}$", "vsini": r"$v \sin i$"}
+
+
+def symbol(label: str) -> str:
+    """How astronomers write a label: `fe_h` is [Fe/H]."""
+    if label in SYMBOLS:
+        return SYMBOLS[label]
+    numerator, _, denominator = label.partition("_")
+    if denominator not in ("fe", "h", "m"):
+        return label
+    above = r"$\alpha$" if numerator == "alpha" else numerator.capitalize()
+    return f"[{above}/{denominator.capitalize()}]"
+
+
+def digits(unit: str) -> int:
+    """Decimals worth printing of a label in this unit."""
+    return 0 if unit == "K" else 2
+
+
+def axis_label(label: str, units: Mapping[str, str], prefix: str = "") -> str:
+    return f"{prefix}{symbol(label)}" + (f" [{units[label]}]" if units.get(label) else "")
+
+
+def style_axes(axes: Axes) -> None:
+    axes.tick_params(direction="in", top=True, right=True, colors=INK)
+    axes.minorticks_on()
+    axes.tick_params(which="minor", direction="in", top=True, right=True)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str] | BinaryIO) -> None:
+    """Never half a picture."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in a name is no reason to complain
+        if hasattr(path, "write"):
+            figure.savefig(cast(BinaryIO, path), dpi=150, format="png")
+            return
+        with complete_file(path) as temporary:
+            figure.savefig(temporary, dpi=150, format="png")
