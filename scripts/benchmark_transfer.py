@@ -18,6 +18,7 @@ takes its error from nowhere, it counts as exact.
 
 import copy
 import csv
+import functools
 import gzip
 import hashlib
 import io
@@ -37,17 +38,17 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from spectrafm_cli.arguments import Parser
-from spectrafm_hf.hub.cards import checksums
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT, load_checkpoint
 from spectrafm_hf.data import build_gaia_xp, build_miles, cache_dir
 from spectrafm_hf.data.sources import fetch_package_file
+from spectrafm_hf.hub.cards import checksums
+from spectrafm_hf.inference.states import States, frozen_states
+from spectrafm_hf.models import SpectraFMConfig
 from spectrafm_hf.synthesis.synthetic import SyntheticStars
 from spectrafm_hf.training.finetuning import FOLDS
 from spectrafm_hf.training.heads import Components, choose_heads, fit_pixels, make_folds
 from spectrafm_hf.training.metrics import label_metrics
-from spectrafm_hf.models import SpectraFMConfig
 from spectrafm_hf.training.rivals import Sample, ask_rivals, pixels_of
-from spectrafm_hf.inference.states import States, frozen_states
 
 
 Array = NDArray[Any]
@@ -265,14 +266,25 @@ class Pool:
 STATES = ("values", "errors", "coefficients", "reliability")
 
 
-def pool(name: str, folder: Path, shared: Path | None, config: dict[str, SpectraFMConfig]) -> Pool:
-    """The sample, out of the folder where it is there and was made with this checkpoint."""
-    model, tokenizer = load_checkpoint(BASE_CHECKPOINT)
-    config[""] = model.config
-    key = hashlib.sha256(repr(sorted(checksums(model, tokenizer).items())).encode()).hexdigest()[:8]
-    path = folder / f"{name}-{key}.npz"
+@functools.cache
+def _checkpoint() -> Any:
+    return load_checkpoint(BASE_CHECKPOINT)
+
+
+def load_config() -> tuple[SpectraFMConfig, str]:
+    """A config of the checkpoint that may be changed, and what tells its weights from others."""
+    model, tokenizer = _checkpoint()
+    return copy.deepcopy(model.config), hashlib.sha256(
+        repr(sorted(checksums(model, tokenizer).items())).encode()
+    ).hexdigest()[:8]
+
+
+def pool(name: str, make: Callable[[], Stars], folder: Path) -> Pool:
+    """A sample, out of the folder where it is there and was made with this checkpoint."""
+    path = folder / f"{name}-{load_config()[1]}.npz"
     if not path.is_file():
-        stars = SAMPLES[name](shared)
+        stars = make()
+        model, tokenizer = _checkpoint()
         rung, states, used, _ = frozen_states(model, tokenizer, stars.rows.with_format("numpy"))
         place = np.full(len(stars.rows), -1)
         place[used] = np.arange(len(used))
@@ -280,7 +292,6 @@ def pool(name: str, folder: Path, shared: Path | None, config: dict[str, Spectra
         flux, error = pixels_of(stars.rows.select(used).with_format("numpy"))
         folder.mkdir(parents=True, exist_ok=True)
         Pool(flux, error, states, {k: v[used] for k, v in stars.labels.items()}, parts, rung).save(path)
-    model.drop_corrections()
     return Pool.load(path)
 
 
@@ -352,13 +363,64 @@ def without(states: States, held_back: tuple[str, ...]) -> States:
     return States(inputs, values, errors, states.coefficients, states.reliability, states.pixels, states.wavelength)
 
 
-def measure(
-    task: Task, stars: Pool, config: SpectraFMConfig, n_stars: int, split: str, draw: int, rivals: bool
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Learnt:
+    """Values and errors (asked stars,) of each model, which heads were chosen, and the seconds that it took."""
+
+    answers: dict[str, tuple[Array, Array]]
+    heads: str
+    seconds: float
+
+
+def learn(
+    stars: Pool, label: str, target: Array, error: Array, rows: Array, asked: Array, draw: int,
+    held_back: tuple[str, ...] = (), rivals: bool = True,
+) -> Learnt:  # fmt: skip
+    """
+    What `finetune` and, with `rivals`, all others say of the stars `asked` after learning from `rows`.
+
+    Parameters
+    ----------
+    stars : Pool
+    label : str
+    target, error : array of shape (stars,)
+        Of all stars of the pool; errors are 0 where unknown.
+    rows, asked : array of int
+    draw : int
+        Seed of the folds and the networks.
+    held_back : tuple of str
+        Answers of the checkpoint that nobody sees.
+    rivals : bool
+    """
+    states = without(stars.states, held_back)
+    config, _ = load_config()
+    start = time.process_time()
+    folds = make_folds([str(row) for row in rows], FOLDS, draw)
+    pixels = fit_pixels(states.pixels[rows])
+    config.pixel_sets = [[0, *pixels.directions.shape]]
+    choice = choose_heads(config, stars.rung, label, states[rows], target[rows], error[rows], folds, pixels)
+    seconds = time.process_time() - start
+    components: Components = pixels(torch.from_numpy(states.pixels[asked]))
+    answers = {OWN: choice.predict(config, states[asked], components)}
+    if rivals and label in states.inputs:
+        at = states.inputs.index(label)
+        answers[UNTOUCHED] = states.values[asked, at], states.errors[asked, at]
+    if rivals:
+        both = np.concatenate([rows, asked])
+        pixels_of_both = stars.flux[both], stars.flux_error[both]
+        sample = Sample(*pixels_of_both, states[both], target[both, None], error[both, None])
+        order = np.arange(len(both))
+        part = order[: len(rows)], order[len(rows) :]
+        for rival, (values, sigmas) in ask_rivals(sample, [part], draw).items():
+            answers[rival] = values[part[1], 0], sigmas[part[1], 0]
+    return Learnt(answers, str(choice), seconds)
+
+
+def measure(task: Task, stars: Pool, n_stars: int, split: str, draw: int, rivals: bool) -> list[dict[str, Any]]:
     """Figures of all models, or of `finetune` alone, in one draw, a line each."""
-    labels = task.make(stars.labels)
-    label_errors = np.nan_to_num(stars.labels.get(f"{task.label}_err", np.zeros_like(labels)))
-    takes_part = np.isfinite(labels)
+    target = task.make(stars.labels)
+    error = np.nan_to_num(stars.labels.get(f"{task.label}_err", np.zeros_like(target)))
+    takes_part = np.isfinite(target)
     if task.which is not None:
         takes_part &= task.which(stars.labels)
     learnt, asked = (rows[takes_part[rows]] for rows in (stars.parts["learnt"], stars.parts[split]))
@@ -366,36 +428,14 @@ def measure(
     if len(rows) < n_stars:
         return []
     asked = np.setdiff1d(asked, rows)
-    states = without(stars.states, task.held_back)
-    start = time.process_time()
-    folds = make_folds([str(row) for row in rows], FOLDS, draw)
-    pixels = fit_pixels(states.pixels[rows])
-    config = copy.deepcopy(config)
-    config.pixel_sets = [[0, *pixels.directions.shape]]
-    own = config, stars.rung, task.label, states[rows], labels[rows], label_errors[rows], folds, pixels
-    choice = choose_heads(*own)
-    components: Components = pixels(torch.from_numpy(states.pixels[asked]))
-    seconds = time.process_time() - start
-    answers = {OWN: choice.predict(config, states[asked], components)}
-    if rivals:
-        if task.label in states.inputs:
-            at = states.inputs.index(task.label)
-            answers[UNTOUCHED] = states.values[asked, at], states.errors[asked, at]
-        both = np.concatenate([rows, asked])
-        sample = Sample(
-            stars.flux[both], stars.flux_error[both], states[both], labels[both, None], label_errors[both, None]
-        )
-        order = np.arange(len(both))
-        part = order[: len(rows)], order[len(rows) :]
-        for rival, (values, sigmas) in ask_rivals(sample, [part], draw).items():
-            answers[rival] = values[part[1], 0], sigmas[part[1], 0]
+    found = learn(stars, task.label, target, error, rows, asked, draw, task.held_back, rivals)
     lines = []
-    for model, (values, sigmas) in answers.items():
-        found = label_metrics(values, sigmas, labels[asked], label_errors[asked])
+    for model, (values, sigmas) in found.answers.items():
+        figures = label_metrics(values, sigmas, target[asked], error[asked])
         lines.append(
-            {"model": model, "rmse": f"{found['rmse']:.6g}", "scatter": f"{found['robust_scatter']:.6g}"}
-            | {"error_over_sigma": f"{found['robust_z']:.3f}", "asked": str(found["n"])}
-            | {"head": str(choice) if model == OWN else "", "seconds": f"{seconds:.1f}"}
+            {"model": model, "rmse": f"{figures['rmse']:.6g}", "scatter": f"{figures['robust_scatter']:.6g}"}
+            | {"error_over_sigma": f"{figures['robust_z']:.3f}", "asked": str(figures["n"])}
+            | {"head": found.heads if model == OWN else "", "seconds": f"{found.seconds:.1f}"}
         )
     return lines
 
@@ -429,8 +469,17 @@ def summary(lines: Sequence[Mapping[str, str]]) -> str:
         sigmas.append(0.85 <= sigma <= 1.2)
         marks = ["" if tied[-1] else "behind", "" if sigmas[-1] else "outside"]
         table.append(
-            [task, str(n_stars), f"{means[OWN]:.4g}", f"{means[best]:.4g}", best, f"{ratio:.2f} ± {error / means[best]:.2f}",
-             str(rank), f"{sigma:.2f}", " ".join(marks).strip()]  # fmt: skip
+            [
+                task,
+                str(n_stars),
+                f"{means[OWN]:.4g}",
+                f"{means[best]:.4g}",
+                best,
+                f"{ratio:.2f} ± {error / means[best]:.2f}",
+                str(rank),
+                f"{sigma:.2f}",
+                " ".join(marks).strip(),
+            ]  # fmt: skip
         )
     text = "\n".join(f"| {' | '.join(row)} |" for row in table)
     if not ratios:
@@ -464,14 +513,11 @@ def main(argv: list[str] | None = None) -> int:
     ]
     asked = {tuple(map(str, run)) for run in runs}
     if given.again:
-        lines = [
-            line for line in lines if line["model"] != OWN or tuple(line[name] for name in RUN) not in asked
-        ]
+        lines = [line for line in lines if line["model"] != OWN or tuple(line[name] for name in RUN) not in asked]
     done: dict[tuple[str, ...], set[str]] = {}
     for line in lines:
         done.setdefault(tuple(line[name] for name in RUN), set()).add(line["model"])
     pools: dict[str, Pool] = {}
-    config: dict[str, SpectraFMConfig] = {}
     for run in tqdm(runs, unit="run"):
         models = done.get(tuple(map(str, run)), set())
         if OWN in models:
@@ -479,21 +525,22 @@ def main(argv: list[str] | None = None) -> int:
         task = TASKS[run[0]]
         if task.sample not in pools:
             try:
-                pools = {task.sample: pool(task.sample, given.output / "samples", given.shared, config)}
+                make = functools.partial(SAMPLES[task.sample], given.shared)
+                pools = {task.sample: pool(task.sample, make, given.output / "samples")}
             except ValueError as error:
                 if given.tasks:
                     raise
                 tqdm.write(f"left out: {run[0]}: {error}")
                 continue
-        found = measure(task, pools[task.sample], config[""], run[1], given.split, run[3], rivals=not models)
+        found = measure(task, pools[task.sample], run[1], given.split, run[3], rivals=not models)
         lines += [{**dict(zip(RUN, map(str, run), strict=True)), **line} for line in found]
-        _write(path, lines)
+        write(path, lines)
     if lines:
         print(summary([line for line in lines if tuple(line[name] for name in RUN) in asked]))
     return 0
 
 
-def _write(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
+def write(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
     temporary = path.with_suffix(".part")
     with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")

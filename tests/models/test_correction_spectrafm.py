@@ -14,7 +14,7 @@ def settings(label="age", **changes):
     groups = ["answers", "shape", "coefficients"]
     values = dict(
         label=label, rung=0, inputs=["teff", "fe_h"], groups=groups, adds=False, stars=7, known=5, range=[0.0, 12.0],
-        weight=1.0, pixels=-1,
+        weight=1.0, beyond=1.0, pixels=-1,
     )  # fmt: skip
     return {**values, **changes}
 

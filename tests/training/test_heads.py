@@ -11,6 +11,7 @@ from spectrafm_hf.models import SpectraFMConfig
 from spectrafm_hf.statistics import robust_scatter
 from spectrafm_hf.training.heads import (
     NEW_LABEL_HEADS,
+    ZERO_POINT,
     choose_heads,
     error_factor,
     fit_head,
@@ -57,7 +58,9 @@ def label_in_pixels(states):
 
 def choose(states, target, error=0.0, label="logg"):
     errors = np.full(len(target), error)
-    return choose_heads(CONFIG, 0, label, states, target, errors, make_folds([str(i) for i in range(len(target))], 5, 0))
+    return choose_heads(
+        CONFIG, 0, label, states, target, errors, make_folds([str(i) for i in range(len(target))], 5, 0)
+    )
 
 
 def choose_with_pixels(states, target):
@@ -116,6 +119,40 @@ def test_when_some_labels_are_wild_then_the_others_count():
         found, _ = choose(states, given, label="age").predict(CONFIG, others)
         sizes.append(np.sqrt(np.mean((found - np.sin(truth)) ** 2)))
     assert sizes[1] < 2.0 * sizes[0]
+
+
+def test_the_unit_of_a_label_plays_no_part():
+    states, logg = draw(60)
+    other, _ = draw(50, seed=1)
+    first = choose(states, np.sin(logg), error=0.05, label="age")
+    values, errors = first.predict(CONFIG, other)
+    for unit in (1e-20, 1e20):
+        choice = choose(states, unit * np.sin(logg), error=unit * 0.05, label="age")
+        assert choice.weights == pytest.approx(first.weights, abs=0.02)
+        found = np.array(choice.predict(CONFIG, other)) / unit
+        np.testing.assert_allclose(found, [values, errors], rtol=0.02, atol=0.01)
+
+
+def test_a_label_with_two_values_is_learnt():
+    states, logg = draw(60)
+    others, truth = draw(200, seed=1)
+    found, errors = choose(states, (logg > 4.0).astype(float), label="clump").predict(CONFIG, others)
+    assert np.mean((found > 0.5) == (truth > 4.0)) > 0.9 and np.isfinite(errors).all()
+
+
+def test_beyond_the_labelled_stars_the_model_counts_where_they_tell_so():
+    states, logg = draw(300)
+    # The answers are poor, so that those for the stars with high labels alone are best drawn to the middle of these.
+    states.values[:, 1] += 0.4 * np.random.default_rng(8).standard_normal(300)
+    high = logg > 3.5
+    choice = choose(states[high], logg[high] + 0.3)
+    assert all(part.settings["beyond"] == (part.head is ZERO_POINT) for part in choice.fitted)
+    low = logg < 2.5
+    found, _ = choice.predict(CONFIG, states[low])
+    assert abs(np.median(found - logg[low] - 0.3)) < 0.5
+    # An answer that goes along with the label twice as slowly is made right beyond the stars, too.
+    states, logg = draw(60)
+    assert all(part.settings["beyond"] == part.settings["weight"] for part in choose(states, 2.0 * logg).fitted)
 
 
 def test_heads_that_are_wrong_in_other_ways_are_averaged_and_a_bad_one_is_left_out():

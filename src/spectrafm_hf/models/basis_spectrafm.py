@@ -556,7 +556,9 @@ def interpolated(wavelength: np.ndarray, values: np.ndarray, grid: np.ndarray) -
     share = (grid - wavelength[right - 1]) / np.where(distance > 0, distance, 1.0)
     inside = (share >= 0.0) & (share <= 1.0) & (distance < WIDEST_STEP * np.median(np.diff(wavelength)))
     # Where a point is that of a pixel, its neighbour does not count.
-    found = np.where(share == 0.0, values[:, right - 1], (1.0 - share) * values[:, right - 1] + share * values[:, right])
+    found = np.where(
+        share == 0.0, values[:, right - 1], (1.0 - share) * values[:, right - 1] + share * values[:, right]
+    )
     found = np.where(share == 1.0, values[:, right], found)
     return np.where(inside, found, np.nan).astype(values.dtype, copy=False)
 

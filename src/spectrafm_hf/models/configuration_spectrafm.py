@@ -339,7 +339,20 @@ class SpectraFMConfig(PreTrainedConfig):
 
     def _check_corrections(self, demand):
         demand(all(len(each) == 3 and min(each) >= 0 for each in self.pixel_sets), "pixel_sets", "three numbers each")
-        fields = {"label", "new", "rung", "inputs", "groups", "adds", "stars", "known", "range", "weight", "pixels"}
+        fields = {
+            "label",
+            "new",
+            "rung",
+            "inputs",
+            "groups",
+            "adds",
+            "stars",
+            "known",
+            "range",
+            "weight",
+            "beyond",
+            "pixels",
+        }
         for settings in self.corrections:
             demand(set(settings) == fields, "corrections", f"entries with {sorted(fields)}")
             named = {settings["label"], *settings["inputs"]}
@@ -354,8 +367,10 @@ class SpectraFMConfig(PreTrainedConfig):
             lowest = 0 if set(settings["groups"]) & set(PIXEL_GROUPS) else -1
             demand(lowest <= settings["pixels"] < len(self.pixel_sets), "corrections", "pixels out of pixel_sets")
         for key in {(settings["label"], settings["rung"]) for settings in self.corrections}:
-            total = sum(each["weight"] for each in self.corrections if (each["label"], each["rung"]) == key)
-            demand(abs(total - 1.0) < 1e-6, "corrections", "weights that add up to 1 for a label and a rung")
+            own = [each for each in self.corrections if (each["label"], each["rung"]) == key]
+            sums = [sum(each[field] for each in own) for field in ("weight", "beyond")]
+            one = all(abs(total - 1.0) < 1e-6 for total in sums)
+            demand(one, "corrections", "weights that add up to 1 for a label and a rung")
 
 
 SpectraFMConfig.register_for_auto_class()

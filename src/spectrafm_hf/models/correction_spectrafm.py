@@ -139,7 +139,7 @@ class SpectraFMCorrection(InFullPrecision):
         An entry of `config.corrections`: the `label`, the `rung`, the labels whose answers are `inputs`, the `groups`
         of features, whether it `adds` to the answer of the model, the number of `stars`, and of those that the
         variance is computed with (`known`); the `range` of the label among them; its `weight` among the processes of
-        the label; which of `config.pixel_sets` it takes its `pixels` from, -1 for none.
+        the label, and that `beyond` the range; which of `config.pixel_sets` it takes its `pixels` from, -1 for none.
     """
 
     center: torch.Tensor
@@ -279,13 +279,33 @@ class SpectraFMCorrection(InFullPrecision):
 
 
 def mixed(
-    values: Sequence[torch.Tensor], errors: Sequence[torch.Tensor], weights: Sequence[float]
+    values: Sequence[torch.Tensor], errors: Sequence[torch.Tensor], entries: Sequence[Mapping[str, Any]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted mean of what some processes say, and its error, larger where they disagree: (B,) each."""
-    share = torch.tensor(weights, dtype=values[0].dtype, device=values[0].device)[:, None]
-    value = (share * torch.stack(list(values))).sum(dim=0)
-    variance = share * (torch.stack(list(errors)) ** 2 + (torch.stack(list(values)) - value) ** 2)
-    return value, variance.sum(dim=0).sqrt()
+    """
+    The weighted mean of what some processes say, and its error, larger where they disagree: (B,) each.
+
+    Parameters
+    ----------
+    values, errors : sequence of torch.Tensor of shape (B,)
+        Of each process.
+    entries : sequence of mapping
+        Their settings: `weight`, and `beyond`, the weight of stars that are beyond the `range` of the labelled ones. What
+        was learnt from these draws all others to them; a process which has a weight beyond alone does not, and says which
+        stars these are.
+    """
+    weight, beyond = (
+        torch.tensor([float(each[key]) for each in entries], dtype=values[0].dtype, device=values[0].device)[:, None]
+        for key in ("weight", "beyond")
+    )
+    value, error = torch.stack(list(values)), torch.stack(list(errors))
+    if bool((beyond != weight).any()):
+        low, high = entries[0]["range"]
+        first = int(beyond.argmax())
+        outside = torch.maximum(low - value[first], value[first] - high) / error[first]
+        share = outside.nan_to_num(0.0).clamp(0.0, 1.0)
+        weight = (1.0 - share) * weight + share * beyond
+    mean = (weight * value).sum(dim=0)
+    return mean, (weight * (error**2 + (value - mean) ** 2)).sum(dim=0).sqrt()
 
 
 __all__ = ["SpectraFMCorrection", "SpectraFMPixels", "covariance", "filled", "mixed", "own_variance"]

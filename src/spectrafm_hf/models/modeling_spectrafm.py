@@ -982,7 +982,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         coefficients, reliability, interval_ids, attention_mask, pixels = evidence
         intervals = interval_ids[0]
         components: dict[int, dict[str, torch.Tensor]] = {}  # of the pixels, by the set
-        answers: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor, float]]] = {}
+        answers: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor, Any]]] = {}
         values, errors, mean, log_variance = (
             part.new_full(request_ids.shape, math.nan).index_copy(1, torch.nonzero(kept)[:, 0], part) for part in found
         )
@@ -1014,7 +1014,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
                     intervals[own],
                     {name: part[stars] for name, part in components.get(number, {}).items()},
                 )
-            answers.setdefault((row, rung), []).append((*both, settings["weight"]))
+            answers.setdefault((row, rung), []).append((*both, settings))
         for (row, rung), parts in answers.items():
             here = outputs.rung_seen[:, rung, None] & (request_ids == row)
             (stars,) = torch.nonzero(here.any(dim=1), as_tuple=True)

@@ -267,17 +267,14 @@ class _Run:
             target, error = column_of(stars, name), np.nan_to_num(column_of(stars, f"{name}_err"))
             own = fitted[np.isfinite(target[fitted])]
             choice = choose_heads(base.config, rung, name, states[own], target[own], error[own], folds[own], found)
-            limits = [float(target[own].min()), float(target[own].max())]
-            entries = [{**part.settings, "range": limits} for part in choice.fitted]
-            center, scale = float(np.median(target[own])), float(robust_scatter(target[own]))
+            entries = [part.settings for part in choice.fitted]
+            center, scale = float(np.median(target[own])), float(robust_scatter(target[own]) or target[own].std())
             if name not in tokenizer.label_names:
                 tokenizer.add_label(name)
                 self.say(f"new to the checkpoint: {name}{f' [{unit}]' if unit else ''}")
             if tokenizer.requests is not None and name not in tokenizer.requests:
                 tokenizer.requests = [*tokenizer.requests, name]
-            for part, correction in zip(
-                choice.fitted, base.add_corrections(entries, unit, center, scale), strict=True
-            ):
+            for part, correction in zip(choice.fitted, base.add_corrections(entries, unit, center, scale), strict=True):
                 part.fill(correction)
             tried = ", ".join(f"{head} {rmse:.4g}" for head, rmse in choice.tried.items())
             self.say(f"{name}: {choice} ({FOLDS}-fold RMSE, wild ones winsorised: {tried})")

@@ -12,7 +12,7 @@ the mean, and calibrates the errors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,8 @@ FAR, REWEIGHTED = 2.0, 2
 #: Weights of heads: how sure one is, beforehand, that the one that did best is best, as a share of what the likelihood
 #: of as many independent stars would say; how many stars this counts as much as; and the least weight.
 SURE, PRIOR_WEIGHT, LEAST_WEIGHT = 0.3, 3.0, 0.02
+ENDS = 5  # a fifth of the stars at either end of the range of a label
+TINY = 1e-30
 WINSORISED = 4.0  # times the robust scatter: what is further off counts as that far, in comparisons
 PRIOR_STARS = 20.0  # that a factor of 1 for the errors counts as much as
 FACTORS = 0.3, 20.0  # of errors, least and greatest
@@ -94,10 +96,11 @@ NEW_LABEL_HEADS = (
     Head("on answers and pixels", {"answers": "both", "pixels": "both"}),
     Head("on coefficients and pixels", {"answers": "linear", "coefficients": "both", "pixels": "both"}),
 )
+ZERO_POINT = Head("another zero point", {}, adds=True)
 #: With it.
 HEADS = (
     Head("the model as it is", {}, adds=True, constant=False),
-    Head("another zero point", {}, adds=True),
+    ZERO_POINT,
     Head("a linear correction", {"answers": "linear"}, adds=True),
     Head("a correction on the answers", _ON_ANSWERS, adds=True),
     Head("a correction on answers and coefficients", _ON_EVIDENCE, adds=True),
@@ -331,7 +334,8 @@ def fit_head(
     n_stars, n_known = len(target), min(len(target), VARIANCE_STARS)
     settings = {
         "label": label, "new": not head.adds, "rung": rung, "inputs": list(states.inputs), "groups": list(head.groups),
-        "adds": head.adds, "stars": n_stars, "known": n_known, "range": [0.0, 0.0], "weight": 1.0, "pixels": pixels,
+        "adds": head.adds, "stars": n_stars, "known": n_known, "range": [0.0, 0.0], "weight": 1.0, "beyond": 1.0,
+        "pixels": pixels,
     }  # fmt: skip
     module = SpectraFMCorrection(config, settings).double()
     intervals = torch.arange(states.coefficients.shape[1]) + module.first
@@ -429,11 +433,11 @@ class Choice:
     @property
     def weights(self) -> dict[str, float]:
         """How much each head counts, by its name."""
-        return {part.head.name: part.settings["weight"] for part in self.fitted}
+        return {part.head.name: part.settings["weight"] for part in self.fitted if part.settings["weight"]}
 
     def __str__(self) -> str:
-        if len(self.fitted) == 1:
-            return self.fitted[0].head.name
+        if len(self.weights) == 1:
+            return next(iter(self.weights))
         return ", ".join(f"{weight:.0%} {name}" for name, weight in self.weights.items())
 
     def predict(
@@ -441,12 +445,12 @@ class Choice:
     ) -> tuple[FloatArray, FloatArray]:
         """Values and one-sigma errors, each of shape (stars,), in physical units."""
         values, errors = zip(*(part.predict(config, states, components) for part in self.fitted), strict=True)
-        return _mixed(values, errors, list(self.weights.values()))
+        return _mixed(values, errors, [part.settings for part in self.fitted])
 
 
-def _mixed(values: Any, errors: Any, weights: Any) -> tuple[FloatArray, FloatArray]:
+def _mixed(values: Any, errors: Any, entries: Sequence[Mapping[str, Any]]) -> tuple[FloatArray, FloatArray]:
     """[`mixed`] of arrays."""
-    value, error = mixed(list(map(torch.from_numpy, values)), list(map(torch.from_numpy, errors)), list(weights))
+    value, error = mixed(list(map(torch.from_numpy, values)), list(map(torch.from_numpy, errors)), entries)
     return value.numpy(), error.numpy()
 
 
@@ -493,36 +497,66 @@ def choose_heads(
         given = config, rung, label, states[rows], target[rows], target_error[rows]
         return fit_head(head, *given, _some(components, rows), own, *start)
 
-    whole, values, errors = [], [], []
+    whole = {head.name: fit(head, slice(None)) for head in heads}
+    # Of many stars, a few more or fewer do not change the hyperparameters.
+    again = ITERATIONS_AGAIN if len(target) <= LIKELIHOOD_STARS else 0
+
+    def predict(head: Head, kept: NDArray[Any], left: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        part = fit(head, kept, whole[head.name].parameters, again)
+        return part.predict(config, states[left], _some(components, left))
+
+    values, errors = [], []
     for head in heads:
-        whole.append(fit(head, slice(None)))
         value, error = np.empty_like(target), np.empty_like(target)
         for fold in np.unique(folds):
-            kept, left = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            # Of many stars, a few more or fewer do not change the hyperparameters.
-            again = ITERATIONS_AGAIN if len(target) <= LIKELIHOOD_STARS else 0
-            part = fit(head, kept, whole[-1].parameters, again)
-            value[left], error[left] = part.predict(config, states[left], _some(components, left))
+            left = np.flatnonzero(folds == fold)
+            value[left], error[left] = predict(head, np.flatnonzero(folds != fold), left)
         values.append(value)
         errors.append(error)
     residuals = np.stack([winsorised(value - target) for value in values])
     weights = weights_of_heads(residuals)
-    order = [int(i) for i in np.argsort(-weights, kind="stable") if weights[i] > 0]
-    shares = weights[order].tolist()
-    share = np.array(shares)[:, None]
-    stack = np.stack([values[i] for i in order])
-    value, error = (share * stack).sum(axis=0), np.sqrt((share * np.stack([errors[i] for i in order]) ** 2).sum(axis=0))
+    beyond = weights
+    if ZERO_POINT in heads:
+        beyond = _weights_beyond(heads, weights, target, predict)
+    limits = [float(target.min()), float(target.max())]
+    order = [int(i) for i in np.argsort(-weights, kind="stable") if weights[i] > 0 or beyond[i] > 0]
+    chosen = [whole[heads[i].name] for i in order]
+    for i, part in zip(order, chosen, strict=True):
+        part.settings.update(weight=float(weights[i]), beyond=float(beyond[i]), range=limits)
+    entries = [part.settings for part in chosen]
+    value, error = _mixed([values[i] for i in order], [errors[i] for i in order], entries)
     # What the heads differ by is known; the factor concerns the rest.
-    differ = np.sqrt((share * (stack - value) ** 2).sum(axis=0))
-    factor = error_factor(value - target, error, np.hypot(target_error, differ))
-    chosen = []
-    for i, weight in zip(order, shares, strict=True):
-        whole[i].tensors["target"][2] = factor
-        whole[i].settings["weight"] = weight
-        chosen.append(whole[i])
-    error = np.hypot(error * factor, differ)
+    share = weights[order, None]
+    own = np.sqrt((share * np.stack([errors[i] for i in order]) ** 2).sum(axis=0))
+    differ = np.sqrt((share * (np.stack([values[i] for i in order]) - value) ** 2).sum(axis=0))
+    factor = error_factor(value - target, own, np.hypot(target_error, differ))
+    for part in chosen:
+        part.tensors["target"][2] = factor
+    value, error = _mixed([values[i] for i in order], [errors[i] * factor for i in order], entries)
     sizes = np.sqrt((residuals**2).mean(axis=1))
     return Choice(chosen, value, error, {head.name: float(size) for head, size in zip(heads, sizes, strict=True)})
+
+
+def _weights_beyond(
+    heads: Sequence[Head],
+    weights: FloatArray,
+    target: FloatArray,
+    predict: Callable[[Head, NDArray[Any], NDArray[Any]], tuple[FloatArray, FloatArray]],
+) -> FloatArray:
+    """
+    Weights beyond the range of the labels: what is learnt from stars may take all others for their like. Where the stars
+    of the lowest and of the highest labels tell so, when they are left out, it is the model with another zero point.
+    """
+    order = np.argsort(target, kind="stable")
+    size = max(len(target) // ENDS, 1)
+    by_model, by_heads = [], []
+    for left in (order[:size], order[-size:]):
+        kept = np.setdiff1d(order, left)
+        found = {i: predict(heads[i], kept, left)[0] for i in np.flatnonzero(weights)}
+        by_heads.append(sum(weights[i] * value for i, value in found.items()) - target[left])
+        by_model.append(predict(ZERO_POINT, kept, left)[0] - target[left])
+    model, learnt = (np.mean(np.concatenate(parts) ** 2) for parts in (by_model, by_heads))
+    return np.array([float(head is ZERO_POINT) for head in heads]) if model < learnt else weights
 
 
 def _some(components: Components | None, rows: NDArray[Any] | slice) -> Components | None:
@@ -538,10 +572,11 @@ def weights_of_heads(residuals: FloatArray) -> FloatArray:
     residuals : array of shape (heads, stars)
         Predicted - given, wild ones winsorised.
     """
-    squares = (residuals**2).mean(axis=1)
     n_heads, n_stars = residuals.shape
-    least = max(squares.min(), 1e-30)
-    prior = np.exp(-0.5 * SURE * n_stars * np.log(np.maximum(squares, 1e-30) / least))
+    residuals = residuals / (np.abs(residuals).max() or 1.0)  # in any unit
+    squares = np.maximum((residuals**2).mean(axis=1), TINY)
+    least = squares.min()
+    prior = np.exp(-0.5 * SURE * n_stars * np.log(squares / least))
     prior /= prior.sum()
     # Least squares with the prior as so many stars, and a row that makes the sum 1.
     rows = [residuals.T / math.sqrt(least), math.sqrt(PRIOR_WEIGHT) * np.eye(n_heads), np.full((1, n_heads), 1e3)]
@@ -566,6 +601,9 @@ def error_factor(
     wild ones.
     """
 
+    unit = float(np.median(error)) or 1.0
+    residual, error, label_error = residual / unit, error / unit, label_error / unit
+
     def excess(factor: float) -> float:
         ratio = residual / np.hypot(error * factor, label_error)
         usual = np.mean(np.clip(ratio, -CLIPPED_AT, CLIPPED_AT) ** 2) / CLIPPED_VARIANCE
@@ -575,7 +613,7 @@ def error_factor(
     for _ in range(40):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-    told = float(np.sum((error**2 / np.maximum(error**2 + label_error**2, 1e-30)) ** 2))
+    told = float(np.sum((error**2 / np.maximum(error**2 + label_error**2, TINY)) ** 2))
     return float(math.sqrt(low * high) ** (told / (told + prior_stars)))
 
 
