@@ -198,8 +198,8 @@ def _type(text: str) -> float | None:
 
 def giants(shared: Path | None) -> Stars:
     """
-    Synthetic spectra (blue detector) of giants whose lines are a tenth deeper, more so in some of them, and whose continuum waves by a
-    percent: what a checkpoint knows, made by something else.
+    Synthetic spectra (blue detector) of giants whose lines are a tenth deeper, more so in some of them, and whose
+    continuum waves by a percent: what a checkpoint knows, made by something else.
     """
     number, generator = 1_900, np.random.default_rng(12)
     source = SyntheticStars("apogee-apstar", seed=1, label_ranges={"logg": (0.5, 3.3), "teff": (3_800.0, 5_200.0)})
@@ -248,14 +248,16 @@ class Pool:
         labels = {f"label_{name}": values for name, values in self.labels.items()}
         parts = {f"part_{name}": rows for name, rows in self.parts.items()}
         about = {"inputs": np.array(self.states.inputs), "rung": np.array(self.rung)}
-        np.savez(path, flux=self.flux, flux_error=self.flux_error, **states, **labels, **parts, **about)
+        arrays: dict[str, Any] = {**states, **labels, **parts, **about}
+        np.savez(path, flux=self.flux, flux_error=self.flux_error, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Pool":
         with np.load(path, allow_pickle=False) as file:
             inputs = [str(name) for name in file["inputs"]]
             nowhere = np.zeros(file["flux"].shape[1])
-            states = States(inputs, *(file[f"states_{name}"] for name in STATES), file["flux"], nowhere)
+            said = {name: file[f"states_{name}"] for name in STATES}
+            states = States(inputs, **said, pixels=file["flux"], wavelength=nowhere)
             labels, parts = (
                 {name.removeprefix(key): file[name] for name in file.files if name.startswith(key)}
                 for key in ("label_", "part_")
@@ -274,9 +276,8 @@ def _checkpoint() -> Any:
 def load_config() -> tuple[SpectraFMConfig, str]:
     """A config of the checkpoint that may be changed, and what tells its weights from others."""
     model, tokenizer = _checkpoint()
-    return copy.deepcopy(model.config), hashlib.sha256(
-        repr(sorted(checksums(model, tokenizer).items())).encode()
-    ).hexdigest()[:8]
+    told = repr(sorted(checksums(model, tokenizer).items()))
+    return copy.deepcopy(model.config), hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
 def pool(name: str, make: Callable[[], Stars], folder: Path) -> Pool:
@@ -445,8 +446,8 @@ def measure(task: Task, stars: Pool, n_stars: int, split: str, draw: int, rivals
 
 def summary(lines: Sequence[Mapping[str, str]]) -> str:
     """
-    For each task and number of stars: the RMSE of `finetune`, the best of the others in the mean of the draws, ratio and
-    its standard error over the draws, rank among all, error/sigma.
+    For each task and number of stars: the RMSE of `finetune`, the best of the others in the mean of the draws, ratio
+    and its standard error over the draws, rank among all, error/sigma.
     """
     header = ["task", "stars", "fine-tuned", "best other", "", "ratio", "rank", "error/sigma", ""]
     table, ratios, ranks, tied, sigmas = [header, ["---"] * len(header)], [], [], [], []

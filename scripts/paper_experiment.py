@@ -4,11 +4,11 @@
 
     python scripts/paper_experiment.py --output runs/paper --shared ../shared/data
 
-In each draw, 100 stars whose [Fe/H] is above a limit are seen in a range of wavelengths, and all others are asked in the
-same range. `spectrafm-base` has seen other Gaia XP stars of all kinds with labels, synthetic spectra of the optical and
-of the H band, and how synthetic spectra of MILES differ from observed ones, but no observed star in the H band. All
-methods are those of the report of `spectrafm finetune`, on the same pixels; "closed form" is what it makes. What has been
-computed stays in the output folder.
+In each draw, 100 stars whose [Fe/H] is above a limit are seen in a range of wavelengths, and all others are asked in
+the same range. `spectrafm-base` has seen other Gaia XP stars of all kinds with labels, synthetic spectra of the optical
+and of the H band, and how synthetic spectra of MILES differ from observed ones, but no observed star in the H band. All
+methods are those of the report of `spectrafm finetune`, on the same pixels; "closed form" is what it makes. What has
+been computed stays in the output folder.
 """
 
 import csv
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark_transfer import OWN, Stars, apogee_dr12, gaia_xp, learn, miles, pool, write
+from benchmark_transfer import OWN, Array, Stars, apogee_dr12, gaia_xp, learn, miles, pool, write
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -45,7 +45,7 @@ class Task:
     def stars(self, shared: Path | None) -> Stars:
         """The stars in the range alone."""
         stars = self.sample(shared)
-        kept = {name: [] for name in ("wavelength", "flux", "flux_error", "mask")}
+        kept: dict[str, list[Array]] = {name: [] for name in ("wavelength", "flux", "flux_error", "mask")}
         for row in stars.rows.with_format("numpy"):
             inside = (row["wavelength"] > self.window[0]) & (row["wavelength"] < self.window[1])
             for name, column in kept.items():

@@ -9,16 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import pipeline
 
 import spectrafm_hf
-from spectrafm_hf.checkpoints import load_checkpoint
+from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
 from spectrafm_hf.inference.prediction import TrainingRange, answered_labels
+from spectrafm_hf.inference.states import frozen_states
 from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
 from spectrafm_hf.show.labels import plot_given
 from spectrafm_hf.training import rivals
 from spectrafm_hf.training.finetuning import finetune
+from spectrafm_hf.training.heads import choose_heads, fit_pixels, make_folds
 
 
 STARS = Path(spectrafm_hf.__file__).parent / "resources" / "gaia_xp_demo.parquet"
@@ -138,6 +141,41 @@ def test_an_answer_beyond_the_labelled_stars_is_flagged(tuned, stars):
         settings["range"] = [1.0, 1.1]
     found = predict(rows, requests=["log_lm"], flags=True)
     assert all("edge" in star["flags"] for star in found if not 0.9 < star["log_lm"] < 1.2)
+
+
+def test_what_was_chosen_is_what_the_checkpoint_says(stars, tmp_path):
+    """Also of spectra on another grid, with holes, and after a round trip through files."""
+    base, tokenizer = load_checkpoint("spectrafm-base")
+    rows = Dataset(stars).with_format("numpy")
+    rung, states, used, _ = frozen_states(load_checkpoint("spectrafm-base")[0], tokenizer, rows)
+    label = states.pixels[:, 100] - states.pixels[:, 104]  # a colour
+    found = fit_pixels(states.pixels)
+    pixels = base.add_pixels(0, *found.directions.shape)
+    pixels.load_state_dict(found.state_dict())
+    folds = make_folds([str(i) for i in used], 5, 0)
+    nothing = np.zeros(len(label))
+    choice = choose_heads(base.config, rung, "slope", states, label, nothing, folds, found)
+    assert any("pixels" in name for name in choice.weights)
+    for part, correction in zip(
+        choice.fitted, base.add_corrections([part.settings for part in choice.fitted]), strict=True
+    ):
+        part.fill(correction)
+    tokenizer.add_label("slope")
+    tokenizer.requests, tokenizer.pixel_wavelength = None, [states.wavelength]
+    save_checkpoint(base, tokenizer, tmp_path / "mine")
+    model, tokenizer = load_checkpoint(tmp_path / "mine")
+    row = model.config.label_names.index("slope")
+    values, errors = choice.predict(base.config, states, found(torch.from_numpy(states.pixels)))
+    with torch.no_grad():
+        output = model(**spectra_of(stars, tokenizer))
+    np.testing.assert_allclose(output.predictions[:, row], values, atol=1e-3 * np.std(label))
+    np.testing.assert_allclose(output.prediction_errors[:, row], errors, rtol=0.01)
+    columns = {name: np.array(stars[name].to_pylist()) for name in ("wavelength", "flux", "flux_error", "mask")}
+    columns["mask"][:, 200:230] = True
+    columns = {name: column[:, np.r_[0:60, 62:343]] for name, column in columns.items()}
+    with torch.no_grad():
+        again = model(**tokenizer(columns)).predictions[:, row].numpy()
+    assert np.std(again - values) < 0.2 * np.std(label)
 
 
 @pytest.mark.slow

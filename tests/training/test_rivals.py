@@ -19,7 +19,7 @@ def sample():
     tokens = np.concatenate([5.0 * depth[:, None, None], np.ones((60, 1, 1))], axis=2)
     states = States(
         ["teff"],
-        np.full((60, 1), 5000.0),
+        5000.0 + 500.0 * depth[:, None],
         np.ones((60, 1)),
         tokens,
         np.ones_like(tokens),

@@ -53,7 +53,8 @@ class States:
 
     def __getitem__(self, rows: NDArray[Any] | slice) -> States:
         parts = (self.values, self.errors, self.coefficients, self.reliability, self.pixels)
-        return States(self.inputs, *(part[rows] for part in parts), self.wavelength)
+        values, errors, coefficients, reliability, pixels = (part[rows] for part in parts)
+        return States(self.inputs, values, errors, coefficients, reliability, pixels, self.wavelength)
 
 
 def frozen_states(
@@ -130,7 +131,8 @@ def frozen_states(
     kept = np.flatnonzero(usable)
     wide = evidence[:, kept, first:last].astype(np.float64)
     labels = [names[i] for i in answered]
-    states = States(labels, values[kept][:, answered], errors[kept][:, answered], *wide, pixels[kept], grid)
+    said = values[kept][:, answered], errors[kept][:, answered], wide[0], wide[1]
+    states = States(labels, *said, pixels[kept], grid)
     return rung, states, kept, unusable
 
 

@@ -545,7 +545,7 @@ def degraded(
 
 def interpolated(wavelength: np.ndarray, values: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """
-    Values (stars, pixels) on another grid, (stars, points), linearly; NaN outside, where a neighbour is NaN, and in gaps.
+    Values (stars, pixels) on another grid, (stars, points), linearly; NaN outside, in gaps, where a neighbour is NaN.
     """
     if len(wavelength) == len(grid) and np.allclose(wavelength, grid, rtol=1e-9, atol=0.0):
         return values

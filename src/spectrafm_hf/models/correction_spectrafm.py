@@ -289,9 +289,9 @@ def mixed(
     values, errors : sequence of torch.Tensor of shape (B,)
         Of each process.
     entries : sequence of mapping
-        Their settings: `weight`, and `beyond`, the weight of stars that are beyond the `range` of the labelled ones. What
-        was learnt from these draws all others to them; a process which has a weight beyond alone does not, and says which
-        stars these are.
+        Their settings: `weight`, and `beyond`, the weight for stars that are beyond the `range` of the labelled ones.
+        What was learnt from these may draw all others to them; the process that counts most beyond says which stars
+        these are: fully where its answer is by its error or more outside of the range.
     """
     weight, beyond = (
         torch.tensor([float(each[key]) for each in entries], dtype=values[0].dtype, device=values[0].device)[:, None]

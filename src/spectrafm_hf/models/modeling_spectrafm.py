@@ -755,10 +755,10 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             config.name_labels()
             if config.label_error_factors:
                 config.label_error_factors = [*config.label_error_factors, 1.0]
-        entries = [{**settings, "new": is_new} for settings in entries]
-        new = [SpectraFMCorrection(config, settings).to(self.device) for settings in entries]
+        own = [{**settings, "new": is_new} for settings in entries]
+        new = [SpectraFMCorrection(config, settings).to(self.device) for settings in own]
         self.corrections = nn.ModuleList([*(self.corrections[number] for number in kept), *new])
-        config.corrections = [*(config.corrections[number] for number in kept), *entries]
+        config.corrections = [*(config.corrections[number] for number in kept), *own]
         return new
 
     def drop_corrections(self) -> None:

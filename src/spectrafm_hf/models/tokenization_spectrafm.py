@@ -416,7 +416,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         BatchFeature
             With a basis `coefficients`, `reliability`, `estimate`, `pull` (stars, intervals, coefficients),
             `information` (stars, intervals, coefficients, coefficients), `misfit`, `interval_ids` and `attention_mask`
-            (stars, intervals), see [`Evidence`], and with `pixel_wavelength` the fluxes there, `pixels`. Without one `flux`, `wavelength` and `attention_mask` (stars, pixels).
+            (stars, intervals), see [`Evidence`], and with `pixel_wavelength` the fluxes there over their median,
+            `pixels`. Without one `flux`, `wavelength` and `attention_mask` (stars, pixels).
             `request_ids` (stars, requests), and where there is need for them `request_wavelength`,
             `flux_center`, `flux_scale`, `labels`, `label_errors` in its shape;
             `scalar_ids`, `scalar_values` (stars, scalars). Wavelengths are Angstrom, vacuum, rest frame. An answer
@@ -693,8 +694,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         fluxes = np.full((n_stars, len(grid)), np.nan, np.float32)
         for each in found:
             flux = np.where(each.inverse_variance > 0, each.flux, np.nan)
-            counts = np.isfinite(flux).any(axis=1)
-            level = np.nanmedian(np.where(counts[:, None], flux, 1.0), axis=1, keepdims=True)
+            nothing = np.isnan(flux).all(axis=1, keepdims=True)
+            level = np.nanmedian(np.where(nothing, 1.0, flux), axis=1, keepdims=True)
             fluxes[each.stars] = interpolated(each.wavelength, flux / np.where(level > 0, level, 1.0), grid)
         return fluxes
 

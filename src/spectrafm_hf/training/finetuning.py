@@ -259,8 +259,8 @@ class _Run:
         """Choose heads for each label, and add them to the base."""
         choices = {}
         grids = tokenizer.pixel_wavelength or []
-        found = fit_pixels(states.pixels[fitted][:MOST_STARS], sum(map(len, grids)))
-        pixels = base.add_pixels(found.own.start, *found.directions.shape)
+        found = fit_pixels(states.pixels[fitted][:MOST_STARS])
+        pixels = base.add_pixels(sum(map(len, grids)), *found.directions.shape)
         pixels.load_state_dict(found.state_dict())
         tokenizer.pixel_wavelength = [*grids, states.wavelength]
         for name, unit in self.table.units.items():

@@ -4,9 +4,9 @@ Labels of some stars from what a frozen model says of them, and from their pixel
 and how good it is.
 
 A head is the answer of the model as it is, with another zero point, with a linear correction, or with a Gaussian
-process on top; or such a process alone. Its few hyperparameters are those of the greatest likelihood, with the errors of
-the labels as noise; labels that are far off count less. Cross-validation on all stars says how much each head counts in
-the mean, and calibrates the errors.
+process on top; or such a process alone. Its few hyperparameters are those of the greatest likelihood, with the errors
+of the labels as noise; labels that are far off count less. Cross-validation on all stars says how much each head counts
+in the mean, and calibrates the errors.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Fitted:
 Components = dict[str, torch.Tensor]
 
 
-def fit_pixels(pixels: FloatArray, first: int = 0) -> SpectraFMPixels:
+def fit_pixels(pixels: FloatArray) -> SpectraFMPixels:
     """
     Principal components of the pixels of labelled stars.
 
@@ -149,8 +149,6 @@ def fit_pixels(pixels: FloatArray, first: int = 0) -> SpectraFMPixels:
     ----------
     pixels : array of shape (stars, pixels)
         Over the median of the spectrum, NaN where unknown.
-    first : int
-        The first column of their grid among those of all grids.
     """
     flux = np.arcsinh(np.asarray(pixels, np.float64) / PIXEL_SOFTENING)
     known = np.isfinite(flux).any(axis=0)
@@ -159,13 +157,13 @@ def fit_pixels(pixels: FloatArray, first: int = 0) -> SpectraFMPixels:
     spread = MAD_TO_SIGMA * np.nanmedian(np.abs(np.where(known, flux, 0.0)), axis=0)
     spread = np.where(spread > 0, spread, 1.0)
     n_components = min(MOST_COMPONENTS, max(len(flux) - 1, 1), flux.shape[1])
-    module = SpectraFMPixels(first, flux.shape[1], n_components).double()
+    module = SpectraFMPixels(0, flux.shape[1], n_components).double()
     # Holes are zero at first, and then what the components of the others say.
-    flux = torch.from_numpy(flux)
-    some = torch.nan_to_num(flux)
-    for _ in range(3 if bool(flux.isnan().any()) else 1):
+    deviation = torch.from_numpy(flux)
+    some = torch.nan_to_num(deviation)
+    for _ in range(3 if bool(deviation.isnan().any()) else 1):
         _, sizes, rows = torch.linalg.svd(some, full_matrices=False)
-        some = filled(flux, rows[:n_components].T)
+        some = filled(deviation, rows[:n_components].T)
     scaled = (some / torch.from_numpy(spread)).clamp(-FARTHEST, FARTHEST)
     _, scaled_sizes, scaled_rows = torch.linalg.svd(scaled, full_matrices=False)
     unit = torch.stack([sizes[0], scaled_sizes[0]]).clamp(min=LEAST_SCALE) / math.sqrt(len(flux))
@@ -483,7 +481,8 @@ def choose_heads(
         The last of `config.pixel_sets`; without, no head sees pixels.
     """
     few = slice(0, MOST_STARS)
-    states, target, target_error, folds = states[few], target[few], target_error[few], folds[few]
+    states, folds = states[few], folds[few]
+    target, target_error = (np.asarray(column, np.float64)[few] for column in (target, target_error))
     components = None if pixels is None else pixels(torch.from_numpy(states.pixels))
     heads = [
         head
@@ -544,15 +543,16 @@ def _weights_beyond(
     predict: Callable[[Head, NDArray[Any], NDArray[Any]], tuple[FloatArray, FloatArray]],
 ) -> FloatArray:
     """
-    Weights beyond the range of the labels: what is learnt from stars may take all others for their like. Where the stars
-    of the lowest and of the highest labels tell so, when they are left out, it is the model with another zero point.
+    Weights beyond the range of the labels: what is learnt from stars may take all others for their like. Where the
+    stars of the lowest and of the highest labels tell so, when they are left out, it is the model with another zero
+    point.
     """
     order = np.argsort(target, kind="stable")
     size = max(len(target) // ENDS, 1)
     by_model, by_heads = [], []
     for left in (order[:size], order[-size:]):
         kept = np.setdiff1d(order, left)
-        found = {i: predict(heads[i], kept, left)[0] for i in np.flatnonzero(weights)}
+        found = {i: predict(heads[i], kept, left)[0] for i in np.flatnonzero(weights).tolist()}
         by_heads.append(sum(weights[i] * value for i, value in found.items()) - target[left])
         by_model.append(predict(ZERO_POINT, kept, left)[0] - target[left])
     model, learnt = (np.mean(np.concatenate(parts) ** 2) for parts in (by_model, by_heads))
