@@ -208,10 +208,10 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         self.seed = whole_number("seed", seed, 0)
         self.basis = basis
         self.basis_file = BASIS_FILE if basis is not None else basis_file
-        self._check_settings()
         self.pixel_wavelength: list[Any] | None = None
         if pixel_wavelength is not None:
             self.pixel_wavelength = [number_table("pixel_wavelength", grid) for grid in pixel_wavelength]
+        self._check_settings()
         #: What measures velocities; a pipeline sets one with the templates of its model.
         self.velocity_meter: VelocityMeter | None = None
         self._generator = np.random.default_rng(self.seed)
@@ -232,6 +232,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if self.standardize_wavelength is not None:
             increasing = np.ndim(self.standardize_wavelength) == 1 and np.all(np.diff(self.standardize_wavelength) > 0)
             demand(increasing, "standardize_wavelength", "increasing wavelengths")
+        rising = all(np.ndim(grid) == 1 and np.all(np.diff(grid) > 0) for grid in self.pixel_wavelength or [])
+        demand(rising, "pixel_wavelength", "lists of increasing wavelengths")
         for field in ("standardize_center", "standardize_scale"):
             if np.shape(value := getattr(self, field)) != shape:
                 raise ValueError(
