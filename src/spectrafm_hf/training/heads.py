@@ -230,12 +230,34 @@ class Kernel:
         joined = {"linear": torch.cat(linear), "length": torch.cat(length), "amplitude": torch.cat(amplitude)}
         return {"noise": numbers[0] + LEAST_NOISE, "growth": parameters[1], **joined}
 
+    def prepared(self, features: torch.Tensor) -> list[Any]:
+        """
+        Of each group what does not change with the hyperparameters: products and squared distances of all pairs of
+        stars, (N, N) each, where its features count alike, and else the features themselves.
+        """
+        found: list[Any] = []
+        for (size, number, _), own in zip(self.groups, features.split(self.sizes, dim=1), strict=True):
+            if number == size:
+                found.append(own)
+            else:
+                squares = (own**2).sum(dim=1)
+                product = own @ own.T
+                found.append((product, (squares[:, None] + squares - 2.0 * product).clamp(min=0.0)))
+        return found
+
     def matrix(self, parameters, features, doubt, label_variance) -> torch.Tensor:
-        """Covariance of the labels of stars, with noise and label errors, (N, N)."""
+        """Covariance of the labels of stars with noise and label errors, (N, N); the features may be `prepared`."""
         own = self.unpack(parameters)
-        matrix = covariance(
-            features, features, self.constant, own["linear"], own["length"], own["amplitude"], self.sizes
-        )
+        parts = self.prepared(features) if isinstance(features, torch.Tensor) else features
+        matrix, start = torch.full((len(doubt), len(doubt)), self.constant, dtype=doubt.dtype), 0
+        for part, size, amplitude in zip(parts, self.sizes, own["amplitude"], strict=True):
+            linear, length = (own[name][start : start + size] for name in ("linear", "length"))
+            if isinstance(part, tuple):
+                product, squares = part
+                matrix = matrix + linear[0] * product + amplitude * torch.exp(-0.5 * squares / length[0] ** 2)
+            else:
+                matrix = matrix + covariance(part, part, 0.0, linear, length, [amplitude], [size])
+            start += size
         return matrix + torch.diag(own["noise"] * torch.exp(own["growth"] * doubt) + label_variance)
 
     def reweighted(self, parameters, features, doubt, given, variance, target) -> torch.Tensor:
@@ -269,6 +291,7 @@ class Kernel:
 
     def optimum(self, start, iterations, features, doubt, label_variance, target) -> torch.Tensor:
         """Hyperparameters of the greatest posterior probability, from `start` on."""
+        features = self.prepared(features)
         parameters = start.clone().requires_grad_(True)
         optimizer = torch.optim.LBFGS(
             [parameters], max_iter=iterations, line_search_fn="strong_wolfe", tolerance_change=1e-4
@@ -364,15 +387,15 @@ def fit_head(
         own_error = float(np.median(states.errors[:, states.inputs.index(label)]))
         noise = float(np.clip((own_error / unit) ** 2, LEAST_NOISE, 1.0))
     kernel = Kernel(head, module.sizes, noise)
-    some = slice(0, LIKELIHOOD_STARS)
+    some, prepared = slice(0, LIKELIHOOD_STARS), kernel.prepared(features)
     found, given = kernel.start if start is None else start, label_variance
     for number in range(1 + REWEIGHTED):
         if number:
-            label_variance = kernel.reweighted(found, features, doubt, given, label_variance, wanted)
+            label_variance = kernel.reweighted(found, prepared, doubt, given, label_variance, wanted)
         if iterations:
             steps = ITERATIONS_AGAIN if number else iterations
             found = kernel.optimum(found, steps, features[some], doubt[some], label_variance[some], wanted[some])
-    matrix = kernel.matrix(found, features, doubt, label_variance)
+    matrix = kernel.matrix(found, prepared, doubt, label_variance)
     factor = torch.linalg.cholesky(matrix)
     own = kernel.unpack(found)
     noise_mean = kernel.noise_of(found, features[some], doubt[some], label_variance[some], n_stars)
@@ -523,17 +546,17 @@ def choose_heads(
     for i, part in zip(order, chosen, strict=True):
         part.settings.update(weight=float(weights[i]), beyond=float(beyond[i]), range=limits)
     entries = [part.settings for part in chosen]
-    value, error = _mixed([values[i] for i in order], [errors[i] for i in order], entries)
+    answer, _ = _mixed([values[i] for i in order], [errors[i] for i in order], entries)
     # What the heads differ by is known; the factor concerns the rest.
     share = weights[order, None]
     own = np.sqrt((share * np.stack([errors[i] for i in order]) ** 2).sum(axis=0))
-    differ = np.sqrt((share * (np.stack([values[i] for i in order]) - value) ** 2).sum(axis=0))
-    factor = error_factor(value - target, own, np.hypot(target_error, differ))
+    differ = np.sqrt((share * (np.stack([values[i] for i in order]) - answer) ** 2).sum(axis=0))
+    factor = error_factor(answer - target, own, np.hypot(target_error, differ))
     for part in chosen:
         part.tensors["target"][2] = factor
-    value, error = _mixed([values[i] for i in order], [errors[i] * factor for i in order], entries)
+    answer, sigma = _mixed([values[i] for i in order], [errors[i] * factor for i in order], entries)
     sizes = np.sqrt((residuals**2).mean(axis=1))
-    return Choice(chosen, value, error, {head.name: float(size) for head, size in zip(heads, sizes, strict=True)})
+    return Choice(chosen, answer, sigma, {head.name: float(size) for head, size in zip(heads, sizes, strict=True)})
 
 
 def _weights_beyond(
