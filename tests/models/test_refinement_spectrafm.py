@@ -1,6 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """The fit that refines answers, against the emulator and the bound of what spectra hold; and its flags."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +120,20 @@ def test_derivatives_of_the_star_model_are_those_of_its_weights(stars):
         difference = stars.star_model.weights(labels + moved) - stars.star_model.weights(labels - moved)
         expected = difference[:, :-1] / (2 * step)
         assert torch.allclose(slopes[:, label], expected, atol=2e-2 * float(expected.abs().max()))
+
+
+def test_what_is_kept_of_the_star_model_changes_with_it(stars):
+    star = copy.deepcopy(stars.star_model)
+    labels = star.standardise(torch.from_numpy(stars.truth[:4]))
+    before = star.weights(labels)
+    with torch.inference_mode():
+        assert star.weights(labels).equal(before)
+    with torch.no_grad():
+        star.groups[0].weight.mul_(2.0)
+    size = star.groups[0].weight.shape[1]
+    after = star.weights(labels)
+    assert torch.allclose(after[:, :size], 2.0 * before[:, :size], rtol=1e-4)
+    assert after[:, size:].equal(before[:, size:])
 
 
 def test_physical_labels_come_back(stars):

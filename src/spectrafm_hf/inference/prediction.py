@@ -347,12 +347,15 @@ def velocity_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.
 #: each run, and with it the last digit of an answer.
 TOKENS_AT_ONCE = 2048
 NO_MEMORY = "too large for the memory"
-PIXELS_OF_EVIDENCE = 512  # that cost as much as a token does, where tokens are evidence
+# Where tokens are evidence: pixels that cost as much as a token does, and what a star costs at least. So 139 stars of
+# APOGEE go together, and 512 of Gaia XP: enough for full speed, and few enough for the threads to share them evenly.
+PIXELS_OF_EVIDENCE, LEAST_OF_EVIDENCE = 512, 4
 
 
-def pixels_of_token(tokenizer: SpectraFMTokenizer) -> int:
-    """Pixels that make a token, for the size of a batch."""
-    return 1 if tokenizer.basis is None else PIXELS_OF_EVIDENCE
+def tokens_of(row: Mapping[str, Any], tokenizer: SpectraFMTokenizer) -> int:
+    """What a spectrum costs, in tokens, for the size of a batch."""
+    pixels = int(np.size(row["flux"]))
+    return pixels if tokenizer.basis is None else max(LEAST_OF_EVIDENCE, -(-pixels // PIXELS_OF_EVIDENCE))
 
 
 def batches_of(
@@ -366,16 +369,16 @@ def batches_of(
     rows : iterable of rows
     tokenizer : SpectraFMTokenizer
     size : int, optional
-        Stars in a list. Default: as many as have the pixels of `TOKENS_AT_ONCE`, at least one.
+        Stars in a list. Default: as many as have `TOKENS_AT_ONCE`, at least one.
     """
     batch: list[dict[str, Any]] = []
-    pixels = 0
+    tokens = 0
     for row in rows:
         batch.append(row)
-        pixels += np.size(row["flux"])
-        if len(batch) == size or (size is None and pixels >= TOKENS_AT_ONCE * pixels_of_token(tokenizer)):
+        tokens += 0 if size else tokens_of(row, tokenizer)
+        if len(batch) == size or tokens >= TOKENS_AT_ONCE:
             yield batch
-            batch, pixels = [], 0
+            batch, tokens = [], 0
     if batch:
         yield batch
 
@@ -587,9 +590,9 @@ def _parts(tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]]) -> 
     Which rows to handle together: so few, of similar length, that with padding they make no more than `TOKENS_AT_ONCE`,
     or than all rows would if they were as short as the shortest of these.
     """
-    n_tokens = np.array([-(-np.size(row["flux"]) // pixels_of_token(tokenizer)) for row in rows])
+    n_tokens = [tokens_of(row, tokenizer) for row in rows]
     part: list[int] = []
-    for i in np.argsort(n_tokens, kind="stable"):
+    for i in sorted(range(len(rows)), key=n_tokens.__getitem__):
         if part and n_tokens[i] * (len(part) + 1) > max(TOKENS_AT_ONCE, n_tokens[part[0]] * len(rows)):
             yield np.array(part)
             part = []
