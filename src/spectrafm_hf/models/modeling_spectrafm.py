@@ -371,7 +371,8 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         self._keep_in_fp32_modules_strict = {
             part for part in self._full_precision if any(fnmatch.fnmatch(name, f"*{part}.*") for name in names)
         }
-        self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict  # which quantisation leaves alone
+        # This list is what quantisation leaves alone; transformers wants no entry to stand in both.
+        self._keep_in_fp32_modules = {f"{part}.*" for part in self._keep_in_fp32_modules_strict}
         super().post_init()
 
     @torch.no_grad()
