@@ -71,11 +71,12 @@ def embeddings(
     from tqdm.auto import tqdm
 
     from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
+    from spectrafm_hf.inference.prediction import settled
     from spectrafm_hf.inference.similar import Embedder
 
     files = find_files(paths, arguments.split if paths is arguments.input else None, failures)
     embedder = Embedder(model, tokenizer)
-    rows = read_spectra(files, failures=failures, **reading_options(arguments))
+    rows = settled(read_spectra(files, failures=failures, **reading_options(arguments)), model, tokenizer)
     n_stars = 0
     with tqdm(total=count(files), desc="embedding", unit=" stars", delay=DELAY) as progress:
         for batch in batched(rows, arguments.batch_size):

@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
     from spectrafm_hf.inference.explain import Explainer, match_lines, write_curves, write_intervals, write_peaks
+    from spectrafm_hf.inference.prediction import settled
     from spectrafm_hf.show.explained import plot_explanation
 
     failures: list[Failure] = []
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     explainer = Explainer(
         model, tokenizer, arguments.labels, line_width=arguments.line_width, by_type=arguments.by_type
     )
-    rows = read_spectra(files, failures=failures, **reading_options(arguments))
+    rows = settled(read_spectra(files, failures=failures, **reading_options(arguments)), model, tokenizer)
     with tqdm(total=count(files), desc="explaining", unit=" stars", delay=DELAY) as progress:
         for batch in batched(rows, arguments.batch_size):
             bad = explainer.add(batch)

@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         at_measured_velocities,
         batches_of,
         predict_batches,
+        settled,
         velocity_columns,
     )
 
@@ -118,6 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
     if measures := arguments.radial_velocity == MEASURE:
         rows = at_measured_velocities(rows, model, tokenizer)
         columns, units = [VELOCITY, *names], {**units, VELOCITY: VELOCITY_UNIT}
+    else:
+        rows = settled(rows, model, tokenizer)
     summary = Summary(columns, units)
     with contextlib.ExitStack() as stack:
         writer = None

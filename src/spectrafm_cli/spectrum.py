@@ -66,7 +66,9 @@ def add(verbs: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from spectrafm_hf.data.readers import Failure, find_files, read_spectra
-    from spectrafm_hf.inference.spectrum import AS_GIVEN, SpectrumPredictor, SpectrumWriter
+    from spectrafm_hf.inference.prediction import settled
+    from spectrafm_hf.inference.spectrum import AS_GIVEN, SpectrumPredictor
+    from spectrafm_hf.inference.spectrum_files import SpectrumWriter
     from spectrafm_hf.show.spectra import FLUX_LABELS, flux_label, plot_predicted
 
     demand_new_output(arguments)
@@ -98,6 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
             predictor = SpectrumPredictor(model, tokenizer)
             files = find_files(arguments.input, arguments.split, failures)
             rows = read_spectra(files, failures=failures, **reading_options(arguments))
+            rows = settled(rows, model, tokenizer)
             unit = ""
             for row in rows:
                 try:

@@ -10,6 +10,8 @@ from specutils import Spectrum
 from transformers import pipeline
 
 from spectrafm_hf import SpectraFMForPrediction, load_checkpoint, save_checkpoint
+from spectrafm_hf.data.readers import read_spectra
+from spectrafm_hf.files import DEMO_STARS
 
 
 @pytest.fixture
@@ -231,3 +233,17 @@ def test_a_model_whose_weights_are_on_the_disk_answers_as_well(tiny_evidence, st
     predict = pipeline("stellar-labels", model=away, tokenizer=tokenizer)
     assert predict(stars) == pipeline("stellar-labels", model=model, tokenizer=tokenizer, device="cpu")(stars)
     assert away.hf_device_map == {"": "disk"}
+
+
+def test_noise_is_told_from_a_faint_star():
+    model, tokenizer = load_checkpoint("spectrafm-base")
+    predict = pipeline("stellar-labels", model=model, tokenizer=tokenizer, device="cpu")
+    star = next(read_spectra([DEMO_STARS]))
+    wavelength, noise = star["wavelength"], np.random.default_rng(0).normal(size=star["flux"].size)
+    # Behind the range that is known, it is bright.
+    far = np.arange(12000.0, 50000.0, 100.0)
+    wavelength = np.concatenate([wavelength, far])
+    for signal, flagged in ((0.0, True), (1.5, False)):
+        flux = np.concatenate([signal * star["flux"] + noise, np.full(far.size, 100.0)])
+        found = predict({"wavelength": wavelength, "flux": flux, "flux_error": np.ones(flux.size)}, flags=True)
+        assert ("no_signal" in found["flags"]) is flagged

@@ -39,6 +39,7 @@ from .prediction import (
     at_measured_velocities,
     batches_of,
     predict_batches,
+    settled,
     velocity_columns,
 )
 from .similar import fingerprint
@@ -365,6 +366,8 @@ class ShardPredictor:
                 rows = read_spectra(files, failures=failures if len(files) > 1 else None, keep_refused=True, **self.how)
                 if self.measures:
                     rows = at_measured_velocities(rows, self.model, self.tokenizer)
+                else:
+                    rows = settled(rows, self.model, self.tokenizer)
                 velocities: deque[dict[str, NDArray[np.float32]]] = deque()
 
                 def noted(batches: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:

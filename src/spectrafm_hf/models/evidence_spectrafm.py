@@ -21,6 +21,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_spectrafm import SpectraFMConfig
+from .products_spectrafm import product, products
 
 
 MOST_RELIABLE = 0.9999
@@ -171,7 +172,8 @@ def solve_normal_equations(
     """
     starts = range(0, len(precision), PANEL)
     products = [
-        (directions[:, start:, None] * directions[:, None, start : start + PANEL]).flatten(1) for start in starts
+        (directions[:, start:, None] * directions[:, None, start : start + PANEL]).flatten(1).T.contiguous()
+        for start in starts
     ]
     if torch.compiler.is_exporting():  # the number of parts would be fixed
         return _solve_by_panels(weight, right, products, precision.split(PANEL))
@@ -185,7 +187,7 @@ def _solve_by_panels(weight, right, products, precision) -> torch.Tensor:
     found: list[torch.Tensor] = []
     for number, (pairs, prior) in enumerate(zip(products, precision, strict=True)):
         start, width = number * PANEL, len(prior)
-        panel = (weight @ pairs).unflatten(1, (-1, width))
+        panel = product(weight, pairs).unflatten(1, (-1, width))
         panel.diagonal(dim1=1, dim2=2).add_(prior)
         left = right[:, start : start + width, None]
         for i, earlier in enumerate(panels):
@@ -214,7 +216,7 @@ class SpectraFMMemberLinear(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # The dtype of the bias, as a quantised weight is of integers.
-        return torch.baddbmm(self.bias, hidden_states.to(self.bias.dtype), self.weight)
+        return products(hidden_states.to(self.bias.dtype), self.weight, self.bias)
 
 
 class SpectraFMMemberEmbedding(InFullPrecision, SpectraFMMemberLinear):

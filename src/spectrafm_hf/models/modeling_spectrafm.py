@@ -14,7 +14,7 @@ import fnmatch
 import functools
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID, SpectraFMConfig
-from .correction_spectrafm import SpectraFMCorrection
+from .correction_spectrafm import SpectraFMCorrection, SpectraFMPixels, mixed
 from .evidence_spectrafm import (
     InFullPrecision,
     SpectraFMMemberBlock,
@@ -717,7 +717,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         intervals, n_stars = interval_ids[0], coefficients.shape[0]
         shape = (n_stars, len(self.rungs))
         dtype = cast(SpectraFMRung, self.rungs[0]).layer_norm.weight.dtype
-        states = coefficients.new_zeros((*shape, config.num_members, config.hidden_size), dtype=dtype)
+        # Rung after rung and member after member, as they are made and read.
+        states = coefficients.new_zeros((shape[1], config.num_members, n_stars, config.hidden_size), dtype=dtype)
+        states = states.permute(2, 0, 1, 3)
         rung_seen = torch.zeros(shape, dtype=torch.bool, device=seen.device)
         cost, unknown = (torch.full(shape, math.nan, device=seen.device) for _ in range(2))
         for number, (rung, (first, last)) in enumerate(zip(self.rungs, config.rung_intervals, strict=True)):
@@ -727,7 +729,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
                 parts = coefficients[stars][:, own], reliability[stars][:, own], intervals[own]
                 found, *about = rung(*parts)  # on a device of its own where the model is spread over several
                 cost[stars, number], unknown[stars, number] = (each.to(cost.device) for each in about)
-                states = states.index_put((stars, torch.tensor(number, device=stars.device)), found.to(states))
+                states[stars, number] = found.to(states)
                 rung_seen[stars, number] = True
         return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost, unknown=unknown)
 
@@ -826,6 +828,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             self.start = SpectraFMMemberHead(config, len(config.star_labels))
             self.refinement = SpectraFMRefinement(config)
         self.corrections = nn.ModuleList(SpectraFMCorrection(config, settings) for settings in config.corrections)
+        self.pixel_sets = nn.ModuleList(SpectraFMPixels(*sizes) for sizes in config.pixel_sets)
         self.post_init()
 
     def add_label(self, name: str, unit: str = "", center: float = 0.0, scale: float = 1.0):
@@ -838,32 +841,38 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
                 head.add_row()
 
     @torch.no_grad()
-    def add_correction(
-        self, settings: Mapping[str, Any], unit: str = "", center: float = 0.0, scale: float = 1.0
-    ) -> SpectraFMCorrection:
+    def add_pixels(self, first: int, pixels: int, components: int) -> SpectraFMPixels:
+        """Make room for the principal components of a grid of pixels, see [`SpectraFMPixels`]; still to be filled."""
+        new = SpectraFMPixels(first, pixels, components).to(self.device)
+        self.pixel_sets.append(new)
+        self.config.pixel_sets = [*self.config.pixel_sets, [first, pixels, components]]
+        return new
+
+    @torch.no_grad()
+    def add_corrections(
+        self, entries: Sequence[Mapping[str, Any]], unit: str = "", center: float = 0.0, scale: float = 1.0
+    ) -> list[SpectraFMCorrection]:
         """
-        Make room for a correction, which takes the place of one for the same label and rung. The answers for all other
-        labels, and for spectra of other rungs, stay as they are, bit by bit.
+        Make room for the corrections of a label, whose weighted mean is the answer, in place of those for the same
+        label and rung. The answers for all other labels, and for spectra of other rungs, stay as they are, bit by bit.
 
         Parameters
         ----------
-        settings : mapping
-            See [`SpectraFMCorrection`].
+        entries : sequence of mapping
+            For one label and one rung, see [`SpectraFMCorrection`].
         unit, center, scale : see [`SpectraFMModel.add_label`]
             Of a label that is new.
 
         Returns
         -------
-        SpectraFMCorrection
+        list of SpectraFMCorrection
             With buffers that are still to be filled.
         """
-        config, label = self.config, settings["label"]
+        config, label, rung = self.config, entries[0]["label"], entries[0]["rung"]
         if config.token_embedding != "basis":
-            raise ValueError("settings: expected a model with token_embedding='basis' to correct, got another")
+            raise ValueError("entries: expected a model with token_embedding='basis' to correct, got another")
         kept = [
-            number
-            for number, each in enumerate(config.corrections)
-            if (each["label"], each["rung"]) != (label, settings["rung"])
+            number for number, each in enumerate(config.corrections) if (each["label"], each["rung"]) != (label, rung)
         ]
         is_new = label not in config.label_names or any(
             each["new"] for each in config.corrections if each["label"] == label
@@ -875,11 +884,11 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             config.name_labels()
             if config.label_error_factors:
                 config.label_error_factors = [*config.label_error_factors, 1.0]
-        settings = {**settings, "new": is_new}
-        correction = SpectraFMCorrection(config, settings).to(self.device)
-        self.corrections = nn.ModuleList([*(self.corrections[number] for number in kept), correction])
-        config.corrections = [*(config.corrections[number] for number in kept), settings]
-        return correction
+        own = [{**settings, "new": is_new} for settings in entries]
+        new = [SpectraFMCorrection(config, settings).to(self.device) for settings in own]
+        self.corrections = nn.ModuleList([*(self.corrections[number] for number in kept), *new])
+        config.corrections = [*(config.corrections[number] for number in kept), *own]
+        return new
 
     def drop_corrections(self) -> None:
         """Back to the network and the star model, without the labels that corrections alone answer."""
@@ -887,6 +896,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         for field in ("names", "units", "centers", "scales", "error_factors"):
             setattr(config, f"label_{field}", list(getattr(config, f"label_{field}"))[:kept])
         self.corrections, config.corrections = nn.ModuleList(), []
+        self.pixel_sets, config.pixel_sets = nn.ModuleList(), []
         config.name_labels()
 
     def resize_token_embeddings(self, *args, **kwargs):
@@ -915,6 +925,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         pull: torch.Tensor | None = None,
         misfit: torch.Tensor | None = None,
         star_targets: torch.Tensor | None = None,
+        pixels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMPredictionOutput:
         """
@@ -931,6 +942,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             For a model with `config.star_labels`: what the pixels say, see [`Evidence`]. Answers are refined with it.
         star_targets : torch.FloatTensor of shape (B, len(config.star_labels)), optional
             True labels of the star model in physical units, NaN where unknown: the first estimate adds to the loss.
+        pixels : torch.FloatTensor of shape (B, pixels), optional
+            For a model with `config.pixel_sets`: fluxes on their grids over the median of the spectrum, NaN where
+            unknown. Without them, labels that were learnt from pixels are NaN.
         num_items_in_batch : int, optional
             Of labels, in all batches of a step: the loss is the sum over the known labels over this number, in place of
             their mean, so that the losses of the batches add up.
@@ -972,9 +986,10 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             **{**kwargs, "return_dict": True},
         )
         center, scale = standardisation(self.config, request_ids, flux_center, flux_scale)
-        loss = None
+        loss = by_member = None
         if self.config.token_embedding == "basis":
-            mean, log_variance = self._from_members(outputs, request_ids)
+            by_member = self._answers(outputs, request_ids)
+            mean, log_variance = self._from_members(by_member, request_ids)
         else:
             mean, log_variance = (x[:, None].to(center.device) for x in self.readout(outputs.last_hidden_state))
         if labels is not None:
@@ -995,7 +1010,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             mean, log_variance = combined(mean, log_variance)
         else:
             mean, log_variance = mean[:, 0], log_variance[:, 0]
-        log_variance = self._with_error_factors(log_variance, outputs, request_ids)
+        log_variance = self._with_error_factors(log_variance, outputs, by_member, request_ids)
         refined = None
         if estimate is not None and torch.compiler.is_exporting():
             raise ValueError("estimate: expected none, as the fit with the star model cannot be exported")
@@ -1012,7 +1027,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             log_variance,
         )
         if kept is not None:
-            evidence = coefficients, reliability, interval_ids, attention_mask
+            evidence = coefficients, reliability, interval_ids, attention_mask, pixels
             values, errors, mean, log_variance = self._corrected(outputs, refined, asked, kept, found, evidence)
         return SpectraFMPredictionOutput(
             loss=loss,
@@ -1085,8 +1100,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         self, outputs: SpectraFMModelOutput, refined: Refined | None, request_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Values and errors (B, R) of a model on evidence in physical units, without what `corrections` change."""
-        mean, log_variance = combined(*self._from_members(outputs, request_ids))
-        log_variance = self._with_error_factors(log_variance, outputs, request_ids)
+        answers = self._answers(outputs, request_ids)
+        mean, log_variance = combined(*self._from_members(answers, request_ids))
+        log_variance = self._with_error_factors(log_variance, outputs, answers, request_ids)
         if refined is not None:
             mean, log_variance = self._by_star_model(refined, request_ids, mean, log_variance)
         center, scale = standardisation(self.config, request_ids)
@@ -1097,8 +1113,10 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         Values, errors, means and log-variances (B, R): those that were `found` for the columns that are `kept`, and
         those of `corrections` where they are asked for.
         """
-        coefficients, reliability, interval_ids, attention_mask = evidence
+        coefficients, reliability, interval_ids, attention_mask, pixels = evidence
         intervals = interval_ids[0]
+        components: dict[int, dict[str, torch.Tensor]] = {}  # of the pixels, by the set
+        answers: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor, Any]]] = {}
         values, errors, mean, log_variance = (
             part.new_full(request_ids.shape, math.nan).index_copy(1, torch.nonzero(kept)[:, 0], part) for part in found
         )
@@ -1115,37 +1133,57 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             ids = torch.tensor(self.config.label_ids([*correction.inputs, correction.label]), device=mean.device)
             given, doubts = self.uncorrected(outputs, refined, ids.expand(len(mean), -1))
             seen = reliability if attention_mask is None else reliability * attention_mask[..., None]
-            both = correction(
-                given[stars, :-1],
-                doubts[stars, :-1],
-                given[stars, -1],
-                coefficients[stars][:, own],
-                seen[stars][:, own],
-                intervals[own],
-            )
+            number = correction.pixels
+            if number >= 0 and pixels is not None and number not in components:
+                components[number] = self.pixel_sets[number](pixels)
+            if number >= 0 and pixels is None:
+                both = (mean.new_full((len(stars),), math.nan),) * 2
+            else:
+                both = correction(
+                    given[stars, :-1],
+                    doubts[stars, :-1],
+                    given[stars, -1],
+                    coefficients[stars][:, own],
+                    seen[stars][:, own],
+                    intervals[own],
+                    {name: part[stars] for name, part in components.get(number, {}).items()},
+                )
+            answers.setdefault((row, rung), []).append((*both, settings))
+        for (row, rung), parts in answers.items():
+            here = outputs.rung_seen[:, rung, None] & (request_ids == row)
+            (stars,) = torch.nonzero(here.any(dim=1), as_tuple=True)
             value, error = (
-                mean.new_full((len(mean),), math.nan).index_copy(0, stars, found.to(mean))[:, None] for found in both
+                mean.new_full((len(mean),), math.nan).index_copy(0, stars, part.to(mean))[:, None]
+                for part in mixed(*zip(*parts, strict=True))
             )
             values, errors = torch.where(here, value, values), torch.where(here, error, errors)
             mean = torch.where(here, (value - center) / scale, mean)
             log_variance = torch.where(here, 2.0 * torch.log(error / scale), log_variance)
         return values, errors, mean, log_variance
 
-    def _from_members(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor):
-        """Mean and log-variance of each member of each rung for each request, (B, rungs * M, R), NaN for no answer."""
-        if not torch.compiler.is_exporting() and bool((request_ids == FLUX_ID).any()):
+    def _answers(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance of each member of each rung for all labels, (B, rungs * M, labels), NaN for none."""
+        exporting = torch.compiler.is_exporting()
+        if not exporting and bool((request_ids == FLUX_ID).any()):
             raise ValueError(
                 "request_ids: expected labels, as this model has no answer for flux, got a request of flux"
             )
         states, seen = outputs.last_hidden_state, outputs.rung_seen
         assert states is not None and seen is not None
+        present = [exporting or bool(seen[:, i].any()) for i in range(seen.shape[1])]
+        absent = torch.full((), math.nan, device=states.device)
+        absent = absent.expand(len(states), self.config.num_members, self.config.num_network_labels)
+
+        def of(heads) -> torch.Tensor:
+            answers = [head(states[:, i]).to(states.device) if present[i] else absent for i, head in enumerate(heads)]
+            return torch.stack(answers, dim=1).masked_fill(~seen[:, :, None, None], math.nan).flatten(1, 2)
+
+        return of(self.means), of(self.log_variances)
+
+    def _from_members(self, answers: tuple[torch.Tensor, torch.Tensor], request_ids: torch.Tensor):
+        """Mean and log-variance of each member of each rung for each request, (B, rungs * M, R), NaN for no answer."""
         rows = (request_ids - FIRST_LABEL_ID).clamp(0, self.config.num_network_labels - 1)
-        parts = []
-        for heads in (self.means, self.log_variances):
-            found = [head(states[:, i]).to(states.device) for i, head in enumerate(heads)]
-            answers = torch.stack(found, dim=1)  # B, rungs, M, labels
-            answers = answers.masked_fill(~seen[:, :, None, None], math.nan).flatten(1, 2)
-            parts.append(answers.gather(2, rows[:, None].expand(-1, answers.shape[1], -1)))
+        parts = [part.gather(2, rows[:, None].expand(-1, part.shape[1], -1)) for part in answers]
         if not self.training:
             parts[1] = self._calibrated(parts[1], rows)
         known = [FIRST_LABEL_ID + list(self.config.label_names).index(name) for name in self.config.network_labels]
@@ -1171,22 +1209,22 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             log_variance = torch.logaddexp(log_variance, 2.0 * floors.log())
         return log_variance
 
-    def _with_error_factors(self, log_variance, outputs: SpectraFMModelOutput, request_ids) -> torch.Tensor:
+    def _with_error_factors(self, log_variance, outputs: SpectraFMModelOutput, answers, request_ids) -> torch.Tensor:
         """Log-variances of answers, (B, R), with the factors and curves of their labels."""
         if self.config.label_error_factors:
             log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
         if self.config.label_error_curves:
-            log_variance = log_variance + 2.0 * self._error_curves(outputs, request_ids)
+            log_variance = log_variance + 2.0 * self._error_curves(outputs, answers, request_ids)
         return log_variance
 
     @without_autocast
-    def _error_curves(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor) -> torch.Tensor:
+    def _error_curves(self, outputs: SpectraFMModelOutput, answers, request_ids: torch.Tensor) -> torch.Tensor:
         """ln of the factors of `config.label_error_curves`, (B, R), for stars of the first rung; 0 for others."""
         config = self.config
         assert outputs.unknown is not None and config.label_error_curves
         teff_ids = request_ids.new_full((request_ids.shape[0], 1), config.label_ids(["teff"])[0])
         center, scale = standardisation(config, teff_ids)
-        teff = combined(*self._from_members(outputs, teff_ids))[0] * scale + center
+        teff = combined(*self._from_members(answers, teff_ids))[0] * scale + center
         found = torch.zeros(request_ids.shape, device=request_ids.device)
         for part, x in enumerate((teff[:, 0], outputs.unknown[:, 0])):
             knots = torch.tensor(config.label_error_knots[part], device=x.device)

@@ -278,7 +278,7 @@ class VelocityMeter:
         standardised = star.standardise(labels).clamp(low, high)
         intervals = torch.arange(self.star_intervals[0], self.star_intervals[1], device=device)
         found = star.coefficients(star.weights(standardised), intervals)[0]
-        coefficients = found.transpose(0, 1).cpu().numpy()  # stars, intervals, K
+        coefficients = found.cpu().numpy()  # stars, intervals, K
         grid = np.exp(rung.start + rung.step * np.arange(len(rung.mean)))
         design = self.basis.design(grid)
         found = np.tile(rung.mean, (len(TEMPLATES), 1))
