@@ -30,8 +30,19 @@ PAGES = [
     *(
         ROOT / "docs" / f"{name}.md"
         for name in (
-            *("predict", "flags", "surveys", "finetune", "libraries", "spectra", "data", "train", "accuracy"),
-            *("paper", "own-instrument", "devices"),
+            *(
+                "predict",
+                "flags",
+                "surveys",
+                "finetune",
+                "libraries",
+                "devices",
+                "spectra",
+                "data",
+                "train",
+                "accuracy",
+            ),
+            *("paper", "own-instrument"),
         )
     ),
 ]
