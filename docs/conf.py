@@ -2,6 +2,8 @@
 """The documentation: `pip install ".[docs]" && sphinx-build -W docs docs/_build`."""
 
 import argparse
+import os
+import re
 from pathlib import Path
 
 import spectrafm_hf
@@ -20,8 +22,9 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
-suppress_warnings = ["mystnb.unknown_mime_type"]
+exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
+# Attributes of several classes have one name.
+suppress_warnings = ["mystnb.unknown_mime_type", "ref.python"]
 
 html_theme = "furo"
 html_title = f"spectrafm_hf {release}"
@@ -55,9 +58,19 @@ def _write_verbs(folder: Path) -> None:
     (folder / "verbs.md").write_text("\n".join(parts), encoding="utf-8")
 
 
+def _read(app, name: str, source: list[str]) -> None:
+    """The README begins the first page; a link to a page elsewhere in the repository becomes its path."""
+    folder = Path(app.srcdir)
+    text = source[0]
+    if name == "index":
+        readme = (folder.parent / "README.md").read_text(encoding="utf-8")
+        readme = re.sub(r"\]\((?!docs/|https?:)", "](../", readme).replace("](docs/", "](")
+        text = f"{readme}\n{text}"
+    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./([^)]+\.(?:md|cff|ipynb))\)", r"\1 (`\2`)", text)
+
+
 def setup(app):
     # argparse breaks lines at the width of the terminal.
-    import os
-
     os.environ["COLUMNS"] = "100"
     _write_verbs(Path(app.srcdir))
+    app.connect("source-read", _read)

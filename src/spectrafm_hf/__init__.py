@@ -10,6 +10,7 @@ Importing the package makes its classes known to transformers: `AutoConfig`, `Au
 import sys
 from typing import TYPE_CHECKING
 
+from . import moved
 from .lazy import names_of
 
 
@@ -43,6 +44,8 @@ __getattr__ = names_of(
         ),
     },
 )
+
+moved.tell()
 
 # The command line imports torch and transformers for the verbs that need them. Everybody else expects the Auto classes
 # to know ours.

@@ -11,7 +11,7 @@ from transformers import pipeline
 from spectrafm_hf.checkpoints import save_checkpoint
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
-from spectrafm_hf.models.flags_spectrafm import FLAGS, star_flags
+from spectrafm_hf.models.flags_spectrafm import FLAGS, QUALITY, star_flags
 from spectrafm_hf.models.gate_spectrafm import SPEED_OF_LIGHT, air_to_vacuum
 from spectrafm_hf.statistics import robust_scatter
 from spectrafm_hf.synthesis.bases import fill_star_model, hband_rung
@@ -91,7 +91,7 @@ class Stars:
             error,
             return_quality=True,
         )
-        quality = {name: inputs.pop(name) for name in ("clipped", "shift")}
+        quality = {name: inputs.pop(name) for name in QUALITY}
         start = self.truth + START * np.random.default_rng(2).standard_normal(self.truth.shape)
         wanted = self.star_model.standardise(torch.from_numpy(start))
         handle = self.model.start.register_forward_hook(lambda module, given, output: wanted[:, None])

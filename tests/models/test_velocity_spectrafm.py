@@ -143,6 +143,7 @@ def test_the_pipeline_takes_a_velocity_for_each_star_or_measures_it(base, stars)
         predict(
             [(stars[0], 1 + 0 * stars[1][0] + np.random.default_rng(0).normal(0, 0.1, stars[0].size))],
             radial_velocity="measure",
+            on_error="raise",
         )
 
 

@@ -231,6 +231,30 @@ def process_device() -> torch.device:
     return torch.device("cuda", int(number) % torch.cuda.device_count())
 
 
+def named_device(name: str) -> torch.device:
+    """
+    A device by its name: cpu, cuda, cuda:N, or auto for that of this process (`process_device`).
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    if name == "auto":
+        return process_device()
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    known = {"cpu": "cpu", "cuda": "cuda:0", **{f"cuda:{number}": f"cuda:{number}" for number in range(found)}}
+    if name not in known or (name == "cuda" and not found):
+        there = ["auto", "cpu", *(other for other in known if ":" in other)]
+        raise ValueError(f"device: expected one of {', '.join(there)}, got {name}")
+    return torch.device(known[name])
+
+
+def describe_device(device: torch.device) -> str:
+    """Its name, and what it is."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 class ShardPredictor:
     """
     Predictions of shards, each in its file: `predictor(shard)`.

@@ -224,6 +224,10 @@ class SpectrumBasis:
             edges[rung.first_interval :][: rung.n_intervals] = np.exp(np.stack([low, low + rung.width], axis=1))
         return edges
 
+    def __reduce__(self):
+        """Without what is kept of grids: a tokenizer that has been used is the same to `datasets.map`."""
+        return type(self), (self.rungs,)
+
     # -------------------------------------------------------------------------------------------------------- files
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -213,7 +213,8 @@ class SpectraFMMemberLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_members, 1, out_features))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return products(hidden_states.to(self.weight.dtype), self.weight, self.bias)
+        # The dtype of the bias, as a quantised weight is of integers.
+        return products(hidden_states.to(self.bias.dtype), self.weight, self.bias)
 
 
 class SpectraFMMemberEmbedding(InFullPrecision, SpectraFMMemberLinear):

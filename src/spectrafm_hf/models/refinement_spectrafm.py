@@ -11,8 +11,8 @@ wider than stated, levels and slopes of the continuum, whose sizes are found for
 the model by more than the errors of their flux, the errors of the labels grow with it.
 """
 
-from dataclasses import dataclass, fields
-from typing import cast
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -83,7 +83,7 @@ class SpectraFMStarModel(InFullPrecision):
         # Of the coefficients among stars, in flux: the unit in which they are given.
         self.register_buffer("spread", torch.ones(shape[1:3]))
         self.groups = nn.ModuleList(
-            CovarianceGroup(n_labels, config.num_stars, size) for size in config.star_components
+            CovarianceGroup(n_labels, config.num_stars, size).as_buffers() for size in config.star_components
         )
         self._kept: tuple[list[tuple[int, int]], _Sums] | None = None
 
@@ -275,13 +275,18 @@ class Refined:
     converged: torch.Tensor
     slope: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> "Refined":
+        """The same on another device."""
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
+
 
 class SpectraFMRefinement(InFullPrecision):
     """Gauss-Newton steps from a first estimate of the labels, see the top of this file."""
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
-        self.star_model = SpectraFMStarModel(config).requires_grad_(False)
+        self.star_model = SpectraFMStarModel(config)
 
     def forward(
         self,

@@ -82,8 +82,8 @@ class WholeSpectra:
         Returns
         -------
         flux, error : array of shape (B, pixels)
-            In the unit of the spectra. NaN in bands of the air, which the rung is blind to, and at single pixels that are too
-            wide for an interval.
+            In the unit of the spectra. NaN in bands of the air, which the rung is blind to, and at single pixels that
+            are too wide for an interval.
 
         Raises
         ------

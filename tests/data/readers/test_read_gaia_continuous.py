@@ -155,6 +155,21 @@ def test_without_a_band_the_other_reaches_as_far_as_it_does_in_gaiaxpy(tmp_path,
     assert len(list(read_spectra([path], failures=failures))) == 3 and len(failures) == 1
 
 
+def test_names_in_capitals_and_a_mark_of_the_encoding_do_not_matter(tmp_path):
+    needs_gaiaxpy()
+    rows = stars(2)
+    expected = list(read_spectra([write(rows, tmp_path / "a.csv")]))
+    capitals = [{name.upper(): value for name, value in row.items()} for row in rows]
+    for name in ("b.csv", "b.parquet", "b.csv.gz"):
+        path = write(capitals, tmp_path / name)
+        if name == "b.csv":
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().partition(b"\n")[2].partition(b"\n")[2])
+            path.write_bytes(path.read_bytes().replace(b"# delimiter: ','\n", b""))
+        for row, other in zip(read_spectra([path]), expected, strict=True):
+            assert row["object_id"] == other["object_id"]
+            np.testing.assert_allclose(row["flux"], other["flux"], rtol=1e-6)
+
+
 def test_a_folder_of_bulk_files_is_a_survey(tmp_path, tiny_model, tiny_tokenizer, monkeypatch):
     needs_gaiaxpy()
     save_checkpoint(tiny_model, tiny_tokenizer, tmp_path / "tiny")

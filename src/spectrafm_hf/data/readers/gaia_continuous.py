@@ -49,16 +49,16 @@ Line = tuple[str, Sequence[Any]]
 def is_continuous(file: OpenFile) -> bool:
     """Coefficients of XP spectra instead of the spectra."""
     if file.kind == "parquet":
-        return "bp_coefficients" in file.parquet.schema_arrow.names
+        return "bp_coefficients" in map(str.lower, file.parquet.schema_arrow.names)
     if file.kind == "fits":
         names = {name.lower() for hdu in file.hdus[1:] for name in getattr(getattr(hdu, "columns", None), "names", ())}
         return "bp_coefficients" in names
-    if file.kind not in ("text", "votable") or b"bp_coefficients" in file.head:
+    if file.kind not in ("text", "votable") or b"bp_coefficients" in file.head.lower():
         return file.kind in ("text", "votable")
     if not all(line.startswith("#") for line in file.first_lines):
         return False
     # The description of the columns is longer than what is looked at.
-    return "bp_coefficients" in next((line for line in file.text() if not line.startswith("#")), "")
+    return "bp_coefficients" in next((line for line in file.text() if not line.startswith("#")), "").lower()
 
 
 def read_continuous(file: OpenFile, options: Options) -> Iterator[Row]:
@@ -77,11 +77,11 @@ def _rows(
     median = _median(flux)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # is masked
         # As the schema has them: to convert all at once takes less time than star by star.
-        flux, error = ((values / median[:, None]).astype(np.float32) for values in (flux, error))
+        scaled, sigma = ((values / median[:, None]).astype(np.float32) for values in (flux, error))
     known = {band: bands[band].known for band in BANDS}
     for i, object_id in enumerate(identifiers):
         missing = [band for band in BANDS if not known[band][i]]
-        row: Row = {"object_id": object_id, "wavelength": _GRID, "flux": flux[i], "flux_error": error[i]}
+        row: Row = {"object_id": object_id, "wavelength": _GRID, "flux": scaled[i], "flux_error": sigma[i]}
         row["medflux"] = float(median[i])
         if causes[i] or len(missing) == len(BANDS):
             row["refused"] = causes[i] or "bp_coefficients, rp_coefficients: expected those of a band, got none"
@@ -129,7 +129,7 @@ def _chunk(identifiers: Sequence[str], columns: dict[str, Any]) -> Chunk:
 def _of_text(file: OpenFile) -> Iterator[Chunk]:
     lines = _lines(file)
     header = next((line for line in lines if line and not line.startswith(b"#")), b"").decode(file.encoding)
-    names = split_heading(header)
+    names = split_heading(header.removeprefix("\ufeff").lower())
     if absent := [name for name in ("source_id", *COLUMNS) if name not in names]:
         raise ValueError(f"{absent[0]}: expected among the columns of {file.path}, got {', '.join(names)}")
     delimiter = b"," if "," in header else b" "
@@ -265,12 +265,12 @@ def _number(text: bytes) -> float:
 
 
 def _of_parquet(file: OpenFile) -> Iterator[Chunk]:
-    names = file.parquet.schema_arrow.names
+    names = {name.lower(): name for name in file.parquet.schema_arrow.names}
     if absent := [name for name in ("source_id", *COLUMNS) if name not in names]:
         raise ValueError(f"{absent[0]}: expected among the columns of {file.path}, got {', '.join(names)}")
-    for batch in file.parquet.iter_batches(CHUNK_ROWS, columns=["source_id", *COLUMNS]):
-        identifiers = list(map(str, batch.column("source_id").to_pylist()))
-        yield _chunk(identifiers, {name: _lists(batch.column(name), size) for name, size in COLUMNS.items()})
+    for batch in file.parquet.iter_batches(CHUNK_ROWS, columns=[names[name] for name in ("source_id", *COLUMNS)]):
+        identifiers = list(map(str, batch.column(names["source_id"]).to_pylist()))
+        yield _chunk(identifiers, {name: _lists(batch.column(names[name]), size) for name, size in COLUMNS.items()})
 
 
 def _lists(column: pa.Array, size: int) -> Any:
