@@ -15,7 +15,7 @@ from .lazy import names_of
 
 
 #: The one place where it stands; pyproject.toml reads it, tests hold CITATION.cff and CHANGELOG.md to it.
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from .checkpoints import bundled, bundled_names, load_checkpoint, save_checkpoint

@@ -7,14 +7,15 @@ from test_modeling_evidence import LABELS, config, fill, tokens
 from transformers import AutoModelForTimeSeriesPrediction
 
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
-from spectrafm_hf.models.correction_spectrafm import covariance, own_variance
+from spectrafm_hf.models.correction_spectrafm import SpectraFMPixels, covariance, filled, mixed, own_variance
 
 
 def settings(label="age", **changes):
     groups = ["answers", "shape", "coefficients"]
     values = dict(
-        label=label, rung=0, inputs=["teff", "fe_h"], groups=groups, adds=False, stars=7, known=5, range=[0.0, 12.0]
-    )
+        label=label, rung=0, inputs=["teff", "fe_h"], groups=groups, adds=False, stars=7, known=5, range=[0.0, 12.0],
+        weight=1.0, beyond=1.0, pixels=-1,
+    )  # fmt: skip
     return {**values, **changes}
 
 
@@ -45,7 +46,7 @@ def ask(model, inputs=None):
 
 def test_when_a_label_is_new_then_all_other_answers_stay_bit_by_bit(model):
     before = ask(model)
-    fill_correction(model.add_correction(settings(), "Gyr", 5.0, 3.0))
+    fill_correction(model.add_corrections([settings()], "Gyr", 5.0, 3.0)[0])
     after = ask(model)
     assert list(model.config.label_names) == [*LABELS, "age"] and model.config.label_units[-1] == "Gyr"
     assert torch.equal(after.predictions[:, :3], before.predictions) and torch.equal(
@@ -57,15 +58,15 @@ def test_when_a_label_is_new_then_all_other_answers_stay_bit_by_bit(model):
 def test_when_the_spectrum_is_of_another_rung_then_the_new_label_is_unknown_and_the_old_ones_stay(model):
     other = {**tokens(intervals=(6, 7)), "request_ids": torch.tensor([[2, 3]] * 4)}
     before = ask(model, other)
-    fill_correction(model.add_correction(settings()))
-    fill_correction(model.add_correction(settings("logg", adds=True)))
+    fill_correction(model.add_corrections([settings()])[0])
+    fill_correction(model.add_corrections([settings("logg", adds=True)])[0])
     assert torch.equal(ask(model, other).predictions, before.predictions)
     assert ask(model, {**other, "request_ids": torch.tensor([[5]] * 4)}).predictions.isnan().all()
 
 
 def test_when_a_correction_adds_a_constant_then_the_answer_moves_by_it(model):
     before = ask(model)
-    correction = model.add_correction(settings("logg", groups=[], adds=True))
+    correction = model.add_corrections([settings("logg", groups=[], adds=True)])[0]
     correction.target.copy_(torch.tensor([0.85, 1.0, 2.0]))
     correction.noise.copy_(torch.tensor([0.01, 0.0, 0.0, 0.0, 0.0]))
     after = ask(model)
@@ -78,7 +79,7 @@ def test_when_a_correction_adds_a_constant_then_the_answer_moves_by_it(model):
 
 def test_when_a_label_is_corrected_again_then_the_last_one_counts(model):
     for shift in (1.0, 2.0):
-        correction = model.add_correction(settings("logg", groups=[], adds=True))
+        correction = model.add_corrections([settings("logg", groups=[], adds=True)])[0]
         correction.target[0] = shift
     assert len(model.corrections) == len(model.config.corrections) == 1
     torch.manual_seed(0)
@@ -89,7 +90,7 @@ def test_when_a_label_is_corrected_again_then_the_last_one_counts(model):
 
 
 def test_when_an_input_is_unknown_then_the_answer_is_and_nothing_else(model):
-    correction = fill_correction(model.add_correction(settings()))
+    correction = fill_correction(model.add_corrections([settings()])[0])
     values, errors = torch.ones(3, 2), torch.ones(3, 2)
     values[1, 0] = torch.nan
     given = tokens(3, intervals=(1, 2))
@@ -100,8 +101,8 @@ def test_when_an_input_is_unknown_then_the_answer_is_and_nothing_else(model):
 
 
 def test_when_it_is_saved_then_it_loads_with_its_own_code_and_says_the_same(model, tmp_path):
-    fill_correction(model.add_correction(settings(), "Gyr"))
-    fill_correction(model.add_correction(settings("logg", adds=True)))
+    fill_correction(model.add_corrections([settings()], "Gyr")[0])
+    fill_correction(model.add_corrections([settings("logg", adds=True)])[0])
     model.save_pretrained(tmp_path)
     assert (tmp_path / "correction_spectrafm.py").is_file()
     again = AutoModelForTimeSeriesPrediction.from_pretrained(tmp_path, trust_remote_code=True).eval()
@@ -113,7 +114,7 @@ def test_when_it_is_saved_then_it_loads_with_its_own_code_and_says_the_same(mode
 
 def test_when_new_labels_are_dropped_then_the_vocabulary_is_as_it_was(model):
     before = model.config.to_dict()
-    fill_correction(model.add_correction(settings(), "Gyr"))
+    fill_correction(model.add_corrections([settings()], "Gyr")[0])
     model.drop_corrections()
     after = model.config.to_dict()
     assert {key for key in after if after[key] != before[key]} <= {"network_labels"}
@@ -123,10 +124,14 @@ def test_when_new_labels_are_dropped_then_the_vocabulary_is_as_it_was(model):
 def test_when_settings_do_not_fit_then_the_field_is_named():
     with pytest.raises(Exception, match="corrections: expected labels and inputs out of"):
         config(corrections=[{**settings(), "new": False}])
+    with pytest.raises(Exception, match="corrections: expected weights that add up to 1 for a label and a rung"):
+        config(corrections=[{**settings("logg", weight=0.5), "new": False}])
+    with pytest.raises(Exception, match="corrections: expected pixels out of pixel_sets"):
+        config(corrections=[{**settings("logg", groups=["pixels"]), "new": False}])
     with pytest.raises(Exception, match="corrections: expected rungs of rung_intervals"):
         config(corrections=[{**settings("logg", rung=5), "new": False}])
     with pytest.raises(ValueError, match="token_embedding='basis'"):
-        SpectraFMForPrediction(SpectraFMConfig(hidden_size=16)).add_correction(settings())
+        SpectraFMForPrediction(SpectraFMConfig(hidden_size=16)).add_corrections([settings()])
 
 
 def test_the_variance_of_a_star_is_the_diagonal_of_the_covariance():
@@ -137,3 +142,56 @@ def test_the_variance_of_a_star_is_the_diagonal_of_the_covariance():
     matrix = covariance(a, a, 10.0, linear, length, amplitude, [2, 3])
     np.testing.assert_allclose(matrix.diagonal(), own_variance(a, 10.0, linear, amplitude))
     assert torch.linalg.eigvalsh(matrix).min() > 0
+
+
+def test_when_a_label_was_learnt_from_pixels_then_it_is_unknown_without_them(model):
+    pixels = model.add_pixels(2, 5, 3)
+    generator = torch.Generator().manual_seed(1)
+    directions = torch.linalg.qr(torch.randn(5, 3, generator=generator)).Q
+    pixels.directions.copy_(directions)
+    pixels.scaled_directions.copy_(directions)
+    entries = [settings(groups=["pixels"], weight=0.7, pixels=0), settings(groups=["answers"], weight=0.3)]
+    for entry, correction in zip(entries, model.add_corrections(entries), strict=True):
+        assert correction.pixels == entry["pixels"]
+        fill_correction(correction)
+    given = torch.rand(4, 8, generator=generator)
+    found = ask(model, {**tokens(), "pixels": given}).predictions
+    assert found[:, 3].isfinite().all()
+    without = ask(model).predictions
+    assert without[:, 3].isnan().all() and torch.equal(without[:, :3], found[:, :3])
+    # Only its own columns count.
+    others = given.clone()
+    others[:, [0, 1, 7]] += 1.0
+    assert torch.equal(ask(model, {**tokens(), "pixels": others}).predictions[:, 3], found[:, 3])
+
+
+def test_holes_are_filled_with_what_the_other_pixels_say():
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(40, 2, generator=generator, dtype=torch.float64)).Q
+    flux = torch.randn(6, 2, generator=generator, dtype=torch.float64) @ directions.T
+    holes = torch.rand(flux.shape, generator=generator) < 0.3
+    found = filled(torch.where(holes, torch.nan, flux), directions)
+    np.testing.assert_allclose(found, flux, atol=0.02)
+    module = SpectraFMPixels(0, 40, 2).double()
+    module.directions.copy_(directions)
+    given = 0.1 * torch.sinh(flux)
+    for name, whole in module(given).items():
+        np.testing.assert_allclose(module(torch.where(holes, torch.nan, given))[name], whole, atol=0.05)
+
+
+def test_when_processes_disagree_then_the_error_of_their_mean_is_larger():
+    entries = [settings(weight=0.5, beyond=0.5)] * 2
+    values, errors = [torch.tensor([1.0, 1.0]), torch.tensor([1.0, 3.0])], [torch.ones(2)] * 2
+    mean, error = mixed(values, errors, entries)
+    np.testing.assert_allclose(mean, [1.0, 2.0])
+    np.testing.assert_allclose(error, [1.0, 2.0**0.5])
+
+
+def test_beyond_the_range_other_weights_count():
+    entries = [settings(weight=1.0, beyond=0.0, range=[0.0, 1.0]), settings(weight=0.0, beyond=1.0, range=[0.0, 1.0])]
+    values, errors = (
+        [torch.full((4,), 0.5), torch.tensor([0.9, 1.0, 1.05, 3.0])],
+        [torch.ones(4), torch.full((4,), 0.1)],
+    )
+    mean, _ = mixed(values, errors, entries)
+    np.testing.assert_allclose(mean, [0.5, 0.5, 0.775, 3.0], atol=1e-5)

@@ -615,6 +615,7 @@ def all_settings() -> SpectraFMTokenizer:
         max_length=np.int64(5),
         sampling="random",
         seed=3,
+        pixel_wavelength=[[5000.1, 5001.3, 5002.0], [6000.0, 6001.0]],
     )
 
 
@@ -1054,3 +1055,26 @@ def test_what_is_printed_of_a_tokenizer_is_short(tiny_evidence):
     assert repr(tokenizer).startswith("SpectraFMTokenizer(standardize_wavelength=[1000. 1001. 1002. ... 8997.")
     assert repr(tokenizer).endswith("max_length=7)") and len(repr(tokenizer)) < 300
     assert "<4 intervals, 4881-5245, 14940-15364 Angstrom>" in repr(tiny_evidence[1])
+
+
+# ------------------------------------------------------------------------------------------- fluxes beside the evidence
+
+
+def test_fluxes_on_the_grids_of_a_basis_tokenizer_are_over_the_median_and_unknown_where_nothing_is():
+    low, high = BASIS.rungs[0].range
+    wavelength = np.linspace(low + 1.0, high - 1.0, 201)
+    flux = 5.0 * np.stack([np.ones(201), 1.0 + 0.1 * np.linspace(-1.0, 1.0, 201)])
+    mask = np.zeros(flux.shape, bool)
+    mask[0, 50:60] = True
+    grid = [wavelength[40:45] + 0.3 * (wavelength[1] - wavelength[0]), [wavelength[49], wavelength[55], high + 50.0]]
+    given = evidence_tokens(pixel_wavelength=grid)(wavelength, flux, 0.01 * flux, mask)
+    found = given["pixels"].numpy()
+    assert found.shape == (2, 8)
+    np.testing.assert_allclose(found[0], [1, 1, 1, 1, 1, 1, np.nan, np.nan], rtol=1e-5)
+    np.testing.assert_allclose(found[1, :5], np.interp(grid[0], wavelength, flux[1]) / 5.0, rtol=1e-5)
+    assert "pixels" not in evidence_tokens()(wavelength, flux)
+
+
+def test_grids_that_do_not_increase_are_refused():
+    with pytest.raises(ValueError, match="pixel_wavelength: expected lists of increasing wavelengths"):
+        SpectraFMTokenizer(pixel_wavelength=[[5000.0, 4000.0]])

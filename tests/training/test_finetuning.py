@@ -9,16 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import pipeline
 
 import spectrafm_hf
-from spectrafm_hf.checkpoints import load_checkpoint
+from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
 from spectrafm_hf.inference.prediction import TrainingRange, answered_labels
+from spectrafm_hf.inference.states import frozen_states
 from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
 from spectrafm_hf.show.labels import plot_given
 from spectrafm_hf.training import rivals
 from spectrafm_hf.training.finetuning import finetune
+from spectrafm_hf.training.heads import choose_heads, fit_pixels, make_folds
 
 
 STARS = Path(spectrafm_hf.__file__).parent / "resources" / "gaia_xp_demo.parquet"
@@ -84,8 +87,10 @@ def test_what_is_written_is_whole(tuned):
     with (out / "report" / "dropped.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4
     with (out / "report" / "heads.csv").open() as file:
-        chosen = {line["label"]: line["head"] for line in csv.DictReader(file) if line["chosen"] == "true"}
-    assert chosen == made.heads
+        weights = [(line["label"], line["head"], float(line["weight"])) for line in csv.DictReader(file)]
+    for label, heads in made.heads.items():
+        assert sum(weight for name, _, weight in weights if name == label) == pytest.approx(1.0)
+        assert all(head in heads for name, head, weight in weights if name == label and weight > 0)
     with (out / "report" / "predictions.csv").open() as file:
         assert {line["model"] for line in csv.DictReader(file)} >= {"fine-tuned", *rivals.RIVALS}
     card = (out / "README.md").read_text()
@@ -132,10 +137,45 @@ def test_an_answer_beyond_the_labelled_stars_is_flagged(tuned, stars):
         for i in range(len(stars))
     ]
     config = predict.model.config
-    settings = next(each for each in config.corrections if each["label"] == "log_lm")
-    settings["range"] = [1.0, 1.1]
+    for settings in config.corrections:
+        settings["range"] = [1.0, 1.1]
     found = predict(rows, requests=["log_lm"], flags=True)
     assert all("edge" in star["flags"] for star in found if not 0.9 < star["log_lm"] < 1.2)
+
+
+def test_what_was_chosen_is_what_the_checkpoint_says(stars, tmp_path):
+    """Also of spectra on another grid, with holes, and after a round trip through files."""
+    base, tokenizer = load_checkpoint("spectrafm-base")
+    rows = Dataset(stars).with_format("numpy")
+    rung, states, used, _ = frozen_states(load_checkpoint("spectrafm-base")[0], tokenizer, rows)
+    label = states.pixels[:, 100] - states.pixels[:, 104]  # a colour
+    found = fit_pixels(states.pixels)
+    pixels = base.add_pixels(0, *found.directions.shape)
+    pixels.load_state_dict(found.state_dict())
+    folds = make_folds([str(i) for i in used], 5, 0)
+    nothing = np.zeros(len(label))
+    choice = choose_heads(base.config, rung, "slope", states, label, nothing, folds, found)
+    assert any("pixels" in name for name in choice.weights)
+    for part, correction in zip(
+        choice.fitted, base.add_corrections([part.settings for part in choice.fitted]), strict=True
+    ):
+        part.fill(correction)
+    tokenizer.add_label("slope")
+    tokenizer.requests, tokenizer.pixel_wavelength = None, [states.wavelength]
+    save_checkpoint(base, tokenizer, tmp_path / "mine")
+    model, tokenizer = load_checkpoint(tmp_path / "mine")
+    row = model.config.label_names.index("slope")
+    values, errors = choice.predict(base.config, states, found(torch.from_numpy(states.pixels)))
+    with torch.no_grad():
+        output = model(**spectra_of(stars, tokenizer))
+    np.testing.assert_allclose(output.predictions[:, row], values, atol=1e-3 * np.std(label))
+    np.testing.assert_allclose(output.prediction_errors[:, row], errors, rtol=0.01)
+    columns = {name: np.array(stars[name].to_pylist()) for name in ("wavelength", "flux", "flux_error", "mask")}
+    columns["mask"][:, 200:230] = True
+    columns = {name: column[:, np.r_[0:60, 62:343]] for name, column in columns.items()}
+    with torch.no_grad():
+        again = model(**tokenizer(columns)).predictions[:, row].numpy()
+    assert np.std(again - values) < 0.2 * np.std(label)
 
 
 @pytest.mark.slow
@@ -149,7 +189,8 @@ def test_a_tuned_checkpoint_is_tuned_again(tuned, stars, tmp_path):
     labels.write_text("\n".join(["object_id,logg,fe_h", *lines]) + "\n")
     again = finetune([STARS], labels, tmp_path / "again", model=str(made.folder), names=["logg"])
     model, tokenizer = load_checkpoint(again.folder)
-    assert [each["label"] for each in model.config.corrections] == ["log_lm", "logg"]
+    assert list(dict.fromkeys(each["label"] for each in model.config.corrections)) == ["log_lm", "logg"]
+    assert len(model.config.pixel_sets) == len(tokenizer.pixel_wavelength) == 2
     first, _ = load_checkpoint(made.folder)
     inputs = spectra_of(stars, tokenizer)
     with torch.no_grad():
@@ -175,7 +216,7 @@ def test_the_same_again_changes_nothing_and_another_wish_is_refused(tuned):
     [
         ("few", "stars: expected at least 20 with a spectrum and a label, got 12"),
         ("none", r"labels: expected identifiers of the spectra \(.*\) in the column object_id, got"),
-        ("constant", "logg: expected values that differ, got 5 for most of the spectra"),
+        ("constant", "logg: expected values that differ, got 5 for all spectra"),
         ("elsewhere", "out: expected a new folder, or a fine-tuning to go on with, got other files in"),
         ("pixels", "model: expected a checkpoint on evidence, such as spectrafm-base, got"),
         (

@@ -17,7 +17,15 @@ def sample():
     flux = 1 - depth[:, None] * np.exp(-0.5 * (x / 0.2) ** 2) + 0.005 * generator.standard_normal((60, 30))
     flux[3, 4] = np.nan
     tokens = np.concatenate([5.0 * depth[:, None, None], np.ones((60, 1, 1))], axis=2)
-    states = States(["teff"], np.full((60, 1), 5000.0), np.ones((60, 1)), tokens, np.ones_like(tokens))
+    states = States(
+        ["teff"],
+        5000.0 + 500.0 * depth[:, None],
+        np.ones((60, 1)),
+        tokens,
+        np.ones_like(tokens),
+        flux,
+        np.arange(flux.shape[1]),
+    )
     return Sample(flux, np.full_like(flux, 0.005), states, depth[:, None], np.zeros((60, 1)))
 
 

@@ -16,7 +16,6 @@ from datasets import Dataset, load_dataset
 from numpy.typing import NDArray
 
 from ..files import complete_file
-from ..statistics import robust_scatter
 from .from_files import build_from_files
 from .labels import (
     FILE_COLUMNS,
@@ -263,8 +262,8 @@ def check_labels(stars: Dataset, names: Sequence[str]) -> None:
         values = values[np.isfinite(values)]
         if len(values) < MIN_STARS:
             raise ValueError(f"{name}: expected at least {MIN_STARS} spectra whose value is known, got {len(values)}")
-        if robust_scatter(values) == 0:
-            raise ValueError(f"{name}: expected values that differ, got {np.median(values):g} for most of the spectra")
+        if values.min() == values.max():
+            raise ValueError(f"{name}: expected values that differ, got {values[0]:g} for all spectra")
 
 
 def texts_of(stars: Dataset, name: str) -> list[str]:

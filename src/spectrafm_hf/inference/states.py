@@ -18,6 +18,7 @@ from .prediction import batches_of, schema_tokenizer, tokenize_rows
 
 
 FloatArray = NDArray[np.floating[Any]]
+MOST_PIXELS = 16_384
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class States:
         In physical units.
     coefficients, reliability : array of shape (stars, intervals, coefficients)
         Of all intervals of the rung; 0 where nothing was seen.
+    pixels : array of shape (stars, pixels)
+        Fluxes over their medians, NaN where unknown.
+    wavelength : array of shape (pixels,)
+        Of these, Angstrom in vacuum at rest.
     """
 
     inputs: list[str]
@@ -40,13 +45,16 @@ class States:
     errors: FloatArray
     coefficients: FloatArray
     reliability: FloatArray
+    pixels: FloatArray
+    wavelength: FloatArray
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, rows: NDArray[Any] | slice) -> States:
-        parts = (self.values, self.errors, self.coefficients, self.reliability)
-        return States(self.inputs, *(part[rows] for part in parts))
+        parts = (self.values, self.errors, self.coefficients, self.reliability, self.pixels)
+        values, errors, coefficients, reliability, pixels = (part[rows] for part in parts)
+        return States(self.inputs, values, errors, coefficients, reliability, pixels, self.wavelength)
 
 
 def frozen_states(
@@ -82,6 +90,9 @@ def frozen_states(
     model.drop_corrections()
     config, names = model.config, list(model.config.label_names)
     tokenizer = schema_tokenizer(tokenizer)
+    grid = _grid_of(tokenizer, stars)
+    tokenizer.pixel_wavelength = [grid]
+    pixels = np.full((len(stars), len(grid)), np.nan, np.float32)
     n_stars, shape = len(stars), (config.num_intervals, config.num_coefficients)
     values, errors = (np.full((n_stars, len(names)), np.nan) for _ in range(2))
     evidence = np.zeros((2, n_stars, *shape), np.float32)
@@ -100,6 +111,7 @@ def frozen_states(
             seen = inputs["attention_mask"][..., None]
             for part, name in zip(evidence, ("coefficients", "reliability"), strict=True):
                 part[own[:, None], intervals] = (inputs[name] * seen).numpy()
+            pixels[own] = inputs["pixels"].numpy()
             seen = output.rung_seen.numpy()
             rungs[own] = np.where(seen.any(axis=1), seen.argmax(axis=1), -1)
         reasons[start : start + len(batch)] = causes
@@ -119,4 +131,23 @@ def frozen_states(
     kept = np.flatnonzero(usable)
     wide = evidence[:, kept, first:last].astype(np.float64)
     labels = [names[i] for i in answered]
-    return rung, States(labels, values[kept][:, answered], errors[kept][:, answered], *wide), kept, unusable
+    said = values[kept][:, answered], errors[kept][:, answered], wide[0], wide[1]
+    states = States(labels, *said, pixels[kept], grid)
+    return rung, states, kept, unusable
+
+
+def _grid_of(tokenizer: SpectraFMTokenizer, stars: Dataset) -> FloatArray:
+    """
+    Wavelengths of the spectrum with most pixels, which stands for an instrument whose spectra do not share them; every
+    so manieth where there are very many.
+    """
+    sizes = np.array([len(row) for row in stars.with_format(None)["wavelength"]])
+    row = stars[int(sizes.argmax())]
+    wavelength = np.unique(np.asarray(row["wavelength"], np.float64))
+    wavelength = wavelength[wavelength > 0]
+    power = row.get("resolving_power")
+    power = None if power is None or not np.isfinite(power) else float(power)
+    nothing = np.zeros((1, len(wavelength)))
+    if len(wavelength) and tokenizer.basis is not None:
+        wavelength, *_ = tokenizer.basis.brought_down(wavelength, nothing, nothing + 1.0, power)
+    return wavelength[:: -(-len(wavelength) // MOST_PIXELS) or 1]

@@ -41,6 +41,7 @@ NEAR_ONE = 0.15  # of ln level: so is the flux over the continuum of any star, a
 # in km/s, one of which has to go along better with the mean of stars by this correlation; with lines that are narrow.
 STRANGE_MISFIT, STRANGE_CLIPPED = 1.3, 0.01
 SHIFT_LIMIT, SHIFT_STEP, SHIFT_GAIN, LEAST_POWER = 150.0, 5.0, 0.15, 5_000.0
+WIDEST_STEP = 2.5  # of the usual distance of pixels: a wider one is a gap
 NATIVE_TOLERANCE = 1.03  # resolving powers that differ by less count as the same
 
 
@@ -551,6 +552,26 @@ def degraded(
     return np.exp(new), np.where(weight > 0, smooth, 0.0), weight
 
 
+def interpolated(wavelength: np.ndarray, values: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """
+    Values (stars, pixels) on another grid, (stars, points), linearly; NaN outside, in gaps, where a neighbour is NaN.
+    """
+    if len(wavelength) == len(grid) and np.allclose(wavelength, grid, rtol=1e-9, atol=0.0):
+        return values
+    if len(wavelength) < 2:
+        return np.full((len(values), len(grid)), np.nan, values.dtype)
+    right = np.searchsorted(wavelength, grid).clip(1, len(wavelength) - 1)
+    distance = wavelength[right] - wavelength[right - 1]
+    share = (grid - wavelength[right - 1]) / np.where(distance > 0, distance, 1.0)
+    inside = (share >= 0.0) & (share <= 1.0) & (distance < WIDEST_STEP * np.median(np.diff(wavelength)))
+    # Where a point is that of a pixel, its neighbour does not count.
+    found = np.where(
+        share == 0.0, values[:, right - 1], (1.0 - share) * values[:, right - 1] + share * values[:, right]
+    )
+    found = np.where(share == 1.0, values[:, right], found)
+    return np.where(inside, found, np.nan).astype(values.dtype, copy=False)
+
+
 def means_over_pixels(values: np.ndarray, first: float, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """
     Means between `low` and `high`, in own pixels, of functions (..., own pixels) that are means over their pixels, of
@@ -805,6 +826,7 @@ __all__ = [
     "design_of_rung",
     "half_widths",
     "inverse_factor",
+    "interpolated",
     "interval_matrices",
     "means_over_pixels",
     "over_level",

@@ -21,7 +21,8 @@ PADDING_ID = 0
 FLUX_ID = 1
 FIRST_LABEL_ID = 2
 # What the inputs of a correction may be, see `SpectraFMCorrection`.
-CORRECTION_GROUPS = ("answers", "shape", "coefficients")
+PIXEL_GROUPS = ("pixels", "scaled")
+CORRECTION_GROUPS = ("answers", "shape", "coefficients", *PIXEL_GROUPS)
 
 # Where transformers finds the code of a checkpoint in its own folder. The tokenizer writes its part itself.
 AUTO_MAP = {
@@ -30,7 +31,7 @@ AUTO_MAP = {
     "AutoModelForTimeSeriesPrediction": "modeling_spectrafm.SpectraFMForPrediction",
 }
 # Two versions in one process run the code of their own: transformers tells code apart by the file of the configuration.
-PACKAGE_VERSION = "0.1.0"
+PACKAGE_VERSION = "0.2.0"
 # What transformers gives a config, or saves with it, beside the fields of this one and of its base class.
 FOREIGN_FIELDS = {
     *("attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "gradient_checkpointing"),
@@ -107,7 +108,9 @@ class SpectraFMConfig(PreTrainedConfig):
         Stars that its Gaussian processes go through.
     corrections : list[dict]
         Labels that were learnt from labelled stars on top of the frozen model, see [`SpectraFMCorrection`]: for spectra
-        of its `rung`, each takes the place of the answer for its `label`.
+        of its `rung`, each takes the place of the answer for its `label`, or the weighted mean of several does.
+    pixel_sets : list[list[int]]
+        Of each [`SpectraFMPixels`] that they use: the first column of its grid, its pixels, and its components.
     hidden_act, dropout, attention_dropout, layer_norm_eps, initializer_range
         As everywhere in transformers.
     label_names : list[str]
@@ -171,6 +174,7 @@ class SpectraFMConfig(PreTrainedConfig):
     star_intervals: list[int] | tuple[int, ...] = (0, 0)
     num_stars: int = 0
     corrections: list[dict[str, Any]] | tuple[dict[str, Any], ...] = ()
+    pixel_sets: list[list[int]] | tuple[list[int], ...] = ()
     hidden_act: str = "gelu"
     dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
@@ -334,7 +338,21 @@ class SpectraFMConfig(PreTrainedConfig):
         demand(all(0 < scale < math.inf for scale in self.label_scales), "label_scales", "positive numbers")
 
     def _check_corrections(self, demand):
-        fields = {"label", "new", "rung", "inputs", "groups", "adds", "stars", "known", "range"}
+        demand(all(len(each) == 3 and min(each) >= 0 for each in self.pixel_sets), "pixel_sets", "three numbers each")
+        fields = {
+            "label",
+            "new",
+            "rung",
+            "inputs",
+            "groups",
+            "adds",
+            "stars",
+            "known",
+            "range",
+            "weight",
+            "beyond",
+            "pixels",
+        }
         for settings in self.corrections:
             demand(set(settings) == fields, "corrections", f"entries with {sorted(fields)}")
             named = {settings["label"], *settings["inputs"]}
@@ -346,8 +364,13 @@ class SpectraFMConfig(PreTrainedConfig):
             demand(0 <= settings["known"] <= settings["stars"], "corrections", "known from 0 to stars")
             low, high = settings["range"]
             demand(low <= high, "corrections", "a range with the lowest value first")
-        pairs = [(settings["label"], settings["rung"]) for settings in self.corrections]
-        demand(len(set(pairs)) == len(pairs), "corrections", "one for a label and a rung")
+            lowest = 0 if set(settings["groups"]) & set(PIXEL_GROUPS) else -1
+            demand(lowest <= settings["pixels"] < len(self.pixel_sets), "corrections", "pixels out of pixel_sets")
+        for key in {(settings["label"], settings["rung"]) for settings in self.corrections}:
+            own = [each for each in self.corrections if (each["label"], each["rung"]) == key]
+            sums = [sum(each[field] for each in own) for field in ("weight", "beyond")]
+            one = all(abs(total - 1.0) < 1e-6 for total in sums)
+            demand(one, "corrections", "weights that add up to 1 for a label and a rung")
 
 
 SpectraFMConfig.register_for_auto_class()

@@ -3,9 +3,10 @@
 A label learnt from some labelled stars, in closed form: a Gaussian process on what a frozen model says of them.
 
 It is asked for a label that the model does not know, or adds to the answer for one that it does. Its inputs are the
-answers of the model, the shape of the continuum (level and slope of each interval) and the coefficients of all
-intervals; its covariance is a constant, and of each of these groups a linear part and a local one. Nothing of it is
-trained with gradients through the network: `heads.fit_head` computes it.
+answers of the model, the shape of the continuum (level and slope of each interval), the coefficients of all intervals,
+and principal components of the pixels themselves, which see what the model was never shown; its covariance is a
+constant, and of each of these groups a linear part and a local one. Nothing of it is trained with gradients through the
+network: `heads.fit_head` computes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,13 @@ from typing import Any
 
 import torch
 
-from .configuration_spectrafm import SpectraFMConfig
+from .configuration_spectrafm import PIXEL_GROUPS, SpectraFMConfig
 from .evidence_spectrafm import InFullPrecision
+
+
+PIXEL_SOFTENING = 0.1  # of the median flux: asinh is linear below it
+FARTHEST = 10.0  # of the spread of a pixel: beyond, it counts as that
+FILLINGS = 15  # of holes with what the components say
 
 
 def covariance(
@@ -64,9 +70,67 @@ def own_variance(
     return constant + local + (a**2) @ linear
 
 
+class SpectraFMPixels(InFullPrecision):
+    """
+    Fluxes on one grid, as a tokenizer with `pixel_wavelength` gives them -> principal components of the labelled stars:
+    of asinh of the flux, and of the same with each pixel in units of its own spread.
+
+    Holes are filled with what the components of the other pixels say, so that a spectrum without them is near its own.
+
+    Parameters
+    ----------
+    first, pixels, components : int
+        The first column of the grid among those of all grids, how many there are, and the number of components.
+    """
+
+    middle: torch.Tensor
+    spread: torch.Tensor
+    directions: torch.Tensor
+    scaled_directions: torch.Tensor
+    size: torch.Tensor
+
+    def __init__(self, first: int, pixels: int, components: int):
+        super().__init__()
+        self.own = slice(first, first + pixels)
+        self.register_buffer("middle", torch.zeros(pixels))
+        self.register_buffer("spread", torch.ones(pixels))
+        self.register_buffer("directions", torch.zeros(pixels, components))
+        self.register_buffer("scaled_directions", torch.zeros(pixels, components))
+        self.register_buffer("size", torch.ones(2))  # of the first component of each among the stars
+
+    def reset(self, ones: Sequence[str] = ("spread", "size")) -> None:
+        super().reset(ones)
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, pixels of all grids), over the median of the spectrum, NaN where unknown -> two of (B, components)."""
+        dtype = torch.float32 if pixels.device.type == "mps" else torch.float64
+        middle, spread, directions, scaled, size = (
+            part.to(dtype) for part in (self.middle, self.spread, self.directions, self.scaled_directions, self.size)
+        )
+        flux = torch.asinh(pixels[:, self.own].to(dtype) / PIXEL_SOFTENING) - middle
+        flux = filled(flux, directions)
+        return {
+            "pixels": flux @ directions / size[0],
+            "scaled": (flux / spread).clamp(-FARTHEST, FARTHEST) @ scaled / size[1],
+        }
+
+
+def filled(flux: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Deviations from the mean (B, pixels), NaN for holes -> the same, with what orthonormal directions say there."""
+    unknown = flux.isnan()
+    flux = torch.where(unknown, 0.0, flux)
+    (rows,) = torch.nonzero(unknown.any(dim=1), as_tuple=True)
+    if len(rows):
+        holes, some = unknown[rows], flux[rows]
+        for _ in range(FILLINGS):
+            some = torch.where(holes, (some @ directions) @ directions.T, some)
+        flux = flux.index_copy(0, rows, some)
+    return flux
+
+
 class SpectraFMCorrection(InFullPrecision):
     """
-    One label, for the spectra of one rung.
+    One label, for the spectra of one rung, or one of several processes whose weighted mean is the answer.
 
     Parameters
     ----------
@@ -74,7 +138,8 @@ class SpectraFMCorrection(InFullPrecision):
     settings : mapping
         An entry of `config.corrections`: the `label`, the `rung`, the labels whose answers are `inputs`, the `groups`
         of features, whether it `adds` to the answer of the model, the number of `stars`, and of those that the
-        variance is computed with (`known`); the `range` of the label among them.
+        variance is computed with (`known`); the `range` of the label among them; its `weight` among the processes of
+        the label, and that `beyond` the range; which of `config.pixel_sets` it takes its `pixels` from, -1 for none.
     """
 
     center: torch.Tensor
@@ -95,9 +160,12 @@ class SpectraFMCorrection(InFullPrecision):
         super().__init__()
         self.label, self.adds = settings["label"], bool(settings["adds"])
         self.inputs, self.groups = list(settings["inputs"]), list(settings["groups"])
+        self.pixels = int(settings["pixels"])
         self.first, last = config.rung_intervals[settings["rung"]]
         self.shape = (last - self.first, config.num_coefficients)
         each = {"answers": len(self.inputs), "shape": 2 * self.shape[0], "coefficients": self.shape[0] * self.shape[1]}
+        if self.pixels >= 0:
+            each |= dict.fromkeys(PIXEL_GROUPS, config.pixel_sets[self.pixels][2])
         self.sizes = [each[group] for group in self.groups]
         n_features, stars, known = sum(self.sizes), settings["stars"], settings["known"]
         for name, value in (("center", 0.0), ("scale", 1.0), ("low", 0.0), ("high", 0.0), ("linear", 0.0)):
@@ -113,12 +181,19 @@ class SpectraFMCorrection(InFullPrecision):
         # Of the label: its middle, its unit, and the factor of the errors.
         self.register_buffer("target", torch.tensor([0.0, 1.0, 1.0]))
 
-    def features(self, values: torch.Tensor, coefficients: torch.Tensor, reliability: torch.Tensor, intervals):
+    def features(
+        self,
+        values: torch.Tensor,
+        coefficients: torch.Tensor,
+        reliability: torch.Tensor,
+        intervals: torch.Tensor,
+        components: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """
-        (B, inputs) answers in physical units, (B, T, K) twice, (T,) numbers of intervals of the rung -> (B, features),
-        not standardised yet.
+        (B, inputs) answers in physical units, (B, T, K) twice, (T,) numbers of intervals of the rung, what
+        [`SpectraFMPixels`] gives -> (B, features), not standardised yet.
         """
-        parts = {}
+        parts = dict(components or {})
         if "answers" in self.groups:
             # Spectra change with the logarithm of the temperature.
             logs = torch.tensor([name == "teff" for name in self.inputs], device=values.device)
@@ -167,6 +242,7 @@ class SpectraFMCorrection(InFullPrecision):
         coefficients: torch.Tensor,
         reliability: torch.Tensor,
         intervals: torch.Tensor,
+        components: Mapping[str, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Parameters
@@ -178,6 +254,8 @@ class SpectraFMCorrection(InFullPrecision):
         coefficients, reliability : torch.FloatTensor of shape (B, T, num_coefficients)
         intervals : torch.LongTensor of shape (T,)
             All of this rung.
+        components : dict of torch.Tensor of shape (B, components), optional
+            What [`SpectraFMPixels`] gives, for processes on pixels.
 
         Returns
         -------
@@ -189,7 +267,7 @@ class SpectraFMCorrection(InFullPrecision):
             wide = values.to(dtype)
             known = wide.isfinite().all(dim=1)
             wide = torch.where(known[:, None], wide, self.neutral(dtype))
-            standardised = self.standardise(self.features(wide, coefficients, reliability, intervals))
+            standardised = self.standardise(self.features(wide, coefficients, reliability, intervals, components))
             found, error = self.posterior(standardised, self.doubt(errors.to(dtype)))
             if self.adds:
                 found = found + answer.to(dtype)
@@ -200,4 +278,34 @@ class SpectraFMCorrection(InFullPrecision):
         return torch.ones(len(self.inputs), dtype=dtype, device=self.center.device)
 
 
-__all__ = ["SpectraFMCorrection", "covariance", "own_variance"]
+def mixed(
+    values: Sequence[torch.Tensor], errors: Sequence[torch.Tensor], entries: Sequence[Mapping[str, Any]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The weighted mean of what some processes say, and its error, larger where they disagree: (B,) each.
+
+    Parameters
+    ----------
+    values, errors : sequence of torch.Tensor of shape (B,)
+        Of each process.
+    entries : sequence of mapping
+        Their settings: `weight`, and `beyond`, the weight for stars that are beyond the `range` of the labelled ones.
+        What was learnt from these may draw all others to them; the process that counts most beyond says which stars
+        these are: fully where its answer is by its error or more outside of the range.
+    """
+    weight, beyond = (
+        torch.tensor([float(each[key]) for each in entries], dtype=values[0].dtype, device=values[0].device)[:, None]
+        for key in ("weight", "beyond")
+    )
+    value, error = torch.stack(list(values)), torch.stack(list(errors))
+    if bool((beyond != weight).any()):
+        low, high = entries[0]["range"]
+        first = int(beyond.argmax())
+        outside = torch.maximum(low - value[first], value[first] - high) / error[first]
+        share = outside.nan_to_num(0.0).clamp(0.0, 1.0)
+        weight = (1.0 - share) * weight + share * beyond
+    mean = (weight * value).sum(dim=0)
+    return mean, (weight * (error**2 + (value - mean) ** 2)).sum(dim=0).sqrt()
+
+
+__all__ = ["SpectraFMCorrection", "SpectraFMPixels", "covariance", "filled", "mixed", "own_variance"]

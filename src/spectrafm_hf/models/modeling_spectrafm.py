@@ -14,7 +14,7 @@ import fnmatch
 import functools
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID, SpectraFMConfig
-from .correction_spectrafm import SpectraFMCorrection
+from .correction_spectrafm import SpectraFMCorrection, SpectraFMPixels, mixed
 from .evidence_spectrafm import (
     InFullPrecision,
     SpectraFMMemberBlock,
@@ -805,6 +805,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             self.start = SpectraFMMemberHead(config, len(config.star_labels))
             self.refinement = SpectraFMRefinement(config)
         self.corrections = nn.ModuleList(SpectraFMCorrection(config, settings) for settings in config.corrections)
+        self.pixel_sets = nn.ModuleList(SpectraFMPixels(*sizes) for sizes in config.pixel_sets)
         self.post_init()
 
     def add_label(self, name: str, unit: str = "", center: float = 0.0, scale: float = 1.0):
@@ -817,32 +818,38 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
                 head.add_row()
 
     @torch.no_grad()
-    def add_correction(
-        self, settings: Mapping[str, Any], unit: str = "", center: float = 0.0, scale: float = 1.0
-    ) -> SpectraFMCorrection:
+    def add_pixels(self, first: int, pixels: int, components: int) -> SpectraFMPixels:
+        """Make room for the principal components of a grid of pixels, see [`SpectraFMPixels`]; still to be filled."""
+        new = SpectraFMPixels(first, pixels, components).to(self.device)
+        self.pixel_sets.append(new)
+        self.config.pixel_sets = [*self.config.pixel_sets, [first, pixels, components]]
+        return new
+
+    @torch.no_grad()
+    def add_corrections(
+        self, entries: Sequence[Mapping[str, Any]], unit: str = "", center: float = 0.0, scale: float = 1.0
+    ) -> list[SpectraFMCorrection]:
         """
-        Make room for a correction, which takes the place of one for the same label and rung. The answers for all other
-        labels, and for spectra of other rungs, stay as they are, bit by bit.
+        Make room for the corrections of a label, whose weighted mean is the answer, in place of those for the same
+        label and rung. The answers for all other labels, and for spectra of other rungs, stay as they are, bit by bit.
 
         Parameters
         ----------
-        settings : mapping
-            See [`SpectraFMCorrection`].
+        entries : sequence of mapping
+            For one label and one rung, see [`SpectraFMCorrection`].
         unit, center, scale : see [`SpectraFMModel.add_label`]
             Of a label that is new.
 
         Returns
         -------
-        SpectraFMCorrection
+        list of SpectraFMCorrection
             With buffers that are still to be filled.
         """
-        config, label = self.config, settings["label"]
+        config, label, rung = self.config, entries[0]["label"], entries[0]["rung"]
         if config.token_embedding != "basis":
-            raise ValueError("settings: expected a model with token_embedding='basis' to correct, got another")
+            raise ValueError("entries: expected a model with token_embedding='basis' to correct, got another")
         kept = [
-            number
-            for number, each in enumerate(config.corrections)
-            if (each["label"], each["rung"]) != (label, settings["rung"])
+            number for number, each in enumerate(config.corrections) if (each["label"], each["rung"]) != (label, rung)
         ]
         is_new = label not in config.label_names or any(
             each["new"] for each in config.corrections if each["label"] == label
@@ -854,11 +861,11 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             config.name_labels()
             if config.label_error_factors:
                 config.label_error_factors = [*config.label_error_factors, 1.0]
-        settings = {**settings, "new": is_new}
-        correction = SpectraFMCorrection(config, settings).to(self.device)
-        self.corrections = nn.ModuleList([*(self.corrections[number] for number in kept), correction])
-        config.corrections = [*(config.corrections[number] for number in kept), settings]
-        return correction
+        own = [{**settings, "new": is_new} for settings in entries]
+        new = [SpectraFMCorrection(config, settings).to(self.device) for settings in own]
+        self.corrections = nn.ModuleList([*(self.corrections[number] for number in kept), *new])
+        config.corrections = [*(config.corrections[number] for number in kept), *own]
+        return new
 
     def drop_corrections(self) -> None:
         """Back to the network and the star model, without the labels that corrections alone answer."""
@@ -866,6 +873,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         for field in ("names", "units", "centers", "scales", "error_factors"):
             setattr(config, f"label_{field}", list(getattr(config, f"label_{field}"))[:kept])
         self.corrections, config.corrections = nn.ModuleList(), []
+        self.pixel_sets, config.pixel_sets = nn.ModuleList(), []
         config.name_labels()
 
     def resize_token_embeddings(self, *args, **kwargs):
@@ -894,6 +902,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         pull: torch.Tensor | None = None,
         misfit: torch.Tensor | None = None,
         star_targets: torch.Tensor | None = None,
+        pixels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMPredictionOutput:
         """
@@ -910,6 +919,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             For a model with `config.star_labels`: what the pixels say, see [`Evidence`]. Answers are refined with it.
         star_targets : torch.FloatTensor of shape (B, len(config.star_labels)), optional
             True labels of the star model in physical units, NaN where unknown: the first estimate adds to the loss.
+        pixels : torch.FloatTensor of shape (B, pixels), optional
+            For a model with `config.pixel_sets`: fluxes on their grids over the median of the spectrum, NaN where
+            unknown. Without them, labels that were learnt from pixels are NaN.
         num_items_in_batch : int, optional
             Of labels, in all batches of a step: the loss is the sum over the known labels over this number, in place of
             their mean, so that the losses of the batches add up.
@@ -990,7 +1002,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             log_variance,
         )
         if kept is not None:
-            evidence = coefficients, reliability, interval_ids, attention_mask
+            evidence = coefficients, reliability, interval_ids, attention_mask, pixels
             values, errors, mean, log_variance = self._corrected(outputs, refined, asked, kept, found, evidence)
         return SpectraFMPredictionOutput(
             loss=loss,
@@ -1076,8 +1088,10 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         Values, errors, means and log-variances (B, R): those that were `found` for the columns that are `kept`, and
         those of `corrections` where they are asked for.
         """
-        coefficients, reliability, interval_ids, attention_mask = evidence
+        coefficients, reliability, interval_ids, attention_mask, pixels = evidence
         intervals = interval_ids[0]
+        components: dict[int, dict[str, torch.Tensor]] = {}  # of the pixels, by the set
+        answers: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor, Any]]] = {}
         values, errors, mean, log_variance = (
             part.new_full(request_ids.shape, math.nan).index_copy(1, torch.nonzero(kept)[:, 0], part) for part in found
         )
@@ -1094,16 +1108,28 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             ids = torch.tensor(self.config.label_ids([*correction.inputs, correction.label]), device=mean.device)
             given, doubts = self.uncorrected(outputs, refined, ids.expand(len(mean), -1))
             seen = reliability if attention_mask is None else reliability * attention_mask[..., None]
-            both = correction(
-                given[stars, :-1],
-                doubts[stars, :-1],
-                given[stars, -1],
-                coefficients[stars][:, own],
-                seen[stars][:, own],
-                intervals[own],
-            )
+            number = correction.pixels
+            if number >= 0 and pixels is not None and number not in components:
+                components[number] = self.pixel_sets[number](pixels)
+            if number >= 0 and pixels is None:
+                both = (mean.new_full((len(stars),), math.nan),) * 2
+            else:
+                both = correction(
+                    given[stars, :-1],
+                    doubts[stars, :-1],
+                    given[stars, -1],
+                    coefficients[stars][:, own],
+                    seen[stars][:, own],
+                    intervals[own],
+                    {name: part[stars] for name, part in components.get(number, {}).items()},
+                )
+            answers.setdefault((row, rung), []).append((*both, settings))
+        for (row, rung), parts in answers.items():
+            here = outputs.rung_seen[:, rung, None] & (request_ids == row)
+            (stars,) = torch.nonzero(here.any(dim=1), as_tuple=True)
             value, error = (
-                mean.new_full((len(mean),), math.nan).index_copy(0, stars, found.to(mean))[:, None] for found in both
+                mean.new_full((len(mean),), math.nan).index_copy(0, stars, part.to(mean))[:, None]
+                for part in mixed(*zip(*parts, strict=True))
             )
             values, errors = torch.where(here, value, values), torch.where(here, error, errors)
             mean = torch.where(here, (value - center) / scale, mean)

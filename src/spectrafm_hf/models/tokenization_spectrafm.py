@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import cached_file
 
-from .basis_spectrafm import Evidence, SpectrumBasis
+from .basis_spectrafm import Evidence, SpectrumBasis, interpolated
 from .configuration_spectrafm import FIRST_LABEL_ID, FLUX_ID, PADDING_ID
 from .gate_spectrafm import (
     ANGSTROM_PER_UNIT,
@@ -159,6 +159,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         intervals of ln wavelength, and the settings from `valid_flux` to `seed` play no part.
     basis : SpectrumBasis, optional
         That basis itself; it is no setting, but saved in its file.
+    pixel_wavelength : list[list[float]], optional
+        With a basis: grids in Angstrom, increasing, on which the fluxes themselves are given to the model as well, for
+        labels that were learnt from them.
 
     Raises
     ------
@@ -185,6 +188,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         seed: int = 0,
         basis_file: str | None = None,
         basis: SpectrumBasis | None = None,
+        pixel_wavelength: Sequence[Sequence[float]] | None = None,
         **kwargs,
     ):
         if unknown := kwargs.keys() - FOREIGN_KEYS:
@@ -205,6 +209,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         self.seed = whole_number("seed", seed, 0)
         self.basis = basis
         self.basis_file = BASIS_FILE if basis is not None else basis_file
+        self.pixel_wavelength: list[Any] | None = None
+        if pixel_wavelength is not None:
+            self.pixel_wavelength = [number_table("pixel_wavelength", grid) for grid in pixel_wavelength]
         self._check_settings()
         #: What measures velocities; a pipeline sets one with the templates of its model.
         self.velocity_meter: VelocityMeter | None = None
@@ -226,6 +233,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if self.standardize_wavelength is not None:
             increasing = np.ndim(self.standardize_wavelength) == 1 and np.all(np.diff(self.standardize_wavelength) > 0)
             demand(increasing, "standardize_wavelength", "increasing wavelengths")
+        rising = all(np.ndim(grid) == 1 and np.all(np.diff(grid) > 0) for grid in self.pixel_wavelength or [])
+        demand(rising, "pixel_wavelength", "lists of increasing wavelengths")
         for field in ("standardize_center", "standardize_scale"):
             if np.shape(value := getattr(self, field)) != shape:
                 raise ValueError(
@@ -285,11 +294,13 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, and nothing else."""
-        settings = {name: getattr(self, name) for name in self.setting_names()}
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else copy.deepcopy(value)
-            for name, value in settings.items()
-        }
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, list):
+                return [plain(part) for part in value]
+            return value.tolist() if isinstance(value, np.ndarray) else copy.deepcopy(value)
+
+        return {name: plain(getattr(self, name)) for name in self.setting_names()}
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """
@@ -408,7 +419,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         BatchFeature
             With a basis `coefficients`, `reliability`, `estimate`, `pull` (stars, intervals, coefficients),
             `information` (stars, intervals, coefficients, coefficients), `misfit`, `interval_ids` and `attention_mask`
-            (stars, intervals), see [`Evidence`]. Without one `flux`, `wavelength` and `attention_mask` (stars, pixels).
+            (stars, intervals), see [`Evidence`], and with `pixel_wavelength` the fluxes there over their median,
+            `pixels`. Without one `flux`, `wavelength` and `attention_mask` (stars, pixels).
             `request_ids` (stars, requests), and where there is need for them `request_wavelength`,
             `flux_center`, `flux_scale`, `labels`, `label_errors` in its shape;
             `scalar_ids`, `scalar_values` (stars, scalars). Wavelengths are Angstrom, vacuum, rest frame. An answer
@@ -467,6 +479,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if self.basis is not None:
             grids = self._evidence_on_grids(pixels, resolving_power, normalised)
             inputs = self._evidence(grids, pixels, return_quality)
+            if self.pixel_wavelength:
+                inputs["pixels"] = self._on_grids(grids, n_stars)
             if measured and return_quality:
                 inputs |= found
         else:
@@ -689,6 +703,17 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         weight = grid.inverse_variance[:, here].astype(np.float64)
         total, flux = weight.sum(axis=1), np.einsum("sp,sp->s", weight, grid.flux[:, here])
         return np.where(total > 0, flux / np.sqrt(np.where(total > 0, total, 1.0)), np.inf)
+
+    def _on_grids(self, found: list[EvidenceOnGrid], n_stars: int) -> np.ndarray:
+        """Fluxes over their medians at `pixel_wavelength`, (stars, pixels of all grids), NaN where unknown."""
+        grid = np.concatenate(self.pixel_wavelength or [])
+        fluxes = np.full((n_stars, len(grid)), np.nan, np.float32)
+        for each in found:
+            flux = np.where(each.inverse_variance > 0, each.flux, np.nan)
+            nothing = np.isnan(flux).all(axis=1, keepdims=True)
+            level = np.nanmedian(np.where(nothing, 1.0, flux), axis=1, keepdims=True)
+            fluxes[each.stars] = interpolated(each.wavelength, flux / np.where(level > 0, level, 1.0), grid)
+        return fluxes
 
     # ---------------------------------------------------------------------------------------------- fluxes one by one
 

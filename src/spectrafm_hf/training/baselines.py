@@ -552,7 +552,9 @@ class MLPBaseline(Baseline):
                 averaged = torch.optim.swa_utils.AveragedModel(
                     network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(self.ema)
                 )
-            optimizer = torch.optim.AdamW(network.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+            optimizer = torch.optim.AdamW(
+                network.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
+            )
             batches = -(-len(x) // self.batch_size)
             steps = self.epochs * batches
             warmup = max(1, steps // 20)

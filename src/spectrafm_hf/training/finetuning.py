@@ -47,7 +47,7 @@ from ..inference.prediction import TrainingRange, batches_of, predict_batches
 from ..inference.states import States, frozen_states
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
 from ..statistics import robust_scatter
-from .heads import Choice, choose_head, make_folds
+from .heads import MOST_STARS, Choice, choose_heads, fit_pixels, make_folds
 from .metrics import format_table, table_metrics
 from .rivals import Sample, ask_rivals, pixels_of, verdict
 
@@ -217,7 +217,7 @@ class _Run:
         low, high = bare.config.rung_intervals[rung]
         say(f"{self.model}: answers of {', '.join(states.inputs)} and {high - low} intervals of each spectrum")
         folds = make_folds(texts_of(stars, "object_id"), FOLDS, self.seed)
-        choices = self._choose(base, tokenizer, bare, rung, states, stars, fitted, folds)
+        choices = self._choose(base, tokenizer, rung, states, stars, fitted, folds)
         self._save(base, tokenizer)
         self._ranges(str(base.name_or_path), stars, names)
         few = not len(asked)
@@ -230,7 +230,7 @@ class _Run:
         evaluation, verdicts = self._evaluate(answers, stars.select(asked), few)
         for line in verdicts:
             say(line)
-        heads = {name: choice.fitted.head.name for name, choice in choices.items()}
+        heads = {name: str(choice) for name, choice in choices.items()}
         sizes = {"train": len(fitted)} | ({} if few else {"test": len(asked)})
         causes_told = dict(Counter(entry["cause"].split(":")[0] for entry in dropped))
         self._report(stars, splits, folds, choices, answers, asked)
@@ -255,24 +255,29 @@ class _Run:
         if (n_stars := len(set(texts_of(stars, "object_id")))) < MIN_STARS:
             raise ValueError(f"stars: expected at least {MIN_STARS} with a spectrum and a label, got {n_stars}")
 
-    def _choose(self, base, tokenizer, bare, rung, states, stars, fitted, folds) -> dict[str, Choice]:
-        """Choose a head for each label, and add it to the base."""
+    def _choose(self, base, tokenizer, rung, states, stars, fitted, folds) -> dict[str, Choice]:
+        """Choose heads for each label, and add them to the base."""
         choices = {}
+        grids = tokenizer.pixel_wavelength or []
+        found = fit_pixels(states.pixels[fitted][:MOST_STARS])
+        pixels = base.add_pixels(sum(map(len, grids)), *found.directions.shape)
+        pixels.load_state_dict(found.state_dict())
+        tokenizer.pixel_wavelength = [*grids, states.wavelength]
         for name, unit in self.table.units.items():
             target, error = column_of(stars, name), np.nan_to_num(column_of(stars, f"{name}_err"))
             own = fitted[np.isfinite(target[fitted])]
-            choice = choose_head(bare.config, rung, name, states[own], target[own], error[own], folds[own])
-            settings = {**choice.fitted.settings, "range": [float(target[own].min()), float(target[own].max())]}
-            center, scale = float(np.median(target[own])), float(robust_scatter(target[own]))
+            choice = choose_heads(base.config, rung, name, states[own], target[own], error[own], folds[own], found)
+            entries = [part.settings for part in choice.fitted]
+            center, scale = float(np.median(target[own])), float(robust_scatter(target[own]) or target[own].std())
             if name not in tokenizer.label_names:
                 tokenizer.add_label(name)
                 self.say(f"new to the checkpoint: {name}{f' [{unit}]' if unit else ''}")
             if tokenizer.requests is not None and name not in tokenizer.requests:
                 tokenizer.requests = [*tokenizer.requests, name]
-            correction = base.add_correction(settings, unit, center, scale)
-            choice.fitted.fill(correction)
+            for part, correction in zip(choice.fitted, base.add_corrections(entries, unit, center, scale), strict=True):
+                part.fill(correction)
             tried = ", ".join(f"{head} {rmse:.4g}" for head, rmse in choice.tried.items())
-            self.say(f"{name}: {choice.fitted.head.name} ({FOLDS}-fold RMSE, wild ones winsorised: {tried})")
+            self.say(f"{name}: {choice} ({FOLDS}-fold RMSE, wild ones winsorised: {tried})")
             choices[name] = choice
         return choices
 
@@ -368,7 +373,7 @@ class _Run:
         identifiers = {name: texts_of(stars, name) for name in ("object_id", "file")}
         _write_table(report / "splits.csv", pa.table({**identifiers, "split": splits, "fold": folds}))
         tried = [
-            {"label": name, "head": head, "rmse": rmse, "chosen": head == choice.fitted.head.name}
+            {"label": name, "head": head, "rmse": rmse, "weight": choice.weights.get(head, 0.0)}
             for name, choice in choices.items()
             for head, rmse in choice.tried.items()
         ]

@@ -1,27 +1,38 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Labels of some stars from what a frozen model says of them: which of a few Gaussian processes, and how good it is.
+Labels of some stars from what a frozen model says of them, and from their pixels: a mean of a few Gaussian processes,
+and how good it is.
 
 A head is the answer of the model as it is, with another zero point, with a linear correction, or with a Gaussian
-process on top, which has more and more inputs. Its few hyperparameters are those of the greatest likelihood, with the
-errors of the labels as noise. Heads are compared by cross-validation on all stars, and errors calibrated on what it
-finds.
+process on top; or such a process alone. Its few hyperparameters are those of the greatest likelihood, with the errors
+of the labels as noise; labels that are far off count less. Cross-validation on all stars says how much each head counts
+in the mean, and calibrates the errors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from ..inference.states import States
 from ..models import SpectraFMConfig
-from ..models.correction_spectrafm import SpectraFMCorrection, covariance
+from ..models.configuration_spectrafm import PIXEL_GROUPS
+from ..models.correction_spectrafm import (
+    FARTHEST,
+    PIXEL_SOFTENING,
+    SpectraFMCorrection,
+    SpectraFMPixels,
+    covariance,
+    filled,
+    mixed,
+)
 from ..statistics import MAD_TO_SIGMA, robust_scatter
 
 
@@ -30,11 +41,22 @@ FloatArray = NDArray[np.floating[Any]]
 LIKELIHOOD_STARS, MOST_STARS, VARIANCE_STARS = 300, 3000, 500
 ITERATIONS, ITERATIONS_AGAIN = 60, 15  # of L-BFGS: from the usual start, and from the optimum for all stars
 CONSTANT = 10.0  # variance of the unknown zero point, in units of the variance of the label
+MOST_UNSURE = 0.5  # variance of ln of the noise
 LEAST_NOISE = 1e-4  # of the variance of the label
-#: A head with more inputs has to be better by this many standard errors of the difference.
-PARSIMONY = 0.5
+NOISE_WIDTH = 0.5  # of ln of the variance of the noise, where the errors of the answers say what it should be
+#: Of principal components of the pixels.
+MOST_COMPONENTS = 100
+#: Sigma beyond which a label is far from what other stars say, and how often that is looked at.
+FAR, REWEIGHTED = 2.0, 2
+#: Weights of heads: how sure one is, beforehand, that the one that did best is best, as a share of what the likelihood
+#: of as many independent stars would say; how many stars this counts as much as; and the least weight.
+SURE, PRIOR_WEIGHT, LEAST_WEIGHT = 0.3, 3.0, 0.02
+ENDS = 5  # a fifth of the stars at either end of the range of a label
+TINY = 1e-30
 WINSORISED = 4.0  # times the robust scatter: what is further off counts as that far, in comparisons
 PRIOR_STARS = 20.0  # that a factor of 1 for the errors counts as much as
+FACTORS = 0.3, 20.0  # of errors, least and greatest
+CLIPPED_AT, CLIPPED_VARIANCE = 2.5, 0.9765  # in sigma; mean square of a Gaussian that is clipped there
 LEAST_SCALE = 1e-6  # of an input among the stars: what differs by less is the same for all
 MARGIN = 1.0  # of the range of each input among the stars: beyond, it counts as at that end
 
@@ -62,21 +84,28 @@ class Head:
     constant: bool = True
 
 
-_INPUTS = (
-    ("a Gaussian process on the answers", {"answers": "both"}),
-    ("a Gaussian process on answers and continuum", {"answers": "both", "shape": "both"}),
-    ("a Gaussian process on answers and coefficients", {"answers": "both", "shape": "both", "coefficients": "both"}),
+_ON_ANSWERS = {"answers": "both"}
+_ON_EVIDENCE = {"answers": "both", "shape": "both", "coefficients": "both"}
+_ON_PIXELS = {"pixels": "both"}
+#: Without the answer of the model for the label.
+NEW_LABEL_HEADS = (
+    Head("on the answers", _ON_ANSWERS),
+    Head("on answers and coefficients", _ON_EVIDENCE),
+    Head("on pixels", _ON_PIXELS),
+    Head("on scaled pixels", {"scaled": "both"}),
+    Head("on answers and pixels", {"answers": "both", "pixels": "both"}),
+    Head("on coefficients and pixels", {"answers": "linear", "coefficients": "both", "pixels": "both"}),
 )
-#: From the simplest on. The first four go on from an answer of the model.
+ZERO_POINT = Head("another zero point", {}, adds=True)
+#: With it.
 HEADS = (
     Head("the model as it is", {}, adds=True, constant=False),
-    Head("another zero point", {}, adds=True),
+    ZERO_POINT,
     Head("a linear correction", {"answers": "linear"}, adds=True),
-    *(Head(f"the answer and {name}", groups, adds=True) for name, groups in _INPUTS),
-)
-NEW_LABEL_HEADS = (
-    Head("a line in the answers", {"answers": "linear"}),
-    *(Head(name, groups) for name, groups in _INPUTS),
+    Head("a correction on the answers", _ON_ANSWERS, adds=True),
+    Head("a correction on answers and coefficients", _ON_EVIDENCE, adds=True),
+    Head("a correction on pixels", _ON_PIXELS, adds=True),
+    *NEW_LABEL_HEADS,
 )
 
 
@@ -101,12 +130,54 @@ class Fitted:
             getattr(correction, name).copy_(tensor)
         return correction
 
-    def predict(self, config: SpectraFMConfig, states: States) -> tuple[FloatArray, FloatArray]:
+    def predict(
+        self, config: SpectraFMConfig, states: States, components: Components | None = None
+    ) -> tuple[FloatArray, FloatArray]:
         """Values and one-sigma errors, each of shape (stars,), in physical units."""
-        return ask(self.correction(config), states)
+        return ask(self.correction(config), states, components)
 
 
-def ask(correction: SpectraFMCorrection, states: States) -> tuple[FloatArray, FloatArray]:
+#: What [`SpectraFMPixels`] gives of stars, by group.
+Components = dict[str, torch.Tensor]
+
+
+def fit_pixels(pixels: FloatArray) -> SpectraFMPixels:
+    """
+    Principal components of the pixels of labelled stars.
+
+    Parameters
+    ----------
+    pixels : array of shape (stars, pixels)
+        Over the median of the spectrum, NaN where unknown.
+    """
+    flux = np.arcsinh(np.asarray(pixels, np.float64) / PIXEL_SOFTENING)
+    known = np.isfinite(flux).any(axis=0)
+    middle = np.nanmedian(np.where(known, flux, 0.0), axis=0)
+    flux = flux - middle
+    spread = MAD_TO_SIGMA * np.nanmedian(np.abs(np.where(known, flux, 0.0)), axis=0)
+    spread = np.where(spread > 0, spread, 1.0)
+    n_components = min(MOST_COMPONENTS, max(len(flux) - 1, 1), flux.shape[1])
+    module = SpectraFMPixels(0, flux.shape[1], n_components).double()
+    # Holes are zero at first, and then what the components of the others say.
+    deviation = torch.from_numpy(flux)
+    some = torch.nan_to_num(deviation)
+    for _ in range(3 if bool(deviation.isnan().any()) else 1):
+        _, sizes, rows = torch.linalg.svd(some, full_matrices=False)
+        some = filled(deviation, rows[:n_components].T)
+    scaled = (some / torch.from_numpy(spread)).clamp(-FARTHEST, FARTHEST)
+    _, scaled_sizes, scaled_rows = torch.linalg.svd(scaled, full_matrices=False)
+    unit = torch.stack([sizes[0], scaled_sizes[0]]).clamp(min=LEAST_SCALE) / math.sqrt(len(flux))
+    for name, tensor in {
+        "middle": torch.from_numpy(middle), "spread": torch.from_numpy(spread), "directions": rows[:n_components].T,
+        "scaled_directions": scaled_rows[:n_components].T, "size": unit,
+    }.items():  # fmt: skip
+        getattr(module, name).copy_(tensor)
+    return module
+
+
+def ask(
+    correction: SpectraFMCorrection, states: States, components: Components | None = None
+) -> tuple[FloatArray, FloatArray]:
     """Values and one-sigma errors of a correction for stars, each of shape (stars,), in physical units."""
     intervals = torch.arange(states.coefficients.shape[1]) + correction.first
     columns = [states.inputs.index(name) for name in correction.inputs]
@@ -115,7 +186,7 @@ def ask(correction: SpectraFMCorrection, states: States) -> tuple[FloatArray, Fl
     if correction.adds:
         answer = torch.from_numpy(states.values[:, states.inputs.index(correction.label)])
     evidence = (torch.from_numpy(part) for part in (states.coefficients, states.reliability))
-    value, error = correction(values, errors, answer, *evidence, intervals)
+    value, error = correction(values, errors, answer, *evidence, intervals, components)
     return value.double().numpy(), error.double().numpy()
 
 
@@ -125,7 +196,7 @@ def ask(correction: SpectraFMCorrection, states: States) -> tuple[FloatArray, Fl
 class Kernel:
     """Hyperparameters of a head as one vector of logarithms, with their priors and what they stand for."""
 
-    def __init__(self, head: Head, sizes: Sequence[int]):
+    def __init__(self, head: Head, sizes: Sequence[int], noise: float | None = None):
         self.sizes, self.constant = list(sizes), CONSTANT if head.constant else 0.0
         # Each answer counts by itself, the other inputs all alike.
         self.groups = [
@@ -134,6 +205,8 @@ class Kernel:
         ]
         # Start, middle and width of the prior: of the noise and its growth, then group after group.
         rows = [(math.log(0.1), math.log(0.1), 2.0), (1.0, 1.0, 1.0)]
+        if noise is not None:
+            rows[0] = (math.log(noise), math.log(noise), NOISE_WIDTH)
         for _, number, kind in self.groups:
             rows += [(-0.7, -1.0, 2.0)] * number
             if kind == "both":
@@ -157,16 +230,68 @@ class Kernel:
         joined = {"linear": torch.cat(linear), "length": torch.cat(length), "amplitude": torch.cat(amplitude)}
         return {"noise": numbers[0] + LEAST_NOISE, "growth": parameters[1], **joined}
 
+    def prepared(self, features: torch.Tensor) -> list[Any]:
+        """
+        Of each group what does not change with the hyperparameters: products and squared distances of all pairs of
+        stars, (N, N) each, where its features count alike, and else the features themselves.
+        """
+        found: list[Any] = []
+        for (size, number, _), own in zip(self.groups, features.split(self.sizes, dim=1), strict=True):
+            if number == size:
+                found.append(own)
+            else:
+                squares = (own**2).sum(dim=1)
+                product = own @ own.T
+                found.append((product, (squares[:, None] + squares - 2.0 * product).clamp(min=0.0)))
+        return found
+
     def matrix(self, parameters, features, doubt, label_variance) -> torch.Tensor:
-        """Covariance of the labels of stars, with noise and label errors, (N, N)."""
+        """Covariance of the labels of stars with noise and label errors, (N, N); the features may be `prepared`."""
         own = self.unpack(parameters)
-        matrix = covariance(
-            features, features, self.constant, own["linear"], own["length"], own["amplitude"], self.sizes
-        )
+        parts = self.prepared(features) if isinstance(features, torch.Tensor) else features
+        matrix, start = torch.full((len(doubt), len(doubt)), self.constant, dtype=doubt.dtype), 0
+        for part, size, amplitude in zip(parts, self.sizes, own["amplitude"], strict=True):
+            linear, length = (own[name][start : start + size] for name in ("linear", "length"))
+            if isinstance(part, tuple):
+                product, squares = part
+                matrix = matrix + linear[0] * product + amplitude * torch.exp(-0.5 * squares / length[0] ** 2)
+            else:
+                matrix = matrix + covariance(part, part, 0.0, linear, length, [amplitude], [size])
+            start += size
         return matrix + torch.diag(own["noise"] * torch.exp(own["growth"] * doubt) + label_variance)
+
+    def reweighted(self, parameters, features, doubt, given, variance, target) -> torch.Tensor:
+        """
+        Variances of the labels (N,): of those that are far from what the other stars say of them, so much larger than
+        `given` that they are no longer. `variance` are those of before.
+        """
+        own = self.unpack(parameters)
+        factor, failed = torch.linalg.cholesky_ex(self.matrix(parameters, features, doubt, variance))
+        if failed:
+            return variance
+        inverse = torch.cholesky_inverse(factor)
+        left = (inverse @ target) / inverse.diagonal()
+        spread = (1.0 / inverse.diagonal() - variance + given).clamp(min=LEAST_NOISE).sqrt()
+        far = left / spread
+        far = far / (MAD_TO_SIGMA * far.abs().median()).clamp(min=0.3)
+        noise = own["noise"] * torch.exp(own["growth"] * doubt)
+        return given + (noise + given) * ((far / FAR) ** 2 - 1.0).clamp(min=0.0)
+
+    def noise_of(self, parameters, features, doubt, label_variance, number: int) -> torch.Tensor:
+        """
+        The mean of the noise rather than its most probable value: where stars are few, or labels much noisier than what
+        is learnt, it may well be larger. `features` are some of a `number` of stars.
+        """
+        noise, width = self.unpack(parameters)["noise"], float(self.width[0])
+        inverse = torch.cholesky_inverse(
+            torch.linalg.cholesky(self.matrix(parameters, features, doubt, label_variance))
+        )
+        information = 0.5 * ((noise * torch.exp(parameters[1] * doubt) * inverse.diagonal()) ** 2).mean() * number
+        return noise * torch.exp(0.5 * (1.0 / (width**-2.0 + information)).clamp(max=MOST_UNSURE))
 
     def optimum(self, start, iterations, features, doubt, label_variance, target) -> torch.Tensor:
         """Hyperparameters of the greatest posterior probability, from `start` on."""
+        features = self.prepared(features)
         parameters = start.clone().requires_grad_(True)
         optimizer = torch.optim.LBFGS(
             [parameters], max_iter=iterations, line_search_fn="strong_wolfe", tolerance_change=1e-4
@@ -196,6 +321,8 @@ def fit_head(
     states: States,
     target: FloatArray,
     target_error: FloatArray,
+    components: Components | None = None,
+    pixels: int = -1,
     start: torch.Tensor | None = None,
     iterations: int = ITERATIONS,
 ) -> Fitted:
@@ -214,6 +341,10 @@ def fit_head(
         Finite.
     target, target_error : array of shape (stars,)
         Label and its error (0 where unknown).
+    components : dict of torch.Tensor of shape (stars, components), optional
+        What [`SpectraFMPixels`] gives of the stars, for heads on pixels.
+    pixels : int
+        The number of that among `config.pixel_sets`.
     start : torch.Tensor, optional
         Hyperparameters to start from.
     iterations : int
@@ -224,14 +355,15 @@ def fit_head(
     n_stars, n_known = len(target), min(len(target), VARIANCE_STARS)
     settings = {
         "label": label, "new": not head.adds, "rung": rung, "inputs": list(states.inputs), "groups": list(head.groups),
-        "adds": head.adds, "stars": n_stars, "known": n_known, "range": [0.0, 0.0],
+        "adds": head.adds, "stars": n_stars, "known": n_known, "range": [0.0, 0.0], "weight": 1.0, "beyond": 1.0,
+        "pixels": pixels,
     }  # fmt: skip
     module = SpectraFMCorrection(config, settings).double()
     intervals = torch.arange(states.coefficients.shape[1]) + module.first
     values, coefficients, reliability = (
         torch.from_numpy(part) for part in (states.values, states.coefficients, states.reliability)
     )
-    features = module.features(values, coefficients, reliability, intervals)
+    features = module.features(values, coefficients, reliability, intervals, components)
     spread = (features.amax(dim=0) - features.amin(dim=0)) * MARGIN
     tensors = {
         "center": features.median(dim=0).values,
@@ -250,19 +382,28 @@ def fit_head(
     unit = float(np.sqrt(np.mean((target - middle) ** 2))) or 1.0
     wanted = torch.from_numpy((target - middle) / unit)
     label_variance = torch.from_numpy((target_error / unit) ** 2)
-    kernel = Kernel(head, module.sizes)
-    some = slice(0, LIKELIHOOD_STARS)
-    found = kernel.start if start is None else start
-    if iterations:
-        found = kernel.optimum(found, iterations, features[some], doubt[some], label_variance[some], wanted[some])
-    matrix = kernel.matrix(found, features, doubt, label_variance)
+    noise = None
+    if head.adds:  # the model says how wrong its answers are
+        own_error = float(np.median(states.errors[:, states.inputs.index(label)]))
+        noise = float(np.clip((own_error / unit) ** 2, LEAST_NOISE, 1.0))
+    kernel = Kernel(head, module.sizes, noise)
+    some, prepared = slice(0, LIKELIHOOD_STARS), kernel.prepared(features)
+    found, given = kernel.start if start is None else start, label_variance
+    for number in range(1 + REWEIGHTED):
+        if number:
+            label_variance = kernel.reweighted(found, prepared, doubt, given, label_variance, wanted)
+        if iterations:
+            steps = ITERATIONS_AGAIN if number else iterations
+            found = kernel.optimum(found, steps, features[some], doubt[some], label_variance[some], wanted[some])
+    matrix = kernel.matrix(found, prepared, doubt, label_variance)
     factor = torch.linalg.cholesky(matrix)
     own = kernel.unpack(found)
+    noise_mean = kernel.noise_of(found, features[some], doubt[some], label_variance[some], n_stars)
     identity = torch.eye(n_known, dtype=torch.float64)
     tensors |= {name: own[name] for name in ("linear", "length", "amplitude")}
     tensors |= {
         "constant": torch.tensor(kernel.constant),
-        "noise": torch.stack([own["noise"], own["growth"], usual, doubt.min(), doubt.max()]),
+        "noise": torch.stack([noise_mean, own["growth"], usual, doubt.min(), doubt.max()]),
         "stars": features,
         "weight": torch.cholesky_solve(wanted[:, None], factor)[:, 0],
         # The first rows of the factor are that of the first stars alone.
@@ -277,7 +418,9 @@ def _scales(features: torch.Tensor, groups: Sequence[str], sizes: Sequence[int])
     parts = []
     for group, own in zip(groups, features.split(list(sizes), dim=1), strict=True):
         scale = spread = own.std(dim=0)
-        if group == "shape":  # which few stars differ in by much
+        if group in PIXEL_GROUPS:  # in units of the first of them
+            scale = torch.ones_like(scale)
+        elif group == "shape":  # which few stars differ in by much
             scale = MAD_TO_SIGMA * (own - own.median(dim=0).values).abs().median(dim=0).values * own.shape[1] ** 0.5
         elif group == "coefficients":
             scale = (spread**2).sum().sqrt().expand(len(spread))
@@ -291,22 +434,45 @@ def _scales(features: torch.Tensor, groups: Sequence[str], sizes: Sequence[int])
 @dataclass(frozen=True)
 class Choice:
     """
-    The head that was chosen for a label.
+    The heads that were chosen for a label.
 
     Attributes
     ----------
-    fitted : Fitted
-        To all stars, with errors that are calibrated.
+    fitted : list of Fitted
+        To all stars, with errors that are calibrated, and their `weight` in the settings; the heaviest first.
     values, errors : array of shape (stars,)
-        What it says of each star when that star's fold was left out, calibrated.
+        What they say of each star when that star's fold was left out, calibrated.
     tried : dict of str to float
         Root mean square of the deviations in cross-validation, wild ones winsorised, of each head by its name.
     """
 
-    fitted: Fitted
+    fitted: list[Fitted]
     values: FloatArray
     errors: FloatArray
     tried: dict[str, float]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """How much each head counts, by its name."""
+        return {part.head.name: part.settings["weight"] for part in self.fitted if part.settings["weight"]}
+
+    def __str__(self) -> str:
+        if len(self.weights) == 1:
+            return next(iter(self.weights))
+        return ", ".join(f"{weight:.0%} {name}" for name, weight in self.weights.items())
+
+    def predict(
+        self, config: SpectraFMConfig, states: States, components: Components | None = None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Values and one-sigma errors, each of shape (stars,), in physical units."""
+        values, errors = zip(*(part.predict(config, states, components) for part in self.fitted), strict=True)
+        return _mixed(values, errors, [part.settings for part in self.fitted])
+
+
+def _mixed(values: Any, errors: Any, entries: Sequence[Mapping[str, Any]]) -> tuple[FloatArray, FloatArray]:
+    """[`mixed`] of arrays."""
+    value, error = mixed(list(map(torch.from_numpy, values)), list(map(torch.from_numpy, errors)), entries)
+    return value.numpy(), error.numpy()
 
 
 def make_folds(groups: Sequence[str], n_folds: int, seed: int) -> NDArray[np.int64]:
@@ -316,7 +482,7 @@ def make_folds(groups: Sequence[str], n_folds: int, seed: int) -> NDArray[np.int
     return (order % n_folds)[numbers]
 
 
-def choose_head(
+def choose_heads(
     config: SpectraFMConfig,
     rung: int,
     label: str,
@@ -324,46 +490,123 @@ def choose_head(
     target: FloatArray,
     target_error: FloatArray,
     folds: NDArray[np.int64],
+    pixels: SpectraFMPixels | None = None,
 ) -> Choice:
     """
-    Compare the heads for a label by cross-validation, and fit the simplest of the best.
+    Compare the heads for a label by cross-validation, and weigh them.
 
     Parameters
     ----------
     config, rung, label, states, target, target_error
         As in [`fit_head`]; beyond `MOST_STARS`, the first ones count.
     folds : array of int, shape (stars,)
+    pixels : SpectraFMPixels, optional
+        The last of `config.pixel_sets`; without, no head sees pixels.
     """
     few = slice(0, MOST_STARS)
-    states, target, target_error, folds = states[few], target[few], target_error[few], folds[few]
-    heads = HEADS if label in states.inputs else NEW_LABEL_HEADS
-    found = []
+    states, folds = states[few], folds[few]
+    target, target_error = (np.asarray(column, np.float64)[few] for column in (target, target_error))
+    components = None if pixels is None else pixels(torch.from_numpy(states.pixels))
+    heads = [
+        head
+        for head in (HEADS if label in states.inputs else NEW_LABEL_HEADS)
+        if pixels is not None or not set(head.groups) & set(PIXEL_GROUPS)
+    ]
+    number = len(config.pixel_sets) - 1
+
+    def fit(head: Head, rows: NDArray[Any] | slice, *start: Any) -> Fitted:
+        own = number if set(head.groups) & set(PIXEL_GROUPS) else -1
+        given = config, rung, label, states[rows], target[rows], target_error[rows]
+        return fit_head(head, *given, _some(components, rows), own, *start)
+
+    whole = {head.name: fit(head, slice(None)) for head in heads}
+    # Of many stars, a few more or fewer do not change the hyperparameters.
+    again = ITERATIONS_AGAIN if len(target) <= LIKELIHOOD_STARS else 0
+
+    def predict(head: Head, kept: NDArray[Any], left: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        part = fit(head, kept, whole[head.name].parameters, again)
+        return part.predict(config, states[left], _some(components, left))
+
+    values, errors = [], []
     for head in heads:
-        whole = fit_head(head, config, rung, label, states, target, target_error)
-        values, errors = np.empty_like(target), np.empty_like(target)
+        value, error = np.empty_like(target), np.empty_like(target)
         for fold in np.unique(folds):
-            kept, left = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            # Of many stars, a few more or fewer do not change the hyperparameters.
-            again = ITERATIONS_AGAIN if len(target) <= LIKELIHOOD_STARS else 0
-            part = fit_head(
-                head, config, rung, label, states[kept], target[kept], target_error[kept], whole.parameters, again
-            )
-            values[left], errors[left] = part.predict(config, states[left])
-        found.append((whole, values, errors))
-    squares = [winsorised(values - target) ** 2 for _, values, _ in found]
-    best = int(np.argmin([square.mean() for square in squares]))
-    n_stars = len(target)
-    chosen = best
-    for number in range(best):
-        difference = squares[number] - squares[best]
-        if difference.mean() <= PARSIMONY * difference.std() / math.sqrt(n_stars):
-            chosen = number
-            break
-    whole, values, errors = found[chosen]
-    factor = error_factor(values - target, errors, target_error)
-    whole.tensors["target"][2] = factor
-    tried = {head.name: float(np.sqrt(square.mean())) for head, square in zip(heads, squares, strict=True)}
-    return Choice(whole, values, errors * factor, tried)
+            left = np.flatnonzero(folds == fold)
+            value[left], error[left] = predict(head, np.flatnonzero(folds != fold), left)
+        values.append(value)
+        errors.append(error)
+    residuals = np.stack([winsorised(value - target) for value in values])
+    weights = weights_of_heads(residuals)
+    beyond = weights
+    if ZERO_POINT in heads:
+        beyond = _weights_beyond(heads, weights, target, predict)
+    limits = [float(target.min()), float(target.max())]
+    order = [int(i) for i in np.argsort(-weights, kind="stable") if weights[i] > 0 or beyond[i] > 0]
+    chosen = [whole[heads[i].name] for i in order]
+    for i, part in zip(order, chosen, strict=True):
+        part.settings.update(weight=float(weights[i]), beyond=float(beyond[i]), range=limits)
+    entries = [part.settings for part in chosen]
+    answer, _ = _mixed([values[i] for i in order], [errors[i] for i in order], entries)
+    # What the heads differ by is known; the factor concerns the rest.
+    share = weights[order, None]
+    own = np.sqrt((share * np.stack([errors[i] for i in order]) ** 2).sum(axis=0))
+    differ = np.sqrt((share * (np.stack([values[i] for i in order]) - answer) ** 2).sum(axis=0))
+    factor = error_factor(answer - target, own, np.hypot(target_error, differ))
+    for part in chosen:
+        part.tensors["target"][2] = factor
+    answer, sigma = _mixed([values[i] for i in order], [errors[i] * factor for i in order], entries)
+    sizes = np.sqrt((residuals**2).mean(axis=1))
+    return Choice(chosen, answer, sigma, {head.name: float(size) for head, size in zip(heads, sizes, strict=True)})
+
+
+def _weights_beyond(
+    heads: Sequence[Head],
+    weights: FloatArray,
+    target: FloatArray,
+    predict: Callable[[Head, NDArray[Any], NDArray[Any]], tuple[FloatArray, FloatArray]],
+) -> FloatArray:
+    """
+    Weights beyond the range of the labels: what is learnt from stars may take all others for their like. Where the
+    stars of the lowest and of the highest labels tell so, when they are left out, it is the model with another zero
+    point.
+    """
+    order = np.argsort(target, kind="stable")
+    size = max(len(target) // ENDS, 1)
+    by_model, by_heads = [], []
+    for left in (order[:size], order[-size:]):
+        kept = np.setdiff1d(order, left)
+        found = {i: predict(heads[i], kept, left)[0] for i in np.flatnonzero(weights).tolist()}
+        by_heads.append(sum(weights[i] * value for i, value in found.items()) - target[left])
+        by_model.append(predict(ZERO_POINT, kept, left)[0] - target[left])
+    model, learnt = (np.mean(np.concatenate(parts) ** 2) for parts in (by_model, by_heads))
+    return np.array([float(head is ZERO_POINT) for head in heads]) if model < learnt else weights
+
+
+def _some(components: Components | None, rows: NDArray[Any] | slice) -> Components | None:
+    return None if components is None else {name: part[rows] for name, part in components.items()}
+
+
+def weights_of_heads(residuals: FloatArray) -> FloatArray:
+    """
+    Weights, 0 or more and 1 in sum, with which the mean of some heads is best in cross-validation.
+
+    Parameters
+    ----------
+    residuals : array of shape (heads, stars)
+        Predicted - given, wild ones winsorised.
+    """
+    n_heads, n_stars = residuals.shape
+    residuals = residuals / (np.abs(residuals).max() or 1.0)  # in any unit
+    squares = np.maximum((residuals**2).mean(axis=1), TINY)
+    least = squares.min()
+    prior = np.exp(-0.5 * SURE * n_stars * np.log(squares / least))
+    prior /= prior.sum()
+    # Least squares with the prior as so many stars, and a row that makes the sum 1.
+    rows = [residuals.T / math.sqrt(least), math.sqrt(PRIOR_WEIGHT) * np.eye(n_heads), np.full((1, n_heads), 1e3)]
+    wanted = np.concatenate([np.zeros(n_stars), math.sqrt(PRIOR_WEIGHT) * prior, [1e3]])
+    weights, _ = nnls(np.concatenate(rows), wanted)
+    weights = np.where(weights < LEAST_WEIGHT * weights.sum(), 0.0, weights)
+    return weights / weights.sum()
 
 
 def winsorised(residual: FloatArray) -> FloatArray:
@@ -376,18 +619,24 @@ def error_factor(
     residual: FloatArray, error: FloatArray, label_error: FloatArray, prior_stars: float = PRIOR_STARS
 ) -> float:
     """
-    What errors are to be multiplied by for a robust scatter of error/sigma of 1, drawn to 1 where stars are few, or
-    where the errors of their labels hide it.
+    What errors are to be multiplied by for a scatter of error/sigma of 1, drawn to 1 where stars are few, or where the
+    errors of their labels hide it. The scatter is between the robust one, which needs many stars, and that of all but
+    wild ones.
     """
 
-    def excess(factor: float) -> float:
-        return robust_scatter(residual / np.hypot(error * factor, label_error)) - 1.0
+    unit = float(np.median(error)) or 1.0
+    residual, error, label_error = residual / unit, error / unit, label_error / unit
 
-    low, high = 0.05, 20.0
+    def excess(factor: float) -> float:
+        ratio = residual / np.hypot(error * factor, label_error)
+        usual = np.mean(np.clip(ratio, -CLIPPED_AT, CLIPPED_AT) ** 2) / CLIPPED_VARIANCE
+        return robust_scatter(ratio) * math.sqrt(usual) - 1.0
+
+    low, high = FACTORS
     for _ in range(40):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-    told = float(np.sum((error**2 / np.maximum(error**2 + label_error**2, 1e-30)) ** 2))
+    told = float(np.sum((error**2 / np.maximum(error**2 + label_error**2, TINY)) ** 2))
     return float(math.sqrt(low * high) ** (told / (told + prior_stars)))
 
 
@@ -399,8 +648,10 @@ __all__ = [
     "Head",
     "Kernel",
     "ask",
-    "choose_head",
+    "choose_heads",
     "error_factor",
     "fit_head",
+    "fit_pixels",
     "make_folds",
+    "weights_of_heads",
 ]

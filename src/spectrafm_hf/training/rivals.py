@@ -99,14 +99,28 @@ def _components(columns: FloatArray, fitted: Rows) -> FloatArray:
     return centered @ vectors.T / (sizes[0] / np.sqrt(len(fitted)))
 
 
-def _process(kind: str) -> Predict:
-    """A Gaussian process on the pixels; the linear part alone is ridge regression, its penalty of most evidence."""
+def _pixels(sample: Sample, fitted: Rows) -> FloatArray:
+    """Principal components of the pixels, over the size of the first, for all rows."""
+    return _components(transform_flux(sample.flux, sample.flux_error, "asinh")[0], fitted)
+
+
+def _answers(sample: Sample, fitted: Rows) -> FloatArray:
+    """What the frozen model answers, standardised, for all rows."""
+    values = sample.states.values.copy()
+    if "teff" in sample.states.inputs:
+        column = values[:, sample.states.inputs.index("teff")]
+        column[:] = np.log(np.maximum(column, 1.0))
+    spread = values[fitted].std(axis=0)
+    return (values - values[fitted].mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+
+
+def _process(columns: Callable[[Sample, Rows], FloatArray], group: str, kind: str) -> Predict:
+    """A Gaussian process on columns; the linear part alone is ridge regression, its penalty of most evidence."""
 
     def predict(sample: Sample, fitted: Rows, asked: Rows, seed: int) -> tuple[FloatArray, FloatArray]:
-        pixels, _ = transform_flux(sample.flux, sample.flux_error, "asinh")
-        inputs = torch.from_numpy(_components(pixels, fitted[:MOST_STARS]))
+        inputs = torch.from_numpy(columns(sample, fitted[:MOST_STARS]))
         found = np.empty((2, len(asked), sample.labels.shape[1]))
-        kernel = Kernel(Head("pixels", {"shape": kind}), [inputs.shape[1]])
+        kernel = Kernel(Head("rival", {group: kind}), [inputs.shape[1]])
         for column, (label, error) in enumerate(zip(sample.labels.T, sample.label_errors.T, strict=True)):
             rows = fitted[np.isfinite(label[fitted])][:MOST_STARS]
             middle, unit = np.median(label[rows]), np.std(label[rows]) or 1.0
@@ -147,8 +161,9 @@ def _network(columns: Callable[[Sample], tuple[FloatArray, FloatArray]], transfo
 
 
 RIVALS: dict[str, Predict] = {
-    "ridge on pixels": _process("linear"),
-    "Gaussian process on pixels": _process("both"),
+    "Gaussian process on its answers": _process(_answers, "answers", "both"),
+    "ridge on pixels": _process(_pixels, "shape", "linear"),
+    "Gaussian process on pixels": _process(_pixels, "shape", "both"),
     "PCA + MLP on pixels": _network(lambda sample: (sample.flux, sample.flux_error), "asinh"),
     "MLP on tokens": _network(Sample.tokens, "raw"),
 }
