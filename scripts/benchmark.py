@@ -62,7 +62,7 @@ from spectrafm_hf.show.style import BLUE, GREY, INK, ORANGE
 from spectrafm_hf.synthesis.instruments import Instrument
 from spectrafm_hf.synthesis.synthetic import SyntheticStars
 from spectrafm_hf.training.baselines import CannonBaseline, Spectra
-from spectrafm_hf.training.throughput import CPU_ATTENTION, measure_peak
+from spectrafm_hf.training.throughput import CPU_OPERATIONS, measure_peak
 
 
 LABELS = ("teff", "logg", "fe_h")
@@ -99,7 +99,7 @@ def as_rows(instrument: str, n: int) -> list[dict[str, Any]]:
 
 
 def counted(work: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_OPERATIONS) as counter:
         work()
     return float(counter.get_total_flops())
 
@@ -376,7 +376,10 @@ import json, sys, time
 import numpy as np
 import torch
 from spectrafm_hf.checkpoints import load_checkpoint
-from spectrafm_hf.inference.prediction import batches_of, predict_batches
+try:
+    from spectrafm_hf.inference.prediction import batches_of, predict_batches
+except ModuleNotFoundError:  # where version 0.1.0 has it
+    from spectrafm_hf.prediction import batches_of, predict_batches
 found = {}
 for instrument, name, file in zip(*[iter(sys.argv[1:])] * 3):
     stars = dict(np.load(file))

@@ -166,8 +166,9 @@ def main() -> int:
         arguments.output.write_text("\n".join(lines_of_text) + "\n", encoding="utf-8")
     else:
         print("\n".join(lines_of_text))
-    refused = sum("spectra" not in line for line in table)
-    print(f"{len(table)} files, {len(table) - refused} read, {refused} refused", file=sys.stderr)
+    times = [float(line["read"].split()[2]) for line in table if "spectra" not in line]
+    slowest = f", the slowest in {max(times):.2f} s" if times else ""
+    print(f"{len(table)} files, {len(table) - len(times)} read, {len(times)} refused{slowest}", file=sys.stderr)
     return 0
 
 

@@ -70,7 +70,8 @@ from spectrafm_hf.inference.prediction import FLAG_SEPARATOR, TrainingRange, bat
 from spectrafm_hf.models.gate_spectrafm import SPEED_OF_LIGHT, air_to_vacuum
 from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
 from spectrafm_hf.synthesis.bounds import cramer_rao, held_out_labels, label_bound, label_weights, observe, pixel_errors
-from spectrafm_hf.synthesis.instruments import Instrument, pixel_edges
+from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.synthesis.line_spread import pixel_edges
 from spectrafm_hf.synthesis.synthetic import load_emulator
 
 

@@ -40,8 +40,9 @@ from spectrafm_hf import load_checkpoint
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT
 from spectrafm_hf.data.readers import find_files, read_spectra
 from spectrafm_hf.files import complete_file
+from spectrafm_hf.inference.emulated import EmulatedSpectra, with_usual_labels
 from spectrafm_hf.inference.prediction import predict_batches
-from spectrafm_hf.inference.spectrum import EmulatedSpectra, SpectrumPredictor, _grids, best_fit, with_usual_labels
+from spectrafm_hf.inference.spectrum import SpectrumPredictor, _grids, best_fit
 from spectrafm_hf.models.spectrum_spectrafm import best_fits
 from spectrafm_hf.show.spectra import flux_label, plot_fit
 from spectrafm_hf.show.style import BLUE, INK, ORANGE, save_figure, style_axes

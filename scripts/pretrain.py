@@ -37,9 +37,10 @@ from spectrafm_hf.synthesis.random_instruments import (
     evidence_inputs,
 )
 from spectrafm_hf.synthesis.synthetic import ALPHA_ELEMENTS, SyntheticStars
+from spectrafm_hf.training.draws import Columns, Draws
 from spectrafm_hf.training.recipe import Recipe, last_checkpoint
 from spectrafm_hf.training.recipe import _load as load_data
-from spectrafm_hf.training.trainer import Columns, Draws, SpectraFMTrainer, Task, write_curves
+from spectrafm_hf.training.trainer import SpectraFMTrainer, Task, write_curves
 
 
 STRANGEST = 99.5  # percent of validation stars look more like stars

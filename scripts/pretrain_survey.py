@@ -38,9 +38,10 @@ from spectrafm_hf.synthesis.survey_stars import (
     likely_labels,
     strange_spectra,
 )
+from spectrafm_hf.training.draws import Columns as Split
+from spectrafm_hf.training.draws import Draws
 from spectrafm_hf.training.recipe import Recipe, last_checkpoint
-from spectrafm_hf.training.trainer import Columns as Split
-from spectrafm_hf.training.trainer import Draws, SpectraFMTrainer, write_curves
+from spectrafm_hf.training.trainer import SpectraFMTrainer, write_curves
 
 
 LABELS = ("teff", "logg", "fe_h")

@@ -255,7 +255,8 @@ def main(argv: list[str] | None = None) -> int:
         sections += DERIVATIVES + markdown(accuracy["derivatives"]) + "\n"
     (arguments.output / "accuracy.json").write_text(json.dumps(accuracy, indent=1) + "\n")
     table = "\n".join(f"| {row['stars']} | {row['n']} | {row['median']:.3f} | {row['p90']:.3f} |" for row in rows)
-    metadata = ModelCardData(license="apache-2.0", library_name="spectrafm_hf", tags=["astronomy", "spectroscopy"])
+    tags = ["astronomy", "spectroscopy", "synthetic-spectra"]
+    metadata = ModelCardData(license="apache-2.0", library_name="transformers", pipeline_tag="other", tags=tags)
     ranges = zip(config.label_names, config.label_minimum, config.label_maximum, config.label_units, strict=True)
     card = CARD.format(
         metadata=metadata.to_yaml(),

@@ -29,7 +29,7 @@ from spectrafm_hf.synthesis.atmospheres import MarcsGrid
 from spectrafm_hf.synthesis.bases import fill_completion, make_rung
 
 
-def make_tiny_model(seed: int = 0, encoder_ffn_dim: int = 16) -> SpectraFMForPrediction:
+def make_tiny_model(seed: int = 0, encoder_ffn_dim: int = 16, **settings) -> SpectraFMForPrediction:
     """A model of random weights, small enough for any test."""
     torch.manual_seed(seed)
     config = SpectraFMConfig(
@@ -40,11 +40,12 @@ def make_tiny_model(seed: int = 0, encoder_ffn_dim: int = 16) -> SpectraFMForPre
         decoder_ffn_dim=[16],
         readout_dims=[8],
         initializer_range=0.5,
+        **settings,
     )
     return SpectraFMForPrediction(config).eval()
 
 
-def make_tiny_evidence(seed: int = 0) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
+def make_tiny_evidence(seed: int = 0, **settings) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
     """A model of random weights on evidence, of the wavelengths of `stars` and of some in the H band; its tokenizer."""
     generator = np.random.default_rng(seed)
     rungs = []
@@ -70,6 +71,7 @@ def make_tiny_evidence(seed: int = 0) -> tuple[SpectraFMForPrediction, SpectraFM
         hidden_size=16,
         encoder_ffn_dim=[16],
         initializer_range=0.5,
+        **settings,
     )
     model = SpectraFMForPrediction(config).eval()
     for rung in model.model.rungs:

@@ -52,6 +52,7 @@ def test_save_load_save_gives_the_same_bytes(tmp_path, checkpoint):
         "modeling_spectrafm.py",
         "pipeline_spectrafm.py",
         "preprocessor_config.json",
+        "products_spectrafm.py",
         "tokenization_spectrafm.py",
         "tokenizer_config.json",
         "velocity_spectrafm.py",

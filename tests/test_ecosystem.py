@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_model
+from conftest import make_tiny_evidence, make_tiny_model
 from hub_server import serve
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, default_data_collator, pipeline
@@ -140,6 +140,27 @@ def test_the_tokenizer_is_a_transform_of_a_data_set(demo, expected):
     check_teff(values[:, 0].tolist(), expected[:3])
 
 
+@pytest.mark.parametrize("kind", ["pixels", "evidence"])
+def test_a_data_set_that_is_mapped_again_comes_from_the_cache(kind, tmp_path, tiny_evidence, stars):
+    """Also after the tokenizer was used for others: what it remembers of them does not make it another."""
+    tokenizer = tiny_evidence[1] if kind == "evidence" else SpectraFMTokenizer(standardize_scale=0.1)
+    datasets.Dataset.from_list(stars).to_parquet(str(tmp_path / "stars.parquet"))
+    data = datasets.load_dataset("parquet", data_files=str(tmp_path / "stars.parquet"), cache_dir=str(tmp_path))
+    calls = tmp_path / "calls"
+
+    def tokenize(rows):
+        with open(calls, "a") as file:
+            file.write("x")
+        return tokenizer(rows, return_tensors="np")
+
+    mapped = [data["train"].map(tokenize, batched=True)]
+    assert calls.read_text() == "x"
+    tokenizer([{**star, "wavelength": star["wavelength"] * 1.0001} for star in stars])
+    mapped.append(data["train"].map(tokenize, batched=True))
+    assert calls.read_text() == "x"
+    assert mapped[0].cache_files == mapped[1].cache_files
+
+
 # ------------------------------------------------------------------------------------------------------ the Trainer
 
 
@@ -154,9 +175,9 @@ def labelled(stars) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows)
 
 
-def make_trainer(folder: Path, data, seed: int = 0, collator=None, **arguments) -> Trainer:
+def make_trainer(folder: Path, data, seed: int = 0, collator=None, model=None, **arguments) -> Trainer:
     tokenizer = SpectraFMTokenizer(standardize_scale=0.1)
-    model = make_tiny_model(seed)
+    model = model or make_tiny_model(seed)
     arguments = {
         "remove_unused_columns": False,
         "max_steps": 4,
@@ -207,6 +228,38 @@ def test_the_plain_trainer_trains_evaluates_saves_and_resumes(streaming, labelle
         model, tokenizer = load_checkpoint(tmp_path / folder)
         torch.testing.assert_close(model.state_dict(), resumed.model.state_dict(), rtol=0, atol=0)
         assert tokenizer.to_dict() == resumed.processing_class.to_dict()
+
+
+@pytest.mark.parametrize("kind", ["pixels", "evidence"])
+def test_a_resumed_run_with_dropout_has_the_losses_of_the_run_that_was_not_stopped(kind, labelled, tmp_path):
+    def trainer(seed: int) -> Trainer:
+        if kind == "pixels":
+            made = make_trainer(
+                tmp_path, labelled, seed, model=make_tiny_model(seed, dropout=0.3, attention_dropout=0.3)
+            )
+        else:
+            model, tokenizer = make_tiny_evidence(dropout=0.3)
+            with torch.no_grad():
+                model.means[0].bias += 0.1 * seed
+            made = make_trainer(tmp_path, labelled, seed, SpectraFMCollator(tokenizer, LABELS), model=model)
+        return made
+
+    whole = trainer(0)
+    whole.train()
+    assert len(losses(whole)) == 4 and np.all(np.isfinite(losses(whole)))
+    without = make_trainer(tmp_path / "other", labelled, 0)
+    without.train()
+    assert losses(without) != losses(whole), "dropout has an effect"
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    resumed = trainer(7)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(whole)
+
+
+def test_smoothing_of_labels_is_refused_in_one_line(labelled, tmp_path):
+    trainer = make_trainer(tmp_path, labelled, label_smoothing_factor=0.1)
+    with pytest.raises(KeyError, match="logits: there are none, .* label_smoothing_factor has to be 0"):
+        trainer.train()
 
 
 def test_the_plain_trainer_predicts_stars_with_and_without_labels(labelled, tmp_path):

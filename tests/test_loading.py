@@ -32,11 +32,18 @@ EXPECTED_CLASSES = {
 
 
 def load_in_new_process(
-    home: Path, stars, *, python_path: Path | None = PACKAGE.parent, env=(), revisions=(None,), **arguments
+    home: Path,
+    stars,
+    *,
+    python_path: Path | None = PACKAGE.parent,
+    env=(),
+    revisions=(None,),
+    script: Path = SCRIPT,
+    **arguments,
 ) -> list[dict]:
     """
     Reports of `load_everything.py`, one a revision, with a Hugging Face home (cache of files and of remote code) of its
-    own.
+    own; or of another script.
     """
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHONPATH"))}
     if python_path is not None:
@@ -44,7 +51,7 @@ def load_in_new_process(
     home.mkdir(exist_ok=True)
     rows = [{key: np.asarray(value).tolist() for key, value in star.items()} for star in stars]
     finished = subprocess.run(
-        [sys.executable, str(SCRIPT)],
+        [sys.executable, str(script)],
         input=json.dumps({"stars": rows, "revisions": revisions, **arguments}),
         env={**clean, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", **dict(env)},
         cwd=home,
@@ -126,6 +133,51 @@ def test_a_checkpoint_loads_over_http_at_a_revision_then_from_the_cache_then_off
     reports = load_in_new_process(home, stars, env={"HF_ENDPOINT": hub.url}, revisions=["v1", None], **remote)
     check_predictions(reports[0], first, tiny_tokenizer, stars)
     check_predictions(reports[1], second, tiny_tokenizer, stars)
+
+
+def make_another_version(folder: Path) -> None:
+    """The code of a checkpoint as a version that answers 1000 more, leaves out a pixel and writes ids in capitals."""
+    keep = 'return {"flux": flux, "wavelength": wavelength, "attention_mask": keep}'
+    changes = {
+        "configuration_spectrafm.py": (f'PACKAGE_VERSION = "{spectrafm_hf.__version__}"', 'PACKAGE_VERSION = "99.0.0"'),
+        "modeling_spectrafm.py": ("predictions=values,", "predictions=values + 1000.0,"),
+        "tokenization_spectrafm.py": (f"        {keep}", f"        keep[:, 0] = False\n        {keep}"),
+        "pipeline_spectrafm.py": ('else {"object_id": object_id},', 'else {"object_id": object_id.upper()},'),
+    }
+    for file, (old, new) in changes.items():
+        text = (folder / file).read_text()
+        assert text.count(old) == 1, (file, old)
+        (folder / file).write_text(text.replace(old, new))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("order", [(0, 1, 0), (1, 0, 1)], ids=["older first", "newer first"])
+def test_two_versions_of_the_code_in_one_process_answer_each_by_its_own(
+    order, tmp_path, tiny_model, tiny_tokenizer, stars
+):
+    """Both folders have the same name, by which transformers calls their code."""
+    folders = [tmp_path / version / "checkpoint" for version in ("this", "other")]
+    for folder in folders:
+        save_checkpoint(tiny_model, tiny_tokenizer, folder)
+    make_another_version(folders[1])
+    reports = load_in_new_process(
+        tmp_path / "home",
+        stars,
+        python_path=None,
+        script=SCRIPT.with_name("load_two.py"),
+        folders=[str(folders[i]) for i in order],
+    )
+    inputs = tiny_tokenizer(stars)
+    with torch.no_grad():
+        this = tiny_model(**inputs).predictions
+        inputs["attention_mask"][:, 0] = False
+        other = tiny_model(**inputs).predictions + 1000.0
+    for i, report in zip(order, reports, strict=True):
+        expected = (this, other)[i]
+        assert report["versions"] == [(spectrafm_hf.__version__, "99.0.0")[i]] * 2
+        assert report["object_id"] == [(star["object_id"], star["object_id"].upper())[i] for star in stars]
+        np.testing.assert_allclose(report["values"], expected, rtol=1e-4)
+        np.testing.assert_allclose(report["pipeline"], expected[:, 0], rtol=1e-4)
 
 
 @pytest.mark.timeout(300)

@@ -29,7 +29,10 @@ PAGES = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("predict", "finetune", "libraries", "spectra", "data", "train", "accuracy")
+        for name in (
+            *("predict", "flags", "surveys", "finetune", "libraries", "spectra", "data", "train", "accuracy"),
+            *("paper", "own-instrument"),
+        )
     ),
 ]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
@@ -229,7 +232,9 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch)
 
 def test_the_readme_is_short_and_leads_to_every_page():
     assert len(README.splitlines()) <= 200
-    assert all(f"](docs/{page.name}" in README for page in (ROOT / "docs").glob("*.md"))
+    # Those that are made of other files are for the pages that Sphinx builds.
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md", "api.md", "changelog.md", "verbs.md"}
+    assert {page for page in pages if f"](docs/{page}" not in README} == set()
 
 
 def test_the_files_and_headings_that_are_named_exist():
@@ -238,7 +243,6 @@ def test_the_files_and_headings_that_are_named_exist():
         text = page.read_text(encoding="utf-8")
         links = [(page.parent / name, anchor) for name, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text)]
         links += [(ROOT / name, "") for name in re.findall(r"(?<![\w/])(?:scripts|model_cards)/[\w./-]+\.\w+", text)]
-        assert links or page.name == "objects.md"
         for path, anchor in links:
             path = page if path == page.parent else path
             if not path.exists() or (anchor and f"# {anchor}" not in path.read_text(encoding="utf-8").lower()):

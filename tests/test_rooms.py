@@ -1,17 +1,20 @@
 """The package is a column of rooms: a module imports only from its own room and from those below."""
 
 import ast
+import importlib
+import re
 from pathlib import Path
 
 import pytest
 
 import spectrafm_hf
+from spectrafm_hf import moved
 
 
 PACKAGE = Path(spectrafm_hf.__file__).parent
 #: From the bottom up. Modules beside the rooms are rooms of their own.
 ROOMS = (
-    *("lazy", "files", "free_text", "statistics"),
+    *("lazy", "moved", "files", "free_text", "statistics"),
     *("models", "auto", "checkpoints", "data", "synthesis", "inference", "hub", "training", "show"),
 )
 MODULES = {
@@ -64,3 +67,14 @@ def test_no_module_imports_itself_by_way_of_others():
             found |= new
             waiting += new
         assert module not in found
+
+
+def test_who_imports_a_module_by_its_old_name_is_told_the_new_one():
+    for old, new in moved.NEW_NAMES.items():
+        with pytest.raises(
+            ModuleNotFoundError, match=re.escape(f"spectrafm_hf.{old} is called spectrafm_hf.{new} now")
+        ):
+            importlib.import_module(f"spectrafm_hf.{old}")
+        assert "(" in new or f"spectrafm_hf.{new}" in MODULES
+    with pytest.raises(ModuleNotFoundError, match="No module named 'spectrafm_hf.nothing'"):
+        importlib.import_module("spectrafm_hf.nothing")

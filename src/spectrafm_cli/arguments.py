@@ -29,6 +29,15 @@ def add_revision(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="where the model runs: cpu, cuda or cuda:N; auto, the default, is the GPU of this process if there is one",
+    )
+
+
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the output where it exists")
 

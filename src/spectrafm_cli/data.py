@@ -187,7 +187,7 @@ def _gaia_xp(arguments: argparse.Namespace) -> None:
 
 def _apogee_dr17(arguments: argparse.Namespace) -> None:
     from spectrafm_hf.data.apogee import ARCHIVE, build_apogee_dr17
-    from spectrafm_hf.data.labels import CUTS
+    from spectrafm_hf.data.cuts import CUTS
 
     if unknown := [name for name in arguments.no_cut if name not in CUTS]:
         raise ValueError(f"--no-cut: expected names out of {', '.join(CUTS)}, got {', '.join(unknown)}")
@@ -237,7 +237,7 @@ def _synthetic(arguments: argparse.Namespace) -> None:
     import os
 
     from spectrafm_hf.show.labels import plot_label_distribution, plot_observed
-    from spectrafm_hf.synthesis.synthetic import build_synthetic
+    from spectrafm_hf.synthesis.synthetic_data_sets import build_synthetic
 
     def pictures(folder: Path, labels: dict[str, Any], stars: dict[str, Any]) -> None:
         plot_label_distribution(folder / "labels.png", labels)

@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import DEFAULT_MODEL, MODEL_HELP, add_revision
-from .loading import labels_of, load
+from .arguments import DEFAULT_MODEL, MODEL_HELP, add_device, add_revision
+from .loading import labels_of, load, say_device
 from .report import PRINTED_STARS, heading, measured, print_table
 
 
@@ -16,6 +16,7 @@ def add(verbs: Any) -> None:
     demo = verbs.add_parser("demo", help="predict 64 real stars that come with the package, and draw the result")
     demo.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where spectrafm-demo.png goes")
     demo.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=MODEL_HELP)
+    add_device(demo)
     add_revision(demo)
     demo.set_defaults(run=run)
 
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     from spectrafm_hf.show.style import digits
     from spectrafm_hf.training.metrics import label_metrics
 
-    model, tokenizer = load(arguments.model, arguments.revision)
+    model, tokenizer = load(arguments.model, arguments.revision, arguments.device)
     rows = list(read_spectra([DEMO_STARS]))
     names = answered_labels(model, tokenizer, rows[0])
     known = labels_of(model, tokenizer)[1]
@@ -82,4 +83,5 @@ def run(arguments: argparse.Namespace) -> None:
         edges = tokenizer.basis.interval_edges[inputs["interval_ids"][0][inputs["attention_mask"][0]]]
         tokens = [(float(low), float(high)) for low, high in edges]
     plot_comparison(picture, prediction, catalogue, units, example, tokens)
+    say_device(model)
     print(f"written: {picture}")

@@ -12,6 +12,7 @@ from .arguments import (
     DEFAULT_MODEL,
     DELAY,
     MODEL_HELP,
+    add_device,
     add_overwrite,
     add_revision,
     demand_new_output,
@@ -19,7 +20,7 @@ from .arguments import (
     reading,
     reading_options,
 )
-from .loading import count, load
+from .loading import count, load, say_device
 from .report import nothing_done, report
 
 
@@ -37,6 +38,7 @@ def add(verbs: Any) -> None:
     embed.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .parquet file")
     embed.add_argument("--batch-size", type=positive, default=128, metavar="N", help="stars at once (default: 128)")
     add_overwrite(embed)
+    add_device(embed)
     add_revision(embed)
     embed.set_defaults(run=run)
 
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     demand_new_output(arguments)
     failures: list[Failure] = []
-    model, tokenizer = load(arguments.model or DEFAULT_MODEL, arguments.revision)
+    model, tokenizer = load(arguments.model or DEFAULT_MODEL, arguments.revision, arguments.device)
     n_stars = 0
     with EmbeddingWriter(arguments.output, model) as writer:
         for part in embeddings(arguments, arguments.input, model, tokenizer, failures):
@@ -54,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
             n_stars += len(part.object_id)
             width, wavelengths = part.vectors.shape[1], part.range
     print(f"written: {arguments.output}, {n_stars:,} vectors of {width} numbers, of spectra of {wavelengths}")
+    say_device(model)
     return report(failures, arguments.output)
 
 
@@ -68,11 +71,12 @@ def embeddings(
     from tqdm.auto import tqdm
 
     from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
+    from spectrafm_hf.inference.prediction import settled
     from spectrafm_hf.inference.similar import Embedder
 
     files = find_files(paths, arguments.split if paths is arguments.input else None, failures)
     embedder = Embedder(model, tokenizer)
-    rows = read_spectra(files, failures=failures, **reading_options(arguments))
+    rows = settled(read_spectra(files, failures=failures, **reading_options(arguments)), model, tokenizer)
     n_stars = 0
     with tqdm(total=count(files), desc="embedding", unit=" stars", delay=DELAY) as progress:
         for batch in batched(rows, arguments.batch_size):

@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DEFAULT_MODEL, DELAY, MODEL_HELP, add_revision, positive, reading, reading_options
-from .loading import count, labels_of, load
+from .arguments import DEFAULT_MODEL, DELAY, MODEL_HELP, add_device, add_revision, positive, reading, reading_options
+from .loading import count, labels_of, load, say_device
 from .report import nothing_done, print_table, report
 
 
@@ -34,6 +34,7 @@ def add(verbs: Any) -> None:
     )
     explain.add_argument("--by-type", action="store_true", help="giants, dwarfs, cool and hot stars apart as well")
     explain.add_argument("--batch-size", type=positive, default=32, metavar="N", help="stars at once (default: 32)")
+    add_device(explain)
     add_revision(explain)
     explain.set_defaults(run=run)
 
@@ -43,17 +44,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
     from spectrafm_hf.inference.explain import Explainer, match_lines, write_curves, write_intervals, write_peaks
+    from spectrafm_hf.inference.prediction import settled
     from spectrafm_hf.show.explained import plot_explanation
 
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
     name = arguments.model or DEFAULT_MODEL
-    model, tokenizer = load(name, arguments.revision)
+    model, tokenizer = load(name, arguments.revision, arguments.device)
     _, units = labels_of(model, tokenizer)
     explainer = Explainer(
         model, tokenizer, arguments.labels, line_width=arguments.line_width, by_type=arguments.by_type
     )
-    rows = read_spectra(files, failures=failures, **reading_options(arguments))
+    rows = settled(read_spectra(files, failures=failures, **reading_options(arguments)), model, tokenizer)
     with tqdm(total=count(files), desc="explaining", unit=" stars", delay=DELAY) as progress:
         for batch in batched(rows, arguments.batch_size):
             bad = explainer.add(batch)
@@ -89,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         "(lines in range; random: mean ± spread for the same lines, moved at random; p: how often those find as many)"
     )
+    say_device(model)
     print(f"written in {folder}: a picture for each label, curves.csv, intervals.csv and peaks.csv")
     return report(failures, folder / "curves.csv")
 

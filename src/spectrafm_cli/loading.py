@@ -25,22 +25,34 @@ def first_row(arguments: argparse.Namespace) -> Row | None:
     return next(iter(read_spectra(files, failures=[], **reading_options(arguments))), None)
 
 
-def load(name_or_path: str, revision: str = "main") -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
-    """Model, on the GPU of this process if there is one, and tokenizer."""
+def load(
+    name_or_path: str, revision: str = "main", device: str = "auto"
+) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer]:
+    """Model, on the GPU of this process if there is one or on the device that is named, and tokenizer."""
     if sys.stderr.isatty():  # torch and transformers take seconds
         print(f"loading {name_or_path} ...", file=sys.stderr)
     from spectrafm_hf.checkpoints import load_checkpoint
-    from spectrafm_hf.inference.survey import process_device
+    from spectrafm_hf.inference.survey import named_device
 
+    place = named_device(device)
     model, tokenizer = load_checkpoint(name_or_path, revision)
-    model.to(process_device())  # type: ignore[arg-type]  # transformers wraps it without its types
+    model.to(place)  # type: ignore[arg-type]  # transformers wraps it without its types
     return model, tokenizer
 
 
-def load_with_range(name: str, revision: str) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, Any]:
+def say_device(model: SpectraFMForPrediction) -> None:
+    """Print where it ran."""
+    from spectrafm_hf.inference.survey import describe_device
+
+    print(f"device: {describe_device(model.device)}")
+
+
+def load_with_range(
+    name: str, revision: str, device: str = "auto"
+) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, Any]:
     from spectrafm_hf.inference.prediction import TrainingRange
 
-    model, tokenizer = load(name, revision)
+    model, tokenizer = load(name, revision, device)
     return model, tokenizer, TrainingRange.load(str(model.name_or_path), revision)
 
 

@@ -14,6 +14,7 @@ from .arguments import (
     DEFAULT_MODEL,
     DELAY,
     MODEL_HELP,
+    add_device,
     add_overwrite,
     add_revision,
     demand_new_output,
@@ -21,7 +22,7 @@ from .arguments import (
     reading,
     reading_options,
 )
-from .loading import count, labels_of, load_with_range
+from .loading import count, labels_of, load_with_range, say_device
 from .report import cause, nothing_done, report
 from .summary import PLOTTED_STARS, Summary
 from .survey import predict_survey
@@ -74,6 +75,7 @@ def add(verbs: Any) -> None:
         "this machine, where one is started if there is none (needs the extra `ray`)",
     )
     add_overwrite(predict)
+    add_device(predict)
     add_revision(predict)
     predict.set_defaults(run=run)
 
@@ -90,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         at_measured_velocities,
         batches_of,
         predict_batches,
+        settled,
         velocity_columns,
     )
 
@@ -100,7 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.ray is not None:
         raise ValueError(f"--ray: expected a folder as the output, got {arguments.output}")
     files = find_files(arguments.input, arguments.split, failures)
-    model, tokenizer, training_range = load_with_range(arguments.model or DEFAULT_MODEL, arguments.revision)
+    model, tokenizer, training_range = load_with_range(
+        arguments.model or DEFAULT_MODEL, arguments.revision, arguments.device
+    )
     every, known = labels_of(model, tokenizer)
     answered = set(every if tokenizer.basis is None else ())
     first_rows = _first_rows(files, arguments)
@@ -114,6 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
     if measures := arguments.radial_velocity == MEASURE:
         rows = at_measured_velocities(rows, model, tokenizer)
         columns, units = [VELOCITY, *names], {**units, VELOCITY: VELOCITY_UNIT}
+    else:
+        rows = settled(rows, model, tokenizer)
     summary = Summary(columns, units)
     with contextlib.ExitStack() as stack:
         writer = None
@@ -147,6 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
     summary.print(arguments.output)
     if arguments.model is None:
         print(f"model: {DEFAULT_MODEL} (--model NAME takes another)")
+    say_device(model)
     if training_range is None:
         print(f"{model.name_or_path} says nothing of its training range: what lies outside is not flagged")
     if arguments.plot:

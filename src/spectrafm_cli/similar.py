@@ -7,9 +7,18 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DEFAULT_MODEL, MODEL_HELP, add_overwrite, add_revision, demand_new_output, positive, reading
+from .arguments import (
+    DEFAULT_MODEL,
+    MODEL_HELP,
+    add_device,
+    add_overwrite,
+    add_revision,
+    demand_new_output,
+    positive,
+    reading,
+)
 from .embed import embeddings
-from .loading import labels_of, load
+from .loading import labels_of, load, say_device
 from .report import PRINTED_STARS, heading, print_table, report
 
 
@@ -29,6 +38,7 @@ def add(verbs: Any) -> None:
     similar.add_argument("--output", type=Path, metavar="FILE", help="table of all neighbours, .csv")
     similar.add_argument("--batch-size", type=positive, default=128, metavar="N", help="stars at once (default: 128)")
     add_overwrite(similar)
+    add_device(similar)
     add_revision(similar)
     similar.set_defaults(run=run)
 
@@ -43,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output and not arguments.output.parent.is_dir():
         raise ValueError(f"output: expected a folder that exists, got {arguments.output.parent}")
     failures: list[Failure] = []
-    model, tokenizer = load(arguments.model or DEFAULT_MODEL, arguments.revision)
+    model, tokenizer = load(arguments.model or DEFAULT_MODEL, arguments.revision, arguments.device)
     names, units = labels_of(model, tokenizer)
     others = read_embeddings(arguments.to, model) if arguments.to.is_file() else None
     if others is None:
@@ -74,4 +84,5 @@ def run(arguments: argparse.Namespace) -> int:
             f"distance in {', '.join(known)}, each in units of its scatter: neighbours {near:.3f}, random stars "
             f"{random:.3f}, ratio {near / random:.2f}"
         )
+    say_device(model)
     return report(failures, arguments.output)

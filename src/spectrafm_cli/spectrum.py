@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from .arguments import (
     DEFAULT_MODEL,
     MODEL_HELP,
+    add_device,
     add_overwrite,
     add_revision,
     demand_new_output,
     reading,
     reading_options,
 )
-from .loading import load
+from .loading import load, say_device
 from .report import nothing_done, report
 
 
@@ -58,13 +59,16 @@ def add(verbs: Any) -> None:
     spectrum.add_argument("--output", type=Path, metavar="FILE", help=".parquet, .fits, or, of one star, .csv")
     spectrum.add_argument("--plot", type=Path, metavar="PNG", help="draw them")
     add_overwrite(spectrum)
+    add_device(spectrum)
     add_revision(spectrum)
     spectrum.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from spectrafm_hf.data.readers import Failure, find_files, read_spectra
-    from spectrafm_hf.inference.spectrum import AS_GIVEN, SpectrumPredictor, SpectrumWriter
+    from spectrafm_hf.inference.prediction import settled
+    from spectrafm_hf.inference.spectrum import AS_GIVEN, SpectrumPredictor
+    from spectrafm_hf.inference.spectrum_files import SpectrumWriter
     from spectrafm_hf.show.spectra import FLUX_LABELS, flux_label, plot_predicted
 
     demand_new_output(arguments)
@@ -92,9 +96,11 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             if arguments.errors or arguments.surface:
                 raise ValueError("--errors, --surface: expected --labels beside them, got INPUT")
-            predictor = SpectrumPredictor(*load(arguments.model or DEFAULT_MODEL, arguments.revision))
+            model, tokenizer = load(arguments.model or DEFAULT_MODEL, arguments.revision, arguments.device)
+            predictor = SpectrumPredictor(model, tokenizer)
             files = find_files(arguments.input, arguments.split, failures)
             rows = read_spectra(files, failures=failures, **reading_options(arguments))
+            rows = settled(rows, model, tokenizer)
             unit = ""
             for row in rows:
                 try:
@@ -113,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
                     shown += found.rows([str(row["object_id"])])
             if not shown:
                 raise ValueError(nothing_done(failures, len(files), arguments.output))
+            say_device(model)
     if arguments.output:
         print(f"written: {arguments.output}")
     if arguments.plot:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .arguments import DEFAULT_MODEL, DELAY, reading_options
-from .loading import first_row, load
+from .loading import first_row, load, say_device
 from .report import FAILED, nothing_done, report
 
 
@@ -34,7 +34,7 @@ def predict_survey(arguments: argparse.Namespace, failures: list[Failure]) -> in
     shards = list_shards(arguments.input, arguments.split, failures)
     row = None if any(map(is_on_the_hub, arguments.input)) else first_row(arguments)
     name = arguments.model or DEFAULT_MODEL
-    model, tokenizer = load(name, arguments.revision)
+    model, tokenizer = load(name, arguments.revision, arguments.device)
     tokenizer.requests = answered_labels(model, tokenizer, row)  # all files get the same columns
     training_range = TrainingRange.load(str(model.name_or_path), arguments.revision)
     predictor = ShardPredictor(
@@ -72,6 +72,8 @@ def predict_survey(arguments: argparse.Namespace, failures: list[Failure]) -> in
             done += outcome.written
     process = f"process {rank} of {world_size}: " if world_size > 1 else ""
     print(f"{process}{done:,} of {len(own):,} shards in {arguments.output}, {before:,} of them from before")
+    if arguments.ray is None:
+        say_device(model)
     inside = arguments.output / FAILED
     if flagged := str(sum(map(predictor.flagged, filter(predictor.is_done, own)), Flagged())):
         print(flagged)

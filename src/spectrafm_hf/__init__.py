@@ -10,11 +10,12 @@ Importing the package makes its classes known to transformers: `AutoConfig`, `Au
 import sys
 from typing import TYPE_CHECKING
 
+from . import moved
 from .lazy import names_of
 
 
 #: The one place where it stands; pyproject.toml reads it, tests hold CITATION.cff and CHANGELOG.md to it.
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from .checkpoints import bundled, bundled_names, load_checkpoint, save_checkpoint
@@ -43,6 +44,8 @@ __getattr__ = names_of(
         ),
     },
 )
+
+moved.tell()
 
 # The command line imports torch and transformers for the verbs that need them. Everybody else expects the Auto classes
 # to know ours.

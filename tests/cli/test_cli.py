@@ -123,7 +123,10 @@ def test_predict_reads_several_inputs_and_the_splits_of_a_folder(run, tmp_path):
     table = pq.read_table(DEMO_STARS)
     pq.write_table(table.slice(0, 3), tmp_path / "stars" / "data" / "train-00000-of-00001.parquet")
     code, printed, _ = run("predict", tmp_path / "stars", "--split", "train")
-    assert (code, len(printed.splitlines())) == (0, 4)
+    assert (code, len(printed.splitlines())) == (0, 5)
+    assert printed.splitlines()[-1] == "device: cpu"
+    code, _, errors = run("predict", tmp_path / "stars", "--device", "tpu")
+    assert code == 2 and errors.startswith("spectrafm predict: device: expected one of auto, cpu")
     code, printed, _ = run("predict", tmp_path / "stars", DEMO_STARS)
     assert code == 0
     assert f"... {64 + 3 + 64 - 20} more, --output FILE keeps them" in printed
@@ -276,7 +279,7 @@ def test_demo_compares_with_apogee_and_draws_a_picture(run, tmp_path):
     stars = pq.read_table(DEMO_STARS)
     first = next(line for line in printed.splitlines() if line.startswith(stars["object_id"][0].as_py()))
     assert re.search(rf"± \d+ +{stars['teff'][0].as_py():.0f} ", first)
-    heading, *summary = printed.splitlines()[-7:-2]
+    heading, *summary = printed.splitlines()[-8:-3]
     assert heading.split() == ["label", "scatter", "(1.4826", "MAD)", "bias", "(median)", "scatter", "/", "sigma"]
     assert [line.split()[0] for line in summary] == LABELS
     picture = image.imread(tmp_path / "new folder" / "spectrafm-demo.png")

@@ -99,7 +99,9 @@ def test_what_is_not_there_is_one_line_and_writes_nothing(run, tmp_path, argumen
 def test_embed_and_similar_find_stars_that_are_alike(run, tmp_path):
     code, printed, errors = run("embed", DEMO_STARS, "--output", "e.parquet")
     assert (code, errors) == (0, "")
-    assert re.fullmatch(r"written: e.parquet, 64 vectors of 192 numbers, of spectra of 3,3\d\d-10,\d{3} Å\n", printed)
+    assert re.fullmatch(
+        r"written: e.parquet, 64 vectors of 192 numbers, of spectra of 3,3\d\d-10,\d{3} Å\ndevice: cpu\n", printed
+    )
     code, printed, errors = run("similar", DEMO_STARS, "--to", "e.parquet", "-n", 2, "--output", "near.csv")
     assert (code, errors) == (0, "")
     near = rows_of(tmp_path / "near.csv")

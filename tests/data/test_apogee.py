@@ -19,6 +19,7 @@ from astropy.io import fits
 from spectrafm_cli import main
 from spectrafm_hf import SpectraFMTokenizer
 from spectrafm_hf.data import apogee
+from spectrafm_hf.data.allstar import PAPER_LABELS
 from spectrafm_hf.data.apogee import (
     DEMO_MEMBERS,
     DEMO_PACKAGE,
@@ -28,7 +29,7 @@ from spectrafm_hf.data.apogee import (
     build_apogee_dr17,
     choose_stars,
 )
-from spectrafm_hf.data.labels import CUTS, PAPER_LABELS
+from spectrafm_hf.data.cuts import CUTS
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.data.schema import validate_table
 from spectrafm_hf.data.sources import fetch_package_file, read_member

@@ -7,17 +7,9 @@ import pytest
 from astropy.io import fits
 from astropy.table import MaskedColumn, Table
 
-from spectrafm_hf.data import labels as labels_module
-from spectrafm_hf.data.labels import (
-    CUTS,
-    apply_cuts,
-    heading_units,
-    join_labels,
-    label_columns,
-    read_allstar,
-    read_labels,
-    stated_units,
-)
+from spectrafm_hf.data.allstar import read_allstar
+from spectrafm_hf.data.cuts import CUTS, apply_cuts
+from spectrafm_hf.data.labels import heading_units, join_labels, label_columns, read_labels, stated_units
 
 
 GAIA_ID = 4295806720123456789
@@ -46,7 +38,7 @@ def write_allstar(path, **changes):
 
 
 def test_allstar_is_read_in_lower_case_and_by_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(labels_module, "CHUNK_ROWS", 4)
+    monkeypatch.setattr("spectrafm_hf.data.allstar.CHUNK_ROWS", 4)
     table = read_allstar(write_allstar(tmp_path / "allStar.fits"))
     assert table["apogee_id"].to_pylist()[5] == "2M00000005+0000000"
     assert table["gaiaedr3_source_id"].to_pylist()[1] == GAIA_ID + 1

@@ -1,5 +1,7 @@
 """What Python programs hold, in pipeline and tokenizer: the answers are those of the arrays, to the last digit."""
 
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pandas as pd
@@ -159,3 +161,92 @@ def test_answers_become_tables_with_units_and_digits(predict, arrays):
     assert len(predict((arrays[0], arrays[1][0])).to_table()) == 1
     shown = repr(answers[0])
     assert "'object_id': '11'" in shown and len(shown) < 200
+
+
+def mapping(arrays):
+    wavelength, flux, error = (arrays[0], arrays[1][0], arrays[2][0])
+    return {
+        "wavelength": wavelength,
+        "flux": flux,
+        "flux_error": error,
+        "object_id": 7,
+        "mask": np.zeros(N_PIXELS, bool),
+    }
+
+
+def rows(arrays):
+    """As the schema stores them, so that a file keeps every digit."""
+    single = [np.asarray(array, np.float32).astype(float) for array in arrays]
+    return [
+        {"object_id": str(i), "wavelength": single[0], "flux": flux, "flux_error": error, "mask": [False] * N_PIXELS}
+        for i, (flux, error) in enumerate(zip(*single[1:], strict=True))
+    ]
+
+
+def saved(arrays, folder):
+    for row in rows(arrays):
+        pq.write_table(pa.Table.from_pylist([row]), folder / f"{row['object_id']}.parquet")
+    return folder
+
+
+#: Rows of the table in docs/objects.md, by what they begin with, and examples of each. Those of Gaia XP are in
+#: readers/test_read_gaia_continuous.py.
+OBJECTS = {
+    "`(wavelength, flux[, flux_error[, mask]])`": (
+        lambda arrays: (arrays[0], arrays[1][0], arrays[2][0]),
+        lambda arrays: (arrays[0], arrays[1][0], arrays[2][0], np.zeros(N_PIXELS, bool)),
+        lambda arrays: (arrays[0] * units.AA, arrays[1][0] * units.one, arrays[2][0] * units.one),
+    ),
+    "the same with fluxes (stars, pixels)": (lambda arrays: arrays,),
+    "a mapping with `wavelength`, `flux`": (mapping,),
+    "`specutils.Spectrum`": (
+        ONE["Spectrum"],
+        lambda arrays: Spectrum(
+            spectral_axis=arrays[0] * units.AA,
+            flux=arrays[1] * units.one,
+            uncertainty=StdDevUncertainty(arrays[2]),
+        ),
+    ),
+    "`SpectrumList`": (SEVERAL["SpectrumList"],),
+    "a row of a pandas DataFrame": (ONE["row of a DataFrame"], ONE["Row"]),
+    "a DataFrame, Table, QTable, Arrow table or batch": (
+        *(SEVERAL[name] for name in ("DataFrame", "Table", "Arrow table", "Arrow batch")),
+        lambda arrays: QTable({name: np.stack(values) for name, values in vectors(arrays).items()}),
+    ),
+    "the same with a pixel in each row": (
+        *(ONE[name] for name in ("DataFrame of pixels", "Table of pixels", "Arrow table of pixels")),
+    ),
+    "a path, as text or `Path`": (
+        lambda arrays, folder: saved(arrays, folder),
+        lambda arrays, folder: str(saved(arrays, folder)),
+        lambda arrays, folder: saved(arrays, folder) / "0.parquet",
+    ),
+    "a list of any of these": (SEVERAL["list of tables"], lambda arrays: [mapping(arrays), ONE["Spectrum"](arrays)]),
+    "a `datasets.Dataset`, an iterator or a generator": (
+        lambda arrays: datasets.Dataset(pa.Table.from_pylist(rows(arrays))),
+        lambda arrays: iter(rows(arrays)),
+        lambda arrays: (row for row in rows(arrays)),
+    ),
+}
+
+
+def test_every_row_of_the_table_in_the_documentation_has_an_example_here():
+    page = Path(__file__).parents[2] / "docs" / "objects.md"
+    cells = [line.split("|")[1].strip() for line in page.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    left = [cell for cell in cells[2:] if not any(cell.startswith(name) for name in OBJECTS)]
+    assert left == ["the same with coefficients of Gaia XP (`bp_coefficients`, ...; extra `gaia`)"]
+    assert len(cells) - 2 == len(OBJECTS) + 1
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_each_gives_the_labels_of_the_arrays_to_the_last_digit(predict, arrays, tmp_path, name):
+    arrays = tuple(np.asarray(array, np.float32).astype(float) for array in arrays)
+    expected = [predict((arrays[0], flux, error)) for flux, error in zip(*arrays[1:], strict=True)]
+    for number, make in enumerate(OBJECTS[name]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        answers = predict(make(arrays, folder) if make.__code__.co_argcount == 2 else make(arrays))
+        answers = [answers] if isinstance(answers, dict) else list(answers)
+        plain = [{key: value for key, value in answer.items() if key != "object_id"} for answer in answers]
+        # Examples of one star have the first; of two, it twice.
+        assert plain == (expected if len(plain) == 3 else expected[:1] * len(plain))

@@ -13,8 +13,8 @@ from torch.utils.data import BatchSampler
 
 from spectrafm_hf.data import spectrum_features
 from spectrafm_hf.data.streaming import CHUNK, StreamedStars, load_streamed
+from spectrafm_hf.training.draws import Draws
 from spectrafm_hf.training.recipe import Recipe, load_stars
-from spectrafm_hf.training.trainer import Draws
 
 
 def write(folder: Path, *sizes: int, split: str = "train") -> None:

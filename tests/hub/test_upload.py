@@ -18,7 +18,7 @@ import pytest
 import yaml
 from conftest import make_tiny_model
 from hub_server import TOKEN, Hub, serve
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from test_cards import RECIPE, make_checkpoint, make_evaluation
 
 import spectrafm_cli
@@ -132,7 +132,10 @@ def test_a_checkpoint_goes_to_the_hub_in_one_commit_and_comes_back_whole(hub, ch
     pushed = dict(repository.commits[commit])
     card = pushed.pop("README.md").decode()
     assert FOLDER_CODE not in card and HUB_CODE in card
-    assert card.replace("somebody/tiny", "spectrafm-tiny") == here.pop("README.md").decode()
+    about = ModelCard(card).data
+    assert (about.base_model, about.datasets) == ("somebody/spectrafm-gaia-xp", ["somebody/gaia-xp"])
+    own = card.replace("somebody/tiny", "spectrafm-tiny").replace("somebody/", "")
+    assert own == here.pop("README.md").decode()
     assert pushed == here
 
     model, tokenizer = load_checkpoint("somebody/tiny")

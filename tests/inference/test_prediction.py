@@ -17,6 +17,7 @@ from astropy.table import Table
 from huggingface_hub import constants, hf_hub_download
 from test_upload import hub  # noqa: F401
 
+from spectrafm_hf import load_checkpoint
 from spectrafm_hf.data.readers import batched
 from spectrafm_hf.data.schema import valid_pixels
 from spectrafm_hf.inference.prediction import (
@@ -25,7 +26,11 @@ from spectrafm_hf.inference.prediction import (
     TrainingRange,
     batches_of,
     predict_batches,
+    settled,
 )
+from spectrafm_hf.inference.spectrum import SpectrumPredictor
+from spectrafm_hf.models import vacuum_to_air
+from spectrafm_hf.models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
 
 
 NAMES = ["teff", "logg", "fe_h", "alpha_m"]
@@ -487,3 +492,53 @@ def test_no_more_batches_are_read_than_are_worked_on(tiny_model, tiny_tokenizer,
 
     for number, _ in enumerate(predict_batches(tiny_model, tiny_tokenizer, batches())):
         assert len(read) <= number + 3
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_checkpoint("spectrafm-base")
+
+
+def optical_row(wavelength, flags, rest_frame=None):
+    """A star like the Sun at R = 5,000, on wavelengths that are said to be these."""
+    true = np.arange(4500.0, 6500.0, 0.4)
+    found = SpectrumPredictor().from_labels(
+        {"teff": 5700.0, "logg": 4.4, "fe_h": -0.1}, wavelength=true, resolving_power=5000.0
+    )
+    (row,) = found.rows(["sun"])
+    noise = np.random.default_rng(0).normal(0.0, 0.01, true.size)
+    return {
+        **{"object_id": "sun", "survey": "", "flux": row["flux"] + noise, "flux_error": np.full(true.size, 0.01)},
+        **{"wavelength": wavelength(true), "mask": np.zeros(true.size, bool), "resolving_power": 5000.0},
+        **{"rest_frame": rest_frame, "flags": list(flags), "refused": ""},
+    }
+
+
+@pytest.mark.parametrize(
+    ("wavelength", "flags", "rest_frame", "expected"),
+    [
+        (vacuum_to_air, [MEDIUM_UNSTATED, FRAME_UNSTATED], None, ["medium"]),
+        (lambda true: true * (1 + 60.0 / 299792.458), [FRAME_UNSTATED], None, ["velocity"]),
+        (lambda true: true * (1 - 83.0 / 299792.458), [FRAME_UNSTATED], None, ["velocity"]),  # the medium is stated
+        (lambda true: true * (1 + 60.0 / 299792.458), [], False, ["velocity"]),
+        (lambda true: true, [MEDIUM_UNSTATED, FRAME_UNSTATED], None, []),
+    ],
+)
+def test_what_nobody_says_of_frame_and_medium_is_told_by_lines(base, wavelength, flags, rest_frame, expected):
+    row = optical_row(wavelength, flags, rest_frame)
+    (found,) = settled([row], *base)
+    assert found["flags"] == expected
+    assert found["rest_frame"] is True
+    true = optical_row(lambda true: true, [])["wavelength"]
+    assert np.abs(found["wavelength"] / true - 1).max() * 299792.458 < 2.0
+    (batch,) = predict_batches(base[0], base[1], [[found]], ["teff", "fe_h"])
+    assert abs(batch["teff"][0] - 5700) < 3 * batch["teff_err"][0]
+    assert set(expected) <= set(batch["flags"][0].split(";")) if expected else batch["flags"][0] == ""
+
+
+def test_what_is_stated_is_not_measured_and_what_has_no_lines_stays_as_it_is(base):
+    stated = optical_row(vacuum_to_air, [], True)
+    assert next(settled([stated], *base)) is stated
+    empty = optical_row(vacuum_to_air, [MEDIUM_UNSTATED])
+    empty["flux"] = np.random.default_rng(1).normal(1.0, 0.01, empty["flux"].size)
+    assert next(settled([empty], *base)) is empty

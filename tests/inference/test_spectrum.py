@@ -10,18 +10,13 @@ from spectrafm_hf import load_checkpoint
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.data.schema import OVER_CONTINUUM, SURFACE
 from spectrafm_hf.files import DEMO_STARS
-from spectrafm_hf.inference.spectrum import (
-    AS_GIVEN,
-    EmulatedSpectra,
-    SpectrumPredictor,
-    SpectrumWriter,
-    _without_one,
-    best_fit,
-    with_usual_labels,
-)
+from spectrafm_hf.inference.emulated import EmulatedSpectra, _without_one, with_usual_labels
+from spectrafm_hf.inference.spectrum import AS_GIVEN, SpectrumPredictor, best_fit
+from spectrafm_hf.inference.spectrum_files import SpectrumWriter
 from spectrafm_hf.models.modeling_emulator import CovarianceGroup
 from spectrafm_hf.synthesis.emulation import fit_group
-from spectrafm_hf.synthesis.instruments import FWHM, Instrument
+from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.synthesis.line_spread import FWHM
 from spectrafm_hf.synthesis.synthetic import load_emulator
 
 

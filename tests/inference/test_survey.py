@@ -21,7 +21,14 @@ from test_upload import COMMANDS, build, in_new_process
 import spectrafm_cli
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
 from spectrafm_hf.inference.prediction import ROW_GROUP, PredictionWriter, TrainingRange
-from spectrafm_hf.inference.survey import ShardPredictor, list_shards, process_device, process_number
+from spectrafm_hf.inference.survey import (
+    ShardPredictor,
+    describe_device,
+    list_shards,
+    named_device,
+    process_device,
+    process_number,
+)
 
 
 @pytest.fixture
@@ -273,9 +280,27 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, rank, gpus,
     assert process_device() == torch.device(expected)
 
 
-def test_the_command_line_puts_the_model_on_the_device_of_the_process(monkeypatch, checkpoint):
+def test_the_command_line_puts_the_model_on_the_device_of_the_process_and_says_so(monkeypatch, checkpoint, capsys):
     monkeypatch.setattr("spectrafm_hf.inference.survey.process_device", lambda: torch.device("meta"))
-    assert spectrafm_cli.loading.load(str(checkpoint))[0].device == torch.device("meta")
+    for asked, place in (("auto", "meta"), ("cpu", "cpu")):
+        model, _ = spectrafm_cli.loading.load(str(checkpoint), device=asked)
+        assert model.device == torch.device(place)
+        spectrafm_cli.loading.say_device(model)
+        assert capsys.readouterr().out == f"device: {place}\n"
+
+
+def test_a_device_is_known_by_its_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("cuda", "cuda:0", "gpu", "mps"):
+        with pytest.raises(ValueError, match=f"^device: expected one of auto, cpu, got {name}$"):
+            named_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
+    assert [named_device(name) for name in ("cuda", "cuda:1")] == [torch.device("cuda:0"), torch.device("cuda:1")]
+    assert describe_device(torch.device("cuda:1")) == "cuda:1 (H200)"
+    with pytest.raises(ValueError, match="^device: expected one of auto, cpu, cuda:0, cuda:1, got cuda:2$"):
+        named_device("cuda:2")
 
 
 def test_a_local_rank_that_is_no_number_is_refused(monkeypatch):

@@ -1,12 +1,14 @@
 """The model on evidence of intervals: what does not count changes nothing, what goes in is checked, and it learns."""
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForTimeSeriesPrediction, AutoTokenizer, pipeline
 
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
-from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
+from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMModel, SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.models.modeling_spectrafm import combined
 from spectrafm_hf.synthesis.bases import fill_completion, make_rung
@@ -221,6 +223,13 @@ def test_errors_follow_curves_of_temperature_and_of_what_is_not_known():
         found = model(**other).prediction_errors
         model.config.label_error_curves = None
         torch.testing.assert_close(found, model(**other).prediction_errors, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [SpectraFMModel, SpectraFMForPrediction])
+def test_the_example_of_the_class_runs_and_prints_what_it_says(kind):
+    [example] = doctest.DocTestFinder(recurse=False).find(kind)
+    assert len(example.examples) > 8
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_scalars_are_refused(model):

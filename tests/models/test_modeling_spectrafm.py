@@ -286,6 +286,26 @@ def test_an_output_is_built_from_pairs_as_data_parallel_does_and_survives_pickli
 # ------------------------------------------------------------------------------------------------ batches and masking
 
 
+def test_outputs_have_their_old_names_for_one_version_and_the_methods_of_dictionaries(model, inputs):
+    with torch.no_grad():
+        outputs = model(**inputs)
+    with pytest.warns(FutureWarning, match=r"outputs\['values'\] is called 'predictions' now"):
+        assert outputs["values"] is outputs.predictions
+    with pytest.warns(FutureWarning, match=r"outputs\['errors'\] is called 'prediction_errors' now"):
+        assert outputs["errors"] is outputs.prediction_errors
+    with pytest.warns(FutureWarning, match=r"outputs.errors is called prediction_errors now") as told:
+        assert outputs.errors is outputs.prediction_errors
+    assert told[0].filename == __file__
+    assert list(outputs.values()) == list(outputs.to_tuple()) and "values" not in outputs
+    with pytest.raises(KeyError):
+        outputs["value"]
+
+
+def test_other_arguments_than_the_spectrum_are_named(model, inputs):
+    with pytest.raises(TypeError, match="positional arguments"):
+        model(inputs["flux"], inputs["wavelength"], inputs["attention_mask"], inputs["scalar_ids"])
+
+
 def test_a_star_alone_is_answered_as_in_a_padded_batch(model, inputs):
     wavelength, flux, error = make_spectra()
     with torch.no_grad():

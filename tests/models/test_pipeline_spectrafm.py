@@ -9,7 +9,9 @@ from astropy.nddata import StdDevUncertainty
 from specutils import Spectrum
 from transformers import pipeline
 
-from spectrafm_hf import load_checkpoint
+from spectrafm_hf import SpectraFMForPrediction, load_checkpoint, save_checkpoint
+from spectrafm_hf.data.readers import read_spectra
+from spectrafm_hf.files import DEMO_STARS
 
 
 @pytest.fixture
@@ -31,7 +33,8 @@ def same(answers, expected):
     assert [list(answer) for answer in answers] == [list(answer) for answer in expected]
     for answer, other in zip(answers, expected, strict=True):
         assert answer.get("object_id") == other.get("object_id")
-        numbers = [key for key in answer if key != "object_id"]
+        assert answer.get("flags") == other.get("flags")
+        numbers = [key for key in answer if key not in ("object_id", "flags")]
         np.testing.assert_allclose([answer[key] for key in numbers], [other[key] for key in numbers], rtol=2e-5)
     return True
 
@@ -119,17 +122,19 @@ def test_many_spectra_in_one_row_are_an_error(predict, stars):
 def test_a_bad_spectrum_in_a_list_is_an_error_that_names_the_field(predict, stars):
     stars[3]["wavelength"] = stars[3]["wavelength"] / 10
     with pytest.raises(ValueError, match="wavelength: .*nanometres"):
-        predict(stars, batch_size=2)
+        predict(stars, batch_size=2, on_error="raise")
+    with pytest.raises(ValueError, match="wavelength: .*nanometres"):
+        predict(stars[3])
 
 
 @pytest.mark.parametrize("give", [list, iter, lambda stars: (star for star in stars)])
 def test_an_error_says_which_spectrum_of_many_it_is(predict, stars, give):
     stars[3]["flux"] = np.full_like(stars[3]["flux"], np.nan)
     with pytest.raises(ValueError, match=r"flux: expected .* got none \(star-3\)$"):
-        list(predict(give(stars), batch_size=2))
+        list(predict(give(stars), batch_size=2, on_error="raise"))
     nameless = [(star["wavelength"], star["flux"], star["flux_error"]) for star in stars]
     with pytest.raises(ValueError, match=r"flux: expected .* got none \(spectrum 3\)$"):
-        list(predict(give(nameless), batch_size=2))
+        list(predict(give(nameless), batch_size=2, on_error="raise"))
     with pytest.raises(ValueError, match=r"flux: expected .* got none$"):
         predict(nameless[3])
 
@@ -137,6 +142,15 @@ def test_an_error_says_which_spectrum_of_many_it_is(predict, stars, give):
 def test_a_pipeline_without_a_tokenizer_is_an_error(tiny_model):
     with pytest.raises(ValueError, match="tokenizer: expected a SpectraFMTokenizer"):
         pipeline("stellar-labels", model=tiny_model, device="cpu")
+
+
+def test_a_model_that_was_loaded_brings_the_tokenizer_of_its_checkpoint(predict, stars, tmp_path):
+    predict.save_pretrained(tmp_path / "saved")
+    model = SpectraFMForPrediction.from_pretrained(tmp_path / "saved")
+    assert pipeline("stellar-labels", model=model, device="cpu")(stars[0]) == predict(stars[0])
+    model.add_label("mg_fe")
+    with pytest.raises(ValueError, match="tokenizer: expected one for the labels of the model, .*'mg_fe'"):
+        pipeline("stellar-labels", model=model, device="cpu")
 
 
 def test_a_saved_pipeline_is_a_checkpoint(predict, stars, tmp_path):
@@ -150,3 +164,86 @@ def test_an_answer_that_is_no_number_is_an_error(predict, tiny_model, stars):
         tiny_model.readout.mean.weight.fill_(3e38)
     with pytest.raises(ValueError, match=r"teff: expected a finite answer, got .* \(star-0\)"):
         predict(stars[0])
+    answers = predict(stars)
+    assert all(answer["reason"].startswith("teff: expected a finite answer") for answer in answers)
+    assert all(np.isnan(answer["teff"]) for answer in answers)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("give", [list, iter, datasets.Dataset.from_list])
+def test_a_bad_spectrum_among_others_is_a_row_with_the_reason_and_the_others_stay(either, stars, give, batch_size):
+    expected = [either(star) for star in stars]
+    for number in (0, 3):
+        stars[number]["flux"] = np.full_like(stars[number]["flux"], np.nan)
+    answers = list(either(give(stars), batch_size=batch_size))
+    for number, (answer, other) in enumerate(zip(answers, expected, strict=True)):
+        if number in (0, 3):
+            assert list(answer) == [*other, "reason"] and answer["object_id"] == f"star-{number}"
+            assert answer["reason"].startswith("flux: expected at least one valid pixel")
+            assert all(np.isnan(answer[key]) for key in other if key != "object_id")
+        else:
+            same([answer], [other])
+
+
+def test_what_becomes_of_errors_is_a_choice_of_the_pipeline_or_of_a_call(tiny_evidence, stars):
+    model, tokenizer = tiny_evidence
+    bad = {**stars[0], "flux": np.full_like(stars[0]["flux"], np.nan)}
+    predict = pipeline("stellar-labels", model=model, tokenizer=tokenizer, device="cpu", on_error="raise")
+    with pytest.raises(ValueError, match=r"flux: expected .* \(star-0\)"):
+        predict([bad, stars[1]])
+    alone = predict(bad, on_error="reason", flags=True, requests=["logg"])
+    assert list(alone) == ["object_id", "logg", "logg_err", "flags", "reason"] and alone["flags"] == []
+    table = predict([bad, *stars[1:]], on_error="reason", flags=True).to_table()
+    assert table["reason"][0] != "" and list(table["reason"][1:]) == [""] * 4
+    assert np.isfinite(table["teff"][1:]).all() and np.isnan(table["teff"][0])
+    with pytest.raises(ValueError, match=r"on_error: expected one of \('reason', 'raise'\), got 'ignore'"):
+        predict(stars, on_error="ignore")
+
+
+def test_what_is_asked_for_in_vain_is_an_error_and_no_row(either, stars):
+    for wrong, message in (
+        ({"requests": ["age"]}, "requests: expected names out of"),
+        ({"requests": [10.0]}, "requests: expected"),
+        ({"scalars": ["age"]}, "scalars: expected names out of"),
+        ({"radial_velocity": [1.0]}, "radial_velocity: expected one for each"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            either(stars, **wrong)
+
+
+def test_spectra_of_different_instruments_go_through_in_one_batch(tiny_evidence, stars):
+    """Those that the model does not take together it takes one after the other."""
+    model, tokenizer = tiny_evidence
+    predict = pipeline("stellar-labels", model=model, tokenizer=tokenizer, device="cpu")
+    first, second = (rung.range for rung in tokenizer.basis.rungs[:2])
+    mixed = []
+    for star, (low, high) in zip(stars[:4], (first, second, second, first), strict=True):
+        wavelength = np.linspace(low * 1.001, high * 0.999, len(star["flux"]))
+        mixed.append({**star, "wavelength": wavelength})
+    assert same(predict(mixed, batch_size=4, flags=True), [predict(star, flags=True) for star in mixed])
+
+
+def test_a_model_whose_weights_are_on_the_disk_answers_as_well(tiny_evidence, stars, tmp_path):
+    model, tokenizer = tiny_evidence
+    save_checkpoint(model, tokenizer, tmp_path / "checkpoint")
+    away = SpectraFMForPrediction.from_pretrained(
+        tmp_path / "checkpoint", device_map={"": "disk"}, offload_folder=tmp_path / "weights"
+    )
+    assert {parameter.device.type for parameter in away.parameters()} == {"meta"} and away.device.type == "cpu"
+    predict = pipeline("stellar-labels", model=away, tokenizer=tokenizer)
+    assert predict(stars) == pipeline("stellar-labels", model=model, tokenizer=tokenizer, device="cpu")(stars)
+    assert away.hf_device_map == {"": "disk"}
+
+
+def test_noise_is_told_from_a_faint_star():
+    model, tokenizer = load_checkpoint("spectrafm-base")
+    predict = pipeline("stellar-labels", model=model, tokenizer=tokenizer, device="cpu")
+    star = next(read_spectra([DEMO_STARS]))
+    wavelength, noise = star["wavelength"], np.random.default_rng(0).normal(size=star["flux"].size)
+    # Behind the range that is known, it is bright.
+    far = np.arange(12000.0, 50000.0, 100.0)
+    wavelength = np.concatenate([wavelength, far])
+    for signal, flagged in ((0.0, True), (1.5, False)):
+        flux = np.concatenate([signal * star["flux"] + noise, np.full(far.size, 100.0)])
+        found = predict({"wavelength": wavelength, "flux": flux, "flux_error": np.ones(flux.size)}, flags=True)
+        assert ("no_signal" in found["flags"]) is flagged

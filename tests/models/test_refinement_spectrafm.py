@@ -1,6 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """The fit that refines answers, against the emulator and the bound of what spectra hold; and its flags."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from transformers import pipeline
 from spectrafm_hf.checkpoints import save_checkpoint
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
-from spectrafm_hf.models.flags_spectrafm import FLAGS, star_flags
+from spectrafm_hf.models.flags_spectrafm import FLAGS, QUALITY, star_flags
 from spectrafm_hf.models.gate_spectrafm import SPEED_OF_LIGHT, air_to_vacuum
 from spectrafm_hf.statistics import robust_scatter
 from spectrafm_hf.synthesis.bases import fill_star_model, hband_rung
@@ -89,7 +91,7 @@ class Stars:
             error,
             return_quality=True,
         )
-        quality = {name: inputs.pop(name) for name in ("clipped", "shift")}
+        quality = {name: inputs.pop(name) for name in QUALITY}
         start = self.truth + START * np.random.default_rng(2).standard_normal(self.truth.shape)
         wanted = self.star_model.standardise(torch.from_numpy(start))
         handle = self.model.start.register_forward_hook(lambda module, given, output: wanted[:, None])
@@ -118,6 +120,20 @@ def test_derivatives_of_the_star_model_are_those_of_its_weights(stars):
         difference = stars.star_model.weights(labels + moved) - stars.star_model.weights(labels - moved)
         expected = difference[:, :-1] / (2 * step)
         assert torch.allclose(slopes[:, label], expected, atol=2e-2 * float(expected.abs().max()))
+
+
+def test_what_is_kept_of_the_star_model_changes_with_it(stars):
+    star = copy.deepcopy(stars.star_model)
+    labels = star.standardise(torch.from_numpy(stars.truth[:4]))
+    before = star.weights(labels)
+    with torch.inference_mode():
+        assert star.weights(labels).equal(before)
+    with torch.no_grad():
+        star.groups[0].weight.mul_(2.0)
+    size = star.groups[0].weight.shape[1]
+    after = star.weights(labels)
+    assert torch.allclose(after[:, :size], 2.0 * before[:, :size], rtol=1e-4)
+    assert after[:, size:].equal(before[:, size:])
 
 
 def test_physical_labels_come_back(stars):

@@ -153,3 +153,18 @@ def test_the_pipeline_shows_the_fit_beside_the_labels(xp):
     assert "BestFit(chi2=" in repr(with_fit[0])
     assert "spectrum" not in with_fit.to_pandas()
     assert "spectrum" not in predict(xp[0])
+
+
+def test_nothing_is_said_of_bands_of_the_air(base):
+    """The line of the sky at 5,577 A, to which the rung of the optical is blind: no flux of zero, no misfit."""
+    wavelength = np.arange(5400.0, 5800.0, 0.5)
+    emulator = load_emulator("emulator-survey")
+    grid, flux = emulator.synthesize(teff=5000.0, logg=3.0, fe_h=-0.3, wavelength_range=(5390, 5810))
+    row = {"wavelength": wavelength, "flux": np.interp(wavelength, grid, flux[0] / np.median(flux))}
+    row |= {"flux_error": np.full(wavelength.size, 0.02), "mask": np.zeros(wavelength.size, bool)}
+    sky = (wavelength > 5572) & (wavelength < 5586)
+    fit = fit_of(base, row)
+    assert np.isnan(fit.model[sky]).all() and np.isfinite(fit.model[~sky]).all()
+    assert fit.chi2 < 10 * fit.degrees_of_freedom  # the line spread function is not stated
+    whole, flux, error = base[0].predict_spectrum(base[1], row)
+    assert np.array_equal(np.isnan(flux[0]), (whole > 5572) & (whole < 5586))

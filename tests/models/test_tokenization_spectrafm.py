@@ -640,6 +640,7 @@ def test_save_load_save_is_byte_equal(tmp_path):
         "inputs_spectrafm.py",
         "pipeline_spectrafm.py",
         "preprocessor_config.json",
+        "products_spectrafm.py",
         "tokenization_spectrafm.py",
         "tokenizer_config.json",
         "velocity_spectrafm.py",

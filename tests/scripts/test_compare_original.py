@@ -11,7 +11,6 @@ import torch
 import yaml
 
 from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction
-from spectrafm_hf.training import trainer as training
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_original.py"
@@ -67,8 +66,8 @@ def test_windows_hold_each_pixel_of_a_star_once_and_the_first_ones_fill_the_last
 
 
 def test_a_table_tells_steps_and_time_and_a_second_run_trains_no_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "VALIDATION_STARS", 20)
-    monkeypatch.setattr(training, "MEASURED_STARS", 500)
+    monkeypatch.setattr("spectrafm_hf.training.recipe.VALIDATION_STARS", 20)
+    monkeypatch.setattr("spectrafm_hf.training.trainer.MEASURED_STARS", 500)
     settings = yaml.safe_load(RECIPE.read_text())
     settings["model"] |= TINY
     settings |= {"output_dir": str(tmp_path / "run"), "max_steps": 4, "save_steps": 2, "logging_steps": 1}

@@ -15,7 +15,8 @@ from spectrafm_hf.data import pixel_column
 from spectrafm_hf.data.gaia_xp import WAVELENGTH
 from spectrafm_hf.inference.prediction import TrainingRange
 from spectrafm_hf.models.gate_spectrafm import vacuum_to_air
-from spectrafm_hf.synthesis.instruments import Instrument, pixel_edges
+from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.synthesis.line_spread import pixel_edges
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_robustness.py"

@@ -10,6 +10,8 @@ import spectrafm_hf.show.workbench as module
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.files import DEMO_STARS
 from spectrafm_hf.show import app_html
+from spectrafm_hf.show.app_html import html_symbol, plain_symbol
+from spectrafm_hf.show.style import SYMBOLS
 
 
 def text(page: str) -> str:
@@ -99,3 +101,8 @@ def test_the_picture_is_there_for_wide_and_narrow_screens_and_in_words(workbench
     peaks = [float(number.replace(",", "")) for number in re.findall(r"([\d,]+) Å(?: \(|,|\. A)", text(page))]
     assert peaks and all(15_700 <= peak <= 15_800 for peak in peaks)
     assert re.search(r'alt="[^"]*response[^"]*\[Fe/H\]|alt="[^"]*\[Fe/H\][^"]*"', page)
+
+
+def test_no_label_is_written_for_matplotlib():
+    for label in (*SYMBOLS, "alpha_m", "fe_h", "mg_fe", "ak_targ"):
+        assert not set("$\\") & set(plain_symbol(label) + html_symbol(label))

@@ -12,17 +12,8 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 
 from spectrafm_hf.models import vacuum_to_air
-from spectrafm_hf.synthesis.instruments import (
-    FWHM,
-    Instrument,
-    extinction_curve,
-    gaussian_noise,
-    instrument_names,
-    measure_noise,
-    pixel_edges,
-    resampling_matrix,
-    subdivision_matrix,
-)
+from spectrafm_hf.synthesis.instruments import Instrument, extinction_curve, instrument_names, measure_noise
+from spectrafm_hf.synthesis.line_spread import FWHM, gaussian_noise, pixel_edges, resampling_matrix, subdivision_matrix
 
 
 APSTAR = 10 ** (4.179 + 6e-6 * np.arange(8575))

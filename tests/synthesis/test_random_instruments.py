@@ -11,11 +11,9 @@ from spectrafm_hf.synthesis.random_instruments import (
     HighResolutionStars,
     MixedStars,
     SpoiltStars,
-    add_noise,
     evidence_inputs,
-    missing_pixels,
-    spoil,
 )
+from spectrafm_hf.synthesis.spoiling import add_noise, missing_pixels, spoil
 
 
 LABELS = ["teff", "logg", "fe_h", "alpha_m", "mg_fe"]

@@ -20,7 +20,8 @@ from spectrafm_hf.data import gaia_xp
 from spectrafm_hf.data.schema import PIXEL_COLUMNS, validate_table
 from spectrafm_hf.models import SpectrumEmulator
 from spectrafm_hf.synthesis.instruments import INSTRUMENTS, Instrument, instrument_names
-from spectrafm_hf.synthesis.synthetic import ALPHA_ELEMENTS, BATCH, LABELS, SyntheticStars, build_synthetic
+from spectrafm_hf.synthesis.synthetic import ALPHA_ELEMENTS, BATCH, LABELS, SyntheticStars
+from spectrafm_hf.synthesis.synthetic_data_sets import build_synthetic
 from spectrafm_hf.training.collator import SpectraFMCollator
 from spectrafm_hf.training.preparation import prepare_model
 from spectrafm_hf.training.recipe import Recipe
@@ -138,13 +139,13 @@ def killed_at_the_second_shard(out: Path) -> None:
     script = f"""
         import os, pathlib, signal
         from spectrafm_hf.data import building
-        from spectrafm_hf.synthesis import synthetic
+        from spectrafm_hf.synthesis import synthetic_data_sets
 
         def die_at_the_second_file(table):
             if list(pathlib.Path({str(out.parent)!r}).rglob("*-of-*.parquet")):
                 os.kill(os.getpid(), signal.SIGKILL)
         building.validate_table = die_at_the_second_file
-        synthetic.build_synthetic({str(out)!r}, {STARS}, "gaia-xp", splits=(80, 10, 10), shard_rows=40)
+        synthetic_data_sets.build_synthetic({str(out)!r}, {STARS}, "gaia-xp", splits=(80, 10, 10), shard_rows=40)
     """
     run = run_forked(script)
     assert run.returncode == -signal.SIGKILL, run.stderr

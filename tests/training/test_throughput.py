@@ -9,6 +9,7 @@ from conftest import make_tiny_model
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spectrafm_hf import SpectraFMTokenizer
+from spectrafm_hf.models.products_spectrafm import product
 from spectrafm_hf.training.throughput import Throughput, measure_peak
 
 
@@ -48,6 +49,16 @@ def test_attention_on_a_cpu_counts():
         torch.nn.functional.scaled_dot_product_attention(query, query, query).sum().backward()
     # Two products forward; four backward, and one of the first two again.
     assert throughput.operations == (2 + 5) * 2 * (2 * 3) * 16 * 16 * 8
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_products_by_onednn_count_as_others_do(given):
+    values = torch.randn(512, 192, requires_grad=given)
+    weight = torch.randn(384, 192, requires_grad=True)
+    throughput = Throughput()
+    with throughput.batch({"flux": values, "attention_mask": torch.ones(512, 1)}):
+        product(values, weight).sum().backward()
+    assert throughput.operations == (2 + given) * 2 * 512 * 192 * 384
 
 
 def test_pauses_and_what_comes_before_the_first_batch_take_no_time():

@@ -21,10 +21,11 @@ from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.synthesis.bases import fill_completion, make_rung
 from spectrafm_hf.synthesis.synthetic import SyntheticStars
 from spectrafm_hf.training.collator import SpectraFMCollator
+from spectrafm_hf.training.draws import Columns, Draws
 from spectrafm_hf.training.optimization import Muon, MuonWithAdamW
 from spectrafm_hf.training.preparation import prepare_checkpoint
 from spectrafm_hf.training.recipe import Recipe, calibrated_stars, last_checkpoint, load_stars
-from spectrafm_hf.training.trainer import Columns, Draws, set_up, train
+from spectrafm_hf.training.trainer import set_up, train
 
 
 PIXELS = np.linspace(4000, 4780, 40, dtype=np.float32)

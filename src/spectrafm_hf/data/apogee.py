@@ -25,8 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from astropy.io import fits
 
+from .allstar import PAPER_LABELS, read_allstar
 from .building import Card, Shard, build_folder, spectra_table, split_sizes, write_card, write_dataset, write_shards
-from .labels import CUTS, PAPER_LABELS, apply_cuts, read_allstar
+from .cuts import CUTS, apply_cuts
 from .readers import Row, batched, read_spectra
 from .schema import LABEL_UNITS, spectrum_features
 from .sources import cache_dir, fetch_package_file, read_member

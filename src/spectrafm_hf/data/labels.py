@@ -12,22 +12,21 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from astropy.io import fits
 from astropy.table import Table
 from astropy.table.meta import YamlParseError
-from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
 
+from .allstar import _is_allstar, arrow_column, as_text, read_allstar
 from .schema import LABEL_UNITS, SCALAR_UNITS, label_names_of
 
 
@@ -112,7 +111,7 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
                 kind = {"format": "votable"} if name.endswith((".xml", ".vot", ".votable")) else {}
                 stars = Table.read(path, **kind)
             flat = [key for key in stars.colnames if stars[key].ndim == 1]
-            table = pa.table({key: _arrow(stars[key]) for key in flat})
+            table = pa.table({key: arrow_column(stars[key]) for key in flat})
             units = {key: str(stars[key].unit) for key in flat if getattr(stars[key], "unit", None) is not None}
         else:
             raise ValueError(
@@ -338,16 +337,6 @@ def _our_names(names: Sequence[str]) -> list[str]:
     return ours
 
 
-def _arrow(column: Any) -> pa.Array:
-    """A column of astropy's, of any byte order, as one of Arrow's; what is masked becomes null."""
-    missing = np.ma.getmaskarray(column) if np.ma.isMaskedArray(column) else None
-    values = np.asarray(column)
-    if values.dtype.kind in "SUO":
-        texts = [_text(value) for value in values.tolist()]
-        return pa.array(texts, pa.string(), mask=missing)
-    return pa.array(np.ascontiguousarray(values, values.dtype.newbyteorder("=")), mask=missing)
-
-
 def number_columns(table: pa.Table) -> list[str]:
     """Columns of numbers that are neither identifiers nor errors."""
     return [
@@ -456,176 +445,9 @@ def join_labels(object_ids: Iterable[Any], labels: pa.Table, id_column: str | No
 
 def _identifier(given: Any) -> str:
     # One that a table holds as a number has lost its zeros.
-    plain = re.sub(r"^gaia (e?dr\d) ", "", _text(given), flags=re.IGNORECASE)
+    plain = re.sub(r"^gaia (e?dr\d) ", "", as_text(given), flags=re.IGNORECASE)
     return plain.lstrip("0") or "0" if plain.isdecimal() else plain
-
-
-def _text(given: Any) -> str:
-    return (given.decode("utf-8", "replace") if isinstance(given, bytes) else str(given)).strip()
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-# ----------------------------------------------------------------------------------------------------- APOGEE's allStar
-
-#: Labels of the paper.
-PAPER_LABELS = ("teff", "logg", "o_fe", "mg_fe", "fe_h")
-#: Bits of an abundance's own flag (`FE_H_FLAG`, bits of PARAMFLAG) that say it is bad: GRIDEDGE_BAD, CALRANGE_BAD,
-#: OTHER_BAD, FERRE_FAIL, PARAM_MISMATCH_BAD, TEFF_CUT. https://www.sdss4.org/dr17/irspec/apogee-bitmasks
-BAD_LABEL_BITS = (0, 1, 2, 3, 4, 6)
-#: Bits of ASPCAPFLAG that say the same of a parameter.
-BAD_PARAMETER_BITS = {"teff": 16, "logg": 17, "vmicro": 18, "m_h": 19, "alpha_m": 20}
-STAR_BAD = 23
-#: Columns that the cuts and the archive's file names need, and such as help to join: taken where they are.
-ALLSTAR_COLUMNS = ("apogee_id", "telescope", "field", "file", "snr", "starflag", "aspcapflag", "vscatter")
-ALLSTAR_EXTRAS = ("gaiaedr3_source_id", "vhelio_avg", "j", "h", "k", "ak_targ")
-CHUNK_ROWS = 20_000
-
-
-def _is_allstar(path: Path) -> bool:
-    with fits.open(path) as hdus:
-        return len(hdus) > 1 and {"APOGEE_ID", "ASPCAPFLAG"} <= set(getattr(hdus[1], "columns", fits.ColDefs([])).names)
-
-
-def read_allstar(
-    path: str | os.PathLike[str],
-    labels: Sequence[str] = PAPER_LABELS,
-    *,
-    bad_label_bits: Sequence[int] = BAD_LABEL_BITS,
-) -> pa.Table:
-    """Read the columns that matter of APOGEE's allStar, a few rows of its 4 GB at a time.
-
-    Parameters
-    ----------
-    path : path
-        `allStar-dr17-synspec_rev1.fits` or `allStarLite-dr17-synspec_rev1.fits`, or one like them.
-    labels : sequence of str
-        Its columns in lower case.
-    bad_label_bits : sequence of int
-        Bits of a label's flag at which its value and error become NaN; none to take all values as they stand. A
-        parameter (`BAD_PARAMETER_BITS`) has one such bit in ASPCAPFLAG.
-
-    Returns
-    -------
-    pyarrow.Table
-        One row an entry, `ALLSTAR_COLUMNS`, those of `ALLSTAR_EXTRAS` that are there, and `<label>`, `<label>_err`
-        (float32, NaN where unknown, flagged or -9999).
-
-    Raises
-    ------
-    ValueError
-        If the file cannot be read, ends too early, or lacks a column.
-    """
-    path = Path(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "File may have been truncated", AstropyUserWarning)
-            with fits.open(path, memmap=not path.name.endswith(".gz")) as hdus:
-                if len(hdus) < 2 or not isinstance(hdus[1], fits.BinTableHDU):
-                    raise ValueError("expected a table in its first extension")
-                table = hdus[1]
-                given = {name.lower(): name for name in table.columns.names}
-                pairs = [name for label in labels for name in (label, f"{label}_err")]
-                if missing := [name for name in (*ALLSTAR_COLUMNS, *pairs) if name not in given]:
-                    raise ValueError(f"expected the columns {', '.join(missing).upper()}")
-                names = [*ALLSTAR_COLUMNS, *(name for name in ALLSTAR_EXTRAS if name in given)]
-                starts = range(0, table.header["NAXIS2"], CHUNK_ROWS) or [0]
-                # Rows before columns: a column as a whole would be converted, and kept.
-                chunks = [
-                    _allstar_chunk(table.data[start : start + CHUNK_ROWS], given, names, labels, bad_label_bits)
-                    for start in starts
-                ]
-    except (OSError, ValueError, TypeError, AstropyUserWarning, fits.VerifyError) as error:
-        raise ValueError(f"{path}: expected an allStar table, got: {_one_line(error)}") from error
-    return pa.concat_tables(chunks)
-
-
-def _allstar_chunk(
-    rows: fits.FITS_rec, given: Mapping[str, str], names: Sequence[str], labels: Sequence[str], bits: Sequence[int]
-) -> pa.Table:
-    columns = {name: _arrow(np.array(rows[given[name]])) for name in names}
-    mask = sum(1 << bit for bit in bits)
-    for label in labels:
-        pair = [np.array(rows[given[name]], np.float32) for name in (label, f"{label}_err")]
-        bad = ~np.isfinite(pair[0]) | (pair[0] < -9990)
-        if f"{label}_flag" in given:
-            bad |= (np.array(rows[given[f"{label}_flag"]], np.int64) & mask) != 0
-        elif label in BAD_PARAMETER_BITS and bits:
-            bad |= _bit(np.array(rows[given["aspcapflag"]]), BAD_PARAMETER_BITS[label])
-        pair[1][pair[1] < 0] = np.nan
-        for name, values in zip((label, f"{label}_err"), pair, strict=True):
-            values[bad] = np.nan
-            columns[name] = pa.array(values)
-    return pa.table(columns)
-
-
-def _bit(flags: NDArray[Any], bit: int) -> NDArray[np.bool_]:
-    return (flags.astype(np.int64) >> bit) & 1 == 1
-
-
-class Cut(NamedTuple):
-    """A step in the choice of stars: what it keeps, in words and as a function of the table, shape (rows,)."""
-
-    description: str
-    keep: Callable[[pa.Table], NDArray[np.bool_]]
-
-
-def _best_snr(table: pa.Table) -> NDArray[np.bool_]:
-    """The first of the best entries of each star."""
-    _, star = np.unique(table["apogee_id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-    snr = np.nan_to_num(table["snr"].to_numpy(), nan=-np.inf)
-    order = np.lexsort((np.arange(len(snr)), -snr, star))
-    keep = np.zeros(len(table), bool)
-    keep[order[np.flatnonzero(np.diff(star[order], prepend=-1))]] = True
-    return keep
-
-
-def _has_label(table: pa.Table) -> NDArray[np.bool_]:
-    columns = [np.isfinite(table[name].to_numpy()) for name in label_columns(table)]
-    return np.any(columns, axis=0) if columns else np.zeros(len(table), bool)
-
-
-#: The choice of stars in the paper, in its order: 128,485 stars of DR17 after the first five, 128,428 with labels.
-CUTS: dict[str, Cut] = {
-    "snr": Cut("SNR > 200", lambda table: table["snr"].to_numpy() > 200),
-    "starflag": Cut("STARFLAG == 0", lambda table: table["starflag"].to_numpy() == 0),
-    "vscatter": Cut("VSCATTER < 1 km/s", lambda table: table["vscatter"].to_numpy() < 1),
-    "star_bad": Cut(
-        "bit 23 (STAR_BAD) of ASPCAPFLAG not set", lambda table: ~_bit(table["aspcapflag"].to_numpy(), STAR_BAD)
-    ),
-    "best_snr": Cut("the entry of the best SNR of each APOGEE_ID", _best_snr),
-    "labels": Cut("at least one label", _has_label),
-}
-
-
-def apply_cuts(table: pa.Table, names: Sequence[str] = tuple(CUTS)) -> tuple[pa.Table, list[tuple[str, int]]]:
-    """Choose stars step by step.
-
-    Parameters
-    ----------
-    table : pyarrow.Table
-        As `read_allstar` returns it.
-    names : sequence of str
-        Steps out of `CUTS`, in the order in which to take them.
-
-    Returns
-    -------
-    pyarrow.Table
-        What is left.
-    list of (name, count)
-        How many entries are left after each step; the first is `("all", len(table))`.
-
-    Raises
-    ------
-    ValueError
-        For a step that does not exist.
-    """
-    if unknown := [name for name in names if name not in CUTS]:
-        raise ValueError(f"cuts: expected names out of {', '.join(CUTS)}, got {', '.join(unknown)}")
-    counts = [("all", len(table))]
-    for name in names:
-        table = table.filter(pa.array(CUTS[name].keep(table)))
-        counts.append((name, len(table)))
-    return table, counts

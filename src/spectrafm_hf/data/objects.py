@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from astropy.table import Row as AstropyRow
 from astropy.table import Table
 
-from .readers import find_files, read_spectra
+from .readers import Failure, find_files, read_spectra
 from .readers.base import OpenFile, Options, Row, finish
 from .readers.gaia_continuous import CONTINUOUS
 from .readers.parquet import MULTIMODAL_UNIVERSE, PARQUET
@@ -29,7 +29,7 @@ from .readers.tables import ECSV, rows_of_table
 NAMES = {"Series": "row", "Row": "row", "Table": "table", "QTable": "table", "RecordBatch": "table"}
 
 
-def rows_of(value: Any, columns: Mapping[str, str] | None = None) -> tuple[list[Row], bool]:
+def rows_of(value: Any, columns: Mapping[str, str] | None = None, keep_refused: bool = False) -> tuple[list[Row], bool]:
     """
     Spectra in the schema of this project.
 
@@ -40,6 +40,9 @@ def rows_of(value: Any, columns: Mapping[str, str] | None = None) -> tuple[list[
         `read_spectra` finds there.
     columns : mapping of role to name, optional
         As in `read_spectra`.
+    keep_refused : bool
+        Keep a spectrum of several that cannot be used, and a file of several that cannot be read, as rows with the
+        reason in `refused`. Without it, that is an error.
 
     Returns
     -------
@@ -53,13 +56,16 @@ def rows_of(value: Any, columns: Mapping[str, str] | None = None) -> tuple[list[
         For a table without wavelength or flux, naming what it has; and what `read_spectra` raises.
     """
     if isinstance(value, str | os.PathLike):
-        return list(read_spectra(find_files([value]), columns=columns)), False
+        files = find_files([value])
+        failures: list[Failure] | None = [] if keep_refused and len(files) > 1 else None
+        rows = list(read_spectra(files, columns=columns, keep_refused=keep_refused, failures=failures))
+        return rows + [{"object_id": each.file.name, "refused": each.cause} for each in failures or ()], False
     kind = type(value).__name__
     file = OpenFile(Path(NAMES.get(kind, kind)))
     rows, one = _rows(value, file, Options(columns=dict(columns or {})))
     if not rows:
         raise ValueError(f"{file.path}: expected at least one spectrum, got none")
-    if refused := next((row for row in rows if row["refused"]), None):
+    if not keep_refused and (refused := next((row for row in rows if row["refused"]), None)):
         raise ValueError(f"{refused['object_id']}: {refused['refused']}")
     return rows, one
 

@@ -3,20 +3,20 @@
 Every reader writes it and everything after the readers (tokenizer, collator, pipelines) relies on it.
 One row is one spectrum.
 
-============== ============= ========================================================================================
-column         type          meaning
-============== ============= ========================================================================================
-``object_id``  string        the survey's name of the star
-``survey``     string        the survey, such as ``gaia-xp``
-``wavelength`` list<float32> Angstrom, vacuum, rest frame of the star (a survey too coarse for that says so in its card)
-``flux``       list<float32> in the survey's own units or divided by a continuum; the data card says which
-``flux_error`` list<float32> one standard deviation, in the units of ``flux``; NaN where the survey gives none
-``mask``       list<bool>    **True = do not use this pixel**, as in ``numpy.ma`` and in the tokenizer's ``mask``
-``snr``        float32       signal-to-noise ratio of a pixel, as the survey defines it; NaN = unknown
-label          float32       one column a label (``LABEL_UNITS``); NaN = unknown
-``<label>_err`` float32      one standard deviation of that label, in its units; NaN = unknown
-scalar         float32       one column a scalar (``SCALAR_UNITS``); NaN = unknown
-============== ============= ========================================================================================
+=============== ============= =======================================================================================
+column          type          meaning
+=============== ============= =======================================================================================
+``object_id``   string        the survey's name of the star
+``survey``      string        the survey, such as ``gaia-xp``
+``wavelength``  list<float32> Angstrom, vacuum, rest frame of the star (or too coarse for that; the card says so)
+``flux``        list<float32> in the survey's own units or divided by a continuum; the data card says which
+``flux_error``  list<float32> one standard deviation, in the units of ``flux``; NaN where the survey gives none
+``mask``        list<bool>    **True = do not use this pixel**, as in ``numpy.ma`` and in the tokenizer's ``mask``
+``snr``         float32       signal-to-noise ratio of a pixel, as the survey defines it; NaN = unknown
+label           float32       one column a label (``LABEL_UNITS``); NaN = unknown
+``<label>_err`` float32       one standard deviation of that label, in its units; NaN = unknown
+scalar          float32       one column a scalar (``SCALAR_UNITS``); NaN = unknown
+=============== ============= =======================================================================================
 
 The four lists of a row are equally long; rows may differ. A reader may add columns of other types (an integer
 identifier, say). A label is told from a scalar by its ``_err`` column.

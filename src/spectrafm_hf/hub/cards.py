@@ -264,6 +264,24 @@ predict({{"wavelength": wavelength, "flux": flux, "flux_error": flux_error}})
 ```"""
 
 
+def with_owner(card: str, owner: str) -> str:
+    """
+    A card whose base model and data sets are `owner/name`, as the hub links them: those without an owner get this one,
+    whose they are if they are pushed as well.
+    """
+    found = ModelCard(card)
+    about: Any = found.data
+
+    def full(name: str) -> str:
+        return name if "/" in name else f"{owner}/{name}"
+
+    if isinstance(about.base_model, str):
+        about.base_model = full(about.base_model)
+    if about.datasets:
+        about.datasets = list(map(full, about.datasets))
+    return str(found)
+
+
 def group_evaluations(evaluations: Sequence[Mapping[str, Any]], sums: Mapping[str, str], name: str) -> list[Group]:
     """
     Results of the same stars in one table, in which the rows of the one with these `checksums` are called `name`.

@@ -36,6 +36,7 @@ from .cards import (
     name_checksums,
     read_evaluations,
     usage,
+    with_owner,
 )
 
 
@@ -97,7 +98,8 @@ class Upload:
 
 def checkpoint_upload(name_or_path: str | os.PathLike[str], repo_id: str) -> Upload:
     """
-    What `push` takes of a checkpoint: model, tokenizer, their code, card, recipe, evaluation and its results.
+    What `push` takes of a checkpoint: model, tokenizer, their code, card, recipe, evaluation and its results. Base
+    model and data sets that the card names without an owner get the owner of the repository.
 
     Parameters
     ----------
@@ -146,7 +148,8 @@ def checkpoint_upload(name_or_path: str | os.PathLike[str], repo_id: str) -> Upl
             raise ValueError(f"evaluation: expected the figures of evaluation.json in {path}, got none or others")
         files[f".eval_results/{file}"] = path
     _tell_left_out(folder, files)
-    return Upload(repo_id, "model", files, card.replace(usage(title), usage(repo_id)))
+    card = with_owner(card.replace(usage(title), usage(repo_id)), repo_id.partition("/")[0])
+    return Upload(repo_id, "model", files, card)
 
 
 def dataset_upload(folder: str | os.PathLike[str], repo_id: str) -> Upload:

@@ -258,7 +258,7 @@ class Peak:
 def peaks_of(
     wavelength: NDArray[np.float64], curve: NDArray[np.float64], lines: Sequence[Line], tolerance: float
 ) -> list[Peak]:
-    """The most prominent peaks of |curve|, the most prominent first.
+    """The most prominent peaks of a curve, whatever its sign, the most prominent first.
 
     Parameters
     ----------

@@ -35,8 +35,8 @@ from transformers.feature_extraction_utils import BatchFeature
 from ..data.schema import PIXEL_COLUMNS, valid_pixels
 from ..files import ask_twice, complete_file, temporary_name
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
-from ..models.flags_spectrafm import QUALITY, star_flags
-from ..models.gate_spectrafm import FRAME_UNSTATED, to_rest
+from ..models.flags_spectrafm import AIR, AIR_TOLERANCE, MOVED, MOVED_SIGMA, QUALITY, star_flags
+from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED, to_rest
 from ..models.velocity_spectrafm import VelocityMeter
 
 
@@ -302,6 +302,40 @@ def at_measured_velocities(
         }
 
 
+def settled(
+    rows: Iterable[dict[str, Any]], model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
+) -> Iterator[dict[str, Any]]:
+    """
+    Rows; those of which nobody says whether they are at rest, or in air or vacuum, by what their lines tell.
+
+    Without a statement they would be taken as at rest and in vacuum. Wavelengths in air are 83 km/s off by that, which
+    costs thousands of kelvin. So the velocity is measured: where it is significant, it is taken out, with the flag
+    `medium` or `velocity` where there was one; where it is not, all stays as it is, with the flags that say what is
+    unstated.
+
+    Yields
+    ------
+    dict
+    """
+    meter = None if tokenizer.basis is None else VelocityMeter(tokenizer.basis, model)
+    for row in rows:
+        flags = list(row.get("flags") or ())
+        unstated = {FRAME_UNSTATED, MEDIUM_UNSTATED} & set(flags)
+        if meter is None or row.get("refused") or not (unstated or row.get("rest_frame") is False):
+            yield row
+            continue
+        found = meter(row["wavelength"], row["flux"], row["flux_error"], row["mask"], row.get("resolving_power"))
+        if found.cause:
+            yield row
+            continue
+        flags = [flag for flag in flags if flag not in unstated]
+        if abs(found.value) > max(MOVED, MOVED_SIGMA * found.error):
+            in_air = MEDIUM_UNSTATED in unstated and abs(found.value - AIR) <= AIR_TOLERANCE
+            flags.append("medium" if in_air else "velocity")
+        wavelength = to_rest(np.asarray(row["wavelength"], np.float64), found.value)
+        yield {**row, "wavelength": wavelength, "rest_frame": True, "flags": flags}
+
+
 def velocity_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float32]]:
     """What [`at_measured_velocities`] has found, for a table."""
     names = (VELOCITY, f"{VELOCITY}_err")
@@ -313,12 +347,15 @@ def velocity_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.
 #: each run, and with it the last digit of an answer.
 TOKENS_AT_ONCE = 2048
 NO_MEMORY = "too large for the memory"
-PIXELS_OF_EVIDENCE = 512  # that cost as much as a token does, where tokens are evidence
+# Where tokens are evidence: pixels that cost as much as a token does, and what a star costs at least. So 139 stars of
+# APOGEE go together, and 512 of Gaia XP: enough for full speed, and few enough for the threads to share them evenly.
+PIXELS_OF_EVIDENCE, LEAST_OF_EVIDENCE = 512, 4
 
 
-def pixels_of_token(tokenizer: SpectraFMTokenizer) -> int:
-    """Pixels that make a token, for the size of a batch."""
-    return 1 if tokenizer.basis is None else PIXELS_OF_EVIDENCE
+def tokens_of(row: Mapping[str, Any], tokenizer: SpectraFMTokenizer) -> int:
+    """What a spectrum costs, in tokens, for the size of a batch."""
+    pixels = int(np.size(row["flux"]))
+    return pixels if tokenizer.basis is None else max(LEAST_OF_EVIDENCE, -(-pixels // PIXELS_OF_EVIDENCE))
 
 
 def batches_of(
@@ -332,16 +369,16 @@ def batches_of(
     rows : iterable of rows
     tokenizer : SpectraFMTokenizer
     size : int, optional
-        Stars in a list. Default: as many as have the pixels of `TOKENS_AT_ONCE`, at least one.
+        Stars in a list. Default: as many as have `TOKENS_AT_ONCE`, at least one.
     """
     batch: list[dict[str, Any]] = []
-    pixels = 0
+    tokens = 0
     for row in rows:
         batch.append(row)
-        pixels += np.size(row["flux"])
-        if len(batch) == size or (size is None and pixels >= TOKENS_AT_ONCE * pixels_of_token(tokenizer)):
+        tokens += 0 if size else tokens_of(row, tokenizer)
+        if len(batch) == size or tokens >= TOKENS_AT_ONCE:
             yield batch
-            batch, pixels = [], 0
+            batch, tokens = [], 0
     if batch:
         yield batch
 
@@ -465,7 +502,7 @@ class _BatchPredictor:
                 flags += [*(row.get("flags") or []), *found[i]]
                 if self.training_range is not None:
                     flags += self.training_range.flags(row, dict(zip(names, values[i].tolist(), strict=True)))
-                joined[i] = FLAG_SEPARATOR.join(flags)
+                joined[i] = FLAG_SEPARATOR.join(dict.fromkeys(flags))
         batch: dict[str, NDArray[Any]] = {"object_id": np.array([str(row["object_id"]) for row in rows], dtype=object)}
         if rows and "file" in rows[0]:
             batch["file"] = np.array([Path(row["file"]).name for row in rows], dtype=object)
@@ -553,9 +590,9 @@ def _parts(tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]]) -> 
     Which rows to handle together: so few, of similar length, that with padding they make no more than `TOKENS_AT_ONCE`,
     or than all rows would if they were as short as the shortest of these.
     """
-    n_tokens = np.array([-(-np.size(row["flux"]) // pixels_of_token(tokenizer)) for row in rows])
+    n_tokens = [tokens_of(row, tokenizer) for row in rows]
     part: list[int] = []
-    for i in np.argsort(n_tokens, kind="stable"):
+    for i in sorted(range(len(rows)), key=n_tokens.__getitem__):
         if part and n_tokens[i] * (len(part) + 1) > max(TOKENS_AT_ONCE, n_tokens[part[0]] * len(rows)):
             yield np.array(part)
             part = []

@@ -39,6 +39,7 @@ from .prediction import (
     at_measured_velocities,
     batches_of,
     predict_batches,
+    settled,
     velocity_columns,
 )
 from .similar import fingerprint
@@ -230,6 +231,30 @@ def process_device() -> torch.device:
     return torch.device("cuda", int(number) % torch.cuda.device_count())
 
 
+def named_device(name: str) -> torch.device:
+    """
+    A device by its name: cpu, cuda, cuda:N, or auto for that of this process (`process_device`).
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    if name == "auto":
+        return process_device()
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    known = {"cpu": "cpu", "cuda": "cuda:0", **{f"cuda:{number}": f"cuda:{number}" for number in range(found)}}
+    if name not in known or (name == "cuda" and not found):
+        there = ["auto", "cpu", *(other for other in known if ":" in other)]
+        raise ValueError(f"device: expected one of {', '.join(there)}, got {name}")
+    return torch.device(known[name])
+
+
+def describe_device(device: torch.device) -> str:
+    """Its name, and what it is."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 class ShardPredictor:
     """
     Predictions of shards, each in its file: `predictor(shard)`.
@@ -341,6 +366,8 @@ class ShardPredictor:
                 rows = read_spectra(files, failures=failures if len(files) > 1 else None, keep_refused=True, **self.how)
                 if self.measures:
                     rows = at_measured_velocities(rows, self.model, self.tokenizer)
+                else:
+                    rows = settled(rows, self.model, self.tokenizer)
                 velocities: deque[dict[str, NDArray[np.float32]]] = deque()
 
                 def noted(batches: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:

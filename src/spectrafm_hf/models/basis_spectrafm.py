@@ -21,6 +21,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from .gate_spectrafm import SPEED_OF_LIGHT
+from .products_spectrafm import product
 
 
 FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # in sigma, of a Gaussian
@@ -139,8 +140,9 @@ class Design:
     intervals: np.ndarray  # numbers of the intervals
     pixels: list[slice]  # of the grid
     rows: list[torch.Tensor]  # (2 + coefficients, pixels): mean, mean * x, directions times their prior
-    products: list[torch.Tensor]  # (pixels, pairs): products of pairs of rows
+    products: list[torch.Tensor]  # (pairs, pixels): products of pairs of rows
     pairs: torch.Tensor  # (2 + coefficients, 2 + coefficients): which pair each is
+    prior_of_pairs: torch.Tensor  # (pairs,): 1 of those of a row with itself
     blind: np.ndarray  # (pixels of the grid,), bool: those in bands that nothing is taken from
 
 
@@ -222,6 +224,10 @@ class SpectrumBasis:
             low = rung.edge + rung.width * np.arange(rung.n_intervals)
             edges[rung.first_interval :][: rung.n_intervals] = np.exp(np.stack([low, low + rung.width], axis=1))
         return edges
+
+    def __reduce__(self):
+        """Without what is kept of grids: a tokenizer that has been used is the same to `datasets.map`."""
+        return type(self), (self.rungs,)
 
     # -------------------------------------------------------------------------------------------------------- files
 
@@ -377,36 +383,39 @@ class SpectrumBasis:
             inverse_variance = np.where(design.blind, 0.0, inverse_variance)
         n_stars, n_intervals, size = len(flux), len(design.intervals), self.n_coefficients
         shape = (n_stars, n_intervals, size)
-        mean, variance, estimate, pull = torch.zeros(shape), torch.ones(shape), torch.zeros(shape), torch.zeros(shape)
-        level, misfit = torch.ones(shape[:2]), torch.full(shape[:2], torch.nan)
-        begin, units = torch.zeros(shape[:2]), torch.ones(shape[:2])
+        found, variance = torch.empty(shape), torch.empty(shape)
+        chi2, count = torch.empty(shape[:2]), torch.empty(shape[:2])
         clipped = torch.zeros(flux.shape, dtype=torch.bool)
         # Interval after interval, as it is made, and as it is used.
-        information = torch.zeros(n_intervals, n_stars, size, size)
+        information = torch.empty(n_intervals, n_stars, size, size)
         all_values, all_weights, unit_of_flux = _in_own_unit(flux, inverse_variance)
         first, seen = _first_levels(design, all_values, all_weights)
         level_counts, scale = self._scale(design.rung, first, seen, unit_of_flux[:, 0], normalised)
+        begin = torch.maximum(first, MIN_LEVEL * scale[:, None])
+        over_scale = begin / scale[:, None]
         parts = [slice(start, start + STARS_AT_ONCE) for start in range(0, n_stars, STARS_AT_ONCE)]
         for (i, pixels), stars in itertools.product(enumerate(design.pixels), parts):
-            start = torch.maximum(first[stars, i], MIN_LEVEL * scale[stars])
-            values = all_values[stars, pixels] / start[:, None]
-            weight = all_weights[stars, pixels] * start[:, None] ** 2
-            weight = weight / (1.0 + MODEL_ERROR**2 * weight)
-            found, covariance, gram, chi2 = _fit(design, i, values, weight, clipped[stars, pixels] if clip else None)
-            found_level = found[:, 0].clamp(*LEVELS)
-            mean[stars, i], variance[stars, i] = over_level(found, covariance, found_level[:, None])
-            level[stars, i] = start * found_level
-            count = torch.count_nonzero(weight, dim=1)
-            free = count - size
-            misfit[stars, i] = torch.where(free > 0, chi2 / free.clamp(min=1), torch.nan)
-            seen[stars, i] &= count > 0
-            # The same in units of the level that the spectra are compared with.
-            unit = torch.where(level_counts[stars], start / scale[stars], 1.0 / found_level)[:, None]
-            begin[stars, i], units[stars, i] = start, unit[:, 0]
-            torch.div(gram, unit[..., None] ** 2, out=information[i, stars])
-            estimate[stars, i] = found * unit
-            found[:, 0] -= 1.0
-            pull[stars, i] = found / unit
+            start = begin[stars, i, None]
+            values = all_values[stars, pixels] / start
+            weight = all_weights[stars, pixels] * start**2
+            weight /= 1.0 + MODEL_ERROR**2 * weight
+            found[stars, i], variance[stars, i], gram, chi2[stars, i] = _fit(
+                design, i, values, weight, clipped[stars, pixels] if clip else None
+            )
+            count[stars, i] = torch.count_nonzero(weight, dim=1).float()
+            # In units of the level that the spectra are compared with.
+            unit = torch.where(level_counts[stars], over_scale[stars, i], 1.0 / found[stars, i, 0].clamp(*LEVELS))
+            torch.mul(gram, unit[:, None, None] ** -2, out=information[i, stars])
+        found_level = found[..., 0].clamp(*LEVELS)
+        mean, variance = over_level(found, variance, found_level[..., None])
+        level = begin * found_level
+        free = count - size
+        misfit = torch.where(free > 0, chi2 / free.clamp(min=1), torch.nan)
+        seen &= count > 0
+        units = torch.where(level_counts[:, None], over_scale, 1.0 / found_level)
+        estimate = found * units[..., None]
+        found[..., 0] -= 1.0
+        pull = found / units[..., None]
         mean, reliability = _with_prior_of_level(design.rung, mean, variance, level / scale[:, None], level_counts)
         if (nothing := ~seen).any():
             mean[nothing], reliability[nothing], pull[nothing], information[nothing.T] = 0.0, 0.0, 0.0, 0.0
@@ -589,7 +598,7 @@ def means_over_pixels(values: np.ndarray, first: float, low: np.ndarray, high: n
 
 def over_level(mean, variance, level):
     """
-    Posterior means and variances (stars, K) with a prior of 1, divided by the level of each star (stars, 1), with a
+    Posterior means and variances (..., K) with a prior of 1, divided by the level of each star (..., 1), with a
     prior of 1 again: of an interval that is fainter than it was taken for, little is known of its shape. The first is
     the level itself, and only divided.
     """
@@ -657,13 +666,14 @@ def design_of_rung(rung: Rung, wavelength: np.ndarray, resolving_power: float | 
         intervals.append(rung.first_interval + interval)
         pixels.append(part)
         rows.append(torch.from_numpy(table.astype(np.float32)))
-        products.append(torch.from_numpy((table[i] * table[j]).T.astype(np.float32).copy()))
+        products.append(torch.from_numpy((table[i] * table[j]).astype(np.float32)))
     size = 2 + directions.shape[1]
     pairs = np.zeros((size, size), int)
     upper = np.triu_indices(size)
     pairs[upper] = np.arange(len(upper[0]))
     pairs.T[upper] = pairs[upper]
-    return Design(rung, np.array(intervals, np.int64), pixels, rows, products, torch.from_numpy(pairs), blind)
+    prior = torch.from_numpy(np.equal(*upper).astype(np.float32))
+    return Design(rung, np.array(intervals, np.int64), pixels, rows, products, torch.from_numpy(pairs), prior, blind)
 
 
 def _fit(
@@ -700,19 +710,21 @@ def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -
     the inverse covariance without the prior.
     """
     rows = design.rows[i]
-    unit = torch.eye(len(rows))
-    information = (weight @ design.products[i]).index_select(1, design.pairs.flatten()).unflatten(1, unit.shape)
+    # The prior, of one, comes with the product; the information is without it.
+    both = product(weight, design.products[i], design.prior_of_pairs).index_select(1, design.pairs.flatten())
+    both = both.unflatten(1, design.pairs.shape)
     # The prior of the level is around 1, where it was first put.
     right = (weight * values) @ rows.T
     right[:, 0] += 1.0
     # The directions are nearly independent of each other: single precision suffices.
-    inverse, failed = inverse_factor(information + unit)
+    inverse, failed = inverse_factor(both)
     if failed.any():  # rounding, of directions that a few pixels cannot tell apart
-        gram = (information[failed] + unit).double()
+        gram = both[failed].double()
         gram.diagonal(dim1=1, dim2=2).mul_(1.0 + 1e-5)
         inverse[failed] = torch.linalg.inv(torch.linalg.cholesky(gram)).float()
     mean = ((right[:, None] @ inverse.mT) @ inverse)[:, 0]
-    return mean, (inverse * inverse).sum(dim=1), information
+    both.diagonal(dim1=1, dim2=2).sub_(1.0)
+    return mean, (inverse * inverse).sum(dim=1), both
 
 
 def inverse_factor(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -729,8 +741,9 @@ def inverse_factor(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     upper, failed = inverse_factor(matrix[:, :half, :half])
     below = matrix[:, half:, :half] @ upper.mT
     lower, failed_too = inverse_factor(matrix[:, half:, half:] - below @ below.mT)
-    found = torch.zeros_like(matrix)
+    found = torch.empty_like(matrix)
     found[:, :half, :half], found[:, half:, half:] = upper, lower
+    found[:, :half, half:] = 0.0
     found[:, half:, :half] = -lower @ (below @ upper)
     return found, failed | failed_too
 

@@ -31,7 +31,7 @@ AUTO_MAP = {
     "AutoModelForTimeSeriesPrediction": "modeling_spectrafm.SpectraFMForPrediction",
 }
 # Two versions in one process run the code of their own: transformers tells code apart by the file of the configuration.
-PACKAGE_VERSION = "0.1.0"
+PACKAGE_VERSION = "0.2.0"
 # What transformers gives a config, or saves with it, beside the fields of this one and of its base class.
 FOREIGN_FIELDS = {
     *("attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "gradient_checkpointing"),

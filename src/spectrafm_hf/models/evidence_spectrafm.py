@@ -21,6 +21,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_spectrafm import SpectraFMConfig
+from .products_spectrafm import product, products
 
 
 MOST_RELIABLE = 0.9999
@@ -171,7 +172,8 @@ def solve_normal_equations(
     """
     starts = range(0, len(precision), PANEL)
     products = [
-        (directions[:, start:, None] * directions[:, None, start : start + PANEL]).flatten(1) for start in starts
+        (directions[:, start:, None] * directions[:, None, start : start + PANEL]).flatten(1).T.contiguous()
+        for start in starts
     ]
     parts = zip(weight.split(STARS_AT_ONCE), right.split(STARS_AT_ONCE), strict=True)
     return torch.cat([_solve_by_panels(*part, products, precision.split(PANEL)) for part in parts])
@@ -183,7 +185,7 @@ def _solve_by_panels(weight, right, products, precision) -> torch.Tensor:
     found: list[torch.Tensor] = []
     for number, (pairs, prior) in enumerate(zip(products, precision, strict=True)):
         start, width = number * PANEL, len(prior)
-        panel = (weight @ pairs).unflatten(1, (-1, width))
+        panel = product(weight, pairs).unflatten(1, (-1, width))
         panel.diagonal(dim1=1, dim2=2).add_(prior)
         left = right[:, start : start + width, None]
         for i, earlier in enumerate(panels):
@@ -211,7 +213,8 @@ class SpectraFMMemberLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_members, 1, out_features))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.baddbmm(self.bias, hidden_states.to(self.weight.dtype), self.weight)
+        # The dtype of the bias, as a quantised weight is of integers.
+        return products(hidden_states.to(self.bias.dtype), self.weight, self.bias)
 
 
 class SpectraFMMemberEmbedding(InFullPrecision, SpectraFMMemberLinear):

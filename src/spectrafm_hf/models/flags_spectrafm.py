@@ -17,16 +17,20 @@ FLAGS = {
         "No star of the training looks like this spectrum: it differs from the nearest by more than errors explain.",
         "Look at the spectrum. Is it a star, and alone? Are continuum and resolution as stated?",
     ),
+    "no_signal": (
+        "The flux of all pixels together is not above its noise: the answers are what stars are like in general.",
+        "Do not use the answers.",
+    ),
     "bad_pixels": (
         "More than one percent of the pixels were left out, as no star could have them.",
         "Mask what the pipeline of the instrument marks as bad. The answer does without these pixels.",
     ),
     "velocity": (
-        "The lines are not at rest.",
+        "The lines are not at rest. Where nobody says whether they are, the answer is for the spectrum at rest.",
         "Give the radial velocity, or shift the wavelengths to the rest frame.",
     ),
     "medium": (
-        "The lines lie where wavelengths in air have them, not in vacuum.",
+        "The lines lie where wavelengths in air have them. Where nobody says so, the answer is for them taken so.",
         "State the medium: `--air`, or `wavelength_medium` of the tokenizer.",
     ),
     "disagree": (
@@ -43,7 +47,8 @@ FLAGS = {
     ),
 }
 #: What the tokenizer says of a spectrum for its flags, and the model does not take.
-QUALITY = ("clipped", "shift")
+QUALITY = ("clipped", "shift", "signal")
+LEAST_SIGNAL = 5.0  # sigma, of the mean flux
 BAD_PIXELS = 0.01  # of the pixels
 LARGEST_MISMATCH = 0.5  # of the lines
 LARGEST_MISFIT = 2.5  # chi^2 per degree of freedom
@@ -66,7 +71,7 @@ def star_flags(
         What the tokenizer made, and the model was given.
     outputs : SpectraFMPredictionOutput
     quality : mapping of str to array of shape (stars,)
-        `clipped` and `shift` of the tokenizer (`return_quality=True`).
+        `clipped`, `shift` and `signal` of the tokenizer (`return_quality=True`).
     names : sequence of str
         Of the requests.
 
@@ -82,7 +87,8 @@ def star_flags(
         for star in torch.nonzero(where)[:, 0].tolist():
             found[star].add(flag)
 
-    clipped, shift = (torch.as_tensor(quality[name]).cpu() for name in QUALITY)
+    clipped, shift, signal = (torch.as_tensor(quality[name]).cpu() for name in QUALITY)
+    add("no_signal", signal < LEAST_SIGNAL)
     add("bad_pixels", clipped > BAD_PIXELS)
     air = (shift - AIR).abs() <= AIR_TOLERANCE
     add("medium", (shift != 0) & air)

@@ -170,7 +170,8 @@ def admit(
     if given.null is not None:
         flux = np.where(flux == given.null, np.nan, flux)
         error = None if error is None else np.where(error == given.null, np.nan, error)
-    mask, placeholders = _bad_pixels(given, flux.shape), np.isin(flux, PLACEHOLDERS)
+    mask = _bad_pixels(given, flux.shape)
+    placeholders = np.logical_or.reduce([flux == number for number in PLACEHOLDERS])
     if error is None:
         error = np.full(flux.shape, np.nan)
     else:
@@ -457,10 +458,11 @@ def is_table(value) -> bool:
     return own or (hasattr(value, "schema") and hasattr(value, "column"))
 
 
-def rows_of_table(value) -> tuple[list[GatedRow], bool]:
+def rows_of_table(value, keep_refused: bool = False) -> tuple[list[GatedRow], bool]:
     """
     Rows in the project's schema, and whether the object is one spectrum: by the installed package, which knows files
-    and names of columns. A checkpoint that is loaded without it takes arrays, mappings and spectra of specutils.
+    and names of columns, with or without those that are refused. A checkpoint that is loaded without it takes arrays,
+    mappings and spectra of specutils.
     """
     try:
         objects = importlib.import_module("spectrafm_hf.data.objects")
@@ -469,7 +471,7 @@ def rows_of_table(value) -> tuple[list[GatedRow], bool]:
             f"wavelength: expected arrays or a mapping where the package spectrafm_hf is not installed, got a "
             f"{type(value).__name__}; pip install spectrafm_hf"
         ) from error
-    rows, one = objects.rows_of(value)
+    rows, one = objects.rows_of(value, keep_refused=keep_refused)
     return list(map(GatedRow, rows)), one
 
 

@@ -53,6 +53,13 @@ class CovarianceGroup(nn.Module):
         self.log_amplitude = nn.Parameter(torch.zeros(3))
         self.weight = nn.Parameter(torch.zeros(num_stars, num_components))
 
+    def as_buffers(self) -> "CovarianceGroup":
+        """The same as a part of a model that trains nothing of it: numbers that are never offloaded."""
+        for name, value in list(self.named_parameters()):
+            delattr(self, name)
+            self.register_buffer(name, value.detach())
+        return self
+
     def covariance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """(n, labels), (m, labels), both standardised, float64 -> (n, m)."""
         trend = (a * (2 * self.log_scale.double()).exp()) @ b.T

@@ -13,6 +13,7 @@ decoder, model, prediction.
 import fnmatch
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -79,6 +80,11 @@ class SpectraFMModelOutput(ModelOutput):
     unknown: torch.Tensor | None = None
 
 
+# Names of version 0.1.0, readable by `outputs["values"]`, `outputs["errors"]` and `outputs.errors` for one version;
+# `outputs.values` is the method of dictionaries again, which the field had hidden.
+OLD_NAMES = {"values": "predictions", "errors": "prediction_errors"}
+
+
 @dataclass
 class SpectraFMPredictionOutput(ModelOutput):
     """
@@ -90,7 +96,8 @@ class SpectraFMPredictionOutput(ModelOutput):
     mean, log_variance : torch.FloatTensor of shape (B, R)
         In standardised units.
     predictions, prediction_errors : torch.FloatTensor of shape (B, R)
-        The same in physical units; errors are one sigma. In version 0.1.0 they were called `values` and `errors`.
+        The same in physical units; errors are one sigma. In version 0.1.0 they were called `values` and `errors`, by
+        which they are still found, with a warning: `outputs["values"]`, `outputs["errors"]`, `outputs.errors`.
     rung_seen, cost
         With `token_embedding="basis"`, as in [`SpectraFMModelOutput`].
     refined : Refined
@@ -114,6 +121,22 @@ class SpectraFMPredictionOutput(ModelOutput):
     encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
 
+    def __getitem__(self, key):
+        if isinstance(key, str) and key in OLD_NAMES:
+            warnings.warn(f"outputs[{key!r}] is called {OLD_NAMES[key]!r} now", FutureWarning, stacklevel=2)
+            key = OLD_NAMES[key]
+        if key == "logits":
+            raise KeyError(
+                "logits: there are none, as answers are numbers and no classes; label_smoothing_factor has to be 0"
+            )
+        return super().__getitem__(key)
+
+    @property
+    def errors(self):
+        """See `OLD_NAMES`."""
+        warnings.warn("outputs.errors is called prediction_errors now", FutureWarning, stacklevel=2)
+        return self.prediction_errors
+
 
 class SpectraFMWavelengthEncoding(nn.Module):
     """The paper's encoding: sines and cosines of 1000 (wavelength - 15000 A) / 2000 A times 10000^(-2i/d)."""
@@ -130,11 +153,12 @@ class SpectraFMWavelengthEncoding(nn.Module):
         return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
 
 
-class SpectraFMValueEmbedding(nn.Module):
+class SpectraFMValueEmbedding(InFullPrecision):
     """
     The paper's embedding of one number: GELU(E[id] * value + b[id]), with one row of E and b for each quantity.
 
-    A request for the quantity is E[id] alone.
+    A request for the quantity is E[id] alone. In float32 whatever the dtype of the model, as what is measured has more
+    digits than half precision.
     """
 
     def __init__(self, config: SpectraFMConfig):
@@ -146,8 +170,7 @@ class SpectraFMValueEmbedding(nn.Module):
 
     def forward(self, ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """(B, N) ids, (B, N) standardised values -> (B, N, hidden_size)."""
-        weight = self.weight(ids)
-        return self.activation_fn(weight * values.to(weight.dtype)[..., None] + self.bias(ids))
+        return self.activation_fn(self.weight(ids) * values.float()[..., None] + self.bias(ids))
 
 
 class SpectraFMEmbeddings(nn.Module):
@@ -162,15 +185,14 @@ class SpectraFMEmbeddings(nn.Module):
         """(B, T) each -> (B, T, hidden_size)."""
         ids = torch.where(attention_mask, FLUX_ID, PADDING_ID)
         tokens = self.value_embedding(ids, torch.where(attention_mask, flux, 0.0))
-        return tokens + self.wavelength_encoding(wavelength).to(tokens.dtype)
+        return tokens + self.wavelength_encoding(wavelength)
 
     def requests(self, ids: torch.Tensor, wavelength: torch.Tensor | None) -> torch.Tensor:
         """(B, R) ids; wavelengths count where the request is for flux -> (B, R, hidden_size)."""
         queries = self.value_embedding.weight(ids)
         if wavelength is None:
             return queries
-        position = self.wavelength_encoding(wavelength).to(queries.dtype)
-        return queries + torch.where((ids == FLUX_ID)[..., None], position, 0.0)
+        return queries + torch.where((ids == FLUX_ID)[..., None], self.wavelength_encoding(wavelength), 0.0)
 
 
 def eager_attention_forward(
@@ -237,6 +259,11 @@ class SpectraFMAttention(nn.Module):
             **kwargs,
         )
         return self.o_proj(output.reshape(batch_size, length, hidden_size)), weights
+
+
+def dtype_of_layers(layers: nn.ModuleList, default: torch.dtype) -> torch.dtype:
+    """That of their weights, or where these are integers of what goes with them."""
+    return next((weight.dtype for weight in layers.parameters() if weight.is_floating_point()), default)
 
 
 def _is_flash(implementation: str | None) -> bool:
@@ -311,13 +338,29 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         "SpectraFMRung",
     ]
     # Linear algebra, the first layer and the read-out: answers are found to a part in a thousand there.
-    _full_precision = ("completion", "rungs.*.embedding", "means", "log_variances", "start", "refinement",
-                       "corrections", "readout.mean", "readout.log_variance")  # fmt: skip
+    _full_precision = (
+        *("completion", "rungs.*.embedding", "value_embedding", "means", "log_variances", "start", "refinement"),
+        *("corrections", "readout"),
+    )
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: to the weights, or where they are brought to for their use, if they are offloaded."""
+        place = getattr(getattr(self, "_hf_hook", None), "execution_device", None)
+        return super().device if place is None else torch.device(place)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that are not kept in float32."""
+        full = {
+            id(weight) for part in self.modules() if isinstance(part, InFullPrecision) for weight in part.parameters()
+        }
+        return next((w.dtype for w in self.parameters() if w.is_floating_point() and id(w) not in full), torch.float32)
 
     def post_init(self):
         """As everywhere, after what has to stay in full precision is so, whatever the default dtype."""
@@ -328,6 +371,7 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         self._keep_in_fp32_modules_strict = {
             part for part in self._full_precision if any(fnmatch.fnmatch(name, f"*{part}.*") for name in names)
         }
+        self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict  # which quantisation leaves alone
         super().post_init()
 
     @torch.no_grad()
@@ -349,19 +393,39 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
-class SpectraFMStack(SpectraFMPreTrainedModel):
-    """
-    Layers: the encoder, in which the tokens of a star attend to each other, or the decoder, in which requests attend to
-    the tokens. There requests do not see each other.
-    """
+class SpectraFMEncoder(SpectraFMPreTrainedModel):
+    """Layers in which the tokens of a star attend to each other."""
 
     _can_record_outputs = {"hidden_states": SpectraFMLayer, "attentions": SpectraFMAttention}
 
-    def __init__(self, config: SpectraFMConfig, attention_heads: Sequence[int], ffn_dims: Sequence[int]):
+    def __init__(self, config: SpectraFMConfig):
         super().__init__(config)
-        self.layers = nn.ModuleList(
-            SpectraFMLayer(config, heads, ffn_dim) for heads, ffn_dim in zip(attention_heads, ffn_dims, strict=True)
-        )
+        sizes = zip(config.encoder_attention_heads, config.encoder_ffn_dim, strict=True)
+        self.layers = nn.ModuleList(SpectraFMLayer(config, *size) for size in sizes)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutput:
+        """Tokens (B, T, hidden_size) -> the same; `attention_mask` (B, T) is true where one counts."""
+        hidden_states = hidden_states.to(dtype_of_layers(self.layers, hidden_states.dtype))
+        mask = make_attention_mask(self.config, hidden_states, hidden_states, attention_mask)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, None, mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class SpectraFMDecoder(SpectraFMPreTrainedModel):
+    """Layers in which requests attend to the tokens of a star, and not to each other."""
+
+    _can_record_outputs = {"hidden_states": SpectraFMLayer, "attentions": SpectraFMAttention}
+
+    def __init__(self, config: SpectraFMConfig):
+        super().__init__(config)
+        sizes = zip(config.decoder_attention_heads, config.decoder_ffn_dim, strict=True)
+        self.layers = nn.ModuleList(SpectraFMLayer(config, *size) for size in sizes)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -369,18 +433,15 @@ class SpectraFMStack(SpectraFMPreTrainedModel):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        key_value_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
-        """
-        (B, N, hidden_size) -> the same. What is attended to, (B, T, hidden_size), is `key_value_states` or, without
-        them, `hidden_states`; `attention_mask` (B, T) is true where it counts.
-        """
-        attended = hidden_states if key_value_states is None else key_value_states
-        mask = make_attention_mask(self.config, hidden_states, attended, attention_mask)
+        """Requests (B, R, hidden_size), tokens (B, T, hidden_size) and which of them count (B, T) -> as requests."""
+        hidden_states = hidden_states.to(dtype_of_layers(self.layers, hidden_states.dtype))
+        mask = make_attention_mask(self.config, hidden_states, encoder_hidden_states, encoder_attention_mask)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, key_value_states, mask, **kwargs)
+            hidden_states = layer(hidden_states, encoder_hidden_states, mask, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
@@ -389,7 +450,8 @@ def without_autocast(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def in_full(self, *args):
-        with torch.autocast(self.device.type, enabled=False):
+        device = next(value.device for value in args if isinstance(value, torch.Tensor))  # offloaded weights have none
+        with torch.autocast(device.type, enabled=False):
             return method(self, *args)
 
     return in_full
@@ -439,7 +501,26 @@ def check_together(**tensors: torch.Tensor | None):
 
 
 class SpectraFMModel(SpectraFMPreTrainedModel):
-    """Embeddings, encoder and decoder, without a head: one hidden state for each request."""
+    """
+    Embeddings, encoder and decoder, without a head: one hidden state for each request. On evidence, one of each member
+    for each instrument that the star was seen with.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from spectrafm_hf import SpectraFMModel, SpectraFMTokenizer, SpectrumEmulator, bundled
+    >>> emulator = SpectrumEmulator.from_pretrained(bundled("emulator-hband"))
+    >>> wavelength, flux = emulator.synthesize(teff=4800.0, logg=2.5, fe_h=-0.2)  # Angstrom in vacuum, at rest
+    >>> tokenizer = SpectraFMTokenizer.from_pretrained(bundled("spectrafm-base"))
+    >>> model = SpectraFMModel.from_pretrained(bundled("spectrafm-base")).eval()
+    >>> with torch.no_grad():
+    ...     outputs = model(**tokenizer(wavelength, flux, np.full_like(flux, 0.01)))
+    >>> outputs.last_hidden_state.shape  # stars, instruments (Gaia XP, H band, optical), members, hidden_size
+    torch.Size([1, 3, 8, 192])
+    >>> outputs.rung_seen.tolist()
+    [[False, True, False]]
+    """
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__(config)
@@ -447,8 +528,8 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             self.rungs = nn.ModuleList(SpectraFMRung(config, rung) for rung in range(len(config.rung_intervals)))
         else:
             self.embeddings = SpectraFMEmbeddings(config)
-            self.encoder = SpectraFMStack(config, config.encoder_attention_heads, config.encoder_ffn_dim)
-            self.decoder = SpectraFMStack(config, config.decoder_attention_heads, config.decoder_ffn_dim)
+            self.encoder = SpectraFMEncoder(config)
+            self.decoder = SpectraFMDecoder(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -514,6 +595,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         flux: torch.Tensor,
         wavelength: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        *,
         scalar_ids: torch.Tensor | None = None,
         scalar_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -528,7 +610,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         if scalar_ids is not None and scalar_values is not None:
             scalars, known = self._scalars(scalar_ids, scalar_values, flux.shape[0])
             tokens, counts = torch.cat((tokens, scalars), dim=1), torch.cat((counts, known), dim=1)
-        return self.encoder(tokens, None, counts, **{**kwargs, "return_dict": True}), counts
+        return self.encoder(tokens, counts, **{**kwargs, "return_dict": True}), counts
 
     @can_return_tuple
     def forward(
@@ -536,6 +618,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         flux: torch.Tensor | None = None,
         wavelength: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        *,
         scalar_ids: torch.Tensor | None = None,
         scalar_values: torch.Tensor | None = None,
         request_ids: torch.Tensor | None = None,
@@ -582,7 +665,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         if flux is None or wavelength is None:
             raise ValueError("flux: expected it with wavelength, got None")
         encoder_outputs, attention_mask = self.encode(
-            flux, wavelength, attention_mask, scalar_ids, scalar_values, **kwargs
+            flux, wavelength, attention_mask, scalar_ids=scalar_ids, scalar_values=scalar_values, **kwargs
         )
         if request_ids is None:
             request_ids = self.all_labels(flux)
@@ -630,7 +713,10 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         reliability = torch.where(seen[..., None], reliability, 0.0)
         intervals, n_stars = interval_ids[0], len(coefficients)
         shape = (n_stars, len(self.rungs))
-        states = coefficients.new_zeros((*shape, config.num_members, config.hidden_size), dtype=self.dtype)
+        dtype = cast(SpectraFMRung, self.rungs[0]).layer_norm.weight.dtype
+        # Rung after rung and member after member, as they are made and read.
+        states = coefficients.new_zeros((shape[1], config.num_members, n_stars, config.hidden_size), dtype=dtype)
+        states = states.permute(2, 0, 1, 3)
         rung_seen = torch.zeros(shape, dtype=torch.bool, device=seen.device)
         cost, unknown = (torch.full(shape, math.nan, device=seen.device) for _ in range(2))
         for number, (rung, (first, last)) in enumerate(zip(self.rungs, config.rung_intervals, strict=True)):
@@ -638,8 +724,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             (stars,) = torch.nonzero(seen[:, own].any(dim=1), as_tuple=True)
             if len(stars):
                 parts = coefficients[stars][:, own], reliability[stars][:, own], intervals[own]
-                found, cost[stars, number], unknown[stars, number] = rung(*parts)
-                states = states.index_put((stars, torch.tensor(number, device=stars.device)), found.to(states.dtype))
+                found, *about = rung(*parts)  # on a device of its own where the model is spread over several
+                cost[stars, number], unknown[stars, number] = (each.to(cost.device) for each in about)
+                states[stars, number] = found.to(states)
                 rung_seen[stars, number] = True
         return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost, unknown=unknown)
 
@@ -657,12 +744,13 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         return torch.arange(FIRST_LABEL_ID, rows, device=inputs.device).expand(inputs.shape[0], -1)
 
 
-class SpectraFMHead(InFullPrecision, nn.Linear):
-    """A linear layer that stays in float32 whatever the dtype of the model."""
+class SpectraFMReadout(InFullPrecision):
+    """
+    MLP shared by all requests, then one linear head for the mean and one for the log-variance.
 
-
-class SpectraFMReadout(nn.Module):
-    """MLP shared by all requests, then one linear head for the mean and one for the log-variance."""
+    It stays in float32 whatever the dtype of the model: bfloat16 would round a mean of one and a half to 1/128, several
+    Kelvin.
+    """
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
@@ -670,21 +758,39 @@ class SpectraFMReadout(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
         self.activation_fn = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.dropout)
-        self.mean = SpectraFMHead(widths[-1], 1)
-        self.log_variance = SpectraFMHead(widths[-1], 1)
+        self.mean = nn.Linear(widths[-1], 1)
+        self.log_variance = nn.Linear(widths[-1], 1)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, R, hidden_size) -> twice (B, R), float32."""
-        for layer in self.layers:
-            hidden_states = self.dropout(self.activation_fn(layer(hidden_states)))
-        # bfloat16 would round a mean of one and a half to 1/128, several Kelvin.
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = hidden_states.float()
+            for layer in self.layers:
+                hidden_states = self.dropout(self.activation_fn(layer(hidden_states)))
             return self.mean(hidden_states)[..., 0], self.log_variance(hidden_states)[..., 0]
 
 
 class SpectraFMForPrediction(SpectraFMPreTrainedModel):
-    """SpectraFM with its read-out: a mean and a log-variance for each request."""
+    """
+    SpectraFM with its read-out: a mean and a log-variance for each request.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from spectrafm_hf import SpectraFMForPrediction, SpectraFMTokenizer, SpectrumEmulator, bundled
+    >>> emulator = SpectrumEmulator.from_pretrained(bundled("emulator-hband"))
+    >>> wavelength, flux = emulator.synthesize(teff=4800.0, logg=2.5, fe_h=-0.2)  # Angstrom in vacuum, at rest
+    >>> tokenizer = SpectraFMTokenizer.from_pretrained(bundled("spectrafm-base"))
+    >>> inputs = tokenizer(wavelength, flux, np.full_like(flux, 0.01), requests=["teff", "logg", "fe_h"])
+    >>> model = SpectraFMForPrediction.from_pretrained(bundled("spectrafm-base")).eval()
+    >>> with torch.no_grad():
+    ...     outputs = model(**inputs)
+    >>> [round(value, 1) for value in outputs.predictions[0].tolist()]  # K, dex, dex
+    [4800.2, 2.5, -0.2]
+    >>> [round(error, 2) for error in outputs.prediction_errors[0].tolist()]
+    [10.14, 0.02, 0.01]
+    """
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__(config)
@@ -779,6 +885,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         flux: torch.Tensor | None = None,
         wavelength: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        *,
         scalar_ids: torch.Tensor | None = None,
         scalar_values: torch.Tensor | None = None,
         request_ids: torch.Tensor | None = None,
@@ -856,11 +963,12 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             **{**kwargs, "return_dict": True},
         )
         center, scale = standardisation(self.config, request_ids, flux_center, flux_scale)
-        loss = None
+        loss = by_member = None
         if self.config.token_embedding == "basis":
-            mean, log_variance = self._from_members(outputs, request_ids)
+            by_member = self._answers(outputs, request_ids)
+            mean, log_variance = self._from_members(by_member, request_ids)
         else:
-            mean, log_variance = (x[:, None] for x in self.readout(outputs.last_hidden_state))
+            mean, log_variance = (x[:, None].to(center.device) for x in self.readout(outputs.last_hidden_state))
         if labels is not None:
             target = (labels.float() - center) / scale
             sigma = None if label_errors is None else label_errors.float() / scale
@@ -879,7 +987,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             mean, log_variance = combined(mean, log_variance)
         else:
             mean, log_variance = mean[:, 0], log_variance[:, 0]
-        log_variance = self._with_error_factors(log_variance, outputs, request_ids)
+        log_variance = self._with_error_factors(log_variance, outputs, by_member, request_ids)
         refined = None
         if self.config.star_labels and estimate is not None and information is not None and pull is not None:
             refined = self._refine(
@@ -967,8 +1075,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         self, outputs: SpectraFMModelOutput, refined: Refined | None, request_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Values and errors (B, R) of a model on evidence in physical units, without what `corrections` change."""
-        mean, log_variance = combined(*self._from_members(outputs, request_ids))
-        log_variance = self._with_error_factors(log_variance, outputs, request_ids)
+        answers = self._answers(outputs, request_ids)
+        mean, log_variance = combined(*self._from_members(answers, request_ids))
+        log_variance = self._with_error_factors(log_variance, outputs, answers, request_ids)
         if refined is not None:
             mean, log_variance = self._by_star_model(refined, request_ids, mean, log_variance)
         center, scale = standardisation(self.config, request_ids)
@@ -1019,7 +1128,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             here = outputs.rung_seen[:, rung, None] & (request_ids == row)
             (stars,) = torch.nonzero(here.any(dim=1), as_tuple=True)
             value, error = (
-                part.new_full((len(mean),), math.nan).index_copy(0, stars, part)[:, None]
+                mean.new_full((len(mean),), math.nan).index_copy(0, stars, part.to(mean))[:, None]
                 for part in mixed(*zip(*parts, strict=True))
             )
             values, errors = torch.where(here, value, values), torch.where(here, error, errors)
@@ -1027,20 +1136,29 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             log_variance = torch.where(here, 2.0 * torch.log(error / scale), log_variance)
         return values, errors, mean, log_variance
 
-    def _from_members(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor):
-        """Mean and log-variance of each member of each rung for each request, (B, rungs * M, R), NaN for no answer."""
-        if not torch.compiler.is_exporting() and bool((request_ids == FLUX_ID).any()):
+    def _answers(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance of each member of each rung for all labels, (B, rungs * M, labels), NaN for none."""
+        exporting = torch.compiler.is_exporting()
+        if not exporting and bool((request_ids == FLUX_ID).any()):
             raise ValueError(
                 "request_ids: expected labels, as this model has no answer for flux, got a request of flux"
             )
         states, seen = outputs.last_hidden_state, outputs.rung_seen
         assert states is not None and seen is not None
+        present = [exporting or bool(seen[:, i].any()) for i in range(seen.shape[1])]
+        absent = torch.full((), math.nan, device=states.device)
+        absent = absent.expand(len(states), self.config.num_members, self.config.num_network_labels)
+
+        def of(heads) -> torch.Tensor:
+            answers = [head(states[:, i]).to(states.device) if present[i] else absent for i, head in enumerate(heads)]
+            return torch.stack(answers, dim=1).masked_fill(~seen[:, :, None, None], math.nan).flatten(1, 2)
+
+        return of(self.means), of(self.log_variances)
+
+    def _from_members(self, answers: tuple[torch.Tensor, torch.Tensor], request_ids: torch.Tensor):
+        """Mean and log-variance of each member of each rung for each request, (B, rungs * M, R), NaN for no answer."""
         rows = (request_ids - FIRST_LABEL_ID).clamp(0, self.config.num_network_labels - 1)
-        parts = []
-        for heads in (self.means, self.log_variances):
-            answers = torch.stack([head(states[:, i]) for i, head in enumerate(heads)], dim=1)  # B, rungs, M, labels
-            answers = answers.masked_fill(~seen[:, :, None, None], math.nan).flatten(1, 2)
-            parts.append(answers.gather(2, rows[:, None].expand(-1, answers.shape[1], -1)))
+        parts = [part.gather(2, rows[:, None].expand(-1, part.shape[1], -1)) for part in answers]
         if not self.training:
             parts[1] = self._calibrated(parts[1], rows)
         known = [FIRST_LABEL_ID + list(self.config.label_names).index(name) for name in self.config.network_labels]
@@ -1066,22 +1184,22 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             log_variance = torch.logaddexp(log_variance, 2.0 * floors.log())
         return log_variance
 
-    def _with_error_factors(self, log_variance, outputs: SpectraFMModelOutput, request_ids) -> torch.Tensor:
+    def _with_error_factors(self, log_variance, outputs: SpectraFMModelOutput, answers, request_ids) -> torch.Tensor:
         """Log-variances of answers, (B, R), with the factors and curves of their labels."""
         if self.config.label_error_factors:
             log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
         if self.config.label_error_curves:
-            log_variance = log_variance + 2.0 * self._error_curves(outputs, request_ids)
+            log_variance = log_variance + 2.0 * self._error_curves(outputs, answers, request_ids)
         return log_variance
 
     @without_autocast
-    def _error_curves(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor) -> torch.Tensor:
+    def _error_curves(self, outputs: SpectraFMModelOutput, answers, request_ids: torch.Tensor) -> torch.Tensor:
         """ln of the factors of `config.label_error_curves`, (B, R), for stars of the first rung; 0 for others."""
         config = self.config
         assert outputs.unknown is not None and config.label_error_curves
         teff_ids = request_ids.new_full((len(request_ids), 1), config.label_ids(["teff"])[0])
         center, scale = standardisation(config, teff_ids)
-        teff = combined(*self._from_members(outputs, teff_ids))[0] * scale + center
+        teff = combined(*self._from_members(answers, teff_ids))[0] * scale + center
         found = torch.zeros(request_ids.shape, device=request_ids.device)
         for part, x in enumerate((teff[:, 0], outputs.unknown[:, 0])):
             knots = torch.tensor(config.label_error_knots[part], device=x.device)
@@ -1125,7 +1243,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             interval_ids[0, own],
             level_known,
             None if misfit is None else misfit.float(),
-        )
+        ).to(information.device)
         refined.converged &= (information.diagonal(dim1=2, dim2=3) > 0).flatten(1).any(dim=1)
         return refined
 

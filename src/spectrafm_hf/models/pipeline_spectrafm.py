@@ -2,19 +2,26 @@
 """The task `stellar-labels` of `transformers.pipeline`: spectra in, labels with one-sigma errors out."""
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence, Sized
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
 from transformers import Pipeline
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .flags_spectrafm import QUALITY, star_flags
 from .gate_spectrafm import is_spectrum, is_table, rows_of_table
 from .spectrum_spectrafm import best_fits
+from .tokenization_spectrafm import SpectraFMTokenizer
 from .velocity_spectrafm import VelocityMeter
 
 
-ABOUT = ("object_id", "names", "spectrum", "asked", "measured", "fit")  # what passes by the model
+# What passes by the model.
+ABOUT = ("object_id", "names", "spectrum", "asked", "measured", "fit", "flags", "reason")
+ON_ERROR = ("reason", "raise")
 
 
 class _Numbered(NamedTuple):
@@ -59,7 +66,8 @@ class Answers(list):
     def _columns(self) -> tuple[dict[str, list], dict[str, str]]:
         """Columns of all names, NaN where a star has no answer, and the units of those that have one."""
         names = list(dict.fromkeys(name for answer in self for name in answer))
-        columns = {name: [answer.get(name, "" if name == "object_id" else np.nan) for answer in self] for name in names}
+        texts = ("object_id", "reason")
+        columns = {name: [answer.get(name, "" if name in texts else np.nan) for answer in self] for name in names}
         columns.pop("spectrum", None)  # no number
         if "flags" in columns:
             columns["flags"] = [";".join(flags) if isinstance(flags, list) else "" for flags in columns["flags"]]
@@ -129,12 +137,15 @@ class StellarLabelsPipeline(Pipeline):
 
     def __init__(self, model, tokenizer=None, feature_extractor=None, processor=None, **kwargs):
         given = [part for part in (feature_extractor, tokenizer, processor) if part is not None]
-        if not given:
-            raise ValueError(
-                "tokenizer: expected a SpectraFMTokenizer, or a checkpoint that holds one (preprocessor_config.json), "
-                "got None"
-            )
-        super().__init__(model=model, feature_extractor=given[0], **kwargs)
+        given = given or [_tokenizer_of(model)]
+        places = getattr(model, "hf_device_map", None)
+        if places is not None:  # the base class takes the first of them, which may be the disk
+            model.hf_device_map = {"": model.device}
+        try:
+            super().__init__(model=model, feature_extractor=given[0], **kwargs)
+        finally:
+            if places is not None:
+                model.hf_device_map = places
 
     def __call__(self, inputs, **kwargs):  # type: ignore[override]
         """
@@ -155,6 +166,10 @@ class StellarLabelsPipeline(Pipeline):
         radial_velocity : float, sequence of float or "measure", optional
             km/s of all stars, or of each, by which the spectra are moved to the rest frame; or, for a model on
             evidence, that which the lines of each tell, which is then added as `radial_velocity` with its error.
+        on_error : {"reason", "raise"}, optional
+            What becomes of a spectrum that cannot be answered: a row whose labels are NaN, with the `reason`, which
+            no other row has; or an error. By default an error for a spectrum that is given alone, and a row with the
+            reason for one of several.
         batch_size : int, optional
             Spectra that go through the model together; 1 by default.
         num_workers : int, optional
@@ -169,9 +184,9 @@ class StellarLabelsPipeline(Pipeline):
         Raises
         ------
         ValueError
-            Naming the field of the spectrum that is wrong, or the request whose answer is no number, the expectation
-            and the value; and the spectrum, by its `object_id` or its place among the inputs, from 0. Nothing comes
-            after it: `spectrafm predict` goes on, and flags such stars.
+            Naming what is asked for in vain; and, where errors are not to be rows, the field of the spectrum that is
+            wrong, or the request whose answer is no number, the expectation and the value; and the spectrum, by its
+            `object_id` or its place among the inputs, from 0.
         """
         if isinstance(inputs, list) and not inputs:
             return Answers()
@@ -183,6 +198,8 @@ class StellarLabelsPipeline(Pipeline):
         elif isinstance(inputs, Iterator):
             # Of iterators it knows generators only.
             inputs = (row for row in inputs)
+        if isinstance(inputs, list | Generator | Dataset):
+            kwargs.setdefault("on_error", self._preprocess_params.get("on_error", "reason"))
         velocity = kwargs.get("radial_velocity")
         if velocity is not None and not isinstance(velocity, str) and np.ndim(velocity):
             if not isinstance(inputs, list) or len(inputs) != len(velocity):
@@ -203,13 +220,30 @@ class StellarLabelsPipeline(Pipeline):
         flags: bool | None = None,
         spectrum: bool | None = None,
         radial_velocity: Any = None,
+        on_error: str | None = None,
     ):
+        if on_error not in (None, *ON_ERROR):
+            raise ValueError(f"on_error: expected one of {ON_ERROR}, got {on_error!r}")
         given = {"requests": requests, "scalars": scalars, "flags": flags, "radial_velocity": radial_velocity}
-        given["spectrum"] = spectrum
-        return {name: value for name, value in given.items() if value is not None}, {}, {}
+        given |= {"spectrum": spectrum, "on_error": on_error}
+        last = {} if on_error is None else {"on_error": on_error}
+        return {name: value for name, value in given.items() if value is not None}, {}, last
+
+    def get_iterator(
+        self, inputs: Any, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
+    ) -> Any:
+        """As in the base class; the stars of a batch stay apart until [`_forward`], which knows what goes together."""
+        if isinstance(inputs, Sized):
+            stars: Any = PipelineDataset(inputs, self.preprocess, preprocess_params)
+        else:  # of which each process would read all
+            stars, num_workers = PipelineIterator(inputs, self.preprocess, preprocess_params), min(num_workers, 1)
+        collate = itemgetter(0) if batch_size == 1 else list
+        loader: Any = DataLoader(stars, num_workers=num_workers, batch_size=batch_size, collate_fn=collate)
+        found: Any = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
+        return PipelineIterator(found, self.postprocess, postprocess_params)
 
     def preprocess(  # type: ignore[override]
-        self, input_, requests=None, scalars=None, flags=None, spectrum=None, radial_velocity=None
+        self, input_, requests=None, scalars=None, flags=None, spectrum=None, radial_velocity=None, on_error="raise"
     ) -> dict[str, Any]:
         tokenizer: Any = self.feature_extractor
         for field, asked_for in (("flags", flags), ("spectrum", spectrum)):
@@ -227,14 +261,30 @@ class StellarLabelsPipeline(Pipeline):
         if scalars is not None and not isinstance(input_, Mapping):
             raise ValueError(f"scalars: expected rows that hold {list(scalars)}, got a {type(input_).__name__}")
         measures = isinstance(radial_velocity, str)
+        if measures and tokenizer.basis is None:
+            raise ValueError(
+                "radial_velocity: expected a model on evidence (token_embedding='basis') to measure it with"
+            )
+        tokenizer._requests(requests, 1)  # what is asked for in vain is no fault of a star
+        tokenizer.label_ids(list(scalars or ()), "scalars")
+        asked = requests is not None
+        if requests is None:
+            requests = tokenizer.label_names if tokenizer.requests is None else tokenizer.requests
+        names = [request if isinstance(request, str) else f"flux_{request}" for request in requests]
+        about = {"object_id": object_id, "names": names, "spectrum": name, "asked": asked, "measured": [], "fit": None}
+        about |= {"flags": [] if flags else None, "reason": ""}
         if measures and tokenizer.velocity_meter is None and tokenizer.basis is not None:
             tokenizer.velocity_meter = VelocityMeter(tokenizer.basis, self.model)
         how = {"scalars": scalars, "requests": requests, "radial_velocity": radial_velocity}
         try:
+            if isinstance(input_, Mapping) and input_.get("refused"):
+                raise ValueError(input_["refused"])
             inputs = tokenizer(*given, **how, return_quality=bool(flags) or measures, return_grids=bool(spectrum))
         except ValueError as error:
             # To the tokenizer it is the only one.
             cause = str(error).removesuffix(" in spectrum 0")
+            if on_error == "reason":
+                return {**about, "reason": cause}
             raise ValueError(cause if name is None else f"{cause} ({name})") from error
         if (n_spectra := len(inputs["attention_mask"])) != 1:
             raise ValueError(f"flux: expected one spectrum, or a list of them, got {n_spectra} in one")
@@ -245,25 +295,38 @@ class StellarLabelsPipeline(Pipeline):
         fit = None
         if (grids := inputs.pop("grids", None)) is not None:
             (fit,) = best_fits(self.model, tokenizer.basis, grids)
-        asked = requests is not None
-        if requests is None:
-            requests = tokenizer.label_names if tokenizer.requests is None else tokenizer.requests
-        names = [request if isinstance(request, str) else f"flux_{request}" for request in requests]
-        about = {"object_id": object_id, "names": names, "spectrum": name, "asked": asked, "measured": measured}
-        about["fit"] = fit
-        return {**inputs, **about}
+        return {**inputs, **about, "measured": measured, "fit": fit}
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        about = {name: model_inputs.pop(name) for name in ABOUT}
-        quality = {name: model_inputs.pop(name) for name in QUALITY if name in model_inputs}
-        outputs = self.model(**model_inputs)
-        if quality:
-            # Of a batch, a list for each spectrum, which was asked for the same.
-            names = about["names"][0] if isinstance(about["names"][0], list) else about["names"]
-            about["flags"] = star_flags(self.model, model_inputs, outputs, quality, names)
-        return {"values": outputs.predictions, "errors": outputs.prediction_errors, **about}
+    def _forward(self, model_inputs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """One star, or a list of some: the model answers together those that it takes together."""
+        if not isinstance(model_inputs, list):
+            return {name: value[0] for name, value in self._forward([model_inputs]).items()}
+        none = {"values": None, "errors": None}
+        found = [{name: star[name] for name in ABOUT} | none for star in model_inputs]
+        alike: dict[Any, list[int]] = {}
+        for number, star in enumerate(model_inputs):
+            if not star["reason"]:
+                intervals = star["interval_ids"].tolist() if "interval_ids" in star else ()
+                alike.setdefault((tuple(star), str(intervals)), []).append(number)
+        for numbers in alike.values():
+            stars = [model_inputs[number] for number in numbers]
+            inputs = {
+                name: pad_sequence([star[name][0] for star in stars], batch_first=True)
+                for name in stars[0]
+                if name not in (*ABOUT, *QUALITY)
+            }
+            quality = {name: [float(star[name][0]) for star in stars] for name in QUALITY if name in stars[0]}
+            outputs = self.model(**inputs)
+            for i, number in enumerate(numbers):
+                found[number]["values"] = outputs.predictions[i].tolist()
+                found[number]["errors"] = outputs.prediction_errors[i].tolist()
+            if quality:  # all were asked for the same
+                flags = star_flags(self.model, inputs, outputs, quality, stars[0]["names"])
+                for number, own in zip(numbers, flags, strict=True):
+                    found[number]["flags"] = own
+        return {name: [star[name] for star in found] for name in found[0]}
 
-    def postprocess(self, model_outputs: dict[str, Any]) -> Answer:  # type: ignore[override]
+    def postprocess(self, model_outputs: dict[str, Any], on_error: str = "raise") -> Answer:  # type: ignore[override]
         object_id = model_outputs["object_id"]
         config = self.model.config
         star = Answer(
@@ -273,27 +336,58 @@ class StellarLabelsPipeline(Pipeline):
         if measured := model_outputs["measured"]:
             star["radial_velocity"], star["radial_velocity_err"] = measured
             star.units["radial_velocity"] = "km/s"
-        values, errors = (model_outputs[key][0].tolist() for key in ("values", "errors"))
+        names, asked, flags = (model_outputs[key] for key in ("names", "asked", "flags"))
+        values, errors, reason = (model_outputs[key] for key in ("values", "errors", "reason"))
+        if reason:
+            # What the network answers itself, unless more was asked for.
+            some = [name for name in names if asked or name in (config.network_labels or names)]
+            star.update({key: math.nan for name in some for key in (name, f"{name}_err")})
+            return Answer({**star, **({} if flags is None else {"flags": flags}), "reason": reason}, star.units)
         known = [math.isfinite(value) and math.isfinite(error) for value, error in zip(values, errors, strict=True)]
-        for name, value, error in zip(model_outputs["names"], values, errors, strict=True):
-            if not model_outputs["asked"] and any(known) and not math.isfinite(value):
+        for name, value, error in zip(names, values, errors, strict=True):
+            if not asked and any(known) and not math.isfinite(value):
                 continue  # the spectrum does not tell it, and nobody has asked
-            if "flags" not in model_outputs and not (math.isfinite(value) and math.isfinite(error)):
-                which = f" ({spectrum})" if (spectrum := model_outputs["spectrum"]) is not None else ""
-                raise ValueError(f"{name}: expected a finite answer, got {value} with the error {error}{which}")
+            if flags is None and not (math.isfinite(value) and math.isfinite(error)):
+                cause = f"{name}: expected a finite answer, got {value} with the error {error}"
+                if on_error == "raise":
+                    which = f" ({spectrum})" if (spectrum := model_outputs["spectrum"]) is not None else ""
+                    raise ValueError(f"{cause}{which}")
+                reason, value, error = reason or cause, math.nan, math.nan
             star[name] = value
             star[f"{name}_err"] = error
-        if (flags := model_outputs.get("flags")) is not None:
-            star["flags"] = flags[0] if flags and isinstance(flags[0], list) else flags
+        if flags is not None:
+            star["flags"] = flags
         if model_outputs["fit"] is not None:
             star["spectrum"] = model_outputs["fit"]
+        if reason:
+            star["reason"] = reason
         return star
+
+
+def _tokenizer_of(model: Any) -> SpectraFMTokenizer:
+    """That of the checkpoint that a model was loaded from."""
+    try:
+        if not model.name_or_path:
+            raise OSError
+        revision = getattr(model.config, "_commit_hash", None)
+        tokenizer = SpectraFMTokenizer.from_pretrained(model.name_or_path, revision=revision)
+    except OSError as error:
+        raise ValueError(
+            "tokenizer: expected a SpectraFMTokenizer, or a checkpoint that holds one (preprocessor_config.json), "
+            "got None"
+        ) from error
+    if list(tokenizer.label_names) != list(model.config.label_names):
+        raise ValueError(
+            f"tokenizer: expected one for the labels of the model, {list(model.config.label_names)}, which is "
+            "no longer that of its checkpoint, got None"
+        )
+    return tokenizer
 
 
 def _spectra_of(inputs):
     """Tables, paths and arrays of several stars as lists of spectra; all else as it is."""
     if is_table(inputs):
-        rows, one = rows_of_table(inputs)
+        rows, one = rows_of_table(inputs, keep_refused=True)
         return rows[0] if one else rows
     if isinstance(inputs, tuple) and len(inputs) > 1 and getattr(inputs[1], "ndim", 1) == 2:
         n_stars = len(inputs[1])

@@ -11,8 +11,8 @@ wider than stated, levels and slopes of the continuum, whose sizes are found for
 the model by more than the errors of their flux, the errors of the labels grow with it.
 """
 
-from dataclasses import dataclass, fields
-from typing import cast
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from .basis_spectrafm import inverse_factor
 from .configuration_spectrafm import FIRST_LABEL_ID, SpectraFMConfig
 from .evidence_spectrafm import InFullPrecision
 from .modeling_emulator import REFERENCE_TEFF, CovarianceGroup
+from .products_spectrafm import product
 
 
 # Steps of all stars at once, derivatives of the first of these only, as the others are small; and how often those go on
@@ -82,8 +83,9 @@ class SpectraFMStarModel(InFullPrecision):
         # Of the coefficients among stars, in flux: the unit in which they are given.
         self.register_buffer("spread", torch.ones(shape[1:3]))
         self.groups = nn.ModuleList(
-            CovarianceGroup(n_labels, config.num_stars, size) for size in config.star_components
+            CovarianceGroup(n_labels, config.num_stars, size).as_buffers() for size in config.star_components
         )
+        self._kept: tuple[list[tuple[int, int]], _Sums] | None = None
 
     def standardise(self, labels: torch.Tensor) -> torch.Tensor:
         """(B, labels) in physical units -> standardised; lines change with 5040 K / Teff, the first label."""
@@ -109,16 +111,23 @@ class SpectraFMStarModel(InFullPrecision):
         """Derivatives of the weights but the last, (B, labels, components)."""
         return self.processes(labels).slopes()
 
-    def processes(self, labels: torch.Tensor, trends: torch.Tensor | None = None) -> "_Processes":
-        """The Gaussian processes at standardised labels (B, labels), with their [`trends`]."""
-        return _Processes(self, labels, self.trends() if trends is None else trends)
+    def processes(self, labels: torch.Tensor, sums: "_Sums | None" = None) -> "_Processes":
+        """The Gaussian processes at standardised labels (B, labels), with their [`sums`]."""
+        return _Processes(self, labels, self.sums() if sums is None else sums)
 
-    def trends(self) -> torch.Tensor:
-        """
-        The sums over the stars of all but the local terms of the covariance functions, which are polynomials of second
-        order: (1 + labels + labels^2, components), float64.
-        """
-        found = []
+    def sums(self) -> "_Sums":
+        """What the processes at any labels have in common; kept, as it takes as long as some stars do."""
+        tensors = [*self.buffers(), *self.parameters()]
+        if torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
+            return self._made_sums()
+        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]  # another one after each change
+        if self._kept is None or self._kept[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = state, self._made_sums()
+        return self._kept[1]
+
+    def _made_sums(self) -> "_Sums":
+        trends, by_star = [], []
         stars = self.stars.double()
         for part in self.groups:
             group = cast(CovarianceGroup, part)
@@ -126,23 +135,54 @@ class SpectraFMStarModel(InFullPrecision):
             weight, scaled = group.weight.double(), stars * (2.0 * group.log_scale.double()).exp()
             products = (scaled[:, :, None] * scaled[:, None, :]).flatten(1)
             first, second = (linear + 2.0 * quadratic) * scaled.T @ weight, quadratic * products.T @ weight
-            found.append(torch.cat((quadratic * weight.sum(dim=0, keepdim=True), first, second)))
-        return torch.cat(found, dim=1)
+            trends.append(torch.cat((quadratic * weight.sum(dim=0, keepdim=True), first, second)))
+            by_star.append((self.stars.T[:, None] * group.weight.T).flatten(0, 1))
+        return _Sums(torch.cat(trends, dim=1), by_star)
+
+    def rows(self, intervals: torch.Tensor) -> torch.Tensor:
+        """Components of some intervals (T,), as rows of a matrix: (3 * T * num_coefficients, components + 1)."""
+        return self.components[:, intervals - self.first].flatten(0, 2)
+
+    def coefficients(
+        self, weights: torch.Tensor, intervals: torch.Tensor, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        (B, components + 1), numbers of intervals (T,) -> (3, B, T, num_coefficients): spectrum and its changes; with
+        the [`rows`] of these intervals.
+        """
+        found = product(weights, self.rows(intervals) if rows is None else rows)
+        return found.unflatten(1, (3, len(intervals), -1)).transpose(0, 1).contiguous()
 
     def jacobian(
-        self, slopes: torch.Tensor, intervals: torch.Tensor, by_velocity: torch.Tensor, by_width: torch.Tensor
+        self,
+        slopes: torch.Tensor,
+        intervals: torch.Tensor,
+        by_velocity: torch.Tensor,
+        by_width: torch.Tensor,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Derivatives of coefficients with respect to labels, velocity and width, (T, B, P + 2, num_coefficients), from
         the [`slopes`].
         """
-        chosen = self.components[0, intervals - self.first, :, :-1]
-        by_labels = (slopes.flatten(0, 1) @ chosen.mT).unflatten(1, slopes.shape[:2])
-        return torch.cat((by_labels, by_velocity[:, :, None], by_width[:, :, None]), dim=2)
+        spectrum = (self.rows(intervals) if rows is None else rows).tensor_split(3)[0][:, :-1]
+        by_labels = product(slopes.flatten(0, 1), spectrum).view(*slopes.shape[:2], *by_width.shape[1:])
+        found = by_labels.new_empty((len(intervals), len(slopes), slopes.shape[1] + 2, by_width.shape[2]))
+        found[:, :, :-2] = by_labels.permute(2, 0, 1, 3)
+        found[:, :, -2], found[:, :, -1] = by_velocity.transpose(0, 1), by_width.transpose(0, 1)
+        return found
 
-    def coefficients(self, weights: torch.Tensor, intervals: torch.Tensor) -> torch.Tensor:
-        """(B, components + 1), numbers of intervals (T,) -> (3, T, B, num_coefficients): spectrum and its changes."""
-        return weights @ self.components[:, intervals - self.first].mT
+
+@dataclass
+class _Sums:
+    """
+    Sums over the stars of a star model, (1 + labels + labels^2, components), float64: all but the local terms of the
+    covariance functions, which are polynomials of second order. And what derivatives of the local terms are products
+    with: for each group (labels * components, stars).
+    """
+
+    trends: torch.Tensor
+    by_star: list[torch.Tensor]
 
 
 class _Processes:
@@ -151,8 +191,8 @@ class _Processes:
     large terms cancel; derivatives need be less exact.
     """
 
-    def __init__(self, star: SpectraFMStarModel, labels: torch.Tensor, trends: torch.Tensor):
-        self.star, self.labels, self.trends = star, labels.double(), trends
+    def __init__(self, star: SpectraFMStarModel, labels: torch.Tensor, sums: _Sums):
+        self.star, self.labels, self.sums = star, labels.double(), sums
         ones = torch.ones_like(self.labels[:, :1])
         powers = torch.cat((ones, self.labels, (self.labels[:, :, None] * self.labels[:, None, :]).flatten(1)), dim=1)
         self.near = []  # the local terms, (B, stars) of each group
@@ -167,22 +207,21 @@ class _Processes:
             self.near.append((a @ b.T).clamp_(max=0.0).exp_() * group.log_amplitude[2].double().exp())
             found.append(self.near[-1] @ group.weight.double())
         self.local = torch.cat(found, dim=1)
-        self.weights = nn.functional.pad((powers @ trends + self.local).float(), (0, 1), value=1.0)
+        self.weights = nn.functional.pad((powers @ sums.trends + self.local).float(), (0, 1), value=1.0)
 
     def slopes(self) -> torch.Tensor:
         """Derivatives of the weights but the last, (B, labels, components)."""
-        labels, stars = self.labels.float(), self.star.stars
+        labels, trends = self.labels.float(), self.sums.trends
         n_labels = labels.shape[1]
-        first, second = self.trends[1 : 1 + n_labels].float(), self.trends[1 + n_labels :].float()
-        found = torch.addmm(first.flatten(), labels, 2.0 * second.view(n_labels, -1)).unflatten(1, first.shape)
-        local = self.local.float().split(
-            [cast(CovarianceGroup, part).weight.shape[1] for part in self.star.groups], dim=1
-        )
+        first, second = trends[1 : 1 + n_labels].float(), trends[1 + n_labels :].float()
+        found = product(labels, 2.0 * second.view(n_labels, -1).T, first.flatten()).unflatten(1, first.shape)
+        sizes = [cast(CovarianceGroup, part).weight.shape[1] for part in self.star.groups]
+        local = self.local.float().split(sizes, dim=1)
         close = []
-        for part, near, own in zip(self.star.groups, self.near, local, strict=True):
+        for part, near, by_star, own in zip(self.star.groups, self.near, self.sums.by_star, local, strict=True):
             group = cast(CovarianceGroup, part)
-            by_star = (stars[:, :, None] * group.weight[:, None, :]).flatten(1)
-            moved = (near.float() @ by_star).unflatten(1, (n_labels, -1)) - labels[:, :, None] * own[:, None]
+            moved = product(near.float(), by_star).unflatten(1, (n_labels, -1))
+            moved = torch.addcmul(moved, labels[:, :, None], own[:, None], value=-1.0)
             close.append(moved * torch.exp(-2.0 * group.log_length)[:, None])
         return found.add_(torch.cat(close, dim=2))
 
@@ -236,13 +275,18 @@ class Refined:
     converged: torch.Tensor
     slope: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> "Refined":
+        """The same on another device."""
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
+
 
 class SpectraFMRefinement(InFullPrecision):
     """Gauss-Newton steps from a first estimate of the labels, see the top of this file."""
 
     def __init__(self, config: SpectraFMConfig):
         super().__init__()
-        self.star_model = SpectraFMStarModel(config).requires_grad_(False)
+        self.star_model = SpectraFMStarModel(config)
 
     def forward(
         self,
@@ -286,13 +330,13 @@ class SpectraFMRefinement(InFullPrecision):
         pixels = _Pixels.read(information, estimate, pull, error_factor**-2.0, level_known)
         low, high = self.star_model.limits()
         begin = nn.functional.pad(start.float().clamp(low, high), (0, 2))
-        trends = self.star_model.trends()
-        refined, end, size = self._fit(begin, pixels, intervals, trends, wanted)
+        shared = intervals, self.star_model.sums(), self.star_model.rows(intervals)
+        refined, end, size = self._fit(begin, pixels, *shared, wanted)
         for _ in range(ROUNDS - 1):
             again = torch.nonzero(~(size < SETTLED))[:, 0]  # a size may be NaN
             if not len(again):
                 break
-            found, last, step = self._fit(end[again], pixels.of(again), intervals, trends, wanted)
+            found, last, step = self._fit(end[again], pixels.of(again), *shared, wanted)
             (nearer,) = torch.nonzero((step < size[again]) | size[again].isnan(), as_tuple=True)  # not to and fro
             again = again[nearer]
             end[again], size[again] = last[nearer], step[nearer]
@@ -302,7 +346,9 @@ class SpectraFMRefinement(InFullPrecision):
         refined.error_factor *= error_factor
         return refined
 
-    def _fit(self, found, pixels: "_Pixels", intervals, trends, wanted) -> tuple[Refined, torch.Tensor, torch.Tensor]:
+    def _fit(
+        self, found, pixels: "_Pixels", intervals, sums: _Sums, rows, wanted
+    ) -> tuple[Refined, torch.Tensor, torch.Tensor]:
         """`STEPS` steps from labels, velocity and width (B, P + 2); where they lead, and the size of the last one."""
         star = self.star_model
         n_labels = found.shape[1] - 2
@@ -315,25 +361,27 @@ class SpectraFMRefinement(InFullPrecision):
         level, slope = first**2, (5.0 * first) ** 2
         own = factor = size = level
         for number in range(STEPS):
-            processes = star.processes(found[:, :n_labels], trends)
-            spectrum, by_velocity, by_width = star.coefficients(processes.weights, intervals)
-            velocity, width = found[:, -2, None], found[:, -1, None]
+            processes = star.processes(found[:, :n_labels], sums)
+            spectrum, by_velocity, by_width = star.coefficients(processes.weights, intervals, rows)
+            velocity, width = (found[:, column, None, None] for column in (-2, -1))
             wider = velocity / star.velocity_of_width**2
             by_velocity = by_velocity + wider * by_width
             model = spectrum + velocity * by_velocity + width * by_width
             if number < DERIVATIVES:
-                jacobian = star.jacobian(processes.slopes(), intervals, by_velocity + wider * by_width, by_width)
-                informed = pixels.times(jacobian)
-                informations = _sums_of_parts(informed @ jacobian.mT)
-            seen = pixels.times(model[:, :, None])[:, :, 0]
+                jacobian = star.jacobian(processes.slopes(), intervals, by_velocity + wider * by_width, by_width, rows)
+                informations, informed_slope, seen = pixels.between(jacobian, model)
+            else:
+                seen = pixels.times(model)
             residual = pixels.right - seen
             continuum = _Continuum(pixels, residual, model, seen, level, slope)
             level, slope = continuum.sizes(level, slope, pixels.level_known)
             residual = continuum.removed_from(residual)
             own = continuum.removed_from_diagonal(pixels.diagonal)
             factor = 1.0 + COHERENT * (_error_factor(own, residual) - 1.0)
-            fishers = (informations - continuum.explained(informed)) / factor[:, None, None]
-            pulls = _sums_of_parts((jacobian @ residual[..., None])[..., 0]) / factor[:, None]
+            both = torch.stack((residual, continuum.along_level), dim=3).transpose(0, 1)
+            pulled, along_level = (jacobian @ both).unbind(dim=3)  # T, B, P
+            fishers = (informations - continuum.explained(along_level, informed_slope)) / factor[:, None, None]
+            pulls = torch.stack([part.sum(dim=0) for part in pulled.tensor_split(PARTS)]) / factor[:, None]
             right = pulls.sum(dim=0) - (found - center) @ prior
             inverse = _inverse(fishers.sum(dim=0) + prior)
             step = (inverse @ right[..., None])[..., 0]
@@ -362,42 +410,54 @@ class SpectraFMRefinement(InFullPrecision):
 @dataclass
 class _Pixels:
     """
-    What the pixels say, interval after interval, T intervals of B stars: the information (T, B, K, K) is in units of
-    `precision` (B,), and not copied; its diagonal, and what it would say of coefficients of zero, are (T, B, K).
+    What the pixels say of B stars, T intervals: the information (B, T, K, K), which has one interval after the other
+    in memory, is in units of `precision` (B,), and not copied; its diagonal, its column of the slope, and what it would
+    say of coefficients of zero, are (B, T, K).
     """
 
     information: torch.Tensor
     precision: torch.Tensor
     diagonal: torch.Tensor
+    slope_column: torch.Tensor
     right: torch.Tensor
     level_known: torch.Tensor
 
     @classmethod
     def read(cls, information, estimate, pull, precision, level_known) -> "_Pixels":
-        """From the (B, T, K, K) and (B, T, K) of [`Evidence`], which has one interval after the other in memory."""
-        information = information.transpose(0, 1).contiguous()
-        estimate, pull = estimate.transpose(0, 1), pull.transpose(0, 1)
-        right = precision[:, None] * (pull + (information @ estimate[..., None])[..., 0])
-        diagonal = precision[:, None] * information.diagonal(dim1=2, dim2=3)
-        return cls(information, precision, diagonal, right, level_known)
+        """From what [`Evidence`] has."""
+        information = information.transpose(0, 1).contiguous().transpose(0, 1)
+        own = precision[:, None, None]
+        diagonal, slope = own * information.diagonal(dim1=2, dim2=3), own * information[..., 1]
+        pixels = cls(information, precision, diagonal, slope, pull, level_known)
+        pixels.right = own * pull + pixels.times(estimate)
+        return pixels
 
     def of(self, stars: torch.Tensor) -> "_Pixels":
-        parts = (part[:, stars] for part in (self.information, self.diagonal, self.right))
-        information, diagonal, right = parts
-        return _Pixels(information, self.precision[stars], diagonal, right, self.level_known[stars])
+        information = self.information.transpose(0, 1)[:, stars].transpose(0, 1)
+        return _Pixels(information, *(getattr(self, field.name)[stars] for field in fields(self)[1:]))
 
-    def times(self, rows: torch.Tensor) -> torch.Tensor:
-        """The information times vectors, which are rows (T, B, n, K)."""
-        return (rows @ self.information).mul_(self.precision[:, None, None])
+    def times(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The information times vectors (B, T, K)."""
+        found = self.information.transpose(0, 1) @ vectors.transpose(0, 1)[..., None]
+        return found[..., 0].transpose(0, 1) * self.precision[:, None, None]
 
-    def slope_column(self) -> torch.Tensor:
-        """The information times the direction of the slope, (T, B, K)."""
-        return self.information[..., 1] * self.precision[:, None]
-
-
-def _sums_of_parts(values: torch.Tensor) -> torch.Tensor:
-    """(T, ...) -> (PARTS, ...): sums over the intervals of each part."""
-    return torch.stack([part.sum(dim=0) for part in values.tensor_split(PARTS)])
+    def between(self, rows: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Of rows (T, B, n, K): what the information between each two is, summed over the intervals of each part, (PARTS,
+        B, n, n); that between each and the slope of its interval, (T, B, n). And [`times`] of vectors (B, T, K).
+        """
+        n_intervals, n_stars, n_rows, _ = rows.shape
+        total = rows.new_zeros((PARTS, n_stars, n_rows, n_rows))
+        slope, found = rows.new_empty(rows.shape[:3]), torch.empty_like(vectors)
+        # Interval by interval, as much as a cache holds.
+        for part, intervals in zip(total, torch.arange(n_intervals).tensor_split(PARTS), strict=True):
+            for interval in intervals.tolist():
+                own = torch.cat((rows[interval], vectors[:, None, interval]), dim=1)
+                informed = own @ self.information[:, interval]
+                part.baddbmm_(informed[:, :-1], rows[interval].mT)
+                slope[interval], found[:, interval] = informed[:, :-1, 1], informed[:, -1]
+        precision = self.precision[:, None]
+        return total * precision[..., None], slope * precision, found * precision[..., None]
 
 
 def _inverse(matrix: torch.Tensor) -> torch.Tensor:
@@ -412,26 +472,26 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
 def _error_factor(information: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """
     By how much the coefficients differ from the model more than by their errors, as a factor of variances, at least 1,
-    (B,): what pixels say of each is given, (T, B, K), and what is left.
+    (B,): what pixels say of each is given, (B, T, K), and what is left.
     """
     # Level and slope belong to the continuum.
-    own, left = information[..., 2:], residual[..., 2:]
+    own, left = (part[..., 2:].flatten(1) for part in (information, residual))
     counts = own > 1e-6
-    number = counts.sum(dim=(0, 2)).clamp(min=1)
+    number = counts.sum(dim=1).clamp(min=1)
     squared = torch.where(counts, left**2 / own.clamp(min=1e-6), 0.0)
-    found = squared.sum(dim=(0, 2)) / number
+    found = squared.sum(dim=1) / number
     for _ in range(4):  # a few wild ones do not count for all
-        found = squared.minimum(LARGE * found[:, None]).sum(dim=(0, 2)) / number
+        found = squared.minimum(LARGE * found[:, None]).sum(dim=1) / number
     return torch.where(found > 1.0 + 3.0 * (2.0 / number).sqrt(), found, 1.0)
 
 
 def _mismatch(information, residual, model, spread) -> torch.Tensor:
-    """See [`Refined`]; (T, B, K) thrice, and the spread of coefficients among stars (T, K)."""
+    """See [`Refined`]; (B, T, K) thrice, and the spread of coefficients among stars (T, K)."""
     own = information[..., 2:].clamp(min=1e-6)
-    size = torch.where(own > 1e-6, spread[:, None, 2:] ** 2, 0.0)
+    size = torch.where(own > 1e-6, spread[:, 2:] ** 2, 0.0)
     beyond = ((residual[..., 2:] / own) ** 2 - 1.0 / own) * size
     lines = model[..., 2:] ** 2 * size
-    return (beyond.sum(dim=(0, 2)).clamp(min=0.0) / lines.sum(dim=(0, 2)).clamp(min=1e-12)).sqrt()
+    return (beyond.sum(dim=(1, 2)).clamp(min=0.0) / lines.sum(dim=(1, 2)).clamp(min=1e-12)).sqrt()
 
 
 def _disagreement(fishers, pulls, covariance, prior) -> torch.Tensor:
@@ -450,26 +510,26 @@ def _disagreement(fishers, pulls, covariance, prior) -> torch.Tensor:
 class _Continuum:
     """
     Level and slope of each interval, of variances (B,) around those of the model, to be marginalised: `model` and the
-    information times it (T, B, K).
+    information times it (B, T, K).
     """
 
     def __init__(self, pixels: _Pixels, residual, model, seen, level, slope):
         self.variances = torch.stack((level, slope), dim=1)  # B, 2
-        by_level, by_slope = self.variances.sqrt().T[:, :, None]
+        by_level, by_slope = self.variances.sqrt().T[:, :, None]  # B, 1 each
         # The information times both directions, and how they go together.
-        self.along_level, self.along_slope = by_level * seen, by_slope * pixels.slope_column()
-        a = 1.0 + by_level[:, 0] * (model * self.along_level).sum(dim=2)
-        b = by_slope[:, 0] * self.along_level[..., 1]
-        d = 1.0 + by_slope[:, 0] * self.along_slope[..., 1]
-        # The posterior covariance in units of the prior, of two by two, (T, B, 3).
+        self.along_level, self.along_slope = by_level[..., None] * seen, by_slope[..., None] * pixels.slope_column
+        a = 1.0 + by_level * (model * self.along_level).sum(dim=2)
+        b = by_slope * self.along_level[..., 1]
+        d = 1.0 + by_slope * self.along_slope[..., 1]
+        # The posterior covariance in units of the prior, of two by two, (B, T, 3).
         self.inner = torch.stack((d, -b, a), dim=2) / (a * d - b * b)[..., None]
-        pulled = (by_level[:, 0] * (model * residual).sum(dim=2), by_slope[:, 0] * residual[..., 1])
-        self.found = torch.stack(self._inside(*pulled), dim=2)
-        self.directions = by_level * model, by_slope[:, 0]
+        pulled = (by_level * (model * residual).sum(dim=2), by_slope * residual[..., 1])
+        self.found = torch.stack(self._inside(*pulled, *self.inner.unbind(dim=2)), dim=2)
+        self.directions = by_level[..., None] * model, by_slope
 
-    def _inside(self, level: torch.Tensor, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The posterior covariance times a vector of two, (T, B, ...) each."""
-        d, b, a = (part.reshape(*part.shape, *[1] * (level.ndim - 2)) for part in self.inner.unbind(dim=2))
+    @staticmethod
+    def _inside(level, slope, d, b, a) -> tuple[torch.Tensor, torch.Tensor]:
+        """The posterior covariance times a vector of two."""
         return d * level + b * slope, b * level + a * slope
 
     def removed_from(self, residual: torch.Tensor) -> torch.Tensor:
@@ -477,28 +537,32 @@ class _Continuum:
         return residual - self.along_level * level[..., None] - self.along_slope * slope[..., None]
 
     def removed_from_diagonal(self, diagonal: torch.Tensor) -> torch.Tensor:
-        level, slope = self._inside(self.along_level, self.along_slope)
+        inner = (part[..., None] for part in self.inner.unbind(dim=2))
+        level, slope = self._inside(self.along_level, self.along_slope, *inner)
         return diagonal - level * self.along_level - slope * self.along_slope
 
-    def explained(self, informed: torch.Tensor) -> torch.Tensor:
-        """What the continuum takes from the information on parameters, (PARTS, B, P, P); (T, B, P, K) times them."""
-        by_level, by_slope = self.directions
-        along = (informed @ by_level[..., None])[..., 0], by_slope[:, None] * informed[..., 1]
-        both = torch.stack(along, dim=3), torch.stack(self._inside(*along), dim=3)  # T, B, P, 2
-        return _sums_of_parts(both[0] @ both[1].mT)
+    def explained(self, along_level: torch.Tensor, informed_slope: torch.Tensor) -> torch.Tensor:
+        """
+        What the continuum takes from the information on parameters, (PARTS, B, P, P): their derivatives times
+        `along_level`, and the information between them and the slopes, (T, B, P) each.
+        """
+        along = along_level, self.directions[1] * informed_slope
+        inside = self._inside(*along, *self.inner.transpose(0, 1)[:, :, None].unbind(dim=3))
+        both = (torch.stack(pair, dim=3).permute(1, 2, 0, 3).tensor_split(PARTS, dim=2) for pair in (along, inside))
+        return torch.stack([one.flatten(2) @ other.flatten(2).mT for one, other in zip(*both, strict=True)])
 
     def removed_from_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (T, B, P, K), so that with a residual they give what they do with [`removed_from`] it."""
         by_level, by_slope = self.directions
-        along = (rows @ self.along_level[..., None])[..., 0], (rows @ self.along_slope[..., None])[..., 0]
-        level, slope = self._inside(*along)
-        rows = rows - level[..., None] * by_level[:, :, None]
-        rows[..., 1] -= by_slope[:, None] * slope
+        along = ((rows @ part.transpose(0, 1)[..., None])[..., 0] for part in (self.along_level, self.along_slope))
+        level, slope = self._inside(*along, *self.inner.transpose(0, 1)[:, :, None].unbind(dim=3))
+        rows = rows - level[..., None] * by_level.transpose(0, 1)[:, :, None]
+        rows[..., 1] -= by_slope * slope
         return rows
 
     def sizes(self, level, slope, level_known):
         """Variances as they turn out to be, of stars whose level is known; others keep theirs."""
-        second = (self.found**2 + self.inner[..., ::2]).mean(dim=0)  # 1 where as large as the prior
+        second = (self.found**2 + self.inner[..., ::2]).mean(dim=1)  # 1 where as large as the prior
         new = (second * self.variances).clamp(min=LEAST_LEVEL**2)
         return torch.where(level_known, new[:, 0], level), torch.where(level_known, new[:, 1], slope)
 

@@ -14,12 +14,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from .basis_spectrafm import MODEL_ERROR, NATIVE_TOLERANCE, Design, Rung, SpectrumBasis, design_of_rung
+from .basis_spectrafm import (
+    MODEL_ERROR,
+    NATIVE_TOLERANCE,
+    Design,
+    Rung,
+    SpectrumBasis,
+    design_of_rung,
+    inverse_factor,
+)
 from .refinement_spectrafm import FIRST_LEVEL, FREE_LEVEL, LEAST_LEVEL, NUISANCE_SIGMA, Refined
 
 
 STEPS = 4  # of Gauss-Newton, where flux is not linear in the coefficients
-STARS_AT_ONCE = 64
+STARS_AT_ONCE, MATRICES_AT_ONCE = 64, 8  # of the network, and of what a cache holds the matrices of
 #: What models of stars leave of a coefficient, in units of its prior: with the star model, and without. The
 #: second was found on validation stars of Gaia XP; the first is a guess that held-out stars of the H band agree with.
 UNEXPLAINED = {"star_model": 0.03, "components": 0.03}
@@ -74,7 +82,8 @@ class WholeSpectra:
         Returns
         -------
         flux, error : array of shape (B, pixels)
-            In the unit of the spectra. NaN at single pixels that are too wide for an interval.
+            In the unit of the spectra. NaN in bands of the air, which the rung is blind to, and at single pixels that
+            are too wide for an interval.
 
         Raises
         ------
@@ -90,11 +99,15 @@ class WholeSpectra:
             error[:, pixels] = self.level[:, own, None] * np.sqrt(np.maximum(variance, 0.0))
         return flux, np.hypot(error, MODEL_ERROR * flux)
 
-    def fitted(self, wavelength: np.ndarray, resolving_power: float | None = None) -> np.ndarray:
-        """Flux of a star of the model alone, as in [`at`]."""
-        return self._flux(self.fit, wavelength, resolving_power)[1]
+    def fitted(
+        self, wavelength: np.ndarray, resolving_power: float | None = None, design: Design | None = None
+    ) -> np.ndarray:
+        """Flux of a star of the model alone, as in [`at`]; with the design of the same wavelengths, if it is known."""
+        return self._flux(self.fit, wavelength, resolving_power, design)[1]
 
-    def _flux(self, values: np.ndarray, wavelength: np.ndarray, power: float | None) -> tuple[Design, np.ndarray]:
+    def _flux(
+        self, values: np.ndarray, wavelength: np.ndarray, power: float | None, design: Design | None = None
+    ) -> tuple[Design, np.ndarray]:
         wavelength = np.asarray(wavelength, np.float64)
         low, high = self.rung.range
         if wavelength.ndim != 1 or not wavelength.size or not np.all(np.diff(wavelength) > 0):
@@ -107,11 +120,13 @@ class WholeSpectra:
         highest = self.rung.resolving_power
         if power is not None and not 0 < power <= highest * NATIVE_TOLERANCE:
             raise ValueError(f"resolving_power: expected at most {highest:g}, got {power:g}")
-        design = design_of_rung(self.rung, wavelength, power)
+        if design is None or design.rung is not self.rung:
+            design = design_of_rung(self.rung, wavelength, power)
         flux = np.full((len(values), len(wavelength)), np.nan)
         for interval, pixels, rows in zip(design.intervals, design.pixels, design.rows, strict=True):
             own = interval - self.rung.first_interval
             flux[:, pixels] = self.level[:, own, None] * (values[:, own] @ rows.double().numpy())
+        flux[:, design.blind] = np.nan
         return design, flux
 
 
@@ -125,7 +140,7 @@ class BestFit:
     wavelength, flux, error : array of shape (pixels,)
         The data as they were compared; the error is NaN where a pixel does not count, the flux where there is none.
     model : array of shape (pixels,)
-        NaN outside of what the model knows.
+        NaN outside of what the model knows, and in bands of the air.
     chi2 : float
         Of the pixels that count.
     degrees_of_freedom : float
@@ -195,7 +210,8 @@ def best_fits(model: Any, basis: SpectrumBasis, grids: Sequence[Any]) -> list[Be
         low, high = known.rung.range
         inside = (grid.wavelength >= low) & (grid.wavelength <= high)
         star = np.full(grid.flux.shape, np.nan)
-        star[:, inside] = known.fitted(grid.wavelength[inside], grid.resolving_power)
+        design = basis.design(grid.wavelength, grid.resolving_power) if inside.all() else None
+        star[:, inside] = known.fitted(grid.wavelength[inside], grid.resolving_power, design)
         counts = (grid.inverse_variance > 0) & ~grid.evidence.clipped & np.isfinite(star)
         with np.errstate(divide="ignore"):
             sigma = np.where(counts, 1.0 / np.sqrt(grid.inverse_variance), np.nan)
@@ -226,9 +242,13 @@ def not_noise(wavelength: np.ndarray, residual: np.ndarray) -> list[tuple[float,
         if width > len(values):
             continue
         means = (total[width:] - total[:-width]) / np.sqrt(width)
+        if max(means.max(), -means.min()) <= STRANGE_SIGMA:  # of most, which takes less time to see
+            continue
         for start in np.flatnonzero(np.abs(means) > STRANGE_SIGMA):
             part = slice(start, start + width)
             largest[part] = np.where(np.abs(means[start]) > np.abs(largest[part]), means[start], largest[part])
+    if not largest.any():
+        return []
     edges = np.flatnonzero(np.diff(np.concatenate([[0.0], np.sign(largest), [0.0]])))
     parts = [(i, j) for i, j in zip(edges, edges[1:], strict=False) if largest[i] != 0]
     found = [(position[i], position[j - 1], largest[i:j][np.argmax(np.abs(largest[i:j]))]) for i, j in parts]
@@ -246,9 +266,15 @@ class _Stars:
     directions: torch.Tensor  # B, T, K, A
     precision: torch.Tensor  # A, A
     prior_mean: torch.Tensor  # B, A
-    own: torch.Tensor  # B, T, K, K: covariance of what else stars differ in, in units of that of a coefficient
-    continuum: torch.Tensor  # B, T, K, K: covariance of level and slope, in units of that of the level
+    own: torch.Tensor  # B, T, K, D: root of the covariance of what else stars differ in, in units of a coefficient
+    continuum: torch.Tensor  # B, T, K, 2: that of level and slope, in units of the level
     level: torch.Tensor  # B: standard deviation of the level
+
+    def of(self, stars: slice) -> "_Stars":
+        return _Stars(
+            **{each.name: getattr(self, each.name)[stars] for each in fields(self) if each.name != "precision"},
+            precision=self.precision,
+        )
 
 
 @torch.no_grad()
@@ -262,7 +288,7 @@ def _of_stars(model: Any, number: int, rung: Rung, evidence: Any, stars: slice, 
     information[:, own] = torch.from_numpy(np.ascontiguousarray(evidence.information[stars])).double()
     misfit = torch.from_numpy(evidence.misfit[stars]).double().nanmedian(dim=1).values
     factor = torch.nan_to_num(misfit, nan=1.0).clamp(min=1.0)[:, None, None]
-    right = ((information @ estimate[..., None])[..., 0] + pull) / factor
+    right = (_times(information, estimate) + pull) / factor
     information = information / factor[..., None]
     level = _levels(rung, evidence, stars, own)
     in_star_model = rung.first_interval == model.config.star_intervals[0] and bool(model.config.star_labels)
@@ -275,9 +301,13 @@ def _of_stars(model: Any, number: int, rung: Rung, evidence: Any, stars: slice, 
         if not len(chosen):
             continue
         known = information[chosen], right[chosen]
+        parts: Sequence[torch.Tensor | None]
         if by_star_model and refined is not None:
             level_known = torch.from_numpy((evidence.reliability[stars][..., 0] > 0).any(axis=1))[chosen]
-            parts = _posterior(_by_star_model(model, rung, refined, level_known, chosen), *known, level_known, errors)
+            linear = _by_star_model(model, rung, refined, level_known, chosen)
+            some = [slice(start, start + MATRICES_AT_ONCE) for start in range(0, len(chosen), MATRICES_AT_ONCE)]
+            of_some = [_posterior(linear.of(i), known[0][i], known[1][i], level_known[i], errors=errors) for i in some]
+            parts = [None if part[0] is None else torch.cat(part) for part in zip(*of_some, strict=True)]
         else:
             parts = _by_components(model, number, rung, evidence, stars, chosen, *known, errors)
         for whole, part in zip(found, parts, strict=True):
@@ -320,26 +350,25 @@ def _by_star_model(model: Any, rung: Rung, refined: Refined, level_known: torch.
     n_labels, intervals = labels.shape[1], torch.arange(rung.n_intervals, device=device) + rung.first_interval
     processes = star.processes(labels)
     spectrum, by_velocity, by_width = star.coefficients(processes.weights, intervals)
-    velocity = refined.velocity[chosen, None]
+    velocity = refined.velocity[chosen, None, None]
     wider = velocity / star.velocity_of_width**2
     by_velocity = by_velocity + wider * by_width
     jacobian = star.jacobian(processes.slopes(), intervals, by_velocity + wider * by_width, by_width)
-    start = (spectrum + velocity * by_velocity).transpose(0, 1).double().cpu()
+    start = (spectrum + velocity * by_velocity).double().cpu()
     prior = torch.block_diag(star.precision, torch.diag(torch.tensor(NUISANCE_SIGMA, device=device) ** -2.0))
-    mean = torch.cat((star.population - labels, -velocity, torch.zeros_like(velocity)), dim=1)
+    mean = torch.cat((star.population - labels, -velocity[..., 0], torch.zeros_like(velocity[..., 0])), dim=1)
     assert mean.shape[1] == n_labels + 2
     size = start.shape[2]
     # Level and slope: small over the continuum, and free where there is none.
-    slope = torch.zeros(size, size, dtype=torch.float64)
-    slope[1, 1] = SLOPE_OVER_LEVEL**2
-    continuum = start[..., :, None] * start[..., None, :] + slope
-    own = torch.diag(torch.tensor([0.0, 0.0] + [1.0] * (size - 2), dtype=torch.float64))
+    continuum = torch.stack((start, torch.zeros_like(start)), dim=3)
+    continuum[..., 1, 1] = SLOPE_OVER_LEVEL
+    own = torch.eye(size, dtype=torch.float64)[:, 2:]
     return _Stars(
         start=start,
         directions=jacobian.permute(1, 0, 3, 2).double().cpu(),
         precision=prior.double().cpu(),
         prior_mean=mean.double().cpu(),
-        own=own.expand(*start.shape, size),
+        own=own.expand(*start.shape, size - 2),
         continuum=continuum,
         level=torch.where(level_known, FIRST_LEVEL, FREE_LEVEL).double(),
     )
@@ -378,79 +407,114 @@ def _by_components(model, number, rung, evidence, stars, chosen, information, ri
             change[..., :, 1] = 0.0
         directions = change @ components
         start = flux - (directions @ amplitudes[:, None, :, None])[..., 0]
-        continuum = torch.zeros(n_stars, *change.shape[1:], dtype=torch.float64)
+        continuum = torch.zeros(*flux.shape, 2, dtype=torch.float64)
         if not rung.counts_level:
             continuum = _drift(rung, evidence, stars, chosen, flux)
         nothing, one = torch.zeros_like(amplitudes), torch.ones(n_stars, dtype=torch.float64)
-        linear = _Stars(start, directions, precision, nothing, change @ change.mT, continuum, one)
-        *parts, amplitudes, _, _ = _solve(
-            linear, information, right, UNEXPLAINED["components"], whole=errors and step == STEPS - 1
-        )
+        linear = _Stars(start, directions, precision, nothing, change, continuum, one)
+        unexplained = UNEXPLAINED["components"] * one
+        told = _Told(linear, information, right)
+        *parts, amplitudes, _, _ = told.solve(unexplained, one, whole=errors and step == STEPS - 1)
     return parts
 
 
 def _drift(rung: Rung, evidence, stars, chosen, flux: torch.Tensor) -> torch.Tensor:
-    """Variance of level and slope of intervals whose level is taken from the nearest that were seen, (B, T, K, K)."""
+    """Root of the variance of level and slope of intervals, whose level is that of the nearest seen, (B, T, K, 2)."""
     own = evidence.intervals - rung.first_interval
     distance = np.full((len(chosen), rung.n_intervals), float(rung.n_intervals))
     for row, seen in enumerate(evidence.seen[stars][chosen.numpy()]):
         if seen.any():
             distance[row] = np.abs(np.arange(rung.n_intervals)[:, None] - own[seen]).min(axis=1)
-    error = torch.from_numpy(DRIFT * np.sqrt(1.0 + distance))[..., None, None]
-    slope = torch.zeros(flux.shape[2], flux.shape[2], dtype=torch.float64)
-    slope[1, 1] = 1.0
-    return error**2 * flux[..., :, None] * flux[..., None, :] + slope
+    error = torch.from_numpy(DRIFT * np.sqrt(1.0 + distance))[..., None]
+    found = torch.stack((error * flux, torch.zeros_like(flux)), dim=3)
+    found[..., 1, 1] = 1.0
+    return found
 
 
-def _posterior(linear: _Stars, information, right, level_known, errors: bool):
-    """[`_solve`], after what a spectrum itself shows of its continuum, and of what the model of stars leaves of it."""
-    unexplained: Any = UNEXPLAINED["star_model"]
+def _posterior(linear: _Stars, information, right, level_known, *, errors: bool):
+    """[`_Told.solve`], after what a spectrum shows of its continuum, and of what the model of stars leaves of it."""
+    unexplained, level = torch.full_like(linear.level, UNEXPLAINED["star_model"]), linear.level
     known = information.diagonal(dim1=2, dim2=3)[..., 2:]
     counts, seen = known > WELL_KNOWN, information.flatten(2).any(dim=2)
     variance = torch.where(counts, 1.0 / known.clamp(min=1e-6), 0.0)
+    told = _Told(linear, information, right)
     for _ in range(ROUNDS):
-        _, fit, _, _, _, beyond, weighted = _solve(linear, information, right, unexplained, whole=False)
-        left = (right - (information @ fit[..., None])[..., 0])[..., 2:]
+        _, fit, _, _, _, drifted, doubt = told.solve(unexplained, level, whole=False)
+        left = (right - _times(information, fit))[..., 2:]
         squared = torch.where(counts, (left * variance) ** 2, 0.0)
         excess = (squared - variance).sum(dim=(1, 2)) / counts.sum(dim=(1, 2)).clamp(min=1)
         unexplained = (UNEXPLAINED["star_model"] ** 2 + excess.clamp(0.0, LARGEST_EXCESS**2)).sqrt()
-        unexplained = unexplained[:, None, None, None]
-        size = linear.level[:, None] ** 2
-        level = size * (linear.start * beyond).sum(dim=2)
-        told = torch.einsum("btk,btkl,btl->bt", linear.start, weighted, linear.start)
-        second = torch.where(seen, level**2 + size * (1.0 - size * told), 0.0).sum(dim=1)
+        second = torch.where(seen, drifted[..., 0] ** 2 + doubt[..., 0], 0.0).sum(dim=1) * level**2
         new = (second / seen.sum(dim=1).clamp(min=1)).sqrt().clamp(min=LEAST_LEVEL)
-        linear.level = torch.where(level_known, new, linear.level)
-    return _solve(linear, information, right, unexplained, whole=errors)[:4]
+        level = torch.where(level_known, new, level)
+    return told.solve(unexplained, level, whole=errors)[:4]
 
 
-def _solve(linear: _Stars, information, right, unexplained, *, whole: bool = True):
+def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    return (matrix @ vector[..., None])[..., 0]
+
+
+class _Told:
     """
-    Posterior mean and fit (B, T, K), covariance (B, T, K, K), number of parameters (B,), amplitudes (B, A); what the
-    pixels say beyond the star (B, T, K), and how much they say of the coefficients, (B, T, K, K). Not `whole`: mean
-    and covariance stay None.
+    What pixels tell of stars, as far as it does not depend on how much stars differ from their model.
+
+    With the information L, and R R^T the covariance of what differs from a star, what the pixels say of the star is
+    (L^-1 + R R^T)^-1 = L - L R (1 + R^T L R)^-1 R^T L: the inverse is that of a positive matrix of 1 and more.
     """
-    continuum = linear.level[:, None, None, None] ** 2 * linear.continuum
-    differs = unexplained**2 * linear.own + continuum
-    unit = torch.eye(differs.shape[-1], dtype=differs.dtype)
-    inner = torch.linalg.inv(unit + information @ differs)  # (1 + L T)^-1
-    weighted = inner @ information  # what the pixels say of the model of stars
-    left = right - (information @ linear.start[..., None])[..., 0]
-    pulled = (inner @ left[..., None])[..., 0]
-    fisher = (linear.directions.mT @ (weighted @ linear.directions)).sum(dim=1)
-    vector = torch.einsum("btka,btk->ba", linear.directions, pulled) + linear.prior_mean @ linear.precision
-    inverse = torch.linalg.inv(fisher + linear.precision)
-    amplitudes = (inverse @ vector[..., None])[..., 0]
-    star = linear.start + (linear.directions @ amplitudes[:, None, :, None])[..., 0]
-    beyond = (inner @ (right - (information @ star[..., None])[..., 0])[..., None])[..., 0]
-    fit = star + (continuum @ beyond[..., None])[..., 0]
-    parameters = (inverse * fisher.mT).sum(dim=(1, 2)) + (weighted * continuum.mT).sum(dim=(1, 2, 3))
-    if not whole:
-        return None, fit, None, parameters, amplitudes, beyond, weighted
-    mean = star + (differs @ beyond[..., None])[..., 0]
-    directions = inner.mT @ linear.directions
-    covariance = differs @ inner + directions @ inverse[:, None] @ directions.mT
-    return mean, fit, covariance, parameters, amplitudes, beyond, weighted
+
+    def __init__(self, linear: _Stars, information, right):
+        self.linear = linear
+        self.root = torch.cat((linear.own, linear.continuum), dim=3)  # B, T, K, R, before their sizes are known
+        self.flat = linear.directions.flatten(1, 2)  # B, T * K, A
+        along = self.root.mT @ information
+        self.pairs = along @ self.root  # B, T, R, R
+        self.by_directions = information @ linear.directions  # B, T, K, A
+        self.along, self.along_directions = along, along @ linear.directions  # B, T, R, A
+        left = right - _times(information, linear.start)
+        self.along_left = _times(self.root.mT, left)  # B, T, R
+        self.fisher = self.flat.mT @ self.by_directions.flatten(1, 2)
+        self.pull = _times(self.flat.mT, left.flatten(1))
+
+    def solve(self, unexplained, level, *, whole: bool = True):
+        """
+        With the sizes (B,) of what the model of stars leaves, and of the continuum.
+
+        Posterior mean and fit (B, T, K), covariance (B, T, K, K), number of parameters (B,), amplitudes (B, A); level
+        and slope of each interval in units of their prior, with variances, (B, T, 2) each. Not `whole`: mean and
+        covariance stay None.
+        """
+        linear, number = self.linear, self.root.shape[3]
+        size = torch.cat((unexplained[:, None].expand(-1, number - 2), level[:, None].expand(-1, 2)), dim=1)[:, None]
+        matrix = self.pairs * size[..., None] * size[:, :, None]
+        matrix.diagonal(dim1=2, dim2=3).add_(1.0)
+        factor, failed = inverse_factor(matrix.flatten(0, 1))
+        factor = factor.masked_fill_(failed[:, None, None], torch.nan).unflatten(0, matrix.shape[:2])
+        along_directions = size[..., None] * self.along_directions
+
+        def differing(along_left):
+            """Most likely parts of what differs from a star, in units of their prior."""
+            return _times(factor.mT, _times(factor, size * along_left))
+
+        told = (factor @ along_directions).flatten(1, 2)
+        fisher = self.fisher - told.mT @ told
+        taken = _times(along_directions.flatten(1, 2).mT, differing(self.along_left).flatten(1))
+        inverse = torch.linalg.inv(fisher + linear.precision)
+        amplitudes = _times(inverse, self.pull - taken + linear.prior_mean @ linear.precision)
+        star = linear.start + _times(self.flat, amplitudes).unflatten(1, linear.start.shape[1:])
+        found = differing(
+            self.along_left - _times(self.along_directions.flatten(1, 2), amplitudes).unflatten(1, (-1, number))
+        )
+        drifted, doubt = found[..., -2:], (factor[..., -2:] ** 2).sum(dim=2)
+        fit = star + _times(linear.continuum, level[:, None, None] * drifted)
+        parameters = (inverse * fisher.mT).sum(dim=(1, 2)) + (1.0 - doubt).sum(dim=(1, 2))
+        if not whole:
+            return None, fit, None, parameters, amplitudes, drifted, doubt
+        mean = star + _times(self.root, size * found)
+        remains = factor @ (self.root * size[:, :, None]).mT
+        weighted = self.by_directions - (size[..., None] * self.along).mT @ (factor.mT @ told.view_as(along_directions))
+        left = linear.directions - self.root @ (size[..., None] ** 2 * (self.root.mT @ weighted))
+        covariance = remains.mT @ remains + left @ inverse[:, None] @ left.mT
+        return mean, fit, covariance, parameters, amplitudes, drifted, doubt
 
 
 __all__ = ["BestFit", "WholeSpectra", "best_fits", "not_noise", "whole_spectra"]

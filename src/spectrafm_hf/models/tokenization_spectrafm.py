@@ -85,6 +85,7 @@ MODULES = (
     "gate_spectrafm.py",
     "inputs_spectrafm.py",
     "pipeline_spectrafm.py",
+    "products_spectrafm.py",
     "tokenization_spectrafm.py",
     "velocity_spectrafm.py",
 )
@@ -406,9 +407,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             near 1.
         return_quality : bool
             With a basis: whether to add what [`star_flags`] wants and the model does not take, (stars,) each:
-            `clipped`, the share of the pixels that are left out as no star could have them, and `shift`, the km/s by
-            which lines seem to be away from rest where the spectrum does not look like one of a star, else 0; and where
-            they are measured, `radial_velocity` and `radial_velocity_err`.
+            `clipped`, the share of the pixels that are left out as no star could have them, `signal`, the mean flux
+            over its error, and `shift`, the km/s by which lines seem to be away from rest where the spectrum does not
+            look like one of a star, else 0; and where they are measured, `radial_velocity` and `radial_velocity_err`.
         return_grids : bool
             With a basis: whether to add `grids`, the list of [`EvidenceOnGrid`] behind the tokens, which the model does
             not take.
@@ -665,7 +666,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             "pull": np.zeros(shape, np.float32),
             "misfit": np.full(shape[:2], np.nan, np.float32),
         }
-        quality = {name: np.zeros(n_stars, np.float32) for name in ("clipped", "shift")}
+        quality = {name: np.zeros(n_stars, np.float32) for name in ("clipped", "shift", "signal")}
         for grid in found:
             stars, evidence = grid.stars, grid.evidence
             columns = np.searchsorted(intervals, evidence.intervals)
@@ -679,6 +680,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                         values[rows, column] = own[:, number]
             share = evidence.clipped.sum(axis=1) / np.maximum(valid[stars].sum(axis=1), 1)
             quality["clipped"][stars] = share
+            if return_quality:
+                quality["signal"][stars] = self._signal(grid)
             known = (error[stars] > 0).any(axis=1)
             strange: Any = np.flatnonzero(basis.strange(evidence, share) & known) if return_quality else []
             if len(strange) and basis.tells_velocity(grid.wavelength, grid.resolving_power):
@@ -689,6 +692,17 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
                     grid.resolving_power,
                 )
         return inputs | (quality if return_quality else {})
+
+    def _signal(self, grid: EvidenceOnGrid) -> np.ndarray:
+        """Mean flux of all pixels that the tokens come from, over its error, (stars,); infinite without such pixels."""
+        basis: Any = self.basis
+        rung = basis.rung_for(grid.wavelength, grid.resolving_power)
+        if rung is None:
+            return np.full(len(grid.stars), np.inf)
+        here = (grid.wavelength >= rung.range[0]) & (grid.wavelength <= rung.range[1])
+        weight = grid.inverse_variance[:, here].astype(np.float64)
+        total, flux = weight.sum(axis=1), np.einsum("sp,sp->s", weight, grid.flux[:, here])
+        return np.where(total > 0, flux / np.sqrt(np.where(total > 0, total, 1.0)), np.inf)
 
     def _on_grids(self, found: list[EvidenceOnGrid], n_stars: int) -> np.ndarray:
         """Fluxes over their medians at `pixel_wavelength`, (stars, pixels of all grids), NaN where unknown."""
@@ -839,7 +853,7 @@ def _inverse_variance(error: np.ndarray, counts: np.ndarray) -> np.ndarray:
     error = np.where(counts, error, 1.0)
     if not (error.min() > 1e-9 and error.max() < 1e9):
         error = np.maximum(error.astype(np.float64, copy=False), 1e-100)
-    return np.where(counts, error**-2, 0.0).astype(error.dtype, copy=False)
+    return np.where(counts, 1.0 / error**2, 0.0).astype(error.dtype, copy=False)  # a power of -2 takes longer
 
 
 __all__ = ["SpectraFMTokenizer", "air_to_vacuum", "vacuum_to_air"]

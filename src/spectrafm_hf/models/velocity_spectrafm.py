@@ -2,18 +2,23 @@
 """
 The radial velocity of a star from its spectrum, by correlation with templates.
 
-Templates are the mean star of a rung and, where there is a star model of it, stars of a few temperatures, gravities and
-metallicities. At each trial velocity the lines of a template are compared with those of the spectrum, beside a straight
-line for the continuum of each piece of it. The velocity is where they go along best; its error follows from how sharp
-that peak is, with errors of the flux that are as large as the misfit says. It counts where the peak stands out.
+Templates are stars of a few temperatures, gravities and metallicities: those of the star model of a rung, in the
+optical those of the emulator that the installed package brings, and else the mean star of the rung. At each trial
+velocity the lines of a template are compared with those of the spectrum, beside a straight line for the continuum of
+each piece of it. The velocity is where they go along best; its error follows from how sharp that peak is, with errors
+of the flux that are as large as the misfit says, and from how far parts of the spectrum differ. It counts where the
+peak stands out.
 """
 
+import functools
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
+from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
 from .basis_spectrafm import Rung, SpectrumBasis
 from .gate_spectrafm import SPEED_OF_LIGHT
@@ -26,8 +31,10 @@ FLOOR = 0.02  # of the flux: what templates are wrong by anyway
 CLIPPED_AT = 5.0  # sigma: pixels beyond in the first fit play no part in the second
 # A peak counts where it is so many times higher than the noise of the correlation, and no other one is nearly as high.
 LEAST_HEIGHT, HIGHEST_SECOND = 7.5, 0.6
+# And where lines are seen at all, by so many sigma of the misfit, and the velocity is known to a part of a FWHM.
+LEAST_SIGNIFICANCE, GREATEST_ERROR = 7.0, 0.15
 AWAY = 3.0  # resolution elements
-LEAST_ERROR = 0.1  # km/s that templates are wrong by anyway
+LEAST_ERROR, ERROR_OF_FWHM = 0.1, 0.01  # km/s, and share of a FWHM, that templates are wrong by anyway
 FEWEST_PIXELS, FEWEST_OF_PIECE = 100, 20
 #: Teff, logg and metallicity of templates.
 TEMPLATES = (
@@ -42,6 +49,17 @@ TEMPLATES = (
     ),
 )
 KEPT = 4  # grids whose templates are kept
+KEPT_BYTES = 2**26  # of a grid
+N_PARTS = 8  # whose velocities are compared
+#: In the optical: no coarser spectrum has narrow lines; to this power they are searched for first; and the emulator
+#: knows no narrower ones. A piece has so many resolution elements at least, and templates no structure wider than this.
+LEAST_POWER, SEARCH_POWER, HIGHEST_POWER = 1_000.0, 5_000.0, 20_000.0
+ELEMENTS_OF_PIECE, CONTINUUM = 40.0, 0.04
+#: There the noise of the correlation is that of other lines of the star more than that of the flux.
+LEAST_EMULATED_HEIGHT = 4.5
+
+
+NO_LINES = "radial_velocity: expected a spectrum with narrow lines of a range that is known"
 
 
 @dataclass
@@ -103,8 +121,10 @@ class VelocityMeter:
         if resolving_power is not None and not np.isfinite(resolving_power):
             resolving_power = None
         rung = self.basis.rung_for(wavelength[good], resolving_power) if good.sum() > 1 else None
+        if rung is not None and rung.guesses_power and _emulated() is not None:
+            return self._optical(wavelength, flux, sigma, good, rung, resolving_power)
         if rung is None or not self.basis.tells_velocity(wavelength[good], resolving_power):
-            return Velocity(cause="radial_velocity: expected a spectrum with narrow lines of a range that is known")
+            return Velocity(cause=NO_LINES)
         low, high = rung.range
         margin = 1 + LIMIT / SPEED_OF_LIGHT
         good &= (wavelength > low * margin) & (wavelength < high / margin)
@@ -119,26 +139,102 @@ class VelocityMeter:
         found = pieces.correlation(shifted[best])
         return self._result(pieces, self._spline(rung, best, power), velocities, found, power)
 
-    def _result(self, pieces: "_Pieces", spline: CubicSpline, velocities, found, power: float) -> Velocity:
+    def _optical(self, wavelength, flux, sigma, good, rung: Rung, resolving_power: float | None) -> Velocity:
+        """With templates of the emulator: first at a power of `SEARCH_POWER`, then at that of the spectrum."""
+        low, high = rung.range
+        margin = 1 + LIMIT / SPEED_OF_LIGHT
+        good = good & (wavelength > low * margin) & (wavelength < high / margin)
+        if good.sum() < FEWEST_PIXELS:
+            return Velocity(cause=f"radial_velocity: expected {FEWEST_PIXELS} pixels, got {int(good.sum())}")
+        step = float(np.median(np.diff(np.log(wavelength[good]))))
+        # Two pixels in a FWHM, where nobody says it.
+        power = min(resolving_power or 0.5 / max(step, 1e-9), HIGHEST_POWER)
+        if power < LEAST_POWER:
+            return Velocity(cause=NO_LINES)
+        result = Velocity(cause=NO_LINES)
+        for level in sorted({min(power, SEARCH_POWER), power}):
+            binned = _binned(wavelength, flux, sigma, good, 0.5 / level)
+            box = 0.68 * (0.5 / level if binned[0].size < wavelength.size else step)  # FWHM as good as that of pixels
+            width = np.hypot(1.0 / power, box)
+            piece = max(PIECE, ELEMENTS_OF_PIECE / min(power, SEARCH_POWER))
+            pieces = _Pieces(*binned, piece)
+            if not pieces.slices:
+                return Velocity(cause=f"radial_velocity: expected {FEWEST_OF_PIECE} pixels side by side, got fewer")
+            searched = result.cause != ""
+            if searched:
+                velocities, shifted = self._emulated_at(binned[0], width)
+                peaks = np.array([pieces.correlation(template).max() for template in shifted])
+                best = int(np.argmax(peaks))
+                pieces.clip(shifted[best, int(np.argmax(pieces.correlation(shifted[best])))])
+                found = pieces.correlation(shifted[best])
+            spline = _emulated_spline(best, width)
+            if not searched:
+                velocities = result.value + SPEED_OF_LIGHT * np.arange(-2.0 / level, 2.0 / level, width / 3)
+                near = spline(np.log(pieces.wavelength) - _ln_doppler(velocities)[:, None])
+                pieces.clip(near[len(near) // 2])
+                found = pieces.correlation(near)
+            result = self._result(
+                pieces, spline, velocities, found, 1.0 / width, LEAST_EMULATED_HEIGHT if searched else 0.0
+            )
+            if result.cause:
+                return result
+        return result
+
+    def _emulated_at(self, wavelength: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
+        """As `_at_velocities`."""
+        key = (wavelength.tobytes(), round(1.0 / width))
+        if key in self._shifted:
+            return self._shifted[key]
+        step = SPEED_OF_LIGHT * width / STEPS_OF_FWHM
+        velocities = step * np.arange(-int(LIMIT / step), int(LIMIT / step) + 1)
+        moved = np.log(np.where(wavelength > 0, wavelength, 1.0)) - _ln_doppler(velocities)[:, None]
+        start, dx, stars = _emulated()
+        grid = start + dx * np.arange(stars.shape[1])
+        templates = [_emulated_lines(number, width) for number in range(len(stars))]
+        found = velocities, np.stack([np.interp(moved, grid, each).astype(np.float32) for each in templates])
+        if found[1].nbytes < KEPT_BYTES:
+            while len(self._shifted) >= KEPT:
+                self._shifted.pop(next(iter(self._shifted)))
+            self._shifted[key] = found
+        return found
+
+    def _result(
+        self, pieces: "_Pieces", spline: CubicSpline, velocities, found, power: float, least: float = LEAST_HEIGHT
+    ) -> Velocity:
+        """`least`: height of the peak; 0 where it is known to be significant."""
         width = SPEED_OF_LIGHT / power
         center, peak = velocities[np.argmax(found)], found.max()
-        others = found[np.abs(velocities - center) > AWAY * width]
+        others = found[np.abs(velocities - center) > AWAY * width] if least else np.zeros(1)
         noise = 1.4826 * np.median(np.abs(others - np.median(others)))
         height, second = (peak - np.median(others)) / max(noise, 1e-30), others.max() / max(peak, 1e-30)
         edge = abs(center) > LIMIT - 2 * width
-        if edge or peak <= 0 or height < LEAST_HEIGHT or second > HIGHEST_SECOND:
+        misfit = max(1.0, (pieces.variation - peak**2) / pieces.n_free)
+        unseen = peak < LEAST_SIGNIFICANCE * np.sqrt(misfit)
+        if least and (edge or unseen or height < least or second > HIGHEST_SECOND):
+            if unseen:
+                return Velocity(
+                    cause=f"radial_velocity: expected lines, got {max(peak, 0) / np.sqrt(misfit):.1f} sigma"
+                )
             return Velocity(
                 cause="radial_velocity: expected lines that agree on one, got a correlation that is "
                 f"{height:.1f} times its noise, and {second:.2f} of its peak at another velocity"
             )
         fine = center + 0.1 * width * np.arange(-5, 6)
-        near = pieces.correlation(spline(np.log(pieces.wavelength) - _ln_doppler(fine)[:, None]))
+        shifted = spline(np.log(pieces.wavelength) - _ln_doppler(fine)[:, None])
+        near = pieces.correlation(shifted)
         curve = np.polyfit(fine - center, near**2, 2)
         value = center - curve[1] / (2.0 * curve[0])
         if not (curve[0] < 0 and abs(value - center) < 0.5 * width):
             return Velocity(cause="radial_velocity: expected a peak of the correlation, got none that is round")
         misfit = max(1.0, (pieces.variation - near.max() ** 2) / pieces.n_free)
-        return Velocity(float(value), float(np.hypot(np.sqrt(misfit / -curve[0]), LEAST_ERROR)))
+        error = np.sqrt(misfit / -curve[0]) * pieces.disagreement(shifted, fine - center, 0.5 * width)
+        error = float(np.linalg.norm([error, LEAST_ERROR, ERROR_OF_FWHM * width]))
+        if error > GREATEST_ERROR * width:
+            return Velocity(
+                cause="radial_velocity: expected parts of the spectrum that agree on one, got an error of "
+                f"{error:.1f} km/s"
+            )
+        return Velocity(float(value), error)
 
     def _at_velocities(self, rung: Rung, wavelength: np.ndarray, power: float) -> tuple[np.ndarray, np.ndarray]:
         """Trial velocities, and all templates at them on a grid: (templates, velocities, pixels)."""
@@ -182,7 +278,7 @@ class VelocityMeter:
         standardised = star.standardise(labels).clamp(low, high)
         intervals = torch.arange(self.star_intervals[0], self.star_intervals[1], device=device)
         found = star.coefficients(star.weights(standardised), intervals)[0]
-        coefficients = found.transpose(0, 1).cpu().numpy()  # stars, intervals, K
+        coefficients = found.cpu().numpy()  # stars, intervals, K
         grid = np.exp(rung.start + rung.step * np.arange(len(rung.mean)))
         design = self.basis.design(grid)
         found = np.tile(rung.mean, (len(TEMPLATES), 1))
@@ -194,10 +290,10 @@ class VelocityMeter:
 class _Pieces:
     """A spectrum, cut into pieces, each with a continuum of its own."""
 
-    def __init__(self, wavelength, flux, sigma, good) -> None:
+    def __init__(self, wavelength, flux, sigma, good, width: float = PIECE) -> None:
         self.wavelength = wavelength
         position = np.log(np.where(wavelength > 0, wavelength, 1.0))
-        number = np.floor((position - position[good][0]) / PIECE).astype(int)
+        number = np.floor((position - position[good][0]) / width).astype(int)
         self.slices = []
         self.x = np.zeros(len(wavelength))
         self.weight, self.flux = np.zeros(len(wavelength)), np.where(good, flux, 0.0)
@@ -235,6 +331,24 @@ class _Pieces:
             power += own
         return together / np.sqrt(np.maximum(power, 1e-30))
 
+    def disagreement(self, templates: np.ndarray, offsets: np.ndarray, most: float) -> float:
+        """
+        By how much more than their errors velocities of parts of the spectrum scatter, at least 1: templates that are
+        not of this star pull each part elsewhere.
+        """
+        values, weights = [], []
+        for slices in np.array_split(np.arange(len(self.slices)), min(N_PARTS, len(self.slices))):
+            parts = [self.slices[i] for i in slices]
+            both, own = np.sum([self._across(templates[:, part], part) for part in parts], axis=0)
+            curve = np.polyfit(offsets, np.sign(both) * both**2 / np.maximum(own, 1e-30), 2)
+            if curve[0] < 0:
+                values.append(float(np.clip(-curve[1] / (2.0 * curve[0]), -most, most)))
+                weights.append(-curve[0])
+        if len(values) < 3:
+            return 1.0
+        mean = np.average(values, weights=weights)
+        return float(np.sqrt(max(1.0, np.sum(weights * (values - mean) ** 2) / (len(values) - 1))))
+
     def _across(self, templates, part) -> tuple[np.ndarray, np.ndarray]:
         """Products of templates with the flux, and with themselves, without the straight lines in either."""
         weight, x = self.weight[part], self.x[part]
@@ -259,6 +373,55 @@ class _Pieces:
             kept = deviation <= CLIPPED_AT * scale
             if np.count_nonzero(kept & (self.weight[part] > 0)) >= FEWEST_OF_PIECE:
                 self.weight[part] = np.where(kept, self.weight[part], 0.0)
+
+
+@functools.lru_cache(maxsize=1)
+def _emulated() -> Any:
+    """
+    ln of the first wavelength, step and flux (templates, pixels) of stars in the optical: the package that is installed
+    has the emulator. A checkpoint that is loaded without it has the mean star of its rungs.
+    """
+    try:
+        return importlib.import_module("spectrafm_hf.synthesis.velocity_templates").velocity_templates()
+    except ImportError:
+        return None
+
+
+@functools.lru_cache(maxsize=64)
+def _emulated_lines(number: int, width: float) -> np.ndarray:
+    """One of them, of lines as wide as a FWHM of `width` in ln wavelength, over what is left of it without lines."""
+    _, step, stars = _emulated()
+    flux = stars[number].astype(np.float64)
+    box = round(CONTINUUM / step)
+    continuum = uniform_filter1d(uniform_filter1d(flux, box, mode="nearest"), box, mode="nearest")
+    return _blurred(flux, width / 2.3548 / step) / continuum
+
+
+@functools.lru_cache(maxsize=16)
+def _emulated_spline(number: int, width: float) -> CubicSpline:
+    start, step, stars = _emulated()
+    return CubicSpline(start + step * np.arange(stars.shape[1]), _emulated_lines(number, width))
+
+
+def _blurred(values: np.ndarray, sigma: float) -> np.ndarray:
+    return gaussian_filter1d(values, sigma, mode="nearest") if sigma > 0.3 else values
+
+
+def _binned(wavelength, flux, sigma, good, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The same in bins of a step in ln wavelength, where pixels are finer than two thirds of it."""
+    if np.median(np.diff(np.log(wavelength[good]))) > 0.67 * step:
+        return wavelength, flux, sigma, good
+    position, flux, sigma = np.log(wavelength[good]), flux[good], sigma[good]
+    number = np.floor((position - position[0]) / step).astype(int)
+    unknown = np.isnan(sigma)
+    weight = np.where(unknown, 0.0, sigma) ** -2.0 if not unknown.any() else np.ones(len(flux))
+    total = np.bincount(number, weight)
+    there = total > 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = [np.bincount(number, weight * values) / total for values in (position, flux)]
+        error = np.full(len(total), np.nan) if unknown.any() else total**-0.5
+    empty = position[0] + step * (np.arange(len(total)) + 0.5)
+    return np.exp(np.where(there, means[0], empty)), np.where(there, means[1], 0.0), error, there
 
 
 def _ln_doppler(velocity: np.ndarray) -> np.ndarray:

@@ -47,13 +47,21 @@ _ADVICE = {
 _UNUSABLE = ("unlike_training", "wavelength", "wavelength_step")
 
 
+#: As `style.SYMBOLS`, which is for matplotlib.
+_PLAIN = {"teff": "Teff", "logg": "log g", "vmicro": "v micro", "vsini": "v sin i"}
+_HTML = {
+    **{"teff": "<i>T</i><sub>eff</sub>", "logg": "log <i>g</i>"},
+    **{"vmicro": "<i>v</i><sub>micro</sub>", "vsini": "<i>v</i> sin <i>i</i>"},
+}
+
+
 def plain_symbol(label: str) -> str:
     """How astronomers write a label, without typesetting."""
-    return {"teff": "Teff", "logg": "log g"}.get(label) or symbol(label).replace(r"$\alpha$", "α").replace("$", "")
+    return _PLAIN.get(label) or symbol(label).replace(r"$\alpha$", "α").replace("$", "")
 
 
 def html_symbol(label: str) -> str:
-    return {"teff": "<i>T</i><sub>eff</sub>", "logg": "log <i>g</i>"}.get(label) or html.escape(plain_symbol(label))
+    return _HTML.get(label) or html.escape(plain_symbol(label))
 
 
 def _number(value: float, unit: str) -> str:

@@ -37,6 +37,7 @@ from ..inference.prediction import (
     answered_labels,
     batches_of,
     predict_batches,
+    settled,
 )
 from ..inference.similar import Embedder, Embeddings, neighbours, read_embeddings
 from ..inference.spectrum import best_fit
@@ -283,6 +284,7 @@ class Workbench:
             If there is one spectrum, and that cannot be used: why.
         """
         loaded = self.load()
+        rows = list(settled(rows, loaded.model, loaded.tokenizer))
         asked = [() if row.get("refused") else loaded.answered(row) for row in rows]
         found = {name for own in asked for name in own} or set(loaded.answered(None))
         names = [name for name in loaded.labels if name in found]

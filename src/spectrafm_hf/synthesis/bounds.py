@@ -112,7 +112,7 @@ def label_bound(covariance: Array, names: Sequence[str], label: str) -> Array:
 
 def expected_scatter(sigma: ArrayLike) -> float:
     """
-    1.4826 times the median of |residual| where the residual of each star is Gaussian with its own sigma.
+    1.4826 times the median of the absolute residual where the residual of each star is Gaussian with its own sigma.
 
     That is what the scatter of a table would be if every star were at its bound; NaN for no stars.
     """

@@ -14,10 +14,10 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import yaml
@@ -25,36 +25,28 @@ from astropy import units
 from dust_extinction.parameter_averages import G23
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
-from scipy.ndimage import convolve1d
 from scipy.sparse import csr_array
-from scipy.special import ndtr
 
 from ..files import RESOURCES
-from ..models.gate_spectrafm import air_to_vacuum
+from .instrument_files import InstrumentReader
+from .line_spread import (
+    FAINT,
+    FWHM,
+    SUBPIXELS,
+    Distribution,
+    LineSpread,
+    Noise,
+    gaussian_noise,
+    pixel_edges,
+    resampling_matrix,
+    subdivision_matrix,
+)
 
 
 Array = NDArray[Any]
 
 INSTRUMENTS = RESOURCES / "instruments"
-FWHM = math.sqrt(8 * math.log(2))  # in sigma, of a Gaussian
-REACH = 5.0  # sigma, where a line spread function is cut off
-SUBPIXELS = 4  # parts of a pixel of the emulator in which the spectrum counts as constant
-FAINT = 0.05  # of the median flux: below it the background, not the star, sets the error
 K_BAND = 21_590.0  # Angstrom, 2MASS Ks, where `ak_targ` is measured
-
-FIELDS = {
-    "name",
-    "description",
-    "emulator",
-    "wavelength",
-    "line_spread",
-    "noise",
-    "masks",
-    "extinction",
-    "tilt",
-    "normalisation",
-}
-NORMALISATIONS = ("none", "median", "continuum")
 
 
 def instrument_names() -> list[str]:
@@ -63,17 +55,6 @@ def instrument_names() -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------- parts of the physics
-
-
-def gaussian_noise(generator: np.random.Generator, shape: tuple[int, ...], correlation: float) -> Array:
-    """Noise of unit variance, smoothed along the last axis with a Gaussian of `correlation` pixels; float32."""
-    if not correlation:
-        return generator.standard_normal(shape, dtype=np.float32)
-    reach = math.ceil(4 * correlation)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / correlation) ** 2)
-    kernel = (kernel / np.linalg.norm(kernel)).astype(np.float32)
-    wide = generator.standard_normal((*shape[:-1], shape[-1] + 2 * reach), dtype=np.float32)
-    return convolve1d(wide, kernel)[..., reach:-reach]
 
 
 def extinction_curve(wavelength: Array) -> Array:
@@ -88,147 +69,6 @@ def extinction_curve(wavelength: Array) -> Array:
     if wavelength.ndim == 2 and np.all(wavelength == wavelength[0]):
         wavelength = wavelength[:1]
     return G23(Rv=3.1)(wavelength.astype(np.float64) * units.Angstrom)
-
-
-def pixel_edges(wavelength: Array) -> Array:
-    """Edges of pixels, shape (pixels + 1,), half-way between their middles; extrapolated by a parabola at the ends."""
-    middles = (wavelength[1:] + wavelength[:-1]) / 2
-    first, last = (3 * m[0] - 3 * m[1] + m[2] for m in (middles, middles[::-1]))
-    return np.concatenate([[first], middles, [last]])
-
-
-def subdivision_matrix(edges: Array, parts: int) -> csr_array:
-    """
-    Means over equal parts of each pixel, from means over the pixels, as a matrix; flux is conserved in each pixel.
-
-    The cumulative flux is interpolated with polynomials through six edges, so that no steps and no smoothing come in.
-
-    Parameters
-    ----------
-    edges : array, shape (pixels + 1,), at least 5 pixels
-
-    Returns
-    -------
-    scipy.sparse.csr_array, shape (parts * pixels, pixels)
-    """
-    n = len(edges) - 1
-    first = np.clip(np.arange(n) - 2, 0, n - 5)  # of the five pixels around each
-    # In units of the width of the pixel, from its lower edge: else powers of wavelengths would cost digits.
-    nodes = (edges[first[:, None] + np.arange(6)] - edges[:-1, None]) / np.diff(edges)[:, None]
-    x = np.linspace(0, 1, parts + 1)
-    basis = np.ones((n, parts + 1, 6))  # of Lagrange: 1 at its own node, 0 at the others
-    for i, j in itertools.permutations(range(6), 2):
-        basis[..., i] *= (x - nodes[:, j, None]) / (nodes[:, i] - nodes[:, j])[:, None]
-    # The flux of a pixel is part of the cumulative flux at all nodes above it.
-    above = np.flip(np.cumsum(np.flip(basis, -1), -1), -1)[..., 1:]
-    weights = np.diff(above, axis=1) * np.diff(nodes, axis=1)[:, None] * parts
-    columns = np.broadcast_to((first[:, None] + np.arange(5))[:, None], weights.shape)
-    rows = np.broadcast_to(np.arange(n * parts).reshape(n, parts, 1), weights.shape)
-    return csr_array((weights.ravel(), (rows.ravel(), columns.ravel())), shape=(n * parts, n))
-
-
-def resampling_matrix(edges: Array, new_edges: Array, sigma: Array) -> csr_array:
-    """
-    Means of a spectrum over new pixels after smoothing with a Gaussian, as a matrix.
-
-    The spectrum counts as constant within each of its pixels, and the integrals are exact: flux is conserved, and a
-    grid resampled onto itself with `sigma` = 0 stays as it is. At the ends of the spectrum the Gaussian is cut off.
-
-    Parameters
-    ----------
-    edges : array, shape (pixels + 1,)
-        Edges of the pixels of the spectrum, increasing.
-    new_edges : array, shape (new pixels, 2)
-        Lower and upper edge of each new pixel.
-    sigma : array, shape (new pixels,)
-        Of the Gaussian, in the unit of the edges.
-
-    Returns
-    -------
-    scipy.sparse.csr_array, shape (new pixels, pixels)
-        Each row sums to 1.
-    """
-    low, high = (new_edges + REACH * np.outer(sigma, [-1, 1])).T
-    first = np.clip(np.searchsorted(edges, low, side="right") - 1, 0, len(edges) - 2)
-    stop = np.clip(np.searchsorted(edges, high, side="left"), first + 1, len(edges) - 1)
-    counts = stop - first
-    rows = np.repeat(np.arange(len(counts)), counts)
-    columns = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[rows]
-    width = np.maximum(sigma, 1e-12)[rows]
-
-    def integral(distance):  # of the cumulative distribution of the Gaussian
-        x = distance / width
-        return distance * ndtr(x) + width * np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
-
-    lower, upper = new_edges[rows].T
-    left, right = edges[columns], edges[columns + 1]
-    weights = integral(upper - left) - integral(lower - left) - integral(upper - right) + integral(lower - right)
-    weights /= upper - lower
-    weights[np.abs(weights) < 1e-9] = 0.0
-    matrix = csr_array((weights, (rows, columns)), shape=(len(counts), len(edges) - 1))
-    matrix.eliminate_zeros()
-    matrix.data /= np.repeat(matrix.sum(axis=1), np.diff(matrix.indptr))
-    return matrix
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """Numbers drawn star by star: `value` is interpolated at a uniform number in `probability`."""
-
-    probability: tuple[float, ...]
-    value: tuple[float, ...]
-    logarithmic: bool = False
-
-    def draw(self, generator: np.random.Generator, n: int) -> Array:
-        value = np.log(self.value) if self.logarithmic else self.value
-        drawn = np.interp(generator.random(n), self.probability, value)
-        return np.exp(drawn) if self.logarithmic else drawn
-
-
-@dataclass(frozen=True)
-class LineSpread:
-    """FWHM of a Gaussian line spread function, by wavelength between `start` and `stop`; both in Angstrom."""
-
-    wavelength: tuple[float, ...]
-    fwhm: tuple[float, ...]
-    power: float | None = None
-    start: float = 0.0
-    stop: float = math.inf
-
-    def __call__(self, wavelength: Array) -> Array:
-        if self.power is None:
-            return np.interp(wavelength, self.wavelength, self.fwhm)
-        return self.fwhm[0] * (wavelength / self.wavelength[0]) ** self.power
-
-
-@dataclass(frozen=True)
-class Noise:
-    """
-    Signal-to-noise ratio, error by wavelength and flux, correlation.
-
-    The error of a pixel is `error_shape` (linear in wavelength, and in the logarithm of S/N) times the flux to the
-    power `flux_power` (0.5 where photons are counted), scaled so that the median of flux / error is the S/N drawn.
-    `correlation` is that of the noise along the pixels, see [`gaussian_noise`].
-    """
-
-    snr: Distribution
-    error_wavelength: tuple[float, ...] = (1.0,)
-    error_snr: tuple[float, ...] = (1.0,)
-    error_shape: tuple[tuple[float, ...], ...] = ((1.0,),)
-    flux_power: float = 0.5
-    correlation: float = 0.0
-
-    def errors(self, wavelength: Array, flux: Array, snr: Array) -> Array:
-        """One sigma for noiseless `flux` (stars, pixels), float32."""
-        shapes = np.stack([np.interp(wavelength, self.error_wavelength, row) for row in self.error_shape])
-        if len(shapes) > 1:
-            # Linear interpolation as a product: one weight for each row of the table.
-            rows = np.eye(len(shapes))
-            weights = np.stack([np.interp(np.log(snr), np.log(self.error_snr), row) for row in rows], axis=1)
-            shapes = weights @ shapes
-        level = np.median(flux, axis=1, keepdims=True)
-        error = np.maximum(flux, FAINT * level) ** np.float32(self.flux_power) * shapes.astype(np.float32)
-        return error * (np.median(flux / error, axis=1) / snr).astype(np.float32)[:, None]
 
 
 # ------------------------------------------------------------------------------------------------------- the instrument
@@ -299,7 +139,14 @@ class Instrument:
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], source: str = "instrument") -> Instrument:
         """The same from the content of such a file; `source` opens the messages of errors."""
-        return _Reader(source).instrument(settings)
+        reader = InstrumentReader(source)
+        instrument = cls(**reader.fields(settings))
+        if not np.allclose(total := np.sum(instrument._shares(), axis=0), 1):
+            where = instrument.wavelength[int(np.argmax(~np.isclose(total, 1)))]
+            reader.fail(
+                "line_spread", "ranges that cover all wavelengths, overlapping two by two", f"none at {where:.0f}"
+            )
+        return instrument
 
     @property
     def wavelength(self) -> Array:
@@ -471,202 +318,6 @@ class Instrument:
         if matrix.nnz == matrix.shape[0] and np.all(matrix.data == 1):  # the emulator has these very pixels
             return flux[:, matrix.indices]
         return np.ascontiguousarray((matrix @ flux.T).T)
-
-
-# ------------------------------------------------------------------------------------------------------ reading a file
-
-
-class _Reader:
-    """Checks and turns the settings of a file into an instrument; an error names file, field, expectation and value."""
-
-    def __init__(self, source: str):
-        self.source = source
-
-    def fail(self, where: str, expected: str, value: Any) -> NoReturn:
-        raise ValueError(f"{self.source}: {where}: expected {expected}, got {repr(value)[:200]}")
-
-    def mapping(self, where: str, value: Any, allowed: Iterable[str], required: Iterable[str] = ()) -> dict[str, Any]:
-        allowed = sorted(allowed)
-        if not isinstance(value, Mapping):
-            self.fail(where, f"fields out of {allowed}", value)
-        for name in value:
-            if name not in allowed:
-                self.fail(where, f"fields out of {allowed}", name)
-        for name in required:
-            if name not in value:
-                self.fail(where, f"a field {name!r}", sorted(value))
-        return dict(value)
-
-    def number(self, where: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-        """A finite number from `low` to `high`; YAML takes 6e-6, without a point, for a text."""
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not (math.isfinite(number) and low <= number <= high):
-            limits = "" if math.isinf(low) and math.isinf(high) else f" from {low:g} to {high:g}"
-            self.fail(where, f"a number{limits}", value)
-        return number
-
-    def integer(self, where: str, value: Any, low: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            self.fail(where, f"a whole number of at least {low}", value)
-        return value
-
-    def numbers(
-        self, where: str, value: Any, low: float = -math.inf, increasing: bool = False, size: int = 0
-    ) -> list[float]:
-        if not isinstance(value, Sequence) or isinstance(value, str) or not value or (size and len(value) != size):
-            self.fail(where, f"a list of {size or 'some'} numbers", value)
-        result = [self.number(f"{where}[{i}]", item, low) for i, item in enumerate(value)]
-        if increasing and any(a >= b for a, b in itertools.pairwise(result)):
-            self.fail(where, "increasing numbers", value)
-        return result
-
-    def instrument(self, settings: Any) -> Instrument:
-        settings = self.mapping("file", settings, FIELDS, ("name", "wavelength", "line_spread", "noise"))
-        for name in ("name", "description", "emulator"):
-            if not isinstance(settings.get(name, ""), str):
-                self.fail(name, "a text", settings[name])
-        if (normalisation := settings.get("normalisation", "none")) not in NORMALISATIONS:
-            self.fail("normalisation", f"one of {NORMALISATIONS}", normalisation)
-        instrument = Instrument(
-            name=settings["name"],
-            description=" ".join(settings.get("description", "").split()),
-            emulator=settings.get("emulator", ""),
-            detectors=self.detectors(settings["wavelength"]),
-            line_spread=self.line_spread(settings["line_spread"]),
-            noise=self.noise(settings["noise"]),
-            masks=self.masks(settings.get("masks") or []),
-            extinction=self.distribution("extinction", settings["extinction"]) if settings.get("extinction") else None,
-            tilt=self.tilt(settings["tilt"]) if settings.get("tilt") else None,
-            normalisation=normalisation,
-            settings=settings,
-        )
-        if not np.allclose(total := np.sum(instrument._shares(), axis=0), 1):
-            where = instrument.wavelength[int(np.argmax(~np.isclose(total, 1)))]
-            self.fail(
-                "line_spread", "ranges that cover all wavelengths, overlapping two by two", f"none at {where:.0f}"
-            )
-        return instrument
-
-    def detectors(self, value: Any) -> tuple[Array, ...]:
-        value = self.mapping("wavelength", value, ("medium", "detectors"), ("detectors",))
-        if (medium := value.get("medium", "vacuum")) not in ("vacuum", "air"):
-            self.fail("wavelength.medium", "'vacuum' or 'air'", medium)
-        if not isinstance(value["detectors"], list) or not value["detectors"]:
-            self.fail("wavelength.detectors", "a list", value["detectors"])
-        grids = [self.grid(f"wavelength.detectors[{i}]", item) for i, item in enumerate(value["detectors"])]
-        for i, (one, following) in enumerate(itertools.pairwise(grids)):
-            if following[0] <= one[-1]:
-                self.fail(f"wavelength.detectors[{i + 1}]", f"a start above {one[-1]:.3f}", float(following[0]))
-        return tuple(air_to_vacuum(grid) if medium == "air" else grid for grid in grids)
-
-    def grid(self, where: str, value: Any) -> Array:
-        """Linear: `start`, `step`; logarithmic: `log10_start`, `log10_step`; both with pixels `first` to `last`."""
-        if isinstance(value, Mapping) and "values" in value:
-            value = self.mapping(where, value, ("values",))
-            grid = np.array(self.numbers(f"{where}.values", value["values"], increasing=True))
-        else:
-            prefix = "log10_" if isinstance(value, Mapping) and "log10_start" in value else ""
-            start, step = f"{prefix}start", f"{prefix}step"
-            value = self.mapping(where, value, (start, step, "first", "last"), (start, step, "last"))
-            first = self.integer(f"{where}.first", value.get("first", 0), 0)
-            last = self.integer(f"{where}.last", value["last"], first + 1)
-            numbers = self.number(f"{where}.{start}", value[start]) + self.number(
-                f"{where}.{step}", value[step], 0
-            ) * np.arange(first, last + 1)
-            grid = 10**numbers if prefix else numbers
-        if len(grid) < 4 or not (grid[0] >= 912 and grid[-1] <= 320_000 and np.all(np.diff(grid) > 0)):
-            self.fail(
-                where,
-                "at least 4 increasing wavelengths from 912 to 320,000 Angstrom",
-                [float(grid[0]), "...", float(grid[-1])],
-            )
-        return grid
-
-    def line_spread(self, value: Any) -> tuple[LineSpread, ...]:
-        if not isinstance(value, list):
-            return (self.spread("line_spread", value),)
-        parts = [self.spread(f"line_spread[{i}]", item) for i, item in enumerate(value)]
-        for i, (one, following) in enumerate(itertools.pairwise(parts)):
-            if not (one.start < following.start and one.stop < following.stop):
-                self.fail(
-                    f"line_spread[{i + 1}].range", "ranges in increasing order", [following.start, following.stop]
-                )
-        return tuple(parts)
-
-    def spread(self, where: str, value: Any) -> LineSpread:
-        """`resolving_power`, or `fwhm` or `sigma`: a number, a number `at` a wavelength to a `power`, or a table."""
-        value = self.mapping(where, value, ("resolving_power", "fwhm", "sigma", "at", "power", "wavelength", "range"))
-        kinds = [name for name in ("resolving_power", "fwhm", "sigma") if name in value]
-        if len(kinds) != 1:
-            self.fail(where, "one of resolving_power, fwhm, sigma", kinds)
-        (kind,) = kinds
-        limits = self.numbers(f"{where}.range", value["range"], 0, True, 2) if "range" in value else [0.0, math.inf]
-        if "wavelength" in value:
-            nodes = self.numbers(f"{where}.wavelength", value["wavelength"], 1, True)
-            widths = self.numbers(f"{where}.{kind}", value[kind], 1e-9, size=len(nodes))
-            if kind == "resolving_power":
-                widths = [node / power for node, power in zip(nodes, widths, strict=True)]
-            power = None
-        else:
-            widths = [self.number(f"{where}.{kind}", value[kind], 1e-9)]
-            nodes = [self.number(f"{where}.at", value.get("at", 5000.0), 1)]
-            power = self.number(f"{where}.power", value.get("power", 0.0))
-            if kind == "resolving_power":
-                widths, power = [nodes[0] / widths[0]], 1.0
-        factor = FWHM if kind == "sigma" else 1.0
-        return LineSpread(tuple(nodes), tuple(factor * width for width in widths), power, *limits)
-
-    def noise(self, value: Any) -> Noise:
-        value = self.mapping("noise", value, ("snr", "error_shape", "flux_power", "correlation"), ("snr",))
-        snr = self.distribution("noise.snr", value["snr"], 1e-3)
-        power = self.number("noise.flux_power", value.get("flux_power", 0.5), 0, 1)
-        correlation = self.number("noise.correlation", value.get("correlation", 0.0), 0, 1000)
-        if "error_shape" not in value:
-            return Noise(snr, flux_power=power, correlation=correlation)
-        where = "noise.error_shape"
-        shape = self.mapping(where, value["error_shape"], ("wavelength", "snr", "values"), ("wavelength", "values"))
-        nodes = self.numbers(f"{where}.wavelength", shape["wavelength"], 1, True)
-        snrs = self.numbers(f"{where}.snr", shape.get("snr", [1.0]), 1e-3, True)
-        rows = shape["values"]
-        if not isinstance(rows, list) or len(rows) != len(snrs):
-            self.fail(f"{where}.values", f"a list for each of the {len(snrs)} values of snr", rows)
-        table = [self.numbers(f"{where}.values[{i}]", row, 1e-9, size=len(nodes)) for i, row in enumerate(rows)]
-        return Noise(snr, tuple(nodes), tuple(snrs), tuple(map(tuple, table)), power, correlation)
-
-    def distribution(self, where: str, value: Any, low: float = 0.0) -> Distribution:
-        """A number, `{uniform: [a, b]}`, `{log_uniform: [a, b]}` or `{quantiles: {probability: value}}`."""
-        if not isinstance(value, Mapping):
-            return Distribution((0.0,), (self.number(where, value, low),))
-        value = self.mapping(where, value, ("uniform", "log_uniform", "quantiles"))
-        if len(value) != 1:
-            self.fail(where, "one of uniform, log_uniform, quantiles", sorted(value))
-        ((kind, content),) = value.items()
-        if kind != "quantiles":
-            lowest = max(low, 1e-9) if kind == "log_uniform" else low
-            limits = self.numbers(f"{where}.{kind}", content, lowest, True, 2)
-            return Distribution((0.0, 1.0), tuple(limits), kind == "log_uniform")
-        if not isinstance(content, Mapping):
-            self.fail(f"{where}.quantiles", "probability: value", content)
-        nodes = self.numbers(f"{where}.quantiles", list(content), 0, True)
-        if nodes[0] != 0 or nodes[-1] != 1:
-            self.fail(f"{where}.quantiles", "probabilities from 0 to 1", nodes)
-        values = self.numbers(f"{where}.quantiles", list(content.values()), low)
-        if sorted(values) != values:
-            self.fail(f"{where}.quantiles", "values that do not decrease", values)
-        return Distribution(tuple(nodes), tuple(values))
-
-    def masks(self, value: Any) -> tuple[tuple[float, float], ...]:
-        if not isinstance(value, list):
-            self.fail("masks", "a list of [low, high] in Angstrom", value)
-        ranges = [self.numbers(f"masks[{i}]", item, 0, True, 2) for i, item in enumerate(value)]
-        return tuple((low, high) for low, high in ranges)
-
-    def tilt(self, value: Any) -> tuple[float, int]:
-        value = self.mapping("tilt", value, ("amplitude", "degree"), ("amplitude", "degree"))
-        return self.number("tilt.amplitude", value["amplitude"], 0, 1), self.integer("tilt.degree", value["degree"], 1)
 
 
 def measure_noise(

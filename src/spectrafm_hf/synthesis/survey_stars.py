@@ -23,7 +23,8 @@ from ..models.basis_spectrafm import FWHM, MODEL_ERROR, PIXELS, Design, Rung, ha
 from ..models.gate_spectrafm import SPEED_OF_LIGHT
 from ..statistics import MAD_TO_SIGMA
 from .labels import draw_optical_labels
-from .random_instruments import draw_snr, interval_modes, least_squares
+from .random_instruments import interval_modes, least_squares
+from .spoiling import draw_snr
 from .synthetic import ALPHA_ELEMENTS, load_emulator
 
 

@@ -10,7 +10,8 @@ from scipy.special import ndtri
 
 from ..data.schema import PIXEL_COLUMNS
 from ..models import SpectraFMTokenizer
-from ..synthesis.instruments import extinction_curve, gaussian_noise
+from ..synthesis.instruments import extinction_curve
+from ..synthesis.line_spread import gaussian_noise
 from .augmentation import Spectrum, degrade, rebin, shift, smooth
 
 
@@ -61,7 +62,7 @@ class SpectraFMCollator:
         Chance of a batch to be averaged over groups of two or three pixels.
     seed : int
         Of the augmentation, which follows from it and from the numbers of the draws of the stars, the column `draw`
-        (see [`spectrafm_hf.training.trainer.Draws`]); without such a column, and where there is something to draw,
+        (see [`spectrafm_hf.training.draws.Draws`]); without such a column, and where there is something to draw,
         from torch's global generator.
     batch_size : int
         Stars of a batch of all processes together, whose draws are numbered from a multiple of it.

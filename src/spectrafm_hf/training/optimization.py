@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..models.products_spectrafm import products
+
 
 #: Parts of names of matrices that are not between hidden states.
 NOT_HIDDEN = ("value_embedding", "readout.mean", "readout.log_variance", "means.", "log_variances.", "start.")
@@ -44,11 +46,12 @@ def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
     """A matrix, or each of a stack, with the singular vectors of `matrix` and singular values between 0.7 and 1.2."""
     wide = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
     wide = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-7)
-    multiply: Any = torch.addmm if wide.ndim == 2 else torch.baddbmm
+    stack = wide if wide.ndim == 3 else wide[None]
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = wide @ wide.mT
-        wide = multiply(wide, multiply(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+        gram = products(stack, stack.mT)
+        stack = products(gram.mul(b).add_(products(gram, gram), alpha=c), stack).add_(stack, alpha=a)
+    wide = stack if wide.ndim == 3 else stack[0]
     return wide.mT if matrix.shape[-2] > matrix.shape[-1] else wide
 
 

@@ -20,7 +20,8 @@ from ..data.mixture import HostedStars, Mixture
 from ..data.sources import cache_dir
 from ..data.streaming import count_rows, load_streamed
 from ..synthesis.calibrated import CATALOGUE, CalibratedStars
-from ..synthesis.synthetic import SyntheticStars, build_synthetic
+from ..synthesis.synthetic import SyntheticStars
+from ..synthesis.synthetic_data_sets import build_synthetic
 
 
 #: Of `sources`, where nothing is said.

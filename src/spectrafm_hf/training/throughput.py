@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 
-# Attention on a CPU, of which the counter does not know.
+# Attention on a CPU, and matrix products by oneDNN, of which the counter does not know.
 
 
 def _attention(query, key, value, *args, **kwargs) -> int:
@@ -23,7 +23,18 @@ def _attention_backward(gradient, query, key, value, *args, **kwargs) -> int:
     return 10 * math.prod(query) * key[-2]
 
 
-CPU_ATTENTION = {
+def _linear(values, weight, *args, **kwargs) -> int:
+    return 2 * math.prod(values) * weight[0]
+
+
+def _linear_backward(values, gradient, weight, output_mask, *args, **kwargs) -> int:
+    """A product for the input and one for the weights, where they are wanted."""
+    return 2 * math.prod(gradient) * weight[1] * sum(output_mask[:2])
+
+
+CPU_OPERATIONS = {
+    torch.ops.aten.mkldnn_linear: _linear,
+    torch.ops.aten.mkldnn_linear_backward: _linear_backward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
@@ -88,7 +99,7 @@ class Throughput:
             self._start = time.perf_counter()  # what comes before the first batch does not count
         shape = tuple(tensor.shape for tensor in inputs.values())
         if shape not in self._by_shape and len(self._by_shape) < self.n_counted:
-            with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+            with FlopCounterMode(display=False, custom_mapping=CPU_OPERATIONS) as counter:
                 yield
             self._by_shape[shape] = float(counter.get_total_flops())
         else:

@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.metadata
+import sys
 
 import matplotlib as mpl
 import numpy as np
@@ -17,7 +18,7 @@ import spectrafm_cli
 from spectrafm_hf import save_checkpoint
 from spectrafm_hf.data import xp_basis as module
 from spectrafm_hf.data.readers import Failure, read_spectra
-from spectrafm_hf.data.readers.gaia_continuous import COLUMNS, decimals
+from spectrafm_hf.data.readers.gaia_continuous import COLUMNS, arrays_of, decimals
 from spectrafm_hf.data.xp_basis import BANDS, N_COEFFICIENTS, XPBasis
 
 
@@ -154,6 +155,21 @@ def test_without_a_band_the_other_reaches_as_far_as_it_does_in_gaiaxpy(tmp_path,
     assert len(list(read_spectra([path], failures=failures))) == 3 and len(failures) == 1
 
 
+def test_names_in_capitals_and_a_mark_of_the_encoding_do_not_matter(tmp_path):
+    needs_gaiaxpy()
+    rows = stars(2)
+    expected = list(read_spectra([write(rows, tmp_path / "a.csv")]))
+    capitals = [{name.upper(): value for name, value in row.items()} for row in rows]
+    for name in ("b.csv", "b.parquet", "b.csv.gz"):
+        path = write(capitals, tmp_path / name)
+        if name == "b.csv":
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().partition(b"\n")[2].partition(b"\n")[2])
+            path.write_bytes(path.read_bytes().replace(b"# delimiter: ','\n", b""))
+        for row, other in zip(read_spectra([path]), expected, strict=True):
+            assert row["object_id"] == other["object_id"]
+            np.testing.assert_allclose(row["flux"], other["flux"], rtol=1e-6)
+
+
 def test_a_folder_of_bulk_files_is_a_survey(tmp_path, tiny_model, tiny_tokenizer, monkeypatch):
     needs_gaiaxpy()
     save_checkpoint(tiny_model, tiny_tokenizer, tmp_path / "tiny")
@@ -221,6 +237,19 @@ def test_numbers_are_read_as_python_reads_them():
     written = "[" + ", ".join(map(repr, numbers.tolist())) + "]"
     np.testing.assert_array_equal(decimals(written.encode()), numbers)
     np.testing.assert_array_equal(decimals(b"(1.5E-4,null, nan ,-2)"), [1.5e-4, np.nan, np.nan, -2.0])
+
+
+@pytest.mark.parametrize("package", ["there", "absent"])
+def test_arrays_are_the_same_with_simdjson_and_without(monkeypatch, package):
+    if package == "absent":
+        monkeypatch.setitem(sys.modules, "simdjson", None)
+    else:
+        pytest.importorskip("simdjson")
+    texts = [b"[1.5, -2E-3]", b"(7,8.25)", b"[1, 0.1, 1e300]", b"[nan, null]", b"3.5", b"[-0.33333334]"]
+    expected = [[1.5, -2e-3], [7, 8.25], [1, 0.1, 1e300], [np.nan, np.nan], [3.5], [-0.33333334]]
+    for found, right in zip(arrays_of(texts), expected, strict=True):
+        np.testing.assert_array_equal(found, right)
+    assert arrays_of([]) == []
 
 
 def test_the_columns_are_those_of_the_data_model():

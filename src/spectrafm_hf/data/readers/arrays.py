@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,20 @@ from .columns import find_columns
 from .tables import moving, spectrum_of
 
 
+def _is_npz(file: OpenFile) -> bool:
+    try:
+        with zipfile.ZipFile(file.path) as archive:
+            return any(name.endswith(".npy") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
 def read_arrays(file: OpenFile, options: Options) -> Iterator[Row]:
+    if file.kind == "npz" and not _is_npz(file):
+        raise ValueError(
+            f"{file.path}: expected arrays of NumPy, got another zip archive, or a part of one, such as of an Excel "
+            "workbook; save the table as CSV"
+        )
     try:
         # A single array stays on disk, whatever its size.
         content: Any = np.load(file.path, mmap_mode="r", allow_pickle=False)
@@ -102,6 +116,8 @@ def _stars(file: OpenFile, arrays: dict[str, Any], written: dict[str, Any], opti
     if wavelength.ndim == 1 and flux.shape[0] == wavelength.size != flux.shape[1]:  # (pixels, stars)
         parts = {role: values.T if np.ndim(values) == 2 else values for role, values in parts.items()}
         flux = flux.T
+    if "snr" in parts and parts["snr"].shape not in (flux.shape, flux.shape[-1:]):
+        del parts["snr"]  # of a star, not of its pixels
     names = [role for role in parts if role not in ("flux", "object_id", "radial_velocity", "redshift")]
     for role in names:
         if parts[role].shape not in (flux.shape, flux.shape[-1:]):

@@ -156,6 +156,16 @@ _FIRST_BYTES = {b"SIMPLE  =": "fits", b"PAR1": "parquet", b"\x93NUMPY": "npy", b
 _FIRST_BYTES |= {b"\x89HDF\r\n\x1a\n": "hdf5"}
 
 
+def _utf_16(head: bytes) -> str | None:
+    """The encoding of a text of programs on Windows, by its mark, or by every other byte being 0."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    even, odd = head[:256:2], head[1:256:2]
+    if len(odd) > 8 and (even.count(0), odd.count(0)) in ((0, len(odd)), (len(even), 0)):
+        return "utf-16-le" if odd.count(0) else "utf-16-be"
+    return None
+
+
 class OpenFile(contextlib.ExitStack):
     """A file that formats look at, opened once, and of the kind that its first bytes say, whatever its name."""
 
@@ -173,6 +183,9 @@ class OpenFile(contextlib.ExitStack):
         if head[:2] == b"\x1f\x8b":
             with gzip.open(self.path) as stream:
                 head = stream.read(4096)
+        if (encoding := _utf_16(head)) is not None:
+            self.__dict__["encoding"] = encoding
+            return head[: len(head) // 2 * 2].decode(encoding, "ignore").encode()
         return head
 
     @cached_property
@@ -256,10 +269,13 @@ class OpenFile(contextlib.ExitStack):
 
     @cached_property
     def encoding(self) -> str:
-        """That of a text: UTF-8, or the Latin-1 of older programs."""
+        """That of a text: UTF-8, UTF-16, or the Latin-1 of older programs."""
+        head = self.head
+        if "encoding" in self.__dict__:  # which looking at it has told
+            return str(self.__dict__["encoding"])
         try:
             # The last letter may be cut.
-            self.head[:-3].decode("utf-8")
+            head[:-3].decode("utf-8")
         except UnicodeDecodeError:
             return "latin-1"
         return "utf-8"

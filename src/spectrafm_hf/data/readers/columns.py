@@ -36,6 +36,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
             "freq",
             "wavenumber",
             "wavenumbers",
+            "energy",
+            "photonenergy",
         ),
         *("wavelengthair", "waveair", "lambdaair", "airwavelength", "airwave"),
         *("wavelengthvac", "wavevac", "lambdavac", "vacuumwavelength", "wavelengthvacuum", "wvac"),
@@ -70,6 +72,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     ),
     "ivar": ("ivar", "fluxivar", "ivarflux", "invvar", "inversevariance", "specivar", "fluxinvvar"),
     "variance": ("variance", "var", "fluxvar", "fluxvariance", "specvar", "specvariance"),
+    # Of each pixel: where there are no errors, they follow from it.
+    "snr": ("snr", "sn", "sovern", "signaltonoise", "signaltonoiseratio", "signalnoise", "snratio", "fluxsnr", "s2n"),
     "mask": (
         *("mask", "bad", "badpixels", "pixelmask", "andmask", "dq", "qual", "quality", "pixmask", "flags"),
         *("badpix", "badpixelmask", "badmask", "isbad", "bpm", "rejected"),
@@ -153,8 +157,8 @@ def find_columns(
     Returns
     -------
     dict of role to heading
-        `flux_error`, `ivar` and `variance` exclude one another, so do `wavelength` and `log_wavelength`, `mask` and
-        `good`, `radial_velocity` and `redshift`.
+        `flux_error`, `ivar`, `variance` and `snr` exclude one another, so do `wavelength` and `log_wavelength`, `mask`
+        and `good`, `radial_velocity` and `redshift`.
 
     Raises
     ------
@@ -205,7 +209,7 @@ def find_columns(
                 break
     for several in (
         ("wavelength", "log_wavelength"),
-        ("flux_error", "ivar", "variance"),
+        ("flux_error", "ivar", "variance", "snr"),
         ("mask", "good"),
         ("radial_velocity", "redshift"),
     ):
@@ -219,6 +223,27 @@ def find_columns(
                     f"{role}: expected among the columns of {file}, got {_some(names)}; name it with "
                     f"columns={{{role!r}: 'NAME'}}"
                 )
+    return found
+
+
+#: Unified content descriptors and names of the spectral data model (IVOA), how they begin, of what column.
+_MEANINGS = (
+    ("wavelength", ("em.wl", "em.freq", "em.energy", "em.wavenumber"), "spectralaxis.value"),
+    ("flux_error", ("stat.error;phot", "stat.error;arith"), "fluxaxis.accuracy.staterror"),
+    ("flux", ("phot.flux", "phot.fluxdens", "phot.flux.density", "arith.ratio"), "fluxaxis.value"),
+)
+
+
+def by_meaning(fields: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    """
+    Columns by role, of their names, UCDs and utypes: what the virtual observatory says a column is, whatever its name.
+    """
+    found: dict[str, str] = {}
+    for name, ucd, utype in fields:
+        for role, ucds, ending in _MEANINGS:
+            if utype.lower().endswith(ending) or (not utype and ucd.lower().startswith(ucds)):
+                found.setdefault(role, name)
+                break
     return found
 
 
@@ -344,7 +369,7 @@ def from_logarithm(values: Any, base: float | None = None) -> np.ndarray:
     """Wavelengths of their logarithms, whose base their size tells where nobody says it."""
     array = np.asarray(values, np.float64)
     real = array[np.isfinite(array)]
-    if base is None:
+    if base in (None, 10.0):  # log is the natural one to some: 10 ** 6.9 Angstrom are no light
         base = math.e if real.size and _NATURAL[0] <= real.min() and real.max() <= _NATURAL[1] else 10.0
     with np.errstate(over="ignore"):  # the tokenizer judges it
         return np.asarray(base**array)

@@ -33,7 +33,7 @@ _ERROR = {
         ("err", "errs", "error", "errors", "sigma", "fluxerror", "fluxerr", "noise", "std", "sig", "errdata"), "sigma"
     ),
     **dict.fromkeys(("uncertainty", "unc"), "sigma"),
-    **dict.fromkeys(("ivar", "invvar"), "ivar"),
+    **dict.fromkeys(("ivar", "invvar", "inversevariance"), "ivar"),
     # The last is that of MUSE.
     **dict.fromkeys(("var", "variance", "scivar", "stat"), "variance"),
 }
@@ -59,6 +59,7 @@ def is_image(file: OpenFile) -> bool:
 
 def read_image(file: OpenFile, options: Options) -> Iterator[Row]:
     images = _images(file)
+    images = _pair(images) or images
     flux = next((hdu for hdu in images if plain(hdu.name) in _FLUX), images[0])
     header = fits.Header(flux.header, copy=True)
     for name in (
@@ -91,6 +92,15 @@ def read_image(file: OpenFile, options: Options) -> Iterator[Row]:
         unit = length_unit(header.get("XUNITS") or header.get("CUNIT1"), "wavelength") or options.wavelength_unit
         keys = ("wavelength", "flux", "flux_error")
         rows = [{**stated, **dict(zip(keys, part[:3], strict=False)), "wavelength_unit": unit} for part in triplets]
+    elif data.ndim == 2 and (labelled := _labelled_rows(header, data)) is not None:
+        row = _one(file, data[labelled[0]], flux, (), header, stated, options)
+        rows = [row if labelled[1] is None else {**row, "flux_error": data[labelled[1]]}]
+    elif data.ndim == 2 and flux.name.upper().startswith("SPECTRUM ") and data.shape[0] in (3, 4):
+        # 6dFGS: flux, variance, sky, in V, in R, and last in both.
+        last = [hdu for hdu in images if hdu.name.upper().startswith("SPECTRUM ")][-1]
+        values = _array(last)
+        row = _one(file, values[0], last, (), last.header, stated, options)
+        rows = [{**row, "flux_error": values[1], "error_kind": "variance"}]
     elif data.ndim == 2 and "COEFF0" in header and data.shape[0] == 5:
         # SDSS to DR8, spSpec: flux, flux without continuum, error, mask, ...
         row = _one(file, data[0], flux, (), header, stated, options)
@@ -112,6 +122,33 @@ def read_image(file: OpenFile, options: Options) -> Iterator[Row]:
         if values.dtype.kind == "f" and row.get("mask") is None:
             row["mask"] = values == 0
     yield from as_one_or_each(rows, file.stem)
+
+
+def _pair(images: Sequence[Any]) -> list[Any] | None:
+    """
+    A flux and its companions, where extensions are named in pairs such as FluxAB and WaveAB, GREEN_SCI_FLUX1 and
+    GREEN_SCI_WAVE1; renamed. None where a name alone says what is the flux.
+    """
+    names = {plain(hdu.name): hdu for hdu in images}
+    if names.keys() & _FLUX:
+        return None
+    for name, hdu in names.items():
+        if "flux" in name and (wave := names.get(name.replace("flux", "wave"))) is not None:
+            found = {"flux": hdu, "wave": wave}
+            for word in ("ivar", "var", "error", "err", "sigma"):
+                if (other := names.get(name.replace("flux", word))) is not None:
+                    found[word] = other
+                    break
+            return [fits.ImageHDU(each.data, each.header, name=role) for role, each in found.items()]
+    return None
+
+
+def _labelled_rows(header: fits.Header, data: np.ndarray) -> tuple[int, int | None] | None:
+    """Which row is the flux, which the error, where cards ARRAY1, ARRAY2, ... say so (UVES_popler)."""
+    words = [str(header.get(f"ARRAY{number}", "")).lower() for number in range(1, data.shape[0] + 1)]
+    flux = next((number for number, word in enumerate(words) if "flux" in word), None)
+    error = next((number for number, word in enumerate(words) if "error" in word and "expected" not in word), None)
+    return None if flux is None else (flux, error)
 
 
 def _along_first_axis(data: np.ndarray, header: fits.Header) -> np.ndarray:

@@ -57,6 +57,8 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
     own = set(schema.names) >= _SCHEMA and not options.columns
     # A velocity under another name than the schema's was not shifted by as the schema demands.
     own &= "redshift" not in roles and roles.get("radial_velocity", "radial_velocity") == "radial_velocity"
+    if "snr" in roles and _is_number(schema.field(roles["snr"]).type) != _is_number(schema.field(roles["flux"]).type):
+        del roles["snr"]  # of a star, not of its pixels
     pixel_roles = [role for role in roles if role not in ("object_id", "radial_velocity", "redshift")]
     kinds = {role: schema.field(roles[role]).type for role in pixel_roles}
     if all(

@@ -87,7 +87,7 @@ def read_mwm(file: OpenFile, options: Options) -> Iterator[Row]:
                 "object_id": str(file.header["SDSS_ID"]),
                 **({"visit": str(columns["mjd"][j])} if "mjd" in columns else {}),
                 "survey": "sdss-v-apogee" if apogee else "sdss-v-boss",
-                "snr": float(np.ravel(columns["snr"])[j]),
+                "snr": float(np.ravel(columns["snr"])[j]) if "snr" in columns else np.nan,
                 "wavelength": wavelength,
                 "flux": columns["flux"][j],
                 "flux_error": sigma(columns["ivar"][j]),

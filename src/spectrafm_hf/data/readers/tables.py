@@ -9,6 +9,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pyarrow import csv as arrow_csv
 
 from .base import AS_GIVEN, CHUNK_ROWS, JWST_DO_NOT_USE, OpenFile, Options, Row, SpectrumFormat, column_of
 from .columns import (
+    by_meaning,
     find_columns,
     from_logarithm,
     heading,
@@ -40,12 +42,16 @@ if TYPE_CHECKING:
 
 #: Words that stand for no number.
 NULLS = ["", "nan", "NaN", "NAN", "null", "NULL", "None", "none", "--", "-", "N/A", "NA", "n/a", "INDEF", "..."]
-_PIXELS = ("wavelength", "log_wavelength", "flux", "flux_error", "ivar", "variance", "mask", "good")
+_PIXELS = ("wavelength", "log_wavelength", "flux", "flux_error", "ivar", "variance", "snr", "mask", "good")
 #: More rows of a table without identifiers than an instrument has orders are stars.
 MOST_ORDERS = 512
 
 
-_NOT_IN_A_MEDIUM = {"frequency": units.Hz, "freq": units.Hz, "wavenumber": units.cm**-1, "wavenumbers": units.cm**-1}
+_NOT_IN_A_MEDIUM = {
+    **dict.fromkeys(("frequency", "freq"), units.Hz),
+    **dict.fromkeys(("wavenumber", "wavenumbers"), units.cm**-1),
+    **dict.fromkeys(("energy", "photonenergy"), units.eV),
+}
 #: Of columns that state no unit: iSpec knows no other than nm.
 _OWN_UNIT = {"waveobs": units.nm, **_NOT_IN_A_MEDIUM}
 
@@ -86,6 +92,8 @@ def spectrum_of(
     for role, kind in (("flux_error", "sigma"), ("ivar", "ivar"), ("variance", "variance")):
         if role in columns:
             row |= {"flux_error": columns[role], "error_kind": kind, "error_unit": unit_of(unit(role))}
+    if "snr" in columns and np.shape(columns["snr"]) == np.shape(columns["flux"]):
+        row["flux_error"] = _of_snr(columns["flux"], columns["snr"])
     if "mask" in columns:
         row["mask"] = _flags(columns["mask"])
         if plain(names["mask"]) == "andmask":
@@ -109,6 +117,13 @@ def spectrum_of(
         if not real.all() and all(np.shape(row[key]) == real.shape for key in there):
             row |= {key: np.asarray(row[key])[real] for key in there}
     return row
+
+
+def _of_snr(flux: Any, snr: Any) -> np.ndarray:
+    """One-sigma errors; infinite where the signal is not above the noise at all, or the ratio is unknown."""
+    flux, snr = np.asarray(flux, np.float64), np.asarray(snr, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((snr > 0) & (flux != 0), np.abs(flux / snr), np.inf)
 
 
 def _flags(values: Any) -> np.ndarray:
@@ -137,7 +152,7 @@ def _header(file: OpenFile) -> tuple[list[str], str, int]:
     cells = [] if text is None else _cells(text, delimiter)
     numbers = [_is_number(cell) for cell in cells if cell]
     if text is not None and not (numbers and all(numbers)) and not (numbers and numbers[0] and numbers.count(True) > 1):
-        return cells, delimiter, len(comments) + 1
+        return _below(file, cells, delimiter, len(comments) + 1)
     # NumPy writes its header behind a "# ": a comment that has a name for each column.
     for comment in reversed(comments):
         named = _cells(re.sub(r"^[\s#%!;/\\|]+", "", comment), delimiter)
@@ -151,10 +166,39 @@ def _header(file: OpenFile) -> tuple[list[str], str, int]:
     return [str(number) for number in range(1, len(cells) + 1)], delimiter, len(comments)
 
 
+def _below(file: OpenFile, cells: list[str], delimiter: str, n_before: int) -> tuple[list[str], str, int]:
+    """A heading with the line below it, which may hold units; a title above columns without names is no heading."""
+    second = next(itertools.islice(file.text(), n_before, None), "")
+    if not known_name(cells):
+        own = next((mark for mark in _between(file) if mark in second), " ")
+        below = _cells(second, own)
+        if len(below) in (2, 3) and all(map(_is_number, below)) and len(below) != len(cells):
+            return [str(number) for number in range(1, len(below) + 1)], own, n_before
+        return cells, delimiter, n_before
+    below = _cells(second, delimiter)
+    if len(below) == len(cells) and not any(map(_is_number, below)) and _are_units(cells, below):
+        named = [cell if heading(cell).unit else f"{cell} [{unit}]" for cell, unit in zip(cells, below, strict=True)]
+        return named, delimiter, n_before + 1
+    return cells, delimiter, n_before
+
+
+def _are_units(names: Sequence[str], below: Sequence[str]) -> bool:
+    """Whether what stands below the name of a wavelength is a unit of it."""
+    for name, text in zip(names, below, strict=True):
+        if known_name([name]):
+            try:
+                return length_unit(text.strip("()[] ")) is not None
+            except ValueError:
+                continue
+    return False
+
+
 def _between(file: OpenFile) -> str:
     """What may lie between columns; no comma where that is in numbers, as in 4861,3."""
     line = next((line for line in reversed(file.first_lines[:-1]) if line.strip()), "")
-    return ";\t" if re.search(r"\d,\d+[;\t]", line) else ",;\t"
+    # IPAC has bars around its headings, others between columns.
+    bars = "|" if re.match(r"\s*[^|\s][^|]*\|", line) else ""
+    return (";\t" if re.search(r"\d,\d+[;\t]", line) else ",;\t") + bars
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
@@ -209,6 +253,11 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
         return
     if file.stem.endswith("_sampling") and file.head.startswith(b"pos"):
         raise ValueError(f"{file.path}: expected spectra, got the sampling that gaiaxpy writes beside them")
+    if re.match(rb"\s*[\[{]\s*[\[{\"']", file.head):
+        raise ValueError(f"{file.path}: expected columns of numbers, got JSON; write them as CSV")
+    if b"Byte-by-byte Description" in file.head:
+        yield from _machine_readable(file, options)
+        return
     names, delimiter, n_before = _header(file)
     if not names:
         raise ValueError(f"{file.path}: expected columns of numbers, got text without any")
@@ -269,6 +318,20 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
                 pieces.append(piece)
     if pieces:
         yield star()
+
+
+def _machine_readable(file: OpenFile, options: Options) -> Iterator[Row]:
+    """A table as the AAS and the CDS print it, with its description above it."""
+    from astropy.table import Table
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on units
+            table = Table.read(file.text().read(), format="ascii.mrt")
+    except Exception as error:  # whatever the description leads it to
+        cause = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file.path}: expected a machine-readable table, got {cause}") from error
+    yield from rows_of_table(file, table, options)
 
 
 def _remark(line: Any) -> str:
@@ -392,7 +455,12 @@ def read_votable(file: OpenFile, options: Options) -> Iterator[Row]:
             table = given.to_table(use_names_over_ids=True)
         # Units that astropy does not know come back as none: what is written is read once more.
         written = {each.name: each._unit if hasattr(each, "_unit") else each.unit for each in given.fields}
-        yield from rows_of_table(file, table, options, {name: str(unit) for name, unit in written.items() if unit})
+        roles = find_columns(file.path, table.colnames, options.columns, demanded=False)
+        asked = options
+        if not ("flux" in roles and {"wavelength", "log_wavelength"} & roles.keys()):
+            meant = by_meaning((each.name, str(each.ucd or ""), str(each.utype or "")) for each in given.fields)
+            asked = replace(options, columns={**meant, **options.columns})
+        yield from rows_of_table(file, table, asked, {name: str(unit) for name, unit in written.items() if unit})
 
 
 def _is_sampling(file: OpenFile) -> bool:
@@ -523,7 +591,8 @@ def _rows(file: OpenFile, hdu: fits.BinTableHDU, options: Options) -> Iterator[R
                 count = np.arange(np.size(pixels["flux"]))
                 pixels["wavelength"] = pixels["wavelength"] + float(chunk[step_name][i]) * count
             if lengths is not None and not one_pixel_a_row:
-                pixels = {role: values[: int(chunk[lengths][i])] for role, values in pixels.items()}
+                length = int(chunk[lengths][i])
+                pixels = {role: values[:length] if np.ndim(values) else values for role, values in pixels.items()}
             row = {**stated, **spectrum_of(pixels, roles, units_of, options), **moving(part, roles, units_of)}
             row["medium"] = row["medium"] or stated.get("medium")
             row.setdefault("bad_bits", _serious(hdu, file, roles))

@@ -1,0 +1,50 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Matrix products in single precision on a CPU, by the library that is the fastest there.
+
+PyTorch takes those of float32 to MKL, which on processors of AMD uses half of their vector units. oneDNN, which PyTorch
+brings along for half precision, uses them all: large products take 0.5 of the time on an AMD EPYC of the fifth
+generation (230 against 105 GFLOP/s with one thread), and as much as before on processors of Intel.
+"""
+
+import torch
+
+
+#: Operations of a product below which going over to oneDNN and back takes longer than it saves.
+LEAST_OPERATIONS = 8e6
+LEAST_ROWS = 160
+
+
+def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    `left @ right.T + bias`, of (N, K), (M, K) and (M,) -> (N, M).
+
+    Derivatives are passed on. What is not in single precision on a CPU, is small, or is recorded for another runtime,
+    goes the usual way.
+    """
+    if _suits(left, right):
+        # A product of a tensor in the layout of oneDNN is done by it.
+        return torch.nn.functional.linear(left.to_mkldnn(), right, bias).to_dense()
+    return torch.nn.functional.linear(left, right, bias)
+
+
+def products(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`left @ right + bias` of each of some members: (members, N, K), (members, K, M), (members, 1, M)."""
+    # oneDNN turns each matrix around first, for which there have to be many rows.
+    if left.shape[1] >= LEAST_ROWS and _suits(left[0], right[0].mT):
+        biases = [None] * len(right) if bias is None else bias[:, 0].unbind()
+        return torch.stack([product(*each) for each in zip(left, right.mT, biases, strict=True)])
+    return left @ right if bias is None else torch.baddbmm(bias, left, right)
+
+
+def _suits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (left, right))
+    large = 2.0 * left.shape[0] * left.shape[1] * right.shape[0] >= LEAST_OPERATIONS
+    return plain and large and bool(torch.backends.mkldnn.enabled) and torch.backends.mkldnn.is_available()
+
+
+__all__ = ["product", "products"]
