@@ -450,7 +450,7 @@ def summary(lines: Sequence[Mapping[str, str]]) -> str:
     and its standard error over the draws, rank among all, error/sigma.
     """
     header = ["task", "stars", "fine-tuned", "best other", "", "ratio", "rank", "error/sigma", ""]
-    table, ratios, ranks, tied, sigmas = [header, ["---"] * len(header)], [], [], [], []
+    table, ratios, tied, sigmas = [header, ["---"] * len(header)], [], [], []
     standing: dict[str, list[tuple[float, float]]] = {}  # of each model: rank, and RMSE over that of `finetune`
     keys = dict.fromkeys((line["task"], int(line["stars"])) for line in lines)
     for task, n_stars in sorted(keys, key=lambda key: (list(TASKS).index(key[0]), key[1])):
@@ -469,7 +469,6 @@ def summary(lines: Sequence[Mapping[str, str]]) -> str:
             place = 1.0 + sum(other < mean for other in means.values())
             standing.setdefault(model, []).append((place, mean / means[OWN]))
         ratios.append(ratio)
-        ranks.append(rank)
         tied.append(difference.mean() <= error)
         sigmas.append(0.85 <= sigma <= 1.2)
         marks = ["" if tied[-1] else "behind", "" if sigmas[-1] else "outside"]
@@ -493,10 +492,12 @@ def summary(lines: Sequence[Mapping[str, str]]) -> str:
         f"{model} {np.mean([place for place, _ in found]):.2f} ({np.exp(np.mean(np.log([by for _, by in found]))):.2f})"
         for model, found in sorted(standing.items(), key=lambda item: np.mean([place for place, _ in item[1]]))
     )
+    rows = len(ratios)
     return (
-        f"{text}\n\nMean rank (RMSE over that of {OWN}, geometric mean): {others}.\n\nMean ratio {np.mean(ratios):.3f} (geometric {np.exp(np.mean(np.log(ratios))):.3f}), mean rank "
-        f"{np.mean(ranks):.2f}; best or within a standard error of it in {sum(tied)} of {len(tied)} rows; error/sigma "
-        f"between 0.85 and 1.2 in {sum(sigmas)} of {len(sigmas)}."
+        f"{text}\n\nMean rank (RMSE over that of {OWN}, geometric mean): {others}.\n\n"
+        f"Mean ratio to the best other {np.mean(ratios):.3f} (geometric {np.exp(np.mean(np.log(ratios))):.3f}); best, or "
+        f"within a standard error of it, in {sum(tied)} of {rows} rows; error/sigma between 0.85 and 1.2 in "
+        f"{sum(sigmas)} of {rows}."
     )
 
 
