@@ -1,7 +1,6 @@
 #!/bin/sh
 # Numbers as Fortran prints them (1.0D-03) make a column of text to astropy's Table.read, without a warning. pandas does the same; numpy refuses them.
 #
-# Guess, before it was run: read as numbers, as its documentation says that the fast reader knows exponents of Fortran.
 #
 #     sh findings/astropy-fortran-exponents-are-text.sh
 #

@@ -1,7 +1,6 @@
 #!/bin/sh
 # A Spectrum with a radial velocity, written with format="tabular-fits" and read again: the velocity is 0 km/s, without a warning. The mask comes back.
 #
-# Guess, before it was run: the mask is lost as well.
 #
 #     sh findings/specutils-table-loses-velocity.sh
 #

@@ -2,7 +2,7 @@
 
 import ast
 import importlib
-import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,12 +69,23 @@ def test_no_module_imports_itself_by_way_of_others():
         assert module not in found
 
 
-def test_who_imports_a_module_by_its_old_name_is_told_the_new_one():
-    for old, new in moved.NEW_NAMES.items():
-        with pytest.raises(
-            ModuleNotFoundError, match=re.escape(f"spectrafm_hf.{old} is called spectrafm_hf.{new} now")
-        ):
-            importlib.import_module(f"spectrafm_hf.{old}")
-        assert "(" in new or f"spectrafm_hf.{new}" in MODULES
+@pytest.mark.parametrize("old", moved.MOVED)
+def test_an_import_by_an_old_name_works_and_says_the_new_one(old):
+    sys.modules.pop(f"spectrafm_hf.{old}", None)
+    with pytest.warns(FutureWarning, match=f"spectrafm_hf.{old} is called spectrafm_hf.{moved.MOVED[old][0]}.* now"):
+        module = importlib.import_module(f"spectrafm_hf.{old}")
+    for new in moved.MOVED[old]:
+        home = importlib.import_module(f"spectrafm_hf.{new}")
+        own = next(name for name, value in vars(home).items() if getattr(value, "__module__", "") == home.__name__)
+        assert getattr(module, own) is getattr(home, own)
+    with pytest.raises(AttributeError, match=f"has no attribute 'nothing'; it is spectrafm_hf.{moved.MOVED[old][0]}"):
+        module.nothing  # noqa: B018
+
+
+def test_what_was_one_module_is_a_package_that_has_its_names():
+    from spectrafm_hf.hub import push, upload
+    from spectrafm_hf.training import Recipe, recipe, train, trainer
+
+    assert push is upload.push and Recipe is recipe.Recipe and train is trainer.train
     with pytest.raises(ModuleNotFoundError, match="No module named 'spectrafm_hf.nothing'"):
         importlib.import_module("spectrafm_hf.nothing")

@@ -45,7 +45,7 @@ __getattr__ = names_of(
     },
 )
 
-moved.tell()
+moved.redirect()
 
 # The command line imports torch and transformers for the verbs that need them. Everybody else expects the Auto classes
 # to know ours.

@@ -1,1 +1,14 @@
 """From stars with labels to a checkpoint: recipes, the Trainer, fine-tuning, and what one compares with."""
+
+from ..lazy import names_of
+
+
+#: What version 0.1.0 had in one module of this name.
+__getattr__ = names_of(
+    __name__,
+    {
+        "recipe": ("Recipe", "calibrated_stars", "checkpoints_by_step", "last_checkpoint", "load_stars", "read_recipe"),
+        "trainer": ("SpectraFMTrainer", "Task", "calibrate_errors", "make_compute_metrics", "set_up", "train"),
+        "draws": ("Columns", "Draws"),
+    },
+)
