@@ -450,7 +450,8 @@ def summary(lines: Sequence[Mapping[str, str]]) -> str:
     and its standard error over the draws, rank among all, error/sigma.
     """
     header = ["task", "stars", "fine-tuned", "best other", "", "ratio", "rank", "error/sigma", ""]
-    table, ratios, ranks, tied, sigmas = [header, ["---"] * len(header)], [], [], [], []
+    table, ratios, tied, sigmas = [header, ["---"] * len(header)], [], [], []
+    standing: dict[str, list[tuple[float, float]]] = {}  # of each model: rank, and RMSE over that of `finetune`
     keys = dict.fromkeys((line["task"], int(line["stars"])) for line in lines)
     for task, n_stars in sorted(keys, key=lambda key: (list(TASKS).index(key[0]), key[1])):
         own = [line for line in lines if (line["task"], int(line["stars"])) == (task, n_stars)]
@@ -464,8 +465,10 @@ def summary(lines: Sequence[Mapping[str, str]]) -> str:
         error = difference.std(ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else np.nan
         ratio, rank = means[OWN] / means[best], 1 + sum(mean < means[OWN] for mean in means.values())
         sigma = float(np.median([float(line["error_over_sigma"]) for line in own if line["model"] == OWN]))
+        for model, mean in means.items():
+            place = 1.0 + sum(other < mean for other in means.values())
+            standing.setdefault(model, []).append((place, mean / means[OWN]))
         ratios.append(ratio)
-        ranks.append(rank)
         tied.append(difference.mean() <= error)
         sigmas.append(0.85 <= sigma <= 1.2)
         marks = ["" if tied[-1] else "behind", "" if sigmas[-1] else "outside"]
@@ -485,10 +488,16 @@ def summary(lines: Sequence[Mapping[str, str]]) -> str:
     text = "\n".join(f"| {' | '.join(row)} |" for row in table)
     if not ratios:
         return text
+    others = "; ".join(
+        f"{model} {np.mean([place for place, _ in found]):.2f} ({np.exp(np.mean(np.log([by for _, by in found]))):.2f})"
+        for model, found in sorted(standing.items(), key=lambda item: np.mean([place for place, _ in item[1]]))
+    )
+    rows = len(ratios)
     return (
-        f"{text}\n\nMean ratio {np.mean(ratios):.3f} (geometric {np.exp(np.mean(np.log(ratios))):.3f}), mean rank "
-        f"{np.mean(ranks):.2f}; best or within a standard error of it in {sum(tied)} of {len(tied)} rows; error/sigma "
-        f"between 0.85 and 1.2 in {sum(sigmas)} of {len(sigmas)}."
+        f"{text}\n\nMean rank (RMSE over that of {OWN}, geometric mean): {others}.\n\n"
+        f"Mean ratio to the best other {np.mean(ratios):.3f} (geometric {np.exp(np.mean(np.log(ratios))):.3f}); best "
+        f"or within a standard error of it in {sum(tied)} of {rows} rows; error/sigma between 0.85 and 1.2 in "
+        f"{sum(sigmas)} of {rows}."
     )
 
 

@@ -749,8 +749,8 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             seen = (known > 0).flatten(1).any(dim=1)
             about = [torch.where(seen, part, math.nan) for part in about]
             found.append((torch.where(seen[:, None, None], states, 0.0), seen, *about))
-        states, seen, cost, unknown = (torch.stack(part, dim=1) for part in zip(*found, strict=True))
-        return SpectraFMModelOutput(last_hidden_state=states, rung_seen=seen, cost=cost, unknown=unknown)
+        states, rung_seen, cost, unknown = (torch.stack(part, dim=1) for part in zip(*found, strict=True))
+        return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost, unknown=unknown)
 
     def _scalars(self, ids: torch.Tensor, values: torch.Tensor, n_stars: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens of known scalars, (B, S, hidden_size), and which of them count, (B, S)."""
