@@ -1171,7 +1171,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         assert states is not None and seen is not None
         present = [exporting or bool(seen[:, i].any()) for i in range(seen.shape[1])]
         absent = torch.full((), math.nan, device=states.device)
-        absent = absent.expand(len(states), self.config.num_members, self.config.num_network_labels)
+        absent = absent.expand(states.shape[0], self.config.num_members, self.config.num_network_labels)
 
         def of(heads) -> torch.Tensor:
             answers = [head(states[:, i]).to(states.device) if present[i] else absent for i, head in enumerate(heads)]

@@ -31,7 +31,8 @@ def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None =
 def products(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`left @ right + bias` of each of some members: (members, N, K), (members, K, M), (members, 1, M)."""
     # oneDNN turns each matrix around first, for which there have to be many rows.
-    if left.shape[1] >= LEAST_ROWS and right.dtype == torch.float32 and _suits(left[0], right[0].mT):
+    # The number of rows comes last: an export must not fix it.
+    if right.dtype == torch.float32 and _suits(left[0], right[0].mT) and left.shape[1] >= LEAST_ROWS:
         biases = [None] * len(right) if bias is None else bias[:, 0].unbind()
         return torch.stack([product(*each) for each in zip(left, right.mT, biases, strict=True)])
     return left @ right if bias is None else torch.baddbmm(bias, left, right)
