@@ -129,8 +129,9 @@ def observed(meter: VelocityMeter, folders: list[Path]) -> Iterator[dict[str, An
                     continue
                 seen.add(key)
                 good = ~mask & np.isfinite(flux)
+                fastest = 100.0 if row["rest_frame"] else 250.0
                 order = np.argsort(wavelength[good], kind="stable")
-                strong = lines(wavelength[good][order].astype(float), flux[good][order].astype(float), 250.0)
+                strong = lines(wavelength[good][order].astype(float), flux[good][order].astype(float), fastest)
                 visit = f", visit {row['visit']}" if row.get("visit") else ""
                 stated = np.isfinite(row["radial_velocity"]) and row["rest_frame"]
                 yield {

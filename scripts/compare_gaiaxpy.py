@@ -243,10 +243,11 @@ def measured(what: str, path: Path) -> dict[str, Any]:
     return dict(json.loads(run.stdout.splitlines()[-1]))
 
 
-def speed(folder: Path, rounds: int) -> list[dict[str, Any]]:
+def speed(folder: Path, formats: list[str], rounds: int) -> list[dict[str, Any]]:
     """All in turn, the best round of each."""
-    runs = [("calibrate", format, FOR_GAIAXPY[format]) for format in FOR_GAIAXPY]
-    runs += [(what, format, format) for format in TIMED for what in ("read", "labels")]
+    own = {format: FOR_GAIAXPY.get(format, "fits") for format in formats}  # that GaiaXPy reads
+    runs = [("calibrate", format, format) for format in dict.fromkeys(own.values())]
+    runs += [(what, format, format) for format in formats for what in ("read", "labels")]
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for _ in range(rounds):
         for what, format, suffix in runs:
@@ -257,7 +258,7 @@ def speed(folder: Path, rounds: int) -> list[dict[str, Any]]:
     lines = []
     for (what, format), found in best.items():
         rate = found["stars"] / found["cpu_seconds"]
-        own = best["calibrate", format if format in FOR_GAIAXPY else "fits"]
+        alone = best["calibrate", format if what == "calibrate" else own[format]]
         cores = 1 if what == "calibrate" else CORES
         lines.append(
             {
@@ -265,7 +266,7 @@ def speed(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 "format": format,
                 **found,
                 "stars_per_s": cores * rate,
-                "times_calibrate": cores * rate * own["cpu_seconds"] / own["stars"],
+                "times_calibrate": cores * rate * alone["cpu_seconds"] / alone["stars"],
                 "days_for_all": ALL_STARS / (cores * rate) / 86400,
             }
         )
@@ -303,7 +304,7 @@ def report(found: dict[str, Any]) -> str:
     print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}", file=out)
     names = {"calibrate": "`gaiaxpy.calibrate` alone", "read": "spectra read", "labels": "**labels written**"}
     for line in found["speed"]:
-        file = FOR_GAIAXPY.get(line["format"], "") if line["what"] == "calibrate" else line["format"]
+        file = line["format"]
         numbers = f"{line['stars_per_s']:,.0f} | {line['times_calibrate']:.1f}"
         numbers += f" | {line['memory_mb']:,.0f} | {line['days_for_all']:.2f}"
         print(f"| {names[line['what']]} | {file} | {numbers} |", file=out)
@@ -316,6 +317,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="a Markdown file; default: the terminal")
     parser.add_argument("--json", type=Path, help="a file for all that was measured")
     parser.add_argument("--stars", type=int, default=20_000)
+    parser.add_argument("--formats", nargs="+", choices=TIMED, default=list(TIMED), help="that are timed")
     parser.add_argument("--rounds", type=int, default=2, help="in each of which all take turns")
     if sys.argv[1:2] == ["--timed"]:
         print(json.dumps(timed(sys.argv[2], Path(sys.argv[3]))))
@@ -330,7 +332,7 @@ def main() -> int:
         }
         write_stars(rows, arguments.stars, Path(folder))
         found["load"], found["stars"] = os.getloadavg()[0], arguments.stars
-        found["speed"] = speed(Path(folder), arguments.rounds)
+        found["speed"] = speed(Path(folder), arguments.formats, arguments.rounds)
     if arguments.json:
         write_json(arguments.json, found)
     if arguments.output:

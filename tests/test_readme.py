@@ -30,7 +30,18 @@ PAGES = [
     *(
         ROOT / "docs" / f"{name}.md"
         for name in (
-            *("predict", "flags", "surveys", "finetune", "libraries", "spectra", "data", "train", "accuracy"),
+            *(
+                "predict",
+                "flags",
+                "surveys",
+                "finetune",
+                "libraries",
+                "devices",
+                "spectra",
+                "data",
+                "train",
+                "accuracy",
+            ),
             *("paper", "own-instrument"),
         )
     ),
@@ -98,6 +109,9 @@ ELSEWHERE = {
     "::test_the_command_line_pushes_and_predicts_with_what_it_pulls",
     "spectrafm predict spectra/ --model OWNER/NAME": "tests/hub/test_upload.py"
     "::test_the_command_line_pushes_and_predicts_with_what_it_pulls",
+    "python scripts/compare_dtypes.py": "tests/scripts/test_compare_dtypes.py"
+    "::test_the_bundled_checkpoint_changes_by_a_tenth_of_its_errors_at_most",
+    "python scripts/check_gpu.py": "tests/scripts/test_check_gpu.py::test_all_of_it_runs_on_the_cpu",
     "spectrafm data push": "tests/hub/test_upload.py"
     "::test_a_data_set_is_loaded_and_streamed_from_the_hub_as_it_was_written",
 }

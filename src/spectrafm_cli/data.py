@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 def add(verbs: Any) -> None:
     data = verbs.add_parser("data", help="build a data set of spectra with labels")
     sets = data.add_subparsers(dest="name", metavar="NAME", required=True)
+    _add_observed(sets)
+    _add_synthetic(sets)
+    _add_push(sets)
+
+
+def _add_observed(sets: Any) -> None:
     own = sets.add_parser(
         "from-files",
         parents=[reading()],
@@ -78,6 +84,9 @@ def add(verbs: Any) -> None:
     add_destination(original, "original-zenodo")
     original.add_argument("--source", type=Path, required=True, metavar="DIR", help="folder with the .npy files")
     original.set_defaults(run=_original_zenodo)
+
+
+def _add_synthetic(sets: Any) -> None:
     synthetic = sets.add_parser("synthetic", help="synthetic stars, as an instrument would have recorded them")
     synthetic.add_argument("--n", type=positive, required=True, metavar="N", help="number of stars")
     synthetic.add_argument(
@@ -108,6 +117,9 @@ def add(verbs: Any) -> None:
     )
     synthetic.add_argument("--workers", type=positive, metavar="N", help="processes (default: as many as processors)")
     synthetic.set_defaults(run=_synthetic)
+
+
+def _add_push(sets: Any) -> None:
     built = sets.add_parser(
         "push",
         parents=[pushing()],

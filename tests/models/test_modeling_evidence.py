@@ -232,6 +232,69 @@ def test_the_example_of_the_class_runs_and_prints_what_it_says(kind):
     assert doctest.DocTestRunner().run(example).failed == 0
 
 
+STARS, INTERVALS, ASKED = (torch.export.Dim(name, min=2) for name in ("stars", "intervals", "asked"))
+
+
+def asked_tokens(n=5, intervals=(1, 2, 4, 7), asked=3, seed=0):
+    inputs = tokens(n, intervals, seed)
+    inputs["attention_mask"][1, 0] = False
+    inputs["reliability"][2, intervals.index(4) :] = 0.0
+    return {**inputs, "request_ids": torch.arange(2, 2 + asked).expand(n, -1)}
+
+
+def dimensions(inputs):
+    """What is free in an export."""
+    return {name: {0: STARS, 1: ASKED if name == "request_ids" else INTERVALS} for name in inputs}
+
+
+def check_export(model, run, within=1e-4):
+    """Of other numbers of stars, intervals and labels, in units of the errors; intervals of one rung or of both."""
+    for inputs in (asked_tokens(), asked_tokens(3, (4, 0), 2, 1), asked_tokens(300, (8, 6, 4), 3, 2)):
+        with torch.no_grad():
+            expected, found = model(**inputs), run(**inputs)
+        assert torch.equal(found["predictions"].isnan(), expected.predictions.isnan())
+        off = (found["predictions"] - expected.predictions) / expected.prediction_errors
+        assert off.nan_to_num(0.0).abs().max() < within
+        torch.testing.assert_close(
+            found["prediction_errors"], expected.prediction_errors, rtol=1e-4, atol=0, equal_nan=True
+        )
+
+
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_takes_any_number_of_stars_intervals_and_labels(model, strict):
+    inputs = asked_tokens()
+    with torch.no_grad():
+        exported = torch.export.export(model, (), inputs, dynamic_shapes=dimensions(inputs), strict=strict).module()
+    check_export(model, exported)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*treespec.* is deprecated:FutureWarning")
+def test_the_exporter_of_transformers_gives_the_same_answers(model):
+    from transformers.exporters import DynamoConfig, DynamoExporter
+
+    inputs = asked_tokens()
+    how = DynamoConfig(dynamic=True, dynamic_shapes=dimensions(inputs))
+    check_export(model, DynamoExporter().export(model, inputs, config=how))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its compiler, and the next
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_compiled_model_gives_the_same_answers(model):
+    check_export(model, torch.compile(model), within=1e-3)
+
+
+def test_the_fit_with_the_star_model_is_not_exported(model):
+    inputs = asked_tokens()
+    inputs["estimate"] = inputs["pull"] = inputs["coefficients"]
+    inputs["information"] = torch.diag_embed(inputs["reliability"])
+    with torch.no_grad(), pytest.raises(Exception, match="estimate: expected none, as the fit with the star model"):
+        torch.export.export(model, (), inputs, strict=False)
+
+
 def test_scalars_are_refused(model):
     known = {"scalar_ids": torch.full((4, 1), 2), "scalar_values": torch.full((4, 1), 6000.0)}
     with pytest.raises(ValueError, match="scalar_ids: expected none"):

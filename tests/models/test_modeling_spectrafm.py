@@ -769,6 +769,29 @@ def test_an_export_with_free_sizes_takes_any_number_of_stars_and_tokens():
         torch.testing.assert_close(exported(**other).mean, model(**other).mean, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:# The axis name:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*treespec.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("format", ["dynamo", "onnx"])
+def test_the_exporters_of_transformers_give_the_same_answers_for_any_number_of_stars_and_tokens(format):
+    from transformers.exporters import DynamoConfig, DynamoExporter, OnnxConfig, OnnxExporter
+
+    model, tokenizer, call = make_model(**SHALLOW), make_tokenizer(), {"requests": ["teff", "logg"]}
+    inputs, other = (
+        dict(tokenizer(*make_spectra(lengths, seed), **call)) for lengths, seed in (((40, 23, 40), 0), ((30, 50), 1))
+    )
+    stars, tokens = torch.export.Dim("stars", min=2), torch.export.Dim("tokens", min=2)
+    free = {name: {0: stars} if name == "request_ids" else {0: stars, 1: tokens} for name in inputs}
+    kinds = {"dynamo": (DynamoExporter, DynamoConfig), "onnx": (OnnxExporter, OnnxConfig)}
+    exporter, settings = kinds[format]
+    exported = exporter().export(model, inputs, config=settings(dynamic=True, dynamic_shapes=free))
+    for given in (inputs, other):
+        with torch.no_grad():
+            expected, found = model(**given), exported(**given)
+        off = (torch.as_tensor(found["predictions"]) - expected.predictions) / expected.prediction_errors
+        assert off.abs().max() < 1e-3
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # used by peft
 def test_peft_trains_lora_and_the_read_out_and_nothing_else(inputs, tmp_path):
     peft = pytest.importorskip("peft")

@@ -170,6 +170,14 @@ def test_in_the_optical_at_low_resolution_they_are_right_to_10_km_and_within_the
         assert found.value == pytest.approx(velocity, abs=min(10.0, 4 * found.error)), found.cause
 
 
+def test_in_the_optical_fast_stars_are_measured_and_faster_ones_are_not_taken_for_slower(meter, optical):
+    wavelength, flux = optical
+    for velocity, known in ((560.0, True), (-560.0, True), (2000.0, False)):
+        moved = wavelength / to_rest(1.0, velocity - VELOCITIES[2])
+        found = meter(moved, flux[1], 0.02 * flux[1], np.zeros(wavelength.size, bool), 1800.0)
+        assert abs(found.value - velocity) < 10 if known else np.isnan(found.value), found
+
+
 def test_in_the_optical_noise_and_waves_have_none(meter, optical):
     wavelength, rng = optical[0], np.random.default_rng(4)
     for trial in range(6):

@@ -60,8 +60,8 @@ TITLES = {
 #: Modules of `spectrafm_hf.data` with TERMS and CITATIONS, by the beginning of the name of a data set.
 BUILDERS = {
     "gaia-xp": ("data.gaia_xp",),
-    "calibrated-gaia-xp": ("data.gaia_xp", "synthesis.synthetic"),
-    "synthetic-": ("synthesis.synthetic",),
+    "calibrated-gaia-xp": ("data.gaia_xp", "synthesis.synthetic_data_sets"),
+    "synthetic-": ("synthesis.synthetic_data_sets",),
     "apogee-": ("data.apogee",),
     "miles": ("data.miles",),
 }

@@ -32,7 +32,6 @@ from ..files import DEMO_STARS, complete_file
 from ..inference.prediction import schema_tokenizer
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
 from ..models.evidence_spectrafm import MOST_RELIABLE, SpectraFMCompletion
-from ..models.modeling_spectrafm import SpectraFMModelOutput
 from ..synthesis.synthetic import SyntheticStars
 
 
@@ -202,7 +201,7 @@ class _Completion(SpectraFMCompletion):
 
 
 class _Network(torch.nn.Module):
-    """The network with named inputs and two outputs, without a branch that depends on what is in them."""
+    """The network with named inputs and two outputs."""
 
     def __init__(self, model: SpectraFMForPrediction):
         super().__init__()
@@ -211,23 +210,11 @@ class _Network(torch.nn.Module):
             rung.completion.__class__ = _Completion
 
     def forward(self, coefficients, reliability, interval_ids, attention_mask, request_ids):
-        config = self.model.config
-        seen = ((reliability > 0).any(dim=-1) & attention_mask)[..., None]
-        # Each interval in its own place, where there is nothing of the others.
-        place = torch.arange(config.num_intervals) == interval_ids[..., None]
-        place = (place & seen).float().transpose(1, 2)
-        coefficients, reliability = place @ coefficients, place @ reliability
-        states, rung_seen, unknown = [], [], []
-        for rung, (first, last) in zip(self.model.model.rungs, config.rung_intervals, strict=True):
-            part, known = coefficients[:, first:last], reliability[:, first:last]
-            state, _, little = rung(part, known, torch.arange(first, last))
-            states.append(state)
-            rung_seen.append((known > 0).flatten(1).any(dim=1))
-            unknown.append(torch.where(rung_seen[-1], little, torch.nan))
-        outputs = SpectraFMModelOutput(
-            last_hidden_state=torch.stack(states, dim=1),
-            rung_seen=torch.stack(rung_seen, dim=1),
-            unknown=torch.stack(unknown, dim=1),
+        outputs = self.model.model(
+            coefficients=coefficients,
+            reliability=reliability,
+            interval_ids=interval_ids,
+            attention_mask=attention_mask,
         )
         return self.model.uncorrected(outputs, None, request_ids)
 

@@ -591,6 +591,9 @@ def _parts(tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]]) -> 
     or than all rows would if they were as short as the shortest of these.
     """
     n_tokens = [tokens_of(row, tokenizer) for row in rows]
+    if max(n_tokens) * len(rows) <= max(TOKENS_AT_ONCE, min(n_tokens) * len(rows)):  # as most batches are
+        yield np.argsort(n_tokens, kind="stable")
+        return
     part: list[int] = []
     for i in sorted(range(len(rows)), key=n_tokens.__getitem__):
         if part and n_tokens[i] * (len(part) + 1) > max(TOKENS_AT_ONCE, n_tokens[part[0]] * len(rows)):

@@ -140,7 +140,7 @@ class SpectraFMCompletion(InFullPrecision):
             found, cost = self.amplitudes(coefficients, reliability, intervals)
             if self.num_pixels:
                 found = (self.compressed_flux(found) - self.flux_center) @ self.flux_components
-            unknown = torch.zeros(len(found), len(self.center), device=found.device)
+            unknown = torch.zeros(found.shape[0], len(self.center), device=found.device)
             rest = (1.0 - reliability.float()).clamp(LEAST_UNKNOWN, 1.0)
             unknown[:, intervals - self.first] = torch.log(rest).mean(dim=2)
         return found, unknown, cost
@@ -175,6 +175,8 @@ def solve_normal_equations(
         (directions[:, start:, None] * directions[:, None, start : start + PANEL]).flatten(1).T.contiguous()
         for start in starts
     ]
+    if torch.compiler.is_exporting():  # the number of parts would be fixed
+        return _solve_by_panels(weight, right, products, precision.split(PANEL))
     parts = zip(weight.split(STARS_AT_ONCE), right.split(STARS_AT_ONCE), strict=True)
     return torch.cat([_solve_by_panels(*part, products, precision.split(PANEL)) for part in parts])
 

@@ -371,7 +371,8 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         self._keep_in_fp32_modules_strict = {
             part for part in self._full_precision if any(fnmatch.fnmatch(name, f"*{part}.*") for name in names)
         }
-        self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict  # which quantisation leaves alone
+        # This list is what quantisation leaves alone; transformers wants no entry to stand in both.
+        self._keep_in_fp32_modules = {f"{part}.*" for part in self._keep_in_fp32_modules_strict}
         super().post_init()
 
     @torch.no_grad()
@@ -711,7 +712,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
             seen = seen & attention_mask.bool()
         coefficients = torch.where(seen[..., None], coefficients, 0.0)
         reliability = torch.where(seen[..., None], reliability, 0.0)
-        intervals, n_stars = interval_ids[0], len(coefficients)
+        if torch.compiler.is_exporting():
+            return self._of_all_rungs(coefficients, reliability, interval_ids)
+        intervals, n_stars = interval_ids[0], coefficients.shape[0]
         shape = (n_stars, len(self.rungs))
         dtype = cast(SpectraFMRung, self.rungs[0]).layer_norm.weight.dtype
         # Rung after rung and member after member, as they are made and read.
@@ -728,6 +731,25 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
                 cost[stars, number], unknown[stars, number] = (each.to(cost.device) for each in about)
                 states[stars, number] = found.to(states)
                 rung_seen[stars, number] = True
+        return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost, unknown=unknown)
+
+    def _of_all_rungs(
+        self, coefficients: torch.Tensor, reliability: torch.Tensor, interval_ids: torch.Tensor
+    ) -> SpectraFMModelOutput:
+        """For exports, where no branch depends on what is in tensors: intervals in their places, all rungs answer."""
+        place = torch.arange(self.config.num_intervals, device=interval_ids.device) == interval_ids[..., None]
+        coefficients, reliability = (
+            place.to(part.dtype).transpose(1, 2) @ part for part in (coefficients, reliability)
+        )
+        found = []
+        for rung, (first, last) in zip(self.rungs, self.config.rung_intervals, strict=True):
+            known = reliability[:, first:last]
+            own = torch.arange(first, last, device=interval_ids.device)
+            states, *about = rung(coefficients[:, first:last], known, own)
+            seen = (known > 0).flatten(1).any(dim=1)
+            about = [torch.where(seen, part, math.nan) for part in about]
+            found.append((torch.where(seen[:, None, None], states, 0.0), seen, *about))
+        states, rung_seen, cost, unknown = (torch.stack(part, dim=1) for part in zip(*found, strict=True))
         return SpectraFMModelOutput(last_hidden_state=states, rung_seen=rung_seen, cost=cost, unknown=unknown)
 
     def _scalars(self, ids: torch.Tensor, values: torch.Tensor, n_stars: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -989,6 +1011,8 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             mean, log_variance = mean[:, 0], log_variance[:, 0]
         log_variance = self._with_error_factors(log_variance, outputs, by_member, request_ids)
         refined = None
+        if estimate is not None and torch.compiler.is_exporting():
+            raise ValueError("estimate: expected none, as the fit with the star model cannot be exported")
         if self.config.star_labels and estimate is not None and information is not None and pull is not None:
             refined = self._refine(
                 self._star_state(outputs), reliability, interval_ids, estimate, information, pull, misfit
@@ -1197,7 +1221,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         """ln of the factors of `config.label_error_curves`, (B, R), for stars of the first rung; 0 for others."""
         config = self.config
         assert outputs.unknown is not None and config.label_error_curves
-        teff_ids = request_ids.new_full((len(request_ids), 1), config.label_ids(["teff"])[0])
+        teff_ids = request_ids.new_full((request_ids.shape[0], 1), config.label_ids(["teff"])[0])
         center, scale = standardisation(config, teff_ids)
         teff = combined(*self._from_members(answers, teff_ids))[0] * scale + center
         found = torch.zeros(request_ids.shape, device=request_ids.device)

@@ -31,7 +31,7 @@ def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None =
 def products(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`left @ right + bias` of each of some members: (members, N, K), (members, K, M), (members, 1, M)."""
     # oneDNN turns each matrix around first, for which there have to be many rows.
-    if left.shape[1] >= LEAST_ROWS and _suits(left[0], right[0].mT):
+    if left.shape[1] >= LEAST_ROWS and right.dtype == torch.float32 and _suits(left[0], right[0].mT):
         biases = [None] * len(right) if bias is None else bias[:, 0].unbind()
         return torch.stack([product(*each) for each in zip(left, right.mT, biases, strict=True)])
     return left @ right if bias is None else torch.baddbmm(bias, left, right)

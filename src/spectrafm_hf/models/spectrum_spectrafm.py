@@ -210,7 +210,9 @@ def best_fits(model: Any, basis: SpectrumBasis, grids: Sequence[Any]) -> list[Be
         low, high = known.rung.range
         inside = (grid.wavelength >= low) & (grid.wavelength <= high)
         star = np.full(grid.flux.shape, np.nan)
-        design = basis.design(grid.wavelength, grid.resolving_power) if inside.all() else None
+        # The design of the tokens, where it is that of the whole grid and not of a resolving power that was guessed.
+        known_design = inside.all() and not (grid.resolving_power is None and known.rung.guesses_power)
+        design = basis.design(grid.wavelength, grid.resolving_power) if known_design else None
         star[:, inside] = known.fitted(grid.wavelength[inside], grid.resolving_power, design)
         counts = (grid.inverse_variance > 0) & ~grid.evidence.clipped & np.isfinite(star)
         with np.errstate(divide="ignore"):

@@ -186,7 +186,8 @@ class VelocityMeter:
         if key in self._shifted:
             return self._shifted[key]
         step = SPEED_OF_LIGHT * width / STEPS_OF_FWHM
-        velocities = step * np.arange(-int(LIMIT / step), int(LIMIT / step) + 1)
+        most = int(LIMIT / step) + int(2 * STEPS_OF_FWHM)  # a peak is told from the end by two FWHM beside it
+        velocities = step * np.arange(-most, most + 1)
         moved = np.log(np.where(wavelength > 0, wavelength, 1.0)) - _ln_doppler(velocities)[:, None]
         start, dx, stars = _emulated()
         grid = start + dx * np.arange(stars.shape[1])
@@ -207,7 +208,7 @@ class VelocityMeter:
         others = found[np.abs(velocities - center) > AWAY * width] if least else np.zeros(1)
         noise = 1.4826 * np.median(np.abs(others - np.median(others)))
         height, second = (peak - np.median(others)) / max(noise, 1e-30), others.max() / max(peak, 1e-30)
-        edge = abs(center) > LIMIT - 2 * width
+        edge = abs(center) > velocities[-1] - 2 * width
         misfit = max(1.0, (pieces.variation - peak**2) / pieces.n_free)
         unseen = peak < LEAST_SIGNIFICANCE * np.sqrt(misfit)
         if least and (edge or unseen or height < least or second > HIGHEST_SECOND):

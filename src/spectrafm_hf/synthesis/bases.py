@@ -111,18 +111,14 @@ def make_rung(
         x = 2.0 * (position[window] - low) / width - 1.0
         trend = np.stack([mean[window], mean[window] * x])
 
-        def shape(flux, window=window, own=own, trend=trend):
-            """What is left of an interval over its level and slope."""
-            part = flux[:, window]
-            part = part / (part[:, own] @ trend[0, own] / (trend[0, own] @ trend[0, own]))[:, None]
-            factors = np.linalg.lstsq(trend[:, own].T, part[:, own].T, rcond=None)[0]
-            return part - factors.T @ trend
-
-        stars = shape(spectra)
+        stars = _shapes(spectra, window, own, trend)
         part = spectra[:, inside] @ np.linalg.pinv(trend[:, own])
         levels.append(np.std(np.log(np.maximum(part[:, 0], 1e-3))))
         slopes.append(np.std(part[:, 1] / np.maximum(part[:, 0], 1e-3)))
-        moved = [DERIVATIVES * factor * (shape(plus) - shape(minus)) for plus, minus, factor in variations]
+        moved = [
+            DERIVATIVES * factor * (_shapes(plus, window, own, trend) - _shapes(minus, window, own, trend))
+            for plus, minus, factor in variations
+        ]
         table = np.concatenate([*moved, stars])
         values, vectors = np.linalg.eigh(table[:, own].T @ table[:, own])
         chosen = np.argsort(values)[::-1][: min(n_directions, inside.size - 2)]
@@ -154,6 +150,14 @@ def make_rung(
         guesses_power=guesses_power,
         blind=np.array(blind),
     )
+
+
+def _shapes(flux: Array, window: slice, own: slice, trend: Array) -> Array:
+    """What is left of spectra in a window over their level and slope in the interval."""
+    part = flux[:, window]
+    part = part / (part[:, own] @ trend[0, own] / (trend[0, own] @ trend[0, own]))[:, None]
+    factors = np.linalg.lstsq(trend[:, own].T, part[:, own].T, rcond=None)[0]
+    return part - factors.T @ trend
 
 
 def label_variations(stars: SyntheticStars, labels: Mapping[str, Array]) -> list[tuple[Array, Array, float]]:

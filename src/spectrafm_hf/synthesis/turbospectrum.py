@@ -219,19 +219,30 @@ def synthesize(
             last = (run.stderr.strip() or run.stdout.strip() or "no output").splitlines()[-1].strip()
             if run.returncode or not output.is_file() or not output.stat().st_size:
                 raise RuntimeError(f"{program}: exit code {run.returncode}: {last}")
-        if relative:
-            binary = np.fromfile(folder / "spectrum", ">f4").astype(np.float64)
-        else:
-            values = np.array((folder / "spectrum").read_text().split())
-    if relative:
-        expected = int(np.log(wavelength_max / wavelength_min) / step + 1e-6) + 1
-        if abs(len(binary) / 2 - expected) > 1 or len(binary) % 2 or not np.isfinite(binary).all():
-            raise RuntimeError(f"bsyn_lu: expected {expected} finite fluxes, got {len(binary) // 2} rows: {last}")
-        continuum, surface_flux = binary.reshape(2, -1)
-        wavelength = wavelength_min * np.exp(step * np.arange(len(continuum)))
-        return wavelength, surface_flux / continuum, surface_flux
+        read = _read_relative if relative else _read_table
+        return read(folder / "spectrum", wavelength_min, wavelength_max, step, last)
+
+
+def _read_relative(
+    path: Path, wavelength_min: float, wavelength_max: float, step: float, last: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Of the patched program, which writes continuum and flux as numbers; `last` is what it said in the end."""
+    binary = np.fromfile(path, ">f4").astype(np.float64)
+    expected = int(np.log(wavelength_max / wavelength_min) / step + 1e-6) + 1
+    if abs(len(binary) / 2 - expected) > 1 or len(binary) % 2 or not np.isfinite(binary).all():
+        raise RuntimeError(f"bsyn_lu: expected {expected} finite fluxes, got {len(binary) // 2} rows: {last}")
+    continuum, surface_flux = binary.reshape(2, -1)
+    wavelength = wavelength_min * np.exp(step * np.arange(len(continuum)))
+    return wavelength, surface_flux / continuum, surface_flux
+
+
+def _read_table(
+    path: Path, wavelength_min: float, wavelength_max: float, step: float, last: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """A text of wavelength, flux over continuum and flux."""
     # A Fortran program that gives up still ends with exit code 0, and writes stars where a number does not fit.
     expected = int((wavelength_max - wavelength_min) / step + 1e-6) + 1
+    values = np.array(path.read_text().split())
     try:
         wavelength, flux, surface_flux = values.reshape(-1, 3).astype(np.float64).T
     except ValueError as error:

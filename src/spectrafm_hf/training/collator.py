@@ -139,7 +139,21 @@ class SpectraFMCollator:
             draws = torch.randint(2**62, (n_stars,)).numpy()
         else:  # a generator that others draw from as well is left alone
             draws = np.zeros(n_stars, np.int64)
-        stars = _Stars(self.seed, draws)
+        self._spoil(columns, draws)
+        asked = [name for name in self.label_names if name in rows]
+        known = ("resolving_power", "normalised") if self.tokenizer.basis is not None else ()
+        inputs = self.tokenizer(
+            **columns,
+            **{name: rows[name] for name in known if name in rows},
+            scalars={name: np.asarray(rows[name], float) for name in self.scalar_names if name in rows},
+            labels={name: np.asarray(rows[name], float) for name in asked},
+            label_errors={name: np.asarray(rows[f"{name}_err"], float) for name in asked if f"{name}_err" in rows},
+        )
+        return dict(inputs)
+
+    def _spoil(self, columns: dict[str, Any], draws: np.ndarray) -> None:
+        """Draw for each star what the augmentation is, and change its spectrum, in place."""
+        n_stars, stars = len(draws), _Stars(self.seed, draws)
         generator = np.random.default_rng([self.seed, int(draws[0]) // self.batch_size])  # of the batch
         # Whether they are needed or not: to go from star to star is what takes time.
         velocity, width, level, snr, extinction, *tilt, share, chance = stars.random((n_stars, 10)).T
@@ -202,16 +216,6 @@ class SpectraFMCollator:
                 columns["flux_error"],
                 chance < self.error_dropout,
             )
-        asked = [name for name in self.label_names if name in rows]
-        known = ("resolving_power", "normalised") if self.tokenizer.basis is not None else ()
-        inputs = self.tokenizer(
-            **columns,
-            **{name: rows[name] for name in known if name in rows},
-            scalars={name: np.asarray(rows[name], float) for name in self.scalar_names if name in rows},
-            labels={name: np.asarray(rows[name], float) for name in asked},
-            label_errors={name: np.asarray(rows[f"{name}_err"], float) for name in asked if f"{name}_err" in rows},
-        )
-        return dict(inputs)
 
     @staticmethod
     def _change(columns: dict[str, Any], function: Callable[..., Spectrum], *draws: Any) -> None:

@@ -229,7 +229,8 @@ def arrays_of(texts: Sequence[bytes]) -> list[NDArray[np.float64]]:
 
     def numbers(text: bytes) -> NDArray[np.float64]:
         try:
-            return np.frombuffer(parser.parse(text).as_buffer(of_type="d"))
+            parsed: Any = parser.parse(text)
+            return np.frombuffer(parsed.as_buffer(of_type="d"))
         except (ValueError, TypeError, AttributeError):
             return decimals(text)
 
