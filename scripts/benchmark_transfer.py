@@ -495,8 +495,8 @@ def summary(lines: Sequence[Mapping[str, str]]) -> str:
     rows = len(ratios)
     return (
         f"{text}\n\nMean rank (RMSE over that of {OWN}, geometric mean): {others}.\n\n"
-        f"Mean ratio to the best other {np.mean(ratios):.3f} (geometric {np.exp(np.mean(np.log(ratios))):.3f}); best "
-        f"or within a standard error of it in {sum(tied)} of {rows} rows; error/sigma between 0.85 and 1.2 in "
+        f"Mean ratio to the best other {np.mean(ratios):.3f} (geometric {np.exp(np.mean(np.log(ratios))):.3f}); best, "
+        f"or within a standard error of it, in {sum(tied)} of {rows} rows; error/sigma between 0.85 and 1.2 in "
         f"{sum(sigmas)} of {rows}."
     )
 

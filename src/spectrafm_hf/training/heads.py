@@ -53,6 +53,7 @@ FAR, REWEIGHTED = 2.0, 2
 SURE, PRIOR_WEIGHT, LEAST_WEIGHT = 0.3, 3.0, 0.02
 ENDS = 5  # a fifth of the stars at either end of the range of a label
 TINY = 1e-30
+LEAST_SHARE = 1e-9  # of the variance of the first component: less is rounding
 WINSORISED = 4.0  # times the robust scatter: what is further off counts as that far, in comparisons
 PRIOR_STARS = 20.0  # that a factor of 1 for the errors counts as much as
 FACTORS = 0.3, 20.0  # of errors, least and greatest
@@ -162,17 +163,33 @@ def fit_pixels(pixels: FloatArray) -> SpectraFMPixels:
     deviation = torch.from_numpy(flux)
     some = torch.nan_to_num(deviation)
     for _ in range(3 if bool(deviation.isnan().any()) else 1):
-        _, sizes, rows = torch.linalg.svd(some, full_matrices=False)
-        some = filled(deviation, rows[:n_components].T)
+        size, directions = _principal(some, n_components)
+        some = filled(deviation, directions)
     scaled = (some / torch.from_numpy(spread)).clamp(-FARTHEST, FARTHEST)
-    _, scaled_sizes, scaled_rows = torch.linalg.svd(scaled, full_matrices=False)
-    unit = torch.stack([sizes[0], scaled_sizes[0]]).clamp(min=LEAST_SCALE) / math.sqrt(len(flux))
+    scaled_size, scaled_directions = _principal(scaled, n_components)
+    unit = torch.stack([size, scaled_size]).clamp(min=LEAST_SCALE) / math.sqrt(len(flux))
     for name, tensor in {
-        "middle": torch.from_numpy(middle), "spread": torch.from_numpy(spread), "directions": rows[:n_components].T,
-        "scaled_directions": scaled_rows[:n_components].T, "size": unit,
+        "middle": torch.from_numpy(middle), "spread": torch.from_numpy(spread), "directions": directions,
+        "scaled_directions": scaled_directions, "size": unit,
     }.items():  # fmt: skip
         getattr(module, name).copy_(tensor)
     return module
+
+
+def _principal(columns: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The first singular value of (stars, pixels), and directions (pixels, number), orthonormal, or zero where there are
+    no more. By products of the stars, or of the pixels, whichever are fewer: they need less time than the columns.
+    """
+    few = len(columns) <= columns.shape[1]
+    values, vectors = torch.linalg.eigh(columns @ columns.T if few else columns.T @ columns)
+    values, vectors = values.flip(0)[:number], vectors.flip(1)[:, :number]
+    size = values[0].clamp(min=0.0).sqrt()
+    if not few:
+        return size, vectors
+    usable = values > LEAST_SHARE * values[0]
+    directions = columns.T @ vectors / torch.where(usable, values, 1.0).sqrt()
+    return size, torch.where(usable, directions, 0.0)
 
 
 def ask(
