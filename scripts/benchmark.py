@@ -56,12 +56,14 @@ from spectrafm_hf.data.schema import pixel_column
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.hub.export import INPUTS as ONNX_INPUTS
 from spectrafm_hf.hub.export import export_onnx
-from spectrafm_hf.inference.prediction import TrainingRange, batches_of, predict_batches
+from spectrafm_hf.inference.prediction import batches_of, predict_batches
 from spectrafm_hf.inference.survey import ShardPredictor, list_shards
+from spectrafm_hf.inference.training_range import TrainingRange
 from spectrafm_hf.show.style import BLUE, GREY, INK, ORANGE
 from spectrafm_hf.synthesis.instruments import Instrument
 from spectrafm_hf.synthesis.synthetic import SyntheticStars
-from spectrafm_hf.training.baselines import CannonBaseline, Spectra
+from spectrafm_hf.training.baseline import Spectra
+from spectrafm_hf.training.cannon import CannonBaseline
 from spectrafm_hf.training.throughput import CPU_OPERATIONS, measure_peak
 
 

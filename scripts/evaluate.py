@@ -42,7 +42,8 @@ from spectrafm_hf.inference.prediction import predict_batches
 from spectrafm_hf.models import SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.statistics import robust_scatter
-from spectrafm_hf.training.baselines import BASELINES, Baseline, MLPBaseline, Spectra
+from spectrafm_hf.training.baseline import Baseline, Spectra
+from spectrafm_hf.training.baselines import BASELINES, MLPBaseline
 from spectrafm_hf.training.metrics import format_table, label_metrics, table_metrics
 
 

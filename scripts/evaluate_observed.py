@@ -26,7 +26,8 @@ from spectrafm_hf.files import complete_file
 from spectrafm_hf.inference.prediction import batches_of, predict_batches
 from spectrafm_hf.models.basis_spectrafm import degraded
 from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
-from spectrafm_hf.training.baselines import RidgeBaseline, Spectra
+from spectrafm_hf.training.baseline import Spectra
+from spectrafm_hf.training.baselines import RidgeBaseline
 
 
 Array = NDArray[Any]

@@ -66,7 +66,8 @@ from spectrafm_hf.data.gaia_xp import LABELS as XP_LABELS
 from spectrafm_hf.data.gaia_xp import WAVELENGTH as XP_WAVELENGTH
 from spectrafm_hf.files import complete_file, write_json
 from spectrafm_hf.hub.cards import checksums
-from spectrafm_hf.inference.prediction import FLAG_SEPARATOR, TrainingRange, batches_of, predict_batches
+from spectrafm_hf.inference.prediction import FLAG_SEPARATOR, batches_of, predict_batches
+from spectrafm_hf.inference.training_range import TrainingRange
 from spectrafm_hf.models.gate_spectrafm import SPEED_OF_LIGHT, air_to_vacuum
 from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
 from spectrafm_hf.synthesis.bounds import cramer_rao, held_out_labels, label_bound, label_weights, observe, pixel_errors

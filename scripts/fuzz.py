@@ -77,7 +77,8 @@ with importlib.import_module("atheris").instrument_imports(["spectrafm_hf"]) if 
     )
     from spectrafm_hf.data.readers import SUFFIXES, formats, read_spectra
     from spectrafm_hf.files import complete_file
-    from spectrafm_hf.inference.prediction import TrainingRange, predict_batches
+    from spectrafm_hf.inference.prediction import predict_batches
+    from spectrafm_hf.inference.training_range import TrainingRange
     from spectrafm_hf.synthesis.instruments import Instrument
     from spectrafm_hf.training.recipe import read_recipe
 

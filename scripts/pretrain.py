@@ -24,7 +24,7 @@ from spectrafm_hf.checkpoints import save_checkpoint
 from spectrafm_hf.data.mixture import Mixture
 from spectrafm_hf.data.schema import LABEL_UNITS
 from spectrafm_hf.files import complete_file, only_writer
-from spectrafm_hf.inference.prediction import TrainingRange
+from spectrafm_hf.inference.training_range import TrainingRange
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter

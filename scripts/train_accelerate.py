@@ -31,15 +31,14 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, TrainingArguments, get_scheduler
 
+from spectrafm_hf.training.calibration import calibrate_errors, make_compute_metrics
 from spectrafm_hf.training.optimization import Ema
 from spectrafm_hf.training.recipe import Recipe, checkpoints_by_step, load_stars, read_recipe
 from spectrafm_hf.training.throughput import Throughput
 from spectrafm_hf.training.trainer import (
     EMA_FILE,
-    calibrate_errors,
     count_known,
     demand_finite,
-    make_compute_metrics,
     make_optimizer,
     seed_step,
     set_up,

@@ -26,8 +26,8 @@ from spectrafm_hf import SpectraFMTokenizer, bundled, load_checkpoint, save_chec
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.inference.prediction import predict_batches
+from spectrafm_hf.training.calibration import make_compute_metrics
 from spectrafm_hf.training.collator import SpectraFMCollator
-from spectrafm_hf.training.trainer import make_compute_metrics
 
 
 COLUMNS = ("wavelength", "flux", "flux_error", "mask")

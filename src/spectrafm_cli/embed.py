@@ -71,8 +71,8 @@ def embeddings(
     from tqdm.auto import tqdm
 
     from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
-    from spectrafm_hf.inference.prediction import settled
     from spectrafm_hf.inference.similar import Embedder
+    from spectrafm_hf.inference.velocities import settled
 
     files = find_files(paths, arguments.split if paths is arguments.input else None, failures)
     embedder = Embedder(model, tokenizer)

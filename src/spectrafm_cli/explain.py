@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from spectrafm_hf.data.readers import Failure, batched, find_files, read_spectra
     from spectrafm_hf.inference.explain import Explainer, match_lines, write_curves, write_intervals, write_peaks
-    from spectrafm_hf.inference.prediction import settled
+    from spectrafm_hf.inference.velocities import settled
     from spectrafm_hf.show.explained import plot_explanation
 
     failures: list[Failure] = []

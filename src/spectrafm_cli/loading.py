@@ -50,7 +50,7 @@ def say_device(model: SpectraFMForPrediction) -> None:
 def load_with_range(
     name: str, revision: str, device: str = "auto"
 ) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, Any]:
-    from spectrafm_hf.inference.prediction import TrainingRange
+    from spectrafm_hf.inference.training_range import TrainingRange
 
     model, tokenizer = load(name, revision, device)
     return model, tokenizer, TrainingRange.load(str(model.name_or_path), revision)

@@ -84,14 +84,12 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from spectrafm_hf.data.readers import MEASURE, Failure, find_files, read_spectra
-    from spectrafm_hf.inference.prediction import (
+    from spectrafm_hf.inference.prediction import answered_labels, batches_of, predict_batches
+    from spectrafm_hf.inference.tables import PredictionWriter
+    from spectrafm_hf.inference.velocities import (
         VELOCITY,
         VELOCITY_UNIT,
-        PredictionWriter,
-        answered_labels,
         at_measured_velocities,
-        batches_of,
-        predict_batches,
         settled,
         velocity_columns,
     )

@@ -66,9 +66,9 @@ def add(verbs: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from spectrafm_hf.data.readers import Failure, find_files, read_spectra
-    from spectrafm_hf.inference.prediction import settled
     from spectrafm_hf.inference.spectrum import AS_GIVEN, SpectrumPredictor
     from spectrafm_hf.inference.spectrum_files import SpectrumWriter
+    from spectrafm_hf.inference.velocities import settled
     from spectrafm_hf.show.spectra import FLUX_LABELS, flux_label, plot_predicted
 
     demand_new_output(arguments)

@@ -21,8 +21,9 @@ def predict_survey(arguments: argparse.Namespace, failures: list[Failure]) -> in
     """A file for each shard, in this process those that are its own."""
     from tqdm.auto import tqdm
 
-    from spectrafm_hf.inference.prediction import Flagged, TrainingRange, answered_labels
+    from spectrafm_hf.inference.prediction import Flagged, answered_labels
     from spectrafm_hf.inference.survey import ShardPredictor, is_on_the_hub, list_shards, process_number
+    from spectrafm_hf.inference.training_range import TrainingRange
 
     if arguments.plot:
         raise ValueError("--plot: expected a table as the output to draw from, not a folder")

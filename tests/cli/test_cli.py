@@ -19,7 +19,7 @@ from matplotlib import image
 from spectrafm_cli import main
 from spectrafm_hf import save_checkpoint
 from spectrafm_hf.files import DEMO_STARS
-from spectrafm_hf.inference.prediction import TrainingRange
+from spectrafm_hf.inference.training_range import TrainingRange
 
 
 LABELS = ["teff", "logg", "fe_h", "alpha_m"]

@@ -17,7 +17,7 @@ from spectrafm_hf.files import DEMO_STARS
 def tiny_base(tmp_path, monkeypatch, tiny_model, tiny_tokenizer):
     """A tiny checkpoint in the place of the bundled one."""
     from spectrafm_hf import checkpoints, save_checkpoint
-    from spectrafm_hf.inference.prediction import TrainingRange
+    from spectrafm_hf.inference.training_range import TrainingRange
 
     save_checkpoint(tiny_model, tiny_tokenizer, tmp_path / "models" / "spectrafm-base")
     TrainingRange({"teff": (-1e9, 1e9)}).save(tmp_path / "models" / "spectrafm-base")

@@ -13,7 +13,7 @@ from test_upload import build, checkpoint, hub, pushed_files  # noqa: F401
 
 import spectrafm_cli
 from spectrafm_hf import SpectraFMTokenizer, load_checkpoint, save_checkpoint
-from spectrafm_hf.inference.prediction import TrainingRange
+from spectrafm_hf.inference.training_range import TrainingRange
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")

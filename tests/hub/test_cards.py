@@ -15,7 +15,7 @@ import spectrafm_hf
 from spectrafm_hf import SpectraFMTokenizer, bundled, bundled_names, load_checkpoint, save_checkpoint
 from spectrafm_hf.free_text import free_part, free_texts, keep_free_texts
 from spectrafm_hf.hub.cards import checksums, checksums_of_card, read_evaluations, sha256, write_model_card
-from spectrafm_hf.inference.prediction import TrainingRange
+from spectrafm_hf.inference.training_range import TrainingRange
 
 
 ROOT = Path(__file__).parents[2]

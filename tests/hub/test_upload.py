@@ -29,7 +29,7 @@ from spectrafm_hf.data.schema import pixel_column, spectrum_features
 from spectrafm_hf.free_text import free_part, free_texts
 from spectrafm_hf.hub.cards import write_model_card
 from spectrafm_hf.hub.upload import checkpoint_upload, push_checkpoint, push_dataset
-from spectrafm_hf.inference.prediction import TrainingRange
+from spectrafm_hf.inference.training_range import TrainingRange
 
 
 # The client's own way to send a large file where there is no Xet.

@@ -20,15 +20,11 @@ from test_upload import hub  # noqa: F401
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.data.readers import batched
 from spectrafm_hf.data.schema import valid_pixels
-from spectrafm_hf.inference.prediction import (
-    TOKENS_AT_ONCE,
-    PredictionWriter,
-    TrainingRange,
-    batches_of,
-    predict_batches,
-    settled,
-)
+from spectrafm_hf.inference.prediction import TOKENS_AT_ONCE, batches_of, predict_batches
 from spectrafm_hf.inference.spectrum import SpectrumPredictor
+from spectrafm_hf.inference.tables import PredictionWriter
+from spectrafm_hf.inference.training_range import TrainingRange
+from spectrafm_hf.inference.velocities import settled
 from spectrafm_hf.models import vacuum_to_air
 from spectrafm_hf.models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
 
@@ -316,7 +312,8 @@ def test_memory_does_not_grow_with_the_number_of_stars(tmp_path):
         import numpy as np, pyarrow as pa, pyarrow.parquet as pq, torch
         from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
         from spectrafm_hf.data.schema import pixel_column
-        from spectrafm_hf.inference.prediction import PredictionWriter, predict_batches
+        from spectrafm_hf.inference.prediction import predict_batches
+        from spectrafm_hf.inference.tables import PredictionWriter
         from spectrafm_hf.data.readers import batched, read_spectra
 
         def write(path, groups):

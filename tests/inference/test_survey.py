@@ -20,7 +20,6 @@ from test_upload import COMMANDS, build, in_new_process
 
 import spectrafm_cli
 from spectrafm_hf import SpectraFMTokenizer, save_checkpoint
-from spectrafm_hf.inference.prediction import ROW_GROUP, PredictionWriter, TrainingRange
 from spectrafm_hf.inference.survey import (
     ShardPredictor,
     describe_device,
@@ -29,6 +28,8 @@ from spectrafm_hf.inference.survey import (
     process_device,
     process_number,
 )
+from spectrafm_hf.inference.tables import ROW_GROUP, PredictionWriter
+from spectrafm_hf.inference.training_range import TrainingRange
 
 
 @pytest.fixture
@@ -363,7 +364,7 @@ def test_ctrl_c_ends_a_survey(survey, tiny_model, tmp_path):
 def test_four_times_the_stars_take_no_more_memory(tiny_model, tmp_path, monkeypatch):
     """Of Python and NumPy; what a whole process takes, with torch and Arrow, is in scripts/test_benchmark_survey.py."""
     monkeypatch.setattr(
-        "spectrafm_hf.inference.prediction.ROW_GROUP", 256
+        "spectrafm_hf.inference.tables.ROW_GROUP", 256
     )  # what waits to be written: 9 MB of a large shard
     stars = pq.read_table(build(tmp_path / "few", test=10) / "data")
     for name, times in (("small", 40), ("large", 160)):

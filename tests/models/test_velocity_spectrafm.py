@@ -9,8 +9,8 @@ from transformers import pipeline
 import spectrafm_cli
 from spectrafm_hf import SpectrumEmulator, bundled, load_checkpoint
 from spectrafm_hf.data.readers import read_spectra
-from spectrafm_hf.inference.prediction import at_measured_velocities
 from spectrafm_hf.inference.survey import ShardPredictor, list_shards
+from spectrafm_hf.inference.velocities import at_measured_velocities
 from spectrafm_hf.models import velocity_spectrafm
 from spectrafm_hf.models.gate_spectrafm import to_rest
 from spectrafm_hf.models.velocity_spectrafm import VelocityMeter

@@ -13,7 +13,7 @@ import pytest
 from spectrafm_hf.checkpoints import save_checkpoint
 from spectrafm_hf.data import pixel_column
 from spectrafm_hf.data.gaia_xp import WAVELENGTH
-from spectrafm_hf.inference.prediction import TrainingRange
+from spectrafm_hf.inference.training_range import TrainingRange
 from spectrafm_hf.models.gate_spectrafm import vacuum_to_air
 from spectrafm_hf.synthesis.instruments import Instrument
 from spectrafm_hf.synthesis.line_spread import pixel_edges

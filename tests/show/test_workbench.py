@@ -15,8 +15,8 @@ import pytest
 import spectrafm_cli
 import spectrafm_hf.show.workbench as module
 from spectrafm_hf import save_checkpoint
-from spectrafm_hf.inference.prediction import TrainingRange
 from spectrafm_hf.inference.similar import Embedder, EmbeddingWriter
+from spectrafm_hf.inference.training_range import TrainingRange
 from spectrafm_hf.show.app_html import fit_html
 from spectrafm_hf.show.workbench import EXAMPLES, NEIGHBOURS, Workbench
 

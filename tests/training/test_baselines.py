@@ -2,18 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from spectrafm_hf.training.baselines import (
-    BASELINES,
-    TRANSFORMS,
-    BoostingBaseline,
-    CannonBaseline,
-    MLPBaseline,
-    RidgeBaseline,
-    Spectra,
-    _quadratic,
-    _quadratic_slopes,
-    transform_flux,
-)
+from spectrafm_hf.training.baseline import TRANSFORMS, Spectra, transform_flux
+from spectrafm_hf.training.baselines import BASELINES, BoostingBaseline, MLPBaseline, RidgeBaseline
+from spectrafm_hf.training.cannon import CannonBaseline, _quadratic, _quadratic_slopes
 from spectrafm_hf.training.metrics import label_metrics
 
 

@@ -15,8 +15,9 @@ from transformers import pipeline
 
 import spectrafm_hf
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
-from spectrafm_hf.inference.prediction import TrainingRange, answered_labels
+from spectrafm_hf.inference.prediction import answered_labels
 from spectrafm_hf.inference.states import frozen_states
+from spectrafm_hf.inference.training_range import TrainingRange
 from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
 from spectrafm_hf.show.labels import plot_given
 from spectrafm_hf.training import rivals

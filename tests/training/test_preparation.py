@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spectrafm_hf import save_checkpoint
-from spectrafm_hf.inference.prediction import TrainingRange
+from spectrafm_hf.inference.training_range import TrainingRange
 from spectrafm_hf.synthesis.synthetic import SyntheticStars
 from spectrafm_hf.training.preparation import _instruments, freeze, prepare_checkpoint, prepare_model, rung_of
 from spectrafm_hf.training.recipe import Recipe

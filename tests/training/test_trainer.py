@@ -16,7 +16,7 @@ from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction, SpectraFMToken
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
 from spectrafm_hf.data import spectrum_features
 from spectrafm_hf.data.streaming import load_streamed
-from spectrafm_hf.inference.prediction import TrainingRange
+from spectrafm_hf.inference.training_range import TrainingRange
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.synthesis.bases import fill_completion, make_rung
 from spectrafm_hf.synthesis.synthetic import SyntheticStars

@@ -31,18 +31,11 @@ from numpy.typing import NDArray
 from ..data.readers import MEASURE, Failure, find_files, read_spectra
 from ..files import ask_twice
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
-from .prediction import (
-    VELOCITY,
-    Flagged,
-    PredictionWriter,
-    TrainingRange,
-    at_measured_velocities,
-    batches_of,
-    predict_batches,
-    settled,
-    velocity_columns,
-)
+from .prediction import Flagged, batches_of, predict_batches
 from .similar import fingerprint
+from .tables import PredictionWriter
+from .training_range import TrainingRange
+from .velocities import VELOCITY, at_measured_velocities, settled, velocity_columns
 
 
 #: Files that hold a spectrum or few, in one shard; a larger one is a shard by itself, as those of Gaia's bulk are.

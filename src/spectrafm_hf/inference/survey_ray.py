@@ -19,8 +19,8 @@ import torch
 
 from ..checkpoints import bundled_names, load_checkpoint
 from ..data.readers import Failure
-from .prediction import TrainingRange
 from .survey import Outcome, Shard, ShardPredictor
+from .training_range import TrainingRange
 
 
 try:

@@ -30,17 +30,12 @@ from ..data.readers.parquet import columns_of
 from ..data.schema import valid_pixels
 from ..files import DEMO_STARS
 from ..inference.explain import Explainer, Explanation
-from ..inference.prediction import (
-    FLAG_SEPARATOR,
-    PredictionWriter,
-    TrainingRange,
-    answered_labels,
-    batches_of,
-    predict_batches,
-    settled,
-)
+from ..inference.prediction import FLAG_SEPARATOR, answered_labels, batches_of, predict_batches
 from ..inference.similar import Embedder, Embeddings, neighbours, read_embeddings
 from ..inference.spectrum import best_fit
+from ..inference.tables import PredictionWriter
+from ..inference.training_range import TrainingRange
+from ..inference.velocities import settled
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
 from ..models.spectrum_spectrafm import BestFit
 from ..synthesis.synthetic import SyntheticStars

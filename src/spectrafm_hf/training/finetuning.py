@@ -43,8 +43,9 @@ from ..data.joining import (
 from ..data.readers import Failure
 from ..files import complete_file
 from ..hub.cards import checksums, read_evaluations, sha256, write_model_card
-from ..inference.prediction import TrainingRange, batches_of, predict_batches
+from ..inference.prediction import batches_of, predict_batches
 from ..inference.states import States, frozen_states
+from ..inference.training_range import TrainingRange
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
 from ..statistics import robust_scatter
 from .heads import MOST_STARS, Choice, choose_heads, fit_pixels, make_folds

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from ..checkpoints import load_checkpoint
-from ..inference.prediction import TrainingRange
+from ..inference.training_range import TrainingRange
 from ..models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from ..statistics import MAD_TO_SIGMA
 from .recipe import Recipe

@@ -18,8 +18,10 @@ from tqdm.auto import tqdm
 
 from ..inference.states import States
 from ..models.correction_spectrafm import covariance, own_variance
-from .baselines import MLPBaseline, Spectra, _without_empty, transform_flux
-from .heads import ITERATIONS, LIKELIHOOD_STARS, MOST_STARS, Head, Kernel, error_factor
+from .baseline import Spectra, _without_empty, transform_flux
+from .baselines import MLPBaseline
+from .heads import ITERATIONS, LIKELIHOOD_STARS, MOST_STARS, error_factor
+from .kernels import Head, Kernel
 
 
 FloatArray = NDArray[np.floating[Any]]

@@ -1,0 +1,97 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Spectra at rest, by the velocity that their lines tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models import SpectraFMForPrediction, SpectraFMTokenizer
+from ..models.flags_spectrafm import AIR, AIR_TOLERANCE, MOVED, MOVED_SIGMA
+from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED, to_rest
+from ..models.velocity_spectrafm import VelocityMeter
+
+
+#: The columns of a velocity that was measured.
+VELOCITY, VELOCITY_UNIT = "radial_velocity", "km/s"
+
+
+def at_measured_velocities(
+    rows: Iterable[dict[str, Any]], model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
+) -> Iterator[dict[str, Any]]:
+    """
+    Rows, those at rest whose `rest_frame` was not True, by the velocity that their lines tell.
+
+    Yields
+    ------
+    dict
+        With `radial_velocity` and `radial_velocity_err` (km/s) where it was measured; with the reason in `refused`
+        where it is not significant.
+
+    Raises
+    ------
+    ValueError
+        For a model that is not on evidence.
+    """
+    if tokenizer.basis is None:
+        raise ValueError("radial_velocity: expected a model on evidence to measure it with, such as spectrafm-base")
+    meter = VelocityMeter(tokenizer.basis, model)
+    for row in rows:
+        if row.get("refused") or row.get("rest_frame") is True:
+            yield {**row, VELOCITY: np.nan}  # what a survey says of it was not measured here
+            continue
+        found = meter(row["wavelength"], row["flux"], row["flux_error"], row["mask"], row.get("resolving_power"))
+        if found.cause:
+            yield {**row, "refused": found.cause, VELOCITY: np.nan}
+            continue
+        yield {
+            **row,
+            "wavelength": to_rest(np.asarray(row["wavelength"], np.float64), found.value),
+            "rest_frame": True,
+            "flags": [flag for flag in row.get("flags", ()) if flag != FRAME_UNSTATED],
+            VELOCITY: found.value,
+            f"{VELOCITY}_err": found.error,
+        }
+
+
+def settled(
+    rows: Iterable[dict[str, Any]], model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
+) -> Iterator[dict[str, Any]]:
+    """
+    Rows; those of which nobody says whether they are at rest, or in air or vacuum, by what their lines tell.
+
+    Without a statement they would be taken as at rest and in vacuum. Wavelengths in air are 83 km/s off by that, which
+    costs thousands of kelvin. So the velocity is measured: where it is significant, it is taken out, with the flag
+    `medium` or `velocity` where there was one; where it is not, all stays as it is, with the flags that say what is
+    unstated.
+
+    Yields
+    ------
+    dict
+    """
+    meter = None if tokenizer.basis is None else VelocityMeter(tokenizer.basis, model)
+    for row in rows:
+        flags = list(row.get("flags") or ())
+        unstated = {FRAME_UNSTATED, MEDIUM_UNSTATED} & set(flags)
+        if meter is None or row.get("refused") or not (unstated or row.get("rest_frame") is False):
+            yield row
+            continue
+        found = meter(row["wavelength"], row["flux"], row["flux_error"], row["mask"], row.get("resolving_power"))
+        if found.cause:
+            yield row
+            continue
+        flags = [flag for flag in flags if flag not in unstated]
+        if abs(found.value) > max(MOVED, MOVED_SIGMA * found.error):
+            in_air = MEDIUM_UNSTATED in unstated and abs(found.value - AIR) <= AIR_TOLERANCE
+            flags.append("medium" if in_air else "velocity")
+        wavelength = to_rest(np.asarray(row["wavelength"], np.float64), found.value)
+        yield {**row, "wavelength": wavelength, "rest_frame": True, "flags": flags}
+
+
+def velocity_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float32]]:
+    """What [`at_measured_velocities`] has found, for a table."""
+    names = (VELOCITY, f"{VELOCITY}_err")
+    return {name: np.array([row.get(name, np.nan) for row in rows], np.float32) for name in names}
