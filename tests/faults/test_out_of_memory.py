@@ -87,7 +87,7 @@ def test_a_training_whose_batch_is_too_large_takes_the_same_steps_in_parts(tmp_p
     with tried("batch of a training too large for the memory", "nothing: half of it at a time", 1):
         run = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(TRAINING), str(tmp_path), "200"],
-            cwd=pytestconfig.rootpath / "tests",
+            cwd=pytestconfig.rootpath / "tests" / "training",
             capture_output=True,
             text=True,
             timeout=300,
