@@ -13,17 +13,16 @@ from .arguments import MODEL_HELP, positive
 def add(verbs: Any) -> None:
     app = verbs.add_parser(
         "app",
-        help="a page in the browser: upload a spectrum, see its labels and what the model looks at",
-        description="Serve a page on which a spectrum can be uploaded, or an example picked: labels with errors, "
-        "masked pixels, what the model looks at, and the nearest known stars. Needs Gradio, the extra `app`. Ctrl-C "
-        "ends it.",
+        help="web page: upload a spectrum, get labels, best fit and sensitivity",
+        description="Serve a web page. Upload a spectrum or select an example. The page shows labels with errors, "
+        "the best fit, the sensitivity of each label and similar stars. Needs Gradio (extra `app`). Stop with Ctrl-C.",
     )
     app.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
     app.add_argument(
         "--known",
         type=Path,
         metavar="FILE",
-        help="what `spectrafm embed` wrote: stars to find the nearest among (default: those of the package)",
+        help="output of `spectrafm embed`: reference stars for similarity (default: bundled stars)",
     )
     app.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, for this machine only")
     app.add_argument("--port", type=positive, default=7860, metavar="N", help="default: 7860")

@@ -34,12 +34,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="auto",
         metavar="NAME",
-        help="where the model runs: cpu, cuda or cuda:N; auto, the default, is the GPU of this process if there is one",
+        help="cpu, cuda or cuda:N (default: auto, a GPU if available)",
     )
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--overwrite", action="store_true", help="replace the output where it exists")
+    parser.add_argument("--overwrite", action="store_true", help="overwrite existing output")
 
 
 def demand_new_output(arguments: argparse.Namespace) -> None:
@@ -58,39 +58,40 @@ def reading(option: str | None = None, demanded: bool = True) -> Parser:
         text = "files, folders of files, or data set folders"
         reading.add_argument(option, dest="input", nargs="+", type=Path, required=True, metavar="INPUT", help=text)
     how = reading.add_argument_group("reading")
-    how.add_argument("--format", metavar="NAME", help="as `spectrafm formats` names it (default: what the file shows)")
-    how.add_argument("--visits", action="store_true", help="the visits of an apStar instead of their combination")
+    how.add_argument("--format", metavar="NAME", help="file format, see `spectrafm formats` (default: detected)")
+    how.add_argument("--visits", action="store_true", help="read the single visits of an apStar file")
     how.add_argument(
         "--bad-bits",
         metavar="NAMES",
-        help="bits of the pixel mask of APOGEE that mask a pixel, BADPIX,CRPIX,...; or none",
+        help="APOGEE pixel mask bits to reject (BADPIX,CRPIX,...), or none",
     )
     how.add_argument(
         "--radial-velocity",
         type=_velocity,
         metavar="KM/S",
-        help="of the stars, instead of that in the files; or, for predict, measure: from the lines of each spectrum",
+        help="one velocity for all spectra, replacing that of the files; predict only: measure (from the lines)",
     )
     how.add_argument(
-        "--radial-velocity-column", metavar="NAME", help="column with the velocity of each star in km/s, to shift it by"
+        "--radial-velocity-column", metavar="NAME", help="table column with the velocity of each star in km/s"
     )
-    how.add_argument("--at-rest", action="store_true", help="spectra are at rest where their file does not say")
+    how.add_argument("--at-rest", action="store_true", help="assume rest frame if the file does not state it")
     how.add_argument(
         "--columns",
         metavar="ROLE=NAME,...",
-        help="which column is what where its name does not tell: wavelength=wave,flux=f,flux_error=err (also ivar, "
-        "variance, mask, object_id, radial_velocity); NAME none leaves it out",
+        help="column names: wavelength=wave,flux=f,flux_error=err (also ivar, variance, mask, object_id, "
+        "radial_velocity); use none to ignore a column",
     )
-    how.add_argument("--split", help="of a data set folder: train, validation or test (default: all)")
-    how.add_argument("--grid", type=Path, metavar="FILE", help="wavelengths of NumPy arrays that bring none")
+    how.add_argument("--split", help="split of a data set: train, validation or test (default: all)")
+    how.add_argument("--grid", type=Path, metavar="FILE", help="wavelengths for .npy files without a grid")
     how.add_argument(
-        "--wavelength-unit", default="Angstrom", metavar="UNIT", help="of bare wavelengths (default: Angstrom)"
+        "--wavelength-unit",
+        default="Angstrom",
+        metavar="UNIT",
+        help="for wavelengths without a unit (default: Angstrom)",
     )
     medium = how.add_mutually_exclusive_group()
-    medium.add_argument("--air", action="store_true", help="wavelengths are in air where their file does not say")
-    medium.add_argument(
-        "--vacuum", action="store_true", help="they are in vacuum (the default, but then it is flagged as unstated)"
-    )
+    medium.add_argument("--air", action="store_true", help="assume air if the file does not state the medium")
+    medium.add_argument("--vacuum", action="store_true", help="assume vacuum if the file does not state the medium")
     return reading
 
 
@@ -145,24 +146,22 @@ def add_destination(parser: argparse.ArgumentParser, default: str | None = None)
     """Where a data set goes: the same for all of them."""
     text = default and f"default: {default}"
     parser.add_argument("--out", type=Path, required=not default, default=default, metavar="DIR", help=text)
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier build")
-    parser.add_argument(
-        "--push-to-hub", metavar="REPO", help="OWNER/NAME of a data set on the Hugging Face hub to put it in"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="overwrite an existing data set")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="also push to OWNER/NAME on the Hugging Face hub")
 
 
 def pushing() -> Parser:
     """How to push: the same for models and data sets."""
     pushing = Parser(add_help=False)
-    pushing.add_argument("--private", action="store_true", help="into a repository that its owner alone sees")
-    pushing.add_argument("--revision", metavar="BRANCH", help="made where there is none of that name (default: main)")
-    pushing.add_argument("--message", metavar="TEXT", help="of the commit")
+    pushing.add_argument("--private", action="store_true", help="create a private repository")
+    pushing.add_argument("--revision", metavar="BRANCH", help="branch, created if missing (default: main)")
+    pushing.add_argument("--message", metavar="TEXT", help="commit message")
     pushing.add_argument(
         "--free-text",
         choices=("hub", "folder"),
-        help="whose to keep where a free text of the card on the hub is not that of the folder (default: stop there)",
+        help="which card text wins if hub and folder differ (default: stop)",
     )
-    pushing.add_argument("--dry-run", action="store_true", help="show the files and the card, and send nothing")
+    pushing.add_argument("--dry-run", action="store_true", help="show files and card without uploading")
     return pushing
 
 

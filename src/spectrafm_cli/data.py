@@ -28,14 +28,14 @@ def _add_observed(sets: Any) -> None:
     own = sets.add_parser(
         "from-files",
         parents=[reading()],
-        help="spectra of yours, with labels from a table of yours",
+        help="your own spectra, with labels from a table",
         description="Build a data set from files of spectra, as `spectrafm predict` reads them.",
     )
     add_destination(own)
     own.add_argument(
         "--labels", type=Path, metavar="FILE", help="table of labels (.csv, .ecsv, .fits, .parquet), such as allStar"
     )
-    own.add_argument("--id-column", metavar="NAME", help="its column with the object_id (default: one that looks so)")
+    own.add_argument("--id-column", metavar="NAME", help="identifier column of the table (default: guessed)")
     own.add_argument(
         "--split-by",
         default="star",
@@ -67,8 +67,7 @@ def _add_observed(sets: Any) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="leave out a step of the choice of stars: snr, starflag, vscatter, star_bad, best_snr or labels; may be "
-        "given for several",
+        help="skip a selection cut: snr, starflag, vscatter, star_bad, best_snr or labels (repeatable)",
     )
     dr17.add_argument("--workers", type=positive, default=8, metavar="N", help="downloads at a time (default: 8)")
     dr17.set_defaults(run=_apogee_dr17)
@@ -80,14 +79,14 @@ def _add_observed(sets: Any) -> None:
     add_destination(miles, "miles")
     miles.add_argument("--source", type=Path, metavar="WHEEL", help=WHEEL_HELP)
     miles.set_defaults(run=_miles)
-    original = sets.add_parser("original-zenodo", help="the arrays published with the paper, from a folder of yours")
+    original = sets.add_parser("original-zenodo", help="the arrays published with the paper, from a local folder")
     add_destination(original, "original-zenodo")
     original.add_argument("--source", type=Path, required=True, metavar="DIR", help="folder with the .npy files")
     original.set_defaults(run=_original_zenodo)
 
 
 def _add_synthetic(sets: Any) -> None:
-    synthetic = sets.add_parser("synthetic", help="synthetic stars, as an instrument would have recorded them")
+    synthetic = sets.add_parser("synthetic", help="simulated observations of synthetic stars")
     synthetic.add_argument("--n", type=positive, required=True, metavar="N", help="number of stars")
     synthetic.add_argument(
         "--instrument", required=True, metavar="NAME_OR_FILE", help="apogee, gaia-xp, miles, or a YAML file like theirs"
@@ -109,7 +108,7 @@ def _add_synthetic(sets: Any) -> None:
         nargs=3,
         default=[],
         metavar=("LABEL", "LOW", "HIGH"),
-        help="keep to this range of a label; may be given for several",
+        help="restrict a label to a range (repeatable)",
     )
     synthetic.add_argument("--emulator", metavar="NAME_OR_PATH", help="default: the one that the instrument names")
     synthetic.add_argument(
@@ -123,8 +122,8 @@ def _add_push(sets: Any) -> None:
     built = sets.add_parser(
         "push",
         parents=[pushing()],
-        help="put a data set that was built by one of these on the Hugging Face hub",
-        description="Put a data set folder with its card on the Hugging Face hub in one commit.",
+        help="upload a data set to the Hugging Face hub",
+        description="Upload a data set with its card to the Hugging Face hub in one commit.",
     )
     built.add_argument("path", metavar="FOLDER", help="made by `spectrafm data`")
     built.add_argument("repo", metavar="REPO", help="OWNER/NAME of the data set on the hub")

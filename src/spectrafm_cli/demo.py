@@ -13,8 +13,8 @@ from .report import PRINTED_STARS, heading, measured, print_table
 
 
 def add(verbs: Any) -> None:
-    demo = verbs.add_parser("demo", help="predict 64 real stars that come with the package, and draw the result")
-    demo.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where spectrafm-demo.png goes")
+    demo = verbs.add_parser("demo", help="predict labels of 64 bundled stars and plot them")
+    demo.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="output folder for spectrafm-demo.png")
     demo.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help=MODEL_HELP)
     add_device(demo)
     add_revision(demo)

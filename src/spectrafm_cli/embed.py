@@ -31,12 +31,10 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any) -> None:
-    embed = verbs.add_parser(
-        "embed", parents=[reading()], help="a vector for each spectrum, near for stars that are alike"
-    )
+    embed = verbs.add_parser("embed", parents=[reading()], help="write an embedding vector for each spectrum")
     embed.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
     embed.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .parquet file")
-    embed.add_argument("--batch-size", type=positive, default=128, metavar="N", help="stars at once (default: 128)")
+    embed.add_argument("--batch-size", type=positive, default=128, metavar="N", help="batch size (default: 128)")
     add_overwrite(embed)
     add_device(embed)
     add_revision(embed)

@@ -20,11 +20,10 @@ def add(verbs: Any) -> None:
     explain = verbs.add_parser(
         "explain",
         parents=[reading()],
-        help="see what a model looks at: how labels move with the flux, which parts tell, and the lines there",
-        description="Draw what a model looks at in the spectra of INPUT, on average, for each label: how the label "
-        "responds to a line that gets 1 percent deeper, how much each part of the spectrum tells of it, and the known "
-        "lines at the peaks of the response. There is no attention in this model; these are exact derivatives of the "
-        "answers. Written to DIR: a picture for each label, curves.csv, intervals.csv and peaks.csv.",
+        help="sensitivity of labels to the flux, and the lines behind it",
+        description="Mean sensitivity of each label over the spectra of INPUT: the response to a line that is 1 "
+        "percent deeper, the share of information in each interval, and known lines at the peaks. These are exact "
+        "derivatives of the predictions. Writes a plot for each label, curves.csv, intervals.csv and peaks.csv to DIR.",
     )
     explain.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
     explain.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
@@ -32,8 +31,10 @@ def add(verbs: Any) -> None:
     explain.add_argument(
         "--line-width", type=float, metavar="ANGSTROM", help="full width at half depth of a line (default: 3 pixels)"
     )
-    explain.add_argument("--by-type", action="store_true", help="giants, dwarfs, cool and hot stars apart as well")
-    explain.add_argument("--batch-size", type=positive, default=32, metavar="N", help="stars at once (default: 32)")
+    explain.add_argument(
+        "--by-type", action="store_true", help="also separately for giants, dwarfs, cool and hot stars"
+    )
+    explain.add_argument("--batch-size", type=positive, default=32, metavar="N", help="batch size (default: 32)")
     add_device(explain)
     add_revision(explain)
     explain.set_defaults(run=run)

@@ -13,10 +13,10 @@ from .arguments import MODELS, add_revision
 def add(verbs: Any) -> None:
     export = verbs.add_parser(
         "export",
-        help="write a checkpoint as ONNX, for programs without PyTorch",
-        description="Write the network of a checkpoint as one ONNX file, from tokens to labels, for any number of "
-        "stars, intervals and requests, whose answers are checked to be those of the checkpoint. The fit that refines "
-        "labels in the H band is not in it. Needs the extra `onnx`.",
+        help="export a checkpoint to ONNX",
+        description="Export the network (tokens to labels) as one ONNX file, with dynamic numbers of stars, intervals "
+        "and requests. The result is checked against PyTorch. The H-band refinement fit is not exported. Needs the "
+        "extra `onnx`.",
     )
     export.add_argument("checkpoint", metavar="CHECKPOINT", help=MODELS)
     export.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .onnx file")

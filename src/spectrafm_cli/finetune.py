@@ -18,34 +18,38 @@ def add(verbs: Any) -> None:
     finetune = verbs.add_parser(
         "finetune",
         parents=[reading("--spectra")],
-        help="teach a checkpoint labels of yours, from spectra and a table",
-        description="Teach a checkpoint labels of yours from spectra and a table: labels that are new to it, or that "
-        "it gets wrong for your stars. Spectra and labels are joined; what cannot be used is told. Cross-validation "
-        "chooses how the labels follow from what the checkpoint says of the spectra; the answers for all other labels "
-        "stay as they are. DIR gets the checkpoint with its card, its figures beside those of what one would do "
-        "without it, and a picture.",
+        help="fine-tune a checkpoint on your spectra and labels",
+        description="Fine-tune a checkpoint on your spectra and a table of labels: new labels, or labels that are "
+        "wrong for your stars. Spectra and labels are joined; unused ones are listed. Models are weighted by "
+        "cross-validation. Predictions of all other labels stay the same. DIR gets the checkpoint, its card, a report "
+        "that compares it with standard methods, and a plot.",
     )
     finetune.add_argument("--labels", type=Path, required=True, metavar="TABLE", help=".csv, .ecsv, .fits or .parquet")
-    finetune.add_argument("--out", type=Path, required=True, metavar="DIR", help="its name is that of the checkpoint")
     finetune.add_argument(
-        "--model", metavar="NAME_OR_PATH", default=DEFAULT_MODEL, help=f"to go on from (default: {DEFAULT_MODEL})"
+        "--out", type=Path, required=True, metavar="DIR", help="output folder, also the name of the checkpoint"
+    )
+    finetune.add_argument(
+        "--model",
+        metavar="NAME_OR_PATH",
+        default=DEFAULT_MODEL,
+        help=f"checkpoint to fine-tune (default: {DEFAULT_MODEL})",
     )
     finetune.add_argument(
         "--label",
         nargs="+",
         metavar="NAME",
-        help="columns to learn (default: those with a unit, age[Gyr], or an error, age_err, and those known by name; "
-        "without such, all numbers but coordinates, magnitudes and the like; without any, these)",
+        help="label columns (default: columns with a unit, age[Gyr], or an error, age_err, and known label "
+        "names; otherwise all numbers except coordinates, magnitudes and similar)",
     )
     finetune.add_argument(
-        "--units", nargs="+", default=[], metavar="LABEL=UNIT", help="of labels (default: as the table says)"
+        "--units", nargs="+", default=[], metavar="LABEL=UNIT", help="units of labels (default: from the table)"
     )
     finetune.add_argument(
-        "--id-column", metavar="NAME", help="with the object_id or the file of each spectrum (default: what fits best)"
+        "--id-column", metavar="NAME", help="identifier column: object_id or file name (default: best match)"
     )
     finetune.add_argument("--seed", type=int, default=0, help="default: 0")
-    finetune.add_argument("--overwrite", action="store_true", help="begin again where DIR holds another fine-tuning")
-    finetune.add_argument("--strict", action="store_true", help="exit code 1 where a spectrum was dropped")
+    finetune.add_argument("--overwrite", action="store_true", help="overwrite another fine-tuning in DIR")
+    finetune.add_argument("--strict", action="store_true", help="exit code 1 if a spectrum was dropped")
     finetune.set_defaults(run=run)
 
 

@@ -10,7 +10,7 @@ from .report import print_table
 
 
 def add(verbs: Any) -> None:
-    formats = verbs.add_parser("formats", help="what files can be read, and what is known of each")
+    formats = verbs.add_parser("formats", help="list supported file formats")
     formats.set_defaults(run=run)
 
 

@@ -15,12 +15,12 @@ def add(verbs: Any) -> None:
     plot = verbs.add_parser(
         "plot",
         parents=[reading()],
-        help="draw a spectrum: errors, masked pixels, gaps between detectors, names of lines",
-        description="Draw the first spectrum of INPUT, or the one with a given identifier.",
+        help="plot a spectrum with errors, masked pixels and line names",
+        description="Plot the first spectrum of INPUT, or the one with a given identifier.",
     )
-    plot.add_argument("--output", type=Path, metavar="PNG", help="default: the name of the star, in this folder")
+    plot.add_argument("--output", type=Path, metavar="PNG", help="default: NAME_OF_STAR.png")
     plot.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="Angstrom, vacuum, rest frame")
-    plot.add_argument("--object-id", metavar="ID", help="which spectrum of the input")
+    plot.add_argument("--object-id", metavar="ID", help="identifier of the spectrum")
     plot.set_defaults(run=run)
 
 

@@ -40,39 +40,38 @@ def add(verbs: Any) -> None:
     predict = verbs.add_parser(
         "predict",
         parents=[reading(demanded=False)],
-        help="predict the labels of stars from their spectra",
-        description="Predict the labels of stars from their spectra. INPUT: files of a format that `spectrafm formats` "
-        "names, folders of such files, or data set folders. What cannot be used is left out, and listed at the end and "
-        "in failed.csv beside the output; the exit code is then 1.",
+        help="predict stellar labels from spectra",
+        description="Predict stellar labels from spectra. INPUT: files (see `spectrafm formats`), folders of files, or "
+        "data set folders. Unusable spectra are listed at the end and in failed.csv next to the output; the exit "
+        "code is then 1.",
     )
     predict.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
     predict.add_argument(
         "--output",
         type=Path,
         metavar="FILE_OR_DIR",
-        help="table to write, one row a spectrum: .csv, .parquet or .fits; or, for a survey, a folder, which gets a "
-        "Parquet file for each of the input, and is gone on with when the same command runs again. Several processes "
-        "(`accelerate launch`) share the files; the input may be hf://datasets/OWNER/NAME",
+        help="table with one row per spectrum: .csv, .parquet or .fits; for surveys a folder with one Parquet file "
+        "per input file, resumed by the same command. Several processes (`accelerate launch`) share the files; the "
+        "input may be hf://datasets/OWNER/NAME",
     )
     predict.add_argument(
         "--gaia-ids",
         nargs="+",
         default=[],
         metavar="ID_OR_TABLE",
-        help="Gaia DR3 source ids, or tables of them (FILE or FILE:COLUMN), whose XP spectra are fetched from the "
-        "archive and kept (needs the extra `gaia`)",
+        help="Gaia DR3 source ids, or tables of them (FILE or FILE:COLUMN), whose XP spectra are downloaded "
+        "and cached (needs the extra `gaia`)",
     )
     predict.add_argument(
-        "--plot", type=Path, metavar="DIR", help=f"draw the first {PLOTTED_STARS} spectra and an overview"
+        "--plot", type=Path, metavar="DIR", help=f"plot the first {PLOTTED_STARS} spectra and an overview"
     )
-    predict.add_argument("--batch-size", type=positive, metavar="N", help="stars at once (default: by their pixels)")
+    predict.add_argument("--batch-size", type=positive, metavar="N", help="batch size (default: by number of pixels)")
     predict.add_argument(
         "--ray",
         nargs="?",
         const="",
         metavar="ADDRESS",
-        help="share the files of a survey among the machines of a Ray cluster: that at ADDRESS, at RAY_ADDRESS or on "
-        "this machine, where one is started if there is none (needs the extra `ray`)",
+        help="distribute a survey over a Ray cluster: ADDRESS, RAY_ADDRESS or a local one (needs the extra `ray`)",
     )
     add_overwrite(predict)
     add_device(predict)

@@ -14,10 +14,10 @@ def add(verbs: Any) -> None:
     push = verbs.add_parser(
         "push",
         parents=[pushing()],
-        help="put a checkpoint with its card on the Hugging Face hub",
-        description="Put a checkpoint on the Hugging Face hub in one commit: model, tokenizer, code, card, recipe and "
-        "evaluation. Refused where card or evaluation are missing or belong to other weights or settings "
-        "(scripts/make_model_card.py writes both).",
+        help="upload a checkpoint with its card to the Hugging Face hub",
+        description="Upload a checkpoint in one commit: model, tokenizer, code, card, recipe and evaluation. Refused "
+        "if card or evaluation are missing or belong to other weights or settings (scripts/make_model_card.py writes "
+        "both).",
     )
     push.add_argument("path", metavar="PATH", help="a folder, or a bundled checkpoint")
     push.add_argument("repo", metavar="REPO", help="OWNER/NAME of the model on the hub")

@@ -27,16 +27,14 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any) -> None:
-    similar = verbs.add_parser(
-        "similar", parents=[reading()], help="the stars of a data set whose spectra are most like those of INPUT"
-    )
+    similar = verbs.add_parser("similar", parents=[reading()], help="find the most similar spectra of a data set")
     similar.add_argument(
-        "--to", type=Path, required=True, metavar="PATH", help="data set folder, or what `spectrafm embed` wrote"
+        "--to", type=Path, required=True, metavar="PATH", help="data set folder, or output of `spectrafm embed`"
     )
-    similar.add_argument("-n", type=positive, default=5, metavar="N", help="neighbours (default: 5)")
+    similar.add_argument("-n", type=positive, default=5, metavar="N", help="number of neighbours (default: 5)")
     similar.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
-    similar.add_argument("--output", type=Path, metavar="FILE", help="table of all neighbours, .csv")
-    similar.add_argument("--batch-size", type=positive, default=128, metavar="N", help="stars at once (default: 128)")
+    similar.add_argument("--output", type=Path, metavar="FILE", help=".csv table of all neighbours")
+    similar.add_argument("--batch-size", type=positive, default=128, metavar="N", help="batch size (default: 128)")
     add_overwrite(similar)
     add_device(similar)
     add_revision(similar)

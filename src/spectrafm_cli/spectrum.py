@@ -30,10 +30,10 @@ def add(verbs: Any) -> None:
     spectrum = verbs.add_parser(
         "spectrum",
         parents=[reading(demanded=False)],
-        help="make spectra, with an error for each pixel: of labels, or of spectra with holes or in another range",
-        description="Make spectra with an error for each pixel: those of labels, or of the stars in INPUT, whose "
-        "spectra are filled in where pixels are masked or missing; at wavelengths beyond those of an instrument, those "
-        "of the labels that are predicted, with their errors.",
+        help="predict spectra from labels, or from other spectra",
+        description="Predict spectra with an error for each pixel: from labels, or from the spectra in INPUT. Masked "
+        "and missing pixels are filled in. Outside the range of the instrument, the spectrum of the predicted labels is "
+        "used, including their errors.",
     )
     spectrum.add_argument(
         "--labels",
@@ -41,23 +41,23 @@ def add(verbs: Any) -> None:
         help="teff, logg, fe_h and others, instead of INPUT: teff=4800,logg=2.5,...",
     )
     spectrum.add_argument(
-        "--errors", metavar="NAME=SIGMA,...", help="of these labels; abundances without a value are then uncertain, too"
+        "--errors", metavar="NAME=SIGMA,...", help="errors of these labels; other abundances then get an error, too"
     )
     spectrum.add_argument(
         "--wavelength",
         metavar="LOW:HIGH:STEP",
-        help="Angstrom, vacuum; or a file of spectra, or an instrument (apogee, gaia-xp, ...) whose pixels are taken "
+        help="Angstrom, vacuum; or a file of spectra, or an instrument (apogee, gaia-xp, ...) to use its pixels "
         "(default: those of INPUT)",
     )
     spectrum.add_argument(
-        "--resolving-power", type=float, metavar="R", help="wavelength / FWHM (default: the highest that is known)"
+        "--resolving-power", type=float, metavar="R", help="wavelength / FWHM (default: the highest available)"
     )
     spectrum.add_argument(
-        "--surface", action="store_true", help="of labels: flux at the surface of the star, not over the continuum"
+        "--surface", action="store_true", help="with --labels: surface flux instead of continuum-normalised flux"
     )
     spectrum.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
     spectrum.add_argument("--output", type=Path, metavar="FILE", help=".parquet, .fits, or, of one star, .csv")
-    spectrum.add_argument("--plot", type=Path, metavar="PNG", help="draw them")
+    spectrum.add_argument("--plot", type=Path, metavar="PNG", help="plot the spectra")
     add_overwrite(spectrum)
     add_device(spectrum)
     add_revision(spectrum)
