@@ -32,8 +32,8 @@ def add(verbs: Any) -> None:
         parents=[reading(demanded=False)],
         help="predict spectra from labels, or from other spectra",
         description="Predict spectra with an error for each pixel: from labels, or from the spectra in INPUT. Masked "
-        "and missing pixels are filled in. Outside the range of the instrument, the spectrum of the predicted labels is "
-        "used, including their errors.",
+        "and missing pixels are filled in. Outside the range of the instrument, the spectrum of the predicted labels "
+        "is used, including their errors.",
     )
     spectrum.add_argument(
         "--labels",
