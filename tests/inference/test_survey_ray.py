@@ -72,7 +72,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 from spectrafm_hf.data.readers import Failure
 from spectrafm_hf.inference.survey import list_shards
-from spectrafm_hf import survey_ray
+from spectrafm_hf.inference import survey_ray
 
 class Killed(survey_ray.ShardActor):
     def __call__(self, row):
