@@ -10,6 +10,7 @@ The figures are those of the evaluations of spectrafm-base; the stars of the pic
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from spectrafm_cli.arguments import Parser
 from spectrafm_hf import load_checkpoint
@@ -75,8 +77,10 @@ def picture(path: Path, name: str, model: Any, tokenizer: Any) -> None:
     names = answered_labels(model, tokenizer, row)[:4]
     (found,) = predict_batches(model, tokenizer, [[row]], names)
     said = ", ".join(f"{label} {found[label][0]:.4g} ± {found[f'{label}_err'][0]:.2g}" for label in names)
-    with complete_file(path) as temporary:
-        plot_fit(temporary, row, best_fit(model, tokenizer, row), title=f"{row['object_id']}: {said}")
+    drawn = io.BytesIO()
+    plot_fit(drawn, row, best_fit(model, tokenizer, row), title=f"{row['object_id']}: {said}")
+    with complete_file(path) as temporary:  # with few colours, a third of the size
+        Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(temporary, "PNG", optimize=True)
 
 
 def page(name: str) -> str:
