@@ -504,6 +504,7 @@ def main() -> int:
         with complete_file(arguments.output) as temporary:
             temporary.write_text("\n".join(text), encoding="utf-8")
     if arguments.pictures:
+        arguments.pictures.mkdir(parents=True, exist_ok=True)
         pictures(predictor, arguments.pictures, arguments.gaia_xp, arguments.grids, arguments.apogee)
     return 0
 
