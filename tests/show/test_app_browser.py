@@ -394,7 +394,7 @@ def test_the_space_runs_as_the_commands_of_its_card_put_it_on_the_hub(visit, tmp
             subprocess.run(command, cwd=ROOT, env={**clean, **settings}, check=True, timeout=200)
     assert not [path for path in space.rglob("*") if path.suffix == ".pyc" or path.name.endswith(".egg-info")]
     # That no other copy is used shows in the title.
-    copy = space / "spectrafm_hf" / "app.py"
+    copy = space / "spectrafm_hf" / "show" / "app.py"
     copy.write_text(copy.read_text().replace('title="Stellar labels', 'title="A copy: stellar labels'))
     with served("app.py", cwd=space, env={**os.environ, "GRADIO_SERVER_PORT": str(free_port())}) as url:
         page = visit(url)

@@ -326,8 +326,10 @@ class Page:
             yield {self.example: None, **self.waiting(asked, ""), self.summary: alert_html(f"{error}.")}
             return
         names = [(f"{i + 1}: {row['object_id']}", i) for i, row in enumerate(reading.rows)]
-        yield {self.which: gr.Dropdown(names, value=0, visible=len(names) > 1)}
-        yield from self.spectrum(asked, reading, 0, label)
+        updates = self.spectrum(asked, reading, 0, label)
+        # With the first of them: what is sent alone just before others has been lost on the way to the page.
+        yield {self.which: gr.Dropdown(names, value=0, visible=len(names) > 1), **next(updates)}
+        yield from updates
 
     def spectrum(self, asked: Asked, reading: Reading, i: int, label: str | None) -> Iterator[Update]:
         """One spectrum of a reading; the label that was looked at stays if it is there."""

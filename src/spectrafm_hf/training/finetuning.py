@@ -8,19 +8,21 @@ checkpoint, its errors are calibrated, and it is compared with what one would do
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
@@ -169,13 +171,25 @@ def finetune(
     try:
         spectra, dropped = read_data_set(files, work, failures, fingerprint, command, **reading)
         run = _Run(out, table, model, seed, command, say, draw)
-        complete, evaluation = run(base, tokenizer, spectra, dropped, id_column)
+        with one_thread():
+            complete, evaluation = run(base, tokenizer, spectra, dropped, id_column)
     except ValueError:
         if is_new:
             shutil.rmtree(out, ignore_errors=True)
         raise
     write_json(work / "settings.json", {**settings, "complete": complete})
     return Tuned(out, table.units, **complete, evaluation=evaluation)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Many small products and networks: with more threads than free processors they wait for each other for minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass
