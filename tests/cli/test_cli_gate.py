@@ -104,3 +104,12 @@ def test_what_is_there_is_not_overwritten(tmp_path, tiny_base, capsys):
 )
 def test_messages_name_options_as_they_are_typed(python, typed):
     assert as_typed(python) == typed
+
+
+def test_a_velocity_column_that_a_file_cannot_have_is_refused(tmp_path, capsys):
+    image = fits.PrimaryHDU(np.linspace(0.9, 1.1, 2000))
+    image.header.update({"CRVAL1": 5000.0, "CDELT1": 0.5, "CTYPE1": "WAVE", "CUNIT1": "Angstrom"})
+    image.writeto(tmp_path / "a.fits")
+    assert main(["predict", str(tmp_path / "a.fits"), "--radial-velocity-column", "rv"]) == 2
+    error = capsys.readouterr().err
+    assert "radial_velocity_column: expected a table with rv, got a file of the format fits-image" in error

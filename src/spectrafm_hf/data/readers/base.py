@@ -338,7 +338,12 @@ def finish(row: Row, format: SpectrumFormat, options: Options, *, stored: bool =
         stated.setdefault("normalised", format.normalisation.startswith("the continuum"))
     velocity = options.radial_velocity
     if options.radial_velocity_column is not None:
-        velocity = stated.get("radial_velocity", np.nan)
+        if "radial_velocity" not in stated:
+            raise ValueError(
+                f"radial_velocity_column: expected a table with {options.radial_velocity_column}, got a file of the "
+                f"format {format.name}, which has no such column; give one velocity for all with radial_velocity"
+            )
+        velocity = stated["radial_velocity"]
     star = admit(
         Stated(
             wavelength=row.pop("wavelength"),
