@@ -220,3 +220,10 @@ def test_what_is_no_spectrum_is_told_so(tmp_path):
         with pytest.raises(ValueError, match=words) as raised:
             only(tmp_path / name)
         assert name in str(raised.value)
+
+
+def test_a_flux_that_is_too_large_for_the_schema_is_masked(tmp_path):
+    lines = [f"{5000 + i};{1e39 if i == 13 else 1.0}" for i in range(40)]
+    (tmp_path / "a.csv").write_text("\n".join(["wavelength;flux", *lines]))
+    (row,) = read_spectra([tmp_path / "a.csv"])
+    assert row["mask"].tolist() == [i == 13 for i in range(40)]

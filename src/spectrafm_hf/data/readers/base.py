@@ -357,14 +357,17 @@ def finish(row: Row, format: SpectrumFormat, options: Options, *, stored: bool =
         velocity,
         options.at_rest,
     )
+    flux, mask = rounded(star.flux), star.mask
+    if np.shape(flux) == np.shape(mask):  # others are told of later
+        mask = mask | ~np.isfinite(flux)  # also what is too large for the type of the schema
     return {
         "survey": format.survey,
         "snr": np.nan,
         **row,
         "wavelength": rounded(star.wavelength),
-        "flux": rounded(star.flux),
+        "flux": flux,
         "flux_error": rounded(star.flux_error),
-        "mask": star.mask,
+        "mask": mask,
         "radial_velocity": star.radial_velocity,
         "rest_frame": star.rest_frame,
         "resolving_power": np.nan if resolving_power is None else star.resolving_power,
