@@ -38,6 +38,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model answers, and where it runs."""
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
+    add_revision(parser)
+    add_device(parser)
+
+
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="overwrite existing output")
 

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .arguments import (
     DEFAULT_MODEL,
     DELAY,
-    MODEL_HELP,
-    add_device,
+    add_model,
     add_overwrite,
-    add_revision,
     demand_new_output,
     positive,
     reading,
@@ -32,12 +30,10 @@ if TYPE_CHECKING:
 
 def add(verbs: Any) -> None:
     embed = verbs.add_parser("embed", parents=[reading()], help="write an embedding vector for each spectrum")
-    embed.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
+    add_model(embed)
     embed.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .parquet file")
     embed.add_argument("--batch-size", type=positive, default=128, metavar="N", help="batch size (default: 128)")
     add_overwrite(embed)
-    add_device(embed)
-    add_revision(embed)
     embed.set_defaults(run=run)
 
 

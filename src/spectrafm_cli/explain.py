@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DEFAULT_MODEL, DELAY, MODEL_HELP, add_device, add_revision, positive, reading, reading_options
+from .arguments import DEFAULT_MODEL, DELAY, add_model, positive, reading, reading_options
 from .loading import count, labels_of, load, say_device
 from .report import nothing_done, print_table, report
 
@@ -25,7 +25,7 @@ def add(verbs: Any) -> None:
         "percent deeper, the share of information in each interval, and known lines at the peaks. These are exact "
         "derivatives of the predictions. Writes a plot for each label, curves.csv, intervals.csv and peaks.csv to DIR.",
     )
-    explain.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
+    add_model(explain)
     explain.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
     explain.add_argument("--labels", nargs="+", metavar="LABEL", help="default: all that the model predicts")
     explain.add_argument(
@@ -35,8 +35,6 @@ def add(verbs: Any) -> None:
         "--by-type", action="store_true", help="also separately for giants, dwarfs, cool and hot stars"
     )
     explain.add_argument("--batch-size", type=positive, default=32, metavar="N", help="batch size (default: 32)")
-    add_device(explain)
-    add_revision(explain)
     explain.set_defaults(run=run)
 
 

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 from .arguments import (
     DEFAULT_MODEL,
     DELAY,
-    MODEL_HELP,
-    add_device,
+    add_model,
     add_overwrite,
-    add_revision,
     demand_new_output,
     positive,
     reading,
@@ -45,7 +43,7 @@ def add(verbs: Any) -> None:
         "data set folders. Unusable spectra are listed at the end and in failed.csv next to the output; the exit "
         "code is then 1.",
     )
-    predict.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
+    add_model(predict)
     predict.add_argument(
         "--output",
         type=Path,
@@ -74,8 +72,6 @@ def add(verbs: Any) -> None:
         help="distribute a survey over a Ray cluster: ADDRESS, RAY_ADDRESS or a local one (needs the extra `ray`)",
     )
     add_overwrite(predict)
-    add_device(predict)
-    add_revision(predict)
     predict.set_defaults(run=run)
 
 

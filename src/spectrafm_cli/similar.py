@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import (
     DEFAULT_MODEL,
-    MODEL_HELP,
-    add_device,
+    add_model,
     add_overwrite,
-    add_revision,
     demand_new_output,
     positive,
     reading,
@@ -32,12 +30,10 @@ def add(verbs: Any) -> None:
         "--to", type=Path, required=True, metavar="PATH", help="data set folder, or output of `spectrafm embed`"
     )
     similar.add_argument("-n", type=positive, default=5, metavar="N", help="number of neighbours (default: 5)")
-    similar.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
+    add_model(similar)
     similar.add_argument("--output", type=Path, metavar="FILE", help=".csv table of all neighbours")
     similar.add_argument("--batch-size", type=positive, default=128, metavar="N", help="batch size (default: 128)")
     add_overwrite(similar)
-    add_device(similar)
-    add_revision(similar)
     similar.set_defaults(run=run)
 
 

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import (
     DEFAULT_MODEL,
-    MODEL_HELP,
-    add_device,
+    add_model,
     add_overwrite,
-    add_revision,
     demand_new_output,
     reading,
     reading_options,
@@ -55,12 +53,10 @@ def add(verbs: Any) -> None:
     spectrum.add_argument(
         "--surface", action="store_true", help="with --labels: surface flux instead of continuum-normalised flux"
     )
-    spectrum.add_argument("--model", metavar="NAME_OR_PATH", help=MODEL_HELP)
+    add_model(spectrum)
     spectrum.add_argument("--output", type=Path, metavar="FILE", help=".parquet, .fits, or, of one star, .csv")
     spectrum.add_argument("--plot", type=Path, metavar="PNG", help="plot the spectra")
     add_overwrite(spectrum)
-    add_device(spectrum)
-    add_revision(spectrum)
     spectrum.set_defaults(run=run)
 
 

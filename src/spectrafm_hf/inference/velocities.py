@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
 from ..models.flags_spectrafm import AIR, AIR_TOLERANCE, MOVED, MOVED_SIGMA
 from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED, to_rest
-from ..models.velocity_spectrafm import VelocityMeter
+from ..models.velocity_spectrafm import Velocity, VelocityMeter
 
 
 #: The columns of a velocity that was measured.
@@ -43,18 +43,12 @@ def at_measured_velocities(
         if row.get("refused") or row.get("rest_frame") is True:
             yield {**row, VELOCITY: np.nan}  # what a survey says of it was not measured here
             continue
-        found = meter(row["wavelength"], row["flux"], row["flux_error"], row["mask"], row.get("resolving_power"))
+        found = _measured(meter, row)
         if found.cause:
             yield {**row, "refused": found.cause, VELOCITY: np.nan}
             continue
-        yield {
-            **row,
-            "wavelength": to_rest(np.asarray(row["wavelength"], np.float64), found.value),
-            "rest_frame": True,
-            "flags": [flag for flag in row.get("flags", ()) if flag != FRAME_UNSTATED],
-            VELOCITY: found.value,
-            f"{VELOCITY}_err": found.error,
-        }
+        flags = [flag for flag in row.get("flags", ()) if flag != FRAME_UNSTATED]
+        yield _at_rest(row, found.value, flags) | {VELOCITY: found.value, f"{VELOCITY}_err": found.error}
 
 
 def settled(
@@ -79,7 +73,7 @@ def settled(
         if meter is None or row.get("refused") or not (unstated or row.get("rest_frame") is False):
             yield row
             continue
-        found = meter(row["wavelength"], row["flux"], row["flux_error"], row["mask"], row.get("resolving_power"))
+        found = _measured(meter, row)
         if found.cause:
             yield row
             continue
@@ -87,8 +81,16 @@ def settled(
         if abs(found.value) > max(MOVED, MOVED_SIGMA * found.error):
             in_air = MEDIUM_UNSTATED in unstated and abs(found.value - AIR) <= AIR_TOLERANCE
             flags.append("medium" if in_air else "velocity")
-        wavelength = to_rest(np.asarray(row["wavelength"], np.float64), found.value)
-        yield {**row, "wavelength": wavelength, "rest_frame": True, "flags": flags}
+        yield _at_rest(row, found.value, flags)
+
+
+def _measured(meter: VelocityMeter, row: Mapping[str, Any]) -> Velocity:
+    return meter(row["wavelength"], row["flux"], row["flux_error"], row["mask"], row.get("resolving_power"))
+
+
+def _at_rest(row: Mapping[str, Any], velocity: float, flags: list[str]) -> dict[str, Any]:
+    wavelength = to_rest(np.asarray(row["wavelength"], np.float64), velocity)
+    return {**row, "wavelength": wavelength, "rest_frame": True, "flags": flags}
 
 
 def velocity_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float32]]:
