@@ -86,22 +86,22 @@ ELSEWHERE = {
     "spectrafm data gaia-xp": "tests/data/test_gaia_xp.py::test_the_data_set_holds_what_the_source_holds",
     "spectrafm finetune": "tests/cli/test_cli_finetune.py::test_a_group_gets_a_checkpoint_that_predicts",
     "spectrafm app": "tests/show/test_app_browser.py::test_an_example_shows_labels_pictures_and_neighbours",
-    "python scripts/benchmark.py": "tests/scripts/test_benchmark.py"
+    "python scripts/benchmarks/benchmark.py": "tests/scripts/benchmarks/test_benchmark.py"
     "::test_it_prints_a_table_and_keeps_the_figures_of_each_round",
-    "python scripts/benchmark_survey.py": "tests/scripts/test_benchmark_survey.py"
+    "python scripts/benchmarks/benchmark_survey.py": "tests/scripts/benchmarks/test_benchmark_survey.py"
     "::test_the_memory_of_a_survey_is_that_of_a_quarter_of_it",
-    "python scripts/fault_table.py": "tests/scripts/test_fault_table.py"
+    "python scripts/checks/fault_table.py": "tests/scripts/checks/test_fault_table.py"
     "::test_it_prints_what_the_tests_have_tried_and_ends_as_they_do",
-    "python scripts/fuzz.py": "tests/scripts/test_fuzz.py::test_each_target_has_no_fault_in_a_few_inputs",
+    "python scripts/checks/fuzz.py": "tests/scripts/checks/test_fuzz.py::test_each_target_has_no_fault_in_a_few_inputs",
     "python scripts/synthesize_grid.py": ".ci/run",
     "python scripts/train_emulator.py": "tests/synthesis/test_emulation.py::test_the_script_measures_what_it_saves",
     "python scripts/train.py": "tests/scripts/test_train_accelerate.py"
     "::test_both_scripts_give_the_same_curves_and_the_same_weights_to_the_last_bit",
-    "python scripts/evaluate.py": "tests/scripts/test_evaluate.py"
+    "python scripts/paper/evaluate.py": "tests/scripts/paper/test_evaluate.py"
     "::test_one_command_compares_a_checkpoint_with_all_baselines",
-    "python scripts/evaluate_robustness.py": "tests/scripts/test_evaluate_robustness.py"
+    "python scripts/paper/evaluate_robustness.py": "tests/scripts/paper/test_evaluate_robustness.py"
     "::test_one_command_makes_the_table_and_files_of_it",
-    "python scripts/cramer_rao.py": "tests/scripts/test_cramer_rao.py"
+    "python scripts/paper/cramer_rao.py": "tests/scripts/paper/test_cramer_rao.py"
     "::test_a_checkpoint_is_compared_with_the_bound_on_the_same_stars",
     "python scripts/convert_original_checkpoint.py": "tests/hub/test_conversion.py"
     "::test_the_command_converts_a_fixture",
@@ -109,9 +109,10 @@ ELSEWHERE = {
     "::test_the_command_line_pushes_and_predicts_with_what_it_pulls",
     "spectrafm predict spectra/ --model OWNER/NAME": "tests/hub/test_upload.py"
     "::test_the_command_line_pushes_and_predicts_with_what_it_pulls",
-    "python scripts/compare_dtypes.py": "tests/scripts/test_compare_dtypes.py"
+    "python scripts/benchmarks/compare_dtypes.py": "tests/scripts/benchmarks/test_compare_dtypes.py"
     "::test_the_bundled_checkpoint_changes_by_a_tenth_of_its_errors_at_most",
-    "python scripts/check_gpu.py": "tests/scripts/test_check_gpu.py::test_all_of_it_runs_on_the_cpu",
+    "python scripts/benchmarks/check_gpu.py": "tests/scripts/benchmarks/test_check_gpu.py"
+    "::test_all_of_it_runs_on_the_cpu",
     "spectrafm data push": "tests/hub/test_upload.py"
     "::test_a_data_set_is_loaded_and_streamed_from_the_hub_as_it_was_written",
 }
@@ -141,7 +142,7 @@ def read_arguments(monkeypatch):
             patch.chdir(ROOT)
             patch.setattr(sys, "argv", [script, *arguments])
             # Its neighbours; last, as one has the name of a library, evaluate.
-            patch.setattr(sys, "path", [*sys.path, str(ROOT / "scripts")])
+            patch.setattr(sys, "path", [*sys.path, str((ROOT / script).parent)])
             patch.setattr(argparse.ArgumentParser, "parse_args", stop_after(argparse.ArgumentParser.parse_args))
             patch.setattr("spectrafm_hf.training.recipe.read_recipe", stop_after(read_recipe))
             runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -164,7 +165,7 @@ def test_every_command_is_understood(read_arguments):
 
 def test_an_option_that_a_script_does_not_have_is_seen(read_arguments):
     with pytest.raises(SystemExit):
-        read_arguments("scripts/evaluate.py", "--modle", "none")
+        read_arguments("scripts/paper/evaluate.py", "--modle", "none")
     with pytest.raises(SystemExit):
         read_arguments("scripts/train.py", "scripts/recipes/gaia-xp-ak.yaml", "--output_dri", "runs/mine")
 

@@ -16,8 +16,8 @@ def add(verbs: Any) -> None:
         parents=[pushing()],
         help="upload a checkpoint with its card to the Hugging Face hub",
         description="Upload a checkpoint in one commit: model, tokenizer, code, card, recipe and evaluation. Refused "
-        "if card or evaluation are missing or belong to other weights or settings (scripts/make_model_card.py writes "
-        "both).",
+        "if card or evaluation are missing or belong to other weights or settings "
+        "(scripts/generate/make_model_card.py writes both).",
     )
     push.add_argument("path", metavar="PATH", help="a folder, or a bundled checkpoint")
     push.add_argument("repo", metavar="REPO", help="OWNER/NAME of the model on the hub")

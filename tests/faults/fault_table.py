@@ -1,4 +1,4 @@
-"""What the tests of faults have seen, for `scripts/fault_table.py`: a line of JSON for each fault."""
+"""What the tests of faults have seen, for `scripts/checks/fault_table.py`: a line of JSON for each fault."""
 
 import contextlib
 import json

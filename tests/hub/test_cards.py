@@ -33,7 +33,7 @@ def make_checkpoint(folder: Path, seed: int = 0) -> Path:
 
 
 def make_evaluation(folder: Path, name: str = "tiny", *, data: str = "gaia-xp", stars: str = "ab" * 32) -> dict:
-    """What `scripts/evaluate.py` would write of a checkpoint."""
+    """What `scripts/paper/evaluate.py` would write of a checkpoint."""
 
     def table(scatter: float) -> dict:
         figures = {"n": 30, "robust_scatter": scatter, "bias": -0.01, "rmse": 1.5 * scatter, "robust_z": 1.02}
@@ -42,7 +42,7 @@ def make_evaluation(folder: Path, name: str = "tiny", *, data: str = "gaia-xp", 
         }
 
     return {
-        "command": f"python scripts/evaluate.py --model {name}",
+        "command": f"python scripts/paper/evaluate.py --model {name}",
         "split": "test",
         "data": data,
         "split_rule": "every tenth",
@@ -69,7 +69,7 @@ def test_the_finished_cards_are_what_the_generator_gives_with_the_free_text_kept
     assert results
     for file in ("README.md", "recipe.yaml", "evaluation.json", *results):
         again = (folder / file).read_text()
-        assert again == (original / file).read_text(), f"python scripts/make_model_card.py {original}"
+        assert again == (original / file).read_text(), f"python scripts/generate/make_model_card.py {original}"
     card = (original / "README.md").read_text()
     assert (ROOT / "model_cards" / f"{name}.md").read_text() == card
     assert len([text for text in free_texts(card).values() if text]) >= 5, "the free text is gone"
@@ -83,7 +83,8 @@ def test_a_card_has_the_figures_where_people_and_the_hub_read_them(checkpoint):
     written = ModelCard.load(card)
     assert "| spectrafm-tiny | 50.0 (-0.0, 0.2, 1.02) | 0.125 (-0.010, 0.188, 1.02) |" in written.text
     assert (
-        "`python scripts/evaluate.py --model tiny`, with torch 2.13.0; SHA-256 of the test stars abab" in written.text
+        "`python scripts/paper/evaluate.py --model tiny`, with torch 2.13.0; SHA-256 of the test stars abab"
+        in written.text
     )
     for sentence in ("| logg | dex | 0 to 1 |", "| 5,000 to 5,100 | 2 |", "\n**Mind.**\n", "learning_rate: 0.001"):
         assert sentence in written.text

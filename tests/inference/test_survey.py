@@ -362,7 +362,7 @@ def test_ctrl_c_ends_a_survey(survey, tiny_model, tmp_path):
 
 
 def test_four_times_the_stars_take_no_more_memory(tiny_model, tmp_path, monkeypatch):
-    """Of Python and NumPy; what a whole process takes, with torch and Arrow, is in scripts/test_benchmark_survey.py."""
+    """Of Python and NumPy; that of a whole process is in scripts/benchmarks/test_benchmark_survey.py."""
     monkeypatch.setattr(
         "spectrafm_hf.inference.tables.ROW_GROUP", 256
     )  # what waits to be written: 9 MB of a large shard

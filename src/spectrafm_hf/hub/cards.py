@@ -115,8 +115,9 @@ def write_model_card(
     recipe : path or mapping
         What it was trained with: a YAML file, or its content. `data` of None: on what nobody has named.
     evaluations : sequence of mapping
-        What `scripts/evaluate.py --output` writes, the most important first. At least one must be of these weights with
-        these settings; one of other models alone adds their rows, and must be on the same stars as one that is.
+        What `scripts/paper/evaluate.py --output` writes, the most important first. At least one must be of these
+        weights with these settings; one of other models alone adds their rows, and must be on the same stars as one
+        that is.
     base_model : str, optional
         What it was trained on from. Default: the `checkpoint` of the recipe.
     remarks : str
@@ -254,7 +255,7 @@ def group_evaluations(evaluations: Sequence[Mapping[str, Any]], sums: Mapping[st
     Raises
     ------
     ValueError
-        If an evaluation is not what `scripts/evaluate.py` writes, or a table has no row of this checkpoint.
+        If an evaluation is not what `scripts/paper/evaluate.py` writes, or a table has no row of this checkpoint.
     """
     groups: dict[tuple[str, str, str], Group] = {}
     for evaluation in evaluations:
@@ -270,7 +271,9 @@ def group_evaluations(evaluations: Sequence[Mapping[str, Any]], sums: Mapping[st
             for title, results in evaluation["results"].items():
                 group.results.setdefault(title, {}).update({rows[row]: table for row, table in results.items()})
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"evaluation: expected what scripts/evaluate.py writes, got none of {error}") from error
+            raise ValueError(
+                f"evaluation: expected what scripts/paper/evaluate.py writes, got none of {error}"
+            ) from error
     if not groups:
         raise ValueError(f"evaluation: expected one of {name_checksums(sums)}, got none")
     for group in groups.values():

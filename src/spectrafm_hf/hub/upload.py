@@ -134,7 +134,9 @@ def checkpoint_upload(name_or_path: str | os.PathLike[str], repo_id: str) -> Upl
                 )
     sums = checksums(model, tokenizer)
     if not (folder / "README.md").is_file():
-        raise ValueError(f"card: expected README.md in {folder}, as scripts/make_model_card.py writes it, got none")
+        raise ValueError(
+            f"card: expected README.md in {folder}, as scripts/generate/make_model_card.py writes it, got none"
+        )
     card = (folder / "README.md").read_text(encoding="utf-8")
     if (told := checksums_of_card(card)) != sums:
         raise ValueError(f"card: expected one of {name_checksums(sums)}, got one of {name_checksums(told)}")

@@ -97,8 +97,8 @@ def answered_labels(
 
 
 #: Tokens that the model gets at once: with fewer a CPU does not come to its full speed, with many more what passes from
-#: layer to layer leaves its caches (`scripts/benchmark.py --curves`). A number found by a trial would be another one in
-#: each run, and with it the last digit of an answer.
+#: layer to layer leaves its caches (`scripts/benchmarks/benchmark.py --curves`). A number found by a trial would be
+#: another one in each run, and with it the last digit of an answer.
 TOKENS_AT_ONCE = 2048
 NO_MEMORY = "too large for the memory"
 # Where tokens are evidence: pixels that cost as much as a token does, and what a star costs at least. So 139 stars of

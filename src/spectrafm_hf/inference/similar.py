@@ -2,8 +2,8 @@
 """Stars that look alike: a vector for each spectrum, and the nearest ones of a data set.
 
 The vector is the mean of the states of the members, before their heads make labels of it. It was chosen by
-`scripts/compare_embeddings.py`: the mean distance in labels of a star to its five nearest ([`label_distance`]), as a
-share of that to random ones. For `spectrafm-base` it is 0.31 among 3,981 validation stars of Gaia XP, and 0.39 for
+`scripts/paper/compare_embeddings.py`: the mean distance in labels of a star to its five nearest ([`label_distance`]),
+as a share of that to random ones. For `spectrafm-base` it is 0.31 among 3,981 validation stars of Gaia XP, and 0.39 for
 stars of which nearly half is masked; with the amplitudes of the components of stars 0.54 and 0.63, with the answers of
 the network 0.34 and 0.39, with 30 principal components of the pixels 0.62 and 0.87. Among 1,200 synthetic APOGEE stars,
 with abundances, it is 0.47 and 0.48; 0.52 and 0.52; 0.60 and 0.60; 0.55 and 0.58.

@@ -22,7 +22,7 @@ from .synthetic import SyntheticStars
 
 Array = NDArray[Any]
 
-#: Coefficients of an interval beside level and slope. What tokens lose of a spectrum: `scripts/token_information.py`.
+#: Coefficients of an interval beside level and slope. What tokens lose: `scripts/paper/token_information.py`.
 DIRECTIONS = 30
 #: Own pixels that the directions go on beyond their interval, for spectra of a lower resolving power.
 MARGIN = 24

@@ -354,7 +354,7 @@ class _Run:
         return answers
 
     def _evaluate(self, answers: Mapping[str, Answers], asked: Dataset, few: bool) -> tuple[dict[str, Any], list[str]]:
-        """An evaluation as `scripts/evaluate.py` writes it, and who is ahead in words."""
+        """An evaluation as `scripts/paper/evaluate.py` writes it, and who is ahead in words."""
         truth = {name: column_of(asked, name) for name in self.table.values}
         errors = {name: truth[f"{name}_err"] for name in self.table.units}
         verdicts = []

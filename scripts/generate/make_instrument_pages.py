@@ -1,0 +1,131 @@
+#!/usr/bin/env python
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""
+A page for each instrument: what is read, how good the answers are, and a star with the spectrum that fits it best.
+
+    python scripts/generate/make_instrument_pages.py --output docs/instruments
+
+The figures are those of the evaluations of spectrafm-base; the stars of the pictures are synthetic, but for Gaia XP.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from spectrafm_cli.arguments import Parser
+from spectrafm_hf import load_checkpoint
+from spectrafm_hf.data.readers import formats, read_spectra
+from spectrafm_hf.files import DEMO_STARS, complete_file
+from spectrafm_hf.inference.prediction import answered_labels, predict_batches
+from spectrafm_hf.inference.spectrum import best_fit
+from spectrafm_hf.show.spectra import plot_fit
+from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.synthesis.synthetic import SyntheticStars
+
+
+EVALUATIONS = Path(__file__).parents[2] / "model_cards" / "evaluations"
+#: Title, formats that it is read from, and evaluations with rows of it, with how these begin.
+PAGES: dict[str, tuple[str, Sequence[str], dict[str, str]]] = {
+    "gaia-xp": ("Gaia XP", ("gaia-xp", "gaiaxpy", "gaia-xp-continuous"), {"robustness-xp": ""}),
+    "apogee": ("APOGEE", ("apogee-apstar", "apogee-apvisit", "apogee-aspcapstar"), {"robustness-apogee": ""}),
+    "miles": ("MILES", ("miles",), {"observed": "MILES test", "instruments": "MILES"}),
+    "lamost-lrs": ("LAMOST, low resolution", ("lamost-lrs",), {"observed": "LAMOST", "instruments": "lamost"}),
+    "sdss-boss": ("SDSS and BOSS", ("sdss-spec", "sdss-mwm"), {"instruments": "sdss|- sdss"}),
+    "desi": ("DESI", ("desi",), {"instruments": "desi|- desi"}),
+    "galah": ("GALAH", ("galah",), {"instruments": "galah|- galah"}),
+    "gaia-rvs": ("Gaia RVS", ("gaia-rvs",), {"instruments": "gaia-rvs|- gaia-rvs"}),
+}
+#: A giant, for the pictures.
+RANGES = {"teff": (4700.0, 4900.0), "logg": (2.3, 2.7), "fe_h": (-0.6, -0.3)}
+REMARKS = {
+    "galah": "Spectra are brought down to R = 5,000, which loses what the finest lines tell. Of synthetic stars, log "
+    "*g* comes out 0.3 to 0.5 dex lower than from wider ranges: do not compare it with others.",
+    "gaia-rvs": "240 Å at R = 11,500, brought down to 5,000, tell little: the errors say how little.",
+    "apogee": "The figures are of synthetic stars of the emulator that the model fits with. Of observed stars, errors "
+    "grow with what they differ from it by (`other_errors`).",
+}
+
+
+def rows_of(name: str, start: str) -> Iterator[str]:
+    """The tables of an evaluation: all of it, or its heads and the rows of an instrument."""
+    path = EVALUATIONS / f"spectrafm-base-{name}.md"
+    for line in path.read_text(encoding="utf-8").splitlines():
+        is_row = line.startswith("|")
+        head = is_row and re.match(r"\| *(stars|instruments|input) *\||\|[-|]+\|?$", line)
+        of_others = line.startswith("Flags of ") and start not in line
+        own = is_row and re.search(start, line.split("|")[1])
+        if not start or head or own or not (is_row or of_others):
+            yield line.replace("## ", "### ") if not start or is_row else line
+
+
+def picture(path: Path, name: str, model: Any, tokenizer: Any) -> None:
+    if name == "gaia-xp":
+        row = next(iter(read_spectra([DEMO_STARS])))
+    else:
+        row = next(iter(SyntheticStars(name, seed=3, label_ranges=RANGES)))
+        row = {**row, "object_id": "a synthetic giant"}
+        instrument = Instrument.load(name)
+        row["normalised"] = instrument.normalisation == "continuum"
+    names = answered_labels(model, tokenizer, row)[:4]
+    (found,) = predict_batches(model, tokenizer, [[row]], names)
+    said = ", ".join(f"{label} {found[label][0]:.4g} ± {found[f'{label}_err'][0]:.2g}" for label in names)
+    drawn = io.BytesIO()
+    plot_fit(drawn, row, best_fit(model, tokenizer, row), title=f"{row['object_id']}: {said}")
+    with complete_file(path) as temporary:  # with few colours, a third of the size
+        Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(temporary, "PNG", optimize=True)
+
+
+def page(name: str) -> str:
+    title, read_from, evaluations = PAGES[name]
+    instrument = Instrument.load(name)
+    low, high = min(part[0] for part in instrument.detectors), max(part[-1] for part in instrument.detectors)
+    known = [format for format in formats() if format.name in read_from]
+    parts = [
+        f"# {title}",
+        " ".join(instrument.description.split()),
+        f"`spectrafm-base` answers for it, as `spectrafm predict FILES` does. {low:,.0f} to {high:,.0f} Å in vacuum.",
+    ]
+    parts += [REMARKS[name]] if name in REMARKS else []
+    if known:
+        table = ["| format | wavelengths in | rest frame | resolving power | |", "|---|---|---|---|---|"]
+        table += [
+            f"| `{one.name}` | {one.wavelength_medium} | {one.rest_frame} | {one.resolving_power} | {one.note} |"
+            for one in known
+        ]
+        parts.append("\n".join(table))
+    parts += [f"![A star with the spectrum that fits it best](../pictures/{name}.png)"]
+    parts += [f"Synthetic stars of it: `spectrafm data synthetic --instrument {name} --n 1000`.", "## How good"]
+    for evaluation, start in evaluations.items():
+        text = "\n".join(rows_of(evaluation, start)).strip()
+        parts.append(re.sub(r"\n{3,}", "\n\n", text))
+    return "\n\n".join(parts) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__.split("\n")[1])
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="pictures go into DIR/../pictures")
+    folder = parser.parse_args(argv).output
+    model, tokenizer = load_checkpoint("spectrafm-base")
+    (folder.parent / "pictures").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    np.seterr(invalid="ignore")
+    for name in PAGES:
+        picture(folder.parent / "pictures" / f"{name}.png", name, model, tokenizer)
+        (folder / f"{name}.md").write_text(page(name), encoding="utf-8")
+        print(f"written: {folder / name}.md")
+    listed = "\n".join(PAGES)
+    head = "# Instruments\n\nOne model answers for all of them, and for others on grids of their own.\n\n"
+    (folder / "index.md").write_text(head + "```{toctree}\n:maxdepth: 1\n\n" + listed + "\n```\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Labels of observed stars on the grids of their own instruments, against what is published of them.
+
+    spectrafm data miles --out miles
+    python scripts/paper/evaluate_observed.py --miles miles --lamost lamost_dr1_labelled.npz --output observed.md
+
+The stars of LAMOST come from a file of arrays: `wavelength` (pixels,), `flux` and `flux_error` (stars, pixels), and
+`labels` (stars, 3). Beside the model: ridge regression on the pixels of the same stars, in ten folds. Beside MILES: the
+same stars with the air, with waves and noise, and a resolving power that is 20 % lower than it is said to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from spectrafm_hf import load_checkpoint
+from spectrafm_hf.files import complete_file
+from spectrafm_hf.inference.prediction import batches_of, predict_batches
+from spectrafm_hf.models.basis_spectrafm import degraded
+from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
+from spectrafm_hf.training.baseline import Spectra
+from spectrafm_hf.training.baselines import RidgeBaseline
+
+
+Array = NDArray[Any]
+LABELS = ("teff", "logg", "fe_h")
+#: Resolving powers of the libraries, in the middle of their ranges, and Teff in K that figures are of.
+MILES_POWER, LAMOST_POWER, TEFF = 2_200.0, 1_800.0, (4_200.0, 6_600.0)
+FOLDS = 10
+#: Of stars that are spoilt: resolving power, waves of the calibration, and bands of the air (first and last wavelength
+#: in Angstrom, mean depth).
+POWER_SEEN, WAVES = 1_440.0, 0.015
+AIR = (
+    (6_278.0, 6_325.0, 0.04),
+    (6_868.0, 6_960.0, 0.25),
+    (7_160.0, 7_350.0, 0.1),
+)
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+def miles(folder: Path, split: str) -> tuple[list[dict[str, Any]], Array]:
+    """Rows and labels (stars, 3) of the stars of MILES that have labels."""
+    stars = datasets.load_dataset(str(folder), split=split).with_format("numpy")
+    rows = [row for row in stars if np.isfinite([row[name] for name in LABELS]).all()]
+    labels = np.array([[row[name] for name in LABELS] for row in rows], float)
+    return [row | {"resolving_power": MILES_POWER} for row in rows], labels
+
+
+def lamost(path: Path) -> tuple[list[dict[str, Any]], Array]:
+    """The same of a file of arrays."""
+    with np.load(path, allow_pickle=False) as stars:
+        wavelength, flux, error, labels = (stars[name] for name in ("wavelength", "flux", "flux_error", "labels"))
+    rows = [
+        {
+            "object_id": str(i),
+            "wavelength": wavelength,
+            "flux": flux[i],
+            "flux_error": error[i],
+            "mask": ~(error[i] > 0),
+            "resolving_power": LAMOST_POWER,
+        }
+        for i in range(len(flux))
+    ]
+    return rows, np.asarray(labels, float)
+
+
+def spoilt(rows: Sequence[dict[str, Any]], seed: int = 1) -> list[dict[str, Any]]:
+    """Stars of MILES as an instrument like LAMOST would see them that is said to have a resolving power too high."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for row in rows:
+        usable = ~np.asarray(row["mask"]) & np.isfinite(row["flux"])
+        old, power = np.asarray(row["wavelength"], float)[usable], POWER_SEEN
+        weight = np.ones((1, len(old)))
+        wavelength, (flux,), (counts,) = degraded(
+            old, row["flux"][None, usable].astype(float), weight, MILES_POWER, power
+        )
+        x = np.log(wavelength / 5_500.0)
+        for low, high, depth in AIR:
+            within = (wavelength > low) & (wavelength < high)
+            lines = generator.gamma(1.0, size=within.sum())
+            flux[within] *= np.exp(-depth * generator.uniform(0.0, 2.0) * lines)
+        period = np.exp(generator.uniform(np.log(0.05), np.log(0.4)))
+        flux *= 1.0 + WAVES * np.sin(2.0 * np.pi * x / period + generator.uniform(0.0, 2.0 * np.pi))
+        flux *= np.exp(generator.normal(0.0, 0.7) * x + generator.normal(0.0, 0.7) * x**2)
+        error = np.sqrt(np.median(flux) * np.maximum(flux, 0.02)) / np.exp(
+            generator.uniform(np.log(20.0), np.log(150.0))
+        )
+        flux += error * generator.standard_normal(flux.shape)
+        found.append(
+            {
+                "object_id": row["object_id"],
+                "wavelength": wavelength,
+                "flux": flux.astype(np.float32),
+                "flux_error": error.astype(np.float32),
+                "mask": counts == 0,
+                "resolving_power": LAMOST_POWER,
+            }
+        )
+    return found
+
+
+def answers(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> tuple[Array, Array, Array]:
+    """Labels and errors (stars, 3), and flags (stars,)."""
+    batches = list(predict_batches(model, tokenizer, batches_of(rows, tokenizer), LABELS))
+    joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    flags = np.where(joined["reason"] != "", joined["reason"], joined["flags"])
+    return (
+        np.stack([joined[name] for name in LABELS], axis=1),
+        np.stack([joined[f"{name}_err"] for name in LABELS], axis=1),
+        flags,
+    )
+
+
+def ridge_in_folds(rows: Sequence[dict[str, Any]], labels: Array, seed: int = 0) -> Array:
+    """What ridge regression on the other folds says of each star (stars, 3); its penalty is chosen inside of those."""
+    flux = np.stack([np.where(row["mask"], np.nan, row["flux"]) for row in rows])
+    level = np.nanmedian(flux, axis=1, keepdims=True)
+    flux = np.nan_to_num(flux / level, nan=1.0)
+    error = np.full(flux.shape, 0.01)
+    fold = np.random.default_rng(seed).permutation(len(rows)) % FOLDS
+    found = np.full(labels.shape, np.nan)
+
+    def fitted(stars: Array, alpha: float) -> RidgeBaseline:
+        chosen = labels[stars]
+        train = Spectra(flux[stars], error[stars], chosen, np.zeros_like(chosen), np.zeros((len(chosen), 0)))
+        return RidgeBaseline(alpha, transform="raw").fit(train)
+
+    for number in range(FOLDS):
+        train, test = fold != number, fold == number
+        inner = train & (fold == (number + 1) % FOLDS)
+        misses = [
+            np.median(
+                np.abs(fitted(train & ~inner, alpha).raw_predict(flux[inner], error[inner])[0] - labels[inner])
+                / labels.std(axis=0)
+            )
+            for alpha in PENALTIES
+        ]
+        found[test] = fitted(train, PENALTIES[int(np.argmin(misses))]).raw_predict(flux[test], error[test])[0]
+    return found
+
+
+def table(name: str, found: Array, errors: Array | None, labels: Array) -> Iterator[str]:
+    """One line for each label: scatter, bias, correlation, error/sigma."""
+    inside = (labels[:, 0] > TEFF[0]) & (labels[:, 0] < TEFF[1])
+    for i, label in enumerate(LABELS):
+        known = inside & np.isfinite(found[:, i])
+        miss = found[known, i] - labels[known, i]
+        scatter, bias = robust_scatter(miss), np.median(miss)
+        together = np.corrcoef(found[known, i], labels[known, i])[0, 1]
+        ratio = "" if errors is None else f"{MAD_TO_SIGMA * np.median(np.abs(miss) / errors[known, i]):.2f}"
+        digits = 0 if label == "teff" else 3
+        figures = f"{scatter:.{digits}f} | {bias:+.{digits}f} | {together:.2f} | {ratio}"
+        yield f"| {name} | {known.sum()} | {label} | {figures} |"
+
+
+def report(arguments: argparse.Namespace) -> str:
+    model, tokenizer = load_checkpoint(arguments.model)
+    lines = [
+        f"Stars of {TEFF[0]:g}-{TEFF[1]:g} K by their published labels; scatter: 1.4826 MAD; bias: median; r: "
+        "correlation; error/sigma: 1.4826 times the median of the absolute error over sigma, labels taken for exact.",
+        "",
+        "| stars | n | label | scatter | bias | r | error/sigma |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    notes = []
+    samples = {}
+    if arguments.miles:
+        rows, labels = miles(arguments.miles, arguments.split)
+        samples[f"MILES {arguments.split}"] = rows, labels
+        samples[f"MILES {arguments.split}, spoilt"] = spoilt(rows), labels
+    if arguments.lamost:
+        samples["LAMOST"] = lamost(arguments.lamost)
+    for name, (rows, labels) in samples.items():
+        found, errors, flags = answers(model, tokenizer, rows)
+        lines += table(f"{name}, {arguments.model}", found, errors, labels)
+        if "spoilt" not in name:
+            ridge = ridge_in_folds(rows, labels)
+            lines += table(f"{name}, ridge on its pixels, {FOLDS}-fold", ridge, None, labels)
+        names, counts = np.unique([flag for joined in flags for flag in joined.split(";") if flag], return_counts=True)
+        told = ", ".join(f"{flag} {count}" for flag, count in zip(names, counts, strict=True)) or "none"
+        notes.append(f"Flags of {name}, of all {len(rows)} stars: {told}.")
+    return "\n".join([*lines, "", *notes, ""])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="evaluate_observed.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="spectrafm-base", help="a bundled checkpoint, or a folder")
+    parser.add_argument("--miles", type=Path, metavar="DIR", help="made by `spectrafm data miles`")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="of MILES")
+    parser.add_argument("--lamost", type=Path, metavar="FILE", help="arrays of labelled stars of LAMOST")
+    parser.add_argument("--output", type=Path, metavar="FILE.md", help="write the table here as well")
+    arguments = parser.parse_args(argv)
+    if not (arguments.miles or arguments.lamost):
+        parser.error("--miles, --lamost: expected at least one of them")
+    text = report(arguments)
+    print(text)
+    if arguments.output:
+        with complete_file(arguments.output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

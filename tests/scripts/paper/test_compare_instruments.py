@@ -1,0 +1,52 @@
+"""One star through two instruments: what the table says of answers that agree, or do not."""
+
+import importlib.util
+import io
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+
+SCRIPTS = Path(__file__).parents[3] / "scripts" / "paper"
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(SCRIPTS))  # it imports evaluate_observed, which lies beside it
+    try:
+        spec = importlib.util.spec_from_file_location("compare_instruments", SCRIPTS / "compare_instruments.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(SCRIPTS))
+
+
+def test_when_errors_are_right_then_z_is_one_and_a_shift_is_told(script):
+    generator = np.random.default_rng(0)
+    true, sigma = generator.uniform((4500, 2, -1), (6000, 4, 0), (4000, 3)), np.array([60.0, 0.1, 0.05])
+    one, other = ((true + sigma * generator.standard_normal(true.shape), sigma * np.ones(true.shape)) for _ in range(2))
+    other[0][:, 0] += 150.0
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in script.comparison("a - b", one, other)]
+    assert [line[2] for line in lines] == ["teff", "logg", "fe_h"]
+    assert float(lines[0][4]) == pytest.approx(-150.0, abs=5.0) and float(lines[0][5]) > 1.5
+    assert float(lines[1][5]) == pytest.approx(1.0, abs=0.06) and float(lines[2][5]) == pytest.approx(1.0, abs=0.06)
+    assert float(lines[2][3]) == pytest.approx(0.05 * 2**0.5, abs=0.005)
+
+
+def test_stars_of_stelib_are_read_in_vacuum(script, tmp_path):
+    content = io.BytesIO()
+    image = fits.PrimaryHDU(np.linspace(0.0, 2.0, 50, dtype=np.float32))
+    image.header["CRVAL1"], image.header["CDELT1"] = 5000.0, 1.0
+    image.writeto(content)
+    with zipfile.ZipFile(tmp_path / "one.whl", "w") as archive:
+        archive.writestr(script.STELIB + "HD000001.fits", content.getvalue())
+    rows = script.stelib(tmp_path / "one.whl")
+    assert list(rows) == ["HD000001"]
+    row = rows["HD000001"]
+    assert row["wavelength"][0] == pytest.approx(5001.39, abs=0.02)
+    assert row["mask"].tolist() == [True] + 49 * [False] and row["resolving_power"] == pytest.approx(1618, abs=1)
