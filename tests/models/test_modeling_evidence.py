@@ -10,6 +10,7 @@ from transformers import AutoModelForTimeSeriesPrediction, AutoTokenizer, pipeli
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMModel, SpectraFMTokenizer
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
+from spectrafm_hf.models.evidence_spectrafm import solve_normal_equations
 from spectrafm_hf.models.modeling_spectrafm import combined
 from spectrafm_hf.synthesis.bases import fill_completion, make_rung
 
@@ -154,6 +155,20 @@ def test_a_completion_fills_in_what_was_not_seen():
     assert cost.median() < 1.0
     strange = torch.from_numpy(coefficients * np.array([1.0, -1.0, 1.0], "f4")[:, None])
     assert completion.amplitudes(strange, torch.full(coefficients.shape, 0.999), IDS)[1].median() > 100
+
+
+def test_amplitudes_are_solved_to_single_precision_although_the_matrix_loses_digits():
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(240, 110, generator=generator)
+    weight = 10.0 ** torch.empty(300, 240).uniform_(-3.0, 3.0, generator=generator)
+    precision, right = torch.linspace(0.1, 10.0, 110), torch.randn(300, 110, generator=generator)
+    found = solve_normal_equations(weight, directions, precision, right)
+    wide = directions.double()
+    gram = torch.einsum("nc,bn,nd->bcd", wide, weight.double(), wide) + torch.diag(precision.double())
+    expected = torch.linalg.solve(gram, right.double())
+    off = (found - expected).norm(dim=1) / expected.norm(dim=1)
+    plain = torch.linalg.solve(gram.float(), right)
+    assert off.max() < 1e-6 < 1e-5 < ((plain - expected).norm(dim=1) / expected.norm(dim=1)).max()
 
 
 def test_a_rung_with_pixels_sees_asinh_of_the_flux_of_the_completed_spectrum():

@@ -45,9 +45,8 @@ except ImportError as error:
 OPSET = 20
 #: Inputs of the file, by the names that the tokenizer gives them.
 INPUTS = ("coefficients", "reliability", "interval_ids", "attention_mask", "request_ids")
-#: What the answers may differ by, in units of the error of each label. PyTorch solves the completion in single
-#: precision, the file in double: that is most of the difference.
-TOLERANCE = 5e-3
+#: What the answers may differ by, in units of the error of each label.
+TOLERANCE = 1e-3
 
 #: In the metadata of a file whose model has a star model.
 LEFT_OUT = (
@@ -191,7 +190,7 @@ class _Completion(SpectraFMCompletion):
         self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         directions = (self.components.double() / self.metric.double()[..., None]).flatten(0, 1)
-        known = reliability.double().clamp(0.0, MOST_RELIABLE).flatten(1)
+        known = reliability.clamp(0.0, MOST_RELIABLE).double().flatten(1)
         inverse = 1.0 / (1.0 - known)
         weighted = directions * (known * inverse)[..., None]
         gram = directions.T @ weighted + torch.diag(self.spread.double() ** -2.0)

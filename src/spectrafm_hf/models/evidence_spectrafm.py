@@ -168,37 +168,55 @@ def solve_normal_equations(
     prior (C,), right sides (B, C) -> (directions^T weight directions + precision)^-1 right, (B, C).
 
     A Cholesky factor by panels of columns, of many stars at once; LAPACK, which goes from star to star, takes three
-    times as long for matrices of this size. That of a matrix scaled to a diagonal of one would lose as few digits.
+    times as long for matrices of this size. Then one step from what is left of the right side in double precision, so
+    that the last digits do not depend on the processor or the runtime.
     """
     starts = range(0, len(precision), PANEL)
     products = [
         (directions[:, start:, None] * directions[:, None, start : start + PANEL]).flatten(1).T.contiguous()
         for start in starts
     ]
+    prior = precision.split(PANEL)
+
+    def solve(weight, right):
+        factor = _factor_by_panels(weight, products, prior)
+        found = _solve_by_panels(factor, right)
+        if found.device.type == "mps":  # which has no double precision
+            return found
+        wide, exact = found.double(), directions.double()
+        left = right - precision * wide - (weight * (wide @ exact.T)) @ exact
+        return found + _solve_by_panels(factor, left.to(right.dtype))
+
     if torch.compiler.is_exporting():  # the number of parts would be fixed
-        return _solve_by_panels(weight, right, products, precision.split(PANEL))
+        return solve(weight, right)
     parts = zip(weight.split(STARS_AT_ONCE), right.split(STARS_AT_ONCE), strict=True)
-    return torch.cat([_solve_by_panels(*part, products, precision.split(PANEL)) for part in parts])
+    return torch.cat([solve(*part) for part in parts])
 
 
-def _solve_by_panels(weight, right, products, precision) -> torch.Tensor:
-    panels: list[torch.Tensor] = []  # of the lower factor, from its diagonal down
-    inverses: list[torch.Tensor] = []  # of what lies on its diagonal
-    found: list[torch.Tensor] = []
+def _factor_by_panels(weight, products, precision) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Panels of the lower factor, from its diagonal down, and inverses of what lies on its diagonal."""
+    panels: list[torch.Tensor] = []
+    inverses: list[torch.Tensor] = []
     for number, (pairs, prior) in enumerate(zip(products, precision, strict=True)):
-        start, width = number * PANEL, len(prior)
+        width = len(prior)
         panel = product(weight, pairs).unflatten(1, (-1, width))
         panel.diagonal(dim1=1, dim2=2).add_(prior)
-        left = right[:, start : start + width, None]
         for i, earlier in enumerate(panels):
-            rows = earlier[:, start - i * PANEL :]
+            rows = earlier[:, (number - i) * PANEL :]
             panel.baddbmm_(rows, rows[:, :width].mT, alpha=-1.0)
-            left = torch.baddbmm(left, rows[:, :width], found[i], alpha=-1.0)
         lower = torch.linalg.cholesky_ex(panel[:, :width]).L
         unit = torch.eye(width, dtype=lower.dtype, device=lower.device)
         inverses.append(torch.linalg.solve_triangular(lower, unit, upper=False))
         panels.append(panel @ inverses[-1].mT)
-        found.append(inverses[-1] @ left)
+    return panels, inverses
+
+
+def _solve_by_panels(factor: tuple[list[torch.Tensor], list[torch.Tensor]], right: torch.Tensor) -> torch.Tensor:
+    panels, inverses = factor
+    left, found = right[..., None], []
+    for panel, inverse in zip(panels, inverses, strict=True):
+        found.append(inverse @ left[:, : inverse.shape[1]])
+        left = torch.baddbmm(left[:, PANEL:], panel[:, PANEL:], found[-1], alpha=-1.0)
     for i in reversed(range(len(panels))):
         if i + 1 < len(panels):
             found[i] = found[i] - panels[i][:, PANEL:].mT @ torch.cat(found[i + 1 :], dim=1)
