@@ -16,9 +16,8 @@ import pytest
 import spectrafm_cli
 from spectrafm_hf import bundled, load_checkpoint, save_checkpoint
 from spectrafm_hf.files import DEMO_STARS
-from spectrafm_hf.inference.prediction import NOT_AT_REST
 from spectrafm_hf.models.flags_spectrafm import FLAGS
-from spectrafm_hf.models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
+from spectrafm_hf.models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED, NOT_AT_REST
 from spectrafm_hf.training.recipe import read_recipe
 
 

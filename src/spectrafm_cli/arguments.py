@@ -56,7 +56,7 @@ def demand_new_output(arguments: argparse.Namespace) -> None:
         )
 
 
-def reading(option: str | None = None, demanded: bool = True) -> Parser:
+def reading(option: str | None = None, demanded: bool = True, resolving_power: str = "--resolving-power") -> Parser:
     """What to read, in place or by an option, and how: the same for all verbs that read spectra."""
     reading = Parser(add_help=False)
     if option is None:
@@ -80,6 +80,13 @@ def reading(option: str | None = None, demanded: bool = True) -> Parser:
     )
     how.add_argument(
         "--radial-velocity-column", metavar="NAME", help="table column with the velocity of each star in km/s"
+    )
+    how.add_argument(
+        resolving_power,
+        dest="stated_power",
+        type=float,
+        metavar="R",
+        help="wavelength / FWHM of the spectra, replacing that of the files",
     )
     how.add_argument("--at-rest", action="store_true", help="assume rest frame if the file does not state it")
     how.add_argument(
@@ -114,6 +121,7 @@ def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "radial_velocity": arguments.radial_velocity,
         "radial_velocity_column": arguments.radial_velocity_column,
         "at_rest": arguments.at_rest,
+        "resolving_power": arguments.stated_power,
         "columns": _columns(arguments.columns),
         "grid": arguments.grid and _read_grid(arguments.grid),
         "wavelength_unit": arguments.wavelength_unit,

@@ -20,7 +20,7 @@ FAILED = "failed.csv"
 #: Arguments of Python that messages name, as they are typed here.
 OPTIONS = (
     *("wavelength_unit", "radial_velocity", "radial_velocity_column", "bad_bits", "grid", "columns", "format", "split"),
-    *("output", "id_column", "labels", "split_by", "units", "model", "gaia_ids"),
+    *("resolving_power", "output", "id_column", "labels", "split_by", "units", "model", "gaia_ids"),
 )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def add(verbs: Any) -> None:
     spectrum = verbs.add_parser(
         "spectrum",
-        parents=[reading(demanded=False)],
+        parents=[reading(demanded=False, resolving_power="--input-resolving-power")],
         help="predict spectra from labels, or from other spectra",
         description="Predict spectra with an error for each pixel: from labels, or from the spectra in INPUT. Masked "
         "and missing pixels are filled in. Outside the range of the instrument, the spectrum of the predicted labels "
@@ -48,7 +48,10 @@ def add(verbs: Any) -> None:
         "(default: those of INPUT)",
     )
     spectrum.add_argument(
-        "--resolving-power", type=float, metavar="R", help="wavelength / FWHM (default: the highest available)"
+        "--resolving-power",
+        type=float,
+        metavar="R",
+        help="of the result (default: the highest available)",
     )
     spectrum.add_argument(
         "--surface", action="store_true", help="with --labels: surface flux instead of continuum-normalised flux"

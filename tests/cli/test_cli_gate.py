@@ -113,3 +113,27 @@ def test_a_velocity_column_that_a_file_cannot_have_is_refused(tmp_path, capsys):
     assert main(["predict", str(tmp_path / "a.fits"), "--radial-velocity-column", "rv"]) == 2
     error = capsys.readouterr().err
     assert "radial_velocity_column: expected a table with rv, got a file of the format fits-image" in error
+
+
+def test_the_resolving_power_of_what_is_read_is_an_option_of_every_verb(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_h_band(tmp_path / "a.fits")
+    asked = []
+
+    def read(files, **how):
+        asked.append(how["resolving_power"])
+        raise ValueError("enough")
+
+    monkeypatch.setattr("spectrafm_hf.data.readers.read_spectra", read)
+    for verb, options in (
+        ("predict", []),
+        ("plot", []),
+        ("explain", ["--output", "a.png"]),
+        ("embed", ["--output", "a.parquet"]),
+        ("spectrum", ["--output", "new.fits"]),
+    ):
+        option = "--input-resolving-power" if verb == "spectrum" else "--resolving-power"
+        assert main([verb, "a.fits", option, "1800", *options]) == 2
+    assert asked == [1800.0] * len(asked) and len(asked) >= 5
+    with pytest.raises(SystemExit):
+        main(["predict", "a.fits", "--resolving-power", "sharp"])

@@ -13,12 +13,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from astropy.io import fits
 from astropy.table import Table
 from huggingface_hub import constants, hf_hub_download
 from test_upload import hub  # noqa: F401
+from transformers import pipeline
 
 from spectrafm_hf import load_checkpoint
-from spectrafm_hf.data.readers import batched
+from spectrafm_hf.data.readers import batched, read_spectra
 from spectrafm_hf.data.schema import valid_pixels
 from spectrafm_hf.inference.prediction import TOKENS_AT_ONCE, batches_of, predict_batches
 from spectrafm_hf.inference.spectrum import SpectrumPredictor
@@ -514,10 +516,15 @@ def optical_row(wavelength, flags, rest_frame=None):
 @pytest.mark.parametrize(
     ("wavelength", "flags", "rest_frame", "expected"),
     [
-        (vacuum_to_air, [MEDIUM_UNSTATED, FRAME_UNSTATED], None, ["medium"]),
-        (lambda true: true * (1 + 60.0 / 299792.458), [FRAME_UNSTATED], None, ["velocity"]),
-        (lambda true: true * (1 - 83.0 / 299792.458), [FRAME_UNSTATED], None, ["velocity"]),  # the medium is stated
-        (lambda true: true * (1 + 60.0 / 299792.458), [], False, ["velocity"]),
+        (vacuum_to_air, [MEDIUM_UNSTATED, FRAME_UNSTATED], None, ["medium_measured"]),
+        (lambda true: true * (1 + 60.0 / 299792.458), [FRAME_UNSTATED], None, ["velocity_measured"]),
+        (
+            lambda true: true * (1 - 83.0 / 299792.458),
+            [FRAME_UNSTATED],
+            None,
+            ["velocity_measured"],
+        ),  # not in air
+        (lambda true: true * (1 + 60.0 / 299792.458), [], False, ["velocity_measured"]),
         (lambda true: true, [MEDIUM_UNSTATED, FRAME_UNSTATED], None, []),
     ],
 )
@@ -539,3 +546,20 @@ def test_what_is_stated_is_not_measured_and_what_has_no_lines_stays_as_it_is(bas
     empty = optical_row(vacuum_to_air, [MEDIUM_UNSTATED])
     empty["flux"] = np.random.default_rng(1).normal(1.0, 0.01, empty["flux"].size)
     assert next(settled([empty], *base)) is empty
+
+
+def test_a_file_has_the_labels_and_flags_of_the_command_line_in_the_pipeline(base, tmp_path):
+    row = optical_row(vacuum_to_air, [])
+    columns = [fits.Column(name, "D", array=row[name]) for name in ("wavelength", "flux", "flux_error")]
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "sun.fits")
+    predict = pipeline("stellar-labels", model=base[0], tokenizer=base[1], device="cpu")
+    (answer,) = predict(str(tmp_path / "sun.fits"), flags=True)
+    assert answer["flags"] == ["medium_measured"]
+    files = settled(read_spectra([tmp_path / "sun.fits"]), *base)
+    (batch,) = predict_batches(base[0], base[1], [list(files)], ["teff", "fe_h"])
+    assert answer["teff"] == pytest.approx(float(batch["teff"][0]), rel=1e-5)
+    # What is not measured is said as well.
+    found = predict(str(tmp_path / "sun.fits"), flags=True, radial_velocity=-83.0)
+    assert found[0]["flags"] == ["medium_unstated", "frame_unstated"]
+    (sharper,) = predict(str(tmp_path / "sun.fits"), resolving_power=2000.0)
+    assert sharper["teff"] != answer["teff"]

@@ -25,6 +25,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from ..data.schema import PIXEL_COLUMNS, valid_pixels
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
 from ..models.flags_spectrafm import QUALITY, star_flags
+from ..models.gate_spectrafm import NOT_AT_REST
 from .training_range import TrainingRange
 
 
@@ -33,8 +34,6 @@ logger = logging.getLogger(__name__)
 FLAG_SEPARATOR = ";"
 NO_PIXEL = "no valid pixel"
 NO_ANSWER = "no answer from this spectrum"
-#: Of a spectrum that its reader could not shift to the rest frame, as no velocity is known.
-NOT_AT_REST = "not_at_rest"
 
 # -------------------------------------------------------------------------------------------------- the training range
 

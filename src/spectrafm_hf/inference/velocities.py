@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
-from ..models.flags_spectrafm import AIR, AIR_TOLERANCE, MOVED, MOVED_SIGMA
-from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED, to_rest
-from ..models.velocity_spectrafm import Velocity, VelocityMeter
+from ..models.gate_spectrafm import FRAME_UNSTATED
+from ..models.velocity_spectrafm import VelocityMeter, measured, moved_to_rest, settled_row
 
 
 #: The columns of a velocity that was measured.
@@ -43,12 +42,12 @@ def at_measured_velocities(
         if row.get("refused") or row.get("rest_frame") is True:
             yield {**row, VELOCITY: np.nan}  # what a survey says of it was not measured here
             continue
-        found = _measured(meter, row)
+        found = measured(meter, row)
         if found.cause:
             yield {**row, "refused": found.cause, VELOCITY: np.nan}
             continue
         flags = [flag for flag in row.get("flags", ()) if flag != FRAME_UNSTATED]
-        yield _at_rest(row, found.value, flags) | {VELOCITY: found.value, f"{VELOCITY}_err": found.error}
+        yield moved_to_rest(row, found.value, flags) | {VELOCITY: found.value, f"{VELOCITY}_err": found.error}
 
 
 def settled(
@@ -59,8 +58,8 @@ def settled(
 
     Without a statement they would be taken as at rest and in vacuum. Wavelengths in air are 83 km/s off by that, which
     costs thousands of kelvin. So the velocity is measured: where it is significant, it is taken out, with the flag
-    `medium` or `velocity` where there was one; where it is not, all stays as it is, with the flags that say what is
-    unstated.
+    `medium_measured` or `velocity_measured` where there was one; where it is not, all stays as it is, with the flags
+    that say what is unstated.
 
     Yields
     ------
@@ -68,29 +67,7 @@ def settled(
     """
     meter = None if tokenizer.basis is None else VelocityMeter(tokenizer.basis, model)
     for row in rows:
-        flags = list(row.get("flags") or ())
-        unstated = {FRAME_UNSTATED, MEDIUM_UNSTATED} & set(flags)
-        if meter is None or row.get("refused") or not (unstated or row.get("rest_frame") is False):
-            yield row
-            continue
-        found = _measured(meter, row)
-        if found.cause:
-            yield row
-            continue
-        flags = [flag for flag in flags if flag not in unstated]
-        if abs(found.value) > max(MOVED, MOVED_SIGMA * found.error):
-            in_air = MEDIUM_UNSTATED in unstated and abs(found.value - AIR) <= AIR_TOLERANCE
-            flags.append("medium" if in_air else "velocity")
-        yield _at_rest(row, found.value, flags)
-
-
-def _measured(meter: VelocityMeter, row: Mapping[str, Any]) -> Velocity:
-    return meter(row["wavelength"], row["flux"], row["flux_error"], row["mask"], row.get("resolving_power"))
-
-
-def _at_rest(row: Mapping[str, Any], velocity: float, flags: list[str]) -> dict[str, Any]:
-    wavelength = to_rest(np.asarray(row["wavelength"], np.float64), velocity)
-    return {**row, "wavelength": wavelength, "rest_frame": True, "flags": flags}
+        yield row if meter is None else settled_row(meter, row)  # type: ignore[misc]
 
 
 def velocity_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float32]]:

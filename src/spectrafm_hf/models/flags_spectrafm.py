@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 
+#: Of a spectrum that was moved to rest by its own lines, as nobody states the frame, or the medium.
+VELOCITY_MEASURED, MEDIUM_MEASURED = "velocity_measured", "medium_measured"
 #: Name of each flag -> what it means, and what to do.
 FLAGS = {
     "unlike_training": (
@@ -26,12 +28,20 @@ FLAGS = {
         "Mask what the pipeline of the instrument marks as bad. The answer does without these pixels.",
     ),
     "velocity": (
-        "The lines are not at rest. Where nobody says whether they are, the answer is for the spectrum at rest.",
+        "The lines are not at rest, although the wavelengths are stated to be: the answers are wrong.",
         "Give the radial velocity, or shift the wavelengths to the rest frame.",
     ),
     "medium": (
-        "The lines lie where wavelengths in air have them. Where nobody says so, the answer is for them taken so.",
+        "The lines lie where wavelengths in air have them, although vacuum is stated: the answers are wrong.",
         "State the medium: `--air`, or `wavelength_medium` of the tokenizer.",
+    ),
+    VELOCITY_MEASURED: (
+        "Neither rest nor a velocity is stated. The velocity was measured from the lines and removed.",
+        "Nothing, if the velocity is that of a star. State the velocity where you know it better.",
+    ),
+    MEDIUM_MEASURED: (
+        "Nobody states the medium. The lines lie where air has them, so the wavelengths were converted to vacuum.",
+        "Nothing. `--air` or `--vacuum` states the medium.",
     ),
     "disagree": (
         "Parts of the spectrum ask for different stars, by more than their errors.",
@@ -145,4 +155,4 @@ def _has_star_intervals(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     return ((ids >= first) & (ids < last) & inputs["attention_mask"].bool()).any(dim=1).cpu()
 
 
-__all__ = ["FLAGS", "QUALITY", "star_flags"]
+__all__ = ["FLAGS", "MEDIUM_MEASURED", "QUALITY", "VELOCITY_MEASURED", "star_flags"]

@@ -23,6 +23,8 @@ MAX_VELOCITY = 3_000.0  # km/s
 # Pixels wider than this, in ln wavelength, hide the velocity of a star and most of the 80 km/s between air and vacuum.
 COARSE = 1e-3
 FRAME_UNSTATED, MEDIUM_UNSTATED = "frame_unstated", "medium_unstated"
+#: Of a spectrum that could not be shifted to the rest frame, as no velocity is known.
+NOT_AT_REST = "not_at_rest"
 PER_WAVELENGTH = "1e-17 erg s-1 cm-2 Angstrom-1"
 NOT_STARS = ("QSO", "QUASAR", "GALAXY", "GAL", "AGN")
 # Written for a flux that was not measured.

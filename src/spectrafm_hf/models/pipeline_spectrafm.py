@@ -13,10 +13,10 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .flags_spectrafm import QUALITY, star_flags
-from .gate_spectrafm import is_spectrum, is_table, rows_of_table
+from .gate_spectrafm import NOT_AT_REST, GatedRow, is_spectrum, is_table, rows_of_table
 from .spectrum_spectrafm import best_fits
 from .tokenization_spectrafm import SpectraFMTokenizer
-from .velocity_spectrafm import VelocityMeter
+from .velocity_spectrafm import VelocityMeter, settled_row
 
 
 # What passes by the model.
@@ -166,6 +166,8 @@ class StellarLabelsPipeline(Pipeline):
         radial_velocity : float, sequence of float or "measure", optional
             km/s of all stars, or of each, by which the spectra are moved to the rest frame; or, for a model on
             evidence, that which the lines of each tell, which is then added as `radial_velocity` with its error.
+        resolving_power : float, optional
+            Wavelength / FWHM of all spectra, instead of what they state; for a model on evidence.
         on_error : {"reason", "raise"}, optional
             What becomes of a spectrum that cannot be answered: a row whose labels are NaN, with the `reason`, which
             no other row has; or an error. By default an error for a spectrum that is given alone, and a row with the
@@ -220,12 +222,13 @@ class StellarLabelsPipeline(Pipeline):
         flags: bool | None = None,
         spectrum: bool | None = None,
         radial_velocity: Any = None,
+        resolving_power: float | None = None,
         on_error: str | None = None,
     ):
         if on_error not in (None, *ON_ERROR):
             raise ValueError(f"on_error: expected one of {ON_ERROR}, got {on_error!r}")
         given = {"requests": requests, "scalars": scalars, "flags": flags, "radial_velocity": radial_velocity}
-        given |= {"spectrum": spectrum, "on_error": on_error}
+        given |= {"spectrum": spectrum, "on_error": on_error, "resolving_power": resolving_power}
         last = {} if on_error is None else {"on_error": on_error}
         return {name: value for name, value in given.items() if value is not None}, {}, last
 
@@ -243,7 +246,15 @@ class StellarLabelsPipeline(Pipeline):
         return PipelineIterator(found, self.postprocess, postprocess_params)
 
     def preprocess(  # type: ignore[override]
-        self, input_, requests=None, scalars=None, flags=None, spectrum=None, radial_velocity=None, on_error="raise"
+        self,
+        input_,
+        requests=None,
+        scalars=None,
+        flags=None,
+        spectrum=None,
+        radial_velocity=None,
+        resolving_power=None,
+        on_error="raise",
     ) -> dict[str, Any]:
         tokenizer: Any = self.feature_extractor
         for field, asked_for in (("flags", flags), ("spectrum", spectrum)):
@@ -253,6 +264,8 @@ class StellarLabelsPipeline(Pipeline):
         if isinstance(input_, _Numbered):
             radial_velocity = radial_velocity if input_.velocity is None else input_.velocity
             name, input_ = f"spectrum {input_.number}", input_.spectrum
+        if radial_velocity is None and tokenizer.basis is not None:
+            input_ = self._settled(input_)
         object_id = input_.get("object_id") if isinstance(input_, Mapping) else None
         if isinstance(object_id, np.generic):
             object_id = object_id.item()
@@ -272,10 +285,11 @@ class StellarLabelsPipeline(Pipeline):
             requests = tokenizer.label_names if tokenizer.requests is None else tokenizer.requests
         names = [request if isinstance(request, str) else f"flux_{request}" for request in requests]
         about = {"object_id": object_id, "names": names, "spectrum": name, "asked": asked, "measured": [], "fit": None}
-        about |= {"flags": [] if flags else None, "reason": ""}
-        if measures and tokenizer.velocity_meter is None and tokenizer.basis is not None:
-            tokenizer.velocity_meter = VelocityMeter(tokenizer.basis, self.model)
+        about |= {"flags": _stated_flags(input_) if flags else None, "reason": ""}
+        if measures:
+            self._velocity_meter()
         how = {"scalars": scalars, "requests": requests, "radial_velocity": radial_velocity}
+        how["resolving_power"] = resolving_power
         try:
             if isinstance(input_, Mapping) and input_.get("refused"):
                 raise ValueError(input_["refused"])
@@ -296,6 +310,18 @@ class StellarLabelsPipeline(Pipeline):
         if (grids := inputs.pop("grids", None)) is not None:
             (fit,) = best_fits(self.model, tokenizer.basis, grids)
         return {**inputs, **about, "measured": measured, "fit": fit}
+
+    def _velocity_meter(self) -> VelocityMeter:
+        tokenizer: Any = self.feature_extractor
+        if tokenizer.velocity_meter is None:
+            tokenizer.velocity_meter = VelocityMeter(tokenizer.basis, self.model)
+        return tokenizer.velocity_meter
+
+    def _settled(self, spectrum: Any) -> Any:
+        """A spectrum of a file as `spectrafm predict` takes it; numbers in memory are what they are said to be."""
+        if not (isinstance(spectrum, GatedRow) and "file" in spectrum):
+            return spectrum
+        return GatedRow(settled_row(self._velocity_meter(), spectrum))
 
     def _forward(self, model_inputs: Any) -> dict[str, Any]:  # type: ignore[override]
         """One star, or a list of some: the model answers together those that it takes together."""
@@ -323,7 +349,7 @@ class StellarLabelsPipeline(Pipeline):
             if quality:  # all were asked for the same
                 flags = star_flags(self.model, inputs, outputs, quality, stars[0]["names"])
                 for number, own in zip(numbers, flags, strict=True):
-                    found[number]["flags"] = own
+                    found[number]["flags"] = list(dict.fromkeys([*found[number]["flags"], *own]))
         return {name: [star[name] for star in found] for name in found[0]}
 
     def postprocess(self, model_outputs: dict[str, Any], on_error: str = "raise") -> Answer:  # type: ignore[override]
@@ -362,6 +388,13 @@ class StellarLabelsPipeline(Pipeline):
         if reason:
             star["reason"] = reason
         return star
+
+
+def _stated_flags(spectrum: Any) -> list[str]:
+    """What a reader says of a spectrum that speaks against the answers."""
+    if not isinstance(spectrum, GatedRow):
+        return []
+    return [*([NOT_AT_REST] if spectrum.get("rest_frame") is False else []), *(spectrum.get("flags") or ())]
 
 
 def _tokenizer_of(model: Any) -> SpectraFMTokenizer:

@@ -12,6 +12,7 @@ peak stands out.
 
 import functools
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
 from .basis_spectrafm import Rung, SpectrumBasis
-from .gate_spectrafm import SPEED_OF_LIGHT
+from .flags_spectrafm import AIR, AIR_TOLERANCE, MEDIUM_MEASURED, MOVED, MOVED_SIGMA, VELOCITY_MEASURED
+from .gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED, SPEED_OF_LIGHT, to_rest
 
 
 LIMIT = 600.0  # km/s that are tried
@@ -440,4 +442,37 @@ def _smoothed(template: np.ndarray, rung: Rung, power: float) -> np.ndarray:
     return np.convolve(np.pad(template, reach, mode="edge"), kernel / kernel.sum(), mode="valid")
 
 
-__all__ = ["Velocity", "VelocityMeter"]
+# ------------------------------------------------------------------------------------------------------ rows of a file
+
+
+def measured(meter: VelocityMeter, row: Mapping[str, Any]) -> Velocity:
+    """What the lines of a row tell."""
+    return meter(row["wavelength"], row["flux"], row["flux_error"], row["mask"], row.get("resolving_power"))
+
+
+def moved_to_rest(row: Mapping[str, Any], velocity: float, flags: list[str]) -> dict[str, Any]:
+    """A row whose star recedes with `velocity` (km/s), at rest, with these flags."""
+    wavelength = to_rest(np.asarray(row["wavelength"], np.float64), velocity)
+    return {**row, "wavelength": wavelength, "rest_frame": True, "flags": flags}
+
+
+def settled_row(meter: VelocityMeter, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """
+    A row; one of which nobody says whether it is at rest, or in air or vacuum, by what its lines tell, with the flag
+    `velocity_measured` or `medium_measured` where it was moved. Where they tell nothing, it is the same row.
+    """
+    flags = list(row.get("flags") or ())
+    unstated = {FRAME_UNSTATED, MEDIUM_UNSTATED} & set(flags)
+    if row.get("refused") or not (unstated or row.get("rest_frame") is False):
+        return row
+    found = measured(meter, row)
+    if found.cause:
+        return row
+    flags = [flag for flag in flags if flag not in unstated]
+    if abs(found.value) > max(MOVED, MOVED_SIGMA * found.error):
+        in_air = MEDIUM_UNSTATED in unstated and abs(found.value - AIR) <= AIR_TOLERANCE
+        flags.append(MEDIUM_MEASURED if in_air else VELOCITY_MEASURED)
+    return moved_to_rest(row, found.value, flags)
+
+
+__all__ = ["Velocity", "VelocityMeter", "settled_row"]

@@ -14,9 +14,8 @@ from ..data.lines import line_list
 from ..data.readers import formats
 from ..data.schema import valid_pixels
 from ..inference.explain import ALL_LABELS, COARSE_STEP, TOLERANCE, Explanation, peaks_of
-from ..inference.prediction import NOT_AT_REST
 from ..models.flags_spectrafm import FLAGS
-from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
+from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED, NOT_AT_REST
 from ..models.spectrum_spectrafm import BestFit
 from .explained import plot_explained_star
 from .spectra import plot_fit

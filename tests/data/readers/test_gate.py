@@ -782,3 +782,15 @@ def test_a_block_that_is_not_filled_up_at_the_end_loses_nothing(tmp_path):
     path.write_bytes(whole[:-10])
     with pytest.raises(ValueError, match="got one that ends too early"):
         one(path)
+
+
+def test_a_resolving_power_that_is_named_counts_before_that_of_the_file(tmp_path):
+    table = fits.BinTableHDU.from_columns(
+        [fits.Column(name, "D", array=array) for name, array in (("wave", WAVELENGTH), ("flux", WAVELENGTH))]
+    )
+    table.header["SPEC_RES"] = 3000.0
+    table.writeto(tmp_path / "a.fits")
+    assert next(read_spectra([tmp_path / "a.fits"]))["resolving_power"] == 3000.0
+    assert next(read_spectra([tmp_path / "a.fits"], resolving_power=1800.0))["resolving_power"] == 1800.0
+    with pytest.raises(ValueError, match="resolving_power: expected wavelength / FWHM, a number above 1, got 0"):
+        next(read_spectra([tmp_path / "a.fits"], resolving_power=0))

@@ -158,6 +158,7 @@ def read_spectra(
     radial_velocity: float | str | None = None,
     radial_velocity_column: str | None = None,
     at_rest: bool = False,
+    resolving_power: float | None = None,
     columns: Mapping[str, str] | None = None,
     failures: list[Failure] | None = None,
     keep_refused: bool = False,
@@ -189,6 +190,8 @@ def read_spectra(
     at_rest : bool
         Wavelengths are at rest where the file does not state the frame. Default: they are taken so, with the flag
         `frame_unstated` where a velocity would show.
+    resolving_power : float, optional
+        Wavelength / FWHM of all spectra, instead of what the files say.
     columns : mapping of str to str, optional
         Names of columns by role, where they do not tell: `{"wavelength": "wave", "flux_error": "err"}`; "none" leaves
         one out.
@@ -221,6 +224,8 @@ def read_spectra(
         raise ValueError(f"wavelength_medium: expected 'vacuum' or 'air', got {wavelength_medium!r}")
     if unknown := sorted(set(bad_bits or ()) - APOGEE_PIXEL_BITS.keys()):
         raise ValueError(f"bad_bits: expected names out of {list(APOGEE_PIXEL_BITS)}, got {unknown}")
+    if resolving_power is not None and not 1 < resolving_power < np.inf:
+        raise ValueError(f"resolving_power: expected wavelength / FWHM, a number above 1, got {resolving_power}")
     if isinstance(radial_velocity, str) and radial_velocity != MEASURE:
         raise ValueError(f"radial_velocity: expected km/s or {MEASURE!r}, got {radial_velocity!r}")
     if isinstance(radial_velocity, str):
@@ -241,6 +246,7 @@ def read_spectra(
         velocity,
         radial_velocity_column,
         at_rest,
+        resolving_power,
         keep_refused,
     )
     for path in map(Path, files):

@@ -97,7 +97,8 @@ class Options:
     radial_velocity: float | None = None
     radial_velocity_column: str | None = None
     at_rest: bool = False
-    """What settles medium and frame where a file does not state them."""
+    resolving_power: float | None = None
+    """What settles medium and frame where a file does not state them; the resolving power counts in any case."""
     keep_refused: bool = False
     """Hand on what is no spectrum of a star, with the reason."""
 
@@ -333,6 +334,8 @@ def finish(row: Row, format: SpectrumFormat, options: Options, *, stored: bool =
     if format.wavelength_medium != AS_GIVEN:
         stated.setdefault("medium", format.wavelength_medium)
     frame = stated.pop("frame", format.rest_frame)
+    if options.resolving_power is not None:
+        stated["resolving_power"] = options.resolving_power
     resolving_power = stated.setdefault("resolving_power", _number(format.resolving_power))
     if format.normalisation != AS_GIVEN:
         stated.setdefault("normalised", format.normalisation.startswith("the continuum"))
