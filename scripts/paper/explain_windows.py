@@ -12,6 +12,8 @@ respect to the flux of each pixel (`spectrafm_hf.inference.explain`). Printed ar
 - `share`: of the squared response, summed with the weights of the windows over the highest weight;
 - `chance`: the mean of the same for the windows shifted along the pixels, around the ends, by each number of pixels
   that is at least `--least`; `ratio`: share / chance;
+- `best`: the ratio of the best possible estimate, whose errors are at the Cramer-Rao bound: other elements have lines
+  inside the windows too, and one that is not told from them has to be measured elsewhere;
 - `p`: how many of these shifts give as large a share, counting no shift as one of them;
 - `pixels`: the share of the pixels that has a weight.
 """
@@ -36,7 +38,9 @@ from spectrafm_hf.data.readers import batched
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.inference.explain import Explainer, Explanation
 from spectrafm_hf.show.style import BLUE, INK, ORANGE, symbol
-from spectrafm_hf.synthesis.synthetic import SyntheticStars
+from spectrafm_hf.synthesis.bounds import cramer_rao, observe
+from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.synthesis.synthetic import SyntheticStars, load_emulator
 
 
 Array = NDArray[np.float64]
@@ -79,6 +83,25 @@ def explained(name: str, labels: list[str], n_stars: int, seed: int) -> Explanat
         if bad := explainer.add(batch):
             print(f"left out: {len(bad)} stars, the first as {next(iter(bad.values()))}", file=sys.stderr)
     return explainer.explanations()["all"]
+
+
+def best_gradients(n_stars: int, seed: int) -> dict[str, Array]:
+    """
+    Weight of each pixel, shape (pixels,), in the estimate of each label of the emulator that has the least errors.
+
+    Means over the stars of `explained`. With Fisher matrix F, derivatives J and inverse variances W it is F^-1 J W.
+    """
+    stars = list(islice(SyntheticStars("apogee", seed=seed), n_stars))
+    instrument = Instrument.load("apogee")
+    emulator = load_emulator(instrument.emulator)
+    labels = np.array([[star[name] for name in emulator.config.label_names] for star in stars], np.float64)
+    observed = observe(instrument, emulator, labels, np.random.default_rng(seed))
+    assert observed.jacobian is not None
+    errors, masks = (np.stack([star[name] for star in stars]) for name in ("flux_error", "mask"))
+    ivar = np.where(masks, 0.0, 1.0 / np.where(masks, 1.0, errors) ** 2)
+    covariance = cramer_rao(observed.jacobian, ivar, observed.prior)
+    means = np.mean(covariance @ (observed.jacobian * ivar[:, None]), axis=0)
+    return dict(zip(observed.names, means, strict=True))
 
 
 def plot_windows(path: Path, found: Explanation, windows: dict[str, Array], results: dict[str, InWindows]) -> None:
@@ -151,11 +174,16 @@ def run(arguments: argparse.Namespace) -> None:
         for name, values in windows.items()
     }
     results = dict(sorted(results.items(), key=lambda item: -item[1].share / item[1].chance))
+    best = best_gradients(arguments.stars, arguments.seed)
     print(f"{arguments.model}, {found.n_stars} synthetic APOGEE stars, seed {arguments.seed}; {arguments.windows.name}")
-    print(f"{'label':6} {'share':>6} {'chance':>7} {'ratio':>6} {'p':>7} {'pixels':>7}")
+    print(f"{'label':6} {'share':>6} {'chance':>7} {'ratio':>6} {'best':>6} {'p':>7} {'pixels':>7}")
     for name, one in results.items():
-        ratio = one.share / one.chance
-        print(f"{name:6} {one.share:6.3f} {one.chance:7.4f} {ratio:6.1f} {one.p_value:7.4f} {one.pixels:7.1%}")
+        ratio, at_best = one.share / one.chance, float("nan")
+        if name in best:
+            bound = in_windows(best[name], windows[name], arguments.least)
+            at_best = bound.share / bound.chance
+        ratios = f"{one.share:6.3f} {one.chance:7.4f} {ratio:6.1f} {at_best:6.1f}"
+        print(f"{name:6} {ratios} {one.p_value:7.4f} {one.pixels:7.1%}")
     if arguments.picture:
         plot_windows(arguments.picture, found, {name: windows[name] for name in results}, results)
         print(f"written: {arguments.picture}")
