@@ -114,8 +114,8 @@ def test_what_fails_is_told_from_the_tables(checkpoint):
     text = write_model_card(checkpoint, recipe=RECIPE, evaluations=[evaluation]).read_text()
     told = text.partition("## Known failures")[2].partition("<!--")[0].strip()
     assert told == (
-        f"- Gaia XP x APOGEE DR17, {POOR} (4 stars): scatter over that of the stars with {MAIN}: logg 4.0; errors too "
-        "small (error/sigma above 1) or too large: teff 1.40; a few stars far off, beyond what their errors say, RMSE "
+        f"- Gaia XP x APOGEE DR17, {POOR} (4 stars): scatter relative to the stars with {MAIN}: logg 4.0; errors too "
+        "small (error/sigma above 1) or too large: teff 1.40; outliers beyond their errors, RMSE "
         "(scatter): teff 500.0 (50.0)."
     )
 
@@ -258,8 +258,8 @@ def test_a_licence_and_data_that_nobody_has_stated_are_not_in_the_card(checkpoin
 
     card = write()
     assert {"license", "datasets"}.isdisjoint(card.data.to_dict())
-    assert "For the weights none is stated" in card.text
-    assert "Trained on spectra and labels whose origin and terms are not stated here." in card.text
+    assert "No licence is stated for the weights" in card.text
+    assert "Trained on spectra and labels of unstated origin and terms." in card.text
     path = checkpoint / "README.md"
     path.write_text(path.read_text().replace("---\n", "---\nlicense: mit\n", 1))
     card = write()

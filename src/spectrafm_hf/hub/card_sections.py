@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a card says of the evaluations and of the data, section by section."""
+"""Sections of a card: evaluations, calibration, failures and data."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ BUILDERS = {
 }
 
 
-#: Told as a failure in the card: scatter so many times that of the main table, ...
+#: Listed as a failure in the card: scatter this many times that of the main table, ...
 WORSE = 1.5
 
 
-#: ... errors so many times too small or too large, ...
+#: ... errors too small or too large by this factor, ...
 MISJUDGED = 1.25
 
 
-#: ... RMSE so many times the scatter.
+#: ... RMSE this many times the scatter.
 TAILED = 3.0
 
 
@@ -151,7 +151,7 @@ def _calibration(groups: Sequence[Group], name: str, factors: Mapping[str, float
 
 
 def _failures(groups: Sequence[Group], name: str, units: Mapping[str, str]) -> Iterator[str]:
-    """What the tables tell of where it fails, a line each."""
+    """Failures that the tables show, a line each."""
     found = False
     for group in groups:
         main = group.results[group.main].get(name, {})
@@ -169,9 +169,9 @@ def _failures(groups: Sequence[Group], name: str, units: Mapping[str, str]) -> I
             said = [
                 f"{what}: {', '.join(labels)}"
                 for what, labels in (
-                    (f"scatter over that of the stars with {group.main}", worse),
+                    (f"scatter relative to the stars with {group.main}", worse),
                     ("errors too small (error/sigma above 1) or too large", misjudged),
-                    ("a few stars far off, beyond what their errors say, RMSE (scatter)", tailed),
+                    ("outliers beyond their errors, RMSE (scatter)", tailed),
                 )
                 if labels
             ]
@@ -180,11 +180,11 @@ def _failures(groups: Sequence[Group], name: str, units: Mapping[str, str]) -> I
                 title = TITLES.get(group.data, group.data)
                 yield f"- {title}, {selection} ({group.stars[selection]:,} stars): {'; '.join(said)}."
     if not found:
-        yield "The tables above tell of none."
+        yield "None in the tables above."
 
 
 def _data(datasets: Sequence[str]) -> str:
-    """What the data sets are, their terms and whom to cite, each once."""
+    """Data sets, their terms and citations, each once."""
     about: list[str] = []
     terms: dict[str, None] = {}
     citations: dict[str, None] = {}
@@ -205,10 +205,10 @@ def _data(datasets: Sequence[str]) -> str:
             terms |= dict.fromkeys([found[1].strip() if found else ""])
         elif dataset.count("/") == 1:
             about.append(
-                f"[`{dataset}`](https://huggingface.co/datasets/{dataset}), under the terms that its card states"
+                f"[`{dataset}`](https://huggingface.co/datasets/{dataset}), under the terms stated in its card"
             )
         else:
-            about.append(f"`{name}` (its terms are not known here)")
+            about.append(f"`{name}` (terms unknown)")
     listed = "\n".join(f"- {citation}" for citation in citations)
-    trained_on = ", ".join(about) or "spectra and labels whose origin and terms are not stated here"
+    trained_on = ", ".join(about) or "spectra and labels of unstated origin and terms"
     return "\n\n".join(filter(None, [f"Trained on {trained_on}.", *terms, listed]))
