@@ -8,6 +8,12 @@ from spectrafm_hf.models import products_spectrafm
 from spectrafm_hf.models.products_spectrafm import product, products
 
 
+@pytest.fixture(autouse=True)
+def by_the_other_library(monkeypatch):
+    """As on a processor that is not of Intel."""
+    monkeypatch.setattr(products_spectrafm, "is_intel", lambda: False)
+
+
 def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape))).requires_grad_()
 
@@ -41,3 +47,11 @@ def test_what_is_not_in_single_precision_goes_the_usual_way():
     assert not products_spectrafm._suits(left[:1], right)
     with torch.autocast("cpu", torch.bfloat16):
         assert product(left, right).dtype == torch.bfloat16
+
+
+def test_on_processors_of_intel_all_goes_the_usual_way(monkeypatch):
+    left, right = random(300, 150).detach(), random(200, 150).detach()
+    assert products_spectrafm._suits(left, right)
+    monkeypatch.setattr(products_spectrafm, "is_intel", lambda: True)
+    assert not products_spectrafm._suits(left, right)
+    assert torch.allclose(product(left, right), left @ right.T, atol=1e-4)

@@ -100,9 +100,10 @@ def answered_labels(
 #: another one in each run, and with it the last digit of an answer.
 TOKENS_AT_ONCE = 2048
 NO_MEMORY = "too large for the memory"
-# Where tokens are evidence: pixels that cost as much as a token does, and what a star costs at least. So 139 stars of
-# APOGEE go together, and 512 of Gaia XP: enough for full speed, and few enough for the threads to share them evenly.
-PIXELS_OF_EVIDENCE, LEAST_OF_EVIDENCE = 512, 4
+# Where tokens are evidence: pixels that cost as much as a token does, and what a star costs at least. So 256 stars of
+# APOGEE go together, as the few whose fit goes on share a round then, and 512 of Gaia XP: enough for full speed, and
+# few enough for the threads to share them evenly.
+PIXELS_OF_EVIDENCE, LEAST_OF_EVIDENCE = 1024, 4
 
 
 def tokens_of(row: Mapping[str, Any], tokenizer: SpectraFMTokenizer) -> int:

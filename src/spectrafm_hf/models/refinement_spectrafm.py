@@ -127,21 +127,31 @@ class SpectraFMStarModel(InFullPrecision):
         return self._kept[1]
 
     def _made_sums(self) -> "_Sums":
-        trends, by_star = [], []
-        stars = self.stars.double()
-        for part in self.groups:
-            group = cast(CovarianceGroup, part)
-            linear, quadratic, _ = group.log_amplitude.double().exp()
+        stars, groups = self.stars.double(), [cast(CovarianceGroup, part) for part in self.groups]
+        trends, weights, slopes, inverse_squares = [], [], [], []
+        far = stars.new_zeros(len(groups), stars.shape[1] + len(groups) + 1, len(stars))
+        for number, group in enumerate(groups):
+            linear, quadratic, variance = group.log_amplitude.double().exp()
             weight, scaled = group.weight.double(), stars * (2.0 * group.log_scale.double()).exp()
             products = (scaled[:, :, None] * scaled[:, None, :]).flatten(1)
             first, second = (linear + 2.0 * quadratic) * scaled.T @ weight, quadratic * products.T @ weight
             trends.append(torch.cat((quadratic * weight.sum(dim=0, keepdim=True), first, second)))
-            by_star.append((self.stars.T[:, None] * group.weight.T).flatten(0, 1))
-        return _Sums(torch.cat(trends, dim=1), by_star)
+            squares = torch.exp(-2.0 * group.log_length.double()).expand(stars.shape[1])
+            inverse_squares.append(squares)
+            weights.append(variance * weight)
+            local = ((stars * squares).T[:, None] * weights[-1].T).flatten(0, 1)
+            of_trend = 2.0 * second.view(stars.shape[1], -1).T
+            slopes.append((torch.cat((local, of_trend), dim=1).float(), first.flatten().float()))
+            # -distance^2 / 2 as one product of matrices: of labels, their squares in the unit of each group, and one
+            far[number, : stars.shape[1]] = (stars * squares).T
+            far[number, stars.shape[1] + number] = 1.0
+            far[number, -1] = -0.5 * (stars**2) @ squares
+        far = far.transpose(0, 1).flatten(1).contiguous()
+        return _Sums(torch.cat(trends, dim=1), weights, slopes, far, torch.stack(inverse_squares, dim=1))
 
     def rows(self, intervals: torch.Tensor) -> torch.Tensor:
-        """Components of some intervals (T,), as rows of a matrix: (3 * T * num_coefficients, components + 1)."""
-        return self.components[:, intervals - self.first].flatten(0, 2)
+        """Components of some intervals (T,), as matrices: (3 * T, components + 1, num_coefficients)."""
+        return self.components[:, intervals - self.first].flatten(0, 1).mT.contiguous()
 
     def coefficients(
         self, weights: torch.Tensor, intervals: torch.Tensor, rows: torch.Tensor | None = None
@@ -150,8 +160,9 @@ class SpectraFMStarModel(InFullPrecision):
         (B, components + 1), numbers of intervals (T,) -> (3, B, T, num_coefficients): spectrum and its changes; with
         the [`rows`] of these intervals.
         """
-        found = product(weights, self.rows(intervals) if rows is None else rows)
-        return found.unflatten(1, (3, len(intervals), -1)).transpose(0, 1).contiguous()
+        rows = self.rows(intervals) if rows is None else rows
+        found = torch.bmm(weights.expand(3 * len(intervals), -1, -1), rows)  # interval after interval, as it is used
+        return found.unflatten(0, (3, -1)).transpose(1, 2)
 
     def jacobian(
         self,
@@ -165,24 +176,31 @@ class SpectraFMStarModel(InFullPrecision):
         Derivatives of coefficients with respect to labels, velocity and width, (T, B, P + 2, num_coefficients), from
         the [`slopes`].
         """
-        spectrum = (self.rows(intervals) if rows is None else rows).tensor_split(3)[0][:, :-1]
-        by_labels = product(slopes.flatten(0, 1), spectrum).view(*slopes.shape[:2], *by_width.shape[1:])
-        found = by_labels.new_empty((len(intervals), len(slopes), slopes.shape[1] + 2, by_width.shape[2]))
-        found[:, :, :-2] = by_labels.permute(2, 0, 1, 3)
-        found[:, :, -2], found[:, :, -1] = by_velocity.transpose(0, 1), by_width.transpose(0, 1)
+        spectrum = (self.rows(intervals) if rows is None else rows)[: len(intervals), :-1]
+        # What is not of labels is written over: to copy the derivatives to where there is room takes longer.
+        padded = nn.functional.pad(slopes, (0, 0, 0, 2))
+        found = torch.bmm(padded.flatten(0, 1).expand(len(intervals), -1, -1), spectrum)
+        found = found.unflatten(1, padded.shape[:2])
+        end = slopes.shape[1]
+        found[:, :, end], found[:, :, end + 1] = by_velocity.transpose(0, 1), by_width.transpose(0, 1)
         return found
 
 
 @dataclass
 class _Sums:
     """
-    Sums over the stars of a star model, (1 + labels + labels^2, components), float64: all but the local terms of the
-    covariance functions, which are polynomials of second order. And what derivatives of the local terms are products
-    with: for each group (labels * components, stars).
+    Sums over the stars of a star model, float64: all but the local terms of the covariance functions, which are
+    polynomials of second order, (1 + labels + labels^2, components). What the local terms of each group are products
+    with: `weights` (stars, components); and for derivatives, float32, what they and the labels are products with,
+    (labels * components, stars + labels), and what adds to it. Of all groups, distances (labels + groups + 1, groups *
+    stars), and 1 / length^2 (labels, groups).
     """
 
     trends: torch.Tensor
-    by_star: list[torch.Tensor]
+    weights: list[torch.Tensor]
+    slopes: list[tuple[torch.Tensor, torch.Tensor]]
+    far: torch.Tensor
+    inverse_squares: torch.Tensor
 
 
 class _Processes:
@@ -195,35 +213,23 @@ class _Processes:
         self.star, self.labels, self.sums = star, labels.double(), sums
         ones = torch.ones_like(self.labels[:, :1])
         powers = torch.cat((ones, self.labels, (self.labels[:, :, None] * self.labels[:, None, :]).flatten(1)), dim=1)
-        self.near = []  # the local terms, (B, stars) of each group
-        found = []
-        for part in star.groups:
-            group = cast(CovarianceGroup, part)
-            lengths = group.log_length.double().exp()
-            a, b = self.labels / lengths, star.stars.double() / lengths
-            # -distance^2 / 2 as one product of matrices
-            a = torch.cat((a, -0.5 * (a**2).sum(dim=1, keepdim=True), ones), dim=1)
-            b = torch.cat((b, torch.ones_like(b[:, :1]), -0.5 * (b**2).sum(dim=1, keepdim=True)), dim=1)
-            self.near.append((a @ b.T).clamp_(max=0.0).exp_() * group.log_amplitude[2].double().exp())
-            found.append(self.near[-1] @ group.weight.double())
-        self.local = torch.cat(found, dim=1)
+        squares = -0.5 * (self.labels.square() @ sums.inverse_squares)
+        near = (torch.cat((self.labels, squares, ones), dim=1) @ sums.far).clamp_(max=0.0).exp_()
+        self.near = near.tensor_split(len(sums.weights), dim=1)  # the local terms, (B, stars) of each group
+        self.local = torch.cat([part @ weight for part, weight in zip(self.near, sums.weights, strict=True)], dim=1)
         self.weights = nn.functional.pad((powers @ sums.trends + self.local).float(), (0, 1), value=1.0)
 
     def slopes(self) -> torch.Tensor:
         """Derivatives of the weights but the last, (B, labels, components)."""
-        labels, trends = self.labels.float(), self.sums.trends
+        labels, sums = self.labels.float(), self.sums
         n_labels = labels.shape[1]
-        first, second = trends[1 : 1 + n_labels].float(), trends[1 + n_labels :].float()
-        found = product(labels, 2.0 * second.view(n_labels, -1).T, first.flatten()).unflatten(1, first.shape)
-        sizes = [cast(CovarianceGroup, part).weight.shape[1] for part in self.star.groups]
-        local = self.local.float().split(sizes, dim=1)
-        close = []
-        for part, near, by_star, own in zip(self.star.groups, self.near, self.sums.by_star, local, strict=True):
-            group = cast(CovarianceGroup, part)
-            moved = product(near.float(), by_star).unflatten(1, (n_labels, -1))
-            moved = torch.addcmul(moved, labels[:, :, None], own[:, None], value=-1.0)
-            close.append(moved * torch.exp(-2.0 * group.log_length)[:, None])
-        return found.add_(torch.cat(close, dim=2))
+        scaled = (labels[:, :, None] * sums.inverse_squares.float()).unbind(dim=2)
+        local = self.local.float().split([weight.shape[1] for weight in sums.weights], dim=1)
+        found = []
+        for near, (rows, linear), own_scale, own in zip(self.near, sums.slopes, scaled, local, strict=True):
+            moved = product(torch.cat((near.float(), labels), dim=1), rows, linear).unflatten(1, (n_labels, -1))
+            found.append(moved.addcmul_(own_scale[:, :, None], own[:, None], value=-1.0))
+        return torch.cat(found, dim=2)
 
 
 def combinations(config: SpectraFMConfig) -> torch.Tensor:
@@ -359,29 +365,25 @@ class SpectraFMRefinement(InFullPrecision):
         center = torch.cat((star.population, torch.zeros_like(sigma)))
         first = torch.where(pixels.level_known, FIRST_LEVEL, FREE_LEVEL)
         level, slope = first**2, (5.0 * first) ** 2
-        own = factor = size = level
+        factor = size = level
         for number in range(STEPS):
             processes = star.processes(found[:, :n_labels], sums)
             spectrum, by_velocity, by_width = star.coefficients(processes.weights, intervals, rows)
             velocity, width = (found[:, column, None, None] for column in (-2, -1))
             wider = velocity / star.velocity_of_width**2
-            by_velocity = by_velocity + wider * by_width
-            model = spectrum + velocity * by_velocity + width * by_width
+            # A velocity makes lines wider, the more the larger it is.
+            model = torch.addcmul(spectrum, velocity, by_velocity).addcmul_(width + wider * velocity, by_width)
             if number < DERIVATIVES:
-                jacobian = star.jacobian(processes.slopes(), intervals, by_velocity + wider * by_width, by_width, rows)
-                informations, informed_slope, seen = pixels.between(jacobian, model)
-            else:
-                seen = pixels.times(model)
-            residual = pixels.right - seen
-            continuum = _Continuum(pixels, residual, model, seen, level, slope)
-            level, slope = continuum.sizes(level, slope, pixels.level_known)
-            residual = continuum.removed_from(residual)
-            own = continuum.removed_from_diagonal(pixels.diagonal)
+                moved = torch.addcmul(by_velocity, 2.0 * wider, by_width)
+                jacobian = star.jacobian(processes.slopes(), intervals, moved, by_width, rows)
+                informations, with_slope = pixels.between(jacobian)
+            seen = pixels.seen(model.transpose(0, 1), jacobian)
+            continuum = _Continuum(pixels, seen, level, slope)
+            level, slope = continuum.sizes(pixels.level_known)
+            residual, own = continuum.left(pixels, seen)
             factor = 1.0 + COHERENT * (_error_factor(own, residual) - 1.0)
-            both = torch.stack((residual, continuum.along_level), dim=3).transpose(0, 1)
-            pulled, along_level = (jacobian @ both).unbind(dim=3)  # T, B, P
-            fishers = (informations - continuum.explained(along_level, informed_slope)) / factor[:, None, None]
-            pulls = torch.stack([part.sum(dim=0) for part in pulled.tensor_split(PARTS)]) / factor[:, None]
+            explained, pulls = continuum.of_parameters(seen, with_slope)
+            fishers, pulls = (informations - explained) / factor[:, None, None], pulls / factor[:, None]
             right = pulls.sum(dim=0) - (found - center) @ prior
             inverse = _inverse(fishers.sum(dim=0) + prior)
             step = (inverse @ right[..., None])[..., 0]
@@ -402,62 +404,86 @@ class SpectraFMRefinement(InFullPrecision):
         )
         if wanted:
             weight = pixels.precision / factor
-            by_pull = continuum.removed_from_rows(jacobian) * weight[:, None, None]
+            by_pull = continuum.removed_from_rows(jacobian, model, seen, with_slope) * weight[:, None, None]
             refined.slope = torch.einsum("bpq,tbqk->bptk", inverse[:, :n_labels] * change[:, :, None], by_pull)
         return refined, found, size
 
 
 @dataclass
+class _Seen:
+    """
+    What the pixels say of a model (T, B, K), and of its derivatives (T, B, P, K): the information times the model, and
+    what is left of `right` of the pixels without it, (T, K, B) each; and the products of both with the derivatives,
+    (T, B, P), and with the model, (T, B).
+    """
+
+    model: torch.Tensor
+    left: torch.Tensor
+    model_by_rows: torch.Tensor
+    left_by_rows: torch.Tensor
+    model_by_model: torch.Tensor
+    left_by_model: torch.Tensor
+
+
+@dataclass
 class _Pixels:
     """
-    What the pixels say of B stars, T intervals: the information (B, T, K, K), which has one interval after the other
-    in memory, is in units of `precision` (B,), and not copied; its diagonal, its column of the slope, and what it would
-    say of coefficients of zero, are (B, T, K).
+    What the pixels say of B stars, T intervals: the information (T, B, K, K), which is in units of `precision` (B,),
+    and what it would say of coefficients of zero, (T, B, K). And for one coefficient after the other, with all stars
+    next to each other, (T, K, B): the diagonal of the information, and its column of the slope.
     """
 
     information: torch.Tensor
-    precision: torch.Tensor
-    diagonal: torch.Tensor
-    slope_column: torch.Tensor
     right: torch.Tensor
+    diagonal: torch.Tensor
+    slope: torch.Tensor
+    precision: torch.Tensor
     level_known: torch.Tensor
 
     @classmethod
     def read(cls, information, estimate, pull, precision, level_known) -> "_Pixels":
         """From what [`Evidence`] has."""
-        information = information.transpose(0, 1).contiguous().transpose(0, 1)
-        own = precision[:, None, None]
-        diagonal, slope = own * information.diagonal(dim1=2, dim2=3), own * information[..., 1]
-        pixels = cls(information, precision, diagonal, slope, pull, level_known)
-        pixels.right = own * pull + pixels.times(estimate)
-        return pixels
+        information = information.transpose(0, 1).contiguous()
+        right = _times(estimate.transpose(0, 1), information).add_(pull.transpose(0, 1)).mul_(precision[:, None])
+        diagonal, slope = information.diagonal(dim1=2, dim2=3), information[..., 1]
+        diagonal, slope = ((precision * part.transpose(1, 2)).contiguous() for part in (diagonal, slope))
+        return cls(information, right, diagonal, slope, precision, level_known)
 
     def of(self, stars: torch.Tensor) -> "_Pixels":
-        information = self.information.transpose(0, 1)[:, stars].transpose(0, 1)
-        return _Pixels(information, *(getattr(self, field.name)[stars] for field in fields(self)[1:]))
+        information, right = self.information[:, stars], self.right[:, stars]
+        diagonal, slope = self.diagonal[..., stars], self.slope[..., stars]
+        return _Pixels(information, right, diagonal, slope, self.precision[stars], self.level_known[stars])
 
-    def times(self, vectors: torch.Tensor) -> torch.Tensor:
-        """The information times vectors (B, T, K)."""
-        found = self.information.transpose(0, 1) @ vectors.transpose(0, 1)[..., None]
-        return found[..., 0].transpose(0, 1) * self.precision[:, None, None]
-
-    def between(self, rows: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def between(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Of rows (T, B, n, K): what the information between each two is, summed over the intervals of each part, (PARTS,
-        B, n, n); that between each and the slope of its interval, (T, B, n). And [`times`] of vectors (B, T, K).
+        B, n, n); and that between each and the slope of its interval, (T, B, n).
         """
         n_intervals, n_stars, n_rows, _ = rows.shape
         total = rows.new_zeros((PARTS, n_stars, n_rows, n_rows))
-        slope, found = rows.new_empty(rows.shape[:3]), torch.empty_like(vectors)
+        slope = rows.new_empty(rows.shape[:3])
         # Interval by interval, as much as a cache holds.
         for part, intervals in zip(total, torch.arange(n_intervals).tensor_split(PARTS), strict=True):
             for interval in intervals.tolist():
-                own = torch.cat((rows[interval], vectors[:, None, interval]), dim=1)
-                informed = own @ self.information[:, interval]
-                part.baddbmm_(informed[:, :-1], rows[interval].mT)
-                slope[interval], found[:, interval] = informed[:, :-1, 1], informed[:, -1]
+                informed = torch.bmm(rows[interval], self.information[interval])
+                part.baddbmm_(informed, rows[interval].mT)
+                slope[interval] = informed[..., 1]
         precision = self.precision[:, None]
-        return total * precision[..., None], slope * precision, found * precision[..., None]
+        return total.mul_(precision[..., None]), slope.mul_(precision)
+
+    def seen(self, model: torch.Tensor, rows: torch.Tensor) -> _Seen:
+        """Of a model (T, B, K) and its derivatives (T, B, n, K)."""
+        seen = _times(model, self.information).mul_(self.precision[:, None])
+        # What is left first, and then its product with rows: large numbers are nearly equal.
+        both = torch.stack((seen, self.right - seen), dim=2)  # T, B, 2, K
+        by_rows, by_model = both @ rows.mT, (both @ model[..., None])[..., 0]
+        of_stars = both.permute(2, 0, 3, 1).contiguous()
+        return _Seen(*of_stars, *by_rows.unbind(dim=2), *by_model.unbind(dim=2))
+
+
+def _times(vectors: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Vectors (..., K) times symmetric matrices (..., K, K), from the side on which products of matrices are faster."""
+    return (vectors[..., None, :] @ matrices)[..., 0, :]
 
 
 def _inverse(matrix: torch.Tensor) -> torch.Tensor:
@@ -472,99 +498,103 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
 def _error_factor(information: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """
     By how much the coefficients differ from the model more than by their errors, as a factor of variances, at least 1,
-    (B,): what pixels say of each is given, (B, T, K), and what is left.
+    (B,): what pixels say of each is given, (T, K, B), and what is left.
     """
     # Level and slope belong to the continuum.
-    own, left = (part[..., 2:].flatten(1) for part in (information, residual))
+    own, left = (part[:, 2:].flatten(0, 1) for part in (information, residual))
     counts = own > 1e-6
-    number = counts.sum(dim=1).clamp(min=1)
+    number = counts.sum(dim=0).clamp(min=1)
     squared = torch.where(counts, left**2 / own.clamp(min=1e-6), 0.0)
-    found = squared.sum(dim=1) / number
+    found = squared.sum(dim=0) / number
     for _ in range(4):  # a few wild ones do not count for all
-        found = squared.minimum(LARGE * found[:, None]).sum(dim=1) / number
+        found = squared.minimum(LARGE * found).sum(dim=0) / number
     return torch.where(found > 1.0 + 3.0 * (2.0 / number).sqrt(), found, 1.0)
 
 
 def _mismatch(information, residual, model, spread) -> torch.Tensor:
-    """See [`Refined`]; (B, T, K) thrice, and the spread of coefficients among stars (T, K)."""
-    own = information[..., 2:].clamp(min=1e-6)
-    size = torch.where(own > 1e-6, spread[:, 2:] ** 2, 0.0)
-    beyond = ((residual[..., 2:] / own) ** 2 - 1.0 / own) * size
-    lines = model[..., 2:] ** 2 * size
-    return (beyond.sum(dim=(1, 2)).clamp(min=0.0) / lines.sum(dim=(1, 2)).clamp(min=1e-12)).sqrt()
+    """See [`Refined`]; (T, K, B) twice, the model (B, T, K), and the spread of coefficients among stars (T, K)."""
+    own = information[:, 2:].clamp(min=1e-6)
+    size = (spread[:, 2:, None] ** 2) * (own > 1e-6)
+    beyond = ((residual[:, 2:] / own) ** 2 - 1.0 / own) * size
+    lines = model.permute(1, 2, 0)[:, 2:] ** 2 * size
+    return (beyond.sum(dim=(0, 1)).clamp(min=0.0) / lines.sum(dim=(0, 1)).clamp(min=1e-12)).sqrt()
 
 
 def _disagreement(fishers, pulls, covariance, prior) -> torch.Tensor:
     """
     See [`Refined`]: what each part of the intervals adds, against the fit to all; (PARTS, B, P, P), (PARTS, B, P).
     """
-    total = torch.zeros_like(pulls[0, :, 0])
-    expected = torch.zeros_like(total)
-    for fisher, pull in zip(fishers, pulls, strict=True):
-        inverse = _inverse(fisher + prior)
-        total = total + (pull * (inverse @ pull[..., None])[..., 0]).sum(dim=1)
-        expected = expected + (inverse * (fisher - fisher @ covariance @ fisher)).sum(dim=(1, 2))
+    inverse = _inverse((fishers + prior).flatten(0, 1)).unflatten(0, fishers.shape[:2])
+    total = (pulls * (inverse @ pulls[..., None])[..., 0]).sum(dim=(0, 2))
+    expected = (inverse * (fishers - fishers @ covariance @ fishers)).sum(dim=(0, 2, 3))
     return (total - expected) / (2.0 * expected).clamp(min=1.0).sqrt()
 
 
 class _Continuum:
     """
-    Level and slope of each interval, of variances (B,) around those of the model, to be marginalised: `model` and the
-    information times it (B, T, K).
+    Level and slope of each interval, of variances (B,) around those of the model, to be marginalised, given what the
+    pixels say of the model.
     """
 
-    def __init__(self, pixels: _Pixels, residual, model, seen, level, slope):
-        self.variances = torch.stack((level, slope), dim=1)  # B, 2
-        by_level, by_slope = self.variances.sqrt().T[:, :, None]  # B, 1 each
-        # The information times both directions, and how they go together.
-        self.along_level, self.along_slope = by_level[..., None] * seen, by_slope[..., None] * pixels.slope_column
-        a = 1.0 + by_level * (model * self.along_level).sum(dim=2)
-        b = by_slope * self.along_level[..., 1]
-        d = 1.0 + by_slope * self.along_slope[..., 1]
-        # The posterior covariance in units of the prior, of two by two, (B, T, 3).
-        self.inner = torch.stack((d, -b, a), dim=2) / (a * d - b * b)[..., None]
-        pulled = (by_level * (model * residual).sum(dim=2), by_slope * residual[..., 1])
-        self.found = torch.stack(self._inside(*pulled, *self.inner.unbind(dim=2)), dim=2)
-        self.directions = by_level[..., None] * model, by_slope
+    def __init__(self, pixels: _Pixels, seen: _Seen, level: torch.Tensor, slope: torch.Tensor):
+        self.variances = level, slope
+        self.by_level, self.by_slope = level.sqrt(), slope.sqrt()  # B
+        a = 1.0 + level * seen.model_by_model
+        b = self.by_slope * self.by_level * seen.model[:, 1]
+        d = 1.0 + slope * pixels.slope[:, 1]
+        # The posterior covariance in units of the prior, of two by two, (T, B) each.
+        scale = 1.0 / (a * d - b * b)
+        self.inner = d * scale, -b * scale, a * scale
+        self.found = self._inside(self.by_level * seen.left_by_model, self.by_slope * seen.left[:, 1], *self.inner)
 
     @staticmethod
     def _inside(level, slope, d, b, a) -> tuple[torch.Tensor, torch.Tensor]:
         """The posterior covariance times a vector of two."""
         return d * level + b * slope, b * level + a * slope
 
-    def removed_from(self, residual: torch.Tensor) -> torch.Tensor:
-        level, slope = self.found.unbind(dim=2)
-        return residual - self.along_level * level[..., None] - self.along_slope * slope[..., None]
+    def left(self, pixels: _Pixels, seen: _Seen) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is left without model and continuum, and of the diagonal of the information, (T, K, B) each."""
+        level, slope = (self.by_level * self.found[0])[:, None], (self.by_slope * self.found[1])[:, None]
+        residual = torch.addcmul(seen.left, level, seen.model, value=-1.0).addcmul_(slope, pixels.slope, value=-1.0)
+        d, b, a = (part[:, None] for part in self.inner)
+        level, slope = self.by_level**2 * d, self.by_slope**2 * a
+        along = (level * seen.model).addcmul_(2.0 * self.by_level * self.by_slope * b, pixels.slope)
+        own = torch.addcmul(pixels.diagonal, along, seen.model, value=-1.0)
+        return residual, own.addcmul_(slope * pixels.slope, pixels.slope, value=-1.0)
 
-    def removed_from_diagonal(self, diagonal: torch.Tensor) -> torch.Tensor:
-        inner = (part[..., None] for part in self.inner.unbind(dim=2))
-        level, slope = self._inside(self.along_level, self.along_slope, *inner)
-        return diagonal - level * self.along_level - slope * self.along_slope
-
-    def explained(self, along_level: torch.Tensor, informed_slope: torch.Tensor) -> torch.Tensor:
+    def of_parameters(self, seen: _Seen, with_slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        What the continuum takes from the information on parameters, (PARTS, B, P, P): their derivatives times
-        `along_level`, and the information between them and the slopes, (T, B, P) each.
+        Of the information on parameters, what the continuum explains, (PARTS, B, P, P); and what they are pulled by
+        without it, (PARTS, B, P). What is between their derivatives and the slopes is given, (T, B, P).
         """
-        along = along_level, self.directions[1] * informed_slope
-        inside = self._inside(*along, *self.inner.transpose(0, 1)[:, :, None].unbind(dim=3))
-        both = (torch.stack(pair, dim=3).permute(1, 2, 0, 3).tensor_split(PARTS, dim=2) for pair in (along, inside))
-        return torch.stack([one.flatten(2) @ other.flatten(2).mT for one, other in zip(*both, strict=True)])
+        along = torch.stack((self.by_level[:, None] * seen.model_by_rows, self.by_slope[:, None] * with_slope))
+        inside = torch.stack(self._inside(*along, *(part[..., None] for part in self.inner)))
+        pulled = seen.left_by_rows - (along * torch.stack(self.found)[..., None]).sum(dim=0)
+        explained = []
+        for one, other in zip(*(pair.tensor_split(PARTS, dim=1) for pair in (along, inside)), strict=True):
+            one, other = (pair.flatten(0, 1).transpose(0, 1) for pair in (one, other))  # B, 2 T, P
+            explained.append(one.mT @ other)
+        return torch.stack(explained), torch.stack([part.sum(dim=0) for part in pulled.tensor_split(PARTS)])
 
-    def removed_from_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows (T, B, P, K), so that with a residual they give what they do with [`removed_from`] it."""
-        by_level, by_slope = self.directions
-        along = ((rows @ part.transpose(0, 1)[..., None])[..., 0] for part in (self.along_level, self.along_slope))
-        level, slope = self._inside(*along, *self.inner.transpose(0, 1)[:, :, None].unbind(dim=3))
-        rows = rows - level[..., None] * by_level.transpose(0, 1)[:, :, None]
-        rows[..., 1] -= by_slope * slope
-        return rows
+    def removed_from_rows(self, rows: torch.Tensor, model: torch.Tensor, seen: _Seen, with_slope) -> torch.Tensor:
+        """
+        Derivatives (T, B, P, K) of the model (B, T, K), so that with what the pixels say they give what they are pulled
+        by.
+        """
+        by_level, by_slope = self.by_level[:, None], self.by_slope[:, None]
+        inner = (part[..., None] for part in self.inner)
+        level, slope = self._inside(by_level * seen.model_by_rows, by_slope * with_slope, *inner)
+        found = rows - (by_level * level)[..., None] * model.transpose(0, 1)[:, :, None]
+        found[..., 1] -= by_slope * slope
+        return found
 
-    def sizes(self, level, slope, level_known):
+    def sizes(self, level_known: torch.Tensor) -> list[torch.Tensor]:
         """Variances as they turn out to be, of stars whose level is known; others keep theirs."""
-        second = (self.found**2 + self.inner[..., ::2]).mean(dim=1)  # 1 where as large as the prior
-        new = (second * self.variances).clamp(min=LEAST_LEVEL**2)
-        return torch.where(level_known, new[:, 0], level), torch.where(level_known, new[:, 1], slope)
+        sizes = []
+        for found, spread, variance in zip(self.found, self.inner[::2], self.variances, strict=True):
+            second = (found**2 + spread).mean(dim=0)  # 1 where as large as the prior
+            sizes.append(torch.where(level_known, (second * variance).clamp(min=LEAST_LEVEL**2), variance))
+        return sizes
 
 
 __all__ = ["Refined", "SpectraFMRefinement", "SpectraFMStarModel", "combinations"]
