@@ -114,3 +114,12 @@ def test_no_function_is_longer_than_a_screen():
                 if lines > MOST_LINES_OF_FUNCTION:
                     long.append((path.name, node.name, lines))
     assert not long
+
+
+@pytest.mark.parametrize("package", ["spectrafm_hf", "spectrafm_hf.models", "spectrafm_hf.data"])
+def test_names_that_are_imported_late_are_there(package):
+    module = importlib.import_module(package)
+    assert len(module.__all__) > 5
+    assert all(hasattr(module, name) for name in module.__all__)
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
