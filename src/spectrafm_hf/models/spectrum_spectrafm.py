@@ -176,8 +176,7 @@ def whole_spectra(model: Any, basis: SpectrumBasis, grids: Sequence[Any], *, err
     """
     found = []
     for grid in grids:
-        intervals = grid.evidence.intervals
-        number, rung = next((i, each) for i, each in enumerate(basis.rungs) if each.has(intervals))
+        number, rung = grid.rung_of(basis)
         parts = [
             _of_stars(model, number, rung, grid.evidence, slice(start, start + STARS_AT_ONCE), errors)
             for start in range(0, len(grid.stars), STARS_AT_ONCE)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .basis_spectrafm import Evidence, SpectrumBasis, interpolated
+from .basis_spectrafm import Evidence, Rung, SpectrumBasis, interpolated
 from .inputs_spectrafm import HUGE, optional_per_star
 
 
@@ -41,6 +41,10 @@ class EvidenceOnGrid:
     inverse_variance: np.ndarray
     resolving_power: float | None
     evidence: Evidence
+
+    def rung_of(self, basis: SpectrumBasis) -> tuple[int, Rung]:
+        """Number of the rung of the evidence, and the rung."""
+        return next((i, rung) for i, rung in enumerate(basis.rungs) if rung.has(self.evidence.intervals))
 
 
 def evidence_on_grids(
