@@ -48,6 +48,7 @@ def test_save_load_save_gives_the_same_bytes(tmp_path, checkpoint):
         "configuration_spectrafm.py",
         "gate_spectrafm.py",
         "inputs_spectrafm.py",
+        "objects_spectrafm.py",
         "model.safetensors",
         "modeling_spectrafm.py",
         "pipeline_spectrafm.py",
@@ -55,6 +56,7 @@ def test_save_load_save_gives_the_same_bytes(tmp_path, checkpoint):
         "products_spectrafm.py",
         "tokenization_spectrafm.py",
         "tokenizer_config.json",
+        "tokens_spectrafm.py",
         "velocity_spectrafm.py",
     }
 

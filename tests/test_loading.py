@@ -141,7 +141,7 @@ def make_another_version(folder: Path) -> None:
     changes = {
         "configuration_spectrafm.py": (f'PACKAGE_VERSION = "{spectrafm_hf.__version__}"', 'PACKAGE_VERSION = "99.0.0"'),
         "modeling_spectrafm.py": ("predictions=values,", "predictions=values + 1000.0,"),
-        "tokenization_spectrafm.py": (f"        {keep}", f"        keep[:, 0] = False\n        {keep}"),
+        "tokens_spectrafm.py": (f"    {keep}", f"    keep[:, 0] = False\n    {keep}"),
         "pipeline_spectrafm.py": ('else {"object_id": object_id},', 'else {"object_id": object_id.upper()},'),
     }
     for file, (old, new) in changes.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import spectrafm_cli
 import spectrafm_hf
 from spectrafm_hf import moved
 
@@ -89,3 +90,36 @@ def test_what_was_one_module_is_a_package_that_has_its_names():
     assert push is upload.push and Recipe is recipe.Recipe and train is trainer.train
     with pytest.raises(ModuleNotFoundError, match="No module named 'spectrafm_hf.nothing'"):
         importlib.import_module("spectrafm_hf.nothing")
+
+
+#: They read from top to bottom as a model does in transformers.
+LONG_FILES = {"modeling_spectrafm.py"}
+MOST_LINES, MOST_LINES_OF_FUNCTION = 500, 80
+SOURCES = [*PACKAGE.rglob("*.py"), *Path(spectrafm_cli.__file__).parent.rglob("*.py")]
+
+
+def test_no_file_is_longer_than_a_sitting():
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert {name for name, lines in lengths.items() if lines > MOST_LINES} <= LONG_FILES
+
+
+def test_no_function_is_longer_than_a_screen():
+    """Without its docstring."""
+    long = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                lines = node.end_lineno - first.lineno + 1
+                if lines > MOST_LINES_OF_FUNCTION:
+                    long.append((path.name, node.name, lines))
+    assert not long
+
+
+@pytest.mark.parametrize("package", ["spectrafm_hf", "spectrafm_hf.models", "spectrafm_hf.data"])
+def test_names_that_are_imported_late_are_there(package):
+    module = importlib.import_module(package)
+    assert len(module.__all__) > 5
+    assert all(hasattr(module, name) for name in module.__all__)
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018

@@ -11,39 +11,26 @@ import sys
 from typing import TYPE_CHECKING
 
 from . import moved
-from .lazy import names_of
+from .lazy import names_for_types
 
 
 #: The one place where it stands; pyproject.toml reads it, tests hold CITATION.cff and CHANGELOG.md to it.
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from .checkpoints import bundled, bundled_names, load_checkpoint, save_checkpoint
-    from .models import (
-        SpectraFMConfig,
-        SpectraFMForPrediction,
-        SpectraFMModel,
-        SpectraFMTokenizer,
-        SpectrumEmulator,
-        SpectrumEmulatorConfig,
-        StellarLabelsPipeline,
-    )
+    from .checkpoints import bundled as bundled
+    from .checkpoints import bundled_names as bundled_names
+    from .checkpoints import load_checkpoint as load_checkpoint
+    from .checkpoints import save_checkpoint as save_checkpoint
+    from .models import SpectraFMConfig as SpectraFMConfig
+    from .models import SpectraFMForPrediction as SpectraFMForPrediction
+    from .models import SpectraFMModel as SpectraFMModel
+    from .models import SpectraFMTokenizer as SpectraFMTokenizer
+    from .models import SpectrumEmulator as SpectrumEmulator
+    from .models import SpectrumEmulatorConfig as SpectrumEmulatorConfig
+    from .models import StellarLabelsPipeline as StellarLabelsPipeline
 
-__getattr__ = names_of(
-    __name__,
-    {
-        "checkpoints": ("bundled", "bundled_names", "load_checkpoint", "save_checkpoint"),
-        "models": (
-            "SpectraFMConfig",
-            "SpectraFMForPrediction",
-            "SpectraFMModel",
-            "SpectraFMTokenizer",
-            "SpectrumEmulator",
-            "SpectrumEmulatorConfig",
-            "StellarLabelsPipeline",
-        ),
-    },
-)
+__getattr__, __all__ = names_for_types(__name__, __file__)
 
 moved.redirect()
 
@@ -51,17 +38,3 @@ moved.redirect()
 # to know ours.
 if "spectrafm_cli" not in sys.modules:
     from . import auto  # noqa: F401
-
-__all__ = [
-    "SpectraFMConfig",
-    "SpectraFMForPrediction",
-    "SpectraFMModel",
-    "SpectraFMTokenizer",
-    "SpectrumEmulator",
-    "SpectrumEmulatorConfig",
-    "StellarLabelsPipeline",
-    "bundled",
-    "bundled_names",
-    "load_checkpoint",
-    "save_checkpoint",
-]

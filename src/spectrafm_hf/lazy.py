@@ -1,8 +1,10 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """Names of a package that are imported where they are first asked for: torch alone takes seconds."""
 
+import ast
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -25,3 +27,22 @@ def names_of(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[st
         return getattr(importlib.import_module(f".{homes[name]}", package), name)
 
     return get
+
+
+def names_for_types(package: str, file: str) -> tuple[Callable[[str], Any], list[str]]:
+    """
+    The `__getattr__` and `__all__` of a package whose names are imported under `if TYPE_CHECKING`, where they are
+    written once, for type checkers and for here.
+
+    Parameters
+    ----------
+    package, file : str
+        Its `__name__` and `__file__`.
+    """
+    body = ast.parse(Path(file).read_text(encoding="utf-8")).body
+    block = next(node for node in body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    modules: dict[str, list[str]] = {}
+    for node in block.body:
+        if isinstance(node, ast.ImportFrom):
+            modules.setdefault(str(node.module), []).extend(name.name for name in node.names)
+    return names_of(package, modules), sorted(name for names in modules.values() for name in names)

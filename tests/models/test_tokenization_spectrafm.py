@@ -635,14 +635,22 @@ def test_save_load_save_is_byte_equal(tmp_path):
     assert first == second
     assert sorted(first) == [
         "basis_spectrafm.py",
+        "configuration_emulator.py",
         "configuration_spectrafm.py",
+        "evidence_spectrafm.py",
+        "flags_spectrafm.py",
         "gate_spectrafm.py",
         "inputs_spectrafm.py",
+        "modeling_emulator.py",
+        "objects_spectrafm.py",
         "pipeline_spectrafm.py",
         "preprocessor_config.json",
         "products_spectrafm.py",
+        "refinement_spectrafm.py",
+        "spectrum_spectrafm.py",
         "tokenization_spectrafm.py",
         "tokenizer_config.json",
+        "tokens_spectrafm.py",
         "velocity_spectrafm.py",
     ]
     assert [tmp_path / "first" / name for name in first if name.endswith(".json")] == [*map(type(tmp_path), files)]

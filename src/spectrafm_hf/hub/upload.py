@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 
@@ -264,32 +264,23 @@ def push(
     return str(commit.commit_url)
 
 
-def push_checkpoint(
-    name_or_path: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    message: str | None = None,
-    free_text: str | None = None,
-) -> str:
+class PushSettings(TypedDict, total=False):
+    """Settings of [`push`]."""
+
+    private: bool
+    revision: str | None
+    message: str | None
+    free_text: str | None
+
+
+def push_checkpoint(name_or_path: str | os.PathLike[str], repo_id: str, **settings: Unpack[PushSettings]) -> str:
     """`push` of `checkpoint_upload`."""
-    upload = checkpoint_upload(name_or_path, repo_id)
-    return push(upload, private=private, revision=revision, message=message, free_text=free_text)
+    return push(checkpoint_upload(name_or_path, repo_id), **settings)
 
 
-def push_dataset(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    message: str | None = None,
-    free_text: str | None = None,
-) -> str:
+def push_dataset(folder: str | os.PathLike[str], repo_id: str, **settings: Unpack[PushSettings]) -> str:
     """`push` of `dataset_upload`; shards of an earlier push that the folder does not hold are deleted."""
-    upload = dataset_upload(folder, repo_id)
-    return push(upload, private=private, revision=revision, message=message, free_text=free_text)
+    return push(dataset_upload(folder, repo_id), **settings)
 
 
 def _check_repo(repo_id: str) -> None:

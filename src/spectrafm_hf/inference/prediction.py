@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..data.schema import PIXEL_COLUMNS, valid_pixels
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
+from ..models.basis_spectrafm import Rung, SpectrumBasis
 from ..models.flags_spectrafm import QUALITY, star_flags
 from ..models.gate_spectrafm import NOT_AT_REST
 from .training_range import TrainingRange
@@ -73,6 +74,13 @@ class Flagged:
         return f"{self.flagged:,} of {self.stars:,} stars flagged: {most}" if self.flagged else ""
 
 
+def rung_of_pixels(basis: SpectrumBasis, wavelength: ArrayLike, resolving_power: float | None = None) -> Rung | None:
+    """The rung in which pixels at these wavelengths are read, in any order; a power of NaN is unknown."""
+    grid = np.sort(np.asarray(wavelength, np.float64))
+    power = None if resolving_power is None or not np.isfinite(resolving_power) else float(resolving_power)
+    return basis.rung_for(grid, power) if len(grid) else None
+
+
 def answered_labels(
     model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, row: Mapping[str, Any] | None = None
 ) -> list[str]:
@@ -84,10 +92,8 @@ def answered_labels(
     config = model.config
     if row is None or tokenizer.basis is None or not config.network_labels:
         return names
-    wavelength = np.sort(np.asarray(row["wavelength"], np.float64)[valid_pixels(row)])
-    power = row.get("resolving_power")
-    power = None if power is None or not np.isfinite(power) else float(power)
-    rung = tokenizer.basis.rung_for(wavelength, power) if len(wavelength) else None
+    wavelength = np.asarray(row["wavelength"], np.float64)[valid_pixels(row)]
+    rung = rung_of_pixels(tokenizer.basis, wavelength, row.get("resolving_power"))
     first = None if rung is None else rung.first_interval
     learnt = {each["label"] for each in config.corrections if config.rung_intervals[each["rung"]][0] == first}
     if first is not None and config.star_intervals[0] <= first < config.star_intervals[1]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..data.schema import PIXEL_COLUMNS
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
 from ..models.basis_spectrafm import MODEL_ERROR, Design, Rung
-from ..models.tokenization_spectrafm import EvidenceOnGrid
+from ..models.tokens_spectrafm import EvidenceOnGrid
 
 
 Array = NDArray[np.float64]

@@ -111,7 +111,7 @@ class SpectrumPredictor:
             if len(grids) != 1:
                 raise ValueError(f"rows: expected spectra that share their wavelengths, got {len(grids)} grids")
             basis = self.tokenizer.basis
-            rung = next(rung for rung in basis.rungs if rung.has(grids[0].evidence.intervals))
+            _, rung = grids[0].rung_of(basis)
             low, high = rung.range
             own = np.unique(np.asarray(rows[0]["wavelength"], np.float64))
             wanted = own[(own >= low) & (own <= high)] if wavelength is None else np.asarray(wavelength, np.float64)

@@ -5,17 +5,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
+from ..models.basis_spectrafm import SpectrumBasis
 from ..models.gate_spectrafm import FRAME_UNSTATED
 from ..models.velocity_spectrafm import VelocityMeter, measured, moved_to_rest, settled_row
 
 
 #: The columns of a velocity that was measured.
 VELOCITY, VELOCITY_UNIT = "radial_velocity", "km/s"
+
+
+#: Of each model: its templates, and those of the last grids, serve for all files and shards.
+_METERS: WeakKeyDictionary[SpectraFMForPrediction, VelocityMeter] = WeakKeyDictionary()
+
+
+def _meter(basis: SpectrumBasis, model: SpectraFMForPrediction) -> VelocityMeter:
+    meter = _METERS.get(model)
+    if meter is None or meter.basis is not basis:
+        meter = _METERS[model] = VelocityMeter(basis, model)
+    return meter
 
 
 def at_measured_velocities(
@@ -37,7 +50,7 @@ def at_measured_velocities(
     """
     if tokenizer.basis is None:
         raise ValueError("radial_velocity: expected a model on evidence to measure it with, such as spectrafm-base")
-    meter = VelocityMeter(tokenizer.basis, model)
+    meter = _meter(tokenizer.basis, model)
     for row in rows:
         if row.get("refused") or row.get("rest_frame") is True:
             yield {**row, VELOCITY: np.nan}  # what a survey says of it was not measured here
@@ -65,7 +78,7 @@ def settled(
     ------
     dict
     """
-    meter = None if tokenizer.basis is None else VelocityMeter(tokenizer.basis, model)
+    meter = None if tokenizer.basis is None else _meter(tokenizer.basis, model)
     for row in rows:
         yield row if meter is None else settled_row(meter, row)  # type: ignore[misc]
 

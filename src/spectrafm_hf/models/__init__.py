@@ -2,51 +2,22 @@
 
 from typing import TYPE_CHECKING
 
-from ..lazy import names_of
+from ..lazy import names_for_types
 
 
 if TYPE_CHECKING:
-    from .configuration_emulator import SpectrumEmulatorConfig
-    from .configuration_spectrafm import SpectraFMConfig
-    from .modeling_emulator import SpectrumEmulator, default_vmicro
-    from .modeling_spectrafm import (
-        SpectraFMForPrediction,
-        SpectraFMModel,
-        SpectraFMModelOutput,
-        SpectraFMPredictionOutput,
-        SpectraFMPreTrainedModel,
-    )
-    from .pipeline_spectrafm import StellarLabelsPipeline
-    from .tokenization_spectrafm import SpectraFMTokenizer, air_to_vacuum, vacuum_to_air
+    from .configuration_emulator import SpectrumEmulatorConfig as SpectrumEmulatorConfig
+    from .configuration_spectrafm import SpectraFMConfig as SpectraFMConfig
+    from .modeling_emulator import SpectrumEmulator as SpectrumEmulator
+    from .modeling_emulator import default_vmicro as default_vmicro
+    from .modeling_spectrafm import SpectraFMForPrediction as SpectraFMForPrediction
+    from .modeling_spectrafm import SpectraFMModel as SpectraFMModel
+    from .modeling_spectrafm import SpectraFMModelOutput as SpectraFMModelOutput
+    from .modeling_spectrafm import SpectraFMPredictionOutput as SpectraFMPredictionOutput
+    from .modeling_spectrafm import SpectraFMPreTrainedModel as SpectraFMPreTrainedModel
+    from .pipeline_spectrafm import StellarLabelsPipeline as StellarLabelsPipeline
+    from .tokenization_spectrafm import SpectraFMTokenizer as SpectraFMTokenizer
+    from .tokenization_spectrafm import air_to_vacuum as air_to_vacuum
+    from .tokenization_spectrafm import vacuum_to_air as vacuum_to_air
 
-_MODULES = {
-    "configuration_emulator": ("SpectrumEmulatorConfig",),
-    "configuration_spectrafm": ("SpectraFMConfig",),
-    "modeling_emulator": ("SpectrumEmulator", "default_vmicro"),
-    "modeling_spectrafm": (
-        "SpectraFMForPrediction",
-        "SpectraFMModel",
-        "SpectraFMModelOutput",
-        "SpectraFMPredictionOutput",
-        "SpectraFMPreTrainedModel",
-    ),
-    "pipeline_spectrafm": ("StellarLabelsPipeline",),
-    "tokenization_spectrafm": ("SpectraFMTokenizer", "air_to_vacuum", "vacuum_to_air"),
-}
-__getattr__ = names_of(__name__, _MODULES)
-
-__all__ = [
-    "SpectraFMConfig",
-    "SpectraFMForPrediction",
-    "SpectraFMModel",
-    "SpectraFMModelOutput",
-    "SpectraFMPreTrainedModel",
-    "SpectraFMPredictionOutput",
-    "SpectraFMTokenizer",
-    "SpectrumEmulator",
-    "SpectrumEmulatorConfig",
-    "StellarLabelsPipeline",
-    "air_to_vacuum",
-    "default_vmicro",
-    "vacuum_to_air",
-]
+__getattr__, __all__ = names_for_types(__name__, __file__)

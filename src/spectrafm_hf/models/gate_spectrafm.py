@@ -6,8 +6,6 @@ Readers only say what their input states (`Stated`). `admit` converts it to Angs
 wavelength with one-sigma errors and a mask; it refuses what is no spectrum of a star, and flags what nobody has stated.
 """
 
-import importlib
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,7 +165,7 @@ def admit(
     ValueError
         Naming field, expectation, value and what to do: for units that are none of wavelength, flux or error.
     """
-    wavelength = _angstrom(given.wavelength, given.wavelength_unit)
+    wavelength = in_angstrom(given.wavelength, given.wavelength_unit)
     flux, error = _numbers(given.flux), None if given.flux_error is None else _numbers(given.flux_error)
     if given.null is not None:
         flux = np.where(flux == given.null, np.nan, flux)
@@ -298,7 +296,8 @@ def _numbers(values) -> np.ndarray:
     return np.where(hidden, np.nan, array) if np.any(hidden) else array
 
 
-def _angstrom(wavelength, unit) -> np.ndarray:
+def in_angstrom(wavelength, unit) -> np.ndarray:
+    """Wavelengths, frequencies or energies in a unit of astropy; None: plain numbers, of Angstrom or metres."""
     array = _numbers(wavelength)
     if unit is None:
         if not (array.size and abs(array.flat[array.size // 2]) < 1e-5):
@@ -443,86 +442,6 @@ def _interleave(wavelength, first, second, low: float, high: float) -> bool:
     order = np.argsort(wavelength[both], kind="stable")
     turns = int(np.sum(np.diff(whose[order]) != 0))
     return turns >= max(3, 0.5 * min(map(len, inside))) or bool(np.any(np.diff(wavelength[both][order]) == 0))
-
-
-# ---------------------------------------------------------------------------------------------------- objects in memory
-
-
-class GatedRow(dict):
-    """A row behind the gate: Angstrom, vacuum, one-sigma errors, whatever a tokenizer is set to."""
-
-
-def is_table(value) -> bool:
-    """A path, a table of pandas, astropy, Arrow or datasets, or a row of one."""
-    if isinstance(value, str | os.PathLike):
-        return True
-    own = hasattr(value, "colnames") or hasattr(value, "iloc") or hasattr(value, "with_format")
-    return own or (hasattr(value, "schema") and hasattr(value, "column"))
-
-
-def rows_of_table(value, keep_refused: bool = False) -> tuple[list[GatedRow], bool]:
-    """
-    Rows in the project's schema, and whether the object is one spectrum: by the installed package, which knows files
-    and names of columns, with or without those that are refused. A checkpoint that is loaded without it takes arrays,
-    mappings and spectra of specutils.
-    """
-    try:
-        objects = importlib.import_module("spectrafm_hf.data.objects")
-    except ImportError as error:
-        raise ValueError(
-            f"wavelength: expected arrays or a mapping where the package spectrafm_hf is not installed, got a "
-            f"{type(value).__name__}; pip install spectrafm_hf"
-        ) from error
-    rows, one = objects.rows_of(value, keep_refused=keep_refused)
-    return list(map(GatedRow, rows)), one
-
-
-def is_spectrum(value) -> bool:
-    """A `specutils.Spectrum`, or what looks so."""
-    return hasattr(value, "spectral_axis") and hasattr(value, "flux")
-
-
-def read_spectrum(spectrum, medium: str = "vacuum", shift: bool = True) -> tuple:
-    """
-    `specutils.Spectrum` of one or more stars -> wavelength, flux, error (one sigma, NaN where unknown), mask.
-
-    Parameters
-    ----------
-    spectrum : specutils.Spectrum
-        Its velocity or redshift moves it to the rest frame; a WCS of type AWAV says that it is in air.
-    medium : {"vacuum", "air"}
-        What the wavelengths that come back are measured in, where the WCS says air.
-    shift : bool
-        False where a velocity is given that counts instead.
-    """
-    from astropy import units
-
-    flux, mask, uncertainty = spectrum.flux, spectrum.mask, spectrum.uncertainty
-    mask = np.zeros(flux.shape, bool) if mask is None else np.asarray(mask)
-    if uncertainty is None:
-        sigma = np.full(flux.shape, np.nan)
-    else:
-        kinds = {"std": ("sigma", 1.0), "var": ("variance", 0.5), "ivar": ("ivar", -0.5)}
-        if uncertainty.uncertainty_type not in kinds:
-            raise ValueError(
-                f"flux_error: expected an uncertainty of type std, var or ivar, got {uncertainty.uncertainty_type}"
-            )
-        kind, power = kinds[uncertainty.uncertainty_type]
-        value = uncertainty.quantity
-        sigma = sigma_of(value.value, kind) * value.unit**power
-    axis = getattr(spectrum, "spectral_axis_index", None)
-    if axis is not None:
-        flux, sigma, mask = (np.moveaxis(array, axis, -1) for array in (flux, sigma, mask))
-    wavelength = _angstrom(spectrum.spectral_axis.value, spectrum.spectral_axis.unit)
-    header = spectrum.meta.get("header", {}) if isinstance(getattr(spectrum, "meta", None), dict) else {}
-    names = [str(header.get("CTYPE1", ""))] if hasattr(header, "get") else []
-    names += list(getattr(getattr(getattr(spectrum, "wcs", None), "wcs", None), "ctype", ()))
-    if medium == "vacuum" and any(name.startswith("AWAV") for name in names):
-        wavelength = air_to_vacuum(wavelength)
-    velocity = getattr(spectrum, "radial_velocity", None)
-    if shift and velocity is not None:
-        wavelength = to_rest(wavelength, float(np.ravel(velocity.to_value("km/s"))[0]))
-    return wavelength * units.AA, flux, sigma, mask
 
 
 __all__ = ["Admitted", "Stated", "admit", "air_to_vacuum", "overlaps", "per_wavelength", "vacuum_to_air"]

@@ -6,18 +6,30 @@ A function names the field that it reads in what it raises.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .configuration_spectrafm import PADDING_ID
 from .gate_spectrafm import (
     MAX_WAVELENGTH,
     MIN_WAVELENGTH,
+    SPEED_OF_LIGHT,
+    air_to_vacuum,
+    overlaps,
+    per_wavelength,
+    to_rest,
+)
+from .objects_spectrafm import (
     GatedRow,
-    is_spectrum,
-    is_table,
-    read_spectrum,
-    rows_of_table,
+    are_rows,
+    are_spectra,
+    are_tables,
+    as_columns,
+    first_of,
+    pixel_columns,
+    read_spectra,
+    rows_of_tables,
 )
 
 
@@ -66,49 +78,7 @@ def random_generator(generator) -> np.random.Generator:
     return np.random.default_rng(generator)
 
 
-# -------------------------------------------------------------------------------------------------------- rows, spectra
-
-
-def first_of(values):
-    return values[0] if isinstance(values, Sequence) and len(values) else None
-
-
-def are_tables(value) -> bool:
-    return is_table(value) or (isinstance(value, list) and bool(value) and all(map(is_table, value)))
-
-
-def rows_of_tables(value) -> list[GatedRow]:
-    """Those columns of all rows that count here."""
-    found = [row for each in (value if isinstance(value, list) else [value]) for row in rows_of_table(each)[0]]
-    names = set.intersection(*(set(row) for row in found))
-    return [GatedRow((name, row[name]) for name in row if name in names) for row in found]
-
-
-def are_rows(value) -> bool:
-    return isinstance(value, Mapping) or isinstance(first_of(value), Mapping)
-
-
-def are_spectra(value) -> bool:
-    return is_spectrum(value) or is_spectrum(first_of(value))
-
-
-def as_columns(rows) -> Mapping[str, Any]:
-    """One row, a list of rows, or columns -> columns."""
-    if isinstance(rows, Mapping):
-        return rows
-    names = rows[0].keys()
-    for number, row in enumerate(rows):
-        if not isinstance(row, Mapping) or row.keys() != names:
-            got = list(row) if isinstance(row, Mapping) else type(row).__name__
-            raise ValueError(f"wavelength: expected rows with the columns {list(names)}, got {got} in row {number}")
-    return {name: [row[name] for row in rows] for name in names}
-
-
-def pixel_columns(rows: Mapping[str, Any]) -> tuple:
-    for name in ("wavelength", "flux"):
-        if name not in rows:
-            raise ValueError(f"{name}: expected among the columns of the rows, got {list(rows)}")
-    return rows["wavelength"], rows["flux"], rows.get("flux_error"), rows.get("mask")
+# ------------------------------------------------------------------------------------------------ labels and requests
 
 
 def label_columns(field: str, names, rows: Mapping[str, Any]):
@@ -127,13 +97,6 @@ def as_mapping(field: str, values) -> Mapping[str, Any]:
     return values or {}
 
 
-def read_spectra(spectra, medium: str, shift: bool) -> tuple:
-    """`specutils.Spectrum`, one (of any number of stars) or a list -> wavelength, flux, error (sigma), mask."""
-    if is_spectrum(spectra):
-        return read_spectrum(spectra, medium, shift)
-    return tuple(map(list, zip(*(read_spectrum(spectrum, medium, shift) for spectrum in spectra), strict=True)))
-
-
 def request_rows(requests, n_stars: int) -> list[list]:
     """One list of requests for all stars, or one for each."""
     if isinstance(requests, str | Mapping) or not np.iterable(requests):
@@ -149,6 +112,85 @@ def request_rows(requests, n_stars: int) -> list[list]:
         if len(row) == 0:
             raise ValueError(f"requests: expected at least one, got none for star {star}")
     return [list(row) for row in rows]
+
+
+class Columns(NamedTuple):
+    """The arguments of a call of the tokenizer, as columns of all stars."""
+
+    pixels: tuple[Any, Any, Any, Any]  # wavelength, flux, flux_error, mask
+    units: tuple[str, float, str]  # kind of errors, Angstrom per unit of wavelength, medium
+    scalars: Any
+    labels: Any
+    label_errors: Any
+    resolving_power: Any
+    normalised: Any
+
+
+def columns_of_call(call: Columns, shift: bool) -> Columns:
+    """
+    Tables, rows and spectra of other libraries become columns; names of columns become their values.
+
+    `shift` moves spectra of specutils to the rest frame by their own velocity.
+    """
+    (wavelength, flux, flux_error, mask), (error_type, unit, medium), scalars, labels, label_errors, *others = call
+    resolving_power, normalised = others
+    if flux is None and are_tables(wavelength):
+        wavelength = rows_of_tables(wavelength)
+    if isinstance(wavelength, GatedRow) or isinstance(first_of(wavelength), GatedRow):
+        error_type, unit, medium = "sigma", 1.0, "vacuum"
+    if are_rows(wavelength) or are_spectra(wavelength):
+        for field, value in (("flux", flux), ("flux_error", flux_error), ("mask", mask)):
+            if value is not None:
+                raise ValueError(f"{field}: expected None beside rows or spectra, got {type(value).__name__}")
+    if are_rows(wavelength):
+        rows = as_columns(wavelength)
+        wavelength, flux, flux_error, mask = pixel_columns(rows)
+        resolving_power = rows.get("resolving_power") if resolving_power is None else resolving_power
+        normalised = rows.get("normalised") if normalised is None else normalised
+        if labels is not None and not isinstance(labels, Mapping) and label_errors is None:
+            names = distinct_names("labels", labels)
+            label_errors = {name: rows[f"{name}_err"] for name in names if f"{name}_err" in rows}
+        scalars, labels = label_columns("scalars", scalars, rows), label_columns("labels", labels, rows)
+    elif are_spectra(wavelength):
+        wavelength, flux, flux_error, mask = read_spectra(wavelength, call.units[2], shift)
+        error_type = "sigma"
+    scalars, labels = as_mapping("scalars", scalars), as_mapping("labels", labels)
+    label_errors = as_mapping("label_errors", label_errors)
+    if alone := label_errors.keys() - labels.keys():
+        raise ValueError(f"label_errors: expected names out of the labels {list(labels)}, got {sorted(alone)}")
+    pixels, units = (wavelength, flux, flux_error, mask), (error_type, unit, medium)
+    return Columns(pixels, units, scalars, labels, label_errors, resolving_power, normalised)
+
+
+def scalar_inputs(scalars: Mapping[str, Any], ids: np.ndarray, n_stars: int) -> dict[str, np.ndarray]:
+    """Scalars that are known (finite), with their ids, pushed to the left; padding has id 0."""
+    values = np.stack([per_star(f"scalars[{name!r}]", scalars[name], n_stars) for name in scalars], axis=1)
+    known = np.abs(values) < HUGE
+    order = np.argsort(~known, axis=1, kind="stable")[:, : int(known.sum(axis=1).max())]
+    known, values = (np.take_along_axis(array, order, axis=1) for array in (known, values))
+    return {
+        "scalar_ids": np.where(known, ids[order], PADDING_ID),
+        "scalar_values": np.where(known, values, 0.0).astype(np.float32),
+    }
+
+
+def label_inputs(
+    labels: Mapping[str, Any], label_errors: Mapping[str, Any], ids: Mapping[str, int], request_ids: np.ndarray
+) -> dict[str, np.ndarray]:
+    """True values and their errors in the shape of the requests; NaN where unknown."""
+    outputs = {}
+    for field, columns in (("labels", labels), ("label_errors", label_errors)):
+        table = np.full((len(request_ids), 1 + max(max(ids.values()), int(request_ids.max()))), np.nan)
+        for name, values in columns.items():
+            column = per_star(f"{field}[{name!r}]", values, len(request_ids))
+            lowest = -HUGE if field == "labels" else 0.0
+            if np.any(wrong := (column < lowest) | (column > HUGE)):
+                expected = "finite numbers" if field == "labels" else "positive numbers"
+                raise ValueError(f"{field}[{name!r}]: expected {expected} or NaN, got {column[wrong][0]:g}")
+            table[:, ids[name]] = column
+        # Errors too where none are known: the Trainer evaluates what has all labels that `forward` names.
+        outputs[field] = np.take_along_axis(table, request_ids, axis=1).astype(np.float32)
+    return outputs
 
 
 def no_pixels(scalars: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -331,6 +373,83 @@ def check_range(field: str, wavelength: np.ndarray, counts: np.ndarray) -> np.nd
             + (" (are these nanometres or microns? set wavelength_unit)" if value < MIN_WAVELENGTH else "")
         )
     return in_range
+
+
+def read_pixels(columns: tuple, units: tuple[str, float, str], radial_velocity: Any = None) -> dict[str, np.ndarray]:
+    """
+    Spectra in any form -> padded arrays of shape (stars, pixels), sorted by wavelength.
+
+    Parameters
+    ----------
+    columns : tuple
+        wavelength, flux, flux_error, mask.
+    units : tuple
+        Kind of errors ("sigma" or "ivar"), Angstrom per unit of wavelength, and medium ("vacuum" or "air").
+    radial_velocity : float, quantity or array of shape (stars,), optional
+        km/s.
+
+    Returns
+    -------
+    dict
+        `flux`, `flux_error` (0 = unknown) and `valid`; where not valid, flux and error are 0. `wavelength` has one row
+        if it serves for all stars. A pixel that is absent has an infinite wavelength.
+    """
+    (wavelength, flux, flux_error, mask), (error_type, unit, medium) = columns, units
+    for field, value in (("wavelength", wavelength), ("flux", flux)):
+        if value is None:
+            raise ValueError(f"{field}: expected as many numbers as in the other of wavelength and flux, got None")
+    flux_unit = unit_of(flux)
+    flux, lengths = padded("flux", flux, flux_unit)
+
+    def like_flux(field, values, unit="", factor=1.0):
+        """The same shape as flux, or one row for all."""
+        array, own_lengths = padded(field, values, unit, factor)
+        if len(array) not in (1, len(flux)) or np.any(own_lengths != lengths):
+            expected, actual = (f"{len(n)} spectra of {extent(n)} pixels" for n in (lengths, own_lengths))
+            raise ValueError(f"{field}: expected the lengths of flux, {expected}, got {actual}")
+        return array
+
+    if len(flux) > 1 and isinstance(wavelength, list) and len(wavelength) == len(flux):
+        wavelength = first_if_equal(wavelength)
+    wavelength = like_flux("wavelength", wavelength, "Angstrom", unit)
+    wavelength = one_row_if_equal(wavelength)
+    present = np.arange(flux.shape[1]) < one_row_if_equal(lengths[:, None])
+    valid = present & (np.abs(flux) < HUGE)
+    if mask is not None:
+        valid &= ~like_flux("mask", mask)
+    error = np.zeros_like(flux)
+    if flux_error is not None:
+        error_unit = flux_unit if error_type == "sigma" or not flux_unit else flux_unit**-2
+        error, valid = read_errors(like_flux("flux_error", flux_error, error_unit), valid, error_type)
+    if not np.all(good := valid.any(axis=1)):
+        raise ValueError(
+            f"flux: expected at least one valid pixel in each spectrum, got none in spectrum {np.argmin(good)}"
+        )
+
+    if (factor := per_wavelength(flux_unit, wavelength)) is not None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            flux, error = flux * factor, error * factor
+        valid &= np.abs(flux) < HUGE
+    if medium == "air":
+        wavelength = air_to_vacuum(wavelength)
+    in_range = check_range("wavelength", wavelength, valid)
+    if radial_velocity is not None:
+        beta = per_star("radial_velocity", radial_velocity, len(flux), "km/s")[:, None] / SPEED_OF_LIGHT
+        if np.any(wrong := ~(np.abs(beta) < 1)):
+            value = beta[wrong][0] * SPEED_OF_LIGHT
+            raise ValueError(f"radial_velocity: expected km/s below the speed of light, got {value:g}")
+        wavelength = to_rest(wavelength, one_row_if_equal(beta * SPEED_OF_LIGHT))
+    counted = present if len(present) >= len(wavelength) else np.broadcast_to(present, wavelength.shape)
+    left_out = np.stack([overlaps(row) for row in np.where(counted[: len(wavelength)], wavelength, np.nan)])
+    present, valid = present & ~left_out, valid & ~left_out
+    pixels = {
+        "wavelength": np.where(present & in_range, wavelength, np.inf),
+        "flux": np.where(valid, flux, 0.0),
+        "flux_error": np.where(valid, error, 0.0),
+        "valid": valid,
+    }
+    sort_pixels(pixels)
+    return pixels
 
 
 def sort_pixels(pixels: dict[str, np.ndarray]):

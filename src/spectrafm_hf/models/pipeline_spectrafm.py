@@ -13,9 +13,10 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .flags_spectrafm import QUALITY, star_flags
-from .gate_spectrafm import NOT_AT_REST, GatedRow, is_spectrum, is_table, rows_of_table
+from .gate_spectrafm import NOT_AT_REST
+from .objects_spectrafm import GatedRow, is_spectrum, is_table, rows_of_table
 from .spectrum_spectrafm import best_fits
-from .tokenization_spectrafm import SpectraFMTokenizer
+from .tokenization_spectrafm import NO_BASIS, SpectraFMTokenizer
 from .velocity_spectrafm import VelocityMeter, settled_row
 
 
@@ -275,9 +276,7 @@ class StellarLabelsPipeline(Pipeline):
             raise ValueError(f"scalars: expected rows that hold {list(scalars)}, got a {type(input_).__name__}")
         measures = isinstance(radial_velocity, str)
         if measures and tokenizer.basis is None:
-            raise ValueError(
-                "radial_velocity: expected a model on evidence (token_embedding='basis') to measure it with"
-            )
+            raise ValueError(NO_BASIS)
         tokenizer._requests(requests, 1)  # what is asked for in vain is no fault of a star
         tokenizer.label_ids(list(scalars or ()), "scalars")
         asked = requests is not None

@@ -1,64 +1,56 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-What evidence says of whole spectra: the fit beside the labels, and the flux of what was not seen, with its error.
+Whole spectra from evidence: the best fit, and the flux of pixels that were not observed, with its error.
 
-A spectrum of a rung is linear in the coefficients of its intervals. What its pixels say of them is Gaussian; so is what
-is known of stars: in the H band, the star model around the labels that fit best, and elsewhere the principal components
-of [`SpectraFMCompletion`]. Both together give all coefficients, seen or not, and these give flux on any grid.
+A spectrum of a rung is linear in the coefficients of its intervals. The likelihood of its pixels is Gaussian, and so is
+the prior: in the H band the star model around the best-fit labels, elsewhere the principal components of
+[`SpectraFMCompletion`]. The posterior has all coefficients, and these give flux on any grid.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from .basis_spectrafm import (
-    MODEL_ERROR,
-    NATIVE_TOLERANCE,
-    Design,
-    Rung,
-    SpectrumBasis,
-    design_of_rung,
-    inverse_factor,
-)
+from .basis_spectrafm import MODEL_ERROR, NATIVE_TOLERANCE, Design, Rung, SpectrumBasis, design_of_rung, inverse_factor
 from .refinement_spectrafm import FIRST_LEVEL, FREE_LEVEL, LEAST_LEVEL, NUISANCE_SIGMA, Refined
 
 
 STEPS = 4  # of Gauss-Newton, where flux is not linear in the coefficients
-STARS_AT_ONCE, MATRICES_AT_ONCE = 64, 8  # of the network, and of what a cache holds the matrices of
-#: What models of stars leave of a coefficient, in units of its prior: with the star model, and without. The
-#: second was found on validation stars of Gaia XP; the first is a guess that held-out stars of the H band agree with.
+STARS_AT_ONCE, MATRICES_AT_ONCE = 64, 8  # in the network; whose matrices fit into a cache
+#: Misfit of a coefficient in units of its prior, with the star model and without. The second was found on validation
+#: stars of Gaia XP; the first is a guess that held-out stars of the H band agree with.
 UNEXPLAINED = {"star_model": 0.03, "components": 0.03}
-#: Of the variance that is stated: that of Gaia XP is of noise that goes along from pixel to pixel, and there is next to
-#: none of it beyond the coefficients. Found on validation stars, with a hole.
+#: Of the stated variance: the noise of Gaia XP is correlated between pixels, and next to none of it is left beyond the
+#: coefficients. Found on validation stars, with a hole.
 LEAST_NOISE = 0.05
-LARGEST_EXCESS = 0.5  # of the same, that a spectrum may show of itself
+LARGEST_EXCESS = 0.5  # of the misfit, found from a spectrum
 FREE_SCALE = 3.0  # of ln of the level of a star
 SLOPE_OVER_LEVEL = 5.0
 ROUNDS, WELL_KNOWN = 2, 4.0
 DRIFT = 0.05  # of ln of the level from interval to interval, where fluxes are not calibrated
-# A part of the residual that is no noise: so many sigma, of the mean of so many pixels.
+# Of residuals that are no noise: least deviation of a mean, and of how many pixels.
 STRANGE_SIGMA, STRANGE_PIXELS = 6.0, (1, 3, 9, 27)
 
 
 @dataclass
 class WholeSpectra:
     """
-    What is known of all intervals of a rung. B stars, T intervals, K coefficients.
+    The posterior of all intervals of a rung. B stars, T intervals, K coefficients.
 
     Attributes
     ----------
     rung : Rung
     mean, fit : array of shape (B, T, K)
-        Of the rows of a [`Design`], over `level`: most likely flux; and what a star of the model alone would have.
+        Of the rows of a [`Design`], over `level`: most likely flux; and that of a star of the model alone.
     covariance : array of shape (B, T, K, K)
         Of `mean` - truth.
     level : array of shape (B, T)
         In the unit of the flux.
     parameters : array of shape (B,)
-        That the spectrum has fitted, as their number counts in chi^2.
+        Effective number of fitted parameters, for chi^2.
     """
 
     rung: Rung
@@ -82,8 +74,7 @@ class WholeSpectra:
         Returns
         -------
         flux, error : array of shape (B, pixels)
-            In the unit of the spectra. NaN in bands of the air, which the rung is blind to, and at single pixels that
-            are too wide for an interval.
+            In the unit of the spectra. NaN in telluric bands, and at pixels that are too wide for an interval.
 
         Raises
         ------
@@ -102,7 +93,7 @@ class WholeSpectra:
     def fitted(
         self, wavelength: np.ndarray, resolving_power: float | None = None, design: Design | None = None
     ) -> np.ndarray:
-        """Flux of a star of the model alone, as in [`at`]; with the design of the same wavelengths, if it is known."""
+        """Flux of a star of the model alone, as in [`at`]; `design` is that of these wavelengths, if it is known."""
         return self._flux(self.fit, wavelength, resolving_power, design)[1]
 
     def _flux(
@@ -113,10 +104,8 @@ class WholeSpectra:
         if wavelength.ndim != 1 or not wavelength.size or not np.all(np.diff(wavelength) > 0):
             raise ValueError(f"wavelength: expected increasing numbers, got shape {wavelength.shape}")
         if not (wavelength[0] >= low and wavelength[-1] <= high):
-            raise ValueError(
-                f"wavelength: expected {low:,.1f} to {high:,.1f} Angstrom, got {wavelength[0]:,.1f} to "
-                f"{wavelength[-1]:,.1f}"
-            )
+            found = f"{wavelength[0]:,.1f} to {wavelength[-1]:,.1f}"
+            raise ValueError(f"wavelength: expected {low:,.1f} to {high:,.1f} Angstrom, got {found}")
         highest = self.rung.resolving_power
         if power is not None and not 0 < power <= highest * NATIVE_TOLERANCE:
             raise ValueError(f"resolving_power: expected at most {highest:g}, got {power:g}")
@@ -133,21 +122,20 @@ class WholeSpectra:
 @dataclass(repr=False)
 class BestFit:
     """
-    A spectrum, and the star that fits it best.
+    A spectrum and its best-fit star.
 
     Attributes
     ----------
     wavelength, flux, error : array of shape (pixels,)
-        The data as they were compared; the error is NaN where a pixel does not count, the flux where there is none.
+        The data; the error is NaN where a pixel does not count, the flux where there is none.
     model : array of shape (pixels,)
-        NaN outside of what the model knows, and in bands of the air.
+        NaN outside of the range of the model, and in telluric bands.
     chi2 : float
         Of the pixels that count.
     degrees_of_freedom : float
-        Their number, less that of what was fitted.
+        Number of pixels less fitted parameters.
     no_noise : list of (low, high, sigma)
-        Angstrom, and the largest deviation there, its sign that of data - model: where the residual is no noise,
-        strongest first.
+        Ranges (Angstrom) whose residual is no noise, with the largest deviation, data - model; strongest first.
     """
 
     wavelength: np.ndarray
@@ -169,7 +157,7 @@ class BestFit:
 
 def whole_spectra(model: Any, basis: SpectrumBasis, grids: Sequence[Any], *, errors: bool = True) -> list[WholeSpectra]:
     """
-    Whole spectra from what was seen of them.
+    The posterior of whole spectra.
 
     Parameters
     ----------
@@ -180,7 +168,7 @@ def whole_spectra(model: Any, basis: SpectrumBasis, grids: Sequence[Any], *, err
     grids : sequence of EvidenceOnGrid
         Of the tokenizer (`return_grids=True`).
     errors : bool
-        False saves half of the time, for what `fitted` needs alone.
+        False takes half the time, and leaves `mean` and `covariance` zero.
 
     Returns
     -------
@@ -188,8 +176,7 @@ def whole_spectra(model: Any, basis: SpectrumBasis, grids: Sequence[Any], *, err
     """
     found = []
     for grid in grids:
-        intervals = grid.evidence.intervals
-        number, rung = next((i, each) for i, each in enumerate(basis.rungs) if each.has(intervals))
+        number, rung = grid.rung_of(basis)
         parts = [
             _of_stars(model, number, rung, grid.evidence, slice(start, start + STARS_AT_ONCE), errors)
             for start in range(0, len(grid.stars), STARS_AT_ONCE)
@@ -232,10 +219,7 @@ def best_fits(model: Any, basis: SpectrumBasis, grids: Sequence[Any]) -> list[Be
 
 
 def not_noise(wavelength: np.ndarray, residual: np.ndarray) -> list[tuple[float, float, float]]:
-    """
-    Where a residual in units of its error, (pixels,), is larger than noise is, by itself or in the mean of some
-    neighbours: see [`BestFit`]. NaN where a pixel does not count.
-    """
+    """Ranges where a residual in units of its error, (pixels,), is no noise, see [`BestFit`]; NaN: does not count."""
     counts = np.isfinite(residual)
     position, values = wavelength[counts], residual[counts]
     largest = np.zeros(len(values))
@@ -260,8 +244,8 @@ def not_noise(wavelength: np.ndarray, residual: np.ndarray) -> list[tuple[float,
 @dataclass
 class _Stars:
     """
-    A linear model of stars: coefficients are `start + directions a`, with a Gaussian prior of a around `prior_mean`;
-    and what differs from it, by interval. T intervals, K coefficients, A parameters; float64.
+    A linear model of stars: coefficients are `start + directions a`, with a Gaussian prior of a around `prior_mean`,
+    and deviations from it, by interval. T intervals, K coefficients, A parameters; float64.
     """
 
     start: torch.Tensor  # B, T, K
@@ -273,21 +257,19 @@ class _Stars:
     level: torch.Tensor  # B: standard deviation of the level
 
     def of(self, stars: slice) -> "_Stars":
-        return _Stars(
-            **{each.name: getattr(self, each.name)[stars] for each in fields(self) if each.name != "precision"},
-            precision=self.precision,
-        )
+        parts = {each.name: getattr(self, each.name)[stars] for each in fields(self) if each.name != "precision"}
+        return replace(self, **parts)
 
 
 @torch.no_grad()
 def _of_stars(model: Any, number: int, rung: Rung, evidence: Any, stars: slice, errors: bool) -> WholeSpectra:
     own = evidence.intervals - rung.first_interval
     shape = (len(evidence.estimate[stars]), rung.n_intervals, evidence.estimate.shape[2])
-    estimate, pull = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-    information = torch.zeros(*shape, shape[2], dtype=torch.float64)
-    estimate[:, own] = torch.from_numpy(evidence.estimate[stars]).double()
-    pull[:, own] = torch.from_numpy(evidence.pull[stars]).double()
-    information[:, own] = torch.from_numpy(np.ascontiguousarray(evidence.information[stars])).double()
+    estimate, pull, information = (
+        torch.zeros(size, dtype=torch.float64) for size in (shape, shape, (*shape, shape[2]))
+    )
+    for name, whole in (("estimate", estimate), ("pull", pull), ("information", information)):
+        whole[:, own] = torch.from_numpy(np.ascontiguousarray(getattr(evidence, name)[stars])).double()
     misfit = torch.from_numpy(evidence.misfit[stars]).double().nanmedian(dim=1).values
     factor = torch.nan_to_num(misfit, nan=1.0).clamp(min=1.0)[:, None, None]
     right = (_times(information, estimate) + pull) / factor
@@ -296,14 +278,13 @@ def _of_stars(model: Any, number: int, rung: Rung, evidence: Any, stars: slice, 
     in_star_model = rung.first_interval == model.config.star_intervals[0] and bool(model.config.star_labels)
     refined = _refined(model, evidence, stars) if in_star_model else None
     fitted = torch.zeros(shape[0], dtype=torch.bool) if refined is None else refined.converged.cpu()
-    found: list[torch.Tensor] = [torch.zeros(shape), torch.zeros(shape), torch.zeros(information.shape)]
-    found = [part.double() for part in (*found, torch.zeros(shape[0]))]
+    found = [torch.zeros(size, dtype=torch.float64) for size in (shape, shape, information.shape, shape[:1])]
     for by_star_model in (False, True):
         chosen = torch.nonzero(fitted == by_star_model)[:, 0]
         if not len(chosen):
             continue
         known = information[chosen], right[chosen]
-        parts: Sequence[torch.Tensor | None]
+        parts: Any
         if by_star_model and refined is not None:
             level_known = torch.from_numpy((evidence.reliability[stars][..., 0] > 0).any(axis=1))[chosen]
             linear = _by_star_model(model, rung, refined, level_known, chosen)
@@ -322,7 +303,7 @@ def _of_stars(model: Any, number: int, rung: Rung, evidence: Any, stars: slice, 
 
 
 def _levels(rung: Rung, evidence: Any, stars: slice, own: np.ndarray) -> np.ndarray:
-    """Of all intervals of the rung, (B, T): those that were not seen lie between those that were."""
+    """Of all intervals of the rung, (B, T), interpolated where there are no pixels."""
     level = evidence.level[stars] / evidence.unit[stars]
     seen = evidence.seen[stars] & (level > 0)
     found = np.ones((len(level), rung.n_intervals))
@@ -333,7 +314,7 @@ def _levels(rung: Rung, evidence: Any, stars: slice, own: np.ndarray) -> np.ndar
 
 
 def _refined(model: Any, evidence: Any, stars: slice) -> Refined | None:
-    """The fit of the star model, begun where the network says."""
+    """The fit of the star model, started at the prediction of the network."""
     inputs = {
         name: torch.from_numpy(np.ascontiguousarray(getattr(evidence, name)[stars])).to(model.device)
         for name in ("coefficients", "reliability", "estimate", "information", "pull", "misfit")
@@ -349,7 +330,7 @@ def _by_star_model(model: Any, rung: Rung, refined: Refined, level_known: torch.
     star = model.refinement.star_model
     device = star.center.device
     labels = star.standardise(refined.labels[chosen])
-    n_labels, intervals = labels.shape[1], torch.arange(rung.n_intervals, device=device) + rung.first_interval
+    intervals = torch.arange(rung.n_intervals, device=device) + rung.first_interval
     processes = star.processes(labels)
     spectrum, by_velocity, by_width = star.coefficients(processes.weights, intervals)
     velocity = refined.velocity[chosen, None, None]
@@ -359,7 +340,6 @@ def _by_star_model(model: Any, rung: Rung, refined: Refined, level_known: torch.
     start = (spectrum + velocity * by_velocity).double().cpu()
     prior = torch.block_diag(star.precision, torch.diag(torch.tensor(NUISANCE_SIGMA, device=device) ** -2.0))
     mean = torch.cat((star.population - labels, -velocity[..., 0], torch.zeros_like(velocity[..., 0])), dim=1)
-    assert mean.shape[1] == n_labels + 2
     size = start.shape[2]
     # Level and slope: small over the continuum, and free where there is none.
     continuum = torch.stack((start, torch.zeros_like(start)), dim=3)
@@ -400,9 +380,8 @@ def _by_components(model, number, rung, evidence, stars, chosen, information, ri
         level = torch.exp((rung.level_prior * found[..., 0]).clamp(-5.0, 5.0))
         level = level if rung.counts_level else torch.ones_like(level)
         slope = found[..., 1] if rung.counts_level else torch.zeros_like(level)
-        flux = level[..., None] * torch.cat(
-            (torch.ones_like(level)[..., None], slope[..., None], found[..., 2:]), dim=2
-        )
+        parts = [torch.ones_like(level)[..., None], slope[..., None], found[..., 2:]]
+        flux = level[..., None] * torch.cat(parts, dim=2)
         change = torch.diag_embed(level[..., None].expand(-1, -1, size)).contiguous()
         change[..., :, 0] = rung.level_prior * flux if rung.counts_level else 0.0
         if not rung.counts_level:
@@ -414,9 +393,9 @@ def _by_components(model, number, rung, evidence, stars, chosen, information, ri
             continuum = _drift(rung, evidence, stars, chosen, flux)
         nothing, one = torch.zeros_like(amplitudes), torch.ones(n_stars, dtype=torch.float64)
         linear = _Stars(start, directions, precision, nothing, change, continuum, one)
-        unexplained = UNEXPLAINED["components"] * one
-        told = _Told(linear, information, right)
-        *parts, amplitudes, _, _ = told.solve(unexplained, one, whole=errors and step == STEPS - 1)
+        likelihood = _Likelihood(linear, information, right)
+        last = errors and step == STEPS - 1
+        *parts, amplitudes, _, _ = likelihood.solve(UNEXPLAINED["components"] * one, one, whole=last)
     return parts
 
 
@@ -434,14 +413,14 @@ def _drift(rung: Rung, evidence, stars, chosen, flux: torch.Tensor) -> torch.Ten
 
 
 def _posterior(linear: _Stars, information, right, level_known, *, errors: bool):
-    """[`_Told.solve`], after what a spectrum shows of its continuum, and of what the model of stars leaves of it."""
+    """[`_Likelihood.solve`], with the continuum and the misfit of the star model found from the spectrum."""
     unexplained, level = torch.full_like(linear.level, UNEXPLAINED["star_model"]), linear.level
     known = information.diagonal(dim1=2, dim2=3)[..., 2:]
     counts, seen = known > WELL_KNOWN, information.flatten(2).any(dim=2)
     variance = torch.where(counts, 1.0 / known.clamp(min=1e-6), 0.0)
-    told = _Told(linear, information, right)
+    likelihood = _Likelihood(linear, information, right)
     for _ in range(ROUNDS):
-        _, fit, _, _, _, drifted, doubt = told.solve(unexplained, level, whole=False)
+        _, fit, _, _, _, drifted, doubt = likelihood.solve(unexplained, level, whole=False)
         left = (right - _times(information, fit))[..., 2:]
         squared = torch.where(counts, (left * variance) ** 2, 0.0)
         excess = (squared - variance).sum(dim=(1, 2)) / counts.sum(dim=(1, 2)).clamp(min=1)
@@ -449,16 +428,16 @@ def _posterior(linear: _Stars, information, right, level_known, *, errors: bool)
         second = torch.where(seen, drifted[..., 0] ** 2 + doubt[..., 0], 0.0).sum(dim=1) * level**2
         new = (second / seen.sum(dim=1).clamp(min=1)).sqrt().clamp(min=LEAST_LEVEL)
         level = torch.where(level_known, new, level)
-    return told.solve(unexplained, level, whole=errors)[:4]
+    return likelihood.solve(unexplained, level, whole=errors)[:4]
 
 
 def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     return (matrix @ vector[..., None])[..., 0]
 
 
-class _Told:
+class _Likelihood:
     """
-    What pixels tell of stars, as far as it does not depend on how much stars differ from their model.
+    The likelihood of the pixels, as far as it does not depend on how much stars differ from their model.
 
     With the information L, and R R^T the covariance of what differs from a star, what the pixels say of the star is
     (L^-1 + R R^T)^-1 = L - L R (1 + R^T L R)^-1 R^T L: the inverse is that of a positive matrix of 1 and more.
@@ -497,15 +476,14 @@ class _Told:
             """Most likely parts of what differs from a star, in units of their prior."""
             return _times(factor.mT, _times(factor, size * along_left))
 
-        told = (factor @ along_directions).flatten(1, 2)
-        fisher = self.fisher - told.mT @ told
+        lost = (factor @ along_directions).flatten(1, 2)
+        fisher = self.fisher - lost.mT @ lost
         taken = _times(along_directions.flatten(1, 2).mT, differing(self.along_left).flatten(1))
         inverse = torch.linalg.inv(fisher + linear.precision)
         amplitudes = _times(inverse, self.pull - taken + linear.prior_mean @ linear.precision)
         star = linear.start + _times(self.flat, amplitudes).unflatten(1, linear.start.shape[1:])
-        found = differing(
-            self.along_left - _times(self.along_directions.flatten(1, 2), amplitudes).unflatten(1, (-1, number))
-        )
+        by_star = _times(self.along_directions.flatten(1, 2), amplitudes).unflatten(1, (-1, number))
+        found = differing(self.along_left - by_star)
         drifted, doubt = found[..., -2:], (factor[..., -2:] ** 2).sum(dim=2)
         fit = star + _times(linear.continuum, level[:, None, None] * drifted)
         parameters = (inverse * fisher.mT).sum(dim=(1, 2)) + (1.0 - doubt).sum(dim=(1, 2))
@@ -513,7 +491,7 @@ class _Told:
             return None, fit, None, parameters, amplitudes, drifted, doubt
         mean = star + _times(self.root, size * found)
         remains = factor @ (self.root * size[:, :, None]).mT
-        weighted = self.by_directions - (size[..., None] * self.along).mT @ (factor.mT @ told.view_as(along_directions))
+        weighted = self.by_directions - (size[..., None] * self.along).mT @ (factor.mT @ lost.view_as(along_directions))
         left = linear.directions - self.root @ (size[..., None] ** 2 * (self.root.mT @ weighted))
         covariance = remains.mT @ remains + left @ inverse[:, None] @ left.mT
         return mean, fit, covariance, parameters, amplitudes, drifted, doubt

@@ -141,6 +141,26 @@ class VelocityMeter:
         found = pieces.correlation(shifted[best])
         return self._result(pieces, self._spline(rung, best, power), velocities, found, power)
 
+    def of_stars(self, pixels: dict[str, np.ndarray], resolving_power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Velocities of several stars and their errors, (stars,) in km/s, from the result of `read_pixels`.
+
+        Raises
+        ------
+        ValueError
+            For a star whose velocity is not significant.
+        """
+        found = []
+        for star, power in enumerate(resolving_power):
+            wavelength = pixels["wavelength"][star % len(pixels["wavelength"])]
+            error = np.where(pixels["flux_error"][star] > 0, pixels["flux_error"][star], np.nan)
+            velocity = self(wavelength, pixels["flux"][star], error, ~pixels["valid"][star], float(power))
+            if velocity.cause:
+                raise ValueError(f"{velocity.cause} in spectrum {star}")
+            found.append((velocity.value, velocity.error))
+        values, errors = np.array(found).T
+        return values, errors
+
     def _optical(self, wavelength, flux, sigma, good, rung: Rung, resolving_power: float | None) -> Velocity:
         """With templates of the emulator: first at a power of `SEARCH_POWER`, then at that of the spectrum."""
         low, high = rung.range

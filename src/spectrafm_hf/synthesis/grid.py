@@ -211,6 +211,70 @@ def _write_record(
         temporary.write_text(json.dumps(record, indent=1) + "\n")
 
 
+_CARD = """---
+license: apache-2.0
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+tags:
+- astronomy
+- spectroscopy
+- synthetic
+---
+# {settings.survey}: {n_good} synthetic stellar spectra
+
+{settings.wavelength_min:g} to {settings.wavelength_max:g} Angstrom in vacuum, sampling `{settings.sampling}`.
+Written by `scripts/synthesize_grid.py` of spectrafm_hf {version}.
+`flux` is divided by the continuum; `flux * continuum` is the flux density at the surface of the star in
+erg/s/cm2/Angstrom. There is no noise: `flux_error` and `snr` are NaN, the errors of the labels 0, no pixel is masked.
+
+Samplings: `native` is the step of the synthesis; `apstar` is R = 22,500 (Gaussian) on the pixels
+log10(wavelength) = 4.179 + 6e-6 i; `bins` are means over 2.5 Angstrom; `r20000` are means over 2e-5 in
+ln(wavelength), without a line spread function.
+
+## Made from
+
+| part | package | SHA-256 of the file |
+|---|---|---|
+{packages}
+
+| setting | value |
+|---|---|
+| step | {settings.step:g} {step_unit} |
+| oscillator strengths | {corrections} |
+| metallicity of the atmosphere | [M/H] = [Fe/H] + log10(0.638 * 10^[Mg/Fe] + 0.362) |
+| geometry | spherical below log g = {settings.spherical_below:g}, plane-parallel above |
+| solar abundances | Grevesse, Asplund & Sauval (2007), as MARCS |
+| 12C/13C | 15 below log g = 3.5, 89 above |
+| TiO | below 4,700 K (5,000 K above log g = 3.3) |
+| compiler options | `{options}` |
+| patch of Turbospectrum | `{patch}` |
+| time per spectrum | median {median_seconds:.1f} s, maximum {most_seconds:.1f} s, wall clock |
+
+## Labels
+
+{origin}.
+
+| label | unit | lowest | median | highest |
+|---|---|---|---|---|
+{ranges}
+
+## Stars that failed
+
+{n_failed} of {n}.
+
+{failures}
+
+## Not in it
+
+Departures from LTE, three-dimensional atmospheres, chromospheres, rotation; CaH, VO and ZrO. The atmospheres have solar
+ratios: alpha elements come in by their metallicity. Below about 3,600 K, where water and TiO rule, do not trust
+the spectra.
+"""
+
+
 def _card(folder: Path, records: Sequence[Mapping[str, Any]], settings: GridSettings, n: int, origin: str) -> str:
     failed = [star for record in records for star in record["failed"]]
     seconds = np.array([value for record in records for value in record["seconds"]] or [np.nan])
@@ -232,65 +296,20 @@ def _card(folder: Path, records: Sequence[Mapping[str, Any]], settings: GridSett
     )
     failures = "\n".join(f"- `{star['object_id']}`: {star['reason']}" for star in failed[:50]) or "None."
     corrections = f"with the corrections of `{lines.LOGGF_CORRECTIONS}`" if settings.loggf_corrections else "as listed"
-    return f"""---
-license: apache-2.0
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/train-*.parquet
-tags:
-- astronomy
-- spectroscopy
-- synthetic
----
-# {settings.survey}: {n - len(failed)} synthetic stellar spectra
-
-{settings.wavelength_min:g} to {settings.wavelength_max:g} Angstrom in vacuum, sampling `{settings.sampling}`.
-Written by `scripts/synthesize_grid.py` of spectrafm_hf {importlib.metadata.version("spectrafm_hf")}.
-`flux` is divided by the continuum; `flux * continuum` is the flux density at the surface of the star in
-erg/s/cm2/Angstrom. There is no noise: `flux_error` and `snr` are NaN, the errors of the labels 0, no pixel is masked.
-
-Samplings: `native` is the step of the synthesis; `apstar` is R = 22,500 (Gaussian) on the pixels
-log10(wavelength) = 4.179 + 6e-6 i; `bins` are means over 2.5 Angstrom; `r20000` are means over 2e-5 in
-ln(wavelength), without a line spread function.
-
-## Made from
-
-| part | package | SHA-256 of the file |
-|---|---|---|
-{packages}
-
-| setting | value |
-|---|---|
-| step | {settings.step:g} {"in ln(wavelength)" if settings.relative else "Angstrom (air)"} |
-| oscillator strengths | {corrections} |
-| metallicity of the atmosphere | [M/H] = [Fe/H] + log10(0.638 * 10^[Mg/Fe] + 0.362) |
-| geometry | spherical below log g = {settings.spherical_below:g}, plane-parallel above |
-| solar abundances | Grevesse, Asplund & Sauval (2007), as MARCS |
-| 12C/13C | 15 below log g = 3.5, 89 above |
-| TiO | below 4,700 K (5,000 K above log g = 3.3) |
-| compiler options | `{turbospectrum.OPTIONS}` |
-| patch of Turbospectrum | `{turbospectrum.PATCH}` |
-| time per spectrum | median {np.median(seconds):.1f} s, maximum {np.max(seconds):.1f} s, wall clock |
-
-## Labels
-
-{origin[:1].upper() + origin[1:]}.
-
-| label | unit | lowest | median | highest |
-|---|---|---|---|---|
-{ranges}
-
-## Stars that failed
-
-{len(failed)} of {n}.
-
-{failures}
-
-## Not in it
-
-Departures from LTE, three-dimensional atmospheres, chromospheres, rotation; CaH, VO and ZrO. The atmospheres have solar
-ratios: alpha elements come in by their metallicity. Below about 3,600 K, where water and TiO rule, do not trust
-the spectra.
-"""
+    return _CARD.format(
+        settings=settings,
+        version=importlib.metadata.version("spectrafm_hf"),
+        packages=packages,
+        step_unit="in ln(wavelength)" if settings.relative else "Angstrom (air)",
+        corrections=corrections,
+        options=turbospectrum.OPTIONS,
+        patch=turbospectrum.PATCH,
+        median_seconds=np.median(seconds),
+        most_seconds=np.max(seconds),
+        origin=origin[:1].upper() + origin[1:],
+        ranges=ranges,
+        n=n,
+        n_good=n - len(failed),
+        n_failed=len(failed),
+        failures=failures,
+    )

@@ -197,14 +197,24 @@ def _draw(n: int, generator: np.random.Generator) -> dict[str, NDArray[np.float6
         np.where(giant, branch + 220 * generator.standard_normal(n), teff),
         np.where(giant, logg, main_sequence + 0.3 * generator.standard_normal(n)),
     )
-    high = generator.random(n) < 0.65 / (1 + np.exp((fe_h + 0.35) / 0.15))
-    alpha = np.where(high, 0.22, 0.02) + 0.085 * generator.standard_normal(n)
     labels = {"teff": teff, "logg": logg, "fe_h": fe_h}
-    for name, (offset, slope, alpha_slope, scatter) in _ELEMENTS.items():
-        labels[name] = offset + slope * fe_h + alpha_slope * alpha + scatter * generator.standard_normal(n)
+    labels |= _draw_elements(fe_h, _ELEMENTS, generator)
     labels["n_fe"] += _GIANT_N_FE * giant
     labels["vmicro"] = default_vmicro(teff, logg) * np.exp(0.18 * generator.standard_normal(n))
     return labels
+
+
+def _draw_elements(
+    fe_h: NDArray[np.float64], elements: Mapping[str, tuple[float, ...]], generator: np.random.Generator
+) -> dict[str, NDArray[np.float64]]:
+    """[X/Fe] of stars of low and high [alpha/Fe]."""
+    n = len(fe_h)
+    high = generator.random(n) < 0.65 / (1 + np.exp((fe_h + 0.35) / 0.15))
+    alpha = np.where(high, 0.22, 0.02) + 0.085 * generator.standard_normal(n)
+    return {
+        name: offset + slope * fe_h + alpha_slope * alpha + scatter * generator.standard_normal(n)
+        for name, (offset, slope, alpha_slope, scatter) in elements.items()
+    }
 
 
 def draw_optical_labels(
@@ -284,10 +294,7 @@ def _draw_optical(n: int, generator: np.random.Generator) -> dict[str, NDArray[n
         ),
     }
     fe_h = labels["fe_h"]
-    high = generator.random(n) < 0.65 / (1 + np.exp((fe_h + 0.35) / 0.15))
-    alpha = np.where(high, 0.22, 0.02) + 0.085 * generator.standard_normal(n)
-    for name, (offset, slope, alpha_slope, scatter) in _OPTICAL_ELEMENTS.items():
-        labels[name] = offset + slope * fe_h + alpha_slope * alpha + scatter * generator.standard_normal(n)
+    labels |= _draw_elements(fe_h, _OPTICAL_ELEMENTS, generator)
     labels["n_fe"] += _GIANT_N_FE * (labels["logg"] < 3.5)
     labels["li_fe"] = generator.uniform(*_LITHIUM, n) - _SOLAR_LITHIUM - fe_h
     labels["vmicro"] = default_vmicro(labels["teff"], labels["logg"]) * np.exp(0.18 * generator.standard_normal(n))

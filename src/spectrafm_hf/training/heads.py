@@ -25,14 +25,12 @@ from ..inference.states import States
 from ..models import SpectraFMConfig
 from ..models.configuration_spectrafm import PIXEL_GROUPS
 from ..models.correction_spectrafm import (
-    FARTHEST,
-    PIXEL_SOFTENING,
     SpectraFMCorrection,
     SpectraFMPixels,
-    filled,
     mixed,
 )
 from ..statistics import MAD_TO_SIGMA, robust_scatter
+from .components import Components, fit_pixels
 from .kernels import LEAST_NOISE, Head, Kernel
 
 
@@ -40,15 +38,12 @@ FloatArray = NDArray[np.floating[Any]]
 #: Stars whose likelihood finds the hyperparameters; that a Gaussian process goes through; that its variance is made of.
 LIKELIHOOD_STARS, MOST_STARS, VARIANCE_STARS = 300, 3000, 500
 ITERATIONS, ITERATIONS_AGAIN = 60, 15  # of L-BFGS: from the usual start, and from the optimum for all stars
-#: Of principal components of the pixels.
-MOST_COMPONENTS = 100
 REWEIGHTED = 2
 #: Weights of heads: how sure one is, beforehand, that the one that did best is best, as a share of what the likelihood
 #: of as many independent stars would say; how many stars this counts as much as; and the least weight.
 SURE, PRIOR_WEIGHT, LEAST_WEIGHT = 0.3, 3.0, 0.02
 ENDS = 5  # a fifth of the stars at either end of the range of a label
 TINY = 1e-30
-LEAST_SHARE = 1e-9  # of the variance of the first component: less is rounding
 WINSORISED = 4.0  # times the robust scatter: what is further off counts as that far, in comparisons
 PRIOR_STARS = 20.0  # that a factor of 1 for the errors counts as much as
 FACTORS = 0.3, 20.0  # of errors, least and greatest
@@ -108,60 +103,6 @@ class Fitted:
     ) -> tuple[FloatArray, FloatArray]:
         """Values and one-sigma errors, each of shape (stars,), in physical units."""
         return ask(self.correction(config), states, components)
-
-
-#: What [`SpectraFMPixels`] gives of stars, by group.
-Components = dict[str, torch.Tensor]
-
-
-def fit_pixels(pixels: FloatArray) -> SpectraFMPixels:
-    """
-    Principal components of the pixels of labelled stars.
-
-    Parameters
-    ----------
-    pixels : array of shape (stars, pixels)
-        Over the median of the spectrum, NaN where unknown.
-    """
-    flux = np.arcsinh(np.asarray(pixels, np.float64) / PIXEL_SOFTENING)
-    known = np.isfinite(flux).any(axis=0)
-    middle = np.nanmedian(np.where(known, flux, 0.0), axis=0)
-    flux = flux - middle
-    spread = MAD_TO_SIGMA * np.nanmedian(np.abs(np.where(known, flux, 0.0)), axis=0)
-    spread = np.where(spread > 0, spread, 1.0)
-    n_components = min(MOST_COMPONENTS, max(len(flux) - 1, 1), flux.shape[1])
-    module = SpectraFMPixels(0, flux.shape[1], n_components).double()
-    # Holes are zero at first, and then what the components of the others say.
-    deviation = torch.from_numpy(flux)
-    some = torch.nan_to_num(deviation)
-    for _ in range(3 if bool(deviation.isnan().any()) else 1):
-        size, directions = _principal(some, n_components)
-        some = filled(deviation, directions)
-    scaled = (some / torch.from_numpy(spread)).clamp(-FARTHEST, FARTHEST)
-    scaled_size, scaled_directions = _principal(scaled, n_components)
-    unit = torch.stack([size, scaled_size]).clamp(min=LEAST_SCALE) / math.sqrt(len(flux))
-    for name, tensor in {
-        "middle": torch.from_numpy(middle), "spread": torch.from_numpy(spread), "directions": directions,
-        "scaled_directions": scaled_directions, "size": unit,
-    }.items():  # fmt: skip
-        getattr(module, name).copy_(tensor)
-    return module
-
-
-def _principal(columns: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The first singular value of (stars, pixels), and directions (pixels, number), orthonormal, or zero where there are
-    no more. By products of the stars, or of the pixels, whichever are fewer: they need less time than the columns.
-    """
-    few = len(columns) <= columns.shape[1]
-    values, vectors = torch.linalg.eigh(columns @ columns.T if few else columns.T @ columns)
-    values, vectors = values.flip(0)[:number], vectors.flip(1)[:, :number]
-    size = values[0].clamp(min=0.0).sqrt()
-    if not few:
-        return size, vectors
-    usable = values > LEAST_SHARE * values[0]
-    directions = columns.T @ vectors / torch.where(usable, values, 1.0).sqrt()
-    return size, torch.where(usable, directions, 0.0)
 
 
 def ask(

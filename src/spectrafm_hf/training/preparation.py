@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from ..checkpoints import load_checkpoint
+from ..inference.prediction import rung_of_pixels
 from ..inference.training_range import TrainingRange
 from ..models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 from ..statistics import MAD_TO_SIGMA
@@ -149,9 +150,8 @@ def rung_of(tokenizer: SpectraFMTokenizer, samples: Sequence[Mapping[str, Any]])
         return None
     found = set()
     for sample in samples:
-        grid = np.sort(np.asarray(sample["wavelength"][0], np.float64))
         power = np.ravel(sample.get("resolving_power", [np.nan]))[0]
-        rung = tokenizer.basis.rung_for(grid, None if power is None or not np.isfinite(power) else float(power))
+        rung = rung_of_pixels(tokenizer.basis, sample["wavelength"][0], power)
         if rung is not None:
             found.add([each.first_interval for each in tokenizer.basis.rungs].index(rung.first_interval))
     return found.pop() if len(found) == 1 else None

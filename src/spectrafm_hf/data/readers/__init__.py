@@ -19,7 +19,22 @@ from numpy.typing import ArrayLike
 
 from ...files import one_line
 from ...models.gate_spectrafm import SPEED_OF_LIGHT
-from . import apogee, arrays, desi, gaia, gaia_continuous, galah, images, lamost, miles, other, parquet, sdss, tables
+from . import (
+    apogee,
+    arrays,
+    desi,
+    gaia,
+    gaia_continuous,
+    galah,
+    images,
+    lamost,
+    miles,
+    other,
+    parquet,
+    sdss,
+    tables,
+    text,
+)
 from .base import (
     APOGEE_PIXEL_BITS,
     BAD_BITS,
@@ -50,7 +65,10 @@ __all__ = [
 #: As a radial velocity: that of each star is to be measured.
 MEASURE = "measure"
 #: In the order in which they are asked whether a file is theirs: those that look closest first.
-_MODULES = (gaia_continuous, parquet, arrays, apogee, sdss, desi, galah, lamost, gaia, miles, other, tables, images)
+_MODULES = (
+    *(gaia_continuous, parquet, arrays, apogee, sdss, desi, galah, lamost, gaia, miles, other, tables, text),
+    images,
+)
 #: Which files of a folder are spectra.
 SUFFIXES = (
     *(".fits", ".fit", ".parquet", ".csv", ".ecsv", ".txt", ".dat", ".ascii", ".xml", ".vot", ".votable"),

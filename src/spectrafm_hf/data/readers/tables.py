@@ -1,22 +1,17 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tables of spectra, as text, FITS, ECSV or VOTable, whatever their columns are called."""
+"""Tables of spectra in FITS, ECSV or VOTable files, whatever their columns are called."""
 
 from __future__ import annotations
 
-import csv
-import itertools
 import math
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from astropy import units
 from astropy.io import fits
-from pyarrow import csv as arrow_csv
 
 from .base import AS_GIVEN, CHUNK_ROWS, JWST_DO_NOT_USE, OpenFile, Options, Row, SpectrumFormat, column_of
 from .columns import (
@@ -24,7 +19,6 @@ from .columns import (
     find_columns,
     from_logarithm,
     heading,
-    known_name,
     length_unit,
     logarithm,
     medium_of,
@@ -40,9 +34,7 @@ if TYPE_CHECKING:
     from astropy.table import Table
 
 
-#: Words that stand for no number.
-NULLS = ["", "nan", "NaN", "NAN", "null", "NULL", "None", "none", "--", "-", "N/A", "NA", "n/a", "INDEF", "..."]
-_PIXELS = ("wavelength", "log_wavelength", "flux", "flux_error", "ivar", "variance", "snr", "mask", "good")
+PIXELS = ("wavelength", "log_wavelength", "flux", "flux_error", "ivar", "variance", "snr", "mask", "good")
 #: More rows of a table without identifiers than an instrument has orders are stars.
 MOST_ORDERS = 512
 
@@ -133,257 +125,6 @@ def _flags(values: Any) -> np.ndarray:
     return array
 
 
-# --------------------------------------------------------------------------------------------------------------- text
-
-_COMMENT = re.compile(r"^\s*(#|%|!|;|//|\\|\|)")
-
-
-def _header(file: OpenFile) -> tuple[list[str], str, int]:
-    """Column names, what is between the columns, and how many lines come before the numbers."""
-    comments: list[str] = []
-    text = None
-    for line in file.text():
-        if not line.strip() or _COMMENT.match(line):
-            comments.append(line)
-            continue
-        text = line
-        break
-    delimiter = next((mark for mark in _between(file) if mark in (text or "".join(comments[-1:]))), " ")
-    cells = [] if text is None else _cells(text, delimiter)
-    numbers = [_is_number(cell) for cell in cells if cell]
-    if text is not None and not (numbers and all(numbers)) and not (numbers and numbers[0] and numbers.count(True) > 1):
-        return _below(file, cells, delimiter, len(comments) + 1)
-    # NumPy writes its header behind a "# ": a comment that has a name for each column.
-    for comment in reversed(comments):
-        named = _cells(re.sub(r"^[\s#%!;/\\|]+", "", comment), delimiter)
-        named = (
-            named
-            if len(named) == len(cells) or text is None
-            else re.sub(r"[,|]", " ", comment.strip("#%!;/\\ \r\n")).split()
-        )
-        if (len(named) == len(cells) or text is None) and known_name(named):
-            return named, delimiter, len(comments)
-    return [str(number) for number in range(1, len(cells) + 1)], delimiter, len(comments)
-
-
-def _below(file: OpenFile, cells: list[str], delimiter: str, n_before: int) -> tuple[list[str], str, int]:
-    """A heading with the line below it, which may hold units; a title above columns without names is no heading."""
-    second = next(itertools.islice(file.text(), n_before, None), "")
-    if not known_name(cells):
-        own = next((mark for mark in _between(file) if mark in second), " ")
-        below = _cells(second, own)
-        if len(below) in (2, 3) and all(map(_is_number, below)) and len(below) != len(cells):
-            return [str(number) for number in range(1, len(below) + 1)], own, n_before
-        return cells, delimiter, n_before
-    below = _cells(second, delimiter)
-    if len(below) == len(cells) and not any(map(_is_number, below)) and _are_units(cells, below):
-        named = [cell if heading(cell).unit else f"{cell} [{unit}]" for cell, unit in zip(cells, below, strict=True)]
-        return named, delimiter, n_before + 1
-    return cells, delimiter, n_before
-
-
-def _are_units(names: Sequence[str], below: Sequence[str]) -> bool:
-    """Whether what stands below the name of a wavelength is a unit of it."""
-    for name, text in zip(names, below, strict=True):
-        if known_name([name]):
-            try:
-                return length_unit(text.strip("()[] ")) is not None
-            except ValueError:
-                continue
-    return False
-
-
-def _between(file: OpenFile) -> str:
-    """What may lie between columns; no comma where that is in numbers, as in 4861,3."""
-    line = next((line for line in reversed(file.first_lines[:-1]) if line.strip()), "")
-    # IPAC has bars around its headings, others between columns.
-    bars = "|" if re.match(r"\s*[^|\s][^|]*\|", line) else ""
-    return (";\t" if re.search(r"\d,\d+[;\t]", line) else ",;\t") + bars
-
-
-def _cells(line: str, delimiter: str) -> list[str]:
-    if delimiter != " ":
-        return [cell.strip() for cell in next(csv.reader([line.strip("\r\n")], delimiter=delimiter), [])]
-    # "wave (nm)" is one heading.
-    return re.findall(r"[^\s(\[]+(?:\s*(?:\([^)]*\)|\[[^\]]*\]))?|\([^)]*\)|\[[^\]]*\]", line.strip())
-
-
-def _is_number(text: str) -> bool:
-    return text in NULLS or _NUMBER.fullmatch(text) is not None
-
-
-#: Fortran writes 4.8D+03, and much of Europe 4,8.
-_NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eEdD][+-]?\d+)?|[+-]?(nan|inf(inity)?)", re.IGNORECASE)
-
-
-def _text_columns(file: OpenFile, names: list[str], options: Options) -> dict[str, str]:
-    """Columns by role; of two or three without names, wavelength, flux and error."""
-    if names == [str(number) for number in range(1, len(names) + 1)] and not options.columns:
-        if len(names) not in (2, 3):
-            raise ValueError(
-                f"wavelength: expected names of the {len(names)} columns of {file.path}, got none; name them with "
-                "columns={'wavelength': '1', 'flux': '2'}"
-            )
-        return dict(zip(("wavelength", "flux", "flux_error"), names, strict=False))
-    return find_columns(file.path, names, options.columns)
-
-
-def is_ecsv(file: OpenFile) -> bool:
-    return file.kind == "text" and file.head.startswith(b"# %ECSV")
-
-
-def _is_polarbase(file: OpenFile) -> bool:
-    return file.head.startswith(b"***Reduced spectrum of")
-
-
-def read_polarbase(file: OpenFile) -> Iterator[Row]:
-    """Libre-ESpRIT (ESPaDOnS, Narval; polarbase.irap.omp.eu): nm in air, I, and the error in the last column."""
-    values = np.loadtxt(file.text(), skiprows=2, ndmin=2).T
-    if values.shape[0] not in (2, 3, 6):
-        raise ValueError(f"{file.path}: expected 2, 3 or 6 columns of Libre-ESpRIT, got {values.shape[0]}")
-    row: Row = {"object_id": file.stem, "wavelength": values[0], "wavelength_unit": units.nm, "flux": values[1]}
-    row |= {"medium": "air", "frame": "observed"}
-    # Its orders overlap, one after the other.
-    yield row if values.shape[0] == 2 else {**row, "flux_error": values[-1]}
-
-
-def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
-    if _is_polarbase(file):
-        yield from read_polarbase(file)
-        return
-    if file.stem.endswith("_sampling") and file.head.startswith(b"pos"):
-        raise ValueError(f"{file.path}: expected spectra, got the sampling that gaiaxpy writes beside them")
-    if re.match(rb"\s*[\[{]\s*[\[{\"']", file.head):
-        raise ValueError(f"{file.path}: expected columns of numbers, got JSON; write them as CSV")
-    if b"Byte-by-byte Description" in file.head:
-        yield from _machine_readable(file, options)
-        return
-    names, delimiter, n_before = _header(file)
-    if not names:
-        raise ValueError(f"{file.path}: expected columns of numbers, got text without any")
-    roles = _text_columns(file, names, options)
-    wanted = [role for role in (*_PIXELS, "object_id", "radial_velocity", "redshift") if role in roles]
-    if len(names) != len(set(names)):
-        raise ValueError(f"{file.path}: expected each column once, got {', '.join(names)[:200]}")
-    stated = _comments(file)
-    if delimiter == " ":
-        where = {role: names.index(roles[role]) for role in wanted if role != "object_id"}
-        columns: dict[str, Any] = dict(zip(where, _loadtxt(file, n_before, [*where.values()]), strict=True))
-        if "object_id" in roles:  # 007 is no number
-            cells = np.loadtxt(file.text(), str, skiprows=n_before, usecols=names.index(roles["object_id"]), ndmin=1)
-            columns["object_id"] = cells
-        for object_id, part in by_star(columns, file.stem):
-            yield {"object_id": object_id, **_one_star(part, roles, options, stated)}
-        return
-    types: dict[str, Any] = {roles[role]: pa.float64() for role in wanted}
-    types |= {roles[role]: pa.string() for role in ("object_id", "mask") if role in roles}
-    reader = arrow_csv.open_csv(
-        pa.input_stream(str(file.path), compression="gzip" if file.path.suffix == ".gz" else None),
-        arrow_csv.ReadOptions(column_names=names, skip_rows=n_before, encoding=file.encoding),
-        arrow_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=_remark),
-        arrow_csv.ConvertOptions(
-            include_columns=list(types),
-            column_types=types,
-            null_values=NULLS,
-            decimal_point="," if "," not in _between(file) else ".",
-        ),
-    )
-    # The lines of a star may lie in several blocks; `pieces` are those of the star that is being read.
-    seen: set[str] = set()
-    current = ""
-    pieces: list[pa.RecordBatch] = []
-
-    def star() -> Row:
-        table = pa.Table.from_batches(pieces)
-        columns: dict[str, Any] = {}
-        for role in wanted:
-            column = table[roles[role]]
-            columns[role] = column.to_numpy() if role not in ("object_id", "mask") else np.array(column.to_pylist())
-        if "mask" in columns:
-            columns["mask"] = _text_mask(columns["mask"])
-        return {"object_id": current, **_one_star(columns, roles, options, stated)}
-
-    with reader:
-        for batch in reader:
-            for object_id, piece in _runs(batch, roles.get("object_id"), file.stem):
-                if object_id != current or not pieces:
-                    if pieces:
-                        yield star()
-                    if object_id in seen:
-                        raise ValueError(
-                            f"object_id: expected the lines of a star together in {file.path}, got {object_id!r} again"
-                        )
-                    seen.add(object_id)
-                    current, pieces = object_id, []
-                pieces.append(piece)
-    if pieces:
-        yield star()
-
-
-def _machine_readable(file: OpenFile, options: Options) -> Iterator[Row]:
-    """A table as the AAS and the CDS print it, with its description above it."""
-    from astropy.table import Table
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on units
-            table = Table.read(file.text().read(), format="ascii.mrt")
-    except Exception as error:  # whatever the description leads it to
-        cause = " ".join(str(error).split())[:200]
-        raise ValueError(f"{file.path}: expected a machine-readable table, got {cause}") from error
-    yield from rows_of_table(file, table, options)
-
-
-def _remark(line: Any) -> str:
-    """Comments may stand below the numbers too."""
-    return "skip" if _COMMENT.match(line.text or "") else "error"
-
-
-def _comments(file: OpenFile) -> Row:
-    """What the comments before the numbers state of the wavelengths."""
-    text = " ".join(line for line in file.first_lines[:60] if _COMMENT.match(line)).lower()
-    if re.search(r"\b(convert|correct|transform)", text):
-        return {}
-    if re.search(r"\b(in|=|:)\s*'?air\b|\bair wavelength", text):
-        return {"medium": "air"}
-    return {"medium": "vacuum"} if re.search(r"\b(in|=|:)\s*'?vac(uum)?\b|\bvacuum wavelength", text) else {}
-
-
-def _text_mask(texts: np.ndarray) -> np.ndarray:
-    """A mask as text; what is missing or no number says nothing good."""
-    words = {"false": 0, "f": 0, "no": 0, "0": 0, "true": 1, "t": 1, "yes": 1, "1": 1}
-
-    def number(text: Any) -> int:
-        word = str(text).strip().lower()
-        if word in words:
-            return words[word]
-        try:
-            return int(float(word))
-        except (ValueError, OverflowError):
-            return 1
-
-    return np.array([number(text) for text in texts], np.int64)
-
-
-def _loadtxt(file: OpenFile, n_before: int, where: Sequence[int]) -> np.ndarray:
-    def number(text: str) -> Any:
-        return np.nan if text in NULLS else re.sub("[dD]", "E", text)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # on a file without numbers
-        try:
-            return np.loadtxt(file.text(), skiprows=n_before, usecols=where, ndmin=2, comments=("#", "%", "!")).T
-        except (ValueError, UserWarning) as error:
-            first = error
-        try:
-            table = np.genfromtxt(
-                itertools.islice(file.text(), n_before, None), dtype=str, usecols=where, comments="#", ndmin=2
-            )
-            return np.array([[number(cell) for cell in row] for row in table.T], dtype=object)
-        except (ValueError, UserWarning):
-            raise ValueError(f"{file.path}: expected columns of numbers, got {first}") from first
-
-
 def by_star(columns: Mapping[str, Any], default: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Consecutive lines of the same star."""
     if "object_id" not in columns:
@@ -393,16 +134,6 @@ def by_star(columns: Mapping[str, Any], default: str) -> Iterator[tuple[str, dic
     for part in np.split(np.arange(len(ids)), np.flatnonzero(ids[1:] != ids[:-1]) + 1):
         name = ids[part[0]]
         yield name, {role: values[part] for role, values in columns.items()}
-
-
-def _one_star(columns: Mapping[str, Any], roles: Mapping[str, str], options: Options, stated: Row) -> Row:
-    pixels = {
-        role: np.asarray(values, np.float64) if role != "mask" else values
-        for role, values in columns.items()
-        if role in _PIXELS
-    }
-    row = {**spectrum_of(pixels, roles, {}, options), **moving(columns, roles, {})}
-    return {**row, "medium": row["medium"] or stated.get("medium")}
 
 
 def moving(columns: Mapping[str, Any], names: Mapping[str, str], unit_names: Mapping[str, Any]) -> Row:
@@ -419,20 +150,11 @@ def moving(columns: Mapping[str, Any], names: Mapping[str, str], unit_names: Map
     return row
 
 
-def _runs(batch: pa.RecordBatch, id_column: str | None, default: str) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """Consecutive lines of the same star."""
-    if not len(batch):
-        return
-    if id_column is None:
-        yield default, batch
-        return
-    ids = batch.column(id_column).to_numpy(zero_copy_only=False)
-    starts = np.concatenate([[0], np.flatnonzero(ids[1:] != ids[:-1]) + 1, [len(batch)]])
-    for start, stop in itertools.pairwise(starts.tolist()):
-        yield str(ids[start]), batch.slice(start, stop - start)
-
-
 # ------------------------------------------------------------------------------------------------- ECSV and VOTable
+
+
+def is_ecsv(file: OpenFile) -> bool:
+    return file.kind == "text" and file.head.startswith(b"# %ECSV")
 
 
 def read_ecsv(file: OpenFile, options: Options) -> Iterator[Row]:
@@ -496,7 +218,7 @@ def rows_of_table(
 
 
 def pixels_of(columns: Mapping[str, Any]) -> dict[str, Any]:
-    return {role: values for role, values in columns.items() if role in _PIXELS}
+    return {role: values for role, values in columns.items() if role in PIXELS}
 
 
 def _filled(column: Any) -> np.ndarray:
@@ -615,7 +337,7 @@ def _serious(hdu: fits.BinTableHDU, file: OpenFile, roles: Mapping[str, str]) ->
     return hdu.header.get("SDQFLAGS", file.header.get("SDQFLAGS"))
 
 
-_OWN = {
+AS_STATED = {
     "survey": "",
     "wavelength_medium": AS_GIVEN,
     "rest_frame": AS_GIVEN,
@@ -626,7 +348,7 @@ _OWN = {
 
 ECSV = SpectrumFormat(
     name="ecsv",
-    **_OWN,
+    **AS_STATED,
     note="columns of wavelength and flux, with units",
     identify=is_ecsv,
     read=read_ecsv,
@@ -634,7 +356,7 @@ ECSV = SpectrumFormat(
 FORMATS = (
     SpectrumFormat(
         name="fits-table",
-        **_OWN,
+        **AS_STATED,
         note="columns of wavelength and flux, and where known of error, mask, object_id: vectors, or one pixel a row",
         identify=_is_table,
         read=read_fits_table,
@@ -642,16 +364,9 @@ FORMATS = (
     ECSV,
     SpectrumFormat(
         name="votable",
-        **_OWN,
+        **AS_STATED,
         note="columns of wavelength and flux, with units",
         identify=lambda file: file.kind == "votable",
         read=read_votable,
-    ),
-    SpectrumFormat(
-        name="text",
-        **_OWN,
-        note="one line a pixel; columns with names, or two or three without: wavelength, flux, error",
-        identify=lambda file: file.kind == "text",
-        read=read_text,
     ),
 )

@@ -1,0 +1,289 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Pixels of stars -> tokens: evidence of the intervals of a basis, or fluxes one by one, as in the paper."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .basis_spectrafm import Evidence, Rung, SpectrumBasis, interpolated
+from .inputs_spectrafm import HUGE, optional_per_star
+
+
+# Of spectra whose errors are unknown, they are taken for this share of the level, and then for what the misfit says.
+UNKNOWN_ERROR = 0.02
+LARGE = 1e12  # of a standardised flux the model needs the square, in float32
+
+
+# ------------------------------------------------------------------------------------------------------------ evidence
+
+
+@dataclass
+class EvidenceOnGrid:
+    """
+    What stars on one grid say, and how they say it.
+
+    Attributes
+    ----------
+    stars : int array of shape (B,)
+        Which of the stars that were given.
+    wavelength : array of shape (pixels,)
+        Angstrom, vacuum, rest frame, increasing.
+    flux, inverse_variance : array of shape (B, pixels)
+        In the unit given; 0 where a pixel does not count.
+    resolving_power : float, optional
+    evidence : Evidence
+    """
+
+    stars: np.ndarray
+    wavelength: np.ndarray
+    flux: np.ndarray
+    inverse_variance: np.ndarray
+    resolving_power: float | None
+    evidence: Evidence
+
+    def rung_of(self, basis: SpectrumBasis) -> tuple[int, Rung]:
+        """Number of the rung of the evidence, and the rung."""
+        return next((i, rung) for i, rung in enumerate(basis.rungs) if rung.has(self.evidence.intervals))
+
+
+def evidence_on_grids(
+    basis: SpectrumBasis, pixels: dict[str, np.ndarray], resolving_power: Any = None, normalised: Any = None
+) -> list[EvidenceOnGrid]:
+    """
+    Evidence of all stars; those that share grid and resolving power are handled together.
+
+    Parameters
+    ----------
+    basis : SpectrumBasis
+    pixels : dict
+        Of [`read_pixels`].
+    resolving_power, normalised : float, bool, or array of shape (stars,), optional
+        As in a call of [`SpectraFMTokenizer`].
+
+    Raises
+    ------
+    ValueError
+        For resolving powers that are not positive.
+    """
+    wavelength, flux, error, valid = (pixels[name] for name in ("wavelength", "flux", "flux_error", "valid"))
+    n_stars = len(flux)
+    powers = optional_per_star("resolving_power", resolving_power, n_stars)
+    if np.any(wrong := ~(np.isnan(powers) | ((powers > 0) & (powers < HUGE)))):
+        raise ValueError(f"resolving_power: expected positive numbers, got {powers[wrong][0]:g}")
+    normalised = optional_per_star("normalised", normalised, n_stars)
+    groups: dict[tuple[bytes, str], list[int]] = {}
+    for star in range(n_stars):
+        grid = wavelength[star].tobytes() if len(wavelength) > 1 else b""
+        groups.setdefault((grid, str(powers[star])), []).append(star)
+    found = []
+    for stars in groups.values():
+        row = wavelength[stars[0] % len(wavelength)]
+        here = np.isfinite(row)
+        if not here.any():
+            continue
+        values, sigma, good = (_chosen(array, stars, here) for array in (flux, error, valid))
+        own, power = normalised[stars], None if np.isnan(powers[stars[0]]) else float(powers[stars[0]])
+        known: Any = (good & (sigma > 0)).any(axis=1)
+        if not known.all():
+            guess = UNKNOWN_ERROR * np.mean(np.abs(values), axis=1, where=good, keepdims=True)
+            sigma = np.where(known[:, None], sigma, np.where(guess > 0, guess, 1.0))
+        row, values, weight, power = basis.brought_down(row[here], values, _inverse_variance(sigma, good), power)
+        evidence = basis.evidence(row, values, weight, power, own)
+        if not known.all():
+            misfit = np.array([np.nanmedian(star) if np.isfinite(star).any() else 1.0 for star in evidence.misfit])
+            weight /= np.where(known, 1.0, np.maximum(misfit, 1e-6))[:, None]
+            evidence = basis.evidence(row, values, weight, power, own)
+        found.append(EvidenceOnGrid(np.array(stars), row, values, weight, power, evidence))
+    return found
+
+
+def evidence_inputs(
+    basis: SpectrumBasis, found: list[EvidenceOnGrid], pixels: dict[str, np.ndarray], return_quality: bool = False
+) -> dict[str, np.ndarray]:
+    """Inputs of the model: coefficients of all intervals in which any of the stars has pixels; and what flags need."""
+    error, valid = pixels["flux_error"], pixels["valid"]
+    n_stars = len(valid)
+    # All intervals of a rung, so that stars that lack some can be put beside those that lack others.
+    rungs = [rung for rung in basis.rungs if any(rung.has(grid.evidence.intervals) for grid in found)]
+    intervals = np.concatenate(
+        [rung.first_interval + np.arange(rung.n_intervals) for rung in rungs] or [np.zeros(0, int)]
+    )
+    intervals = intervals.astype(np.int64)
+    shape = (n_stars, len(intervals), basis.n_coefficients)
+    inputs = {
+        "coefficients": np.zeros(shape, np.float32),
+        "reliability": np.zeros(shape, np.float32),
+        "interval_ids": np.tile(intervals, (n_stars, 1)),
+        "attention_mask": np.zeros(shape[:2], bool),
+        "estimate": np.zeros(shape, np.float32),
+        "information": np.zeros((shape[1], n_stars, shape[2], shape[2]), np.float32).swapaxes(0, 1),
+        "pull": np.zeros(shape, np.float32),
+        "misfit": np.full(shape[:2], np.nan, np.float32),
+    }
+    quality = {name: np.zeros(n_stars, np.float32) for name in ("clipped", "shift", "signal")}
+    for grid in found:
+        stars, evidence = grid.stars, grid.evidence
+        columns = np.searchsorted(intervals, evidence.intervals)
+        rows = slice(None) if len(stars) == n_stars else np.array(stars)
+        for name, values in inputs.items():
+            own = evidence.seen if name == "attention_mask" else getattr(evidence, name, None)
+            if own is not None and own.shape == values.shape:
+                inputs[name] = own
+            elif own is not None:
+                for number, column in enumerate(columns):
+                    values[rows, column] = own[:, number]
+        share = evidence.clipped.sum(axis=1) / np.maximum(valid[stars].sum(axis=1), 1)
+        quality["clipped"][stars] = share
+        if return_quality:
+            quality["signal"][stars] = _signal(basis, grid)
+        known = (error[stars] > 0).any(axis=1)
+        strange: Any = np.flatnonzero(basis.strange(evidence, share) & known) if return_quality else []
+        if len(strange) and basis.tells_velocity(grid.wavelength, grid.resolving_power):
+            quality["shift"][stars[strange]] = basis.shifts(
+                grid.wavelength,
+                grid.flux[strange],
+                grid.inverse_variance[strange].astype(np.float64),
+                grid.resolving_power,
+            )
+    return inputs | (quality if return_quality else {})
+
+
+def _signal(basis: SpectrumBasis, grid: EvidenceOnGrid) -> np.ndarray:
+    """Mean flux of all pixels that the tokens come from, over its error, (stars,); infinite without such pixels."""
+    rung = basis.rung_for(grid.wavelength, grid.resolving_power)
+    if rung is None:
+        return np.full(len(grid.stars), np.inf)
+    here = (grid.wavelength >= rung.range[0]) & (grid.wavelength <= rung.range[1])
+    weight = grid.inverse_variance[:, here].astype(np.float64)
+    total, flux = weight.sum(axis=1), np.einsum("sp,sp->s", weight, grid.flux[:, here])
+    return np.where(total > 0, flux / np.sqrt(np.where(total > 0, total, 1.0)), np.inf)
+
+
+def fluxes_over_median(found: list[EvidenceOnGrid], wavelength: np.ndarray, n_stars: int) -> np.ndarray:
+    """Fluxes over their medians at other wavelengths, (stars, wavelengths), NaN where unknown."""
+    fluxes = np.full((n_stars, len(wavelength)), np.nan, np.float32)
+    for each in found:
+        flux = np.where(each.inverse_variance > 0, each.flux, np.nan)
+        nothing = np.isnan(flux).all(axis=1, keepdims=True)
+        level = np.nanmedian(np.where(nothing, 1.0, flux), axis=1, keepdims=True)
+        fluxes[each.stars] = interpolated(each.wavelength, flux / np.where(level > 0, level, 1.0), wavelength)
+    return fluxes
+
+
+def _chosen(array: np.ndarray, stars: Any, pixels: np.ndarray) -> np.ndarray:
+    """(stars, pixels) -> those of some stars and pixels; a view where these are all."""
+    array = array if len(stars) == len(array) else array[stars]
+    return array if pixels.all() else array[:, pixels]
+
+
+def _inverse_variance(error: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Of the shape of both, 0 where a pixel does not count; float64 where float32 could not hold it."""
+    error = np.where(counts, error, 1.0)
+    if not (error.min() > 1e-9 and error.max() < 1e9):
+        error = np.maximum(error.astype(np.float64, copy=False), 1e-100)
+    return np.where(counts, 1.0 / error**2, 0.0).astype(error.dtype, copy=False)  # a power of -2 takes longer
+
+
+# --------------------------------------------------------------------------------------------------- fluxes one by one
+
+
+@dataclass
+class Standardisation:
+    """
+    Flux becomes (flux - center) / scale: two numbers, or two tables at increasing `wavelength` (Angstrom).
+
+    Raises
+    ------
+    ValueError
+        Naming the setting of the tokenizer, the expectation and the value.
+    """
+
+    wavelength: Any
+    center: Any
+    scale: Any
+
+    def __post_init__(self) -> None:
+        grid = self.wavelength
+        if grid is not None and not (np.ndim(grid) == 1 and np.all(np.diff(grid) > 0)):
+            found = np.array2string(np.asarray(grid), threshold=4)
+            raise ValueError(f"standardize_wavelength: expected increasing wavelengths, got {found}")
+        shape = () if grid is None else np.shape(grid)
+        for field, value in (("standardize_center", self.center), ("standardize_scale", self.scale)):
+            if np.shape(value) != shape:
+                raise ValueError(
+                    f"{field}: expected the shape of standardize_wavelength, {shape}, got {np.shape(value)}"
+                )
+        if not (lowest := np.min(self.scale)) > 0:
+            raise ValueError(f"standardize_scale: expected positive numbers, got {lowest:g}")
+
+    def at(self, wavelength: np.ndarray) -> tuple[Any, Any]:
+        """Center and scale at each wavelength."""
+        if self.wavelength is None:
+            return self.center, self.scale
+        center, scale = (np.interp(wavelength, self.wavelength, table) for table in (self.center, self.scale))
+        return center, scale
+
+
+def flux_inputs(
+    pixels: dict[str, np.ndarray],
+    standard: Standardisation,
+    valid_flux: Any,
+    clip: float | None,
+    max_length: int | None,
+    rng: np.random.Generator | None,
+) -> dict[str, np.ndarray]:
+    """
+    Inputs of the model, (stars, tokens) each: standardised fluxes, without those that do not count.
+
+    Of more than `max_length` pixels some are left out: drawn at random, or without `rng` those between others evenly
+    spread.
+    """
+    wavelength, flux, valid = pixels["wavelength"], pixels["flux"], pixels["valid"]
+    if valid_flux is not None:
+        with np.errstate(over="ignore"):
+            low, high = np.asarray(valid_flux, flux.dtype)
+        valid = valid & (flux >= low) & (flux <= high)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        center, scale = (np.asarray(table, flux.dtype) for table in standard.at(wavelength))
+        flux = ((flux - center) / scale).astype(np.float32, copy=False)
+        valid = valid & (np.abs(flux) <= np.float32(LARGE if clip is None else min(clip, LARGE)))
+    if valid.shape[1] and not np.all(good := valid.any(axis=1)):
+        raise ValueError(
+            f"flux: expected a pixel within valid_flux={valid_flux} and clip={clip} in each spectrum, "
+            f"got none in spectrum {np.argmin(good)}"
+        )
+    chosen, keep = _choose(valid, max_length, rng)
+    if valid.shape[1] == 0:
+        return {"flux": flux, "wavelength": flux.copy(), "attention_mask": keep}
+    taken = (np.take_along_axis(np.broadcast_to(x, valid.shape), chosen, axis=1) for x in (flux, wavelength))
+    flux, wavelength = (np.where(keep, values, 0.0).astype(np.float32) for values in taken)
+    return {"flux": flux, "wavelength": wavelength, "attention_mask": keep}
+
+
+def _choose(
+    usable: np.ndarray, max_length: int | None, rng: np.random.Generator | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    At most `max_length` usable pixels of each star, at random, or without `rng` evenly spread.
+
+    (stars, pixels) -> indices of the pixels that stay, in order, and which of them are real: (stars, kept).
+    """
+    count = usable.sum(axis=1)
+    n_kept = int(count.max(initial=0))
+    if max_length is not None and max_length < n_kept:
+        n_kept = max_length
+        if rng is not None:
+            draw = np.where(usable, rng.random(usable.shape), np.inf)
+            usable = usable & (draw <= np.partition(draw, n_kept - 1, axis=1)[:, [n_kept - 1]])
+            count = usable.sum(axis=1)
+    kept = np.minimum(count, n_kept)[:, None]
+    position = np.arange(n_kept)
+    keep = position < kept
+    # Evenly spread among the usable pixels of a star; all of them where all are kept.
+    rank = (2 * position + 1) * count[:, None] // np.maximum(2 * kept, 1)
+    tokens = np.nonzero(usable)[1]
+    before = (np.cumsum(count) - count)[:, None]
+    chosen = np.zeros(keep.shape, dtype=int)
+    chosen[keep] = tokens[(before + rank)[keep]]
+    return chosen, keep
