@@ -29,7 +29,7 @@ TAPS = 6  # edges that the cumulative flux is interpolated through
 CLIPPED_AT = 6.0  # sigma, from what the directions can say
 ROUNDS = 3  # of clipping
 PIXELS = 2.5  # in a FWHM, where the resolving power is unknown
-STARS_AT_ONCE = 128  # whose matrices of an interval a cache holds
+STARS_AT_ONCE = 256  # whose matrices of an interval a cache holds
 SMALL = 16  # rows of a matrix
 KEPT = 8  # grids whose designs are kept
 FLOOR = 0.01  # of the flux: a deviation that models of stars have anyway, and that no pixel is clipped for
@@ -144,6 +144,7 @@ class Design:
     pairs: torch.Tensor  # (2 + coefficients, 2 + coefficients): which pair each is
     prior_of_pairs: torch.Tensor  # (pairs,): 1 of those of a row with itself
     blind: np.ndarray  # (pixels of the grid,), bool: those in bands that nothing is taken from
+    templates: list[np.ndarray] | None = None  # (velocities, pixels): the mean, moved, once it was asked for
 
 
 @dataclass
@@ -168,8 +169,10 @@ class Evidence:
     estimate : float array of shape (B, T, K)
         Level, slope and directions as they add up to the spectrum, in units of the prior, where flux is over the
         continuum; elsewhere over the level of the interval.
-    information : float array of shape (B, T, K, K)
-        Inverse covariance of these that the pixels alone give.
+    whole_information : float array of shape (B, intervals of the rung, K, K)
+        Inverse covariance of these that the pixels alone give, of all intervals of the rung: zeros without pixels.
+    place : int array of shape (T,)
+        Which intervals of the rung `intervals` are.
     pull : float array of shape (B, T, K)
         Derivative of the likelihood of the pixels at `estimate`, which the prior keeps from its peak.
     level : float array of shape (B, T)
@@ -186,10 +189,18 @@ class Evidence:
     clipped: np.ndarray
     scale: np.ndarray
     estimate: np.ndarray
-    information: np.ndarray
+    whole_information: np.ndarray
+    place: np.ndarray
     pull: np.ndarray
     level: np.ndarray
     unit: np.ndarray
+
+    @property
+    def information(self) -> np.ndarray:
+        """That of `intervals`, (B, T, K, K)."""
+        whole = self.whole_information
+        # One interval after the other in memory.
+        return whole if whole.shape[1] == len(self.place) else whole.swapaxes(0, 1)[self.place].swapaxes(0, 1)
 
 
 class SpectrumBasis:
@@ -386,26 +397,30 @@ class SpectrumBasis:
         found, variance = torch.empty(shape), torch.empty(shape)
         chi2, count = torch.empty(shape[:2]), torch.empty(shape[:2])
         clipped = torch.zeros(flux.shape, dtype=torch.bool)
-        # Interval after interval, as it is made, and as it is used.
-        information = torch.empty(n_intervals, n_stars, size, size)
+        # Interval after interval, as it is made, and as it is used; with room for those without pixels.
+        place = design.intervals - design.rung.first_interval
+        information = torch.empty(design.rung.n_intervals, n_stars, size, size)
+        information[np.setdiff1d(np.arange(design.rung.n_intervals), place)] = 0.0
         all_values, all_weights, unit_of_flux = _in_own_unit(flux, inverse_variance)
+        whole = bool((all_weights > 0).all())
         first, seen = _first_levels(design, all_values, all_weights)
         level_counts, scale = self._scale(design.rung, first, seen, unit_of_flux[:, 0], normalised)
         begin = torch.maximum(first, MIN_LEVEL * scale[:, None])
         over_scale = begin / scale[:, None]
+        one = torch.ones(())
         parts = [slice(start, start + STARS_AT_ONCE) for start in range(0, n_stars, STARS_AT_ONCE)]
         for (i, pixels), stars in itertools.product(enumerate(design.pixels), parts):
             start = begin[stars, i, None]
             values = all_values[stars, pixels] / start
             weight = all_weights[stars, pixels] * start**2
-            weight /= 1.0 + MODEL_ERROR**2 * weight
-            found[stars, i], variance[stars, i], gram, chi2[stars, i] = _fit(
-                design, i, values, weight, clipped[stars, pixels] if clip else None
-            )
-            count[stars, i] = torch.count_nonzero(weight, dim=1).float()
+            weight /= torch.add(one, weight, alpha=MODEL_ERROR**2)
+            marked = clipped[stars, pixels] if clip else None
+            found[stars, i], variance[stars, i], gram, chi2[stars, i], changed = _fit(design, i, values, weight, marked)
+            counts = torch.count_nonzero(weight, dim=1) if changed or not whole else weight.shape[1]
+            count[stars, i] = counts
             # In units of the level that the spectra are compared with.
             unit = torch.where(level_counts[stars], over_scale[stars, i], 1.0 / found[stars, i, 0].clamp(*LEVELS))
-            torch.mul(gram, unit[:, None, None] ** -2, out=information[i, stars])
+            torch.mul(gram, unit[:, None, None] ** -2, out=information[place[i], stars])
         found_level = found[..., 0].clamp(*LEVELS)
         mean, variance = over_level(found, variance, found_level[..., None])
         level = begin * found_level
@@ -418,7 +433,9 @@ class SpectrumBasis:
         pull = found / units[..., None]
         mean, reliability = _with_prior_of_level(design.rung, mean, variance, level / scale[:, None], level_counts)
         if (nothing := ~seen).any():
-            mean[nothing], reliability[nothing], pull[nothing], information[nothing.T] = 0.0, 0.0, 0.0, 0.0
+            mean[nothing], reliability[nothing], pull[nothing] = 0.0, 0.0, 0.0
+            stars, intervals = torch.nonzero(nothing, as_tuple=True)
+            information[torch.from_numpy(place)[intervals], stars] = 0.0
         return Evidence(
             intervals=design.intervals,
             coefficients=mean.numpy(),
@@ -428,7 +445,8 @@ class SpectrumBasis:
             clipped=clipped.numpy(),
             scale=scale.numpy() * unit_of_flux[:, 0],
             estimate=estimate.numpy(),
-            information=information.transpose(0, 1).numpy(),
+            whole_information=information.transpose(0, 1).numpy(),
+            place=place,
             pull=pull.numpy(),
             level=begin.numpy() * unit_of_flux,
             unit=units.numpy(),
@@ -476,16 +494,13 @@ class SpectrumBasis:
         none is much better than rest. Arguments as in [`SpectrumBasis.evidence`]; returns (stars,).
         """
         design = self.design(wavelength, resolving_power)
-        mean, _ = design.rung.smoothed(None if resolving_power is None else float(np.median(resolving_power)))
-        grid, position = design.rung.start + design.rung.step * np.arange(len(mean)), np.log(wavelength)
         velocities = np.arange(-SHIFT_LIMIT, SHIFT_LIMIT + SHIFT_STEP, SHIFT_STEP)
+        if design.templates is None:
+            design.templates = _templates(design, np.log(wavelength), velocities, resolving_power)
         together, stars, templates = (0.0, 0.0, 0.0)
-        for pixels in design.pixels:
+        for pixels, template in zip(design.pixels, design.templates, strict=True):
             weight = inverse_variance[:, pixels]
             total = np.maximum(weight.sum(axis=1, keepdims=True), 1e-30)
-            moved = position[pixels] - np.log1p(velocities / SPEED_OF_LIGHT)[:, None]
-            template = np.interp(moved, grid, mean)
-            template = template - template.mean(axis=1, keepdims=True)
             level = (weight * flux[:, pixels]).sum(axis=1, keepdims=True) / total
             lines = flux[:, pixels] / np.where(level > 0, level, 1.0) - 1.0
             # The same weight for pixels of all intervals, and none for what was not seen.
@@ -499,6 +514,19 @@ class SpectrumBasis:
 
 
 # --------------------------------------------------------------------------------------------------------- the algebra
+
+
+def _templates(
+    design: Design, position: np.ndarray, velocities: np.ndarray, resolving_power: float | np.ndarray | None
+) -> list[np.ndarray]:
+    """The mean of stars at each velocity, of each interval less its own mean, (velocities, pixels of the interval)."""
+    mean, _ = design.rung.smoothed(None if resolving_power is None else float(np.median(resolving_power)))
+    grid = design.rung.start + design.rung.step * np.arange(len(mean))
+    found = []
+    for pixels in design.pixels:
+        template = np.interp(position[pixels] - np.log1p(velocities / SPEED_OF_LIGHT)[:, None], grid, mean)
+        found.append(template - template.mean(axis=1, keepdims=True))
+    return found
 
 
 def _guess(wavelength: np.ndarray) -> float:
@@ -678,30 +706,36 @@ def design_of_rung(rung: Rung, wavelength: np.ndarray, resolving_power: float | 
 
 def _fit(
     design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, clipped: torch.Tensor | None
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[Any, ...]:
     """
-    (stars, pixels) twice -> what [`_solve`] finds, and chi^2. With `clipped`, of the same shape, pixels that no star
-    could have are marked there, and get no weight.
+    (stars, pixels) twice -> what [`_solve`] finds, chi^2, and whether a weight has changed. With `clipped`, of the same
+    shape, pixels that no star could have are marked there, and get no weight.
     """
     found = _solve(design, i, values, weight)
-    squared, deviation = _deviation(design, i, values, weight, found[0])
+    squared, fit = _squared(design, i, values, weight, found[0])
     chi2 = squared.sum(dim=1)
-    for _ in range(ROUNDS if clipped is not None else 0):
-        worst = deviation.amax(dim=1)
-        (stars,) = torch.nonzero(worst > CLIPPED_AT**2, as_tuple=True)
-        if not len(stars):
+    if clipped is None:
+        return *found, chi2, False
+    # No deviation is larger than without what models do not say.
+    (stars,) = torch.nonzero(squared.amax(dim=1) > CLIPPED_AT**2, as_tuple=True)
+    squared, fit, changed = squared[stars], fit[stars], False
+    for _ in range(ROUNDS):
+        deviation = squared / (weight[stars] * fit.square()).mul_(FLOOR**2).add_(1.0)
+        worst = deviation.amax(dim=1) if len(stars) else deviation.new_empty(0)
+        wild = worst > CLIPPED_AT**2
+        if not wild.any():
             break
+        stars, deviation, worst, changed = stars[wild], deviation[wild], worst[wild], True
         # Of several, those that are not much nearer to the fit than the worst, which may have bent it.
-        bad = deviation[stars] > (0.1 * worst[stars, None]).clamp(min=CLIPPED_AT**2)
+        bad = deviation > (0.1 * worst[:, None]).clamp(min=CLIPPED_AT**2)
         weight[stars] = weight[stars].masked_fill(bad, 0.0)
-        assert clipped is not None
         clipped[stars] |= bad
         again = _solve(design, i, values[stars], weight[stars])
         for tensor, new in zip(found, again, strict=True):
             tensor[stars] = new
-        squared, deviation[stars] = _deviation(design, i, values[stars], weight[stars], again[0])
+        squared, fit = _squared(design, i, values[stars], weight[stars], again[0])
         chi2[stars] = squared.sum(dim=1)
-    return *found, chi2
+    return *found, chi2, changed
 
 
 def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -748,15 +782,12 @@ def inverse_factor(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return found, failed | failed_too
 
 
-def _deviation(
+def _squared(
     design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    (stars, pixels): squared distance from the fit, in units of the error; and of the error and what models do not say.
-    """
+    """(stars, pixels) each: squared distance from the fit, in units of the error; and the fit."""
     fit = mean @ design.rows[i]
-    squared = (values - fit).square_().mul_(weight)
-    return squared, squared / fit.square_().mul_(weight).mul_(FLOOR**2).add_(1.0)
+    return (values - fit).square_().mul_(weight), fit
 
 
 def _in_own_unit(flux: np.ndarray, inverse_variance: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -802,8 +833,10 @@ def _with_prior_of_level(
 def _size(flux: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """(stars, pixels) twice -> (stars, 1): mean absolute flux of the pixels that count, 1 without any."""
     counts = weight > 0
-    total = np.sum(np.abs(flux), where=counts, axis=1, keepdims=True)
-    size = total / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    sizes = np.abs(flux)
+    if not counts.all():
+        sizes *= counts
+    size = sizes.sum(axis=1, keepdims=True) / np.maximum(np.count_nonzero(counts, axis=1, keepdims=True), 1)
     return np.where(size > 0, size, 1.0).astype(flux.dtype)
 
 

@@ -13,6 +13,7 @@ are averaged. Attention between the few intervals of a spectrum was tried in the
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,6 +94,27 @@ class SpectraFMCompletion(InFullPrecision):
         self.register_buffer("scale", torch.ones(seen))
         self.register_buffer("noise_middle", torch.zeros(shape[0]))
         self.register_buffer("noise_scale", torch.ones(shape[0]))
+        self._kept: tuple[Any, tuple[torch.Tensor, list[torch.Tensor]]] | None = None
+
+    def _directions(self, own: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """
+        Coefficients of each component, (N, C), of some intervals, and their [`pairs`]: kept, as they take as long as
+        some stars do.
+        """
+        parts = self.components, self.metric
+        usual = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+        if usual or any(part.is_inference() or part.requires_grad for part in parts):
+            return self._made_directions(own)
+        state = [own.tolist(), *((part.data_ptr(), part._version, part.dtype) for part in parts)]
+        kept = self._kept
+        if kept is None or kept[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._kept = state, self._made_directions(own.clone())
+        return kept[1]
+
+    def _made_directions(self, own: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        directions = self.components[own].flatten(0, 1) / self.metric[own].flatten()[:, None]
+        return directions, pairs(directions)
 
     def reset(self, ones: Sequence[str] = ("metric", "spread", "level_prior", "scale", "noise_scale")) -> None:
         super().reset(ones)
@@ -109,15 +131,14 @@ class SpectraFMCompletion(InFullPrecision):
         and the prior costs, per coefficient and component, (B,): about 1 or less for a star.
         """
         own = intervals - self.first
-        metric = self.metric[own].flatten()
-        directions = self.components[own].flatten(0, 1) / metric[:, None]
+        directions, products = self._directions(own)
         center = self.center[own].flatten()
         known = reliability.float().clamp(0.0, MOST_RELIABLE).flatten(1)
         given = coefficients.float().flatten(1)
         inverse = 1.0 / (1.0 - known)
         size = directions.shape[1]
         right = ((given - known * center) * inverse) @ directions
-        found = solve_normal_equations(known * inverse, directions, self.spread**-2.0, right)
+        found = solve_normal_equations(known * inverse, directions, self.spread**-2.0, right, products)
         left = given - known * (center + found @ directions.T)
         cost = (left**2 / (known * (1.0 - known) + (0.02 * known) ** 2 + 1e-6)).sum(dim=1)
         number = (known > 0).sum(dim=1)
@@ -162,22 +183,34 @@ class SpectraFMCompletion(InFullPrecision):
         return torch.cat((scaled, noise), dim=1), cost, unknown.mean(dim=1)
 
 
+def pairs(directions: torch.Tensor) -> list[torch.Tensor]:
+    """Products of each two directions (N, C), by panels of columns of what they add up to, (pairs, N) each."""
+    size = directions.shape[1]
+    width = PANEL if size <= SMALL else LARGE_PANEL
+    return [
+        (directions[:, start:, None] * directions[:, None, start : start + width]).flatten(1).T.contiguous()
+        for start in range(0, size, width)
+    ]
+
+
 def solve_normal_equations(
-    weight: torch.Tensor, directions: torch.Tensor, precision: torch.Tensor, right: torch.Tensor
+    weight: torch.Tensor,
+    directions: torch.Tensor,
+    precision: torch.Tensor,
+    right: torch.Tensor,
+    products: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """
     Least squares of many stars with the same directions: weights (B, N), directions (N, C), inverse variances of the
-    prior (C,), right sides (B, C) -> (directions^T weight directions + precision)^-1 right, (B, C).
+    prior (C,), right sides (B, C) -> (directions^T weight directions + precision)^-1 right, (B, C). The [`pairs`] of
+    the directions may be given.
 
     A Cholesky factor by panels of columns, of many stars at once; LAPACK, which goes from star to star, takes three
     times as long for matrices of this size. Then one step from what is left of the right side in double precision, so
     that the last digits do not depend on the processor or the runtime.
     """
     width = PANEL if len(precision) <= SMALL else LARGE_PANEL
-    products = [
-        (directions[:, start:, None] * directions[:, None, start : start + width]).flatten(1).T.contiguous()
-        for start in range(0, len(precision), width)
-    ]
+    products = pairs(directions) if products is None else products
     prior = precision.split(width)
 
     def solve(weight, right):

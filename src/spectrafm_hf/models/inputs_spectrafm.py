@@ -441,11 +441,13 @@ def read_pixels(columns: tuple, units: tuple[str, float, str], radial_velocity: 
         wavelength = to_rest(wavelength, one_row_if_equal(beta * SPEED_OF_LIGHT))
     counted = present if len(present) >= len(wavelength) else np.broadcast_to(present, wavelength.shape)
     left_out = np.stack([overlaps(row) for row in np.where(counted[: len(wavelength)], wavelength, np.nan)])
-    present, valid = present & ~left_out, valid & ~left_out
+    if left_out.any():
+        present, valid = present & ~left_out, valid & ~left_out
+    whole = valid.all()
     pixels = {
         "wavelength": np.where(present & in_range, wavelength, np.inf),
-        "flux": np.where(valid, flux, 0.0),
-        "flux_error": np.where(valid, error, 0.0),
+        "flux": flux if whole else np.where(valid, flux, 0.0),
+        "flux_error": error if whole else np.where(valid, error, 0.0),
         "valid": valid,
     }
     sort_pixels(pixels)

@@ -127,17 +127,21 @@ def evidence_inputs(
         columns = np.searchsorted(intervals, evidence.intervals)
         rows = slice(None) if len(stars) == n_stars else np.array(stars)
         for name, values in inputs.items():
+            if name == "information" and evidence.whole_information.shape == values.shape:
+                inputs[name] = evidence.whole_information  # not copied, as it is large
+                continue
             own = evidence.seen if name == "attention_mask" else getattr(evidence, name, None)
             if own is not None and own.shape == values.shape:
                 inputs[name] = own
             elif own is not None:
                 for number, column in enumerate(columns):
                     values[rows, column] = own[:, number]
-        share = evidence.clipped.sum(axis=1) / np.maximum(valid[stars].sum(axis=1), 1)
+        share, known = np.zeros(len(stars)), (error[rows] > 0).any(axis=1)
+        if evidence.clipped.any():
+            share = evidence.clipped.sum(axis=1) / np.maximum(valid[rows].sum(axis=1), 1)
         quality["clipped"][stars] = share
         if return_quality:
             quality["signal"][stars] = _signal(basis, grid)
-        known = (error[stars] > 0).any(axis=1)
         strange: Any = np.flatnonzero(basis.strange(evidence, share) & known) if return_quality else []
         if len(strange) and basis.tells_velocity(grid.wavelength, grid.resolving_power):
             quality["shift"][stars[strange]] = basis.shifts(
@@ -154,9 +158,10 @@ def _signal(basis: SpectrumBasis, grid: EvidenceOnGrid) -> np.ndarray:
     rung = basis.rung_for(grid.wavelength, grid.resolving_power)
     if rung is None:
         return np.full(len(grid.stars), np.inf)
-    here = (grid.wavelength >= rung.range[0]) & (grid.wavelength <= rung.range[1])
-    weight = grid.inverse_variance[:, here].astype(np.float64)
-    total, flux = weight.sum(axis=1), np.einsum("sp,sp->s", weight, grid.flux[:, here])
+    low, high = rung.range
+    here = slice(np.searchsorted(grid.wavelength, low), np.searchsorted(grid.wavelength, high, side="right"))
+    weight = grid.inverse_variance[:, here]
+    total, flux = (part.sum(axis=1).astype(float) for part in (weight, weight * grid.flux[:, here]))
     return np.where(total > 0, flux / np.sqrt(np.where(total > 0, total, 1.0)), np.inf)
 
 
@@ -179,10 +184,12 @@ def _chosen(array: np.ndarray, stars: Any, pixels: np.ndarray) -> np.ndarray:
 
 def _inverse_variance(error: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Of the shape of both, 0 where a pixel does not count; float64 where float32 could not hold it."""
-    error = np.where(counts, error, 1.0)
+    whole = counts.all()
+    error = error if whole else np.where(counts, error, 1.0)
     if not (error.min() > 1e-9 and error.max() < 1e9):
         error = np.maximum(error.astype(np.float64, copy=False), 1e-100)
-    return np.where(counts, 1.0 / error**2, 0.0).astype(error.dtype, copy=False)  # a power of -2 takes longer
+    found = 1.0 / (error * error)  # a power of -2 takes longer
+    return found if whole else np.where(counts, found, np.zeros((), error.dtype))
 
 
 # --------------------------------------------------------------------------------------------------- fluxes one by one
