@@ -26,10 +26,10 @@ def run(arguments: argparse.Namespace) -> None:
     import pyarrow.parquet as pq
 
     from spectrafm_hf.data.readers import read_spectra
+    from spectrafm_hf.data.schema import digits
     from spectrafm_hf.files import DEMO_STARS
     from spectrafm_hf.inference.prediction import answered_labels, predict_batches
     from spectrafm_hf.show.labels import plot_comparison
-    from spectrafm_hf.show.style import digits
     from spectrafm_hf.training.metrics import label_metrics
 
     model, tokenizer = load(arguments.model, arguments.revision, arguments.device)

@@ -104,7 +104,7 @@ def heading(name: str, units: Mapping[str, str]) -> str:
 
 
 def measured(prediction: Mapping[str, Any], i: int, name: str, units: Mapping[str, str]) -> str:
-    from spectrafm_hf.show.style import digits
+    from spectrafm_hf.data.schema import digits
 
     if prediction[name][i] != prediction[name][i]:
         return ""

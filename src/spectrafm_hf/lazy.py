@@ -46,3 +46,14 @@ def names_for_types(package: str, file: str) -> tuple[Callable[[str], Any], list
         if isinstance(node, ast.ImportFrom):
             modules.setdefault(str(node.module), []).extend(name.name for name in node.names)
     return names_of(package, modules), sorted(name for names in modules.values() for name in names)
+
+
+class LateModule:
+    """A module that is imported when an attribute of it is first used."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.__dict__[name] = getattr(importlib.import_module(self.__name__), name)
+        return value

@@ -114,6 +114,11 @@ def spectrum_features(label_names: Sequence[str], scalar_names: Sequence[str] = 
     return datasets.Features(columns)
 
 
+def digits(unit: str) -> int:
+    """Decimals worth printing of a label in this unit."""
+    return 0 if unit == "K" else 2
+
+
 def label_names_of(column_names: Iterable[str]) -> list[str]:
     """Names of the labels among some column names: those that have an ``_err`` column beside them."""
     names = list(column_names)

@@ -33,7 +33,6 @@ from .inputs_spectrafm import (
     check_range,
     columns_of_call,
     distinct_names,
-    label_inputs,
     no_pixels,
     number,
     number_table,
@@ -42,7 +41,6 @@ from .inputs_spectrafm import (
     random_generator,
     read_pixels,
     request_rows,
-    scalar_inputs,
     whole_number,
 )
 from .objects_spectrafm import as_columns, pixel_columns
@@ -53,6 +51,8 @@ from .tokens_spectrafm import (
     evidence_on_grids,
     flux_inputs,
     fluxes_over_median,
+    label_inputs,
+    scalar_inputs,
 )
 from .velocity_spectrafm import VelocityMeter
 

@@ -1,13 +1,15 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """Pixels of stars -> tokens: evidence of the intervals of a basis, or fluxes one by one, as in the paper."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .basis_spectrafm import Evidence, Rung, SpectrumBasis, interpolated
-from .inputs_spectrafm import HUGE, optional_per_star
+from .configuration_spectrafm import PADDING_ID
+from .inputs_spectrafm import HUGE, optional_per_star, per_star
 
 
 # Of spectra whose errors are unknown, they are taken for this share of the level, and then for what the misfit says.
@@ -294,3 +296,37 @@ def _choose(
     chosen = np.zeros(keep.shape, dtype=int)
     chosen[keep] = tokens[(before + rank)[keep]]
     return chosen, keep
+
+
+# -------------------------------------------------------------------------------------------------- scalars and labels
+
+
+def scalar_inputs(scalars: Mapping[str, Any], ids: np.ndarray, n_stars: int) -> dict[str, np.ndarray]:
+    """Scalars that are known (finite), with their ids, pushed to the left; padding has id 0."""
+    values = np.stack([per_star(f"scalars[{name!r}]", scalars[name], n_stars) for name in scalars], axis=1)
+    known = np.abs(values) < HUGE
+    order = np.argsort(~known, axis=1, kind="stable")[:, : int(known.sum(axis=1).max())]
+    known, values = (np.take_along_axis(array, order, axis=1) for array in (known, values))
+    return {
+        "scalar_ids": np.where(known, ids[order], PADDING_ID),
+        "scalar_values": np.where(known, values, 0.0).astype(np.float32),
+    }
+
+
+def label_inputs(
+    labels: Mapping[str, Any], label_errors: Mapping[str, Any], ids: Mapping[str, int], request_ids: np.ndarray
+) -> dict[str, np.ndarray]:
+    """True values and their errors in the shape of the requests; NaN where unknown."""
+    outputs = {}
+    for field, columns in (("labels", labels), ("label_errors", label_errors)):
+        table = np.full((len(request_ids), 1 + max(max(ids.values()), int(request_ids.max()))), np.nan)
+        for name, values in columns.items():
+            column = per_star(f"{field}[{name!r}]", values, len(request_ids))
+            lowest = -HUGE if field == "labels" else 0.0
+            if np.any(wrong := (column < lowest) | (column > HUGE)):
+                expected = "finite numbers" if field == "labels" else "positive numbers"
+                raise ValueError(f"{field}[{name!r}]: expected {expected} or NaN, got {column[wrong][0]:g}")
+            table[:, ids[name]] = column
+        # Errors too where none are known: the Trainer evaluates what has all labels that `forward` names.
+        outputs[field] = np.take_along_axis(table, request_ids, axis=1).astype(np.float32)
+    return outputs

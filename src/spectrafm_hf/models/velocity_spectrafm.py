@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
-from scipy.ndimage import gaussian_filter1d, uniform_filter1d
+from scipy import interpolate, ndimage
 
 from .basis_spectrafm import Rung, SpectrumBasis
 from .flags_spectrafm import AIR, AIR_TOLERANCE, MEDIUM_MEASURED, MOVED, MOVED_SIGMA, VELOCITY_MEASURED
@@ -222,7 +221,7 @@ class VelocityMeter:
         return found
 
     def _result(
-        self, pieces: "_Pieces", spline: CubicSpline, velocities, found, power: float, least: float = LEAST_HEIGHT
+        self, pieces: "_Pieces", spline: Any, velocities, found, power: float, least: float = LEAST_HEIGHT
     ) -> Velocity:
         """`least`: height of the peak; 0 where it is known to be significant."""
         width = SPEED_OF_LIGHT / power
@@ -274,10 +273,10 @@ class VelocityMeter:
             self._shifted[key] = velocities, np.stack(shifted)
         return self._shifted[key]
 
-    def _spline(self, rung: Rung, number: int, power: float) -> CubicSpline:
+    def _spline(self, rung: Rung, number: int, power: float) -> Any:
         grid = rung.start + rung.step * np.arange(len(rung.mean))
         template = self._own(rung)[number]
-        return CubicSpline(grid, _smoothed(template, rung, power))
+        return interpolate.CubicSpline(grid, _smoothed(template, rung, power))
 
     def _own(self, rung: Rung) -> np.ndarray:
         """(templates, pixels) on the grid of a rung: the mean star, and stars of the star model where there is one."""
@@ -416,18 +415,18 @@ def _emulated_lines(number: int, width: float) -> np.ndarray:
     _, step, stars = _emulated()
     flux = stars[number].astype(np.float64)
     box = round(CONTINUUM / step)
-    continuum = uniform_filter1d(uniform_filter1d(flux, box, mode="nearest"), box, mode="nearest")
+    continuum = ndimage.uniform_filter1d(ndimage.uniform_filter1d(flux, box, mode="nearest"), box, mode="nearest")
     return _blurred(flux, width / 2.3548 / step) / continuum
 
 
 @functools.lru_cache(maxsize=16)
-def _emulated_spline(number: int, width: float) -> CubicSpline:
+def _emulated_spline(number: int, width: float) -> Any:
     start, step, stars = _emulated()
-    return CubicSpline(start + step * np.arange(stars.shape[1]), _emulated_lines(number, width))
+    return interpolate.CubicSpline(start + step * np.arange(stars.shape[1]), _emulated_lines(number, width))
 
 
 def _blurred(values: np.ndarray, sigma: float) -> np.ndarray:
-    return gaussian_filter1d(values, sigma, mode="nearest") if sigma > 0.3 else values
+    return ndimage.gaussian_filter1d(values, sigma, mode="nearest") if sigma > 0.3 else values
 
 
 def _binned(wavelength, flux, sigma, good, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -12,14 +12,14 @@ import numpy as np
 
 from ..data.lines import line_list
 from ..data.readers import formats
-from ..data.schema import valid_pixels
+from ..data.schema import digits, valid_pixels
 from ..inference.explain import ALL_LABELS, COARSE_STEP, TOLERANCE, Explanation, peaks_of
 from ..models.flags_spectrafm import FLAGS
 from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED, NOT_AT_REST
 from ..models.spectrum_spectrafm import BestFit
 from .explained import plot_explained_star
 from .spectra import plot_fit
-from .style import digits, symbol
+from .style import symbol
 from .workbench import MAX_SPECTRA, Reading
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..data.lines import Line, line_list
 from ..inference.explain import COARSE_STEP, Explanation, Peak
 from .spectra import ZOOM_WIDTH, _flux_limits, draw_spectrum, mark_lines, name_line
-from .style import BLUE, GREY, INK, ORANGE, axis_label, save_figure, style_axes, symbol
+from .style import BLUE, GREY, INK, ORANGE, WAVELENGTH, axis_label, legend_below, save_figure, style_axes, symbol
 
 
 def plot_explanation(
@@ -97,9 +97,9 @@ def plot_explanation(
     for axes in (top, middle, bottom):
         style_axes(axes)
     if not chosen:
-        bottom.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=13)
+        bottom.set_xlabel(WAVELENGTH, fontsize=13)
     else:
-        figure.supxlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=13, color=INK)
+        figure.supxlabel(WAVELENGTH, fontsize=13, color=INK)
     figure.align_ylabels()
     subject = symbol(label) if label in units else "All labels"
     figure.suptitle(f"{subject}: {title}", x=0.012, ha="left", fontsize=15, color=INK)
@@ -149,13 +149,11 @@ def plot_explained_star(
     top.set_xlim(low, high)
     for axes in (middle, bottom):
         style_axes(axes)
-    bottom.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=12)
+    bottom.set_xlabel(WAVELENGTH, fontsize=12)
     if narrow:
         bottom.locator_params(axis="x", nbins=4)
     figure.align_ylabels()
-    handles = top.get_legend_handles_labels()
-    legend = figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=11)
-    for line in legend.get_lines():
+    for line in legend_below(figure, top, ncols=4, fontsize=11).get_lines():
         line.set_linewidth(2.0)
     save_figure(figure, path)
 

@@ -14,10 +14,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from ..data.schema import digits
 from ..statistics import robust_scatter
 from ..training.metrics import label_metrics
 from .spectra import draw_spectrum
-from .style import BLUE, GREY, INK, ORANGE, axis_label, digits, save_figure, style_axes, symbol
+from .style import BLUE, GREY, INK, ORANGE, WAVELENGTH, axis_label, save_figure, style_axes, symbol
 
 
 def plot_overview(path: str | os.PathLike[str], columns: Mapping[str, ArrayLike], n_stars: int) -> None:
@@ -128,7 +129,7 @@ def plot_comparison(
         if i % 2:
             axes.axvspan(first, last, color=ORANGE, alpha=0.13, lw=0)
     axes.set_ylabel("Flux / median", fontsize=12)
-    axes.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=12)
+    axes.set_xlabel(WAVELENGTH, fontsize=12)
     stripes = f"; each stripe, white or tinted, is one of its {len(tokens)} tokens" if tokens else ""
     axes.set_title(
         f"Gaia DR3 {example['object_id']}: the observed XP spectrum{stripes}",
@@ -272,7 +273,7 @@ def plot_observed(path: str | os.PathLike[str], columns: Mapping[str, NDArray[An
         axes.set_title(", ".join([*texts, f"S/N {columns['snr'][star]:.0f}"]), loc="left", fontsize=10, color=INK)
         axes.set_ylabel("Flux")
         axes.tick_params(direction="in", top=True, right=True)
-    axes.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]")
+    axes.set_xlabel(WAVELENGTH)
     figure.axes[0].legend(frameon=False, fontsize=9, ncols=2)
     deviation = ((columns["flux"] - columns["clean"]) / columns["flux_error"]).ravel()
     x = np.linspace(-5, 5, 101)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ..data.lines import Line, line_list
 from ..data.readers import formats
 from ..data.readers.base import OpenFile
-from ..data.schema import OVER_CONTINUUM, SURFACE, valid_pixels
-from .style import BLUE, GREY, INK, ORANGE, RUST, digits, save_figure, style_axes, symbol
+from ..data.schema import OVER_CONTINUUM, SURFACE, digits, valid_pixels
+from .style import BLUE, GREY, INK, ORANGE, RUST, WAVELENGTH, legend_below, save_figure, style_axes, symbol
 
 
 if TYPE_CHECKING:
@@ -126,8 +126,7 @@ def plot_fit(
         mark_lines(top, row, 0.02)
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=15, color=INK)
-    handles = top.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2 if narrow else 5, frameon=False, fontsize=12)
+    legend_below(figure, top, ncols=2 if narrow else 5, fontsize=12)
     save_figure(figure, path)
 
 
@@ -164,7 +163,7 @@ def draw_fit(
     bottom.set_ylim(-reach, reach)
     bottom.set_xlim(limits)
     bottom.set_ylabel("Residual\n[errors]", fontsize=12)
-    bottom.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=12)
+    bottom.set_xlabel(WAVELENGTH, fontsize=12)
     words = f"$\\chi^2$ / degrees of freedom = {fit.chi2:,.0f} / {fit.degrees_of_freedom:,.0f}"
     box = {"facecolor": "white", "alpha": 0.85, "lw": 0, "pad": 2}
     bottom.text(0.01, 0.05, words, transform=bottom.transAxes, fontsize=11, color=INK, bbox=box)
@@ -220,7 +219,7 @@ def plot_predicted(
     top.set_ylabel(flux_label, fontsize=13)
     bottom.set_ylim(0, None)
     bottom.set_ylabel("Error", fontsize=13)
-    bottom.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=13)
+    bottom.set_xlabel(WAVELENGTH, fontsize=13)
     for axes in (top, bottom):
         style_axes(axes)
     figure.align_ylabels()
@@ -282,7 +281,7 @@ def plot_spectrum(
         if part is not None or len(panels) == 1:
             mark_lines(axes, row)
     figure.suptitle(_title(row), x=0.012, ha="left", fontsize=15, color=INK)
-    figure.supxlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]", fontsize=14, color=INK)
+    figure.supxlabel(WAVELENGTH, fontsize=14, color=INK)
     figure.supylabel(flux_label, fontsize=14, color=INK)
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
@@ -385,7 +384,7 @@ def draw_spectrum(axes: Axes, row: Mapping[str, Any], wavelength_range: tuple[fl
         first, last = wavelength_range or wavelength[valid][[0, -1]]
         axes.set_xlim(first, last)
     style_axes(axes)
-    axes.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]")
+    axes.set_xlabel(WAVELENGTH)
     axes.set_ylabel("Flux [units of the file]")
 
 

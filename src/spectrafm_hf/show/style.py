@@ -10,6 +10,7 @@ from typing import BinaryIO, cast
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from ..files import complete_file
 
@@ -18,6 +19,7 @@ INK, BLUE, ORANGE, GREY = "#222222", "#1f5fa8", "#d9730d", "#9a9a9a"
 #: Of small letters: orange enough, and dark enough to be read.
 RUST = "#9c4a00"
 SYMBOLS = {"teff": r"$T_\mathrm{eff}$", "logg": r"$\log g$", "vmicro": r"$v_\mathrm{micro}$", "vsini": r"$v \sin i$"}
+WAVELENGTH = r"Wavelength in vacuum [$\mathrm{\AA}$]"
 
 
 def symbol(label: str) -> str:
@@ -31,11 +33,6 @@ def symbol(label: str) -> str:
     return f"[{above}/{denominator.capitalize()}]"
 
 
-def digits(unit: str) -> int:
-    """Decimals worth printing of a label in this unit."""
-    return 0 if unit == "K" else 2
-
-
 def axis_label(label: str, units: Mapping[str, str], prefix: str = "") -> str:
     return f"{prefix}{symbol(label)}" + (f" [{units[label]}]" if units.get(label) else "")
 
@@ -44,6 +41,12 @@ def style_axes(axes: Axes) -> None:
     axes.tick_params(direction="in", top=True, right=True, colors=INK)
     axes.minorticks_on()
     axes.tick_params(which="minor", direction="in", top=True, right=True)
+
+
+def legend_below(figure: Figure, axes: Axes, *, ncols: int, fontsize: float) -> Legend:
+    """One legend for the whole figure, below it."""
+    handles = axes.get_legend_handles_labels()
+    return figure.legend(*handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=fontsize)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str] | BinaryIO) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from astropy.io import fits
 
 from .base import AT_REST, BY_VELOCITY, SDSS_FLUX, VACUUM, OpenFile, Options, Row, SpectrumFormat
+from .late import fits
 
 
 #: Errors from here on are those of pixels without data (1e10 in DR13).

@@ -22,13 +22,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from astropy import units
-from astropy.io import fits
 from numpy.typing import ArrayLike, NDArray
 
 from ...models.gate_spectrafm import Stated, admit
 from ..schema import PIXEL_COLUMNS
 from .columns import length_unit
+from .late import fits, units
 
 
 Row = dict[str, Any]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from astropy import units
+
+from .late import units
 
 
 #: Names of columns without case, blanks and punctuation, those that say most first. `ln_wavelength` is not among them:

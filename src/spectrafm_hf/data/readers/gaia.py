@@ -17,14 +17,16 @@ import itertools
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from astropy.io import fits
-from astropy.table import Table
 
 from .base import AT_REST, TOO_COARSE, VACUUM, OpenFile, Options, Row, SpectrumFormat
+from .late import fits
 
+
+if TYPE_CHECKING:
+    from astropy.table import Table
 
 #: Angstrom: 336 to 1020 nm in steps of 2 nm, and 846 to 870 nm in steps of 0.01 nm.
 XP_GRID = np.arange(3360.0, 10201.0, 20.0)
@@ -154,6 +156,8 @@ def _stars(file: OpenFile) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def tables_of(file: OpenFile) -> Iterator[Table]:
+    from astropy.table import Table
+
     if file.kind == "fits":
         for hdu in file.hdus[1:]:
             table = Table.read(hdu)

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from astropy.io import fits
 from numpy.typing import NDArray
 
 from ..xp_basis import BANDS, N_COEFFICIENTS, N_CORRELATIONS, SAMPLING, Band, XPBasis, xp_basis
 from .base import TOO_COARSE, VACUUM, OpenFile, Options, Row, SpectrumFormat
 from .gaia import XP_GRID, split_heading, tables_of
+from .late import fits
 
 
 #: Stars that are dealt with at once: their covariances are 800 kB.

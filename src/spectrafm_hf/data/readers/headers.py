@@ -7,9 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from astropy.io import fits
-
 from .base import Row
+from .late import fits
 
 
 #: Instruments of ESO whose pipelines give air wavelengths, where a header does not say (their pipeline manuals).

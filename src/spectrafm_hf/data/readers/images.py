@@ -13,12 +13,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from astropy.io import fits
-from astropy.wcs import WCS
 
 from .base import AS_GIVEN, OpenFile, Options, Row, SpectrumFormat
 from .columns import from_logarithm, length_unit, logarithm, plain, unit_of
 from .headers import about
+from .late import fits
 from .orders import as_one_or_each
 
 
@@ -318,6 +317,8 @@ def dispersion(header: fits.Header, pixels: int) -> tuple[np.ndarray, Any] | Non
 
 def _nonlinear(header: fits.Header, pixels: int) -> tuple[np.ndarray, Any]:
     """An axis that is linear in another quantity than in its own (FITS 4.0, section 8.4)."""
+    from astropy.wcs import WCS  # it takes an eighth of a second, for few files
+
     own = ("CTYPE1", "CUNIT1", "CRVAL1", "CDELT1", "CD1_1", "PC1_1", "CRPIX1", "RESTFRQ", "RESTWAV")
     axis = fits.Header([(name, header[name]) for name in (*own, *(f"PV1_{i}" for i in range(7))) if name in header])
     with warnings.catch_warnings():

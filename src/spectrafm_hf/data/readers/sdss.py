@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from astropy.io import fits
 
 from .base import AT_REST, BY_VELOCITY, SDSS_FLUX, VACUUM, OpenFile, Options, Row, SpectrumFormat, sigma
+from .late import fits
 
 
 #: Bits of SPPIXMASK that mask a pixel: FULLREJECT, NOSKY, NODATA, COMBINEREJ and BADFLUXFACTOR (sdss.org/dr17,

@@ -10,8 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from astropy import units
-from astropy.io import fits
 
 from .base import AS_GIVEN, CHUNK_ROWS, JWST_DO_NOT_USE, OpenFile, Options, Row, SpectrumFormat, column_of
 from .columns import (
@@ -27,6 +25,7 @@ from .columns import (
     velocity_factor,
 )
 from .headers import about
+from .late import fits, units
 from .orders import as_one_or_each
 
 
@@ -40,12 +39,12 @@ MOST_ORDERS = 512
 
 
 _NOT_IN_A_MEDIUM = {
-    **dict.fromkeys(("frequency", "freq"), units.Hz),
-    **dict.fromkeys(("wavenumber", "wavenumbers"), units.cm**-1),
-    **dict.fromkeys(("energy", "photonenergy"), units.eV),
+    **dict.fromkeys(("frequency", "freq"), "Hz"),
+    **dict.fromkeys(("wavenumber", "wavenumbers"), "cm-1"),
+    **dict.fromkeys(("energy", "photonenergy"), "eV"),
 }
 #: Of columns that state no unit: iSpec knows no other than nm.
-_OWN_UNIT = {"waveobs": units.nm, **_NOT_IN_A_MEDIUM}
+_OWN_UNIT = {"waveobs": "nm", **_NOT_IN_A_MEDIUM}
 
 
 def spectrum_of(
@@ -74,8 +73,8 @@ def spectrum_of(
     row["wavelength_unit"] = length_unit(written, "wavelength") or options.wavelength_unit
     if log is None and where == "wavelength":
         row["wavelength"] = columns[where]
-        if row["wavelength_unit"] is None:
-            row["wavelength_unit"] = _OWN_UNIT.get(plain(names[where]))
+        if row["wavelength_unit"] is None and (own := _OWN_UNIT.get(plain(names[where]))):
+            row["wavelength_unit"] = units.Unit(own)
         if plain(names[where]) in _NOT_IN_A_MEDIUM:
             row["medium"] = "vacuum"
     else:

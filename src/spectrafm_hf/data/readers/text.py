@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from astropy import units
 from pyarrow import csv as arrow_csv
 
 from .base import OpenFile, Options, Row, SpectrumFormat
 from .columns import find_columns, heading, known_name, length_unit
+from .late import units
 from .tables import AS_STATED, PIXELS, by_star, moving, rows_of_table, spectrum_of
 
 
