@@ -292,9 +292,7 @@ def _of_stars(model: Any, number: int, rung: Rung, evidence: Any, stars: slice, 
             of_some = [_posterior(linear.of(i), known[0][i], known[1][i], level_known[i], errors=errors) for i in some]
             parts = [None if part[0] is None else torch.cat(part) for part in zip(*of_some, strict=True)]
         else:
-            parts = _by_components(
-                model, number, rung, evidence, stars, chosen, *map(torch.Tensor.double, known), errors
-            )
+            parts = _by_components(model, number, rung, evidence, stars, chosen, *known, errors)
         for whole, part in zip(found, parts, strict=True):
             if part is not None:
                 whole[chosen] = part.double()
@@ -361,6 +359,7 @@ def _by_star_model(model: Any, rung: Rung, refined: Refined, level_known: torch.
 def _by_components(model, number, rung, evidence, stars, chosen, information, right, errors) -> list[torch.Tensor]:
     """Gauss-Newton steps: flux is `level * (1, slope, directions)` of coefficients, with ln of the level among them."""
     completion, rows = model.model.rungs[number].completion, chosen.numpy()
+    information, right = information.double(), right.double()
     given = evidence.coefficients[stars][rows], evidence.reliability[stars][rows], evidence.intervals
     found, _ = completion.amplitudes(*(torch.from_numpy(part).to(model.device) for part in given))
     amplitudes = found.double().cpu()
@@ -375,7 +374,6 @@ def _by_components(model, number, rung, evidence, stars, chosen, information, ri
         precision = torch.block_diag(precision, torch.tensor([[FREE_SCALE**-2.0]], dtype=torch.float64))
         amplitudes = torch.nn.functional.pad(amplitudes, (0, 1))
     size = center.shape[1]
-    n_stars = len(chosen)
     parts: list[torch.Tensor] = []
     for step in range(STEPS):
         found = center + (components @ amplitudes.T).permute(2, 0, 1)
@@ -393,7 +391,7 @@ def _by_components(model, number, rung, evidence, stars, chosen, information, ri
         continuum = torch.zeros(*flux.shape, 2, dtype=torch.float64)
         if not rung.counts_level:
             continuum = _drift(rung, evidence, stars, chosen, flux)
-        nothing, one = torch.zeros_like(amplitudes), torch.ones(n_stars, dtype=torch.float64)
+        nothing, one = torch.zeros_like(amplitudes), torch.ones(len(chosen), dtype=torch.float64)
         linear = _Stars(start, directions, precision, nothing, change, continuum, one)
         likelihood = _Likelihood(linear, information, right)
         last = errors and step == STEPS - 1
