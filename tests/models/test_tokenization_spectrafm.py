@@ -745,7 +745,7 @@ W, F, E = spectrum(2, 5)
         pytest.param(
             ([{"wavelength": W, "flux": F[0]}, 3],), "wavelength: expected rows .* got int in row 1", id="not a row"
         ),
-        pytest.param(({"wavelength": W, "flux": F}, F), "flux: expected None beside rows", id="rows and flux"),
+        pytest.param(({"wavelength": W, "flux": F}, F), "flux: expected None with rows", id="rows and flux"),
         pytest.param((iter([1]), F), "wavelength: expected real numbers, got object", id="iterator"),
     ],
 )

@@ -120,7 +120,7 @@ _LIMITS = (
     f"At most {MAX_MEGABYTES} MB. Of more than {MAX_SPECTRA} spectra in a file the first {MAX_SPECTRA} are used, each "
     f"of at most {MAX_PIXELS:,} pixels."
 )
-_BROKEN = "Something went wrong in this program; that is no fault of the file, and what it was is in the program's log."
+_BROKEN = "A bug in this program, not a fault of the file; details are in the program's log."
 
 Update = dict[Any, Any]
 
@@ -213,20 +213,20 @@ class Page:
         with gr.Accordion("How to read the file", open=False):
             # A box for numbers would fill with 0 when it is opened.
             self.velocity = gr.Textbox(
-                "", label="Radial velocity of the star [km/s]", info="Empty: what the file says", max_lines=1
+                "", label="Radial velocity of the star [km/s]", info="Empty: as stated in the file", max_lines=1
             )
-            self.at_rest = gr.Checkbox(label="Wavelengths are at rest", info="Of files that do not say")
+            self.at_rest = gr.Checkbox(label="Wavelengths are at rest", info="If the file does not state it")
             self.unit = gr.Radio(
                 [("Å", "Angstrom"), ("nm", "nm"), ("µm", "um")],
                 value="Angstrom",
                 label="Unit of the wavelengths",
-                info="Of files that do not say",
+                info="If the file does not state it",
             )
             self.medium = gr.Radio(
                 [("not known", ""), ("vacuum", "vacuum"), ("air", "air")],
                 value="",
                 label="Wavelengths in",
-                info="Of files that do not say",
+                info="If the file does not state it",
             )
             self.columns = gr.Textbox(
                 "", label="Columns", info="Where they are not found: wavelength=NAME, flux=NAME", max_lines=1
@@ -241,14 +241,14 @@ class Page:
         with gr.Column(visible=False) as self.answer:
             self.labels = gr.HTML(elem_classes="page")
             self.table = gr.DownloadButton("Download the labels of all spectra (CSV)", size="md")
-            gr.HTML("<h2>The spectrum, and what the model looks at</h2>", elem_classes="page")
+            gr.HTML("<h2>Spectrum and explanation</h2>", elem_classes="page")
             self.label = gr.Radio([], label="For the label")
             with gr.Row():
                 self.low = gr.Textbox("", label="Show from [Å]", min_width=120, max_lines=1)
                 self.high = gr.Textbox("", label="to [Å]", min_width=120, max_lines=1)
                 self.part = gr.Button("Show this part", min_width=120)
             self.picture = gr.HTML(elem_classes="page", elem_id="picture")
-            gr.HTML("<h2>The star that fits best</h2>", elem_classes="page")
+            gr.HTML("<h2>Best-fit star</h2>", elem_classes="page")
             self.fit = gr.HTML(elem_classes="page", elem_id="fit")
             gr.HTML("<h2>Nearest known stars</h2>", elem_classes="page")
             self.nearest = gr.HTML(elem_classes="page", elem_id="nearest")
@@ -350,14 +350,14 @@ class Page:
             self.label: gr.Radio(names, value=chosen),
             self.low: "",
             self.high: "",
-            self.picture: waiting_html("Finding out what the model looks at"),
+            self.picture: waiting_html("Explaining the labels"),
             self.fit: "",
             self.nearest: "",
         }
         try:
             picture = picture_html(reading, i, self.workbench.explain(reading, i), chosen)
         except ValueError as error:
-            picture = alert_html(f"What the model looks at cannot be shown: {error}.", "")
+            picture = alert_html(f"The explanation cannot be shown: {error}.", "")
         yield {self.picture: picture, self.fit: waiting_html("Fitting a star to it")}
         fit = fit_html(reading, i, self.workbench.fit(reading, i))
         yield {self.fit: fit, self.nearest: waiting_html("Comparing it with known stars")}
