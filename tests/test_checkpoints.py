@@ -44,7 +44,9 @@ def test_save_load_save_gives_the_same_bytes(tmp_path, checkpoint):
         "flags_spectrafm.py",
         "modeling_emulator.py",
         "refinement_spectrafm.py",
+        "rungs_spectrafm.py",
         "spectrum_spectrafm.py",
+        "star_model_spectrafm.py",
         "configuration_spectrafm.py",
         "gate_spectrafm.py",
         "inputs_spectrafm.py",
@@ -290,7 +292,7 @@ def test_weights_that_are_not_finite_are_an_error(checkpoint):
 def test_an_index_of_shards_that_is_none_is_an_error_of_one_line(checkpoint, index):
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(ValueError, match="expected files as those of a checkpoint are, got ") as error:
+    with pytest.raises(ValueError, match="expected the files of a checkpoint, got ") as error:
         load_checkpoint(checkpoint)
     assert "\n" not in str(error.value)
 

@@ -92,5 +92,5 @@ def run(arguments: argparse.Namespace) -> int:
         **reading_options(arguments),
     )
     print(f"\n{tuned.summary()}")
-    print(f"\nwritten: {arguments.out} (README.md tells all; spectrafm predict FILES --model {arguments.out})")
+    print(f"\nwritten: {arguments.out} (details: README.md; spectrafm predict FILES --model {arguments.out})")
     return 1 if arguments.strict and tuned.dropped else 0

@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"model: {DEFAULT_MODEL} (--model NAME takes another)")
     say_device(model)
     if training_range is None:
-        print(f"{model.name_or_path} says nothing of its training range: what lies outside is not flagged")
+        print(f"{model.name_or_path} has no training range: values outside of it are not flagged")
     if arguments.plot:
         summary.draw(arguments.plot, model, tokenizer)
     return report(failures, arguments.output)

@@ -166,8 +166,7 @@ def load_checkpoint(
     except Exception as error:  # what transformers or torch stumble over in files that hold anything
         cause = " ".join(str(error).split())
         raise ValueError(
-            f"checkpoint {name!r}: expected files as those of a checkpoint are, got "
-            f"{type(error).__name__}: {cause[:500]}"
+            f"checkpoint {name!r}: expected the files of a checkpoint, got {type(error).__name__}: {cause[:500]}"
         ) from error
     return model, tokenizer
 

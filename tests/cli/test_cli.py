@@ -167,7 +167,7 @@ def test_flags_say_what_lies_outside_the_training_range_and_what_cannot_be_used(
     (checkpoint / "training_range.json").unlink()
     code, printed, _ = run("predict", tmp_path / "stars.parquet")
     assert "1 of 3 stars flagged" in printed
-    assert "says nothing of its training range" in printed
+    assert "has no training range" in printed
 
 
 def test_plots_are_pictures_of_the_stars_and_an_overview(run, tmp_path):

@@ -117,7 +117,7 @@ def test_what_may_pass_is_asked_for_again(server, fault):
 
 def test_an_archive_that_stays_away_keeps_what_came_before(server):
     server.faults = [None, 500, "page", "cut"]
-    with pytest.raises(OSError, match=r"127\.0\.0\.1.*expected XP spectra of 4 stars.*goes on from here"):
+    with pytest.raises(OSError, match=r"127\.0\.0\.1.*expected XP spectra of 4 stars.*resumes from here"):
         GaiaArchive(batch=4).files(IDS)
     assert identifiers_in(GaiaArchive(batch=4).files(IDS)) == sorted(set(IDS) - WITHOUT)
     assert server.asked.count(IDS[:4]) == 1

@@ -15,7 +15,7 @@ def test_units_stand_in_headings_and_capitals_stay(tmp_path):
     assert np.isnan(labels.values["age"]).tolist() == [False, False, True]
     assert np.isnan(labels.values["age_err"]).tolist() == [False, True, False]
     assert [note.split(":")[0] for note in labels.notes] == [
-        "columns of numbers that are not learnt (--label names those that are)",
+        "numeric columns that are not used as labels (choose with --label)",
         "age",
         "age_err",
     ]

@@ -87,7 +87,9 @@ def test_without_an_answer_about_the_training_range_no_star_is_predicted_unflagg
         command = ["predict", str(build(tmp_path / "survey", train=5)), "--model", "somebody/tiny"]
         command += ["--output", str(tmp_path / "labels")]
         assert spectrafm_cli.main(command) == 2
-        one_line(capsys, "predict", "somebody/tiny: expected the hub, or its cache, to say whether there is a training")
+        one_line(
+            capsys, "predict", "somebody/tiny: expected the hub, or its cache, to know whether there is a training"
+        )
         assert not list(tmp_path.glob("labels/**/*.parquet"))
         hub.faults.clear()
         assert spectrafm_cli.main(command) == 0

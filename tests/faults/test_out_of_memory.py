@@ -50,7 +50,7 @@ def test_a_batch_that_is_too_large_goes_through_in_parts(free, halved, pytestcon
             timeout=200,
         )
         assert run.returncode == 0, run.stderr
-        assert ("out of memory with 128 stars at once" in run.stderr) == halved
+        assert ("out of memory with 128 stars in a batch" in run.stderr) == halved
         # It is not tried again with the next batch.
         assert run.stderr.count("with 128") == halved and "with 40" not in run.stderr
 
@@ -93,4 +93,4 @@ def test_a_training_whose_batch_is_too_large_takes_the_same_steps_in_parts(tmp_p
             timeout=300,
         )
         assert run.returncode == 0, run.stderr
-        assert run.stderr.count("out of memory with 128 stars at once: 64 from now on") == 1
+        assert run.stderr.count("out of memory with 128 stars in a batch: 64 from now on") == 1

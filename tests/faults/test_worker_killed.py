@@ -67,7 +67,7 @@ def test_where_a_process_that_makes_batches_is_killed_the_training_goes_on_from_
         assert one.wait() == 2
         last = (tmp_path / "log").read_text().splitlines()[-1]
         # torch words it in one of several ways, by which of its threads notices first.
-        assert "run: a process that makes batches ended (" in last and "--resume_from_checkpoint last" in last, last
+        assert "run: a data loading process ended (" in last and "--resume_from_checkpoint last" in last, last
         assert not (tmp_path / "run" / "final").exists()
         assert one.run(tmp_path, *command, "run") == 0, (tmp_path / "log").read_text()
     weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "run")]

@@ -78,9 +78,9 @@ def test_spectra_of_other_wavelengths_are_not_compared(tiny_evidence, stars):
     assert bad == {1: f"expected a spectrum of {part.range} as the first one, got another"}
     other, bad = Embedder(*tiny_evidence)([h_band(stars[1])])
     assert bad == {} and other.range.startswith("14,9")
-    with pytest.raises(ValueError, match="^embeddings: expected spectra of the same wavelengths to compare, got 14,9"):
+    with pytest.raises(ValueError, match="^embeddings: expected spectra with the same wavelengths, got 14,9"):
         neighbours(part, other, 1)
-    with pytest.raises(ValueError, match="^embeddings: expected spectra of the same wavelengths"):
+    with pytest.raises(ValueError, match="^embeddings: expected spectra with the same wavelengths"):
         Embeddings.join([part, other])
 
 

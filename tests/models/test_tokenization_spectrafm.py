@@ -647,7 +647,9 @@ def test_save_load_save_is_byte_equal(tmp_path):
         "preprocessor_config.json",
         "products_spectrafm.py",
         "refinement_spectrafm.py",
+        "rungs_spectrafm.py",
         "spectrum_spectrafm.py",
+        "star_model_spectrafm.py",
         "tokenization_spectrafm.py",
         "tokenizer_config.json",
         "tokens_spectrafm.py",
@@ -743,7 +745,7 @@ W, F, E = spectrum(2, 5)
         pytest.param(
             ([{"wavelength": W, "flux": F[0]}, 3],), "wavelength: expected rows .* got int in row 1", id="not a row"
         ),
-        pytest.param(({"wavelength": W, "flux": F}, F), "flux: expected None beside rows", id="rows and flux"),
+        pytest.param(({"wavelength": W, "flux": F}, F), "flux: expected None with rows", id="rows and flux"),
         pytest.param((iter([1]), F), "wavelength: expected real numbers, got object", id="iterator"),
     ],
 )

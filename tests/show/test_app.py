@@ -57,7 +57,7 @@ def test_an_example_replaces_a_file_and_a_file_an_example(page, text_file):
     view = (0, None, "", "")
     first = replies(page, None, *view, EXAMPLES[0], *FILE)
     shown = next(step[page.state] for step in reversed(first) if page.state in step)
-    assert shown.asked == app.Asked(EXAMPLES[0]) and shown.reading.labels(0)
+    assert shown.request == app.Request(EXAMPLES[0]) and shown.reading.labels(0)
     assert shown.reading is page.workbench.example(EXAMPLES[0])
     assert "Looking at" in first[0][page.summary] and not first[0][page.answer].visible
     assert page.upload not in first[0]
@@ -65,12 +65,12 @@ def test_an_example_replaces_a_file_and_a_file_an_example(page, text_file):
     second = replies(page, shown, *view, EXAMPLES[0], path, *FILE[1:])  # the example is still marked
     assert second[0][page.example] is None and "Reading mine.csv" in second[0][page.summary]
     shown = next(step[page.state] for step in reversed(second) if page.state in step)
-    assert shown.asked.path == path and shown.reading.rows[0]["object_id"] == "mine"
+    assert shown.request.path == path and shown.reading.rows[0]["object_id"] == "mine"
 
     third = replies(page, shown, *view, EXAMPLES[1], path, *FILE[1:])
     assert third[0] == {page.upload: None}
     shown = next(step[page.state] for step in reversed(third) if page.state in step)
-    assert shown.asked == app.Asked(EXAMPLES[1])
+    assert shown.request == app.Request(EXAMPLES[1])
 
 
 def test_nothing_is_left_of_a_star_while_a_file_is_read_or_where_it_cannot_be(page, tmp_path):
@@ -88,22 +88,22 @@ def test_nothing_is_left_of_a_star_while_a_file_is_read_or_where_it_cannot_be(pa
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("chosen", "expected"),
     [
         ({"velocity": "fast"}, "Radial velocity: expected a number in km/s, or nothing, got 'fast'"),
         ({"columns": "wave"}, "Columns: expected wavelength=NAME, flux=NAME, got 'wave'"),
     ],
 )
-def test_what_is_typed_wrongly_is_named(asked, expected):
+def test_what_is_typed_wrongly_is_named(chosen, expected):
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
-        app.Asked(**asked).how()
+        app.Request(**chosen).reading()
 
 
 def test_boxes_hold_numbers_with_units_and_columns():
-    asked = app.Asked(velocity="−12.5 km/s", columns="wavelength=w, flux = f", medium="air")
-    how = asked.how()
-    assert how["radial_velocity"] == -12.5 and how["columns"] == {"wavelength": "w", "flux": "f"}
-    assert how["wavelength_medium"] == "air" and app.Asked().how()["radial_velocity"] is None
+    chosen = app.Request(velocity="−12.5 km/s", columns="wavelength=w, flux = f", medium="air")
+    reading = chosen.reading()
+    assert reading["radial_velocity"] == -12.5 and reading["columns"] == {"wavelength": "w", "flux": "f"}
+    assert reading["wavelength_medium"] == "air" and app.Request().reading()["radial_velocity"] is None
 
 
 def test_a_part_of_the_spectrum_must_have_pixels(workbench):

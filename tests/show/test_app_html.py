@@ -25,7 +25,7 @@ def test_of_too_many_spectra_the_first_are_used_and_the_page_says_so(workbench, 
         monkeypatch.setattr(part, "MAX_SPECTRA", 2)
     reading = workbench.read(demo_file(3))
     assert reading.more and len(reading.rows) == len(reading.prediction["teff"]) == 2
-    assert "The file holds more spectra: these are the first 2." in text(app_html.summary_html(reading, 0))
+    assert "The file holds more spectra; only the first 2 are shown." in text(app_html.summary_html(reading, 0))
 
 
 def test_labels_of_another_kind_of_spectrum_are_not_to_be_used(workbench, text_file):
@@ -41,7 +41,7 @@ def test_flags_say_what_to_do_on_this_page(workbench, demo_file):
     assert "alert" not in app_html.summary_html(reading, 0)
     reading.prediction["flags"][0] = "not_at_rest;frame_unstated;medium_unstated;medium;velocity;bad_pixels"
     said = text(app_html.summary_html(reading, 0))
-    assert "No radial velocity of this star is known" in said and "they were taken to be in vacuum" in said
+    assert "No radial velocity of this star is known" in said and "vacuum is assumed" in said
     assert said.count("under “How to read the file”") == 5 and "--air" not in said
     assert "More than one percent of the pixels were left out" in said
 

@@ -117,7 +117,7 @@ def test_a_spectrum_is_drawn_with_a_panel_for_each_detector_or_in_a_range(tmp_pa
     assert {image.imread(path).shape[:2] for path in tmp_path.glob("*.png")} == {(1125, 1999)}
     assert min(ink(tmp_path / "whole.png"), ink(tmp_path / "part.png")) > 0.1
     assert ink(tmp_path / "dark.png") > 0.005
-    with pytest.raises(ValueError, match="range: expected one that holds pixels that can be used, got 16065 to 16070"):
+    with pytest.raises(ValueError, match="range: expected a range with valid pixels, got 16065 to 16070"):
         plot_spectrum(tmp_path / "gap.png", row, wavelength_range=(16065.0, 16070.0))
 
 

@@ -211,5 +211,5 @@ def test_a_model_of_another_instrument_knows_no_stars_unless_it_is_given_some(ti
     what, nearest = bench.nearest(bench.predict([row], more=False), 0)
     assert what == "the 5 stars of known.parquet"
     assert sorted(name for name, _, _ in nearest) == [f"star-{i}" for i in range(1, 5)]
-    with pytest.raises(ValueError, match="known: expected what `spectrafm embed` wrote with spectrafm-base"):
+    with pytest.raises(ValueError, match="known: expected a file of `spectrafm embed` with spectrafm-base"):
         Workbench(known=tmp_path / "known.parquet")

@@ -89,7 +89,7 @@ def test_a_synthesised_star_has_its_lines_and_reacts_to_its_labels():
     assert 5e5 < continuum.mean() < 3e6
     weaker = synthesizer.synthesize({**star, "si_fe": -0.3})
     assert (weaker.flux - flux).max() > 0.05 and (weaker.flux - flux).min() > -0.02  # molecules get stronger
-    with pytest.raises(ValueError, match=r"teff: expected 2800 to 8000.*got 9000 \(m_h is that of the atmosphere"):
+    with pytest.raises(ValueError, match=r"teff: expected 2800 to 8000.*got 9000 \(m_h is the metallicity"):
         synthesizer.synthesize({**star, "teff": 9000})
     with pytest.raises(ValueError, match=r"there is none of teff 6\d+, logg 0, m_h 0 \(m_h is"):
         synthesizer.synthesize({**star, "teff": 6740, "logg": 0.1})

@@ -218,7 +218,7 @@ def test_the_same_again_changes_nothing_and_another_wish_is_refused(tuned):
         ("few", "stars: expected at least 20 with a spectrum and a label, got 12"),
         ("none", r"labels: expected identifiers of the spectra \(.*\) in the column object_id, got"),
         ("constant", "logg: expected values that differ, got 5 for all spectra"),
-        ("elsewhere", "out: expected a new folder, or a fine-tuning to go on with, got other files in"),
+        ("elsewhere", "out: expected a new folder, or a fine-tuning to resume, got other files in"),
         ("pixels", "model: expected a checkpoint on evidence, such as spectrafm-base, got"),
         (
             "range",

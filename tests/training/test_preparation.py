@@ -183,7 +183,7 @@ def test_a_checkpoint_takes_other_dropout_and_requests_and_no_other_setting(chec
     assert tokenizer.requests == ["logg", "teff"] and model.config.dropout == 0.25
     assert all(module.p == 0.25 for module in model.modules() if isinstance(module, torch.nn.Dropout))
     for field, settings in (("model", {"hidden_size": 32, "dropout": 0.1}), ("tokenizer", {"clip": 3.0})):
-        with pytest.raises(ValueError, match=rf"{field}: expected nothing but \(.*\) beside a checkpoint, got \["):
+        with pytest.raises(ValueError, match=rf"{field}: expected only \(.*\) with a checkpoint, got \["):
             prepare_checkpoint(Recipe(**known, **{field: settings}), [sample])
 
 

@@ -373,7 +373,7 @@ def test_a_recipe_changes_dropout_and_requests_of_a_checkpoint_and_nothing_else_
     answers = {model(**inputs).predictions[0, 0].item() for _ in range(4)}
     assert len(answers) == 4
     for wrong in ({"model": {"hidden_size": 4}}, {"tokenizer": {"clip": 3.0}}):
-        with pytest.raises(ValueError, match="expected nothing but .* beside a checkpoint, got"):
+        with pytest.raises(ValueError, match="expected only .* with a checkpoint, got"):
             prepare_checkpoint(recipe_from(folder, **wrong), [rows])
 
 

@@ -312,7 +312,7 @@ def _card(
             "mask": "True = do not use: between the detectors, or without data",
             "snr": "of the combined spectrum, per pixel, as the catalogue has it",
             **{name: f"{LABEL_UNITS.get(name, '')}; ASPCAP, NaN where flagged" for name in settings["labels"]},
-            "radial_velocity": "km s-1; heliocentric, what was shifted by",
+            "radial_velocity": "km s-1; heliocentric, the shift to the rest frame",
             "telescope": "apo25m, lco25m or apo1m",
             "field": "field of the survey; with `telescope` and `object_id` the place in the archive",
         },
@@ -321,8 +321,8 @@ def _card(
             "aspcapStar files hold no pixel mask: a bad pixel shows by its large error alone. The paper does not use "
             "fluxes below 0.05 and above 1.2, and takes flagged labels as they are; here such fluxes are kept, and "
             "flagged labels are NaN.",
-            "`flux_error` is that of the reduction; systematic errors (sky, telluric lines) are not in it.",
-            "The errors of the labels are those of ASPCAP, from the scatter of repeated observations.",
+            "`flux_error` is from the reduction; systematic errors (sky, telluric lines) are not in it.",
+            "The label errors are from ASPCAP (scatter of repeated observations).",
             *(
                 ["The synthetic spectra come from the labels' own fit, so their labels are not independent of them."]
                 if settings["spectra"] != "observed"
@@ -379,7 +379,7 @@ def build_apogee_demo(
             "object_id": "APOGEE_ID, the name in 2MASS",
             "flux": "1e-17 erg s-1 cm-2 Angstrom-1; not divided by a continuum",
             "mask": "True = do not use: between the detectors, or one of the bad bits of APOGEE_PIXMASK is set",
-            "radial_velocity": "km s-1; heliocentric, what was shifted by",
+            "radial_velocity": "km s-1; heliocentric, the shift to the rest frame",
         },
         flaws=["The files hold no labels.", "Two stars are enough to see that a program runs, and for nothing else."],
         source=f"`{DEMO_MEMBERS[0]}` and `{DEMO_MEMBERS[1]}` in the wheel of `{name}=={version}` (SHA-256 `{checksum}`"

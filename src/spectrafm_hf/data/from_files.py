@@ -263,10 +263,8 @@ def _card(report: Report, n_files: int, command: str, split_by: str, units: Mapp
     ]
     for what, count in {
         "Spectra that are not in the rest frame (`rest_frame` is False), as no velocity is known": report.n_not_at_rest,
-        "Spectra whose frame nobody states, taken as at rest (`rest_frame` is null)": report.unstated[FRAME_UNSTATED],
-        "Spectra whose wavelengths nobody states to be in air or vacuum, taken as in vacuum": report.unstated[
-            MEDIUM_UNSTATED
-        ],
+        "Spectra without a stated frame, assumed to be at rest (`rest_frame` is null)": report.unstated[FRAME_UNSTATED],
+        "Spectra without a stated medium, assumed to be in vacuum": report.unstated[MEDIUM_UNSTATED],
         "Spectra without labels, as their identifier is not in the table": (n - report.n_labelled)
         * (report.labels is not None),
         "Identifiers that are in the table of labels more than once, of which the first row counts": len(
@@ -281,11 +279,11 @@ def _card(report: Report, n_files: int, command: str, split_by: str, units: Mapp
         "none": "All spectra are in one split.",
     }
     columns: Mapping[str, str] = {
-        "radial_velocity": "km/s; what the wavelengths were shifted by to the rest frame",
-        "rest_frame": "False = not at rest, as the velocity of the star is not known; null = nobody states the frame",
+        "radial_velocity": "km/s; shift of the wavelengths to the rest frame",
+        "rest_frame": "False = not at rest, as the velocity is unknown; null = frame not stated",
         "resolving_power": "wavelength over the width of a line, NaN if not known",
         "normalised": "whether the flux is divided by a continuum, null if not known",
-        "reading_flags": "what was assumed of the file, empty if nothing",
+        "reading_flags": "assumptions about the file, empty if none",
         "file": "name of the file that the spectrum comes from",
         "flux": "as in the file",
         **{

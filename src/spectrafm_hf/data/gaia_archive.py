@@ -205,7 +205,7 @@ class GaiaArchive:
                     raise
         raise OSError(
             f"{self.server}: expected XP spectra of {len(identifiers)} stars, from {identifiers[0]}, got "
-            f"{one_line(cause) or type(cause).__name__} ({ATTEMPTS} times); the same command goes on from here"
+            f"{one_line(cause) or type(cause).__name__} ({ATTEMPTS} times); the same command resumes from here"
         ) from cause
 
     def _ask_once(self, identifiers: Sequence[int]) -> pa.Table:

@@ -259,11 +259,11 @@ def _card(counts: dict[str, int], checksum: str) -> Card:
             f"{n['impossible_extinctions']} values of `ak_targ` outside {AK_TARG_RANGE[0]:g} to {AK_TARG_RANGE[1]:g} "
             "mag were set to NaN. Slightly negative ones are noise and stay.",
             "Below 3,900 and above 10,100 Angstrom the spectra are noisy and wiggle: they are sums of smooth basis "
-            "functions. Neighbouring pixels are correlated everywhere, which `flux_error` does not tell.",
+            "functions. Neighbouring pixels are correlated everywhere, which is not in `flux_error`.",
             "The errors of the labels are the formal ones of APOGEE.",
         ],
         source=f"`{MEMBER}` in the wheel of `{name}=={version}` (SHA-256 `{checksum}`, {origin}), by David Nidever; "
-        "the package has the MIT licence. Nothing was changed but names, byte order and what is said above.",
+        "the package has the MIT licence. Only names, byte order and the above were changed.",
         terms=TERMS,
         citations=[
             *CITATIONS,

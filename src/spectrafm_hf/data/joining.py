@@ -89,7 +89,7 @@ def read_label_table(
     if names is None:
         names = label_columns(table, {*known, *asked}) or numbers
         if left := [name for name in numbers if name not in names]:
-            notes.append(f"columns of numbers that are not learnt (--label names those that are): {', '.join(left)}")
+            notes.append(f"numeric columns that are not used as labels (choose with --label): {', '.join(left)}")
         # A column with a word among its numbers is text: it may have been meant.
         texts = [
             field.name
@@ -99,7 +99,7 @@ def read_label_table(
             and field.name not in numbers
         ]
         if texts:
-            notes.append(f"columns that hold words, which are not learnt: {', '.join(texts)}")
+            notes.append(f"text columns, which cannot be labels: {', '.join(texts)}")
     names = list(dict.fromkeys(name.lower() for name in names))
     if not names or set(names) - set(numbers):
         raise ValueError(

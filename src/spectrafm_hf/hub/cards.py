@@ -272,7 +272,7 @@ def group_evaluations(evaluations: Sequence[Mapping[str, Any]], sums: Mapping[st
                 group.results.setdefault(title, {}).update({rows[row]: table for row, table in results.items()})
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"evaluation: expected what scripts/paper/evaluate.py writes, got none of {error}"
+                f"evaluation: expected the output of scripts/paper/evaluate.py, which lacks {error}"
             ) from error
     if not groups:
         raise ValueError(f"evaluation: expected one of {name_checksums(sums)}, got none")
@@ -335,7 +335,9 @@ def _read_card(checkpoint: Path) -> str | None:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if not marked:
-        raise ValueError(f"{path}: expected a card with marks for free text, got another text; move it away to go on")
+        raise ValueError(
+            f"{path}: expected a card with marks for free text, got another text; move it away and run again"
+        )
     return text
 
 

@@ -233,7 +233,7 @@ def _read_vocabulary(source: Path, settings: dict[str, Any]) -> tuple[list[int],
     pixels = [i for i in ids if row_of[i] == flux_row]
     labels = [i for i in ids if row_of[i] != flux_row]
     if not labels:
-        raise ValueError(f"{path}: expected labels beside the pixels, found none")
+        raise ValueError(f"{path}: expected labels with the pixels, found none")
     return pixels, labels, [row_of[PADDING_ID], flux_row, *(row_of[i] for i in labels)]
 
 

@@ -357,7 +357,7 @@ def _with_free_texts(upload: Upload, there: str, free_text: str | None) -> Uploa
         return upload
     try:
         if not (marked := free_texts(there)):
-            raise ValueError("expected a card with marks for free text, got another text; move it away to go on")
+            raise ValueError("expected a card with marks for free text, got another text; move it away and run again")
     except ValueError as error:
         raise ValueError(f"README.md of {upload.repo_id} on the hub: {error}") from error
     ours, theirs = ({name: text for name, text in texts.items() if text} for texts in (free_texts(upload.card), marked))

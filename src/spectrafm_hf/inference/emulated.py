@@ -217,7 +217,9 @@ def _resampling(native: Array, known_power: float | None, wavelength: Array, pow
     # Without a line spread function, a spectrum is sharp to two of its pixels.
     highest = known_power or float(np.min(wavelength / pixels)) / 2.0
     if power is not None and not 0 < power <= highest * NATIVE_TOLERANCE:
-        raise ValueError(f"resolving_power: expected at most {highest:,.0f}, what is known of the flux, got {power:g}")
+        raise ValueError(
+            f"resolving_power: expected at most {highest:,.0f}, the resolving power of the emulator, got {power:g}"
+        )
     smoothed = 0.0 if power is None else (wavelength / power / FWHM) ** 2
     smoother = 0.0 if known_power is None else (wavelength / known_power / FWHM) ** 2
     sigma = np.sqrt(np.maximum(smoothed - smoother, 0.0)) * np.ones_like(wavelength)

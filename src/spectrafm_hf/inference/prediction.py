@@ -294,7 +294,7 @@ class _BatchPredictor:
                     raise
                 if len(some) > 1:
                     self.most = len(some) // 2
-                    logger.warning(f"out of memory with {len(some)} stars at once: {self.most} from now on")
+                    logger.warning(f"out of memory with {len(some)} stars in a batch: {self.most} from now on")
                     continue
                 reasons[some[0]] = NO_MEMORY
             else:

@@ -92,9 +92,7 @@ class Embeddings:
 def demand_same_range(part: Embeddings, other: Embeddings) -> None:
     """`ValueError` for vectors that cannot be compared."""
     if part.range != other.range:
-        raise ValueError(
-            f"embeddings: expected spectra of the same wavelengths to compare, got {part.range} beside {other.range}"
-        )
+        raise ValueError(f"embeddings: expected spectra with the same wavelengths, got {part.range} and {other.range}")
 
 
 class Embedder:
@@ -223,7 +221,7 @@ def read_embeddings(path: str | os.PathLike[str], model: SpectraFMForPrediction)
         if MODEL_KEY not in metadata:
             return None
         if metadata[MODEL_KEY] != fingerprint(model).encode() or RANGE_KEY not in metadata:
-            raise ValueError(f"{path}: expected embeddings of this model, got those of another one")
+            raise ValueError(f"{path}: expected embeddings of this model, got some of another model")
         table = pq.read_table(path)
         vectors = table["embedding"].combine_chunks()
         labels = {name: table[name].to_numpy() for name in table.column_names[2:]}

@@ -128,7 +128,7 @@ class SpectrumPredictor:
         names = answered_labels(self.model, self.tokenizer, rows[0])
         (found,) = predict_batches(self.model, self.tokenizer, [list(rows)], names)
         if bad := [str(reason) for reason in found["reason"] if reason]:
-            raise ValueError(f"rows: expected spectra that tell their labels, got one of which: {bad[0]}")
+            raise ValueError(f"rows: expected spectra whose labels can be predicted, got one with: {bad[0]}")
         values, errors = ({name: found[name + end].astype(float) for name in names} for end in ("", "_err"))
         if set(ALPHA_ELEMENTS) <= set(values):
             values.pop("alpha_m", None)

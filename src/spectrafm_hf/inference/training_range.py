@@ -163,7 +163,7 @@ def _on_the_hub(name: str, revision: str) -> str | None:
             return None
         cause = " ".join(str(error.__cause__ or error).split())[:200]
         raise OSError(
-            f"{name}: expected the hub, or its cache, to say whether there is a {RANGE_FILE}, got {cause}"
+            f"{name}: expected the hub, or its cache, to know whether there is a {RANGE_FILE}, got {cause}"
         ) from error
 
 

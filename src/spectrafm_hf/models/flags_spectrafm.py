@@ -20,12 +20,12 @@ FLAGS = {
         "Look at the spectrum. Is it a star, and alone? Are continuum and resolution as stated?",
     ),
     "no_signal": (
-        "The flux of all pixels together is not above its noise: the answers are what stars are like in general.",
+        "The mean flux is below its noise: the predictions are those of an average star.",
         "Do not use the answers.",
     ),
     "bad_pixels": (
         "More than one percent of the pixels were left out, as no star could have them.",
-        "Mask what the pipeline of the instrument marks as bad. The answer does without these pixels.",
+        "Mask what the pipeline of the instrument marks as bad. These pixels were not used.",
     ),
     "velocity": (
         "The lines are not at rest, although the wavelengths are stated to be: the answers are wrong.",
@@ -37,7 +37,7 @@ FLAGS = {
     ),
     VELOCITY_MEASURED: (
         "Neither rest nor a velocity is stated. The velocity was measured from the lines and removed.",
-        "Nothing, if the velocity is that of a star. State the velocity where you know it better.",
+        "Nothing, if the velocity is plausible for a star. Give the velocity if you know it better.",
     ),
     MEDIUM_MEASURED: (
         "Nobody states the medium. The lines lie where air has them, so the wavelengths were converted to vacuum.",
@@ -52,7 +52,7 @@ FLAGS = {
         "Take the answer for a limit.",
     ),
     "other_errors": (
-        "The pixels scatter by much more than their errors say, or differ from any star. Sigmas are larger to match.",
+        "The pixels scatter by much more than their errors, or differ from all stars. Sigmas are increased.",
         "Check the errors of the spectrum. Of bright observed stars it is usual: models of stars are not perfect.",
     ),
 }

@@ -375,7 +375,7 @@ def _not_a_star(given: Stated) -> str:
     if kind in NOT_STARS:
         return f"object_class: expected a star, got {kind}"
     if given.redshift is not None and np.isfinite(given.redshift) and given.redshift > MAX_VELOCITY / SPEED_OF_LIGHT:
-        return f"redshift: expected that of a star, below 0.01, got {given.redshift:.4g}"
+        return f"redshift: expected a star, with one below 0.01, got {given.redshift:.4g}"
     return ""
 
 

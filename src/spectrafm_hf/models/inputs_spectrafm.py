@@ -140,7 +140,7 @@ def columns_of_call(call: Columns, shift: bool) -> Columns:
     if are_rows(wavelength) or are_spectra(wavelength):
         for field, value in (("flux", flux), ("flux_error", flux_error), ("mask", mask)):
             if value is not None:
-                raise ValueError(f"{field}: expected None beside rows or spectra, got {type(value).__name__}")
+                raise ValueError(f"{field}: expected None with rows or spectra, got {type(value).__name__}")
     if are_rows(wavelength):
         rows = as_columns(wavelength)
         wavelength, flux, flux_error, mask = pixel_columns(rows)

@@ -963,27 +963,20 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             labels=labels,
             label_errors=label_errors,
         )
-        asked, kept = request_ids, None
+        all_ids, kept = request_ids, None
         if self.config.corrections:
-            # What they alone answer comes later: other columns make the last digit of vectorised functions another.
+            # Labels of corrections alone come later: more columns change the last digit of vectorised functions.
             kept = (request_ids < FIRST_LABEL_ID + self.config.num_network_labels).any(dim=0)
             request_ids = request_ids[:, kept]
             labels, label_errors, flux_center, flux_scale = (
-                None if given is None else given[:, kept] for given in (labels, label_errors, flux_center, flux_scale)
+                None if part is None else part[:, kept] for part in (labels, label_errors, flux_center, flux_scale)
             )
         outputs: SpectraFMModelOutput = self.model(
-            flux=flux,
-            wavelength=wavelength,
-            attention_mask=attention_mask,
-            scalar_ids=scalar_ids,
-            scalar_values=scalar_values,
-            request_ids=request_ids,
-            request_wavelength=request_wavelength,
-            coefficients=coefficients,
-            reliability=reliability,
-            interval_ids=interval_ids,
+            flux=flux, wavelength=wavelength, attention_mask=attention_mask, scalar_ids=scalar_ids,
+            scalar_values=scalar_values, request_ids=request_ids, request_wavelength=request_wavelength,
+            coefficients=coefficients, reliability=reliability, interval_ids=interval_ids,
             **{**kwargs, "return_dict": True},
-        )
+        )  # fmt: skip
         center, scale = standardisation(self.config, request_ids, flux_center, flux_scale)
         loss = by_member = None
         if self.config.token_embedding == "basis":
@@ -992,16 +985,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         else:
             mean, log_variance = (x[:, None].to(center.device) for x in self.readout(outputs.last_hidden_state))
         if labels is not None:
-            target = (labels.float() - center) / scale
+            target = ((labels.float() - center) / scale).masked_fill(request_ids == PADDING_ID, math.nan)
             sigma = None if label_errors is None else label_errors.float() / scale
-            target = target.masked_fill(request_ids == PADDING_ID, math.nan)
-            # Each member learns by itself.
-            unknown = mean.isnan()
-            target = torch.where(unknown, math.nan, target[:, None])
-            sigma = None if sigma is None else sigma[:, None].expand_as(mean)
-            answers, spreads = torch.where(unknown, 0.0, mean), torch.where(unknown, 0.0, log_variance)
-            n_items = None if num_items_in_batch is None else num_items_in_batch * mean.shape[1]
-            loss = prediction_loss(answers, spreads, target, sigma, self.config.degrees_of_freedom, n_items)
+            loss = self._loss(mean, log_variance, target, sigma, num_items_in_batch)
             if star_targets is not None:
                 wanted = self.refinement.star_model.standardise(star_targets)
                 loss = loss + start_loss(self.start(self._star_state(outputs)), wanted[:, None])
@@ -1014,20 +1000,15 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         if estimate is not None and torch.compiler.is_exporting():
             raise ValueError("estimate: expected none, as the fit with the star model cannot be exported")
         if self.config.star_labels and estimate is not None and information is not None and pull is not None:
-            refined = self._refine(
-                self._star_state(outputs), reliability, interval_ids, estimate, information, pull, misfit
-            )
+            evidence = reliability, interval_ids, estimate, information, pull, misfit
+            refined = self._refine(self._star_state(outputs), *evidence)
             if refined is not None:
                 mean, log_variance = self._by_star_model(refined, request_ids, mean, log_variance)
-        found = values, errors, mean, log_variance = (
-            mean * scale + center,
-            torch.exp(0.5 * log_variance) * scale,
-            mean,
-            log_variance,
-        )
+        values, errors = mean * scale + center, torch.exp(0.5 * log_variance) * scale
         if kept is not None:
-            evidence = coefficients, reliability, interval_ids, attention_mask, pixels
-            values, errors, mean, log_variance = self._corrected(outputs, refined, asked, kept, found, evidence)
+            found = values, errors, mean, log_variance
+            seen = coefficients, reliability, interval_ids, attention_mask, pixels
+            values, errors, mean, log_variance = self._corrected(outputs, refined, all_ids, kept, found, seen)
         return SpectraFMPredictionOutput(
             loss=loss,
             mean=mean,
@@ -1044,6 +1025,15 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
+
+    def _loss(self, mean, log_variance, target, sigma, num_items_in_batch) -> torch.Tensor:
+        """The loss of each member by itself, (B, members, R), against standardised labels (B, R)."""
+        unknown = mean.isnan()
+        target = torch.where(unknown, math.nan, target[:, None])
+        sigma = None if sigma is None else sigma[:, None].expand_as(mean)
+        answers, spreads = torch.where(unknown, 0.0, mean), torch.where(unknown, 0.0, log_variance)
+        n_items = None if num_items_in_batch is None else num_items_in_batch * mean.shape[1]
+        return prediction_loss(answers, spreads, target, sigma, self.config.degrees_of_freedom, n_items)
 
     def predict_spectrum(
         self, tokenizer, *spectra, wavelength=None, resolving_power: float | None = None, **how

@@ -63,4 +63,29 @@ def _suits(left: torch.Tensor, right: torch.Tensor) -> bool:
     return plain and large and bool(torch.backends.mkldnn.enabled) and torch.backends.mkldnn.is_available()
 
 
-__all__ = ["product", "products"]
+#: Rows of a matrix that LAPACK factorises; larger ones are divided.
+SMALL = 16
+
+
+def inverse_factor(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Inverses of the lower Cholesky factors of matrices (stars, K, K), whose inverse is `factor^T factor`; and of which
+    there is none, (stars,). By halves, which are products of matrices: LAPACK is slow with those that are small.
+    """
+    size = matrix.shape[-1]
+    if size <= SMALL:
+        lower, info = torch.linalg.cholesky_ex(matrix)
+        unit = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        return torch.linalg.solve_triangular(lower, unit, upper=False), info > 0
+    half = size // 2
+    upper, failed = inverse_factor(matrix[:, :half, :half])
+    below = matrix[:, half:, :half] @ upper.mT
+    lower, failed_too = inverse_factor(matrix[:, half:, half:] - below @ below.mT)
+    found = torch.empty_like(matrix)
+    found[:, :half, :half], found[:, half:, half:] = upper, lower
+    found[:, :half, half:] = 0.0
+    found[:, half:, :half] = -lower @ (below @ upper)
+    return found, failed | failed_too
+
+
+__all__ = ["inverse_factor", "product", "products"]

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .basis_spectrafm import MODEL_ERROR, NATIVE_TOLERANCE, Design, Rung, SpectrumBasis, design_of_rung, inverse_factor
+from .basis_spectrafm import MODEL_ERROR, NATIVE_TOLERANCE, Design, Rung, SpectrumBasis, design_of_rung
+from .products_spectrafm import inverse_factor
 from .refinement_spectrafm import FIRST_LEVEL, FREE_LEVEL, LEAST_LEVEL, NUISANCE_SIGMA, Refined
 
 
@@ -27,8 +28,7 @@ UNEXPLAINED = {"star_model": 0.03, "components": 0.03}
 #: coefficients. Found on validation stars, with a hole.
 LEAST_NOISE = 0.05
 LARGEST_EXCESS = 0.5  # of the misfit, found from a spectrum
-FREE_SCALE = 3.0  # of ln of the level of a star
-SLOPE_OVER_LEVEL = 5.0
+FREE_SCALE, SLOPE_OVER_LEVEL = 3.0, 5.0  # of ln of the level of a star; of slopes, over the continuum
 ROUNDS, WELL_KNOWN = 2, 4.0
 DRIFT = 0.05  # of ln of the level from interval to interval, where fluxes are not calibrated
 # Of residuals that are no noise: least deviation of a mean, and of how many pixels.

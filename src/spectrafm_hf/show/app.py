@@ -120,14 +120,14 @@ _LIMITS = (
     f"At most {MAX_MEGABYTES} MB. Of more than {MAX_SPECTRA} spectra in a file the first {MAX_SPECTRA} are used, each "
     f"of at most {MAX_PIXELS:,} pixels."
 )
-_BROKEN = "Something went wrong in this program; that is no fault of the file, and what it was is in the program's log."
+_BROKEN = "A bug in this program, not a fault of the file; details are in the program's log."
 
 Update = dict[Any, Any]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a visitor asks for: an example, or a file and how to read it."""
+class Request:
+    """What a visitor chose: an example, or a file and the settings of its reading."""
 
     example: str | None = None
     path: str | None = None
@@ -137,8 +137,8 @@ class Asked:
     at_rest: bool = False
     columns: str = ""
 
-    def how(self) -> dict[str, Any]:
-        """Of `read_spectra`."""
+    def reading(self) -> dict[str, Any]:
+        """Arguments of `read_spectra`."""
         return {
             "radial_velocity": _number(self.velocity, "Radial velocity", "km/s"),
             "wavelength_unit": self.unit,
@@ -150,15 +150,15 @@ class Asked:
 
 @dataclass(eq=False)
 class Shown:
-    """What is on the page of a visitor: what was asked for, and what came of it."""
+    """What the page of a visitor shows."""
 
-    asked: Asked
+    request: Request
     reading: Reading | None
     spectrum: int = 0
 
 
 def _number(text: str, field: str, unit: str) -> float | None:
-    """What a box holds, whose unit may be written behind it; None if it is empty."""
+    """The number of a text box, with or without its unit; None if it is empty."""
     words = (text or "").replace("−", "-").replace(unit, "").strip()
     if not words:
         return None
@@ -182,7 +182,7 @@ def _columns(text: str) -> dict[str, str] | None:
 
 
 def _part(explanation: Explanation, low: float | None, high: float | None) -> tuple[float, float] | None:
-    """The part of a spectrum that is asked for, None for all of it."""
+    """The chosen part of a spectrum, None for all of it."""
     if low is None and high is None:
         return None
     first, last = explanation.wavelength[[0, -1]]
@@ -195,38 +195,38 @@ def _part(explanation: Explanation, low: float | None, high: float | None) -> tu
 
 
 class Page:
-    """The parts of the page, and what is in them for what a visitor asks."""
+    """The elements of the page and their updates."""
 
     def __init__(self, workbench: Workbench) -> None:
         self.workbench = workbench
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                self._ask()
+                self._inputs()
             with gr.Column(scale=3, min_width=320, elem_id="answer"):
-                self._tell()
+                self._results()
         self.state = gr.State(None, time_to_live=KEPT)
 
-    def _ask(self) -> None:
+    def _inputs(self) -> None:
         self.example = gr.Radio(list(EXAMPLES), value=EXAMPLES[0], label="Example stars")
         self.upload = gr.File(label="Your spectrum file", height=170, elem_id="upload")
         gr.HTML(f"<p>{_LIMITS}</p>", elem_classes="page")
         with gr.Accordion("How to read the file", open=False):
             # A box for numbers would fill with 0 when it is opened.
             self.velocity = gr.Textbox(
-                "", label="Radial velocity of the star [km/s]", info="Empty: what the file says", max_lines=1
+                "", label="Radial velocity of the star [km/s]", info="Empty: as stated in the file", max_lines=1
             )
-            self.at_rest = gr.Checkbox(label="Wavelengths are at rest", info="Of files that do not say")
+            self.at_rest = gr.Checkbox(label="Wavelengths are at rest", info="If the file does not state it")
             self.unit = gr.Radio(
                 [("Å", "Angstrom"), ("nm", "nm"), ("µm", "um")],
                 value="Angstrom",
                 label="Unit of the wavelengths",
-                info="Of files that do not say",
+                info="If the file does not state it",
             )
             self.medium = gr.Radio(
                 [("not known", ""), ("vacuum", "vacuum"), ("air", "air")],
                 value="",
                 label="Wavelengths in",
-                info="Of files that do not say",
+                info="If the file does not state it",
             )
             self.columns = gr.Textbox(
                 "", label="Columns", info="Where they are not found: wavelength=NAME, flux=NAME", max_lines=1
@@ -235,39 +235,38 @@ class Page:
         with gr.Accordion("Which files can be read", open=False):
             gr.HTML(formats_html(), elem_classes="page")
 
-    def _tell(self) -> None:
+    def _results(self) -> None:
         self.summary = gr.HTML(elem_classes="page", js_on_load=_LIVE, elem_id="summary")
         self.which = gr.Dropdown([], label="Spectrum of the file", visible=False)
         with gr.Column(visible=False) as self.answer:
             self.labels = gr.HTML(elem_classes="page")
             self.table = gr.DownloadButton("Download the labels of all spectra (CSV)", size="md")
-            gr.HTML("<h2>The spectrum, and what the model looks at</h2>", elem_classes="page")
+            gr.HTML("<h2>Spectrum and explanation</h2>", elem_classes="page")
             self.label = gr.Radio([], label="For the label")
             with gr.Row():
                 self.low = gr.Textbox("", label="Show from [Å]", min_width=120, max_lines=1)
                 self.high = gr.Textbox("", label="to [Å]", min_width=120, max_lines=1)
                 self.part = gr.Button("Show this part", min_width=120)
             self.picture = gr.HTML(elem_classes="page", elem_id="picture")
-            gr.HTML("<h2>The star that fits best</h2>", elem_classes="page")
+            gr.HTML("<h2>Best-fit star</h2>", elem_classes="page")
             self.fit = gr.HTML(elem_classes="page", elem_id="fit")
             gr.HTML("<h2>Nearest known stars</h2>", elem_classes="page")
             self.nearest = gr.HTML(elem_classes="page", elem_id="nearest")
 
     def connect(self, page: gr.Blocks) -> None:
         """
-        One function answers everything, so that of two stars that are asked for one after the other no half of one is
-        shown beside a half of the other.
+        One function updates everything, so that the page never mixes two stars.
         """
-        asked = [self.example, self.upload, self.velocity, self.unit, self.medium, self.at_rest, self.columns]
+        inputs = [self.example, self.upload, self.velocity, self.unit, self.medium, self.at_rest, self.columns]
         view = [self.which, self.label, self.low, self.high]
-        told = [self.summary, self.answer, self.labels, self.table, self.picture, self.fit, self.nearest]
+        results = [self.summary, self.answer, self.labels, self.table, self.picture, self.fit, self.nearest]
         new = [self.example.input, self.upload.upload, self.again.click]
         others = [self.which.input, self.label.input, self.low.submit, self.high.submit, self.part.click]
         gr.on(
             [page.load, *new, *others],
             self.guarded,
-            [self.state, *view, *asked],
-            [self.state, self.example, self.upload, *view, *told],
+            [self.state, *view, *inputs],
+            [self.state, self.example, self.upload, *view, *results],
             show_progress_on=[self.summary, self.picture],
             trigger_mode="always_last",
             api_visibility="private",
@@ -277,7 +276,7 @@ class Page:
             event(None, js=_SCROLL)
 
     def guarded(self, *values: Any) -> Iterator[Update]:
-        """A mistake of this program is for its log; the visitor is told that it is none of the file."""
+        """A bug of this program goes to the log; the page says that the file is not the cause."""
         try:
             yield from self.reply(*values)
         except Exception:
@@ -287,53 +286,55 @@ class Page:
     def reply(
         self, shown: Shown | None, which: int | None, label: str | None, low: str, high: str, *values: Any
     ) -> Iterator[Update]:
-        """What changes on the page, step by step."""
-        asked = Asked(*values)
-        before = shown.asked if shown else Asked()
-        # Which of the two was asked for last, is what has changed.
-        is_file = asked.path is not None and (asked.path != before.path or asked.example in (None, before.example))
-        if asked.example is not None and not is_file:
-            if asked.path is not None:  # without one, the button that opens a file would lose the focus
+        """The updates of the page, step by step."""
+        request = Request(*values)
+        before = shown.request if shown else Request()
+        # The one that changed was chosen last.
+        is_file = request.path is not None and (
+            request.path != before.path or request.example in (None, before.example)
+        )
+        if request.example is not None and not is_file:
+            if request.path is not None:  # without one, the button that opens a file would lose the focus
                 yield {self.upload: None}
-            asked = Asked(asked.example)
+            request = Request(request.example)
         else:
-            asked = replace(asked, example=None)
-        if shown is None or shown.reading is None or asked != shown.asked:
-            yield from self.star(asked, label)
+            request = replace(request, example=None)
+        if shown is None or shown.reading is None or request != shown.request:
+            yield from self.star(request, label)
         elif (which or 0) != shown.spectrum:
-            yield from self.spectrum(shown.asked, shown.reading, which or 0, label)
+            yield from self.spectrum(shown.request, shown.reading, which or 0, label)
         else:
             yield from self.view(shown.reading, shown.spectrum, label, low, high)
 
-    def star(self, asked: Asked, label: str | None) -> Iterator[Update]:
+    def star(self, request: Request, label: str | None) -> Iterator[Update]:
         """An example, or the first spectrum of a file."""
-        name = asked.example or Path(asked.path or "").name
+        name = request.example or Path(request.path or "").name
         try:
-            if asked.example is not None:
-                yield self.waiting(asked, f"Looking at {name}")
-                reading = self.workbench.example(asked.example)
-            elif asked.path is None:
+            if request.example is not None:
+                yield self.waiting(request, f"Looking at {name}")
+                reading = self.workbench.example(request.example)
+            elif request.path is None:
                 raise ValueError("There is none: choose one under “Your spectrum file”")
-            elif not Path(asked.path).is_file():
+            elif not Path(request.path).is_file():
                 raise ValueError("It was forgotten after an hour: choose it again")
             else:
-                yield {self.example: None, **self.waiting(asked, f"Reading {name}")}
-                rows, more = self.workbench.rows(asked.path, **asked.how())
+                yield {self.example: None, **self.waiting(request, f"Reading {name}")}
+                rows, more = self.workbench.rows(request.path, **request.reading())
                 spectra = "the spectrum" if len(rows) == 1 else f"{len(rows)} spectra"
                 yield {self.summary: waiting_html(f"Predicting the labels of {spectra} in {name}")}
                 reading = self.workbench.predict(rows, more=more)
         except ValueError as error:
-            yield {self.example: None, **self.waiting(asked, ""), self.summary: alert_html(f"{error}.")}
+            yield {self.example: None, **self.waiting(request, ""), self.summary: alert_html(f"{error}.")}
             return
         names = [(f"{i + 1}: {row['object_id']}", i) for i, row in enumerate(reading.rows)]
-        updates = self.spectrum(asked, reading, 0, label)
-        # With the first of them: what is sent alone just before others has been lost on the way to the page.
+        updates = self.spectrum(request, reading, 0, label)
+        # Together with the first update: one that was sent just before others has been lost.
         yield {self.which: gr.Dropdown(names, value=0, visible=len(names) > 1), **next(updates)}
         yield from updates
 
-    def spectrum(self, asked: Asked, reading: Reading, i: int, label: str | None) -> Iterator[Update]:
-        """One spectrum of a reading; the label that was looked at stays if it is there."""
-        summary = {self.state: Shown(asked, reading, i), self.summary: summary_html(reading, i)}
+    def spectrum(self, request: Request, reading: Reading, i: int, label: str | None) -> Iterator[Update]:
+        """One spectrum of a file; the chosen label stays if the spectrum has it."""
+        summary = {self.state: Shown(request, reading, i), self.summary: summary_html(reading, i)}
         if not reading.known(i):
             yield {**summary, self.answer: gr.Column(visible=False)}
             return
@@ -349,14 +350,14 @@ class Page:
             self.label: gr.Radio(names, value=chosen),
             self.low: "",
             self.high: "",
-            self.picture: waiting_html("Finding out what the model looks at"),
+            self.picture: waiting_html("Explaining the labels"),
             self.fit: "",
             self.nearest: "",
         }
         try:
             picture = picture_html(reading, i, self.workbench.explain(reading, i), chosen)
         except ValueError as error:
-            picture = alert_html(f"What the model looks at cannot be shown: {error}.", "")
+            picture = alert_html(f"The explanation cannot be shown: {error}.", "")
         yield {self.picture: picture, self.fit: waiting_html("Fitting a star to it")}
         fit = fit_html(reading, i, self.workbench.fit(reading, i))
         yield {self.fit: fit, self.nearest: waiting_html("Comparing it with known stars")}
@@ -377,10 +378,10 @@ class Page:
             self.fit: fit_html(reading, i, self.workbench.fit(reading, i), limits),
         }
 
-    def waiting(self, asked: Asked, words: str) -> Update:
-        """What is being done, and nothing of the star that was shown before."""
+    def waiting(self, request: Request, words: str) -> Update:
+        """A message, with the results of the last star hidden."""
         hidden = {self.which: gr.Dropdown([], value=None, visible=False), self.answer: gr.Column(visible=False)}
-        return {self.state: Shown(asked, None), self.summary: waiting_html(words), **hidden}
+        return {self.state: Shown(request, None), self.summary: waiting_html(words), **hidden}
 
 
 def build(workbench: Workbench) -> gr.Blocks:
@@ -388,13 +389,13 @@ def build(workbench: Workbench) -> gr.Blocks:
     page = gr.Blocks(title="Stellar labels from a spectrum", analytics_enabled=False, delete_cache=(600, KEPT))
     with page:
         gr.HTML(
-            "<h1>Stellar labels from a spectrum</h1><p>Pick a star or upload a spectrum: SpectraFM says its "
-            "temperature, gravity and abundances, each with an error, and what it looked at. Uploads are deleted after "
-            "an hour.</p>",
+            "<h1>Stellar labels from a spectrum</h1><p>Pick a star or upload a spectrum: SpectraFM predicts its "
+            "temperature, gravity and abundances, each with an error, and shows which pixels matter. Uploads are "
+            "deleted after an hour.</p>",
             elem_classes="page",
         )
         Page(workbench).connect(page)
-    # Other visitors wait for their turn; more than these are told to come back later.
+    # Other visitors wait in a queue; if it is full, the page says so.
     return page.queue(max_size=50, api_open=False)
 
 
@@ -416,7 +417,7 @@ def launch(
         127.0.0.1 is for this machine only, 0.0.0.0 for all that can reach it.
     port : int
     block : bool
-        Return after Ctrl-C. Otherwise at once, and `close()` of what is returned ends it.
+        Return after Ctrl-C. Otherwise return at once; `close()` of the result stops the server.
 
     Raises
     ------
@@ -428,7 +429,7 @@ def launch(
     except (OSError, OverflowError) as error:
         raise OSError(f"host, port: expected a free port of this machine, got {host}, {port}: {error}") from error
     page = build(Workbench(model, known))
-    font = ["system-ui", "sans-serif"]  # those of the machine: none are fetched
+    font = ["system-ui", "sans-serif"]  # installed fonts; none are downloaded
     page.launch(
         server_name=host,
         server_port=port,
@@ -439,7 +440,7 @@ def launch(
         footer_links=[],
         max_file_size=f"{MAX_MEGABYTES}mb",
         theme=gr.themes.Default(primary_hue="blue", font=font, font_mono=["ui-monospace", "monospace"]).set(
-            # Theirs are too pale to read.
+            # The default is too pale to read.
             block_info_text_color="*neutral_600",
             block_info_text_color_dark="*neutral_300",
         ),

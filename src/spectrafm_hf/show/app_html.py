@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The page of `spectrafm app` in HTML: what was read, labels, warnings, the picture and the nearest stars."""
+"""The page of `spectrafm app` in HTML: summary, warnings, labels, pictures and similar stars."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from .workbench import MAX_SPECTRA, Reading
 
 NAMED_PEAKS = 5
 _WHERE = "under “How to read the file”"
-#: What to do about flags, on this page.
+#: Meaning of flags, and what to do on this page.
 _ADVICE = {
     NOT_AT_REST: (
         "No radial velocity of this star is known, so the wavelengths may not be at rest.",
-        f"Give it {_WHERE}.",
+        f"Enter it {_WHERE}.",
     ),
     FRAME_UNSTATED: (
-        "The file does not say whether the wavelengths are at rest; they were taken so.",
-        f"Say that they are, or give the radial velocity, {_WHERE}.",
+        "The file does not say whether the wavelengths are at rest; this is assumed.",
+        f"Confirm it, or enter the radial velocity, {_WHERE}.",
     ),
     MEDIUM_UNSTATED: (
-        "The file does not say whether the wavelengths are in vacuum or in air; they were taken to be in vacuum.",
-        f"Say it {_WHERE}.",
+        "The file does not say whether the wavelengths are in vacuum or in air; vacuum is assumed.",
+        f"Choose it {_WHERE}.",
     ),
-    "velocity": (FLAGS["velocity"][0], f"Give the radial velocity {_WHERE}."),
-    "medium": (FLAGS["medium"][0], f"Say that they are in air {_WHERE}."),
+    "velocity": (FLAGS["velocity"][0], f"Enter the radial velocity {_WHERE}."),
+    "medium": (FLAGS["medium"][0], f"Choose air {_WHERE}."),
 }
 #: Flags of spectra whose labels are not to be used.
 _UNUSABLE = ("unlike_training", "wavelength", "wavelength_step")
@@ -55,7 +55,7 @@ _HTML = {
 
 
 def plain_symbol(label: str) -> str:
-    """How astronomers write a label, without typesetting."""
+    """The symbol of a label as plain text."""
     return _PLAIN.get(label) or symbol(label).replace(r"$\alpha$", "α").replace("$", "")
 
 
@@ -64,10 +64,10 @@ def html_symbol(label: str) -> str:
 
 
 def _number(value: float, unit: str) -> str:
-    """With a real minus sign, which is as wide as a plus."""
+    """Rounded, with a typographic minus sign."""
     if not np.isfinite(value):
         return "unknown"
-    # Adding zero makes a plain zero of one with a minus sign.
+    # Adding zero turns -0 into 0.
     return f"{round(float(value), digits(unit)) + 0.0:.{digits(unit)}f}".replace("-", "−")
 
 
@@ -75,11 +75,11 @@ def _heading(label: str, units: Mapping[str, str]) -> str:
     return html_symbol(label) + (f' <span class="unit">[{html.escape(units[label])}]</span>' if units[label] else "")
 
 
-# -------------------------------------------------------------------------------------------------- what was read
+# -------------------------------------------------------------------------------------------------------- summary
 
 
 def summary_html(reading: Reading, i: int) -> str:
-    """What was read, by which model, and what to beware of."""
+    """The spectrum, the model and warnings."""
     row = reading.rows[i]
     text = f"<h2>{html.escape(str(row['object_id']))}</h2>"
     if reading.known(i):
@@ -95,7 +95,7 @@ def summary_html(reading: Reading, i: int) -> str:
             facts.append(f"S/N {row['snr']:.0f} a pixel")
         text += f"<p>{', '.join(facts)}. Read by <code>{html.escape(reading.loaded.name)}</code>.</p>"
     if reading.more:
-        text += f"<p>The file holds more spectra: these are the first {MAX_SPECTRA}.</p>"
+        text += f"<p>The file holds more spectra; only the first {MAX_SPECTRA} are shown.</p>"
     warnings = _warnings(reading, i)
     if warnings:
         text += '<div class="alert">' + "".join(f"<p>{words}</p>" for words in warnings) + "</div>"
@@ -103,27 +103,29 @@ def summary_html(reading: Reading, i: int) -> str:
 
 
 def _warnings(reading: Reading, i: int) -> list[str]:
-    """The flags of a spectrum in words; those of labels stand beside the labels."""
+    """The flags of a spectrum in words."""
     if why := reading.why_not(i):
         return [f"<strong>No labels.</strong> This spectrum cannot be used: {html.escape(why)}."]
     flags, found = reading.flags(i), []
     if any(flag in _UNUSABLE for flag in flags):
         found.append("<strong>Do not use these labels.</strong>" + _trained(reading, i))
     if reading.loaded.training_range is None:
-        found.append("This model says nothing of its training range: what lies outside is not flagged.")
+        found.append("This model has no training range, so values outside of it are not flagged.")
     for flag in flags:
         words = _ADVICE.get(flag) or FLAGS.get(flag)
         if words and flag != "edge":
             found.append(f"{html.escape(' '.join(words))} <code>{flag}</code>")
     if outside := [plain_symbol(name) for name in reading.labels(i) if _at_the_end(reading, i, name)]:
-        found.append(f"At the end of the training range, or beyond: {', '.join(outside)}. Take that for a limit.")
+        found.append(
+            f"At the end of the training range, or beyond: {', '.join(outside)}. Treat these values as limits."
+        )
     if reason := str(reading.prediction["reason"][i]):
         found.append(f"{html.escape(reason)}.")
     return found
 
 
 def _trained(reading: Reading, i: int) -> str:
-    """What a model was trained on, and what a spectrum is, where they differ by wavelengths or pixels."""
+    """The wavelengths and pixels of training and spectrum, where they differ."""
     limits = reading.loaded.training_range
     if limits is None or "unlike_training" in reading.flags(i):
         return ""
@@ -135,7 +137,7 @@ def _trained(reading: Reading, i: int) -> str:
         steps = np.atleast_2d(np.asarray(limits.wavelength_step)).mean(axis=1)
         trained = [f"{words} in steps of {each:.3g} Å" for words, each in zip(trained, steps, strict=True)]
     return (
-        f" The model was trained on other spectra than this one: {' or '.join(trained)}. This one has "
+        f" The model was trained on different spectra: {' or '.join(trained)}. This one has "
         f"{wavelength[0]:,.0f} to {wavelength[-1]:,.0f} Å in steps of {step:.3g} Å."
     )
 
@@ -149,7 +151,7 @@ def _limits(reading: Reading, label: str) -> tuple[float, float] | None:
 
 
 def _at_the_end(reading: Reading, i: int, label: str) -> bool:
-    """Whether a label that is flagged lies beyond the training range, or within one sigma of its end."""
+    """Whether a flagged label lies outside the training range, or within one sigma of its end."""
     limits = _limits(reading, label)
     if limits is None:
         return False
@@ -160,9 +162,9 @@ def _at_the_end(reading: Reading, i: int, label: str) -> bool:
 
 
 def labels_html(reading: Reading, i: int) -> str:
-    """The labels of a spectrum, each beside the range of the training stars, and those of the file, if it has any."""
+    """The labels of a spectrum with their training ranges, and the labels in the file if there are any."""
     units, row, names = reading.loaded.units, reading.rows[i], reading.labels(i)
-    given = any(np.isfinite(row.get(name, np.nan)) for name in names)
+    in_file = any(np.isfinite(row.get(name, np.nan)) for name in names)
     lines = []
     for name in names:
         unit = units[name]
@@ -172,10 +174,10 @@ def labels_html(reading: Reading, i: int) -> str:
             f'<td class="value">{_number(value, unit)} <span class="error">± {_number(error, unit)}</span></td>',
             f"<td>{_range_bar(value, error, _limits(reading, name), unit, _at_the_end(reading, i, name))}</td>",
         ]
-        if given:
+        if in_file:
             cells.append(f"<td>{_number(row.get(name, np.nan), unit)}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    head = ["Label", "Predicted ± 1σ", "Training range", *(["In the file"] if given else [])]
+    head = ["Label", "Predicted ± 1σ", "Training range", *(["In the file"] if in_file else [])]
     return (
         '<table class="labels"><thead><tr>'
         + "".join(f'<th scope="col">{text}</th>' for text in head)
@@ -184,7 +186,7 @@ def labels_html(reading: Reading, i: int) -> str:
 
 
 def _range_bar(value: float, error: float, limits: tuple[float, float] | None, unit: str, at_the_end: bool) -> str:
-    """Where a value lies in a range: a bar with a mark, and the same in words."""
+    """A value within its training range, as a bar and in words."""
     if limits is None:
         return "not known"
     low, high = limits
@@ -213,12 +215,12 @@ def _range_bar(value: float, error: float, limits: tuple[float, float] | None, u
 def neighbours_html(
     reading: Reading, i: int, what: str, stars: Sequence[tuple[str, float, Mapping[str, float]]]
 ) -> str:
-    """The known stars most like a spectrum, a column each, beside what is predicted for it."""
+    """A table of the most similar known stars and the predicted labels."""
     loaded = reading.loaded
     if not what:
         return (
-            "<p>No stars with known labels come with this model for such a spectrum. "
-            "<code>spectrafm app --known FILE</code> takes those that <code>spectrafm embed</code> wrote.</p>"
+            "<p>There are no comparison stars for this spectrum. "
+            "Add your own with <code>spectrafm app --known FILE</code>, a file of <code>spectrafm embed</code>.</p>"
         )
     names = [name for name in reading.labels(i) if stars and name in stars[0][2]]
     head = ["Label", "this one, predicted", *(html.escape(name) for name, _, _ in stars)]
@@ -243,24 +245,24 @@ def neighbours_html(
 def picture_html(
     reading: Reading, i: int, explanation: Explanation, label: str, wavelength_range: tuple[float, float] | None = None
 ) -> str:
-    """The spectrum and what the model looks at, in a picture for wide and one for narrow screens, and in words."""
+    """The explanation of a label, as pictures for wide and narrow screens and in words."""
     row = reading.rows[i]
 
     def draw(stream: io.BytesIO, narrow: bool) -> None:
-        how = {"wavelength_range": wavelength_range, "flux_label": reading.flux_label, "narrow": narrow}
-        plot_explained_star(stream, row, explanation, label, reading.loaded.units, **how)  # type: ignore[arg-type]
+        options = {"wavelength_range": wavelength_range, "flux_label": reading.flux_label, "narrow": narrow}
+        plot_explained_star(stream, row, explanation, label, reading.loaded.units, **options)  # type: ignore[arg-type]
 
     what = "all labels" if label == ALL_LABELS else plain_symbol(label)
     words = f"{_peaks_in_words(explanation, label, wavelength_range)} {_response_in_words(explanation)}"
     alternative = (
-        f"Three panels over wavelength: the spectrum of {row['object_id']} with its errors and masked pixels; how much "
-        f"each part of it tells of {what}; how much {what} responds to a line there. {words}"
+        f"Three panels over wavelength: the spectrum of {row['object_id']} with its errors and masked pixels; the "
+        f"information on {what} in each part; the response of {what} to a line there. {words}"
     )
     return _pictures(draw, alternative, words)
 
 
 def fit_html(reading: Reading, i: int, fit: BestFit, wavelength_range: tuple[float, float] | None = None) -> str:
-    """The spectrum, the star that fits it best and the residual, in pictures and in words."""
+    """The spectrum, its best-fit star and the residual, in pictures and in words."""
     row = reading.rows[i]
 
     def draw(stream: io.BytesIO, narrow: bool) -> None:
@@ -276,12 +278,12 @@ def fit_html(reading: Reading, i: int, fit: BestFit, wavelength_range: tuple[flo
         words += f" The residual is no noise in {number} place{'s' * (number > 1)}, strongest at {places}."
     else:
         words += " The residual is noise everywhere."
-    alternative = f"Two panels over wavelength: {row['object_id']} with the star that fits best; the residual. {words}"
+    alternative = f"Two panels over wavelength: {row['object_id']} with the best-fit star; the residual. {words}"
     return _pictures(draw, alternative, words)
 
 
 def _pictures(draw: Callable[[io.BytesIO, bool], None], alternative: str, words: str) -> str:
-    """One for wide and one for narrow screens."""
+    """Pictures for wide and narrow screens."""
     sources = []
     for narrow in (False, True):
         stream = io.BytesIO()
@@ -314,25 +316,25 @@ def _response_in_words(explanation: Explanation) -> str:
 
 
 def formats_html() -> str:
-    """What can be read, for people who wonder whether theirs can."""
+    """The supported formats."""
     lines = "".join(
         f"<li><strong>{html.escape(known.name)}</strong>: wavelengths in {known.wavelength_medium}, "
         f"{html.escape(known.rest_frame)}</li>"
         for known in formats()
     )
     return (
-        "<p>A file is known by its content, not by its name. A table of your own needs columns such as "
+        "<p>Files are identified by their content, not by their names. Your own table needs columns such as "
         "<code>wavelength</code>, <code>flux</code> and, better, <code>flux_error</code>.</p>"
         f"<ul>{lines}</ul>"
     )
 
 
 def alert_html(words: str, what: str = "This file cannot be used.") -> str:
-    """Why there is nothing to show."""
+    """An error message."""
     strong = f"<strong>{what}</strong> " if what else ""
     return f'<div class="alert" role="alert"><p>{strong}{html.escape(words)}</p></div>'
 
 
 def waiting_html(words: str) -> str:
-    """What is being done while a visitor waits."""
+    """A progress message."""
     return f'<p class="waiting">{html.escape(words)} …</p>'

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of what a model looks at. Every function that begins with `plot_` writes one PNG file."""
+"""Pictures of explanations. Each `plot_` function writes one PNG file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plot_explanation(
     units: Mapping[str, str],
     title: str = "",
 ) -> None:
-    """What a model looks at for one label: spectrum, information, response to a line; close-ups of the highest peaks.
+    """Explanation of one label: spectrum, information, response to a line, close-ups of the highest peaks.
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ def plot_explanation(
     label : str
         One of `explanation.labels`.
     peaks : sequence of Peak
-        Of the response, the most prominent first. The lines at them are named, and in a spectrum of more than 2,000
-        pixels the first five have close-ups.
+        Of the response, the most prominent first. Their lines are named; in spectra of more than 2,000 pixels the
+        first five have close-ups.
     units : mapping of label to str
     title : str
     """
@@ -62,7 +62,7 @@ def plot_explanation(
         axes.tick_params(labelbottom=False)
     room = 0.014 * (wavelength[-1] - wavelength[0])
     named = [peak.line for peak in peaks if peak.line]
-    if explanation.step > COARSE_STEP:  # few lines are at peaks there, and the famous ones help to find one's way
+    if explanation.step > COARSE_STEP:  # few lines are at peaks there; well-known ones give orientation
         named += [line for line in line_list() if line.rank == 1]
     marked: list[Line] = []
     for line in named:
@@ -81,7 +81,7 @@ def plot_explanation(
         axes.set_xlim(low, high)
         below = axes.twinx()
         below.fill_between(x[inside], response[inside], color=ORANGE, alpha=0.6, lw=0, step="mid")
-        # The two share a panel: the flux above, the response below.
+        # Flux above and response below share a panel.
         reach = np.nanmax(np.abs(response[inside])) or 1.0
         below.set_ylim(-1.1 * reach, 3.6 * reach)
         below.set_yticks([])
@@ -117,7 +117,7 @@ def plot_explained_star(
     flux_label: str = "Flux",
     narrow: bool = False,
 ) -> None:
-    """One spectrum with its errors and masked pixels, and below it what a model looks at in it for one label.
+    """One spectrum with errors and masked pixels, and below it the explanation of one label.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def plot_explained_star(
 
 
 def _curves(explanation: Explanation, label: str) -> list[NDArray[np.float64]]:
-    """Wavelength, flux and response; lines end at gaps and where pixels are masked."""
+    """Wavelength, flux and response, with NaN at gaps and masked pixels."""
     row = explanation.labels.index(label)
     step = np.diff(explanation.wavelength)
     gaps = np.flatnonzero(step > 2.5 * explanation.step) + 1 if explanation.step else np.empty(0, int)
@@ -168,7 +168,7 @@ def _curves(explanation: Explanation, label: str) -> list[NDArray[np.float64]]:
 
 
 def _draw_information(axes: Axes, explanation: Explanation, label: str) -> None:
-    """A bar for each interval, as wide as it is."""
+    """A bar for each interval."""
     shares = 100.0 * explanation.information[explanation.labels.index(label)]
     low, high = explanation.intervals.T
     axes.bar(low, shares, high - low, align="edge", color=BLUE, alpha=0.75, ec="white", lw=0.8)
@@ -185,7 +185,7 @@ def _draw_response(axes: Axes, explanation: Explanation, label: str, units: Mapp
 
 
 def _apart(peaks: Sequence[Peak], distance: float, number: int) -> list[Peak]:
-    """The first peaks that are this far from each other."""
+    """The first peaks that are at least `distance` apart."""
     chosen: list[Peak] = []
     for peak in peaks:
         if len(chosen) < number and all(abs(peak.wavelength - other.wavelength) >= distance for other in chosen):
@@ -194,7 +194,7 @@ def _apart(peaks: Sequence[Peak], distance: float, number: int) -> list[Peak]:
 
 
 def _lines_within(low: float, high: float, peaks: Sequence[Peak]) -> list[Line]:
-    """Lines of a close-up with room for their names: those at the most prominent peaks first, then the best known."""
+    """Lines of a close-up whose names fit: at the most prominent peaks first, then the best known."""
     at_peaks = [peak.line for peak in peaks if peak.line]
     others = sorted((line for line in line_list() if line not in at_peaks), key=lambda line: line.rank)
     chosen: list[Line] = []

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of predicted labels. Every function that begins with `plot_` writes one PNG file."""
+"""Pictures of predicted labels. Each `plot_` function writes one PNG file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plot_overview(path: str | os.PathLike[str], columns: Mapping[str, ArrayLike]
     columns : mapping of label to array, shape (stars,)
         With `teff` and `logg`, perhaps `fe_h`.
     n_stars : int
-        How many stars there are, if only some are drawn.
+        Total number of stars, if only some are drawn.
     """
     figure = Figure(figsize=(7.5, 6.5), layout="constrained")
     axes = figure.add_subplot()
@@ -64,7 +64,7 @@ def plot_comparison(
     example: Mapping[str, Any],
     tokens: Sequence[tuple[float, float]],
 ) -> None:
-    """Predicted over catalogued labels with residuals, above one of the spectra they were predicted from.
+    """Predicted against catalogue labels with residuals, and below them one of the spectra.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def plot_comparison(
     example : mapping
         A spectrum in the schema of this project.
     tokens : sequence of (first, last)
-        Wavelengths that the tokens of the example cover; none are drawn where there are none.
+        Wavelength ranges of the tokens of the example; may be empty.
     """
     names = list(units)
     figure = Figure(figsize=(4.1 * len(names), 8.6), layout="constrained")
@@ -147,7 +147,7 @@ def plot_given(
     given: Any,
     units: Mapping[str, str],
 ) -> None:
-    """Predicted over given labels with the errors of both, above error over sigma.
+    """Predicted against true labels with both errors, and below them the residuals over sigma.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def plot_given(
         PNG file to write.
     values, errors : mapping of label to array, shape (spectra,)
     given : data set, or mapping of array
-        `<label>` and `<label>_err` of the same spectra.
+        True `<label>` and `<label>_err` of the same spectra.
     units : mapping of label to str
         The labels to show.
     """
@@ -173,19 +173,19 @@ def plot_given(
         figures = label_metrics(value, error, truth, truth_error)
         text = f"{truth.size:,} test spectra: scatter {figures['robust_scatter']:.3g}, bias {figures['bias']:.2g}"
         above.set_title(text, loc="left", fontsize=10, color=INK)
-        above.set(xlabel=axis_label(name, units, "Given "), ylabel=axis_label(name, units, "Predicted "))
+        above.set(xlabel=axis_label(name, units, "True "), ylabel=axis_label(name, units, "Predicted "))
         z = (value - truth) / np.hypot(error, truth_error)
         below.hist(np.clip(z, -5, 5), np.linspace(-5, 5, 31), density=True, color=BLUE, alpha=0.6)
         normal = np.linspace(-5, 5, 200)
         below.plot(normal, np.exp(-(normal**2) / 2) / np.sqrt(2 * np.pi), color=INK, lw=1)
-        below.set(xlabel=r"(predicted $-$ given) / $\sigma$", yticks=[], xlim=(-5, 5))
+        below.set(xlabel=r"(predicted $-$ true) / $\sigma$", yticks=[], xlim=(-5, 5))
         style_axes(above)
         style_axes(below)
     save_figure(figure, path)
 
 
 def plot_curves(path: str | os.PathLike[str], curves: str | os.PathLike[str], kept: int) -> None:
-    """The loss of training and validation stars over the steps, from `curves.csv` of a run, and which step was kept."""
+    """Training and validation loss over the steps, from `curves.csv` of a run, and the best checkpoint."""
     with open(curves, encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     figure = Figure(figsize=(6.4, 4), layout="constrained")
@@ -193,15 +193,15 @@ def plot_curves(path: str | os.PathLike[str], curves: str | os.PathLike[str], ke
     for name, text, color in (("loss", "training", GREY), ("eval_loss", "validation", BLUE)):
         points = [(float(line["step"]), float(line[name])) for line in lines if line.get(name)]
         axes.plot([step for step, _ in points], [loss for _, loss in points], "o-", ms=3, color=color, label=text)
-    axes.axvline(kept, color=ORANGE, lw=1, zorder=0, label="kept (least residuals)")
-    axes.set(xlabel="Steps of the optimizer", ylabel="Loss (negative log-likelihood)")
+    axes.axvline(kept, color=ORANGE, lw=1, zorder=0, label="best checkpoint")
+    axes.set(xlabel="Optimizer step", ylabel="Loss (negative log-likelihood)")
     axes.legend(frameon=False)
     style_axes(axes)
     save_figure(figure, path)
 
 
 def plot_label_distribution(path: str | os.PathLike[str], columns: Mapping[str, ArrayLike]) -> None:
-    """Kiel diagram, and every other label over [Fe/H] (microturbulence over gravity); for any number of stars.
+    """Kiel diagram, and all other labels against [Fe/H] (microturbulence against gravity); for any number of stars.
 
     Parameters
     ----------
@@ -215,12 +215,12 @@ def plot_label_distribution(path: str | os.PathLike[str], columns: Mapping[str, 
     n_columns = 4
     n_rows = 2 + -(-max(len(others) - 4, 0) // n_columns)
     figure = Figure(figsize=(3.3 * n_columns, 2.6 * n_rows))
-    # A layout by hand: to find one for so many axes would take longer than to draw them.
+    # A fixed layout: to compute one for so many axes takes longer than to draw them.
     grid = figure.add_gridspec(
         n_rows, n_columns, left=0.05, right=0.99, bottom=0.06, top=0.96, wspace=0.32, hspace=0.32
     )
     kiel = figure.add_subplot(grid[:2, :2])
-    # A cell shows the stars in it by its colour, however many they are.
+    # Cells instead of points, for any number of stars.
     cells = kiel.hexbin(
         values["teff"], values["logg"], C=values["fe_h"], reduce_C_function=np.mean, gridsize=70, cmap="viridis", lw=0.1
     )
@@ -241,7 +241,7 @@ def plot_label_distribution(path: str | os.PathLike[str], columns: Mapping[str, 
 
 
 def plot_observed(path: str | os.PathLike[str], columns: Mapping[str, NDArray[Any]]) -> None:
-    """Four synthetic spectra with and without noise (600 pixels from the middle of long ones), and the noise itself.
+    """Four synthetic spectra with and without noise (600 central pixels of long ones), and the noise.
 
     Parameters
     ----------
@@ -252,7 +252,7 @@ def plot_observed(path: str | os.PathLike[str], columns: Mapping[str, NDArray[An
     """
     figure = Figure(figsize=(13, 9))
     grid = figure.add_gridspec(4, 4, left=0.05, right=0.99, bottom=0.06, top=0.96, wspace=0.25, hspace=0.35)
-    # From the coolest to the hottest, at the ends not quite.
+    # From cool to hot, without the extremes.
     order = np.argsort(columns["teff"])
     stars = order[(np.linspace(0.05, 0.95, 4) * (len(order) - 1)).astype(int)]
     n_pixels = columns["flux"].shape[1]
@@ -260,7 +260,7 @@ def plot_observed(path: str | os.PathLike[str], columns: Mapping[str, NDArray[An
     for place, star in enumerate(stars):
         axes = figure.add_subplot(grid[place, :3])
         wavelength = columns["wavelength"][star][shown]
-        # Lines end where pixels are missing.
+        # Lines end at missing pixels.
         gaps = np.flatnonzero(np.diff(wavelength) > 5 * np.median(np.diff(wavelength))) + 1
         noisy, clean = (np.insert(columns[name][star][shown], gaps, np.nan) for name in ("flux", "clean"))
         wavelength = np.insert(wavelength, gaps, np.nan)

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of spectra. Every function that begins with `plot_` writes one PNG file."""
+"""Pictures of spectra. Each `plot_` function writes one PNG file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Angstrom of spectrum in a close-up.
 ZOOM_WIDTH = 24.0
-SHADED = 20  # places of a residual that is no noise
+SHADED = 20  # at most so many ranges of a residual
 #: Of an axis, for the unit of a predicted spectrum.
 FLUX_LABELS = {
     OVER_CONTINUUM: "Flux / continuum",
@@ -37,7 +37,7 @@ FLUX_LABELS = {
 
 
 def flux_label(file: str | os.PathLike[str], format: str | None = None) -> str:
-    """What the format of a file (that of this name, or the one that knows it) says of its flux, for an axis."""
+    """Axis label of the flux of a file, from its format (detected if None)."""
     with OpenFile(Path(file)) as content:
         found = next(known for known in formats() if (known.name == format if format else known.identify(content)))
     if found.normalisation.startswith("the "):
@@ -58,7 +58,7 @@ def plot_star(
     flags: str = "",
     fit: BestFit | None = None,
 ) -> None:
-    """One spectrum, what of it is masked, and the labels predicted from it; with the star that fits best, if known.
+    """One spectrum with masked pixels, predicted labels and, if available, the best-fit star.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def plot_star(
     flags : str
         Written below the labels.
     fit : BestFit, optional
-        Drawn over the data, with the residual below.
+        Drawn over the data, with the residual below it.
     """
     figure = Figure(figsize=(10, 4.6 if fit is None else 6.4), layout="constrained")
     axes = figure.add_subplot() if fit is None else draw_fit(figure, row, fit)
@@ -103,7 +103,7 @@ def plot_fit(
     wavelength_range: tuple[float, float] | None = None,
     narrow: bool = False,
 ) -> None:
-    """A spectrum with the star that fits it best, and below it what is left, in units of the error.
+    """A spectrum with its best-fit star, and below it the residual in units of the error.
 
     Parameters
     ----------
@@ -133,13 +133,13 @@ def plot_fit(
 def draw_fit(
     figure: Figure, row: Mapping[str, Any], fit: BestFit, wavelength_range: tuple[float, float] | None = None
 ) -> Axes:
-    """Data and model above, residual below; where it is no noise, it is shaded. The axes of the data."""
+    """Data and model above, residual below, shaded where it is not noise. Returns the upper axes."""
     top, bottom = figure.subplots(2, sharex=True, height_ratios=[2.2, 1])
     draw_spectrum(top, row, wavelength_range)
     limits = top.get_xlim()
     x, model, residual = with_breaks(fit.wavelength, fit.model, fit.residual)
     width = 1.3 if np.count_nonzero((x >= limits[0]) & (x <= limits[1])) < 1500 else 0.6
-    top.plot(x, model, color=ORANGE, lw=width, label="star that fits best")
+    top.plot(x, model, color=ORANGE, lw=width, label="best-fit star")
     low, high = top.get_ylim()
     inside = np.isfinite(model) & (x >= limits[0]) & (x <= limits[1])
     if inside.any():
@@ -152,7 +152,7 @@ def draw_fit(
     bottom.axhline(0, color=ORANGE, lw=0.8)
     shades: dict[str, Any] = {"transform": bottom.get_xaxis_transform(), "lw": 0, "zorder": 0.5}
     if fit.no_noise:
-        least = 0.004 * (limits[1] - limits[0])  # narrower ones could not be seen
+        least = 0.004 * (limits[1] - limits[0])  # to be visible
         spans = [(0.5 * (a + b) - 0.5 * max(b - a, least), max(b - a, least)) for a, b, _ in fit.no_noise[:SHADED]]
         bottom.broken_barh(spans, (0, 1), color=ORANGE, alpha=0.25, **shades)
         number = len(fit.no_noise)
@@ -173,7 +173,7 @@ def draw_fit(
 
 
 def with_breaks(wavelength: NDArray[np.float64], *curves: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Wavelengths and curves (pixels,), whose lines end where pixels are missing."""
+    """Wavelengths and curves (pixels,), with NaN at gaps so that lines end there."""
     step = np.diff(wavelength)
     gaps = np.flatnonzero(step > 5 * np.median(step)) + 1 if len(step) else np.empty(0, int)
     return [np.insert(np.asarray(values, float), gaps, np.nan) for values in (wavelength, *curves)]
@@ -188,7 +188,7 @@ def plot_predicted(
     flux_label: str = "Flux",
     label: str = "predicted",
 ) -> None:
-    """Predicted spectra with their errors, below them the errors alone.
+    """Predicted spectra with error bands, and the errors below them.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def plot_predicted(
     spectra : sequence of mapping
         Rows in the schema of this project; at most five are drawn.
     seen : mapping, optional
-        The spectrum that was given, drawn over the first.
+        The input spectrum, drawn over the first.
     title, flux_label, label : str
     """
     figure = Figure(figsize=(11.5, 6.4), layout=ConstrainedLayoutEngine(hspace=0.03))
@@ -207,7 +207,7 @@ def plot_predicted(
         known = valid_pixels(seen)
         flux = np.where(known, np.asarray(seen["flux"], float), np.nan)
         x, y = with_breaks(np.asarray(seen["wavelength"], float), flux)
-        top.plot(x, y, color=BLUE, lw=2.2, alpha=0.8, label="given", drawstyle="steps-mid")
+        top.plot(x, y, color=BLUE, lw=2.2, alpha=0.8, label="input", drawstyle="steps-mid")
     for row, color in zip(spectra, colors, strict=False):
         x, flux, error = with_breaks(np.asarray(row["wavelength"], float), row["flux"], row["flux_error"])
         name = label if len(spectra) == 1 else str(row["object_id"])
@@ -246,8 +246,8 @@ def plot_spectrum(
     path : path
         PNG file to write.
     row : mapping
-        A spectrum in the schema of this project; `survey`, `snr`, `rest_frame` and `radial_velocity` are written above
-        it where they are known.
+        A spectrum in the schema of this project; the title has `survey`, `snr`,
+        `rest_frame` and `radial_velocity` where they are known.
     wavelength_range : (low, high), optional
         Draw this part only, Angstrom.
     flux_label : str
@@ -256,7 +256,7 @@ def plot_spectrum(
     Raises
     ------
     ValueError
-        If the range holds no pixel that can be used.
+        If the range holds no valid pixel.
     """
     wavelength = np.asarray(row["wavelength"], np.float64)
     used = wavelength[valid_pixels(row)]
@@ -264,9 +264,7 @@ def plot_spectrum(
         low, high = wavelength_range
         used = used[(used >= low) & (used <= high)]
         if not used.size:
-            raise ValueError(
-                f"range: expected one that holds pixels that can be used, got {low:g} to {high:g} Angstrom"
-            )
+            raise ValueError(f"range: expected a range with valid pixels, got {low:g} to {high:g} Angstrom")
         parts = [(low, high)]
     else:
         inner = [gap for gap in find_gaps(row) if used.size and used.min() < gap[0] and gap[1] < used.max()]
@@ -305,9 +303,9 @@ def _title(row: Mapping[str, Any]) -> str:
 
 
 def find_gaps(row: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Where a spectrum has no flux, as between detectors: pairs of wavelengths, from the last pixel to the next.
+    """Gaps in a spectrum, as between detectors: pairs of wavelengths, of the last and the next pixel.
 
-    A gap is wider than 20 pixels and a hundredth of the spectrum. Pixels that were measured but are masked are none.
+    A gap is wider than 20 pixels and a hundredth of the spectrum. Masked pixels with a flux are not gaps.
     """
     flux = np.asarray(row["flux"], np.float64)
     measured = np.isfinite(flux) & (flux != 0)
@@ -320,9 +318,9 @@ def find_gaps(row: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 
 def mark_lines(axes: Axes, row: Mapping[str, Any], room: float = 0.011) -> None:
-    """Mark the lines that have room for their names above the axes; in a coarse spectrum those of rank 1 only.
+    """Mark lines whose names fit above the axes; in coarse spectra only those of rank 1.
 
-    `room` is that of a name, as a share of the width of the axes.
+    `room` is the width of a name as a fraction of the axes.
     """
     low, high = axes.get_xlim()
     wavelength = np.sort(np.asarray(row["wavelength"], np.float64)[valid_pixels(row)])
@@ -340,7 +338,7 @@ def mark_lines(axes: Axes, row: Mapping[str, Any], room: float = 0.011) -> None:
 
 
 def draw_spectrum(axes: Axes, row: Mapping[str, Any], wavelength_range: tuple[float, float] | None = None) -> None:
-    """Flux with a band of one sigma; pixels that are not used are shaded, their flux is grey; gaps are hatched."""
+    """Flux with a one-sigma band; masked pixels are shaded, with grey flux; gaps are hatched."""
     wavelength = np.asarray(row["wavelength"], np.float64)
     order = np.argsort(wavelength)
     if wavelength_range is not None:
@@ -351,7 +349,7 @@ def draw_spectrum(axes: Axes, row: Mapping[str, Any], wavelength_range: tuple[fl
     flux = np.where(valid, measured, np.nan)
     error = np.where(valid, np.asarray(row["flux_error"], np.float64)[order], np.nan)
     gaps = [gap for gap in find_gaps(row) if wavelength.size and wavelength[0] <= gap[0] and gap[1] <= wavelength[-1]]
-    # A line ends at a gap, though there may be no pixel in it.
+    # Lines end at gaps, which may hold no pixel.
     middle = [(first + last) / 2 for first, last in gaps]
     at = np.searchsorted(wavelength, middle)
     x, y, dy, masked = (
@@ -389,7 +387,7 @@ def draw_spectrum(axes: Axes, row: Mapping[str, Any], wavelength_range: tuple[fl
 
 
 def _flux_limits(flux: NDArray[np.float64]) -> tuple[float, float]:
-    """All of the flux, but for what sticks out: a cosmic ray or a noisy edge must not set the scale."""
+    """The range of the flux without outliers, such as cosmic rays and noisy edges."""
     low, high = np.nanpercentile(flux, [1, 99])
     reach = high - low
     low, high = max(np.nanmin(flux), low - reach), min(np.nanmax(flux), high + 0.5 * reach)
@@ -398,7 +396,7 @@ def _flux_limits(flux: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def name_line(axes: Axes, line: Line) -> None:
-    """Mark a line, its name above the axes."""
+    """Mark a line, with its name above the axes."""
     axes.axvline(line.wavelength, color=ORANGE, lw=0.8, alpha=0.7, zorder=0)
     axes.text(
         line.wavelength, 1.02, line.name, transform=axes.get_xaxis_transform(), rotation=90, ha="center", va="bottom",

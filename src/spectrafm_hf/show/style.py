@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""How all pictures look: colours, symbols of labels, axes."""
+"""Style of all pictures: colours, symbols of labels, axes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..files import complete_file
 
 
 INK, BLUE, ORANGE, GREY = "#222222", "#1f5fa8", "#d9730d", "#9a9a9a"
-#: Of small letters: orange enough, and dark enough to be read.
+#: Orange for small letters, dark enough to read.
 RUST = "#9c4a00"
 SYMBOLS = {"teff": r"$T_\mathrm{eff}$", "logg": r"$\log g$", "vmicro": r"$v_\mathrm{micro}$", "vsini": r"$v \sin i$"}
 WAVELENGTH = r"Wavelength in vacuum [$\mathrm{\AA}$]"
 
 
 def symbol(label: str) -> str:
-    """How astronomers write a label: `fe_h` is [Fe/H]."""
+    """The symbol of a label: `fe_h` is [Fe/H]."""
     if label in SYMBOLS:
         return SYMBOLS[label]
     numerator, _, denominator = label.partition("_")
@@ -50,9 +50,9 @@ def legend_below(figure: Figure, axes: Axes, *, ncols: int, fontsize: float) -> 
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str] | BinaryIO) -> None:
-    """Never half a picture."""
+    """Write a picture atomically."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in a name is no reason to complain
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         if hasattr(path, "write"):
             figure.savefig(cast(BinaryIO, path), dpi=150, format="png")
             return

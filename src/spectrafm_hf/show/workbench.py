@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What the page of `spectrafm app` computes: spectra of a file, their labels, what the model looks at, known stars."""
+"""What the page of `spectrafm app` computes: labels of spectra, explanations, best fits and similar stars."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ from ..synthesis.synthetic import SyntheticStars
 from .spectra import flux_label
 
 
-#: Of an upload: larger files are refused, of more spectra the first are used, longer spectra are refused.
+#: Limits of an upload: larger files and longer spectra are refused; of more spectra the first are used.
 MAX_MEGABYTES, MAX_SPECTRA, MAX_PIXELS = 25, 100, 100_000
-#: Of what a compressed file may become.
+#: Limit of a file after decompression.
 MAX_UNPACKED_MEGABYTES = 250
 NEIGHBOURS = 5
-#: Synthetic stars to be known in the H band, where no observed ones come with the package.
+#: Number of synthetic comparison stars in the H band, where the package has no observed ones.
 SYNTHETIC_STARS = 250
 
-#: Stars of `gaia_xp_demo.parquet`, and ranges out of which a synthetic star is drawn.
+#: Stars of `gaia_xp_demo.parquet`, and label ranges of synthetic stars.
 OBSERVED = {
     "Sun-like dwarf, Gaia XP": "1036287544515598080",
     "Metal-poor giant, Gaia XP": "4077494242701948160",
@@ -62,7 +62,7 @@ _SYNTHETIC = {
     "Sun-like dwarf, synthetic APOGEE": {"teff": (5650.0, 5850.0), "logg": (4.3, 4.5), "fe_h": (-0.2, 0.2)},
 }
 EXAMPLES = (*OBSERVED, *_SYNTHETIC)
-#: Stars with known labels that come with the package: what they are, and where they are.
+#: Bundled stars with known labels: description and reader.
 _KNOWN: dict[str, Callable[[], Iterator[Row]]] = {
     "stars with Gaia XP spectra that no model was trained on, and their APOGEE DR17 labels": lambda: read_spectra(
         [DEMO_STARS]
@@ -75,7 +75,7 @@ _KNOWN: dict[str, Callable[[], Iterator[Row]]] = {
 
 @dataclass(frozen=True)
 class KnownStars:
-    """Stars to find the nearest among, and what they are, in words."""
+    """Comparison stars and their description."""
 
     what: str
     embeddings: Embeddings
@@ -90,19 +90,19 @@ class LoadedModel:
     name : str
     model, tokenizer
     training_range : TrainingRange or None
-    given : KnownStars or None
-        Those that the person who serves the page has named.
+    known : KnownStars or None
+        Comparison stars of `--known`.
     """
 
     name: str
     model: SpectraFMForPrediction
     tokenizer: SpectraFMTokenizer
     training_range: TrainingRange | None
-    given: KnownStars | None = None
+    known: KnownStars | None = None
 
     @property
     def labels(self) -> list[str]:
-        """All that the model may be asked for."""
+        """All labels that the model predicts."""
         return list(self.tokenizer.requests or self.tokenizer.label_names)
 
     @property
@@ -111,13 +111,13 @@ class LoadedModel:
         return dict(zip(config.label_names, config.label_units, strict=True))
 
     def answered(self, row: Row | None) -> tuple[str, ...]:
-        """What a spectrum is asked for; of None, what any is."""
+        """The labels that are predicted for a spectrum; for None, those of any spectrum."""
         return tuple(answered_labels(self.model, self.tokenizer, row))
 
 
 @dataclass(eq=False)
 class Reading:
-    """The spectra of a file, and what the model says of them.
+    """The spectra of a file and their predictions.
 
     Attributes
     ----------
@@ -127,11 +127,11 @@ class Reading:
         Whether the file holds more.
     loaded : LoadedModel
     prediction : dict of arrays of shape (stars,)
-        As `spectrafm predict` writes it: labels that a spectrum is not asked for are NaN.
+        As `spectrafm predict` writes it; labels that are not predicted for a spectrum are NaN.
     table : Path
-        The same as CSV; it is deleted with the reading.
+        The same as CSV, deleted with this object.
     flux_label : str
-        For an axis.
+        Label of the flux axis.
     """
 
     rows: list[Row]
@@ -144,9 +144,9 @@ class Reading:
     _fits: dict[int, BestFit] = field(default_factory=dict, repr=False)
 
     def labels(self, i: int) -> list[str]:
-        """What a spectrum is asked for, and tells."""
-        asked = self.loaded.answered(self.rows[i])
-        return [name for name in asked if np.isfinite(self.prediction[name][i])]
+        """The labels predicted for a spectrum."""
+        names = self.loaded.answered(self.rows[i])
+        return [name for name in names if np.isfinite(self.prediction[name][i])]
 
     def flags(self, i: int) -> list[str]:
         return [flag for flag in str(self.prediction["flags"][i]).split(FLAG_SEPARATOR) if flag]
@@ -160,20 +160,20 @@ class Reading:
 
 
 class Workbench:
-    """Reads spectra, predicts and explains, one visitor at a time; models are loaded when they are first needed.
+    """Reads spectra, predicts and explains, one visitor at a time; the model is loaded at first use.
 
     Parameters
     ----------
     model : str, optional
         A bundled checkpoint, a folder, or a name on the hub. Default: `spectrafm-base`.
     known : path, optional
-        What `spectrafm embed` wrote with that model: stars to find the nearest among. Default: the stars that come with
-        the package, for H-band spectra synthetic ones.
+        Comparison stars: a file of `spectrafm embed` with the same model. Default: bundled stars, in the H band
+        synthetic ones.
 
     Raises
     ------
     ValueError
-        For a model that is not there, or a file of another kind, or of another model than the one given.
+        For a missing model, or a file that `spectrafm embed` did not write with this model.
     """
 
     def __init__(self, model: str | None = None, known: str | os.PathLike[str] | None = None) -> None:
@@ -186,33 +186,33 @@ class Workbench:
             self.load()
 
     def load(self) -> LoadedModel:
-        """The checkpoint; from the second time on without loading anything."""
+        """The checkpoint, loaded once."""
         with self._lock:
             if self._loaded is None:
                 model, tokenizer = load_checkpoint(self.model)
                 demand_evidence(tokenizer, "show in the app")
-                given = None
+                known = None
                 if self.known is not None:
                     found = None
                     with contextlib.suppress(ValueError):  # of another model
                         found = read_embeddings(self.known, model)
                     if found is None:
                         raise ValueError(
-                            f"known: expected what `spectrafm embed` wrote with {self.model}, got "
+                            f"known: expected a file of `spectrafm embed` with {self.model}, got "
                             f"{os.fspath(self.known)}"
                         )
-                    given = KnownStars(f"the {len(found.object_id):,} stars of {Path(self.known).name}", found)
+                    known = KnownStars(f"the {len(found.object_id):,} stars of {Path(self.known).name}", found)
                 if torch.cuda.is_available():
                     model.cuda()  # type: ignore[call-arg]  # transformers wraps it without its types
                 training_range = TrainingRange.load(str(model.name_or_path))
-                self._loaded = LoadedModel(Path(self.model).name, model, tokenizer, training_range, given)
+                self._loaded = LoadedModel(Path(self.model).name, model, tokenizer, training_range, known)
             return self._loaded
 
     def known_stars(self, row: Row) -> KnownStars | None:
-        """Stars like a spectrum by its wavelengths, of those that the model was trained for; None without any."""
+        """Comparison stars with the wavelength range of a spectrum; None if there are none."""
         loaded = self.load()
-        if loaded.given is not None:
-            return loaded.given
+        if loaded.known is not None:
+            return loaded.known
         low, high = _limits(row)
         for what, stars in _KNOWN.items():
             with self._lock:
@@ -224,7 +224,7 @@ class Workbench:
         return None
 
     def example(self, name: str) -> Reading:
-        """One of the `EXAMPLES`; the same from the second time on."""
+        """One of the `EXAMPLES`, computed once."""
         with self._lock:
             if name not in self._examples:
                 if name in OBSERVED:
@@ -235,26 +235,26 @@ class Workbench:
                 self._examples[name] = self.predict(rows, more=False)
             return self._examples[name]
 
-    def rows(self, path: str | os.PathLike[str], **how: Any) -> tuple[list[Row], bool]:
+    def rows(self, path: str | os.PathLike[str], **reading: Any) -> tuple[list[Row], bool]:
         """
-        The first spectra of a file of any format that the readers know, and whether it holds more.
+        The first spectra of a file in any supported format, and whether it holds more.
 
         Parameters
         ----------
         path : path
-        how
-            Of `read_spectra`: `wavelength_unit`, `wavelength_medium`, `radial_velocity`, `at_rest`, `columns`.
+        reading
+            Arguments of `read_spectra`, such as `wavelength_unit`, `radial_velocity` and `columns`.
 
         Raises
         ------
         ValueError
-            In words for the person who chose the file: why it, or what it holds, cannot be used.
+            Why the file or its spectra cannot be used, in words for the visitor.
         """
         path = Path(path)
         try:
             _check_size(path)
             rows: list[Row] = []
-            for row in islice(read_spectra([path], keep_refused=True, **how), MAX_SPECTRA + 1):
+            for row in islice(read_spectra([path], keep_refused=True, **reading), MAX_SPECTRA + 1):
                 if np.size(row["flux"]) > MAX_PIXELS:
                     raise ValueError(
                         f"expected spectra of at most {MAX_PIXELS:,} pixels, got one of {np.size(row['flux']):,}"
@@ -264,9 +264,9 @@ class Workbench:
             raise ValueError(_for_visitors(str(error), path)) from error
         return rows[:MAX_SPECTRA], len(rows) > MAX_SPECTRA
 
-    def read(self, path: str | os.PathLike[str], **how: Any) -> Reading:
+    def read(self, path: str | os.PathLike[str], **reading: Any) -> Reading:
         """Predict the labels of the spectra of a file; see [`Workbench.rows`]."""
-        rows, more = self.rows(path, **how)
+        rows, more = self.rows(path, **reading)
         return self.predict(rows, more=more)
 
     def predict(self, rows: list[Row], *, more: bool) -> Reading:
@@ -276,16 +276,16 @@ class Workbench:
         Raises
         ------
         ValueError
-            If there is one spectrum, and that cannot be used: why.
+            Why the spectrum cannot be used, if there is only one.
         """
         loaded = self.load()
         rows = list(settled(rows, loaded.model, loaded.tokenizer))
-        asked = [() if row.get("refused") else loaded.answered(row) for row in rows]
-        found = {name for own in asked for name in own} or set(loaded.answered(None))
+        wanted = [() if row.get("refused") else loaded.answered(row) for row in rows]
+        found = {name for own in wanted for name in own} or set(loaded.answered(None))
         names = [name for name in loaded.labels if name in found]
         parts: list[dict[str, Any]] = []
         with self._lock:
-            for own, group in itertools.groupby(zip(asked, rows, strict=True), key=lambda pair: pair[0]):
+            for own, group in itertools.groupby(zip(wanted, rows, strict=True), key=lambda pair: pair[0]):
                 batches = batches_of((row for _, row in group), loaded.tokenizer)
                 parts += predict_batches(loaded.model, loaded.tokenizer, batches, own or names, loaded.training_range)
         for part in parts:
@@ -293,7 +293,7 @@ class Workbench:
             part |= {column: unknown for name in names for column in (name, f"{name}_err") if column not in part}
         prediction = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         folder = tempfile.mkdtemp(prefix="spectrafm-app-")
-        # What comes from no file is synthetic, over the continuum.
+        # Spectra without a file are synthetic, divided by the continuum.
         flux = flux_label(rows[0]["file"]) if "file" in rows[0] else "Flux / continuum"
         reading = Reading(rows, more, loaded, prediction, Path(folder, "labels.csv"), flux)
         weakref.finalize(reading, shutil.rmtree, folder, ignore_errors=True)
@@ -305,12 +305,12 @@ class Workbench:
 
     def explain(self, reading: Reading, i: int) -> Explanation:
         """
-        What the model looks at in a spectrum that has labels; from the second time on as it was found the first.
+        The explanation of the labels of a spectrum, computed once.
 
         Raises
         ------
         ValueError
-            Where it has labels, but it cannot be found what they come from: why.
+            Why the labels cannot be explained.
         """
         with self._lock:
             if i not in reading._explained:
@@ -321,7 +321,7 @@ class Workbench:
             return reading._explained[i]
 
     def fit(self, reading: Reading, i: int) -> BestFit:
-        """The star that fits a spectrum best; from the second time on as it was found the first."""
+        """The best-fit star of a spectrum, computed once."""
         with self._lock:
             if i not in reading._fits:
                 reading._fits[i] = best_fit(reading.loaded.model, reading.loaded.tokenizer, reading.rows[i])
@@ -334,7 +334,7 @@ class Workbench:
         Returns
         -------
         what : str
-            What the known stars are, in words; "" if none are known.
+            Description of the comparison stars; "" without any.
         stars : list of (name, similarity, labels)
         """
         known = self.known_stars(reading.rows[i])
@@ -355,7 +355,7 @@ class Workbench:
 
 
 def _limits(row: Row) -> tuple[float, float]:
-    """First and last wavelength that counts."""
+    """First and last valid wavelength."""
     wavelength = np.asarray(row["wavelength"], np.float64)[valid_pixels(row)]
     return float(np.min(wavelength)), float(np.max(wavelength))
 

@@ -153,7 +153,9 @@ class Synthesizer:
             m_h = effective_metallicity(star["fe_h"], star["mg_fe"])
             atmosphere = self._grid.interpolate(star["teff"], star["logg"], m_h)
         except ValueError as error:
-            made_of = f"m_h is that of the atmosphere, from fe_h {star['fe_h']:g} and mg_fe {star['mg_fe']:g}"
+            made_of = (
+                f"m_h is the metallicity of the atmosphere, from fe_h {star['fe_h']:g} and mg_fe {star['mg_fe']:g}"
+            )
             raise ValueError(f"{error} ({made_of})") from None
         abundances = {number: solar + star["fe_h"] * (number > 2) for number, solar in SOLAR_ABUNDANCES.items()}
         for name, number in _ATOMIC_NUMBERS.items():

@@ -59,7 +59,7 @@ FOLDS = 5
 #: What the rivals are fitted to holds no more pixels: 400 MB, 12,000 APOGEE spectra.
 MAX_PIXELS = 100_000_000
 TUNED = "fine-tuned"
-BY_FOLDS = f"each star by what was fitted without its fold, of {FOLDS}; the checkpoint is fitted to all"
+BY_FOLDS = f"{FOLDS}-fold cross-validation; the checkpoint is fitted to all stars"
 BY_STAR = "by the SHA-256 of the identifier of the star, all spectra of a star in one split"
 
 #: Values and errors of each label, arrays of shape (spectra,).
@@ -438,7 +438,7 @@ def _working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> 
     work = out / "work"
     told = work / "settings.json"
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not told.is_file()):
-        raise ValueError(f"out: expected a new folder, or a fine-tuning to go on with, got other files in {out}")
+        raise ValueError(f"out: expected a new folder, or a fine-tuning to resume, got other files in {out}")
     before = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else None
     if before is not None and (differing := [name for name in settings if before.get(name) != settings[name]]):
         # What never came to its end is in nobody's way.

@@ -55,7 +55,7 @@ def prepare_model(
         wavelength grid, or two samples overlap.
     """
     if (kind := recipe.model.get("token_embedding", "value")) != "value":
-        raise ValueError(f"model: expected token_embedding 'value', or a checkpoint to go on from, got {kind!r}")
+        raise ValueError(f"model: expected token_embedding 'value', or a checkpoint to start from, got {kind!r}")
     columns = _label_columns(recipe, samples)
     names = list(columns)
     label_centers, label_scales = zip(*map(robust_center_and_scale, columns.values()), strict=True)
@@ -118,7 +118,7 @@ def prepare_checkpoint(
         ("tokenizer", recipe.tokenizer, ("requests",)),
     ):
         if set(settings) - set(known):
-            raise ValueError(f"{field}: expected nothing but {known} beside a checkpoint, got {list(settings)}")
+            raise ValueError(f"{field}: expected only {known} with a checkpoint, got {list(settings)}")
     if "dropout" in recipe.model:
         model.config.dropout = recipe.model["dropout"]
         for module in model.modules():

@@ -89,7 +89,7 @@ def set_up(
 ) -> Task:
     """Model, stars and collators of a recipe; parameters as in [`train`]."""
     if recipe.early_stopping_patience and not args.load_best_model_at_end:
-        raise ValueError("early_stopping_patience: expected load_best_model_at_end: true beside it, got false")
+        raise ValueError("early_stopping_patience: expected load_best_model_at_end: true with it, got false")
     torch.manual_seed(args.seed)
     if samples is not None:
         samples = list(samples)
@@ -302,7 +302,7 @@ class SpectraFMTrainer(Trainer):
                 if not is_out_of_memory(error) or n_stars == 1 or self.args.world_size > 1:
                     raise
                 self.most = n_stars // 2
-            logger.warning(f"out of memory with {n_stars} stars at once: {self.most} from now on")
+            logger.warning(f"out of memory with {n_stars} stars in a batch: {self.most} from now on")
             # What a backward pass that was broken off has added to the gradients of the step cannot be told from them.
             model.zero_grad()
             batches = self.batches[: [id(batch) for batch in self.batches].index(id(inputs)) + 1]
@@ -431,7 +431,7 @@ def train(
                 raise
             cause = " ".join(str(error).split())
             raise OSError(
-                f"{args.output_dir}: a process that makes batches ended ({cause}); the training goes on from its last "
+                f"{args.output_dir}: a data loading process ended ({cause}); the training resumes from its last "
                 "checkpoint with --resume_from_checkpoint last"
             ) from error
         demand_finite(sum_of_zeros(task.model), trainer.batches, args, trainer.state.global_step, "weights")

@@ -123,7 +123,7 @@ def test_the_frame_is_what_the_header_says(tmp_path, cards, rest_frame):
 def test_the_redshift_of_the_source_shifts_what_is_as_observed(tmp_path):
     row = one(image(tmp_path / "a.fits", **START, SPECSYS="BARYCENT", ZSOURCE=1e-3))
     assert row["wavelength"][0] == pytest.approx(4800 / 1.001, abs=1e-3)
-    with pytest.raises(ValueError, match="redshift: expected that of a star, below 0.01, got 0.3"):
+    with pytest.raises(ValueError, match="redshift: expected a star, with one below 0.01, got 0.3"):
         one(image(tmp_path / "b.fits", **START, SPECSYS="BARYCENT", ZSOURCE=0.3))
 
 

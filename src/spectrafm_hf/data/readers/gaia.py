@@ -110,14 +110,14 @@ def _sampling(file: OpenFile) -> np.ndarray | None:
 def read_gaiaxpy(file: OpenFile, options: Options) -> Iterator[Row]:
     if "xp" in _gaiaxpy_columns(file):
         raise ValueError(
-            f"{file.path}: expected spectra in wavelengths, got what gaiaxpy.convert writes, in pseudo-wavelengths of "
+            f"{file.path}: expected spectra in wavelengths, got output of gaiaxpy.convert, in pseudo-wavelengths of "
             "BP and RP apart; use gaiaxpy.calibrate"
         )
     sampling = _sampling(file)
     grid = options.grid * options.angstrom if options.grid is not None else None if sampling is None else sampling * 10
     if grid is None:
         raise ValueError(
-            f"wavelength: expected the sampling that gaiaxpy wrote beside {file.path}, as {file.stem}_sampling.csv, "
+            f"wavelength: expected the sampling that gaiaxpy writes with {file.path}, as {file.stem}_sampling.csv, "
             "got none; put it there, or give the wavelengths (Angstrom) with grid=WAVELENGTHS"
         )
     same = grid.size == XP_GRID.size and np.allclose(grid, XP_GRID)
@@ -256,7 +256,7 @@ FORMATS = (
         flux_unit="the median flux, which becomes `medflux` in W m-2 nm-1",
         resolving_power="30 to 100",
         normalisation="the median over the pixels",
-        note="what gaiaxpy.calibrate writes, with its sampling; what gaiaxpy.convert writes is refused",
+        note="output of gaiaxpy.calibrate, with its sampling; output of gaiaxpy.convert is refused",
         identify=is_gaiaxpy,
         read=read_gaiaxpy,
     ),

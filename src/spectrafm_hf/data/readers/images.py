@@ -192,7 +192,7 @@ def _one(
         found = options.grid, None
     if found is None:
         raise ValueError(
-            f"wavelength: expected CRVAL1 and CDELT1, or wavelengths beside the flux, in {file.path}, got none; give "
+            f"wavelength: expected CRVAL1 and CDELT1, or wavelengths with the flux, in {file.path}, got none; give "
             "them with grid=WAVELENGTHS"
         )
     wavelength, unit = found

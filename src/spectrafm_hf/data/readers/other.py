@@ -70,7 +70,7 @@ FORMATS = (
         flux_unit="as given",
         resolving_power="as given",
         normalisation="as given",
-        note="what specutils recognises, only where it is named: asking all of its loaders takes seconds",
+        note="all formats of specutils, only with --format: trying all of its loaders takes seconds",
         identify=lambda file: False,
         read=read_with_specutils,
     ),

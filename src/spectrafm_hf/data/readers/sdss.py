@@ -59,7 +59,7 @@ def classified(kind: str, redshift: float, warning: Any = 0) -> Row:
         bits = 0
     row: Row = {"object_class": kind, "redshift": redshift}
     if bits > 0 and any(bits >> bit & 1 for bit in NO_STAR):
-        row["refused"] = f"ZWARNING: expected a spectrum of a star, got {bits}, which says sky, no fibre or no data"
+        row["refused"] = f"ZWARNING: expected a spectrum of a star, got {bits}, which means sky, no fibre or no data"
     elif bits > 0 and any(bits >> bit & 1 for bit in NO_REDSHIFT):
         row["redshift"] = np.nan
     return row

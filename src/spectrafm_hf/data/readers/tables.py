@@ -158,7 +158,7 @@ def is_ecsv(file: OpenFile) -> bool:
 
 def read_ecsv(file: OpenFile, options: Options) -> Iterator[Row]:
     if _is_sampling(file):
-        raise ValueError(f"{file.path}: expected spectra, got the sampling that gaiaxpy writes beside them")
+        raise ValueError(f"{file.path}: expected spectra, got only their sampling (a file of gaiaxpy)")
     from astropy.table import Table
 
     yield from rows_of_table(file, Table.read(file.text().read(), format="ascii.ecsv"), options)

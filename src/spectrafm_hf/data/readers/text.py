@@ -135,7 +135,7 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
         yield from read_polarbase(file)
         return
     if file.stem.endswith("_sampling") and file.head.startswith(b"pos"):
-        raise ValueError(f"{file.path}: expected spectra, got the sampling that gaiaxpy writes beside them")
+        raise ValueError(f"{file.path}: expected spectra, got only their sampling (a file of gaiaxpy)")
     if re.match(rb"\s*[\[{]\s*[\[{\"']", file.head):
         raise ValueError(f"{file.path}: expected columns of numbers, got JSON; write them as CSV")
     if b"Byte-by-byte Description" in file.head:
