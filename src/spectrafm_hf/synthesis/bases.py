@@ -16,7 +16,7 @@ from ..models.basis_spectrafm import FWHM, Rung, SpectrumBasis, interval_matrice
 from ..models.evidence_spectrafm import SpectraFMCompletion
 from ..models.gate_spectrafm import SPEED_OF_LIGHT
 from ..models.refinement_spectrafm import SpectraFMStarModel
-from .survey_stars import SurveyGrid
+from .survey_grid import SurveyGrid
 from .synthetic import SyntheticStars
 
 
