@@ -5,11 +5,11 @@
     python scripts/paper/compare_instruments.py --miles miles --output instruments.md
 
 Observed: stars that MILES and STELIB share; STELIB lies in the package that MILES comes from. With `--files`, two
-halves of one spectrum of X-shooter. Synthetic: the same stars through Gaia XP, LAMOST, SDSS, DESI, GALAH, Gaia RVS and
-APOGEE in turn, as their files of `resources/instruments` have them. Those of the optical look as observed stars do,
-which is what the model was made for: the mean difference that training stars of MILES have from synthetic ones of their
-labels is added, and what varies from star to star, the same in all of them. Without `--miles` they are purely
-synthetic.
+halves of one spectrum of X-shooter; and stars of MILES behind more dust. Synthetic: the same stars through Gaia XP,
+LAMOST, SDSS, DESI, GALAH, Gaia RVS and APOGEE in turn, as their files of `resources/instruments` have them. Those of
+the optical look as observed stars do, which is what the model was made for: the mean difference that training stars of
+MILES have from synthetic ones of their labels is added, and what varies from star to star, the same in all of them.
+Without `--miles` they are purely synthetic.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 from evaluate_observed import answers
 from numpy.typing import NDArray
-from observed_samples import LABELS, TEFF, shared_stars
+from observed_samples import LABELS, TEFF, miles, shared_stars
 from synthetic_rivals import LikeObserved
 
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.data.readers import find_files, read_spectra
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
-from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.synthesis.instruments import Instrument, extinction_curve
 from spectrafm_hf.synthesis.labels import draw_optical_labels
 from spectrafm_hf.synthesis.synthetic import load_emulator
 
@@ -41,6 +41,7 @@ Array = NDArray[Any]
 #: Instruments, and the resolving power that their spectra are said to have.
 SURVEYS = {"lamost-lrs": 1_800.0, "sdss-boss": 2_000.0, "desi": 3_500.0, "galah": 28_000.0, "gaia-rvs": 11_500.0}
 SNR = 100.0
+EXCESSES, R_V = (0.3, 1.0), 3.1  # of dust that is put before stars of MILES
 
 
 def rows_of(instrument: Instrument, seen: Mapping[str, Array], **others: Any) -> list[dict[str, Any]]:
@@ -106,6 +107,16 @@ def other_stars(name: str, labels: dict[str, Array], seed: int) -> list[dict[str
     return rows_of(instrument, with_noise(seen["clean"], generator), **others)
 
 
+def reddened(rows: Sequence[dict[str, Any]], colour_excess: float) -> list[dict[str, Any]]:
+    """Rows behind dust of this E(B-V) in magnitudes, R(V) = 3.1."""
+    found = []
+    for row in rows:
+        curve = extinction_curve(np.asarray(row["wavelength"], float))
+        factor = 10.0 ** (-0.4 * R_V * colour_excess * (curve - curve.mean()))
+        found.append(row | {name: np.asarray(row[name]) * factor for name in ("flux", "flux_error")})
+    return found
+
+
 def halves(path: Path) -> list[list[dict[str, Any]]]:
     """The same spectrum twice, with the blue or the red half of it masked."""
     (row,) = read_spectra([path])
@@ -145,6 +156,11 @@ def report(arguments: argparse.Namespace) -> str:
             found = [answers(model, tokenizer, rows)[:2] for rows in samples]
             lines += comparison(f"MILES - STELIB, observed, {name}", *found)
             lines += comparison(f"STELIB - published, observed, {name}", found[1], (labels, np.zeros_like(labels)))
+        rows, _ = miles(arguments.miles, "validation")
+        plain = answers(model, tokenizer, rows)[:2]
+        for excess in EXCESSES:
+            seen = answers(model, tokenizer, reddened(rows, excess))[:2]
+            lines += comparison(f"MILES validation, E(B-V) = {excess:g} - 0", seen, plain)
     if arguments.files:
         names = sorted(path for path in find_files([arguments.files]) if "xshooter" in Path(path).name)
         for path in names:

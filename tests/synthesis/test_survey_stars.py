@@ -11,6 +11,7 @@ from spectrafm_hf.synthesis.survey_stars import (
     SurveyGrid,
     SurveyStars,
     coefficients_of,
+    fit_matrices,
     strange_spectra,
 )
 
@@ -103,6 +104,28 @@ def test_faults_lie_where_the_air_and_the_sky_have_lines(grid):
     assert air[1] > 1.0 and air[2] > 1.0 and air[0] < 1e-6 * air[1], "clean: 6,015-6,198; not: 6,278-6,325"
     again = faults.drawn(2000, np.random.default_rng(0))
     np.testing.assert_array_equal(drawn, again)
+
+
+def test_a_flux_that_rises_changes_coefficients_as_it_does_in_pixels(grid, labels, basis):
+    rung, spectra = basis.rungs[0], grid.spectra(labels).astype(float)
+    faults = Faults(rung, grid.wavelength, POWER)
+    matrices = fit_matrices(rung, grid.wavelength, POWER)
+    position, slope = np.log(grid.wavelength), 0.05
+
+    def coefficients(flux):
+        return np.stack([flux[:, pixels] @ matrix.T for pixels, matrix in matrices], axis=1)
+
+    x = 2.0 * ((position - rung.edge) / rung.width % 1.0) - 1.0
+    raw = coefficients(spectra)
+    expected = coefficients(spectra * (1.0 + slope * x)) - raw
+    found = slope * np.einsum("ntk,tkj->ntj", raw, faults.tilt)
+    np.testing.assert_allclose(found[..., 1], expected[..., 1], atol=0.1 * np.abs(expected[..., 1]).max())
+    warm = labels["teff"] > 4500  # a few directions hold little of cool stars
+    together = np.corrcoef(found[warm][..., 2:].ravel(), expected[warm][..., 2:].ravel())[0, 1]
+    assert together > 0.8
+    assert (faults.dust > 0).all(), "dust makes spectra rise to the red"
+    drawn = faults.tilted(raw.astype(np.float32), np.random.default_rng(0))
+    assert drawn.shape == raw.shape and drawn.std() > 0
 
 
 def test_strange_spectra_have_no_lines_of_stars():

@@ -20,6 +20,7 @@ from ..data.mixture import Columns
 from ..models.basis_spectrafm import FWHM, MODEL_ERROR, Design, Rung
 from ..models.gate_spectrafm import SPEED_OF_LIGHT
 from ..statistics import MAD_TO_SIGMA
+from .instruments import extinction_curve
 from .random_instruments import interval_modes, least_squares, nearest_in_labels
 from .spoiling import draw_snr
 from .survey_grid import (
@@ -67,6 +68,8 @@ SKY_FROM, KERNEL_POWER = 7_200.0, 1_500.0
 WAVE = 0.004  # of the flux: curvature of a continuum or a flux calibration within an interval
 BALMER = np.array([6564.6, 4862.7, 4341.7, 4102.9, 3971.2, 3890.2, 3836.5, 3799.0, 3771.7])  # Angstrom
 MIXED_LABELS = ("teff", "logg", "fe_h")  # of observed stars, those that count most first
+REDDEST, R_V = 1.2, 3.1  # E(B-V) in magnitudes of dust before a star, at most
+RISE = 0.02  # of the flux, from the middle of an interval to its end: a flux calibration
 SCATTERED = 0.015  # of the continuum: light that is added to all pixels, or taken off
 
 
@@ -157,7 +160,7 @@ class Faults:
 
     def __init__(self, rung: Rung, wavelength: Array, resolving_power: float):
         matrices = fit_matrices(rung, wavelength, resolving_power)
-        mean, _ = rung.smoothed(resolving_power)
+        mean, directions = rung.smoothed(resolving_power)
         self.shape = (rung.n_intervals, 2 + rung.directions.shape[1])
 
         def coefficients(spectra: Array) -> Array:
@@ -183,6 +186,25 @@ class Faults:
         waves = coefficients(mean * legendre.legvander(x, 3)[:, 2:].T)
         self.waves = waves.transpose(1, 0, 2) * np.array([1.0, 0.6], np.float32)[:, None]
         self.flat = coefficients(np.ones((1, len(position))))[0]
+        # What a flux that rises by 1 from the middle of an interval to its end makes of each coefficient.
+        self.tilt = np.zeros((rung.n_intervals, self.shape[1], self.shape[1]), np.float32)
+        for interval, (pixels, matrix) in enumerate(matrices):
+            own = directions[interval][:, pixels - int(rung.offset[interval])] * rung.prior[interval][:, None]
+            rows = np.concatenate([[mean[pixels], mean[pixels] * x[pixels] * rung.slope_prior], own])
+            self.tilt[interval] = (rows * x[pixels]) @ matrix.T
+        middle = np.exp(rung.edge + rung.width * (np.arange(rung.n_intervals) + np.array([[0.0], [0.5], [1.0]])))
+        curve = extinction_curve(middle.ravel()).reshape(middle.shape)
+        self.dust = -0.5 * 0.4 * np.log(10.0) * R_V * (curve[2] - curve[0])
+
+    def tilted(self, raw: Array, generator: np.random.Generator) -> Array:
+        """
+        What is added to coefficients (stars, intervals, coefficients) by dust, too much or too little of it taken out,
+        and by a flux calibration: lines at the ends of an interval count differently in a flux that rises.
+        """
+        normal, n = generator.standard_normal, len(raw)
+        excess = np.where(generator.random((n, 1)) < 0.5, generator.uniform(-0.3, REDDEST, (n, 1)), 0.0)
+        slope = excess * self.dust + RISE * (normal((n, 1)) + normal((n, self.shape[0])))
+        return slope[..., None].astype(np.float32) * np.einsum("ntk,tkj->ntj", raw, self.tilt)
 
     def drawn(self, n: int, generator: np.random.Generator) -> Array:
         """What is added to the coefficients over their level, (stars, intervals, coefficients)."""
@@ -310,6 +332,7 @@ class SurveyStars:
         if self.faults is not None:
             light = SCATTERED * generator.standard_normal((n, 1, 1)).astype(np.float32)
             raw += light * (self.faults.flat - raw)
+            raw += self.faults.tilted(raw, generator)
         raw[..., 1:] /= np.maximum(raw[..., :1], 0.02)
         raw[..., 0] = 0.0
         return raw
