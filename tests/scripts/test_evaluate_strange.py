@@ -40,11 +40,14 @@ def test_models_are_seen_at_the_resolving_power_of_the_grid(script):
     assert 6_564.6 / width == pytest.approx(script.POWER, rel=0.1)
 
 
-def test_a_line_counts_refused_flagged_and_other_spectra(script):
-    found = np.array([[np.nan], [9_000.0], [5_000.0], [5_200.0]])
-    flags = np.array(["few pixels", "bad_pixels;edge", "bad_pixels", ""])
-    line = script.line_of("things", found, flags, ~np.isfinite(found[:, 0]))
-    assert line == "| things | 4 | 1 | 1 | 2 | 5100 (5000 to 5200) |"
+def test_a_line_counts_refused_flagged_right_and_wrong_spectra(script):
+    found = np.array([np.nan, 9_000.0, 5_000.0, 5_200.0, 6_900.0])
+    sigma = np.array([np.nan, 100.0, 100.0, 100.0, 150.0])
+    flags = np.array(["few pixels", "bad_pixels;edge", "bad_pixels", "", ""])
+    things = script.of_any("things", [{}] * 5, (5_300.0, 5_400.0))
+    assert script.line_of(things, found, sigma, flags) == "| things | 5 | 1 | 1 | 1 | 2 | 5950 ± 125 |"
+    nothing = script.of_any("nothing", [{}] * 5)
+    assert script.line_of(nothing, found, sigma, flags).startswith("| nothing | 5 | 1 | 1 | 0 | 3 |")
 
 
 def test_waves_grow_and_have_noise(script):
