@@ -16,87 +16,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from pretrain import Collator, Run, calibrate, main
 from safetensors.numpy import load_file, save_file
-from scipy.ndimage import median_filter
 from transformers import TrainingArguments
 
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data.mixture import Columns, Mixture
 from spectrafm_hf.files import complete_file, only_writer
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
-from spectrafm_hf.models.basis_spectrafm import PIXELS, Design, Rung, SpectrumBasis, degraded
+from spectrafm_hf.models.basis_spectrafm import PIXELS, Design, Rung, SpectrumBasis
 from spectrafm_hf.synthesis.bases import fill_completion, survey_grid, survey_rung
-from spectrafm_hf.synthesis.survey_grid import (
-    SurveyGrid,
-    as_seen,
-    coefficients_of,
-    coefficients_of_spectra,
-    likely_labels,
-)
-from spectrafm_hf.synthesis.survey_stars import Faults, Mismatch, SurveyStars, strange_spectra
+from spectrafm_hf.synthesis.survey_grid import coefficients_of, coefficients_of_spectra
+from spectrafm_hf.synthesis.survey_observed import BEYOND, BEYOND_ERROR, LABELS, SNR, Measured, observed_stars
+from spectrafm_hf.synthesis.survey_stars import Faults, SurveyStars, strange_spectra
 from spectrafm_hf.training.draws import Columns as Split
 from spectrafm_hf.training.draws import Draws
 from spectrafm_hf.training.recipe import Recipe, last_checkpoint
 from spectrafm_hf.training.trainer import SpectraFMTrainer, write_curves
 
 
-LABELS = ("teff", "logg", "fe_h")
-#: Of MILES: likely errors of its labels, FWHM in Angstrom, and likely signal-to-noise ratio, as it states no errors.
-LABEL_ERRORS, FWHM, SNR = (80.0, 0.15, 0.08), 2.5, 100.0
-LEVEL_PIXELS = 101  # that the level of the flux is taken from
-HOTTEST = 8_000.0  # K: the synthetic stars go no further
-#: Hotter stars, and whatever has no lines of a star, are taught as this hot: beyond the range, which is flagged. Their
-#: errors: relative ones of hot stars, and those of others.
-BEYOND, HOT_ERROR, BEYOND_ERROR = 12_000.0, 0.03, 500.0
 N_STRANGE = 8000
 GOOD_STARS, GOOD_SNR = 6000, 300.0  # for the principal components of stars
 #: Classes of resolving powers: lowest, the one that synthetic stars are fitted at, highest, share of the stars.
 CLASSES = ((400.0, 800.0, 1150.0, 0.2), (1150.0, 1800.0, 2700.0, 0.5), (2700.0, 3700.0, 5000.0, 0.3))
-LOWEST_OBSERVED = 1500.0  # resolving power of observed spectra at their ends
 N_DESIGNS = 48
 #: Shares of the grids that have no gaps, and of those that have gaps; the others have windows.
 WHOLE_GRIDS, GRIDS_WITH_GAPS = 0.6, 0.2
 LEAST_INTERVALS = 2  # that a grid has to tell something of
 #: First and last wavelength (Angstrom, vacuum) of the windows of spectrographs of higher resolving powers: GALAH, RVS.
 WINDOWS = (((4_714.0, 4_902.0), (5_649.0, 5_872.0), (6_479.0, 6_737.0), (7_585.0, 7_887.0)), ((8_460.0, 8_700.0),))
-
-
-def observed_stars(folder: Path, split: str, hottest: float = HOTTEST) -> Columns:
-    """Columns of the stars of MILES whose labels are known; hot ones count as `BEYOND` at most."""
-    rows = datasets.load_dataset(str(folder), split=split).with_format("numpy")[:]
-    kept = np.isfinite([rows[name] for name in LABELS]).all(axis=0) & (rows["teff"] < hottest)
-    wavelength = np.asarray(rows["wavelength"][0], float)
-    columns = {name: np.stack(list(rows[name][kept])) for name in ("flux", "mask", *LABELS)}
-    columns["mask"] |= ~np.isfinite(columns["flux"])
-    flux = np.where(columns["mask"], 0.0, columns["flux"])
-    level = median_filter(np.abs(flux), (1, LEVEL_PIXELS))
-    error = np.maximum(level, 0.01 * np.median(level, axis=1, keepdims=True)) / SNR
-    columns |= {f"{name}_err": np.full(kept.sum(), e, np.float32) for name, e in zip(LABELS, LABEL_ERRORS, strict=True)}
-    columns["teff_err"] = np.where(columns["teff"] > HOTTEST, HOT_ERROR * columns["teff"], columns["teff_err"])
-    columns["teff"] = np.minimum(columns["teff"], BEYOND)
-    return columns | {
-        "flux": flux.astype(np.float32),
-        "flux_error": error.astype(np.float32),
-        "wavelength": wavelength,
-        "resolving_power": wavelength / FWHM,
-    }
-
-
-def tokens_of(basis: SpectrumBasis, rung: Rung, stars: Columns, power: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients and reliability of stars in all intervals of a rung, as they are or at a lower resolving power."""
-    weight = np.where(stars["mask"], 0.0, stars["flux_error"].astype(float) ** -2.0)
-    wavelength, flux, own = (stars[name] for name in ("wavelength", "flux", "resolving_power"))
-    if power is not None:
-        wavelength, flux, weight = degraded(wavelength, flux, weight, float(np.median(own)), power)
-    found = basis.evidence(wavelength, flux, weight, own if power is None else power)
-    tokens = [np.zeros((len(weight), rung.n_intervals, basis.n_coefficients), np.float32) for _ in range(2)]
-    for table, values in zip(tokens, (found.coefficients, found.reliability), strict=True):
-        table[:, found.intervals - rung.first_interval] = values
-    return tokens[0], tokens[1]
 
 
 def what_there_is(wavelength: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -141,38 +91,6 @@ def random_designs(
         designs.append(basis.design(np.concatenate(parts), rung.resolving_power))
         powers.append(rung.resolving_power)
     return designs, powers
-
-
-class Measured:
-    """
-    Observed stars and what the emulator says of their labels, as tokens: how the two differ.
-
-    Parameters
-    ----------
-    basis : SpectrumBasis
-    rung : Rung
-    grid : SurveyGrid
-        That of the rung.
-    observed : Columns
-        See [`observed_stars`].
-    """
-
-    def __init__(self, basis: SpectrumBasis, rung: Rung, grid: SurveyGrid, observed: Columns):
-        self.basis, self.rung, self.observed = basis, rung, observed
-        self.labels, self.covered = likely_labels(grid, observed)
-        seen_so = as_seen(grid, self.labels, observed["wavelength"], observed["resolving_power"])
-        error = np.maximum(seen_so, 0.01 * np.median(seen_so, axis=1, keepdims=True)) / SNR
-        self.models = observed | {"flux": seen_so, "flux_error": error, "mask": np.zeros(seen_so.shape, bool)}
-
-    def at(self, power: float) -> tuple[Mismatch, np.ndarray, np.ndarray]:
-        """At a resolving power: the difference; coefficients and reliability of the observed stars."""
-        lower = power if power < LOWEST_OBSERVED else None
-        found, reliability = tokens_of(self.basis, self.rung, self.observed, lower)
-        expected, _ = tokens_of(self.basis, self.rung, self.models, lower)
-        known = (reliability > 0.02)[self.covered]
-        known[..., :2] = False
-        difference = np.where(known, found[self.covered] - expected, 0.0)
-        return Mismatch(self.labels, difference, known), found, reliability
 
 
 class Sources:

@@ -26,7 +26,6 @@ import numpy as np
 from evaluate_observed import answers
 from numpy.typing import NDArray
 from observed_samples import LABELS, TEFF, miles, shared_stars
-from synthetic_rivals import LikeObserved
 
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.data.readers import find_files, read_spectra
@@ -34,6 +33,7 @@ from spectrafm_hf.files import complete_file
 from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
 from spectrafm_hf.synthesis.instruments import Instrument, extinction_curve
 from spectrafm_hf.synthesis.labels import draw_optical_labels
+from spectrafm_hf.synthesis.survey_observed import LikeObserved
 from spectrafm_hf.synthesis.synthetic import load_emulator
 
 

@@ -2,7 +2,7 @@
 r"""Labels of observed stars on the grids of their own instruments, against what is published of them.
 
     spectrafm data miles --out miles
-    python scripts/evaluate_observed.py --miles miles --lamost lamost_dr1_labelled.npz --files FOLDER \
+    python scripts/paper/evaluate_observed.py --miles miles --lamost lamost_dr1_labelled.npz --files FOLDER \
         --synthetic 3000 --output observed.md
 
 The stars of LAMOST come from a file of arrays: `wavelength` (pixels,), `flux` and `flux_error` (stars, pixels), and
@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from observed_samples import LABELS, LAMOST_POWER, MILES_POWER, TEFF, lamost, miles, published_files, shared_stars
-from synthetic_rivals import LikeObserved, answers_of_rivals
+from synthetic_rivals import answers_of_rivals
 
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.inference.prediction import batches_of, predict_batches
 from spectrafm_hf.models.basis_spectrafm import degraded
 from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
+from spectrafm_hf.synthesis.survey_observed import LikeObserved
 from spectrafm_hf.training.baseline import Spectra
 from spectrafm_hf.training.baselines import RidgeBaseline
 

@@ -11,7 +11,7 @@ import pytest
 from astropy.io import fits
 
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[3] / "scripts/paper"
 
 
 def loaded(name):

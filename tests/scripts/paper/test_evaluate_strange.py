@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[3] / "scripts/paper"
 
 
 @pytest.fixture(scope="module")

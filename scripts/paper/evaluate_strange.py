@@ -2,7 +2,7 @@
 """What is no star of the training: are its spectra refused, flagged, or answered as if nothing were wrong?
 
     spectrafm data miles --out miles
-    python scripts/evaluate_strange.py --miles miles --files FOLDER --output strange.md
+    python scripts/paper/evaluate_strange.py --miles miles --files FOLDER --output strange.md
 
 Prism spectra of SpeX (M to T dwarfs, giants, galaxies, quasars) lie in the package `splat`, models of DA white dwarfs
 in `corv`; both are read as data. Waves are a flat spectrum with a sine of up to 30 %. Hot and cool stars, and good ones

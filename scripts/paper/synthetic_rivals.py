@@ -9,55 +9,25 @@ MILES look, as those are that the model was trained on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from observed_samples import LABELS
-from pretrain_survey import Measured, observed_stars
 from scipy.ndimage import gaussian_filter1d
 
 from spectrafm_hf.models.basis_spectrafm import FWHM, SpectrumBasis, half_widths, means_over_pixels
 from spectrafm_hf.synthesis.bases import AIR, survey_grid
-from spectrafm_hf.synthesis.survey_grid import in_pixels
+from spectrafm_hf.synthesis.survey_observed import LikeObserved
 from spectrafm_hf.training.baseline import Spectra
 from spectrafm_hf.training.baselines import MLPBaseline
 
 
 Array = NDArray[Any]
-MEASURED_AT = 1_800.0  # resolving power at which observed and synthetic stars are compared
 SNR = (20.0, 200.0)
 SMOOTH = 0.02  # of ln wavelength, over which the level of a spectrum is taken
 TEFF = (3_800.0, 7_200.0)
 SETTINGS: dict[str, Any] = {"transform": "raw", "epochs": 40, "widths": (256, 256), "dropout": 0.1, "weight_decay": 0.1}
-
-
-class LikeObserved:
-    """
-    How observed stars of MILES differ from synthetic ones: what the emulator's flux over the continuum is short of.
-
-    Parameters
-    ----------
-    basis : SpectrumBasis
-    folder : Path
-        Of MILES.
-    """
-
-    def __init__(self, basis: SpectrumBasis, folder: Path):
-        self.rung = next(rung for rung in basis.rungs if rung.guesses_power)
-        measured = Measured(basis, self.rung, survey_grid(), observed_stars(folder, "train"))
-        self.mismatch = measured.at(MEASURED_AT)[0]
-
-    def on_own_grid(self, labels: Mapping[str, Array], generator: np.random.Generator) -> Array:
-        """(stars, pixels) of the grid of the rung."""
-        difference = self.mismatch.mean(labels) + self.mismatch.drawn(len(labels["teff"]), generator)
-        return in_pixels(self.rung, difference)
-
-    def added(self, wavelength: Array, labels: Mapping[str, Array], generator: np.random.Generator) -> Array:
-        """(stars, pixels) of any other grid."""
-        own = np.exp(self.rung.start + self.rung.step * np.arange(len(self.rung.mean)))
-        return np.stack([np.interp(wavelength, own, row) for row in self.on_own_grid(labels, generator)])
 
 
 def synthetic_stars(like: LikeObserved, wavelength: Array, power: float, n: int, seed: int) -> tuple[Array, ...]:
