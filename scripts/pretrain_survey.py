@@ -57,7 +57,8 @@ def what_there_is(wavelength: np.ndarray, generator: np.random.Generator) -> np.
         return np.ones(len(wavelength), bool)
     gaps = kind < WHOLE_GRIDS + GRIDS_WITH_GAPS
     n = generator.integers(4, 13) if gaps else generator.integers(2, 6)
-    width = np.exp(generator.uniform(*np.log((0.003, 0.03) if gaps else (0.03, 0.2)), n))
+    least, most = np.log((0.003, 0.03) if gaps else (0.03, 0.2))
+    width = np.exp(generator.uniform(least, most, n))
     first = generator.uniform(position[0], position[-1] - width)
     inside = ((position[:, None] > first) & (position[:, None] < first + width)).any(axis=1)
     return inside != gaps
@@ -87,7 +88,7 @@ def random_designs(
             powers.append(power)
     for windows in WINDOWS if limits[1] >= rung.resolving_power else ():
         step = 1.0 / rung.resolving_power / PIXELS
-        parts = [np.exp(np.arange(*np.log(window), step)) for window in windows]
+        parts = [np.exp(np.arange(np.log(first), np.log(last), step)) for first, last in windows]
         designs.append(basis.design(np.concatenate(parts), rung.resolving_power))
         powers.append(rung.resolving_power)
     return designs, powers

@@ -141,6 +141,33 @@ def comparison(names: str, one: tuple[Array, Array], other: tuple[Array, Array])
         yield f"| {names} | {known.sum()} | {label} | {figures} | {z:.2f} |"
 
 
+def observed_lines(model: Any, tokenizer: Any, folder: Path) -> Iterator[str]:
+    """Lines of stars of MILES and of STELIB."""
+    for name, splits in {"all": ("train", "validation", "test"), "not in training": ("validation", "test")}.items():
+        samples, labels = shared_stars(folder, splits)
+        one, other = (answers(model, tokenizer, rows)[:2] for rows in samples)
+        yield from comparison(f"MILES - STELIB, observed, {name}", one, other)
+        yield from comparison(f"STELIB - published, observed, {name}", other, (labels, np.zeros_like(labels)))
+    rows, _ = miles(folder, "validation")
+    plain = answers(model, tokenizer, rows)[:2]
+    for excess in EXCESSES:
+        seen = answers(model, tokenizer, reddened(rows, excess))[:2]
+        yield from comparison(f"MILES validation, E(B-V) = {excess:g} - 0", seen, plain)
+
+
+def synthetic_lines(model: Any, tokenizer: Any, like: LikeObserved | None, n: int) -> Iterator[str]:
+    """Lines of synthetic stars: each instrument against the truth, and each pair."""
+    labels = drawn_labels(n, np.random.default_rng(0))
+    rows = dict(optical_stars(labels, like, seed=1))
+    rows |= {name: other_stars(name, labels, seed=2) for name in ("gaia-xp", "apogee")}
+    seen = {name: answers(model, tokenizer, own)[:2] for name, own in rows.items()}
+    true = np.stack([labels[name] for name in LABELS], axis=1)
+    for name, found in seen.items():
+        yield from comparison(f"{name} - true, synthetic", found, (true, np.zeros_like(true)))
+    for one, other in itertools.combinations(seen, 2):
+        yield from comparison(f"{one} - {other}, synthetic", seen[one], seen[other])
+
+
 def report(arguments: argparse.Namespace) -> str:
     model, tokenizer = load_checkpoint(arguments.model)
     lines = [
@@ -150,32 +177,17 @@ def report(arguments: argparse.Namespace) -> str:
         "| instruments | n | label | scatter | median | robust z |",
         "|---|---|---|---|---|---|",
     ]
+    like = None
     if arguments.miles:
-        for name, splits in {"all": ("train", "validation", "test"), "not in training": ("validation", "test")}.items():
-            samples, labels = shared_stars(arguments.miles, splits)
-            found = [answers(model, tokenizer, rows)[:2] for rows in samples]
-            lines += comparison(f"MILES - STELIB, observed, {name}", *found)
-            lines += comparison(f"STELIB - published, observed, {name}", found[1], (labels, np.zeros_like(labels)))
-        rows, _ = miles(arguments.miles, "validation")
-        plain = answers(model, tokenizer, rows)[:2]
-        for excess in EXCESSES:
-            seen = answers(model, tokenizer, reddened(rows, excess))[:2]
-            lines += comparison(f"MILES validation, E(B-V) = {excess:g} - 0", seen, plain)
+        lines += observed_lines(model, tokenizer, arguments.miles)
+        if tokenizer.basis is None:
+            raise ValueError(f"model: expected one on evidence, got {arguments.model}")
+        like = LikeObserved(tokenizer.basis, arguments.miles)
     if arguments.files:
-        names = sorted(path for path in find_files([arguments.files]) if "xshooter" in Path(path).name)
-        for path in names:
+        for path in sorted(path for path in find_files([arguments.files]) if "xshooter" in Path(path).name):
             blue, red = (answers(model, tokenizer, rows)[:2] for rows in halves(Path(path)))
             lines += comparison(f"blue - red half, {Path(path).name}", blue, red)
-    labels = drawn_labels(arguments.stars, np.random.default_rng(0))
-    like = LikeObserved(tokenizer.basis, arguments.miles) if arguments.miles else None
-    samples = dict(optical_stars(labels, like, seed=1))
-    samples |= {name: other_stars(name, labels, seed=2) for name in ("gaia-xp", "apogee")}
-    seen = {name: answers(model, tokenizer, rows)[:2] for name, rows in samples.items()}
-    true = np.stack([labels[name] for name in LABELS], axis=1)
-    for name, found in seen.items():
-        lines += comparison(f"{name} - true, synthetic", found, (true, np.zeros_like(true)))
-    for one, other in itertools.combinations(seen, 2):
-        lines += comparison(f"{one} - {other}, synthetic", seen[one], seen[other])
+    lines += synthetic_lines(model, tokenizer, like, arguments.stars)
     return "\n".join([*lines, ""])
 
 

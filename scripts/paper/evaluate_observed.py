@@ -157,14 +157,17 @@ def report(arguments: argparse.Namespace) -> str:
         samples["STELIB, of no training star of MILES"] = rows, labels
     if arguments.lamost:
         samples["LAMOST"] = lamost(arguments.lamost)
-    like = LikeObserved(tokenizer.basis, arguments.miles) if arguments.miles and arguments.synthetic else None
+    basis = tokenizer.basis
+    if basis is None:
+        raise ValueError(f"model: expected one on evidence, got {arguments.model}")
+    like = LikeObserved(basis, arguments.miles) if arguments.miles and arguments.synthetic else None
     for name, (rows, labels) in samples.items():
         found, errors, flags = answers(model, tokenizer, rows)
         lines += table(f"{name}, {arguments.model}", found, errors, labels)
         if name in (f"MILES {arguments.split}", "LAMOST"):
             ridge = ridge_in_folds(rows, labels)
             lines += table(f"{name}, ridge on its pixels, {FOLDS}-fold", ridge, None, labels)
-            others = answers_of_rivals(tokenizer.basis, like, rows, arguments.synthetic) if like else {}
+            others = answers_of_rivals(basis, like, rows, arguments.synthetic) if like else {}
             for rival, answer in others.items():
                 lines += table(f"{name}, {rival}", answer, None, labels)
         names, counts = np.unique([flag for joined in flags for flag in joined.split(";") if flag], return_counts=True)

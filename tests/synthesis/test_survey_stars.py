@@ -198,3 +198,16 @@ def test_mixed_stars_lie_between_a_star_and_one_of_its_neighbours(grid, labels, 
     expected = (1.0 - part) * raw[chosen[star]] + part * raw[one]
     np.testing.assert_allclose(mixed[star], expected, atol=0.02 * np.abs(expected).max())
     assert not complete[changed & ~seen[chosen, 0], 0].any() and complete[:, 1:].all()
+
+
+def test_stars_are_not_drawn_on_grids_where_none_was_observed(grid, labels, basis):
+    raw = coefficients_of(grid, basis.rungs[0], labels, SEEN)
+    step = 1.0 / SEEN / 2.5
+    edges = EDGE + 0.03 * np.arange(INTERVALS + 1)
+    grids = [np.exp(np.arange(*part, step)) for part in ((edges[0], edges[-1]), (edges[2], edges[3]))]
+    designs = [basis.design(wavelength, SEEN) for wavelength in grids]
+    seen = np.ones((len(raw), INTERVALS), bool)
+    seen[:, 2] = False
+    stars = SurveyStars(basis.rungs[0], raw, grid.known(labels), designs, [SEEN, 0.9 * SEEN], seen=seen)
+    assert len(stars.modes) == 1 and stars.powers == [SEEN]
+    assert stars.draw(50, np.random.default_rng(0))["seen"][:, :2].any()

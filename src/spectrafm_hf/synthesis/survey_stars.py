@@ -301,14 +301,19 @@ class SurveyStars:
     ):
         self.neighbours = nearest_in_labels(known, MIXED_LABELS) if mixed else None
         self.mixed = mixed
-        self.rung, self.coefficients, self.labels, self.powers = rung, coefficients, known, list(powers)
+        self.rung, self.coefficients, self.labels = rung, coefficients, known
         self.seen = np.ones(coefficients.shape[::2][:2], bool) if seen is None else seen
         self.mismatch, self.faults = mismatch, faults
         self.modes = []
+        often = self.seen.mean(axis=0) > 0.5
         for design in designs:
             tells = np.array([bool(rows.any()) for rows in design.rows])  # of others, all pixels lie in blind bands
+            own = design.intervals[tells] - rung.first_interval
             values, vectors = (part[torch.from_numpy(tells)] for part in interval_modes(design))
-            self.modes.append((design.intervals[tells] - rung.first_interval, (values, vectors)))
+            self.modes.append((own, (values, vectors)))
+        known_in = [bool(often[own].any()) for own, _ in self.modes]  # of others, a batch would teach nothing
+        self.modes = [modes for modes, kept in zip(self.modes, known_in, strict=True) if kept]
+        self.powers = [power for power, kept in zip(powers, known_in, strict=True) if kept]
 
     def truth(self, coefficients: Array, power: float, generator: np.random.Generator) -> Array:
         """
