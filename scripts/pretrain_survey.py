@@ -220,6 +220,19 @@ def basis_with(old: SpectrumBasis, path: Path) -> tuple[SpectrumBasis, Rung]:
     return basis, basis.rungs[-1]
 
 
+def with_tokens(basis: SpectrumBasis, stars: Columns) -> Columns:
+    """Columns of stars whose spectra share wavelengths and resolving powers, with tokens in place of these."""
+    weight = np.where(stars["mask"], 0.0, stars["flux_error"].astype(float) ** -2.0)
+    found = basis.evidence(stars["wavelength"], stars["flux"], weight, stars["resolving_power"])
+    own = {name: values for name, values in stars.items() if name in LABELS or name.endswith("_err")}
+    return own | {
+        "coefficients": found.coefficients,
+        "reliability": found.reliability,
+        "interval_ids": np.tile(found.intervals, (len(weight), 1)),
+        "seen": found.seen,
+    }
+
+
 def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> None:
     start, data, n_stars, components = (settings.pop(name) for name in ("start", "observed", "stars", "components"))
     shares, recipe_settings = settings.pop("mixture"), settings.pop("recipe")
@@ -251,7 +264,7 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
     train_stars = Mixture(pool, of_pool, 1_000_000_000, args.seed)
     validation = {
         "synthetic": Split(sources.synthetic[1].draw(2000, np.random.default_rng([args.seed, 2]))),
-        "miles": Split(observed["validation"]),
+        "miles": Split(with_tokens(basis, observed["validation"])),
     }
     names = list(model.config.network_labels)
     units = [model.config.label_units[list(model.config.label_names).index(name)] for name in names]

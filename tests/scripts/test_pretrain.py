@@ -105,6 +105,22 @@ def test_grids_have_gaps_and_windows_and_always_tell_something(survey):
     assert len(survey.random_designs(rung, 2, (500.0, 900.0), np.random.default_rng(0))[0]) == 2
 
 
+def test_validation_stars_are_seen_in_parts_as_they_are_seen_together(survey):
+    base, tokenizer = load_checkpoint("spectrafm-base")
+    wavelength, generator = np.arange(4_000.0, 7_000.0, 1.0), np.random.default_rng(0)
+    flux = (1.0 + 0.05 * generator.standard_normal((40, len(wavelength)))).astype(np.float32)
+    stars = {"flux": flux, "flux_error": np.full_like(flux, 0.05), "mask": np.zeros(flux.shape, bool)}
+    stars |= {"wavelength": wavelength, "resolving_power": wavelength / 2.5}
+    for name in survey.LABELS:
+        stars |= {name: np.ones(40, np.float32), f"{name}_err": np.zeros(40, np.float32)}
+    collator = survey.Collator(tokenizer.basis, base.config, with_star_labels=False)
+    together = collator(stars)
+    part = collator(survey.Split(survey.with_tokens(tokenizer.basis, stars)).__getitems__([30, 7]))
+    assert torch.equal(part["interval_ids"][0], together["interval_ids"][0])
+    for name in ("coefficients", "reliability"):
+        torch.testing.assert_close(part[name], together[name][[30, 7]], atol=0.02, rtol=0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_both_commands_make_a_checkpoint_that_answers(tmp_path):
