@@ -79,6 +79,9 @@ class Rung:
         spectra of a higher one than that of the rung are to be brought down to it.
     blind : array of shape (bands, 2)
         First and last wavelength in Angstrom of bands that nothing is taken from: those of the air.
+    observed_power : float
+        Resolving power of the observed stars that it was trained on, which spectra of a higher one than that of the
+        rung are brought down to before they are answered; 0 for that of the rung.
     """
 
     first_interval: int
@@ -98,6 +101,7 @@ class Rung:
     counts_level: bool = True
     guesses_power: bool = False
     blind: Any = ()
+    observed_power: float = 0.0
 
     @property
     def n_intervals(self) -> int:
@@ -354,6 +358,19 @@ class SpectrumBasis:
         if power <= rung.resolving_power * NATIVE_TOLERANCE:
             return wavelength, flux, inverse_variance, resolving_power
         return *degraded(wavelength, flux, inverse_variance, power, rung.resolving_power), rung.resolving_power
+
+    def brought_further(
+        self, wavelength: np.ndarray, flux: np.ndarray, inverse_variance: np.ndarray, resolving_power: float | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float | None] | None:
+        """
+        Spectra that were brought down, at the resolving power that observed stars of the training have; None where
+        there is nothing to do. How observed and synthetic stars differ is known at that one alone.
+        """
+        rung = self.rung_for(wavelength, resolving_power)
+        if rung is None or not rung.observed_power or resolving_power != rung.resolving_power:
+            return None
+        found = degraded(wavelength, flux, inverse_variance, rung.resolving_power, rung.observed_power)
+        return *found, rung.observed_power
 
     def evidence(
         self,
