@@ -153,8 +153,9 @@ def report(arguments: argparse.Namespace) -> str:
         rows, labels = miles(arguments.miles, arguments.split)
         samples[f"MILES {arguments.split}"] = rows, labels
         samples[f"MILES {arguments.split}, spoilt"] = spoilt(rows), labels
-        (_, rows), labels = shared_stars(arguments.miles, ("validation", arguments.split))
-        samples["STELIB, of no training star of MILES"] = rows, labels
+        splits = ("validation", "test") if arguments.split == "test" else (arguments.split,)
+        (_, rows), labels = shared_stars(arguments.miles, splits)
+        samples[f"STELIB, of MILES {' and '.join(splits)}"] = rows, labels
     if arguments.lamost:
         samples["LAMOST"] = lamost(arguments.lamost)
     basis = tokenizer.basis
