@@ -1,115 +1,96 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Add a rung of the optical to a base model: spectra of surveys at medium resolution.
+"""Train the rung of the optical of a base model: spectra of surveys at medium resolution.
 
     spectrafm data miles --out miles
     python scripts/pretrain_survey.py scripts/recipes/base-survey.yaml
 
-Only what belongs to the new rung is trained. A run is resumed with `--resume`; directions of the intervals and the
-coefficients of the synthetic stars are computed the first time and lie beside the run.
+Only what belongs to this rung is trained: it is added to a model that has none, and replaces that of one that has, such
+as the bundled `spectrafm-base`; all other weights stay as they are. A run is resumed with `--resume`; directions of the
+intervals and the coefficients of the synthetic stars are computed the first time and lie beside the run.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from pretrain import Collator, Run, calibrate, main
 from safetensors.numpy import load_file, save_file
-from scipy.ndimage import median_filter
 from transformers import TrainingArguments
 
 from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data.mixture import Columns, Mixture
 from spectrafm_hf.files import complete_file, only_writer
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
-from spectrafm_hf.models.basis_spectrafm import Design, Rung, SpectrumBasis, degraded
+from spectrafm_hf.models.basis_spectrafm import PIXELS, Design, Rung, SpectrumBasis
 from spectrafm_hf.synthesis.bases import fill_completion, survey_grid, survey_rung
-from spectrafm_hf.synthesis.survey_stars import (
-    Faults,
-    Mismatch,
-    SurveyStars,
-    as_seen,
-    coefficients_of,
-    coefficients_of_spectra,
-    likely_labels,
-    strange_spectra,
-)
+from spectrafm_hf.synthesis.survey_grid import coefficients_of, coefficients_of_spectra
+from spectrafm_hf.synthesis.survey_observed import BEYOND, BEYOND_ERROR, LABELS, SNR, Measured, observed_stars
+from spectrafm_hf.synthesis.survey_stars import Faults, SurveyStars, strange_spectra
 from spectrafm_hf.training.draws import Columns as Split
 from spectrafm_hf.training.draws import Draws
 from spectrafm_hf.training.recipe import Recipe, last_checkpoint
 from spectrafm_hf.training.trainer import SpectraFMTrainer, write_curves
 
 
-LABELS = ("teff", "logg", "fe_h")
-#: Of MILES: likely errors of its labels, FWHM in Angstrom, and likely signal-to-noise ratio, as it states no errors.
-LABEL_ERRORS, FWHM, SNR = (80.0, 0.15, 0.08), 2.5, 100.0
-LEVEL_PIXELS = 101  # that the level of the flux is taken from
-HOTTEST = 8_000.0  # K: the synthetic stars go no further
-#: Hotter stars, and whatever has no lines of a star, are taught as this hot: beyond the range, which is flagged. Their
-#: errors: relative ones of hot stars, and those of others.
-BEYOND, HOT_ERROR, BEYOND_ERROR = 12_000.0, 0.03, 500.0
 N_STRANGE = 8000
 GOOD_STARS, GOOD_SNR = 6000, 300.0  # for the principal components of stars
 #: Classes of resolving powers: lowest, the one that synthetic stars are fitted at, highest, share of the stars.
 CLASSES = ((400.0, 800.0, 1150.0, 0.2), (1150.0, 1800.0, 2700.0, 0.5), (2700.0, 3700.0, 5000.0, 0.3))
-LOWEST_OBSERVED = 1500.0  # resolving power of observed spectra at their ends
 N_DESIGNS = 48
+#: Shares of the grids that have no gaps, and of those that have gaps; the others have windows.
+WHOLE_GRIDS, GRIDS_WITH_GAPS = 0.6, 0.2
+LEAST_INTERVALS = 2  # that a grid has to tell something of
+#: First and last wavelength (Angstrom, vacuum) of the windows of spectrographs of higher resolving powers: GALAH, RVS.
+WINDOWS = (((4_714.0, 4_902.0), (5_649.0, 5_872.0), (6_479.0, 6_737.0), (7_585.0, 7_887.0)), ((8_460.0, 8_700.0),))
 
 
-def observed_stars(folder: Path, split: str, hottest: float = HOTTEST) -> Columns:
-    """Columns of the stars of MILES whose labels are known; hot ones count as `BEYOND` at most."""
-    rows = datasets.load_dataset(str(folder), split=split).with_format("numpy")[:]
-    kept = np.isfinite([rows[name] for name in LABELS]).all(axis=0) & (rows["teff"] < hottest)
-    wavelength = np.asarray(rows["wavelength"][0], float)
-    columns = {name: np.stack(list(rows[name][kept])) for name in ("flux", "mask", *LABELS)}
-    columns["mask"] |= ~np.isfinite(columns["flux"])
-    flux = np.where(columns["mask"], 0.0, columns["flux"])
-    level = median_filter(np.abs(flux), (1, LEVEL_PIXELS))
-    error = np.maximum(level, 0.01 * np.median(level, axis=1, keepdims=True)) / SNR
-    columns |= {f"{name}_err": np.full(kept.sum(), e, np.float32) for name, e in zip(LABELS, LABEL_ERRORS, strict=True)}
-    columns["teff_err"] = np.where(columns["teff"] > HOTTEST, HOT_ERROR * columns["teff"], columns["teff_err"])
-    columns["teff"] = np.minimum(columns["teff"], BEYOND)
-    return columns | {
-        "flux": flux.astype(np.float32),
-        "flux_error": error.astype(np.float32),
-        "wavelength": wavelength,
-        "resolving_power": wavelength / FWHM,
-    }
-
-
-def tokens_of(basis: SpectrumBasis, rung: Rung, stars: Columns, power: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients and reliability of stars in all intervals of a rung, as they are or at a lower resolving power."""
-    weight = np.where(stars["mask"], 0.0, stars["flux_error"].astype(float) ** -2.0)
-    wavelength, flux, own = (stars[name] for name in ("wavelength", "flux", "resolving_power"))
-    if power is not None:
-        wavelength, flux, weight = degraded(wavelength, flux, weight, float(np.median(own)), power)
-    found = basis.evidence(wavelength, flux, weight, own if power is None else power)
-    tokens = [np.zeros((len(weight), rung.n_intervals, basis.n_coefficients), np.float32) for _ in range(2)]
-    for table, values in zip(tokens, (found.coefficients, found.reliability), strict=True):
-        table[:, found.intervals - rung.first_interval] = values
-    return tokens[0], tokens[1]
+def what_there_is(wavelength: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """(pixels,), bool, of a grid: all pixels, all but some gaps, or those of a few windows."""
+    position = np.log(wavelength)
+    kind = generator.random()
+    if kind < WHOLE_GRIDS:
+        return np.ones(len(wavelength), bool)
+    gaps = kind < WHOLE_GRIDS + GRIDS_WITH_GAPS
+    n = generator.integers(4, 13) if gaps else generator.integers(2, 6)
+    least, most = np.log((0.003, 0.03) if gaps else (0.03, 0.2))
+    width = np.exp(generator.uniform(least, most, n))
+    first = generator.uniform(position[0], position[-1] - width)
+    inside = ((position[:, None] > first) & (position[:, None] < first + width)).any(axis=1)
+    return inside != gaps
 
 
 def random_designs(
     rung: Rung, n: int, limits: tuple[float, float], generator: np.random.Generator
 ) -> tuple[list[Design], list[float]]:
-    """Designs of grids that are even in wavelength or in its logarithm, and their resolving powers."""
+    """
+    Designs of grids that are even in wavelength or in its logarithm, some with gaps or in windows so that intervals are
+    seen in part, and their resolving powers. With those of the rung itself, the windows of `WINDOWS` are among them.
+    """
     low, high = np.array(rung.range) * (1.001, 0.999)
+    basis = SpectrumBasis([rung])
     designs: list[Design] = []
     powers: list[float] = []
-    for _ in range(n):
+    while len(designs) < n:
         power = float(np.exp(generator.uniform(*np.log(limits))))
         pixels = generator.uniform(2.0, 4.0)  # in a FWHM
         if generator.random() < 0.5:
             wavelength = np.exp(np.arange(np.log(low), np.log(high), 1.0 / power / pixels))
         else:
             wavelength = np.arange(low, high, 5_500.0 / power / pixels)
-        designs.append(SpectrumBasis([rung]).design(wavelength, power))
-        powers.append(power)
+        design = basis.design(wavelength[what_there_is(wavelength, generator)], power)
+        if sum(bool(rows.any()) for rows in design.rows) >= LEAST_INTERVALS:  # of others, all pixels lie in blind bands
+            designs.append(design)
+            powers.append(power)
+    for windows in WINDOWS if limits[1] >= rung.resolving_power else ():
+        step = 1.0 / rung.resolving_power / PIXELS
+        parts = [np.exp(np.arange(np.log(first), np.log(last), step)) for first, last in windows]
+        designs.append(basis.design(np.concatenate(parts), rung.resolving_power))
+        powers.append(rung.resolving_power)
     return designs, powers
 
 
@@ -119,16 +100,22 @@ class Sources:
     each class of resolving powers.
     """
 
-    def __init__(self, basis: SpectrumBasis, rung: Rung, observed: Columns, folder: Path, n_stars: int, seed: int):
+    def __init__(
+        self,
+        basis: SpectrumBasis,
+        rung: Rung,
+        observed: Columns,
+        folder: Path,
+        n_stars: int,
+        seed: int,
+        mixed: float = 0.0,
+    ):
         grid = survey_grid()
         self.rung = rung
         self.synthetic: list[SurveyStars] = []
         self.observed: list[SurveyStars] = []
         self.strange: list[SurveyStars] = []
-        table, covered = likely_labels(grid, observed)
-        seen_so = as_seen(grid, table, observed["wavelength"], observed["resolving_power"])
-        error = np.maximum(seen_so, 0.01 * np.median(seen_so, axis=1, keepdims=True)) / SNR
-        models = observed | {"flux": seen_so, "flux_error": error, "mask": np.zeros(seen_so.shape, bool)}
+        measured = Measured(basis, rung, grid, observed)
         names = [*LABELS, *(f"{name}_err" for name in LABELS)]
         for number, (low, power, high, share) in enumerate(CLASSES):
             path = folder / f"stars-{power:.0f}.safetensors"
@@ -138,12 +125,7 @@ class Sources:
                     save_file({"coefficients": coefficients_of(grid, rung, labels, power), **labels}, temporary)
             labels = load_file(path)
             coefficients = labels.pop("coefficients")
-            lower = power if power < LOWEST_OBSERVED else None
-            found, reliability = tokens_of(basis, rung, observed, lower)
-            expected, _ = tokens_of(basis, rung, models, lower)
-            known = (reliability > 0.02)[covered]
-            known[..., :2] = False
-            mismatch = Mismatch(table, np.where(known, found[covered] - expected, 0.0), known)
+            mismatch, found, reliability = measured.at(power)
             limits = max(low, 1.2 * rung.lowest_resolving_power), min(high, rung.resolving_power)
             generator = np.random.default_rng([seed, 4, number])
             designs = random_designs(rung, max(int(N_DESIGNS * share), 3), limits, generator)
@@ -154,12 +136,12 @@ class Sources:
             )
             # How observed stars would change with velocity and resolution, as synthetic ones do.
             own = np.zeros((len(found), 3, *found.shape[1:]), np.float32)
-            own[covered] = coefficients_of(grid, rung, table, power)
+            own[measured.covered] = coefficients_of(grid, rung, measured.labels, power)
             own /= np.where(own[:, :1, :, :1] > 0.02, own[:, :1, :, :1], np.inf)
             own[:, 0], own[:, 0, :, 0] = found, 1.0
             seen = np.any(reliability[..., 2:] > 0.02, axis=2)
             known_of = {name: observed[name] for name in names}
-            self.observed.append(SurveyStars(rung, own, known_of, *designs, seen=seen, faults=faults))
+            self.observed.append(SurveyStars(rung, own, known_of, *designs, seen=seen, faults=faults, mixed=mixed))
             n_strange = int(N_STRANGE * share)
             spectra = (strange_spectra(grid.wavelength, 250, generator) for _ in range(0, n_strange, 250))
             others = coefficients_of_spectra(spectra, grid.wavelength, rung, power)
@@ -187,29 +169,74 @@ class Sources:
         return tuple(np.concatenate(parts, axis=1))  # type: ignore[return-value]
 
 
-def with_rung(model: SpectraFMForPrediction, rung: Rung, components: int) -> SpectraFMForPrediction:
-    """The same model with one more rung, of which alone the weights are trained."""
+def with_rung(
+    model: SpectraFMForPrediction, rung: Rung, components: int | None = None
+) -> tuple[SpectraFMForPrediction, int]:
+    """
+    The same model with one more rung, or with a new network for one that it has, of so many components; without a
+    number of them, the network that it has goes on to be trained. And the number of this rung. Its weights alone are
+    trained; all others stay as they are.
+    """
     settings = model.config.to_dict()
-    settings["num_intervals"] = rung.first_interval + rung.n_intervals
-    settings["rung_intervals"] = [*settings["rung_intervals"], [rung.first_interval, settings["num_intervals"]]]
-    settings["rung_components"] = [*settings["rung_components"], components]
-    for name in ("rung_pixels", "rung_features"):
-        settings[name] = [*settings[name], 0] if settings[name] else []
+    own = [rung.first_interval, rung.first_interval + rung.n_intervals]
+    before = [list(intervals) for intervals in model.config.rung_intervals]
+    number = before.index(own) if own in before else len(before)
+    goes_on = components is None
+    if goes_on:
+        if number == len(before):
+            raise ValueError("components: expected their number, as the model has no rung of the optical, got none")
+        components = model.config.rung_components[number]
+    settings["num_intervals"] = max(model.config.num_intervals, own[1])
+    for name, value in {"intervals": own, "components": components, "pixels": 0, "features": 0}.items():
+        old = settings[f"rung_{name}"]
+        settings[f"rung_{name}"] = placed(old, number, value) if old else []
     for name in ("label_ranges", "rung_error_factors", "rung_error_floors", "evidence_limits"):
         settings[name] = []
     larger = SpectraFMForPrediction(SpectraFMConfig.from_dict(settings))
-    left = larger.load_state_dict(model.state_dict(), strict=False)
-    new = {f"{part}.{len(model.config.rung_intervals)}." for part in ("model.rungs", "means", "log_variances")}
-    if left.unexpected_keys or not all(any(key.startswith(name) for name in new) for key in left.missing_keys):
+    new = tuple(f"{part}.{number}." for part in ("model.rungs", "means", "log_variances"))
+    kept = {name: values for name, values in model.state_dict().items() if goes_on or not name.startswith(new)}
+    left = larger.load_state_dict(kept, strict=False)
+    if left.unexpected_keys or not all(name.startswith(new) for name in left.missing_keys):
         raise ValueError(f"start: expected a base model, got other weights: {left}")
     for name, parameter in larger.named_parameters():
-        parameter.requires_grad_(any(name.startswith(prefix) for prefix in new))
-    return larger
+        parameter.requires_grad_(name.startswith(new))
+    return larger, number
+
+
+def placed(values: Sequence[Any], number: int, value: Any) -> list[Any]:
+    """A list in which `value` has this place, or the next one after the last."""
+    return [*values[:number], value, *values[number + 1 :]]
+
+
+def basis_with(old: SpectrumBasis, path: Path) -> tuple[SpectrumBasis, Rung]:
+    """The basis of a model with the rung of the optical, which is computed where neither has it, and kept in a file."""
+    for rung in old.rungs:
+        if rung.guesses_power:
+            return old, rung
+    if not path.is_file():
+        with complete_file(path) as temporary:
+            save_file(SpectrumBasis([*old.rungs, survey_rung(old.n_intervals)]).arrays(), temporary)
+    basis = SpectrumBasis.from_arrays(load_file(path))
+    return basis, basis.rungs[-1]
+
+
+def with_tokens(basis: SpectrumBasis, stars: Columns) -> Columns:
+    """Columns of stars whose spectra share wavelengths and resolving powers, with tokens in place of these."""
+    weight = np.where(stars["mask"], 0.0, stars["flux_error"].astype(float) ** -2.0)
+    found = basis.evidence(stars["wavelength"], stars["flux"], weight, stars["resolving_power"])
+    own = {name: values for name, values in stars.items() if name in LABELS or name.endswith("_err")}
+    return own | {
+        "coefficients": found.coefficients,
+        "reliability": found.reliability,
+        "interval_ids": np.tile(found.intervals, (len(weight), 1)),
+        "seen": found.seen,
+    }
 
 
 def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> None:
     start, data, n_stars, components = (settings.pop(name) for name in ("start", "observed", "stars", "components"))
     shares, recipe_settings = settings.pop("mixture"), settings.pop("recipe")
+    mixed = settings.pop("mixed", 0.0)
     settings.pop("sources")  # for the card
     if max_steps:
         settings["max_steps"] = max_steps
@@ -221,28 +248,23 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
     base, tokenizer = load_checkpoint(start)
     if tokenizer.basis is None:
         raise ValueError(f"start: expected a model on evidence, got {start}")
-    path = folder / "basis.safetensors"
-    if not path.is_file():
-        rung = survey_rung(tokenizer.basis.n_intervals)
-        with complete_file(path) as temporary:
-            save_file(SpectrumBasis([*tokenizer.basis.rungs, rung]).arrays(), temporary)
-    basis = SpectrumBasis.from_arrays(load_file(path))
-    rung = basis.rungs[-1]
+    basis, rung = basis_with(tokenizer.basis, folder / "basis.safetensors")
     observed = {
         "train": observed_stars(Path(data), "train", np.inf),
         "validation": observed_stars(Path(data), "validation"),
     }
-    sources = Sources(basis, rung, observed["train"], folder, n_stars, args.seed)
+    sources = Sources(basis, rung, observed["train"], folder, n_stars, args.seed, mixed)
     torch.manual_seed(args.seed)
-    model = with_rung(base, rung, components)
-    fill_completion(model.model.rungs[-1].completion, *sources.good(np.random.default_rng([args.seed, 5])))
+    model, number = with_rung(base, rung, components)
+    if components is not None:
+        fill_completion(model.model.rungs[number].completion, *sources.good(np.random.default_rng([args.seed, 5])))
     collator = Collator(basis, model.config, with_star_labels=False)
     pool = [source for name in shares for source in getattr(sources, name)]
     of_pool = [share * part[-1] for share in shares.values() for part in CLASSES]
     train_stars = Mixture(pool, of_pool, 1_000_000_000, args.seed)
     validation = {
         "synthetic": Split(sources.synthetic[1].draw(2000, np.random.default_rng([args.seed, 2]))),
-        "miles": Split(observed["validation"]),
+        "miles": Split(with_tokens(basis, observed["validation"])),
     }
     names = list(model.config.network_labels)
     units = [model.config.label_units[list(model.config.label_names).index(name)] for name in names]
@@ -263,10 +285,9 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         config = model.config
         drawn = sources.synthetic[0].labels
         ranges = {name: [float(np.nanmin(drawn[name])), float(np.nanmax(drawn[name]))] for name in names}
-        config.label_ranges = [*old.label_ranges, ranges]
-        config.evidence_limits = [*old.evidence_limits, *config.evidence_limits]
-        config.rung_error_factors = [*old.rung_error_factors, *config.rung_error_factors]
-        config.rung_error_floors = [*old.rung_error_floors, *config.rung_error_floors]
+        config.label_ranges = placed(old.label_ranges, number, ranges)
+        for name in ("evidence_limits", "rung_error_factors", "rung_error_floors"):
+            setattr(config, name, placed(getattr(old, name), number, getattr(config, name)[0]))
         task.save(folder / "final")
         write_curves(folder / "curves.csv", trainer.state.log_history)
 

@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter1d
 from transformers import pipeline
 
 import spectrafm_hf
 from spectrafm_hf import SpectraFMForPrediction, bundled, load_checkpoint
 from spectrafm_hf.inference.prediction import NO_ANSWER, answered_labels, batches_of, predict_batches
 from spectrafm_hf.statistics import robust_scatter
-from spectrafm_hf.synthesis.synthetic import SyntheticStars
+from spectrafm_hf.synthesis.synthetic import SyntheticStars, load_emulator
 
 
 NETWORK = ["teff", "logg", "fe_h", "alpha_m"]
@@ -178,6 +179,37 @@ def test_what_has_no_lines_of_a_star_in_the_optical_is_flagged_and_stars_are_not
         for i, flux in enumerate([np.ones(len(wavelength)), *waves, *dwarfs])
     ]
     assert all("edge" in flags or "unlike_training" in flags for flags in predict(base, strange)["flags"])
+
+
+def test_a_sharp_spectrum_of_the_optical_says_what_a_smooth_one_does(base):
+    wavelength = np.exp(np.arange(np.log(4_500.0), np.log(6_800.0), 1.0 / 20_000.0 / 2.5))
+    emulator = load_emulator("emulator-survey").eval()
+    labels = {name: np.full(12, 0.0) for name in emulator.config.label_names}
+    labels |= {"teff": np.linspace(4_600, 6_300, 12), "logg": np.linspace(2.0, 4.4, 12), "fe_h": np.full(12, -0.3)}
+    labels |= {"vmicro": np.full(12, 1.4), "li_fe": np.full(12, -1.2)}
+    native, flux = emulator.synthesize(normalized=True, **labels)
+    native, generator = np.asarray(native), np.random.default_rng(0)
+    step = np.median(np.diff(np.log(native)))
+
+    def seen(power, wild):
+        rows = []
+        for star in np.asarray(flux, float):
+            smooth = gaussian_filter1d(star, 1.0 / power / 2.3548 / step)
+            values = np.interp(wavelength, native, smooth) + 0.01 * generator.standard_normal(len(wavelength))
+            values[generator.random(len(wavelength)) < wild] = 5.0
+            columns = {"wavelength": wavelength, "flux": values.astype(np.float32)}
+            columns |= {
+                "flux_error": np.full(len(wavelength), 0.01, np.float32),
+                "mask": np.zeros(len(wavelength), bool),
+            }
+            rows.append({"object_id": "a", "resolving_power": power, **columns})
+        return predict(base, rows)
+
+    smooth, sharp, spoilt = seen(2_200.0, 0.0), seen(20_000.0, 0.0), seen(20_000.0, 2e-3)
+    for name in NETWORK[:3]:
+        for other, most in ((sharp, 0.7), (spoilt, 1.0)):
+            z = np.abs(other[name] - smooth[name]) / np.hypot(other[f"{name}_err"], smooth[f"{name}_err"])
+            assert np.median(z) < most, name
 
 
 def test_the_pipeline_answers_both(xp, h_band):

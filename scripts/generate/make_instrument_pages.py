@@ -34,8 +34,16 @@ from spectrafm_hf.synthesis.synthetic import SyntheticStars
 EVALUATIONS = Path(__file__).parents[2] / "model_cards" / "evaluations"
 #: Title, formats that it is read from, and evaluations with rows of it, with how these begin.
 PAGES: dict[str, tuple[str, Sequence[str], dict[str, str]]] = {
-    "gaia-xp": ("Gaia XP", ("gaia-xp", "gaiaxpy", "gaia-xp-continuous"), {"robustness-xp": ""}),
-    "apogee": ("APOGEE", ("apogee-apstar", "apogee-apvisit", "apogee-aspcapstar"), {"robustness-apogee": ""}),
+    "gaia-xp": (
+        "Gaia XP",
+        ("gaia-xp", "gaiaxpy", "gaia-xp-continuous"),
+        {"robustness-xp": "", "instruments": "gaia-xp"},
+    ),
+    "apogee": (
+        "APOGEE",
+        ("apogee-apstar", "apogee-apvisit", "apogee-aspcapstar"),
+        {"robustness-apogee": "", "instruments": "apogee"},
+    ),
     "miles": ("MILES", ("miles",), {"observed": "MILES test", "instruments": "MILES"}),
     "lamost-lrs": ("LAMOST, low resolution", ("lamost-lrs",), {"observed": "LAMOST", "instruments": "lamost"}),
     "sdss-boss": ("SDSS and BOSS", ("sdss-spec", "sdss-mwm"), {"instruments": "sdss|- sdss"}),
@@ -46,9 +54,10 @@ PAGES: dict[str, tuple[str, Sequence[str], dict[str, str]]] = {
 #: A giant, for the pictures.
 RANGES = {"teff": (4700.0, 4900.0), "logg": (2.3, 2.7), "fe_h": (-0.6, -0.3)}
 REMARKS = {
-    "galah": "Spectra are brought down to R = 5,000, which loses what the finest lines tell. Of synthetic stars, log "
-    "*g* comes out 0.3 to 0.5 dex lower than from wider ranges: do not compare it with others.",
-    "gaia-rvs": "240 Å at R = 11,500, brought down to 5,000, tell little: the errors say how little.",
+    "galah": "Spectra are smoothed to R = 2,200, that of the observed training stars. What the finest lines tell is "
+    "lost.",
+    "gaia-rvs": "240 Å at R = 11,500, smoothed to 2,200, tell little. The errors of T<sub>eff</sub> and log *g* are a "
+    "third too small.",
     "apogee": "The figures are of synthetic stars of the emulator that the model fits with. Of observed stars, errors "
     "grow with what they differ from it by (`other_errors`).",
 }
@@ -57,12 +66,14 @@ REMARKS = {
 def rows_of(name: str, start: str) -> Iterator[str]:
     """The tables of an evaluation: all of it, or its heads and the rows of an instrument."""
     path = EVALUATIONS / f"spectrafm-base-{name}.md"
+    head = False
     for line in path.read_text(encoding="utf-8").splitlines():
         is_row = line.startswith("|")
-        head = is_row and re.match(r"\| *(stars|instruments|input) *\||\|[-|]+\|?$", line)
+        rule = head and re.match(r"\|[-|]+\|?$", line)  # below a head that was kept
+        head = bool(is_row and re.match(r"\| *(stars|instruments|input) *\|", line))
         of_others = line.startswith("Flags of ") and start not in line
         own = is_row and re.search(start, line.split("|")[1])
-        if not start or head or own or not (is_row or of_others):
+        if not start or rule or head or own or not (is_row or of_others):
             yield line.replace("## ", "### ") if not start or is_row else line
 
 

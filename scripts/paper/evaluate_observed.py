@@ -1,12 +1,15 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Labels of observed stars on the grids of their own instruments, against what is published of them.
+r"""Labels of observed stars on the grids of their own instruments, against what is published of them.
 
     spectrafm data miles --out miles
-    python scripts/paper/evaluate_observed.py --miles miles --lamost lamost_dr1_labelled.npz --output observed.md
+    python scripts/paper/evaluate_observed.py --miles miles --lamost lamost_dr1_labelled.npz --files FOLDER \
+        --synthetic 3000 --output observed.md
 
 The stars of LAMOST come from a file of arrays: `wavelength` (pixels,), `flux` and `flux_error` (stars, pixels), and
-`labels` (stars, 3). Beside the model: ridge regression on the pixels of the same stars, in ten folds. Beside MILES: the
-same stars with the air, with waves and noise, and a resolving power that is 20 % lower than it is said to be.
+`labels` (stars, 3). Beside the model: ridge regression on the pixels of the same stars, in ten folds, and with
+`--synthetic` two networks that are trained on so many synthetic stars (`synthetic_rivals.py`). Beside MILES: the same
+stars with the air, with waves and noise, and a resolving power that is 20 % lower than it is said to be; and stars of
+STELIB. Of FOLDER, files of stars whose labels are published (`observed_samples.py`).
 """
 
 from __future__ import annotations
@@ -17,23 +20,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from numpy.typing import NDArray
+from observed_samples import LABELS, LAMOST_POWER, MILES_POWER, TEFF, lamost, miles, published_files, shared_stars
+from synthetic_rivals import answers_of_rivals
 
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.inference.prediction import batches_of, predict_batches
 from spectrafm_hf.models.basis_spectrafm import degraded
 from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
+from spectrafm_hf.synthesis.survey_observed import LikeObserved
 from spectrafm_hf.training.baseline import Spectra
 from spectrafm_hf.training.baselines import RidgeBaseline
 
 
 Array = NDArray[Any]
-LABELS = ("teff", "logg", "fe_h")
-#: Resolving powers of the libraries, in the middle of their ranges, and Teff in K that figures are of.
-MILES_POWER, LAMOST_POWER, TEFF = 2_200.0, 1_800.0, (4_200.0, 6_600.0)
 FOLDS = 10
 #: Of stars that are spoilt: resolving power, waves of the calibration, and bands of the air (first and last wavelength
 #: in Angstrom, mean depth).
@@ -44,32 +46,6 @@ AIR = (
     (7_160.0, 7_350.0, 0.1),
 )
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-
-
-def miles(folder: Path, split: str) -> tuple[list[dict[str, Any]], Array]:
-    """Rows and labels (stars, 3) of the stars of MILES that have labels."""
-    stars = datasets.load_dataset(str(folder), split=split).with_format("numpy")
-    rows = [row for row in stars if np.isfinite([row[name] for name in LABELS]).all()]
-    labels = np.array([[row[name] for name in LABELS] for row in rows], float)
-    return [row | {"resolving_power": MILES_POWER} for row in rows], labels
-
-
-def lamost(path: Path) -> tuple[list[dict[str, Any]], Array]:
-    """The same of a file of arrays."""
-    with np.load(path, allow_pickle=False) as stars:
-        wavelength, flux, error, labels = (stars[name] for name in ("wavelength", "flux", "flux_error", "labels"))
-    rows = [
-        {
-            "object_id": str(i),
-            "wavelength": wavelength,
-            "flux": flux[i],
-            "flux_error": error[i],
-            "mask": ~(error[i] > 0),
-            "resolving_power": LAMOST_POWER,
-        }
-        for i in range(len(flux))
-    ]
-    return rows, np.asarray(labels, float)
 
 
 def spoilt(rows: Sequence[dict[str, Any]], seed: int = 1) -> list[dict[str, Any]]:
@@ -177,18 +153,46 @@ def report(arguments: argparse.Namespace) -> str:
         rows, labels = miles(arguments.miles, arguments.split)
         samples[f"MILES {arguments.split}"] = rows, labels
         samples[f"MILES {arguments.split}, spoilt"] = spoilt(rows), labels
+        splits = ("validation", "test") if arguments.split == "test" else (arguments.split,)
+        (_, rows), labels = shared_stars(arguments.miles, splits)
+        samples[f"STELIB, of MILES {' and '.join(splits)}"] = rows, labels
     if arguments.lamost:
         samples["LAMOST"] = lamost(arguments.lamost)
+    basis = tokenizer.basis
+    if basis is None:
+        raise ValueError(f"model: expected one on evidence, got {arguments.model}")
+    like = LikeObserved(basis, arguments.miles) if arguments.miles and arguments.synthetic else None
     for name, (rows, labels) in samples.items():
         found, errors, flags = answers(model, tokenizer, rows)
         lines += table(f"{name}, {arguments.model}", found, errors, labels)
-        if "spoilt" not in name:
+        if name in (f"MILES {arguments.split}", "LAMOST"):
             ridge = ridge_in_folds(rows, labels)
             lines += table(f"{name}, ridge on its pixels, {FOLDS}-fold", ridge, None, labels)
+            others = answers_of_rivals(basis, like, rows, arguments.synthetic) if like else {}
+            for rival, answer in others.items():
+                lines += table(f"{name}, {rival}", answer, None, labels)
         names, counts = np.unique([flag for joined in flags for flag in joined.split(";") if flag], return_counts=True)
         told = ", ".join(f"{flag} {count}" for flag, count in zip(names, counts, strict=True)) or "none"
         notes.append(f"Flags of {name}, of all {len(rows)} stars: {told}.")
-    return "\n".join([*lines, "", *notes, ""])
+    lines += ["", *notes, ""]
+    if arguments.files:
+        lines += stars_of_files(model, tokenizer, arguments.files)
+    return "\n".join(lines)
+
+
+def stars_of_files(model: Any, tokenizer: Any, folders: Sequence[Path]) -> Iterator[str]:
+    """A table of single stars: what is published, what is answered."""
+    yield "| file | star | published (Teff, log g, [Fe/H]) | answered | flags | source |"
+    yield "|---|---|---|---|---|---|"
+    for known, row in zip(*published_files(folders), strict=True):
+        found, errors, flags = answers(model, tokenizer, [row])
+        told = "; ".join(
+            f"{value:.{digits}f} ± {error:.{digits}f}"
+            for value, error, digits in zip(found[0], errors[0], (0, 2, 2), strict=True)
+        )
+        stated = "{:.0f}; {:.2f}; {:.2f}".format(*known.labels)
+        yield f"| {known.file} | {known.star} | {stated} | {told} | {flags[0]} | {known.source} |"
+    yield ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -197,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--miles", type=Path, metavar="DIR", help="made by `spectrafm data miles`")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="of MILES")
     parser.add_argument("--lamost", type=Path, metavar="FILE", help="arrays of labelled stars of LAMOST")
+    parser.add_argument("--files", type=Path, nargs="+", metavar="DIR", help="files of stars with known labels")
+    parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="stars for networks beside the model")
     parser.add_argument("--output", type=Path, metavar="FILE.md", help="write the table here as well")
     arguments = parser.parse_args(argv)
     if not (arguments.miles or arguments.lamost):

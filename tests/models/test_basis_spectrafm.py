@@ -318,3 +318,26 @@ def test_pixels_that_are_wider_than_any_interval_are_refused_in_one_line(tiny_ev
     _, tokenizer = tiny_evidence
     with pytest.raises(ValueError, match="wavelength: .*, got 1000.0-299000.0 in pixels wider than an interval"):
         tokenizer([1000.0, 5100.0, 299_000.0], np.ones(3), np.full(3, 0.1))
+
+
+def test_spectra_that_are_brought_down_go_on_to_the_resolving_power_of_the_observed_stars():
+    fine = SpectrumBasis([rung(guesses_power=True, over_continuum=False)])
+    further = SpectrumBasis([rung(guesses_power=True, over_continuum=False, observed_power=8_000.0)])
+    wavelength = np.exp(np.arange(START + 0.001, START + 0.058, 1.0 / 60_000.0 / 2.5))
+    flux = stars(3, seed=6, wavelength=wavelength, power=60_000.0)
+    spectra = (wavelength, flux, np.full(flux.shape, 1e4))
+    down = fine.brought_down(*spectra, 60_000.0)
+    assert down[3] == POWER and fine.brought_further(*down) is None
+    found = further.brought_further(*further.brought_down(*spectra, 60_000.0))
+    assert found is not None and found[3] == 8_000.0 and len(found[0]) < 0.5 * len(down[0])
+    # As if a spectrograph of that resolving power had seen them.
+    seen = stars(3, seed=6, wavelength=found[0], power=8_000.0)
+    inner = slice(30, -30)
+    assert np.abs(found[1] - seen)[:, inner].max() < 0.05 * np.ptp(seen)
+    # What was not brought down stays, whatever its resolving power is.
+    assert further.brought_further(*spectra, 15_000.0) is None
+    arrays = further.arrays()
+    assert SpectrumBasis.from_arrays(arrays).rungs[0].observed_power == 8_000.0
+    assert (
+        SpectrumBasis.from_arrays({k: v for k, v in arrays.items() if "observed" not in k}).rungs[0].observed_power == 0
+    )

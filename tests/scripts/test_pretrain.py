@@ -1,5 +1,6 @@
 """Pre-training: both commands with a few stars and steps, and what they find out about errors in the end."""
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import Dataset
 
@@ -46,6 +48,77 @@ def test_curves_make_the_errors_right_in_every_bin_of_temperature_and_noise(pret
         for part in np.array_split(np.argsort(x), 8):
             assert 1.4826 * np.nanmedian(z[part]) == pytest.approx(1.0, abs=0.08)
     assert curves[0][-1] == pytest.approx(0.0, abs=1e-6)  # no star is there
+
+
+@pytest.fixture(scope="module")
+def survey():
+    sys.path.insert(0, str(ROOT / "scripts"))  # it imports the other command
+    try:
+        spec = importlib.util.spec_from_file_location("pretrain_survey", ROOT / "scripts" / "pretrain_survey.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+
+
+def test_one_rung_is_replaced_and_all_else_stays_to_the_last_bit(survey):
+    base, tokenizer = load_checkpoint("spectrafm-base")
+    basis, rung = survey.basis_with(tokenizer.basis, ROOT / "is-not-written.safetensors")
+    assert basis is tokenizer.basis and rung is basis.rungs[2]
+    before = {name: values.clone() for name, values in base.state_dict().items()}
+    own = ("model.rungs.2.", "means.2.", "log_variances.2.")
+    for components, fresh in ((40, True), (None, False)):
+        model, number = survey.with_rung(base, rung, components)
+        assert number == 2 and model.config.rung_components == [110, 48, components or 96]
+        after = model.state_dict()
+        assert set(after) == set(before)
+        for name, values in after.items():
+            if not (fresh and name.startswith(own)):
+                assert torch.equal(values, before[name]), name
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trained == {name for name, _ in model.named_parameters() if name.startswith(own)}
+        changed = "model.rungs.2.blocks.0.fc1.weight"
+        assert torch.equal(after[changed], before[changed]) != fresh
+    assert survey.placed([1, 2, 3], 1, 7) == [1, 7, 3] and survey.placed([1], 1, 7) == [1, 7]
+
+
+def test_a_network_that_is_not_there_cannot_go_on(survey):
+    base, tokenizer = load_checkpoint("spectrafm-base")
+    rung = dataclasses.replace(tokenizer.basis.rungs[2], first_interval=500)
+    with pytest.raises(ValueError, match="components: expected their number"):
+        survey.with_rung(base, rung)
+
+
+def test_grids_have_gaps_and_windows_and_always_tell_something(survey):
+    rung = load_checkpoint("spectrafm-base")[1].basis.rungs[2]
+    wavelength = np.exp(np.arange(*np.log(rung.range), 2e-4))
+    shares = [survey.what_there_is(wavelength, np.random.default_rng(i)).mean() for i in range(200)]
+    assert np.mean(np.array(shares) == 1.0) == pytest.approx(survey.WHOLE_GRIDS, abs=0.12)
+    assert min(shares) < 0.3
+    designs, powers = survey.random_designs(rung, 12, (2_700.0, 5_000.0), np.random.default_rng(0))
+    assert len(designs) == len(powers) == 12 + len(survey.WINDOWS)
+    telling = [sum(bool(rows.any()) for rows in design.rows) for design in designs]
+    assert min(telling) >= survey.LEAST_INTERVALS
+    partial = [min(len(rows[0]) for rows in design.rows) for design in designs[-2:]]
+    assert max(partial) < 0.8 * max(len(rows[0]) for rows in designs[-2].rows)
+    assert len(survey.random_designs(rung, 2, (500.0, 900.0), np.random.default_rng(0))[0]) == 2
+
+
+def test_validation_stars_are_seen_in_parts_as_they_are_seen_together(survey):
+    base, tokenizer = load_checkpoint("spectrafm-base")
+    wavelength, generator = np.arange(4_000.0, 7_000.0, 1.0), np.random.default_rng(0)
+    flux = (1.0 + 0.05 * generator.standard_normal((40, len(wavelength)))).astype(np.float32)
+    stars = {"flux": flux, "flux_error": np.full_like(flux, 0.05), "mask": np.zeros(flux.shape, bool)}
+    stars |= {"wavelength": wavelength, "resolving_power": wavelength / 2.5}
+    for name in survey.LABELS:
+        stars |= {name: np.ones(40, np.float32), f"{name}_err": np.zeros(40, np.float32)}
+    collator = survey.Collator(tokenizer.basis, base.config, with_star_labels=False)
+    together = collator(stars)
+    part = collator(survey.Split(survey.with_tokens(tokenizer.basis, stars)).__getitems__([30, 7]))
+    assert torch.equal(part["interval_ids"][0], together["interval_ids"][0])
+    for name in ("coefficients", "reliability"):
+        torch.testing.assert_close(part[name], together[name][[30, 7]], atol=0.02, rtol=0.02)
 
 
 @pytest.mark.slow

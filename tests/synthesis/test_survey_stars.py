@@ -1,9 +1,7 @@
-"""Synthetic stars of the optical: their grid, their coefficients, and tokens that are drawn without pixels."""
+"""Tokens of stars of the optical that are drawn without pixels, and what is wrong with them."""
 
 import numpy as np
 import pytest
-from scipy.interpolate import CubicSpline
-from scipy.ndimage import gaussian_filter1d
 
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.synthesis.bases import make_rung
@@ -12,10 +10,8 @@ from spectrafm_hf.synthesis.survey_stars import (
     Mismatch,
     SurveyGrid,
     SurveyStars,
-    as_seen,
     coefficients_of,
     fit_matrices,
-    likely_labels,
     strange_spectra,
 )
 
@@ -53,71 +49,6 @@ def basis(grid, labels):
         margin=60,
     )
     return SpectrumBasis([rung])
-
-
-def test_a_pixel_is_the_mean_of_those_of_the_emulator(grid, labels):
-    some = {name: values[:2] for name, values in labels.items()}
-    fine = SurveyGrid(grid.emulator, 1, np.inf).spectra(some)
-    coarse = SurveyGrid(grid.emulator, 3, np.inf).spectra(some)
-    np.testing.assert_allclose(coarse[:, 100], fine[:, 300:303].mean(axis=1), rtol=1e-6)
-    native = grid.emulator.wavelength.double().numpy()
-    np.testing.assert_allclose(grid.wavelength[100], native[301], rtol=1e-7)
-
-
-def test_stars_of_the_grid_are_those_that_the_emulator_covers(grid, labels):
-    table = np.stack([labels[name] for name in grid.emulator.config.label_names], axis=1)
-    assert len(table) == 60 and grid.emulator.covers(table).all()
-
-
-def smoothed(grid, flux, power):
-    sigma = np.sqrt(power**-2.0 - POWER**-2.0) / 2.3548 / grid.step
-    return gaussian_filter1d(flux, sigma, axis=1, mode="nearest")
-
-
-def test_coefficients_and_how_they_change_with_velocity_and_resolution(grid, labels, basis):
-    rung, some = basis.rungs[0], {name: values[:8] for name, values in labels.items()}
-    found = coefficients_of(grid, rung, some, SEEN).astype(float)
-    spectra, position = grid.spectra(some).astype(float), np.log(grid.wavelength)
-    still = found[:, 0, :, 2:] / found[:, 0, :, :1]
-    u, wider = -20.0 / 299792.458, 0.9 * SEEN
-    moved = CubicSpline(position, smoothed(grid, spectra, SEEN), axis=1)(position + u)
-    variance = (wider**-2.0 - SEEN**-2.0) / 2.3548**2
-    cases = [
-        (moved, found[:, 0] + u * 1e4 * found[:, 1] + 0.5 * u**2 * 1e8 * found[:, 2]),
-        (smoothed(grid, spectra, wider), found[:, 0] + 0.5 * variance * 1e8 * found[:, 2]),
-    ]
-    matrices = fit_matrices(rung, grid.wavelength, SEEN)
-    for flux, raw in cases:
-        tokens = np.stack([flux[:, pixels] @ matrix.T for pixels, matrix in matrices], axis=1)
-        change = tokens[..., 2:] / tokens[..., :1] - still
-        miss = np.abs(raw[..., 2:] / raw[..., :1] - still - change)
-        assert np.median(miss) < 0.1 * np.median(np.abs(change))
-
-
-def test_coefficients_are_those_that_least_squares_finds_in_pixels(grid, labels, basis):
-    rung = basis.rungs[0]
-    wavelength = np.exp(np.arange(np.log(5_000.0), np.log(5_700.0), 1.0 / SEEN / 2.5))
-    flux = as_seen(grid, labels, wavelength, np.full(len(wavelength), SEEN))
-    found = basis.evidence(wavelength, flux, np.full(flux.shape, 300.0**2), SEEN)
-    raw = coefficients_of(grid, rung, labels, SEEN)[:, 0].astype(float)
-    warm = labels["teff"] > 4500
-    expected = (raw[..., 2:] / raw[..., :1])[warm]
-    own = (found.coefficients / np.maximum(found.reliability, 0.02))[warm][..., 2:]
-    known = found.reliability[warm][..., 2:] > 0.9
-    assert known.mean() > 0.3
-    assert np.median(np.abs(own - expected)[known]) < 0.1 * np.median(np.abs(expected[known]))
-
-
-def test_a_line_spread_function_that_changes_along_a_spectrum(grid, labels):
-    some = {name: values[:3] for name, values in labels.items()}
-    wavelength = np.arange(5_000.0, 6_000.0, 0.5)
-    power = np.interp(wavelength, [5_000.0, 6_000.0], [1_200.0, 3_000.0])
-    found = as_seen(grid, some, wavelength, power)
-    for at in (5_200.0, 5_800.0):
-        near = np.abs(wavelength - at) < 20.0
-        one = as_seen(grid, some, wavelength, np.full(len(wavelength), np.interp(at, wavelength, power)))
-        other = as_seen(grid, some, wavelength, np.full(len(wavelength), 5_000.0))
-        assert np.abs(found - one)[:, near].max() < 0.15 * np.abs(other - one)[:, near].max()
 
 
 def test_tokens_are_spread_as_they_say(grid, labels, basis):
@@ -175,6 +106,28 @@ def test_faults_lie_where_the_air_and_the_sky_have_lines(grid):
     np.testing.assert_array_equal(drawn, again)
 
 
+def test_a_flux_that_rises_changes_coefficients_as_it_does_in_pixels(grid, labels, basis):
+    rung, spectra = basis.rungs[0], grid.spectra(labels).astype(float)
+    faults = Faults(rung, grid.wavelength, POWER)
+    matrices = fit_matrices(rung, grid.wavelength, POWER)
+    position, slope = np.log(grid.wavelength), 0.05
+
+    def coefficients(flux):
+        return np.stack([flux[:, pixels] @ matrix.T for pixels, matrix in matrices], axis=1)
+
+    x = 2.0 * ((position - rung.edge) / rung.width % 1.0) - 1.0
+    raw = coefficients(spectra)
+    expected = coefficients(spectra * (1.0 + slope * x)) - raw
+    found = slope * np.einsum("ntk,tkj->ntj", raw, faults.tilt)
+    np.testing.assert_allclose(found[..., 1], expected[..., 1], atol=0.1 * np.abs(expected[..., 1]).max())
+    warm = labels["teff"] > 4500  # a few directions hold little of cool stars
+    together = np.corrcoef(found[warm][..., 2:].ravel(), expected[warm][..., 2:].ravel())[0, 1]
+    assert together > 0.8
+    assert (faults.dust > 0).all(), "dust makes spectra rise to the red"
+    drawn = faults.tilted(raw.astype(np.float32), np.random.default_rng(0))
+    assert drawn.shape == raw.shape and drawn.std() > 0
+
+
 def test_strange_spectra_have_no_lines_of_stars():
     wavelength = np.exp(np.arange(np.log(3_800.0), np.log(9_000.0), 1e-4))
     found = strange_spectra(wavelength, 400, np.random.default_rng(0))
@@ -218,9 +171,43 @@ def test_where_no_star_was_observed_a_mismatch_is_as_large_as_beside():
     assert np.abs(found.drawn(4000, generator)[:, 2].std() - 0.3) < 0.05
 
 
-def test_labels_that_are_not_known_are_the_usual_ones(grid):
-    known = {"teff": [5000.0, 5000.0, 30_000.0], "logg": [2.5, 2.5, 4.0], "fe_h": [-1.5, 0.0, 0.0]}
-    found, covered = likely_labels(grid, known)
-    assert covered.tolist() == [True, True, False]
-    np.testing.assert_allclose(found["mg_fe"], [0.4, 0.0])
-    np.testing.assert_allclose(found["teff"], [5000.0, 5000.0])
+def test_mixed_stars_lie_between_a_star_and_one_of_its_neighbours(grid, labels, basis):
+    raw = coefficients_of(grid, basis.rungs[0], labels, SEEN).astype(np.float32)
+    raw /= raw[:, :1, :, :1]
+    seen = np.ones((len(raw), INTERVALS), bool)
+    seen[::3, 0] = False
+    design = basis.design(grid.wavelength[50:-50], POWER)
+    settings = {"seen": seen, "known": grid.known(labels), "designs": [design], "powers": [POWER]}
+    stars = SurveyStars(basis.rungs[0], raw, **settings, mixed=0.5)
+    chosen = np.repeat(np.arange(len(raw)), 40)
+    mixed, known, complete = stars._chosen(chosen, np.random.default_rng(0))
+    changed = known["teff"] != settings["known"]["teff"][chosen]
+    assert 0.4 < changed.mean() < 0.6
+    np.testing.assert_array_equal(mixed[~changed], raw[chosen][~changed])
+    # Coefficients and labels go the same part of the way, to one star; what either lacks, the sum lacks.
+    star = np.flatnonzero(changed)[0]
+    others = stars.neighbours[chosen[star]]
+    way = {name: known[name][star] - settings["known"][name][chosen[star]] for name in ("teff", "logg", "fe_h")}
+    parts = [
+        {name: way[name] / (settings["known"][name][i] - settings["known"][name][chosen[star]]) for name in way}
+        for i in others
+    ]
+    spread = [np.ptp(list(part.values())) for part in parts]
+    one, part = others[int(np.argmin(spread))], parts[int(np.argmin(spread))]["logg"]
+    assert min(spread) < 0.02 and 0.0 < part < 0.5
+    expected = (1.0 - part) * raw[chosen[star]] + part * raw[one]
+    np.testing.assert_allclose(mixed[star], expected, atol=0.02 * np.abs(expected).max())
+    assert not complete[changed & ~seen[chosen, 0], 0].any() and complete[:, 1:].all()
+
+
+def test_stars_are_not_drawn_on_grids_where_none_was_observed(grid, labels, basis):
+    raw = coefficients_of(grid, basis.rungs[0], labels, SEEN)
+    step = 1.0 / SEEN / 2.5
+    edges = EDGE + 0.03 * np.arange(INTERVALS + 1)
+    grids = [np.exp(np.arange(*part, step)) for part in ((edges[0], edges[-1]), (edges[2], edges[3]))]
+    designs = [basis.design(wavelength, SEEN) for wavelength in grids]
+    seen = np.ones((len(raw), INTERVALS), bool)
+    seen[:, 2] = False
+    stars = SurveyStars(basis.rungs[0], raw, grid.known(labels), designs, [SEEN, 0.9 * SEEN], seen=seen)
+    assert len(stars.modes) == 1 and stars.powers == [SEEN]
+    assert stars.draw(50, np.random.default_rng(0))["seen"][:, :2].any()

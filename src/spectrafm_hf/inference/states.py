@@ -149,5 +149,6 @@ def _grid_of(tokenizer: SpectraFMTokenizer, stars: Dataset) -> FloatArray:
     power = None if power is None or not np.isfinite(power) else float(power)
     nothing = np.zeros((1, len(wavelength)))
     if len(wavelength) and tokenizer.basis is not None:
-        wavelength, *_ = tokenizer.basis.brought_down(wavelength, nothing, nothing + 1.0, power)
+        spectra = tokenizer.basis.brought_down(wavelength, nothing, nothing + 1.0, power)
+        wavelength, *_ = tokenizer.basis.brought_further(*spectra) or spectra
     return wavelength[:: -(-len(wavelength) // MOST_PIXELS) or 1]

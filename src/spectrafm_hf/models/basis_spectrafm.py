@@ -33,6 +33,8 @@ from .rungs_spectrafm import (
     half_widths,
     interpolated,
     interval_matrices,
+    level_of_star,
+    mean_flux,
     means_over_pixels,
     moved_means,
     one_power,
@@ -252,6 +254,19 @@ class SpectrumBasis:
             return wavelength, flux, inverse_variance, resolving_power
         return *degraded(wavelength, flux, inverse_variance, power, rung.resolving_power), rung.resolving_power
 
+    def brought_further(
+        self, wavelength: np.ndarray, flux: np.ndarray, inverse_variance: np.ndarray, resolving_power: float | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float | None] | None:
+        """
+        Spectra that were brought down, at the resolving power that observed stars of the training have; None where
+        there is nothing to do. How observed and synthetic stars differ is known at that one alone.
+        """
+        rung = self.rung_for(wavelength, resolving_power)
+        if rung is None or not rung.observed_power or resolving_power != rung.resolving_power:
+            return None
+        found = degraded(wavelength, flux, inverse_variance, rung.resolving_power, rung.observed_power)
+        return *found, rung.observed_power
+
     def evidence(
         self,
         wavelength: np.ndarray,
@@ -359,7 +374,7 @@ class SpectrumBasis:
         From the levels of the intervals (stars, intervals) and the unit of flux (stars,): whether the level of each
         star says something, and what it is compared with.
         """
-        scale = _level_of_star(level.numpy(), seen.numpy())
+        scale = level_of_star(level.numpy(), seen.numpy())
         level_counts = np.full(len(scale), rung.counts_level)
         if rung.over_continuum:
             near = np.abs(np.log(scale * unit)) < NEAR_ONE
@@ -433,7 +448,7 @@ def _in_own_unit(flux: np.ndarray, inverse_variance: np.ndarray) -> tuple[torch.
     (stars, pixels) twice -> the same, float32, in a unit (stars, 1) of each star: squares of fluxes in erg/s/cm2/A do
     not fit into single precision.
     """
-    unit = _size(flux, inverse_variance)
+    unit = mean_flux(flux, inverse_variance)
     values = (flux / unit).astype(np.float32, copy=False)
     with np.errstate(over="ignore"):
         weights = (inverse_variance * unit.astype(inverse_variance.dtype) ** 2).astype(np.float32, copy=False)
@@ -454,27 +469,6 @@ def _with_prior_of_level(
     for values in (mean, reliability):
         values[~level_counts, :, :2] = 0.0
     return mean, reliability
-
-
-def _size(flux: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """(stars, pixels) twice -> (stars, 1): mean absolute flux of the pixels that count, 1 without any."""
-    counts = weight > 0
-    sizes = np.abs(flux)
-    if not counts.all():
-        sizes *= counts
-    size = sizes.sum(axis=1, keepdims=True) / np.maximum(np.count_nonzero(counts, axis=1, keepdims=True), 1)
-    return np.where(size > 0, size, 1.0).astype(flux.dtype)
-
-
-def _level_of_star(level: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """(stars, intervals) -> (stars,): the median level of what was seen, or the highest where that is not positive."""
-    ordered = np.sort(np.where(seen, level, np.inf), axis=1)
-    count = np.maximum(seen.sum(axis=1), 1)
-    stars = np.arange(len(level))
-    middle = 0.5 * (ordered[stars, (count - 1) // 2] + ordered[stars, count // 2])
-    highest = ordered[stars, count - 1]
-    found = np.where(middle > 0, middle, np.where(highest > 0, highest, 1.0))
-    return np.where(np.isfinite(found), found, 1.0).astype(np.float32)
 
 
 __all__ = [

@@ -58,6 +58,9 @@ class Rung:
         spectra of a higher one than that of the rung are to be brought down to it.
     blind : array of shape (bands, 2)
         First and last wavelength in Angstrom of bands that nothing is taken from: those of the air.
+    observed_power : float
+        Resolving power of the observed training stars. Spectra of a higher one than that of the rung are predicted at
+        this resolving power; 0 for that of the rung.
     """
 
     first_interval: int
@@ -77,6 +80,7 @@ class Rung:
     counts_level: bool = True
     guesses_power: bool = False
     blind: Any = ()
+    observed_power: float = 0.0
 
     @property
     def n_intervals(self) -> int:
@@ -395,3 +399,24 @@ def moved_means(
         template = np.interp(position[pixels] - np.log1p(velocities / SPEED_OF_LIGHT)[:, None], grid, mean)
         found.append(template - template.mean(axis=1, keepdims=True))
     return found
+
+
+def mean_flux(flux: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """(stars, pixels) twice -> (stars, 1): mean absolute flux of the pixels that count, 1 without any."""
+    counts = weight > 0
+    sizes = np.abs(flux)
+    if not counts.all():
+        sizes *= counts
+    size = sizes.sum(axis=1, keepdims=True) / np.maximum(np.count_nonzero(counts, axis=1, keepdims=True), 1)
+    return np.where(size > 0, size, 1.0).astype(flux.dtype)
+
+
+def level_of_star(level: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """(stars, intervals) -> (stars,): the median level of what was seen, or the highest where that is not positive."""
+    ordered = np.sort(np.where(seen, level, np.inf), axis=1)
+    count = np.maximum(seen.sum(axis=1), 1)
+    stars = np.arange(len(level))
+    middle = 0.5 * (ordered[stars, (count - 1) // 2] + ordered[stars, count // 2])
+    highest = ordered[stars, count - 1]
+    found = np.where(middle > 0, middle, np.where(highest > 0, highest, 1.0))
+    return np.where(np.isfinite(found), found, 1.0).astype(np.float32)

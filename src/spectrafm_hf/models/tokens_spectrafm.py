@@ -35,6 +35,8 @@ class EvidenceOnGrid:
         In the unit given; 0 where a pixel does not count.
     resolving_power : float, optional
     evidence : Evidence
+    finer : EvidenceOnGrid, optional
+        The same stars at a higher resolving power, where there is one: lines that are not at rest show there.
     """
 
     stars: np.ndarray
@@ -43,6 +45,7 @@ class EvidenceOnGrid:
     inverse_variance: np.ndarray
     resolving_power: float | None
     evidence: Evidence
+    finer: "EvidenceOnGrid | None" = None
 
     def rung_of(self, basis: SpectrumBasis) -> tuple[int, Rung]:
         """Number of the rung of the evidence, and the rung."""
@@ -96,7 +99,11 @@ def evidence_on_grids(
             misfit = np.array([np.nanmedian(star) if np.isfinite(star).any() else 1.0 for star in evidence.misfit])
             weight /= np.where(known, 1.0, np.maximum(misfit, 1e-6))[:, None]
             evidence = basis.evidence(row, values, weight, power, own)
-        found.append(EvidenceOnGrid(np.array(stars), row, values, weight, power, evidence))
+        on_grid = EvidenceOnGrid(np.array(stars), row, values, weight, power, evidence)
+        smoother = basis.brought_further(row, values, np.where(evidence.clipped, 0.0, weight), power)
+        if smoother is not None:
+            on_grid = EvidenceOnGrid(on_grid.stars, *smoother, basis.evidence(*smoother, own), on_grid)
+        found.append(on_grid)
     return found
 
 
@@ -138,19 +145,20 @@ def evidence_inputs(
             elif own is not None:
                 for number, column in enumerate(columns):
                     values[rows, column] = own[:, number]
+        fine = grid.finer or grid
         share, known = np.zeros(len(stars)), (error[rows] > 0).any(axis=1)
-        if evidence.clipped.any():
-            share = evidence.clipped.sum(axis=1) / np.maximum(valid[rows].sum(axis=1), 1)
+        if fine.evidence.clipped.any():
+            share = fine.evidence.clipped.sum(axis=1) / np.maximum(valid[rows].sum(axis=1), 1)
         quality["clipped"][stars] = share
         if return_quality:
             quality["signal"][stars] = _signal(basis, grid)
-        strange: Any = np.flatnonzero(basis.strange(evidence, share) & known) if return_quality else []
-        if len(strange) and basis.tells_velocity(grid.wavelength, grid.resolving_power):
+        strange: Any = np.flatnonzero(basis.strange(fine.evidence, share) & known) if return_quality else []
+        if len(strange) and basis.tells_velocity(fine.wavelength, fine.resolving_power):
             quality["shift"][stars[strange]] = basis.shifts(
-                grid.wavelength,
-                grid.flux[strange],
-                grid.inverse_variance[strange].astype(np.float64),
-                grid.resolving_power,
+                fine.wavelength,
+                fine.flux[strange],
+                fine.inverse_variance[strange].astype(np.float64),
+                fine.resolving_power,
             )
     return inputs | (quality if return_quality else {})
 

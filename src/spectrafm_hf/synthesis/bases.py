@@ -16,7 +16,7 @@ from ..models.basis_spectrafm import FWHM, Rung, SpectrumBasis, interval_matrice
 from ..models.evidence_spectrafm import SpectraFMCompletion
 from ..models.gate_spectrafm import SPEED_OF_LIGHT
 from ..models.refinement_spectrafm import SpectraFMStarModel
-from .survey_stars import SurveyGrid
+from .survey_grid import SurveyGrid
 from .synthetic import SyntheticStars
 
 
@@ -46,6 +46,7 @@ XP = {"edge": float(np.log(3345.0)), "width": 0.14, "n_intervals": 8, "step": 0.
 SURVEY = {"edge": float(np.log(3302.0)), "width": 0.03, "n_intervals": 38}
 SURVEY_PIXELS, SURVEY_POWER, LEAST_SURVEY_POWER = 3, 5_000.0, 400.0
 SURVEY_VELOCITY, SURVEY_MARGIN = 12.0, 100
+OBSERVED_POWER = 2_200.0  # of MILES
 #: Bands of O2 and H2O, and the brightest line of the sky, a little wider than they are for stars that move.
 AIR = ((5572.0, 5586.0), (6862.0, 6970.0), (7155.0, 7355.0), (7588.0, 7722.0), (8110.0, 8380.0), (8925.0, 9870.0))
 #: APOGEE: about a hundred resolution elements.
@@ -68,6 +69,7 @@ def make_rung(
     counts_level: bool = True,
     guesses_power: bool = False,
     blind: Sequence[tuple[float, float]] = (),
+    observed_power: float = 0.0,
     n_directions: int = DIRECTIONS,
     margin: int = MARGIN,
 ) -> Rung:
@@ -81,7 +83,7 @@ def make_rung(
     variations : sequence of (array, array, float)
         Pairs of spectra, (stars, pixels) each, whose difference times the number is to be told apart as well.
     first_interval, edge, width, start, step, resolving_power, lowest_resolving_power : see [`Rung`]
-    over_continuum, counts_level, guesses_power, blind : see [`Rung`]
+    over_continuum, counts_level, guesses_power, blind, observed_power : see [`Rung`]
     n_intervals, n_directions : int
     margin : int
         Own pixels that the directions go on beyond their interval.
@@ -149,6 +151,7 @@ def make_rung(
         counts_level=counts_level,
         guesses_power=guesses_power,
         blind=np.array(blind),
+        observed_power=observed_power,
     )
 
 
@@ -237,6 +240,7 @@ def survey_rung(first_interval: int, n_stars: int = 300, seed: int = 77, **setti
         counts_level=False,
         guesses_power=True,
         blind=AIR,
+        observed_power=OBSERVED_POWER,
         margin=SURVEY_MARGIN,
         **{**SURVEY, **settings},  # type: ignore[arg-type]
     )

@@ -274,6 +274,17 @@ class EvenNoiseStars:
         }
 
 
+def nearest_in_labels(columns: Mapping[str, Array], labels: Sequence[str]) -> Array:
+    """(stars, `NEIGHBOURS`), numbers of the stars next to each in the labels, of which the first ones count more."""
+    place = []
+    for name, weight in zip(labels, (3.0, 2.0, 1.5, *[1.0] * len(labels)), strict=False):
+        values = np.asarray(columns[name], float)
+        known = values[np.isfinite(values)]
+        place.append(weight * np.nan_to_num((values - np.median(known)) / robust_scatter(known)).clip(-6.0, 6.0))
+    table = np.stack(place, axis=1)
+    return cKDTree(table).query(table, NEIGHBOURS + 1)[1][:, 1:]
+
+
 class MixedStars:
     """
     Observed stars, of which some are the sum of a star and less of another one with nearly the same labels: no two of
@@ -296,13 +307,7 @@ class MixedStars:
         for name in ("flux", "flux_error"):  # of stars of any brightness
             self.columns[name] = (columns[name] / level[:, None]).astype(np.float32)
         self.columns["mask"] = bad
-        place = []
-        for name, weight in zip(labels, (3.0, 2.0, 1.5, *[1.0] * len(labels)), strict=False):
-            values = np.asarray(columns[name], float)
-            known = values[np.isfinite(values)]
-            place.append(weight * np.nan_to_num((values - np.median(known)) / robust_scatter(known)).clip(-6.0, 6.0))
-        table = np.stack(place, axis=1)
-        self.neighbours = cKDTree(table).query(table, NEIGHBOURS + 1)[1][:, 1:]
+        self.neighbours = nearest_in_labels(columns, labels)
 
     def draw(self, n: int, generator: np.random.Generator) -> Columns:
         """Columns of `n` stars."""

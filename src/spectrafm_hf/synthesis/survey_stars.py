@@ -2,13 +2,12 @@
 """
 Synthetic stars of the optical, as what spectrographs of a survey would record of them.
 
-The emulator gives spectra without a line spread function. Here they are brought to the grid of a rung of the basis, and
-to the coefficients of its intervals, once for all; instruments are drawn on top of these.
+Instruments are drawn on top of the coefficients that synthetic and observed stars have in the intervals of a rung.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,20 +17,38 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from ..data.mixture import Columns
-from ..models import SpectrumEmulator, default_vmicro
-from ..models.basis_spectrafm import FWHM, MODEL_ERROR, PIXELS, Design, Rung, half_widths, means_over_pixels
+from ..models.basis_spectrafm import FWHM, MODEL_ERROR, Design, Rung
 from ..models.gate_spectrafm import SPEED_OF_LIGHT
 from ..statistics import MAD_TO_SIGMA
-from .labels import draw_optical_labels
-from .random_instruments import interval_modes, least_squares
+from .instruments import extinction_curve
+from .random_instruments import interval_modes, least_squares, nearest_in_labels
 from .spoiling import draw_snr
-from .synthetic import ALPHA_ELEMENTS, load_emulator
+from .survey_grid import (
+    DERIVATIVE_UNITS,
+    SurveyGrid,
+    as_seen,
+    coefficients_of,
+    coefficients_of_spectra,
+    fit_matrices,
+    likely_labels,
+)
 
+
+__all__ = [
+    "Faults",
+    "Mismatch",
+    "SurveyGrid",
+    "SurveyStars",
+    "as_seen",
+    "coefficients_of",
+    "coefficients_of_spectra",
+    "fit_matrices",
+    "likely_labels",
+    "strange_spectra",
+]
 
 Array = NDArray[Any]
-AT_ONCE = 250  # spectra in memory
 OUTLYING = 4.0  # of the scatter
-BLUR_LEVELS = 8  # widths of a line spread function that changes along a spectrum, between which flux is interpolated
 LAST_KNOWN = 6  # intervals, that those beyond are taken to be like
 POWER_ERROR = 0.12  # by which a stated resolving power is off
 #: Weak bands of the air and what lies between its strong ones, which the rung is blind to: first and last wavelength
@@ -50,163 +67,10 @@ SKY_LINES = (5_891.6, 5_897.6, 6_302.0, 6_365.5, 4_359.6, 5_462.3)
 SKY_FROM, KERNEL_POWER = 7_200.0, 1_500.0
 WAVE = 0.004  # of the flux: curvature of a continuum or a flux calibration within an interval
 BALMER = np.array([6564.6, 4862.7, 4341.7, 4102.9, 3971.2, 3890.2, 3836.5, 3799.0, 3771.7])  # Angstrom
+MIXED_LABELS = ("teff", "logg", "fe_h")  # of observed stars, those that count most first
+REDDEST, R_V = 1.2, 3.1  # E(B-V) in magnitudes of dust before a star, at most
+RISE = 0.02  # of the flux, from the middle of an interval to its end: a flux calibration
 SCATTERED = 0.015  # of the continuum: light that is added to all pixels, or taken off
-
-
-class SurveyGrid:
-    """
-    The grid of a rung over the optical: so many pixels of the emulator in one, at a resolving power.
-
-    Parameters
-    ----------
-    emulator : str or SpectrumEmulator
-    pixels : int
-        Of the emulator in one of this grid.
-    resolving_power : float
-        Wavelength / FWHM of a Gaussian line spread function; infinite for none.
-    """
-
-    def __init__(self, emulator: str | SpectrumEmulator, pixels: int, resolving_power: float):
-        self.emulator = load_emulator(emulator).eval()
-        self.pixels, self.resolving_power = pixels, resolving_power
-        native = self.emulator.wavelength.double().numpy()
-        self.native_step = float(np.log(native[-1] / native[0]) / (len(native) - 1))
-        self.size = len(native) // pixels
-        self.step = pixels * self.native_step
-        self.start = float(np.log(native[0])) + 0.5 * (pixels - 1) * self.native_step
-
-    @property
-    def wavelength(self) -> Array:
-        return np.exp(self.start + self.step * np.arange(self.size))
-
-    def labels(self, n: int, generator: np.random.Generator) -> dict[str, Array]:
-        """Labels of stars that the emulator covers, float64, (n,) each."""
-        names = list(self.emulator.config.label_names)
-        return draw_optical_labels(
-            n, generator, lambda stars: self.emulator.covers(np.stack([stars[name] for name in names], axis=1))
-        )
-
-    def spectra(self, labels: dict[str, Array]) -> Array:
-        """Spectra over their continuum, (stars, pixels), float32."""
-        return np.concatenate(list(self.in_parts(labels)))
-
-    def in_parts(self, labels: dict[str, Array]) -> Iterator[Array]:
-        """[`spectra`], some stars at a time."""
-        table = np.stack([labels[name] for name in self.emulator.config.label_names], axis=1)
-        for start in range(0, len(table), AT_ONCE):
-            with torch.no_grad():
-                flux = self.emulator(torch.from_numpy(table[start : start + AT_ONCE]))[0].numpy()
-            if np.isfinite(self.resolving_power):
-                sigma = 1.0 / self.resolving_power / FWHM / self.native_step
-                flux = gaussian_filter1d(flux, sigma, axis=1, mode="nearest")
-            yield flux[:, : self.size * self.pixels].reshape(len(flux), self.size, self.pixels).mean(axis=2)
-
-    @staticmethod
-    def known(labels: dict[str, Array]) -> Columns:
-        """Columns of labels and their errors, which are none."""
-        alpha = np.mean([labels[name] for name in ALPHA_ELEMENTS], axis=0)
-        found = {name: np.asarray(values, np.float32) for name, values in {**labels, "alpha_m": alpha}.items()}
-        return found | {f"{name}_err": np.zeros(len(alpha), np.float32) for name in found}
-
-
-def likely_labels(grid: SurveyGrid, stars: Mapping[str, Array]) -> tuple[dict[str, Array], NDArray[np.bool_]]:
-    """
-    All labels of the emulator for stars of which only `teff`, `logg` and `fe_h` are known, as stars of the disc and the
-    halo usually have them; and which of the stars (stars,) the emulator covers: the others are left out.
-    """
-    config = grid.emulator.config
-    known = {name: np.asarray(stars[name], float) for name in ("teff", "logg", "fe_h")}
-    labels = {name: np.zeros(len(known["teff"])) for name in config.label_names} | known
-    for name in ALPHA_ELEMENTS:
-        labels[name] = np.clip(-0.4 * known["fe_h"], 0.0, 0.4)
-    labels["n_fe"] = np.where(known["logg"] < 3.5, 0.185, 0.0)
-    labels["li_fe"] = -1.5 - known["fe_h"]
-    labels["vmicro"] = default_vmicro(known["teff"], known["logg"])
-    for name, low, high in zip(config.label_names, config.label_minimum, config.label_maximum, strict=True):
-        if name not in known:
-            labels[name] = labels[name].clip(low + 1e-6, high - 1e-6)
-    covered = grid.emulator.covers(np.stack([labels[name] for name in config.label_names], axis=1))
-    return {name: values[covered] for name, values in labels.items()}, covered
-
-
-#: Spectra as they are, and their first and second derivatives by ln wavelength in units that make them about one.
-DERIVATIVE_UNITS = (1.0, 1e4, 1e8)
-_FIRST = np.array([-1.0, 9.0, -45.0, 0.0, 45.0, -9.0, 1.0]) / 60.0
-BLURS = (0.75, 1.3)  # of the variance of the line spread function, between which its derivative is taken
-FIT_ERROR = 2e-3  # of the flux of a pixel, of `PIXELS` in a FWHM, that coefficients of synthetic stars are fitted with
-
-
-def fit_matrices(rung: Rung, wavelength: Array, resolving_power: float) -> list[tuple[Array, Array]]:
-    """
-    For each interval the pixels of a spectrum on the grid of the rung, and the matrix that makes coefficients of a
-    spectrum of a lower resolving power: what least squares finds with hardly any noise. Level, slope and directions,
-    in units of the prior; not over the level.
-    """
-    mean, directions = rung.smoothed(resolving_power)
-    position = np.log(wavelength)
-    variance = FIT_ERROR**2 / (resolving_power * PIXELS * rung.step)
-    found = []
-    for interval in range(rung.n_intervals):
-        low = rung.edge + interval * rung.width
-        begin = int(rung.offset[interval])
-        window = np.arange(begin, min(begin + directions.shape[-1], len(position)))
-        pixels = window[(position[window] >= low) & (position[window] < low + rung.width)]
-        x = 2.0 * (position[pixels] - low) / rung.width - 1.0
-        unit = np.concatenate([[1.0, rung.slope_prior], rung.prior[interval]])
-        trend = np.stack([mean[pixels], mean[pixels] * x])
-        rows = np.concatenate([trend, directions[interval][:, pixels - begin]]) * unit[:, None]
-        gram = rows @ rows.T
-        gram[np.diag_indices(len(gram))] += np.append(1e-9, np.full(len(gram) - 1, variance))
-        found.append((pixels, np.linalg.solve(gram, rows) if len(pixels) > 3 else np.zeros_like(rows)))
-    return found
-
-
-def coefficients_of(grid: SurveyGrid, rung: Rung, labels: dict[str, Array], resolving_power: float) -> Array:
-    """
-    Level, slope and directions of stars in each interval, before anything is divided by the level, and how they change
-    with a shift and with a blur, at a resolving power: (stars, 3, intervals, 2 + directions), in half precision.
-    """
-    return coefficients_of_spectra(grid.in_parts(labels), grid.wavelength, rung, resolving_power)
-
-
-def coefficients_of_spectra(spectra: Iterable[Array], wavelength: Array, rung: Rung, resolving_power: float) -> Array:
-    """[`coefficients_of`] spectra (stars, pixels), in parts, at the wavelengths and resolving power of the rung."""
-    matrices = fit_matrices(rung, wavelength, resolving_power)
-    own, wanted = (1.0 / power / FWHM for power in (rung.resolving_power, resolving_power))
-    parts = []
-    for flux in spectra:
-        seen, less, more = (
-            gaussian_filter1d(flux, np.sqrt(factor * wanted**2 - own**2) / rung.step, axis=1, mode="nearest")
-            for factor in (1.0, *BLURS)
-        )
-        blurred = (more - less) / (0.5 * wanted**2 * (BLURS[1] - BLURS[0]) * DERIVATIVE_UNITS[2])
-        wide = np.pad(seen, ((0, 0), (3, 3)), mode="edge")
-        moved = sum(weight * wide[:, i : i + seen.shape[1]] for i, weight in enumerate(_FIRST) if weight)
-        moved = moved / (rung.step * DERIVATIVE_UNITS[1])
-        found = np.zeros((len(flux), 3, rung.n_intervals, 2 + rung.directions.shape[1]), np.float16)
-        for order, values in enumerate((seen, moved, blurred)):
-            for interval, (pixels, matrix) in enumerate(matrices):
-                found[:, order, interval] = values[:, pixels] @ matrix.T
-        parts.append(found)
-    return np.concatenate(parts)
-
-
-def as_seen(grid: SurveyGrid, labels: dict[str, Array], wavelength: Array, resolving_power: Array) -> Array:
-    """Spectra over their continuum, (stars, pixels), on another grid, with a resolving power of each pixel."""
-    half = half_widths(wavelength)
-    low, high = ((np.log(wavelength + side * half) - grid.start) / grid.step for side in (-1, 1))
-    own = np.interp(grid.wavelength, wavelength, resolving_power)
-    sigma = np.sqrt(np.maximum(own**-2.0 - grid.resolving_power**-2.0, 0.0)) / FWHM / grid.step
-    levels = np.linspace(max(sigma.min(), 0.05), sigma.max() + 0.1, BLUR_LEVELS)
-    position = np.interp(sigma, levels, np.arange(BLUR_LEVELS))
-    parts = []
-    for flux in grid.in_parts(labels):
-        seen = np.zeros_like(flux)
-        for number, level in enumerate(levels):
-            share = np.clip(1.0 - np.abs(position - number), 0.0, 1.0)
-            seen += share.astype(np.float32) * gaussian_filter1d(flux, level, axis=1, mode="nearest")
-        parts.append(means_over_pixels(seen.astype(float), 0.0, low, high).astype(np.float32))
-    return np.concatenate(parts)
 
 
 class Mismatch:
@@ -260,10 +124,13 @@ class Mismatch:
         i, j = np.triu_indices(len(x))
         return np.concatenate([np.ones((1, x.shape[1])), x, x[i] * x[j]]).T
 
+    def mean(self, labels: Mapping[str, Array]) -> Array:
+        """The mean difference for stars of these labels, (stars, intervals, coefficients), over the level."""
+        return (self.features(labels) @ self.trend).reshape(-1, *self.white.shape).astype(np.float32)
+
     def added_to(self, coefficients: Array, labels: Mapping[str, Array]) -> Array:
         """[`coefficients_of`] synthetic stars, with the mean difference of observed ones added."""
-        n, _, intervals, size = coefficients.shape
-        mean = (self.features(labels) @ self.trend).reshape(n, intervals, size).astype(np.float32)
+        mean = self.mean(labels)
         changed = coefficients.copy()
         level = coefficients[:, 0, :, :1].astype(np.float32)
         changed[:, 0, :, 2:] = coefficients[:, 0, :, 2:].astype(np.float32) + level * mean[..., 2:]
@@ -293,7 +160,7 @@ class Faults:
 
     def __init__(self, rung: Rung, wavelength: Array, resolving_power: float):
         matrices = fit_matrices(rung, wavelength, resolving_power)
-        mean, _ = rung.smoothed(resolving_power)
+        mean, directions = rung.smoothed(resolving_power)
         self.shape = (rung.n_intervals, 2 + rung.directions.shape[1])
 
         def coefficients(spectra: Array) -> Array:
@@ -319,6 +186,25 @@ class Faults:
         waves = coefficients(mean * legendre.legvander(x, 3)[:, 2:].T)
         self.waves = waves.transpose(1, 0, 2) * np.array([1.0, 0.6], np.float32)[:, None]
         self.flat = coefficients(np.ones((1, len(position))))[0]
+        # What a flux that rises by 1 from the middle of an interval to its end makes of each coefficient.
+        self.tilt = np.zeros((rung.n_intervals, self.shape[1], self.shape[1]), np.float32)
+        for interval, (pixels, matrix) in enumerate(matrices):
+            own = directions[interval][:, pixels - int(rung.offset[interval])] * rung.prior[interval][:, None]
+            rows = np.concatenate([[mean[pixels], mean[pixels] * x[pixels] * rung.slope_prior], own])
+            self.tilt[interval] = (rows * x[pixels]) @ matrix.T
+        middle = np.exp(rung.edge + rung.width * (np.arange(rung.n_intervals) + np.array([[0.0], [0.5], [1.0]])))
+        curve = extinction_curve(middle.ravel()).reshape(middle.shape)
+        self.dust = -0.5 * 0.4 * np.log(10.0) * R_V * (curve[2] - curve[0])
+
+    def tilted(self, raw: Array, generator: np.random.Generator) -> Array:
+        """
+        What is added to coefficients (stars, intervals, coefficients) by dust, too much or too little of it taken out,
+        and by a flux calibration: lines at the ends of an interval count differently in a flux that rises.
+        """
+        normal, n = generator.standard_normal, len(raw)
+        excess = np.where(generator.random((n, 1)) < 0.5, generator.uniform(-0.3, REDDEST, (n, 1)), 0.0)
+        slope = excess * self.dust + RISE * (normal((n, 1)) + normal((n, self.shape[0])))
+        return slope[..., None].astype(np.float32) * np.einsum("ntk,tkj->ntj", raw, self.tilt)
 
     def drawn(self, n: int, generator: np.random.Generator) -> Array:
         """What is added to the coefficients over their level, (stars, intervals, coefficients)."""
@@ -396,6 +282,9 @@ class SurveyStars:
         What of it varies from star to star is added.
     faults : Faults, optional
         Added as well.
+    mixed : float
+        Share of the stars that are the sum of a star and less of one of those with nearly the same labels, so that a
+        few observed ones are not learnt by heart so soon.
     """
 
     def __init__(
@@ -408,19 +297,30 @@ class SurveyStars:
         seen: Array | None = None,
         mismatch: Mismatch | None = None,
         faults: Faults | None = None,
+        mixed: float = 0.0,
     ):
-        self.rung, self.coefficients, self.labels, self.powers = rung, coefficients, known, list(powers)
+        self.neighbours = nearest_in_labels(known, MIXED_LABELS) if mixed else None
+        self.mixed = mixed
+        self.rung, self.coefficients, self.labels = rung, coefficients, known
         self.seen = np.ones(coefficients.shape[::2][:2], bool) if seen is None else seen
         self.mismatch, self.faults = mismatch, faults
         self.modes = []
+        often = self.seen.mean(axis=0) > 0.5
         for design in designs:
             tells = np.array([bool(rows.any()) for rows in design.rows])  # of others, all pixels lie in blind bands
+            own = design.intervals[tells] - rung.first_interval
             values, vectors = (part[torch.from_numpy(tells)] for part in interval_modes(design))
-            self.modes.append((design.intervals[tells] - rung.first_interval, (values, vectors)))
+            self.modes.append((own, (values, vectors)))
+        known_in = [bool(often[own].any()) for own, _ in self.modes]  # of others, a batch would teach nothing
+        self.modes = [modes for modes, kept in zip(self.modes, known_in, strict=True) if kept]
+        self.powers = [power for power, kept in zip(powers, known_in, strict=True) if kept]
 
-    def truth(self, stars: Array, power: float, generator: np.random.Generator) -> Array:
-        """Coefficients over their level of stars that are moved and blurred a little, (stars, intervals, K)."""
-        n = len(stars)
+    def truth(self, coefficients: Array, power: float, generator: np.random.Generator) -> Array:
+        """
+        Coefficients (stars, 3, intervals, K), as of [`coefficients_of`], over their level, of stars that are moved and
+        blurred a little, (stars, intervals, K).
+        """
+        n = len(coefficients)
         velocity = generator.standard_normal(n) * np.where(generator.random(n) < 0.2, 20.0, 4.0)
         moved = -velocity / SPEED_OF_LIGHT
         # A resolving power is stated for all of a spectrum, and changes along it.
@@ -433,10 +333,11 @@ class SurveyStars:
         orders = [np.ones_like(variance), np.broadcast_to(moved[:, None], variance.shape)]
         change = np.stack([*orders, 0.5 * (moved[:, None] ** 2 + variance)], axis=1).astype(np.float32)
         change *= np.array(DERIVATIVE_UNITS, np.float32)[:, None]
-        raw = np.einsum("not,notk->ntk", change, self.coefficients[stars].astype(np.float32))
+        raw = np.einsum("not,notk->ntk", change, coefficients.astype(np.float32))
         if self.faults is not None:
             light = SCATTERED * generator.standard_normal((n, 1, 1)).astype(np.float32)
             raw += light * (self.faults.flat - raw)
+            raw += self.faults.tilted(raw, generator)
         raw[..., 1:] /= np.maximum(raw[..., :1], 0.02)
         raw[..., 0] = 0.0
         return raw
@@ -446,10 +347,10 @@ class SurveyStars:
         Inputs of the model, as [`evidence_inputs`] makes them, labels beside them; with a signal-to-noise ratio that is
         the same for all, and with all intervals that are known, where this is asked for.
         """
-        stars = generator.integers(len(self.coefficients), size=n)
+        raw, known, complete = self._chosen(generator.integers(len(self.coefficients), size=n), generator)
         number = int(generator.integers(len(self.modes)))
         own, modes = self.modes[number]
-        wanted = self.truth(stars, self.powers[number], generator)
+        wanted = self.truth(raw, self.powers[number], generator)
         for source in (self.mismatch, self.faults):
             if source is not None:
                 wanted += source.drawn(n, generator)
@@ -463,19 +364,33 @@ class SurveyStars:
         noise = torch.from_numpy(generator.standard_normal(true.shape, dtype=np.float32))
         coefficients, covariance, _ = least_squares(modes, true, variance, noise)
         reliability = (1.0 - covariance).clamp(0.0, 1.0)
-        seen = self.seen[stars][:, own]
+        seen = complete[:, own]
         if not whole:
             seen = seen & self._seen(n, own, generator)
         hidden = ~torch.from_numpy(seen)
         coefficients[hidden], reliability[hidden] = 0.0, 0.0
         coefficients[..., :2], reliability[..., :2] = 0.0, 0.0
-        known = {name: values[stars] for name, values in self.labels.items()}
         return known | {
             "coefficients": coefficients.numpy(),
             "reliability": reliability.numpy(),
             "interval_ids": np.broadcast_to(own + self.rung.first_interval, seen.shape),
             "seen": seen,
         }
+
+    def _chosen(self, stars: Array, generator: np.random.Generator) -> tuple[Array, Columns, Array]:
+        """Coefficients, labels and known intervals of stars (n,), of which some are mixed."""
+        raw, complete = self.coefficients[stars], self.seen[stars]
+        known = {name: values[stars] for name, values in self.labels.items()}
+        if self.neighbours is not None:
+            n = len(stars)
+            other = self.neighbours[stars, generator.integers(self.neighbours.shape[1], size=n)]
+            part = (generator.uniform(0.0, 0.5, n) * (generator.random(n) < self.mixed)).astype(np.float32)
+            wide = part[:, None, None, None]
+            raw = (1.0 - wide) * raw + wide * self.coefficients[other]
+            complete = complete & (self.seen[other] | (part == 0)[:, None])
+            for name in MIXED_LABELS:
+                known[name] = (1.0 - part) * known[name] + part * self.labels[name][other]
+        return raw, known, complete
 
     @staticmethod
     def _seen(n: int, own: Array, generator: np.random.Generator) -> Array:

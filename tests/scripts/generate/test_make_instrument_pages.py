@@ -1,5 +1,6 @@
 """The pages of instruments say what the evaluations say, and are those that are kept."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -17,7 +18,10 @@ def test_a_page_is_what_the_evaluations_say_now(name):
 
 def test_a_page_has_the_rows_of_its_instrument_and_of_no_other():
     galah = SCRIPT["page"]("galah")
-    assert "| lamost-lrs - galah, synthetic | 100 | teff |" in galah and "| `galah` | air |" in galah
+    assert "| lamost-lrs - galah, synthetic | 200 | teff |" in galah and "| `galah` | air |" in galah
     assert "lamost-lrs - sdss-boss" not in galah
+    assert "lamost-lrs - gaia-xp" in SCRIPT["page"]("gaia-xp") and "desi - apogee" in SCRIPT["page"]("apogee")
     lamost = SCRIPT["page"]("lamost-lrs")
+    assert "sick-sun" not in lamost, "a table of files is of no instrument"
+    assert not re.search(r"^(?!\|).*\n\|---", lamost, re.MULTILINE), "a line below a head without the head"
     assert "| LAMOST, spectrafm-base | 52 | teff | 92 |" in lamost and "MILES test, spectrafm-base" not in lamost

@@ -1,14 +1,11 @@
 """One star through two instruments: what the table says of answers that agree, or do not."""
 
 import importlib.util
-import io
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from astropy.io import fits
 
 
 SCRIPTS = Path(__file__).parents[3] / "scripts" / "paper"
@@ -38,15 +35,10 @@ def test_when_errors_are_right_then_z_is_one_and_a_shift_is_told(script):
     assert float(lines[2][3]) == pytest.approx(0.05 * 2**0.5, abs=0.005)
 
 
-def test_stars_of_stelib_are_read_in_vacuum(script, tmp_path):
-    content = io.BytesIO()
-    image = fits.PrimaryHDU(np.linspace(0.0, 2.0, 50, dtype=np.float32))
-    image.header["CRVAL1"], image.header["CDELT1"] = 5000.0, 1.0
-    image.writeto(content)
-    with zipfile.ZipFile(tmp_path / "one.whl", "w") as archive:
-        archive.writestr(script.STELIB + "HD000001.fits", content.getvalue())
-    rows = script.stelib(tmp_path / "one.whl")
-    assert list(rows) == ["HD000001"]
-    row = rows["HD000001"]
-    assert row["wavelength"][0] == pytest.approx(5001.39, abs=0.02)
-    assert row["mask"].tolist() == [True] + 49 * [False] and row["resolving_power"] == pytest.approx(1618, abs=1)
+def test_halves_of_a_spectrum_share_no_pixel(script, tmp_path):
+    wavelength = np.arange(4000.0, 6000.0, 0.5)
+    columns = [wavelength, np.ones(len(wavelength)), np.full(len(wavelength), 0.01)]
+    np.savetxt(tmp_path / "one.txt", np.stack(columns, axis=1))
+    (blue,), (red,) = script.halves(tmp_path / "one.txt")
+    assert not (~blue["mask"] & ~red["mask"]).any() and (~blue["mask"] | ~red["mask"]).all()
+    assert blue["wavelength"][~blue["mask"]].max() == pytest.approx(4899.0, abs=3.0)

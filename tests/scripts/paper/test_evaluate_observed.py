@@ -1,19 +1,73 @@
-"""Observed stars that are spoilt as another instrument would spoil them."""
+"""Observed stars with published labels, and those that are spoilt as another instrument would spoil them."""
 
 import importlib.util
+import io
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.io import fits
+
+
+SCRIPTS = Path(__file__).parents[3] / "scripts/paper"
+
+
+def loaded(name):
+    sys.path.insert(0, str(SCRIPTS))  # they import each other
+    try:
+        spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(SCRIPTS))
 
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).parents[3] / "scripts/paper/evaluate_observed.py"
-    spec = importlib.util.spec_from_file_location("evaluate_observed_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("evaluate_observed")
+
+
+def test_stars_of_stelib_are_read_in_vacuum(tmp_path):
+    samples = loaded("observed_samples")
+    content = io.BytesIO()
+    image = fits.PrimaryHDU(np.linspace(0.0, 2.0, 50, dtype=np.float32))
+    image.header["CRVAL1"], image.header["CDELT1"] = 5000.0, 1.0
+    image.writeto(content)
+    with zipfile.ZipFile(tmp_path / "one.whl", "w") as archive:
+        archive.writestr(samples.STELIB + "HD000001.fits", content.getvalue())
+    rows = samples.stelib(tmp_path / "one.whl")
+    assert list(rows) == ["HD000001"]
+    row = rows["HD000001"]
+    assert row["wavelength"][0] == pytest.approx(5001.39, abs=0.02)
+    assert row["mask"].tolist() == [True] + 49 * [False] and row["resolving_power"] == pytest.approx(1618, abs=1)
+
+
+def test_files_of_known_stars_are_found_by_their_names(tmp_path):
+    samples = loaded("observed_samples")
+    wavelength = np.arange(5000.0, 5100.0, 0.5)
+    for name in ("my-sick-sun.txt", "unknown.txt"):
+        np.savetxt(tmp_path / name, np.stack([wavelength, np.ones(200), np.full(200, 0.01)], axis=1))
+    (known,), (row,) = samples.published_files([tmp_path])
+    assert known.star == "Sun" and known.labels[0] == 5771.0
+    # Wavelengths of this file are in air, whatever it says.
+    assert row["wavelength"][0] == pytest.approx(5001.39, abs=0.02)
+
+
+def test_spectra_over_their_level_keep_their_lines_and_lose_their_shape():
+    rivals = loaded("synthetic_rivals")
+    wavelength = np.arange(4_000.0, 9_000.0, 1.0)
+    line = 1.0 - 0.6 * np.exp(-0.5 * ((wavelength - 5_500.0) / 3.0) ** 2)
+    shape = np.exp((wavelength - 6_000.0) / 3_000.0)
+    usable = np.ones((1, len(wavelength)), bool)
+    usable[0, 100:110] = False
+    found = rivals.over_level(wavelength, (7.0 * shape * line)[None], usable)[0]
+    assert found[1_500] == pytest.approx(0.42, abs=0.05)
+    quiet = (wavelength > 4_300) & (wavelength < 5_300)
+    np.testing.assert_allclose(found[quiet], 1.0, atol=0.02)
+    assert (found[100:110] == 1.0).all() and (found[(wavelength > 6_900) & (wavelength < 6_960)] == 1.0).all()
 
 
 def test_spoilt_stars_have_wider_lines_the_air_and_a_resolving_power_that_is_wrong(script):

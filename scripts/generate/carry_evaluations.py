@@ -1,0 +1,90 @@
+# Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
+"""Say of evaluations that they are of a new checkpoint, where all that answered is the same to the last bit.
+
+    python scripts/generate/carry_evaluations.py OLD NEW --rung 0 EVALUATION.json [EVALUATION.json ...]
+
+A training of one rung (`scripts/pretrain_survey.py`) changes nothing for the spectra of the others, but the checksum of
+the file of the weights. OLD and NEW are folders of checkpoints; `--rung` is the one that the spectra of the evaluations
+belong to: 0 of Gaia XP, 1 of the H band. Weights, settings and directions that play a part in its answers are compared,
+and where one differs, nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectrafm_hf import load_checkpoint
+from spectrafm_hf.files import complete_file
+from spectrafm_hf.hub.cards import checksums
+
+
+#: Settings that have an entry for each rung, and those that only count the rungs.
+OF_RUNGS = (
+    *("rung_intervals", "rung_components", "rung_pixels", "rung_features", "rung_error_factors", "rung_error_floors"),
+    *("label_ranges", "evidence_limits"),
+)
+COUNTS = ("num_intervals", "transformers_version", "_name_or_path")
+
+
+def differences(old: tuple[Any, Any], new: tuple[Any, Any], rung: int) -> list[str]:
+    """Names of weights, settings and directions that the answers of a rung depend on and that differ."""
+    found = []
+    weights = [model.state_dict() for model, _ in (old, new)]
+    for name in sorted(set(weights[0]) | set(weights[1])):
+        of_other = [name.startswith(f"{part}.") for part in ("model.rungs", "means", "log_variances")]
+        if any(of_other) and f".{rung}." not in name:
+            continue
+        values = [part.get(name) for part in weights]
+        if any(value is None for value in values) or not torch.equal(*values):
+            found.append(name)
+    settings = [model.config.to_dict() for model, _ in (old, new)]
+    for name in sorted(set(settings[0]) | set(settings[1])):
+        own = [part.get(name) for part in settings]
+        if name in OF_RUNGS:
+            own = [value[rung] if value else None for value in own]
+        if name not in COUNTS and own[0] != own[1]:
+            found.append(name)
+    directions = [tokenizer.basis.rungs[rung] for _, tokenizer in (old, new)]
+    for field in fields(directions[0]):
+        if not np.array_equal(*(getattr(part, field.name) for part in directions)):
+            found.append(f"basis.{rung}.{field.name}")
+    return found
+
+
+def carry(path: Path, old: dict[str, str], new: dict[str, str]) -> None:
+    """Write the new checksums in place of the old ones, which have to be there."""
+    text = path.read_text(encoding="utf-8")
+    for name, value in old.items():
+        if value not in text:
+            raise ValueError(f"{path}: expected an evaluation with the {name} {value[:12]}..., got another one")
+        text = text.replace(value, new[name])
+    with complete_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="carry_evaluations.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("old", type=Path)
+    parser.add_argument("new", type=Path)
+    parser.add_argument("evaluations", type=Path, nargs="+")
+    parser.add_argument("--rung", type=int, required=True)
+    arguments = parser.parse_args(argv)
+    old, new = load_checkpoint(arguments.old), load_checkpoint(arguments.new)
+    if found := differences(old, new, arguments.rung):
+        print(f"rung {arguments.rung}: expected the same weights and settings, got others in {', '.join(found[:5])}")
+        return 2
+    for path in arguments.evaluations:
+        carry(path, checksums(*old), checksums(*new))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Evaluations of one rung outlive a training of another, and only that."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectrafm_hf import bundled, load_checkpoint
+from spectrafm_hf.checkpoints import save_checkpoint
+from spectrafm_hf.hub.cards import checksums
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = Path(__file__).parents[3] / "scripts/generate/carry_evaluations.py"
+    spec = importlib.util.spec_from_file_location("carry_evaluations", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint with other weights and errors of its third rung."""
+    model, tokenizer = load_checkpoint("spectrafm-base")
+    with torch.no_grad():
+        model.model.rungs[2].layer_norm.weight.add_(0.5)
+        model.means[2].bias.add_(0.1)
+    model.config.rung_error_floors = [{}, {}, {"teff": 50.0}]
+    folder = tmp_path_factory.mktemp("new") / "checkpoint"
+    save_checkpoint(model, tokenizer, folder)
+    return folder
+
+
+def test_evaluations_of_other_rungs_are_of_the_new_checkpoint(script, trained, tmp_path):
+    old, new = (checksums(*load_checkpoint(path)) for path in (bundled("spectrafm-base"), trained))
+    assert old["model_sha256"] != new["model_sha256"]
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"model": {"name": "spectrafm-base", **old}, "results": [1.5]}))
+    command = [bundled("spectrafm-base"), str(trained)]
+    assert script.main([*command, "--rung", "0", str(path)]) == 0
+    assert json.loads(path.read_text()) == {"model": {"name": "spectrafm-base", **new}, "results": [1.5]}
+    with pytest.raises(ValueError, match="expected an evaluation with the model_sha256"):
+        script.main([*command, "--rung", "1", str(path)])
+
+
+def test_where_anything_differs_nothing_is_written(script, trained, tmp_path, capsys):
+    path = tmp_path / "evaluation.json"
+    path.write_text("{}")
+    assert script.main([bundled("spectrafm-base"), str(trained), "--rung", "2", str(path)]) == 2
+    assert "model.rungs.2.layer_norm.weight" in capsys.readouterr().out and path.read_text() == "{}"
