@@ -328,7 +328,7 @@ def test_each_kind_of_a_folder_of_bad_files_is_told_with_its_number(run, tmp_pat
     assert f"; 3 like {tmp_path / 'bad' / '0.fits'}: " in errors
 
 
-@pytest.mark.parametrize("verb", ["predict", "data apogee"])
+@pytest.mark.parametrize("verb", ["predict", "data gaia-xp"])
 def test_the_help_of_the_verb_is_named_where_its_arguments_are_wrong(verb, capsys):
     with pytest.raises(SystemExit) as raised:
         main([*verb.split(), *(["a.fits"] if verb == "predict" else ["--out", "a"]), "--out-put", "b"])

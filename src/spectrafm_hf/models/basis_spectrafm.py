@@ -113,6 +113,12 @@ class Rung:
         """Angstrom that its own grid covers."""
         return float(np.exp(self.start)), float(np.exp(self.start + self.step * (len(self.mean) - 1)))
 
+    def power_of(self, wavelength: np.ndarray, resolving_power: float | None = None) -> float:
+        """Wavelength / FWHM in which pixels at these wavelengths are read: as stated, as guessed, or its highest."""
+        if resolving_power is None and self.guesses_power:
+            resolving_power = _guess(wavelength)
+        return self.resolving_power if resolving_power is None else min(resolving_power, self.resolving_power)
+
     def smoothed(self, resolving_power: float | None, interval: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """
         Mean and directions, of all intervals or of one, at a lower resolving power; its own where None, or where it is
