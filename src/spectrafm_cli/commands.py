@@ -35,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot write must not stop a run
             stream.reconfigure(errors="replace")
-    arguments = _parser().parse_args(argv)
+    arguments, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        # Of argparse the program would say so, not the verb, whose options `--help` should show.
+        name = " ".join(filter(None, (arguments.verb, getattr(arguments, "name", None))))
+        Parser(prog=f"spectrafm {name}").error(f"unrecognized arguments: {' '.join(unknown)}")
     arguments.given = list(sys.argv[1:] if argv is None else argv)
     try:
         return arguments.run(arguments) or 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import DELAY
-from .report import PRINTED_STARS, file_name, heading, print_table, table_row
+from .report import PRINTED_STARS, file_name, fitting, heading, print_table, table_row
 
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Summary:
         self.n_good = self.n_repeated = 0
         self.flagged = Flagged()
         self.table: list[list[str]] = []
+        self.reasons = False  # whether the table tells any
         self.stars: list[tuple[Row, dict[str, Any]]] = []
         self.overview: list[dict[str, Any]] = []
         self._seen: set[int] = set()
@@ -43,6 +44,7 @@ class Summary:
 
         failed = prediction["reason"] != ""
         for i in range(min(len(batch), PRINTED_STARS - len(self.table))):
+            self.reasons = self.reasons or bool(failed[i])
             self.table.append(table_row(prediction, i, self.names[:PRINTED_LABELS], self.units))
         for i in range(min(len(batch), PLOTTED_STARS - len(self.stars))):
             self.stars.append((batch[i], {name: column[i] for name, column in prediction.items()}))
@@ -56,15 +58,19 @@ class Summary:
         return np.flatnonzero(failed).tolist()
 
     def print(self, output: Path | None) -> None:
+        from spectrafm_hf.inference.prediction import FLAG_SEPARATOR
+
         shown = self.names[:PRINTED_LABELS]
-        header = ["object_id", *(heading(name, self.units) for name in shown), "flags", "reason"]
-        if not any(row[-1] for row in self.table):
-            header, self.table = header[:-1], [row[:-1] for row in self.table]
-        print_table(header, self.table)
-        if more := ", ".join(self.names[PRINTED_LABELS:]):
-            print(f"and {more}: {f'see {output}' if output else '--output FILE keeps them'}")
+        last = "flags or reason" if self.reasons else "flags"
+        header = ["object_id", *(heading(name, self.units) for name in shown), last]
+        (header, *rows), left_out = fitting(header, self.table, FLAG_SEPARATOR)
+        print_table(header, rows)
+        where = f"see {output}" if output else "--output FILE keeps them"
+        if more := ", ".join(self.names[len(shown) - len(left_out) :]):
+            print(f"and {more}: {where}")
+        if any(row[-1] != full[-1] for row, full in zip(rows, self.table, strict=True)):
+            print(f"flags and reasons that do not fit: {where}")
         if self.flagged.stars > len(self.table):
-            where = f"see {output}" if output else "--output FILE keeps them"
             print(f"... {self.flagged.stars - len(self.table):,} more, {where}")
         elif output:
             print(f"written: {output}")

@@ -17,6 +17,7 @@ from astropy.table import Table
 from matplotlib import image
 
 from spectrafm_cli import main
+from spectrafm_cli.report import fitting
 from spectrafm_hf import save_checkpoint
 from spectrafm_hf.files import DEMO_STARS
 from spectrafm_hf.inference.training_range import TrainingRange
@@ -301,14 +302,53 @@ def test_only_the_first_of_many_failures_are_printed_and_all_are_kept(run, tmp_p
     code, _, errors = run("predict", DEMO_STARS, *missing)
     assert code == 1
     assert errors.splitlines()[0] == "30 failed, see failed.csv:"
-    assert errors.splitlines()[-1] == "  ... 10 more"
+    assert errors.splitlines()[1:] == [f"  30 like {missing[0]}: expected a file or a folder, got nothing of this name"]
     assert len((tmp_path / "here" / "failed.csv").read_text().splitlines()) == 31
-    # The next run, in which all is well, does not leave it there; a table of somebody else stays.
-    assert run("predict", DEMO_STARS)[0] == 0
+    assert "failed.csv (in place of that of an earlier run):" in run("predict", DEMO_STARS, *missing)[2]
+    # The next run, in which all is well, does not leave it there and says so; a table of somebody else stays.
+    code, printed, _ = run("predict", DEMO_STARS)
+    assert code == 0
+    assert printed.splitlines()[-1] == "removed: failed.csv of an earlier run, as nothing failed in this one"
     assert not (tmp_path / "here" / "failed.csv").exists()
     (tmp_path / "here" / "failed.csv").write_text("my notes")
     assert run("predict", DEMO_STARS)[0] == 0
     assert (tmp_path / "here" / "failed.csv").read_text() == "my notes"
+
+
+def test_each_kind_of_a_folder_of_bad_files_is_told_with_its_number(run, tmp_path):
+    (tmp_path / "bad").mkdir()
+    for number in range(7):
+        (tmp_path / "bad" / f"{number}.csv").write_text("a,b\n1,2\n3,4\n")
+    for number in range(3):
+        (tmp_path / "bad" / f"{number}.fits").write_bytes(b"")
+    code, _, errors = run("predict", tmp_path / "bad")
+    assert code == 2
+    assert one_line(errors)
+    assert "got 10 that cannot, see failed.csv: 7 like " in errors
+    assert f"; 3 like {tmp_path / 'bad' / '0.fits'}: " in errors
+
+
+@pytest.mark.parametrize("verb", ["predict", "data gaia-xp"])
+def test_the_help_of_the_verb_is_named_where_its_arguments_are_wrong(verb, capsys):
+    with pytest.raises(SystemExit) as raised:
+        main([*verb.split(), *(["a.fits"] if verb == "predict" else ["--out", "a"]), "--out-put", "b"])
+    assert raised.value.code == 2
+    expected = f"spectrafm {verb}: unrecognized arguments: --out-put b (see spectrafm {verb} --help)\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_table_of_stars_fits_the_screen():
+    flags = "not_at_rest;unlike_training;bad_pixels;edge"
+    header = ["object_id", *(f"label {number} [dex]" for number in range(8)), "flags"]
+    rows = [["x" * 60, *["-1.23 ± 0.45"] * 8, flags], ["y", *["-1.23 ± 0.45"] * 8, ""]]
+    (first, star, other), left_out = fitting(header, rows, ";")
+    assert first[0] == "object_id" and first[-1] == "flags" and left_out == header[len(first) - 1 : -1] != []
+    assert (star[-1], other[-1], other[0]) == ("not_at_rest +3", "", "y")
+    assert len(star[0]) == 30 and "..." in star[0]
+    assert sum(max(map(len, column)) + 2 for column in zip(first, star, other, strict=True)) - 2 <= 100
+    # What fits is left as it is.
+    narrow = [[line[0][:9], *line[1:3], line[-1]] for line in (header, *rows)]
+    assert fitting(narrow[0], narrow[1:], ";") == (narrow, [])
 
 
 def test_a_terminal_that_knows_ascii_only_does_not_stop_a_run(checkpoint, tmp_path, monkeypatch):

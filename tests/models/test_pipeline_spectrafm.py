@@ -247,3 +247,9 @@ def test_noise_is_told_from_a_faint_star():
         flux = np.concatenate([signal * star["flux"] + noise, np.full(far.size, 100.0)])
         found = predict({"wavelength": wavelength, "flux": flux, "flux_error": np.ones(flux.size)}, flags=True)
         assert ("no_signal" in found["flags"]) is flagged
+
+
+def test_a_keyword_that_is_not_known_is_named_with_those_that_are(predict, stars):
+    expected = "keywords: expected names out of requests, .*, on_error, batch_size, num_workers, got nonsense"
+    with pytest.raises(TypeError, match=expected):
+        predict(stars[0], nonsense=1)

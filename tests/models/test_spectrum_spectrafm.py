@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 from transformers import pipeline
 
 from spectrafm_hf import bundled, load_checkpoint
@@ -168,3 +169,20 @@ def test_nothing_is_said_of_bands_of_the_air(base):
     assert fit.chi2 < 10 * fit.degrees_of_freedom  # the line spread function is not stated
     whole, flux, error = base[0].predict_spectrum(base[1], row)
     assert np.array_equal(np.isnan(flux[0]), (whole > 5572) & (whole < 5586))
+
+
+def test_a_fit_is_drawn_at_the_resolving_power_in_which_its_pixels_are_read(base):
+    """Where nobody states it, as guessed from the pixels, not the highest that the rung has."""
+    wavelength = np.exp(np.arange(np.log(4500.0), np.log(5600.0), 1.0 / 3000.0))
+    grid, flux = load_emulator("emulator-survey").synthesize(
+        teff=5000.0, logg=3.0, fe_h=-0.3, wavelength_range=(4480, 5630)
+    )
+    even = np.exp(np.arange(np.log(grid[0]), np.log(grid[-1]), 2e-5))
+    width = 1.0 / 1000.0 / 2.3548 / 2e-5  # a FWHM of three pixels
+    smooth = gaussian_filter1d(np.interp(even, grid, flux[0] / np.median(flux)), width)
+    row = {"wavelength": wavelength, "flux": np.interp(wavelength, even, smooth)}
+    row |= {"flux_error": np.full(wavelength.size, 0.01), "mask": np.zeros(wavelength.size, bool)}
+    fit = fit_of(base, row)
+    stated = fit_of(base, {**row, "resolving_power": 1000.0})
+    assert 700 < fit.resolving_power < 1500 and stated.resolving_power == 1000.0
+    assert fit.chi2 < 4 * fit.degrees_of_freedom and stated.chi2 < 4 * stated.degrees_of_freedom

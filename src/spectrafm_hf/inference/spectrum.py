@@ -69,12 +69,13 @@ class SpectrumPredictor:
             See [`EmulatedSpectra`].
         """
         given = {name: np.atleast_1d(np.asarray(values, np.float64)) for name, values in labels.items()}
-        if missing := [name for name in ("teff", "logg", "fe_h") if name not in given]:
-            raise ValueError(f"labels: expected at least teff, logg and fe_h, got none for {missing}")
         emulated = self._emulated(wavelength, resolving_power, normalised)
         known = [*emulated.emulator.config.label_names, "alpha_m"]
-        if unknown := [name for name in [*given, *(errors or {})] if name not in known]:
-            raise ValueError(f"labels: expected names out of {known}, got {unknown}")
+        for field, names in (("labels", given), ("errors", errors or {})):  # first, as one may be a slip of the pen
+            if unknown := [name for name in names if name not in known]:
+                raise ValueError(f"{field}: expected names out of {', '.join(known)}, got {', '.join(unknown)}")
+        if missing := [name for name in ("teff", "logg", "fe_h") if name not in given]:
+            raise ValueError(f"labels: expected at least teff, logg and fe_h, got none for {', '.join(missing)}")
         if errors is None:
             alpha = given.pop("alpha_m", None)
             if alpha is not None:

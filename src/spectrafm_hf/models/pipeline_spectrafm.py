@@ -1,6 +1,7 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """The task `stellar-labels` of `transformers.pipeline`: spectra in, labels with one-sigma errors out."""
 
+import inspect
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence, Sized
 from operator import itemgetter
@@ -225,7 +226,12 @@ class StellarLabelsPipeline(Pipeline):
         radial_velocity: Any = None,
         resolving_power: float | None = None,
         on_error: str | None = None,
+        **unknown: Any,
     ):
+        if unknown:
+            *known, _ = inspect.signature(self._sanitize_parameters).parameters
+            accepted = ", ".join([*known, "batch_size", "num_workers"])
+            raise TypeError(f"keywords: expected names out of {accepted}, got {', '.join(unknown)}")
         if on_error not in (None, *ON_ERROR):
             raise ValueError(f"on_error: expected one of {ON_ERROR}, got {on_error!r}")
         given = {"requests": requests, "scalars": scalars, "flags": flags, "radial_velocity": radial_velocity}

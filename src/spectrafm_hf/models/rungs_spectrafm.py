@@ -101,6 +101,12 @@ class Rung:
         low, high = self.range
         return bool(np.any((wavelength > low) & (wavelength < high)))
 
+    def power_of(self, wavelength: np.ndarray, resolving_power: float | None = None) -> float:
+        """Wavelength / FWHM at which pixels at these wavelengths are read: as stated, as guessed, or its highest."""
+        if resolving_power is None and self.guesses_power:
+            resolving_power = guessed_power(wavelength)
+        return self.resolving_power if resolving_power is None else min(resolving_power, self.resolving_power)
+
     def smoothed(self, resolving_power: float | None, interval: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """
         Mean and directions, of all intervals or of one, at a lower resolving power; its own where None, or where it is

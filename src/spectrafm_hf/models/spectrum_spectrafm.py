@@ -136,6 +136,8 @@ class BestFit:
         Number of pixels less fitted parameters.
     no_noise : list of (low, high, sigma)
         Ranges (Angstrom) whose residual is no noise, with the largest deviation, data - model; strongest first.
+    resolving_power : float
+        Wavelength / FWHM of the model.
     """
 
     wavelength: np.ndarray
@@ -145,6 +147,7 @@ class BestFit:
     chi2: float
     degrees_of_freedom: float
     no_noise: list[tuple[float, float, float]]
+    resolving_power: float = np.nan
 
     def __repr__(self) -> str:
         return f"BestFit(chi2={self.chi2:.1f}, degrees_of_freedom={self.degrees_of_freedom:.1f})"
@@ -197,13 +200,11 @@ def best_fits(model: Any, basis: SpectrumBasis, grids: Sequence[Any]) -> list[Be
         low, high = known.rung.range
         inside = (grid.wavelength >= low) & (grid.wavelength <= high)
         star = np.full(grid.flux.shape, np.nan)
-        # The design of the tokens, where it is that of the whole grid and not of a resolving power that was guessed.
-        known_design = inside.all() and not (grid.resolving_power is None and known.rung.guesses_power)
-        design = basis.design(grid.wavelength, grid.resolving_power) if known_design else None
-        star[:, inside] = known.fitted(grid.wavelength[inside], grid.resolving_power, design)
+        design = basis.design(grid.wavelength, grid.resolving_power) if inside.all() else None
+        power = known.rung.power_of(grid.wavelength, grid.resolving_power)
+        star[:, inside] = known.fitted(grid.wavelength[inside], power, design)
         counts = (grid.inverse_variance > 0) & ~grid.evidence.clipped & np.isfinite(star)
-        with np.errstate(divide="ignore"):
-            sigma = np.where(counts, 1.0 / np.sqrt(grid.inverse_variance), np.nan)
+        sigma = 1.0 / np.sqrt(np.where(counts, grid.inverse_variance, np.nan))
         for i, number in enumerate(grid.stars):
             residual = (grid.flux[i] - star[i]) / sigma[i]
             fits[int(number)] = BestFit(
@@ -214,6 +215,7 @@ def best_fits(model: Any, basis: SpectrumBasis, grids: Sequence[Any]) -> list[Be
                 chi2=float(np.nansum(residual**2)),
                 degrees_of_freedom=float(max(counts[i].sum() - known.parameters[i], 1.0)),
                 no_noise=not_noise(grid.wavelength, residual),
+                resolving_power=power,
             )
     return [fits[number] for number in sorted(fits)]
 
@@ -233,8 +235,6 @@ def not_noise(wavelength: np.ndarray, residual: np.ndarray) -> list[tuple[float,
         for start in np.flatnonzero(np.abs(means) > STRANGE_SIGMA):
             part = slice(start, start + width)
             largest[part] = np.where(np.abs(means[start]) > np.abs(largest[part]), means[start], largest[part])
-    if not largest.any():
-        return []
     edges = np.flatnonzero(np.diff(np.concatenate([[0.0], np.sign(largest), [0.0]])))
     parts = [(i, j) for i, j in zip(edges, edges[1:], strict=False) if largest[i] != 0]
     found = [(position[i], position[j - 1], largest[i:j][np.argmax(np.abs(largest[i:j]))]) for i, j in parts]

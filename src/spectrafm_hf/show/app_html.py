@@ -269,6 +269,8 @@ def fit_html(reading: Reading, i: int, fit: BestFit, wavelength_range: tuple[flo
         plot_fit(stream, row, fit, wavelength_range=wavelength_range, flux_label=reading.flux_label, narrow=narrow)
 
     words = f"χ² is {fit.chi2:,.0f} for {fit.degrees_of_freedom:,.0f} degrees of freedom."
+    if np.isfinite(fit.resolving_power):
+        words += f" The model is drawn at a resolving power of {float(f'{fit.resolving_power:.3g}'):,.0f}."
     if fit.no_noise:
         places = ", ".join(
             f"{low:,.0f} Å" if high - low < 1 else f"{low:,.0f} to {high:,.0f} Å"

@@ -139,7 +139,8 @@ def draw_fit(
     limits = top.get_xlim()
     x, model, residual = with_breaks(fit.wavelength, fit.model, fit.residual)
     width = 1.3 if np.count_nonzero((x >= limits[0]) & (x <= limits[1])) < 1500 else 0.6
-    top.plot(x, model, color=ORANGE, lw=width, label="best-fit star")
+    power = f", R = {float(f'{fit.resolving_power:.3g}'):,.0f}" if np.isfinite(fit.resolving_power) else ""
+    top.plot(x, model, color=ORANGE, lw=width, label=f"best-fit star{power}")
     low, high = top.get_ylim()
     inside = np.isfinite(model) & (x >= limits[0]) & (x <= limits[1])
     if inside.any():
@@ -159,7 +160,9 @@ def draw_fit(
         name = "no noise" if number <= SHADED else f"no noise: {SHADED} of {number} places"
         top.broken_barh([(0.0, 0.0)], (0, 1), color=ORANGE, alpha=0.25, label=name)
     known = np.abs(residual[np.isfinite(residual)])
-    reach = float(np.clip(1.3 * np.quantile(known, 0.997), 4.0, 30.0)) if known.size else 4.0
+    most, usual = np.quantile(known, [0.997, 0.9]) if known.size else (4.0, 4.0)
+    # A few strange pixels do not set the scale; where most are off, they do.
+    reach = float(max(4.0, min(1.3 * most, 30.0), 2.0 * usual))
     bottom.set_ylim(-reach, reach)
     bottom.set_xlim(limits)
     bottom.set_ylabel("Residual\n[errors]", fontsize=12)
