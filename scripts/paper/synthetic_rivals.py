@@ -41,7 +41,7 @@ def synthetic_stars(like: LikeObserved, wavelength: Array, power: float, n: int,
     half = half_widths(wavelength)
     edges = [(np.log(wavelength + side * half) - grid.start) / grid.step for side in (-1, 1)]
     flux = means_over_pixels(gaussian_filter1d(spectra, max(sigma, 0.05), axis=1, mode="nearest"), 0.0, *edges)
-    error = np.maximum(flux, 0.02) / np.exp(generator.uniform(*np.log(SNR), (len(flux), 1)))
+    error = np.maximum(flux, 0.02) / np.exp(generator.uniform(np.log(SNR[0]), np.log(SNR[1]), (len(flux), 1)))
     flux = flux + error * generator.standard_normal(flux.shape)
     return flux.astype(np.float32), error.astype(np.float32), np.stack([labels[name] for name in LABELS], axis=1)
 
