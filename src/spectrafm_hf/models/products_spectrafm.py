@@ -5,7 +5,7 @@ Matrix products in single precision on a CPU, by the library that is the fastest
 PyTorch takes those of float32 to MKL, which on processors of AMD uses half of their vector units. oneDNN, which PyTorch
 brings along for half precision, uses them all: large products take 0.5 of the time on an AMD EPYC of the fifth
 generation (230 against 105 GFLOP/s with one thread). On processors of Intel MKL is the faster one, by a third on a Xeon
-of the fourth generation (150 against 115), and there it stays.
+of the fifth generation (150 against 115), and there it stays.
 """
 
 import functools
