@@ -64,46 +64,46 @@ def reading(option: str | None = None, demanded: bool = True, resolving_power: s
     else:
         text = "files, folders of files, or data set folders"
         reading.add_argument(option, dest="input", nargs="+", type=Path, required=True, metavar="INPUT", help=text)
-    how = reading.add_argument_group("reading")
-    how.add_argument("--format", metavar="NAME", help="file format, see `spectrafm formats` (default: detected)")
-    how.add_argument("--visits", action="store_true", help="read the single visits of an apStar file")
-    how.add_argument(
+    options = reading.add_argument_group("reading")
+    options.add_argument("--format", metavar="NAME", help="file format, see `spectrafm formats` (default: detected)")
+    options.add_argument("--visits", action="store_true", help="read the single visits of an apStar file")
+    options.add_argument(
         "--bad-bits",
         metavar="NAMES",
         help="APOGEE pixel mask bits to reject (BADPIX,CRPIX,...), or none",
     )
-    how.add_argument(
+    options.add_argument(
         "--radial-velocity",
         type=_velocity,
         metavar="KM/S",
         help="one velocity for all spectra, replacing that of the files; predict only: measure (from the lines)",
     )
-    how.add_argument(
+    options.add_argument(
         "--radial-velocity-column", metavar="NAME", help="table column with the velocity of each star in km/s"
     )
-    how.add_argument(
+    options.add_argument(
         resolving_power,
         dest="stated_power",
         type=float,
         metavar="R",
         help="wavelength / FWHM of the spectra, replacing that of the files",
     )
-    how.add_argument("--at-rest", action="store_true", help="assume rest frame if the file does not state it")
-    how.add_argument(
+    options.add_argument("--at-rest", action="store_true", help="assume rest frame if the file does not state it")
+    options.add_argument(
         "--columns",
         metavar="ROLE=NAME,...",
         help="column names: wavelength=wave,flux=f,flux_error=err (also ivar, variance, mask, object_id, "
         "radial_velocity); use none to ignore a column",
     )
-    how.add_argument("--split", help="split of a data set: train, validation or test (default: all)")
-    how.add_argument("--grid", type=Path, metavar="FILE", help="wavelengths for .npy files without a grid")
-    how.add_argument(
+    options.add_argument("--split", help="split of a data set: train, validation or test (default: all)")
+    options.add_argument("--grid", type=Path, metavar="FILE", help="wavelengths for .npy files without a grid")
+    options.add_argument(
         "--wavelength-unit",
         default="Angstrom",
         metavar="UNIT",
         help="for wavelengths without a unit (default: Angstrom)",
     )
-    medium = how.add_mutually_exclusive_group()
+    medium = options.add_mutually_exclusive_group()
     medium.add_argument("--air", action="store_true", help="assume air if the file does not state the medium")
     medium.add_argument("--vacuum", action="store_true", help="assume vacuum if the file does not state the medium")
     return reading

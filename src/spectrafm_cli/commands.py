@@ -19,7 +19,7 @@ VERBS = (demo, predict, spectrum, plot, explain, embed, similar, app, export, pu
 
 
 class _Version(argparse.Action):
-    """As argparse has it, but for that the version is looked up where it is asked for."""
+    """The version action of argparse, with a late look-up."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         print(importlib.metadata.version("spectrafm_hf"))

@@ -137,7 +137,7 @@ def _from_files(arguments: argparse.Namespace) -> int:
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)
     words = ["spectrafm data from-files", *(path.name for path in arguments.input), "--out DIR"]
-    given = (
+    named = (
         "labels",
         "id_column",
         "split_by",
@@ -149,7 +149,7 @@ def _from_files(arguments: argparse.Namespace) -> int:
         "air",
         "vacuum",
     )
-    for option in (*given, "radial_velocity_column", "at_rest", "columns"):
+    for option in (*named, "radial_velocity_column", "at_rest", "columns"):
         value = getattr(arguments, option)
         if value not in (None, False, "star"):
             words.append(
@@ -171,7 +171,7 @@ def _from_files(arguments: argparse.Namespace) -> int:
         if "expected at least one spectrum" in str(error):
             raise ValueError(nothing_done(failures, len(files), arguments.out)) from None
         raise
-    # Nothing is told of what was there already.
+    # No message for existing files.
     if built.labels is not None and built.splits:
         print(f"spectra with labels: {built.n_labelled:,} of {built.splits.total():,}")
         for what, identifiers in {
@@ -234,7 +234,7 @@ def _original_zenodo(arguments: argparse.Namespace) -> None:
 
 
 def _built(folder: Path, arguments: argparse.Namespace) -> None:
-    """Say what is in a data set, and push it if that is asked for."""
+    """Print the content of a data set, and push it with --push."""
     from spectrafm_hf.data.building import split_sizes
 
     print(f"{folder}: " + ", ".join(f"{size:,} {split}" for split, size in split_sizes(folder).items()))
@@ -260,7 +260,7 @@ def _synthetic(arguments: argparse.Namespace) -> None:
             ranges[label] = (float(limits[0]), float(limits[1]))
         except ValueError:
             raise ValueError(f"--range: expected a label and two numbers, got {label} {' '.join(limits)}") from None
-    # Of the processors of the machine, those that this process may use.
+    # The processors that this process may use.
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     folder = build_synthetic(
         arguments.out or Path(f"synthetic-{Path(arguments.instrument).stem}"),

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""`spectrafm explain`: what a model looks at."""
+"""`spectrafm explain`: which pixels and lines determine the labels."""
 
 from __future__ import annotations
 

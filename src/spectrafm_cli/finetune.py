@@ -68,10 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
     logging.disable_progress_bar()
 
     units = {}
-    for given in arguments.units:
-        name, equals, unit = given.partition("=")
+    for named in arguments.units:
+        name, equals, unit = named.partition("=")
         if not equals:
-            raise ValueError(f"--units: expected LABEL=UNIT, such as age=Gyr, got {given}")
+            raise ValueError(f"--units: expected LABEL=UNIT, such as age=Gyr, got {named}")
         units[name] = unit
     failures: list[Failure] = []
     files = find_files(arguments.input, arguments.split, failures)

@@ -64,10 +64,10 @@ def labels_of(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> t
 
 
 def count(files: Sequence[Path]) -> int | None:
-    """Number of spectra for the progress bar, if it is told at once."""
+    """Number of spectra for the progress bar, if it is known quickly."""
     from spectrafm_hf.data.readers import count_spectra
 
     try:
         return count_spectra(files)
-    except (ValueError, OSError):  # told when the file is read
+    except (ValueError, OSError):  # reported when the file is read
         return None

@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress = stack.enter_context(tqdm(total=count(files), desc="predicting", unit=" stars", delay=DELAY))
 
         def asked(row: Row) -> tuple[str, ...]:
-            """What a spectrum is asked for."""
+            """The labels predicted for a spectrum."""
             wanted = answered_labels(model, tokenizer, None if row["refused"] else row)
             return tuple(label for label in names if label in wanted)
 
@@ -156,7 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _first_rows(files: Sequence[Path], arguments: argparse.Namespace) -> Iterator[Row]:
-    """The first spectra of some files, of those that can be read."""
+    """The first readable spectra of some files."""
     from spectrafm_hf.data.readers import read_spectra
 
     for file in files[:MODEL_FILES]:
@@ -166,7 +166,7 @@ def _first_rows(files: Sequence[Path], arguments: argparse.Namespace) -> Iterato
 
 
 def _fill_in(prediction: dict[str, Any], names: Sequence[str]) -> None:
-    """The columns of the table that some spectra do not tell."""
+    """Columns of labels that are not predicted for some spectra."""
     import numpy as np
 
     count = len(prediction["object_id"])
@@ -175,7 +175,7 @@ def _fill_in(prediction: dict[str, Any], names: Sequence[str]) -> None:
 
 
 def _fetch_gaia(arguments: argparse.Namespace) -> list[Failure]:
-    """Add the spectra of Gaia source ids to the input; those that there are none of."""
+    """Add spectra of Gaia source ids to the input; returns ids without spectra."""
     from tqdm.auto import tqdm
 
     failures: list[Failure] = []

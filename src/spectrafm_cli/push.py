@@ -29,12 +29,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     prepare = checkpoint_upload if arguments.verb == "push" else dataset_upload
     upload = prepare(arguments.path, arguments.repo)
-    how = {"revision": arguments.revision, "free_text": arguments.free_text}
+    settings = {"revision": arguments.revision, "free_text": arguments.free_text}
     if arguments.dry_run:
         try:
-            upload = preview(upload, **how)
+            upload = preview(upload, **settings)
         except OSError as error:
             print(f"without the free texts that are on the hub: {' '.join(str(error).split())}", file=sys.stderr)
         print(upload.describe())
     else:
-        print(push(upload, private=arguments.private, message=arguments.message, **how))
+        print(push(upload, private=arguments.private, message=arguments.message, **settings))

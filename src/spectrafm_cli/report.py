@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tables on the screen, and what is told of input that could not be used."""
+"""Tables on the screen, and reports of unusable input."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def nothing_done(failures: Sequence[Failure], n_files: int, output: Path | None)
 def report(failures: Sequence[Failure], output: Path | None, name: str = FAILED) -> int:
     """List what failed; the exit code."""
     if not failures:
-        # That of an earlier run would say what is no longer true.
+        # Remove the report of an earlier run.
         old = failed_csv(output, name)
         if old.is_file() and old.read_bytes().startswith(b"file,cause\r\n"):
             old.unlink()

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""`spectrafm similar`: stars whose spectra are alike."""
+"""`spectrafm similar`: stars with similar spectra."""
 
 from __future__ import annotations
 

@@ -86,8 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
                 raise ValueError("--wavelength: expected LOW:HIGH:STEP, a file or an instrument, got none")
             labels = _pairs_of_numbers("--labels", arguments.labels)
             errors = _pairs_of_numbers("--errors", arguments.errors) if arguments.errors else None
-            how = {"wavelength": wavelength, "resolving_power": arguments.resolving_power}
-            found = SpectrumPredictor().from_labels(labels, errors, normalised=not arguments.surface, **how)
+            options = {"wavelength": wavelength, "resolving_power": arguments.resolving_power}
+            found = SpectrumPredictor().from_labels(labels, errors, normalised=not arguments.surface, **options)
             shown = found.rows([arguments.labels])
             unit = found.unit
             if writer:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def predict_survey(arguments: argparse.Namespace, failures: list[Failure]) -> int:
-    """A file for each shard, in this process those that are its own."""
+    """Write one file for each shard of this process."""
     from tqdm.auto import tqdm
 
     from spectrafm_hf.inference.prediction import Flagged, answered_labels

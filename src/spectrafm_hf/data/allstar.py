@@ -79,15 +79,15 @@ def read_allstar(
                 if len(hdus) < 2 or not isinstance(hdus[1], fits.BinTableHDU):
                     raise ValueError("expected a table in its first extension")
                 table = hdus[1]
-                given = {name.lower(): name for name in table.columns.names}
+                source = {name.lower(): name for name in table.columns.names}
                 pairs = [name for label in labels for name in (label, f"{label}_err")]
-                if missing := [name for name in (*ALLSTAR_COLUMNS, *pairs) if name not in given]:
+                if missing := [name for name in (*ALLSTAR_COLUMNS, *pairs) if name not in source]:
                     raise ValueError(f"expected the columns {', '.join(missing).upper()}")
-                names = [*ALLSTAR_COLUMNS, *(name for name in ALLSTAR_EXTRAS if name in given)]
+                names = [*ALLSTAR_COLUMNS, *(name for name in ALLSTAR_EXTRAS if name in source)]
                 starts = range(0, table.header["NAXIS2"], CHUNK_ROWS) or [0]
                 # Rows before columns: a column as a whole would be converted, and kept.
                 chunks = [
-                    _allstar_chunk(table.data[start : start + CHUNK_ROWS], given, names, labels, bad_label_bits)
+                    _allstar_chunk(table.data[start : start + CHUNK_ROWS], source, names, labels, bad_label_bits)
                     for start in starts
                 ]
     except (OSError, ValueError, TypeError, AstropyUserWarning, fits.VerifyError) as error:
@@ -96,17 +96,17 @@ def read_allstar(
 
 
 def _allstar_chunk(
-    rows: fits.FITS_rec, given: Mapping[str, str], names: Sequence[str], labels: Sequence[str], bits: Sequence[int]
+    rows: fits.FITS_rec, source: Mapping[str, str], names: Sequence[str], labels: Sequence[str], bits: Sequence[int]
 ) -> pa.Table:
-    columns = {name: arrow_column(np.array(rows[given[name]])) for name in names}
+    columns = {name: arrow_column(np.array(rows[source[name]])) for name in names}
     mask = sum(1 << bit for bit in bits)
     for label in labels:
-        pair = [np.array(rows[given[name]], np.float32) for name in (label, f"{label}_err")]
+        pair = [np.array(rows[source[name]], np.float32) for name in (label, f"{label}_err")]
         bad = ~np.isfinite(pair[0]) | (pair[0] < -9990)
-        if f"{label}_flag" in given:
-            bad |= (np.array(rows[given[f"{label}_flag"]], np.int64) & mask) != 0
+        if f"{label}_flag" in source:
+            bad |= (np.array(rows[source[f"{label}_flag"]], np.int64) & mask) != 0
         elif label in BAD_PARAMETER_BITS and bits:
-            bad |= has_bit(np.array(rows[given["aspcapflag"]]), BAD_PARAMETER_BITS[label])
+            bad |= has_bit(np.array(rows[source["aspcapflag"]]), BAD_PARAMETER_BITS[label])
         pair[1][pair[1] < 0] = np.nan
         for name, values in zip((label, f"{label}_err"), pair, strict=True):
             values[bad] = np.nan
@@ -124,8 +124,8 @@ def arrow_column(column: Any) -> pa.Array:
     return pa.array(np.ascontiguousarray(values, values.dtype.newbyteorder("=")), mask=missing)
 
 
-def as_text(given: Any) -> str:
-    return (given.decode("utf-8", "replace") if isinstance(given, bytes) else str(given)).strip()
+def as_text(source: Any) -> str:
+    return (source.decode("utf-8", "replace") if isinstance(source, bytes) else str(source)).strip()
 
 
 def has_bit(flags: NDArray[Any], bit: int) -> NDArray[np.bool_]:

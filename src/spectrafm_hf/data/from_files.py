@@ -119,18 +119,22 @@ def build_from_files(
     first = list(itertools.islice(usable, CHUNK_ROWS))
     in_files = label_names_of({name for row in first for name in row})
     names += sorted(set(in_files) - set(names))
-    told = {"radial_velocity", *(() if table is None else table.column_names), *(name for row in first for name in row)}
-    scalars = [name for name in SCALAR_UNITS if name in told and name not in names]
+    dropped_causes = {
+        "radial_velocity",
+        *(() if table is None else table.column_names),
+        *(name for row in first for name in row),
+    }
+    scalars = [name for name in SCALAR_UNITS if name in dropped_causes and name not in names]
     features = spectrum_features(names, scalars)
     features["rest_frame"], features["file"] = datasets.Value("bool"), datasets.Value("string")
     features["resolving_power"], features["normalised"] = datasets.Value("float32"), datasets.Value("bool")
     features["reading_flags"] = datasets.Value("string")
 
-    given = {} if table is None else _given(table, names, scalars)
+    labels_of_table = {} if table is None else _given(table, names, scalars)
 
     def tables() -> Iterator[tuple[str, pa.Table]]:
         for batch in batched(itertools.chain(first, usable), CHUNK_ROWS):
-            columns, index = _columns(batch, given, report.labels, names, scalars)
+            columns, index = _columns(batch, labels_of_table, report.labels, names, scalars)
             splits = _splits(batch, table, index, split_by)
             report.splits.update(splits.tolist())
             report.surveys.update(str(row["survey"]) for row in batch)
@@ -209,7 +213,7 @@ def _with_errors(names: Sequence[str]) -> list[str]:
 
 def _columns(
     rows: Sequence[Row],
-    given: Mapping[str, NDArray[np.float64]],
+    labels_of_table: Mapping[str, NDArray[np.float64]],
     index: LabelIndex | None,
     names: Sequence[str],
     scalars: Sequence[str],
@@ -223,8 +227,8 @@ def _columns(
     found = np.full(len(rows), -1, np.int64) if index is None else index.find(row["object_id"] for row in rows)
     for name in (*_with_errors(names), *scalars):
         values = np.full(len(rows), np.nan)
-        if name in given and given[name].size:
-            values = np.where(found >= 0, given[name][np.maximum(found, 0)], np.nan)
+        if name in labels_of_table and labels_of_table[name].size:
+            values = np.where(found >= 0, labels_of_table[name][np.maximum(found, 0)], np.nan)
         own = np.array([row.get(name, np.nan) for row in rows], np.float64)
         # What a file says of its own spectrum goes first; labels are what the person gives.
         first, second = (own, values) if name in scalars else (values, own)
@@ -246,8 +250,8 @@ def _splits(rows: Sequence[Row], labels: pa.Table | None, index: NDArray[np.int6
     if split_by in ("star", "none"):
         return np.array([split_of_id(str(row["object_id"])) if split_by == "star" else "train" for row in rows])
     assert labels is not None  # checked by the caller
-    given = labels[split_by].take(pa.array(np.maximum(index, 0))).to_pylist()
-    splits = [text or "train" if i >= 0 else "train" for text, i in zip(given, index.tolist(), strict=True)]
+    labels_of_table = labels[split_by].take(pa.array(np.maximum(index, 0))).to_pylist()
+    splits = [text or "train" if i >= 0 else "train" for text, i in zip(labels_of_table, index.tolist(), strict=True)]
     if wrong := sorted({str(split) for split in splits} - set(SPLITS)):
         raise ValueError(f"{split_by}: expected {', '.join(SPLITS)} in this column of the labels, got {wrong[0]!r}")
     return np.array(splits)

@@ -45,13 +45,13 @@ ABSENT = b"spectrafm_hf.absent"
 _SCHEMA = pa.schema([("source_id", pa.int64()), *((name, pa.list_(pa.float64())) for name in COLUMNS)])
 
 
-def read_source_ids(given: Sequence[str | os.PathLike[str]]) -> list[int]:
+def read_source_ids(source: Sequence[str | os.PathLike[str]]) -> list[int]:
     """
     Source ids, each once, in their order.
 
     Parameters
     ----------
-    given : sequence of str or path
+    source : sequence of str or path
         Ids; files with one a line; tables (.csv, .ecsv, .fits, .parquet, VOTable) with a column `source_id` or one that
         is called so by a release, or `TABLE:COLUMN`.
 
@@ -61,20 +61,20 @@ def read_source_ids(given: Sequence[str | os.PathLike[str]]) -> list[int]:
         For what is no id, and for a column of floating-point numbers, which do not hold all digits of an id.
     """
     found: list[int] = []
-    for each in (os.fspath(name) for name in given):
+    for each in (os.fspath(name) for name in source):
         found += [int(each)] if each.isdecimal() else _ids_of_file(each)
     if not found:
         raise ValueError("gaia_ids: expected at least one source id, got none")
     return list(dict.fromkeys(found))
 
 
-def _ids_of_file(given: str) -> list[int]:
-    path, column = Path(given), ""
+def _ids_of_file(source: str) -> list[int]:
+    path, column = Path(source), ""
     if not path.is_file():
-        name, _, column = given.rpartition(":")
+        name, _, column = source.rpartition(":")
         path = Path(name)
     if not path.is_file():
-        raise ValueError(f"gaia_ids: expected a source id, or a table of them, got {given}")
+        raise ValueError(f"gaia_ids: expected a source id, or a table of them, got {source}")
     if path.suffix.lower() in (".txt", ".csv", ".dat", "") and not column:
         with path.open(encoding="utf-8", errors="replace") as lines:
             words = [line.strip().strip('"') for line in lines if line.strip() and not line.startswith("#")]

@@ -81,13 +81,13 @@ def read_label_table(
     ValueError
         For a label that is not there, not of numbers, without a value, or in another unit than the checkpoint's.
     """
-    known, asked = known or {}, {name.lower(): unit for name, unit in (units or {}).items()}
+    known, wanted = known or {}, {name.lower(): unit for name, unit in (units or {}).items()}
     table = read_labels(path)
     found = stated_units(table)
     numbers = number_columns(table)
     notes = []
     if names is None:
-        names = label_columns(table, {*known, *asked}) or numbers
+        names = label_columns(table, {*known, *wanted}) or numbers
         if left := [name for name in numbers if name not in names]:
             notes.append(f"numeric columns that are not used as labels (choose with --label): {', '.join(left)}")
         # A column with a word among its numbers is text: it may have been meant.
@@ -106,7 +106,7 @@ def read_label_table(
             f"labels: expected columns of numbers in {path.name} ({', '.join(numbers) or 'there are none'}), got "
             f"{', '.join(name for name in names if name not in numbers) or 'none'}"
         )
-    if wrong := sorted(set(asked) - set(names)):
+    if wrong := sorted(set(wanted) - set(names)):
         raise ValueError(f"units: expected units of labels to learn ({', '.join(names)}), got {', '.join(wrong)}")
     values = {}
     for name in [column for label in names for column in (label, f"{label}_err")]:
@@ -118,7 +118,7 @@ def read_label_table(
             notes.append(f"{name}: unknown (empty, no number, or one for nothing) in {n_unknown:,} rows of the table")
     final = {}
     for name in names:
-        unit = asked.get(name, found.get(name))
+        unit = wanted.get(name, found.get(name))
         if unit and known.get(name) and unit.lower() != known[name].lower():
             raise ValueError(f"{name}: expected {known[name]}, the unit of the checkpoint, got {unit}")
         final[name] = unit or known.get(name) or LABEL_UNITS.get(name, "").split(" ")[0]
@@ -155,7 +155,7 @@ def join(
         -1 for none, -2 where several rows of the table contradict each other.
     stars : list of str
         The star of each spectrum: its identifier; where it is joined by its file, that of the table if it has one.
-    how : str
+    joined_by : str
         In words, with the number of rows that were not needed.
     """
     keys = {"object_id": list(object_ids), "file": [_stem(file) for file in files]}
@@ -180,9 +180,9 @@ def join(
     stars = list(object_ids)
     star = next((name for name in ID_COLUMNS if name in labels.table.column_names), None)
     if by == "file" and star not in (None, column):
-        told = labels.table[star].to_pylist()
+        noted = labels.table[star].to_pylist()
         stars = [
-            star if row < 0 or told[row] is None else str(told[row]).strip()
+            star if row < 0 or noted[row] is None else str(noted[row]).strip()
             for star, row in zip(stars, rows.tolist(), strict=True)
         ]
     return rows, stars, f"{by} = column {column}" + (f"; rows without a spectrum: {n_left:,}" if n_left else "")
@@ -215,8 +215,8 @@ def read_data_set(
     files: Sequence[Path], work: Path, failures: Sequence[Failure], fingerprint: str, command: str, **reading: Any
 ) -> tuple[Dataset, list[dict[str, str]]]:
     """All spectra as a data set on disk, read once, and what could not be used: file, identifier and cause."""
-    told = work / "unreadable.json"
-    found = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+    noted = work / "unreadable.json"
+    found = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
     if found.get("spectra") != fingerprint:
         failed = list(failures)
         try:
@@ -232,7 +232,7 @@ def read_data_set(
             raise
         unreadable = [{"file": each.file.name, "cause": f"{UNREADABLE}: {each.cause}"} for each in failed]
         found = {"spectra": fingerprint, "unreadable": unreadable}
-        write_json(told, found)
+        write_json(noted, found)
     stars = load_dataset(str(work / "data"), split="train", cache_dir=str(work / "cache"))
     return cast(Dataset, stars), found["unreadable"]
 
@@ -240,7 +240,7 @@ def read_data_set(
 def with_labels(stars: Dataset, labels: Labels, id_column: str | None) -> tuple[Dataset, list[dict[str, str]], str]:
     """The spectra that have a label, with theirs and no others; what is dropped and why; how they were joined."""
     object_ids, files = texts_of(stars, "object_id"), texts_of(stars, "file")
-    rows, names, how = join(labels, object_ids, files, id_column)
+    rows, names, joined_by = join(labels, object_ids, files, id_column)
     known = np.any([np.isfinite(labels.values[name]) for name in labels.units], axis=0)[rows] & (rows >= 0)
     causes = {-1: "no row in the table of labels", -2: "different labels in several rows of the table"}
     dropped = [
@@ -252,7 +252,7 @@ def with_labels(stars: Dataset, labels: Labels, id_column: str | None) -> tuple[
     stars = stars.remove_columns([*own, "object_id"]).add_column("object_id", names)
     for name, values in labels.values.items():
         stars = stars.add_column(name, np.where(rows >= 0, values[rows], np.nan).astype(np.float32))
-    return stars.select(np.flatnonzero(known)), dropped, how
+    return stars.select(np.flatnonzero(known)), dropped, joined_by
 
 
 def check_labels(stars: Dataset, names: Sequence[str]) -> None:

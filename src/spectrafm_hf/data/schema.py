@@ -298,10 +298,10 @@ def from_multimodal_universe(
     if spectrum_type is None or not pa.types.is_struct(spectrum_type):
         actual = spectrum_type or table.column_names
         raise ValueError(f"spectrum: expected a struct of lists among the columns, got {actual}")
-    given = [field.name for field in spectrum_type]
+    stated = [field.name for field in spectrum_type]
     for name in ("flux", "ivar", "lambda"):
-        if name not in given:
-            raise ValueError(f"spectrum.{name}: expected among the parts of spectrum, got {given}")
+        if name not in stated:
+            raise ValueError(f"spectrum.{name}: expected among the parts of spectrum, got {stated}")
     if "object_id" not in table.column_names:
         raise ValueError(f"object_id: expected among the columns, got {table.column_names}")
     if "survey" not in table.column_names and not survey:
@@ -311,7 +311,7 @@ def from_multimodal_universe(
 
     parts: dict[str, NDArray[Any]] = {}
     spectrum = table["spectrum"].combine_chunks()
-    for name in set(given) & {"flux", "ivar", "lambda", "mask"}:
+    for name in set(stated) & {"flux", "ivar", "lambda", "mask"}:
         parts[name], lengths = flat_pixels(pc.struct_field(spectrum, name))
     ivar, flux, wavelength = parts["ivar"], parts["flux"], parts["lambda"]
     mask = (ivar <= 0) | np.isinf(ivar) | ~np.isfinite(flux)

@@ -106,14 +106,14 @@ def write_model_card(
     license: str | None = None,
 ) -> Path:
     """
-    Write the card of a checkpoint, and beside it what it was made of.
+    Write the card of a checkpoint, with its recipe and evaluations.
 
     Parameters
     ----------
     checkpoint : path
         Folder of a whole checkpoint with its `training_range.json`. Its name is the title of the card.
     recipe : path or mapping
-        What it was trained with: a YAML file, or its content. `data` of None: on what nobody has named.
+        Settings of the training: a YAML file or its content. `data` of None: unknown data.
     evaluations : sequence of mapping
         What `scripts/paper/evaluate.py --output` writes, the most important first. At least one must be of these
         weights with these settings; one of other models alone adds their rows, and must be on the same stars as one
@@ -121,7 +121,7 @@ def write_model_card(
     base_model : str, optional
         What it was trained on from. Default: the `checkpoint` of the recipe.
     remarks : str
-        Markdown that follows the figures, for what the caller knows of them. By default what an earlier card of these
+        Markdown below the figures, with remarks on them. By default what an earlier card of these
         weights has there.
     license : str, optional
         Of the weights, by its name on the hub. Default: what an earlier card states; without one, none is.
@@ -148,8 +148,8 @@ def write_model_card(
     plain = [_plain(evaluation) for evaluation in evaluations]
     name = checkpoint.resolve().name
     groups = group_evaluations(plain, sums, name)
-    # An older card says less of what it is of.
-    same = old is not None and bool(told := checksums_of_card(old)) and told.items() <= sums.items()
+    # Older cards have fewer checksums.
+    same = old is not None and bool(described := checksums_of_card(old)) and described.items() <= sums.items()
     recipe_text = (
         recipe.read_text(encoding="utf-8")
         if isinstance(recipe, Path)
@@ -306,7 +306,7 @@ def eval_results(groups: Sequence[Group], name: str, units: Mapping[str, str]) -
 
 
 def checksums_of_card(card: str) -> dict[str, str]:
-    """The `checksums` that a card says it is of."""
+    """The `checksums` stated in a card."""
     places = {"model_sha256": r"Weights: `model\.safetensors`, SHA-256", "settings_sha256": "training range, SHA-256"}
     found = {name: re.search(rf"{place}\s+`([0-9a-f]{{64}})`", card) for name, place in places.items()}
     return {name: match[1] for name, match in found.items() if match}
@@ -348,7 +348,7 @@ def _remarks(card: str) -> str:
 
 def _beyond(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that are not at their defaults, as JSON has them, without who wrote them and for which class."""
-    settings, defaults = (json.loads(json.dumps(given)) for given in (settings, defaults))
+    settings, defaults = (json.loads(json.dumps(inputs)) for inputs in (settings, defaults))
     ours = settings.keys() - {"transformers_version", "architectures", "_name_or_path"}
     return {name: settings[name] for name in ours if name not in defaults or settings[name] != defaults[name]}
 

@@ -150,7 +150,7 @@ def export_onnx(
         _write(model, temporary, Path(checkpoint).name, names)
         progress.update()
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # it says which parts of the file it does without
+        options.log_severity_level = 3  # without messages on unused parts of the file
         session = onnxruntime.InferenceSession(os.fspath(temporary), options, providers=["CPUExecutionProvider"])
         deviation = 0.0
         for inputs in batches:
@@ -278,7 +278,7 @@ def _deviation(model: SpectraFMForPrediction, session: Any, inputs: Mapping[str,
     return worst
 
 
-# ------------------------------------------------------------------------------------------------- what is compared
+# ------------------------------------------------------------------------------------------------------- comparison
 
 
 def _suitable_spectra(tokenizer: SpectraFMTokenizer) -> list[Sequence[Mapping[str, Any]]]:
@@ -309,7 +309,7 @@ def _check_batches(
     yield _tokenize(tokenizer, parts, names)
     yield _tokenize(tokenizer, [*parts[:2], *rows[:3]], names)
     some = _tokenize(tokenizer, parts[:4], names[:1])
-    present = some["attention_mask"].any(dim=0)  # without those that none of them has
+    present = some["attention_mask"].any(dim=0)  # only those that any of them has
     yield {name: value if name == "request_ids" else value[:, present] for name, value in some.items()}
 
 

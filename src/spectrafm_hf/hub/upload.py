@@ -61,7 +61,7 @@ REPLACED = {"model": ".eval_results/*", "dataset": "data/*"}
 @dataclass(frozen=True)
 class Upload:
     """
-    What a push brings to a repository.
+    The content of a push.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def checkpoint_upload(name_or_path: str | os.PathLike[str], repo_id: str) -> Upl
     Raises
     ------
     ValueError
-        If the checkpoint is not whole, or its code or what it says of itself is not what `save_checkpoint` writes; if
+        If the checkpoint is incomplete, or its code or settings differ from those of `save_checkpoint`; if
         its card or evaluation is missing or belongs to other weights or settings (`checksums`).
     """
     _check_repo(repo_id)
@@ -138,8 +138,8 @@ def checkpoint_upload(name_or_path: str | os.PathLike[str], repo_id: str) -> Upl
             f"card: expected README.md in {folder}, as scripts/generate/make_model_card.py writes it, got none"
         )
     card = (folder / "README.md").read_text(encoding="utf-8")
-    if (told := checksums_of_card(card)) != sums:
-        raise ValueError(f"card: expected one of {name_checksums(sums)}, got one of {name_checksums(told)}")
+    if (stated := checksums_of_card(card)) != sums:
+        raise ValueError(f"card: expected one of {name_checksums(sums)}, got one of {name_checksums(stated)}")
     title = folder.resolve().name
     groups = group_evaluations(read_evaluations(folder), sums, title)
     units = dict(zip(model.config.label_names, model.config.label_units, strict=True))
@@ -149,7 +149,7 @@ def checkpoint_upload(name_or_path: str | os.PathLike[str], repo_id: str) -> Upl
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             raise ValueError(f"evaluation: expected the figures of evaluation.json in {path}, got none or others")
         files[f".eval_results/{file}"] = path
-    _tell_left_out(folder, files)
+    _warn_of_others(folder, files)
     card = with_owner(card.replace(usage(title), usage(repo_id)), repo_id.partition("/")[0])
     return Upload(repo_id, "model", files, card)
 
@@ -175,12 +175,12 @@ def dataset_upload(folder: str | os.PathLike[str], repo_id: str) -> Upload:
     if settings_of(folder) is None or not (folder / "README.md").is_file():
         raise ValueError(f"folder: expected a built data set, got {folder}")
     card = DatasetCard.load(folder / "README.md")
-    told = {split["name"]: split["num_examples"] for split in (card.data.get("dataset_info") or {}).get("splits", [])}
-    if told != (found := split_sizes(folder)):
-        raise ValueError(f"card: expected the spectra of the files, {found}, in {folder / 'README.md'}, got {told}")
+    stated = {split["name"]: split["num_examples"] for split in (card.data.get("dataset_info") or {}).get("splits", [])}
+    if stated != (found := split_sizes(folder)):
+        raise ValueError(f"card: expected the spectra of the files, {found}, in {folder / 'README.md'}, got {stated}")
     text = (folder / "README.md").read_text(encoding="utf-8")
     files = _files(folder, DATASET_FILES, text)
-    _tell_left_out(folder, files)
+    _warn_of_others(folder, files)
     return Upload(repo_id, "dataset", files, text.replace('load_dataset("DIR")', f'load_dataset("{repo_id}")'))
 
 
@@ -235,8 +235,8 @@ def push(
     Raises
     ------
     ValueError
-        If `private` is asked of a public repository that is there already; if README.md there has no marks for free
-        text, and would be lost; if a free text differs and `free_text` does not say what to do.
+        If `private` is set for an existing public repository; if README.md there has no marks for free text, and would
+        be lost; if a free text differs and `free_text` does not say what to do.
     OSError
         If the hub cannot be reached, or refuses (`HfHubHTTPError`), as it does without a token; if somebody commits to
         the same branch meanwhile.
@@ -296,14 +296,14 @@ def _content(path: Path) -> Any:
 
 
 def _files(folder: Path, patterns: Sequence[str], card: str) -> dict[str, Path]:
-    """Files of a folder that match, and those that the card shows as pictures, by their paths in the repository."""
+    """Matching files of a folder and the pictures of the card, by their paths in the repository."""
     pictures = [name for name in re.findall(r"!\[[^\]]*\]\((\w[\w./-]*)\)", card) if "/." not in name]
     found = [path for pattern in (*patterns, *pictures) for path in folder.glob(pattern) if path.is_file()]
     return {path.relative_to(folder).as_posix(): path for path in found}
 
 
-def _tell_left_out(folder: Path, files: Mapping[str, Any]) -> None:
-    """Warn of what else is in a folder; of another folder in it, only that it is."""
+def _warn_of_others(folder: Path, files: Mapping[str, Any]) -> None:
+    """Warn of other files and folders that are not pushed."""
     ours = {parent for file in files for parent in Path(file).parents}
     others = {
         file if path.is_file() else f"{file}/"
@@ -317,7 +317,7 @@ def _tell_left_out(folder: Path, files: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _one_line(hub: HfApi, upload: Upload) -> Iterator[None]:
-    """What the client says of the usual failures takes many."""
+    """Common errors of the client in one line."""
     try:
         yield
     except HfHubHTTPError as error:
@@ -350,7 +350,7 @@ def _found(hub: HfApi, upload: Upload, revision: str | None) -> tuple[str | None
 
 
 def _with_free_texts(upload: Upload, there: str, free_text: str | None) -> Upload:
-    """The upload with what people wrote in its card or in that which is there."""
+    """The upload with the free texts of its card and of the card on the hub."""
     if free_text not in (None, "hub", "folder"):
         raise ValueError(f"free_text: expected hub or folder, got {free_text!r}")
     if not there.strip():

@@ -1,1 +1,1 @@
-"""What a checkpoint says of spectra: labels, surveys, spectra, neighbours, and why."""
+"""Inference: labels, surveys, spectra, similar stars, explanations."""

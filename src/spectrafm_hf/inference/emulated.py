@@ -72,7 +72,7 @@ class Spectra:
 EMULATORS = ("emulator-hband", "emulator-survey")
 
 
-NEIGHBOURS = 24  # stars of a grid, whose errors stand for those of a star between them
+NEIGHBOURS = 24  # stars of a grid from which the error of a star between them is taken
 
 
 #: By which emulators are off, over what their own stars say. Of the survey, found on the held-out stars of the optical
@@ -308,7 +308,7 @@ def _wrong_components(emulator: SpectrumEmulator, continuum: bool) -> list[tuple
 
 
 def _without_one(group: CovarianceGroup, stars: torch.Tensor) -> torch.Tensor:
-    """Truth less what the Gaussian processes say of each star without it, (stars, components), float64."""
+    """Leave-one-out residuals of the Gaussian processes, (stars, components), float64."""
     covariance, weight = group.covariance(stars, stars), group.weight.double()
     values, vectors = torch.linalg.eigh(covariance)
     noise = _noise(values.clamp(min=0.0), vectors.T @ weight, vectors)

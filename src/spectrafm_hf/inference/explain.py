@@ -88,7 +88,7 @@ class Explanation:
 
 
 class Explainer:
-    """Adds up what a model looks at, star by star, on the wavelengths of the first one.
+    """Averages explanations over stars, on the wavelengths of the first one.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ class Explainer:
     tokenizer : SpectraFMTokenizer
         With a basis.
     requests : sequence of str, optional
-        Labels. Default: what the model answers for the first star.
+        Labels. Default: those predicted for the first star.
     line_width : float, optional
         Full width at half depth, Angstrom. Default: `LINE_PIXELS` pixels.
     by_type : bool

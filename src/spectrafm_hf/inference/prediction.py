@@ -48,7 +48,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Flagged:
-    """How many stars have which flags: `str` says it in a line, empty if none has any."""
+    """Number of stars by flag; `str` is one line, empty without flags."""
 
     stars: int = 0
     flagged: int = 0
@@ -85,8 +85,8 @@ def answered_labels(
     model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, row: Mapping[str, Any] | None = None
 ) -> list[str]:
     """
-    What a checkpoint is asked for by itself: for a model that refines some spectra with a star model, all of its labels
-    where `row` is one of these, and what the network answers otherwise.
+    Labels that a checkpoint predicts by default: all of its labels for a `row` in the range of its star model,
+    otherwise those of the network.
     """
     names = list(tokenizer.requests or tokenizer.label_names)
     config = model.config
@@ -161,7 +161,7 @@ def predict_batches(
     batches : iterable of sequences of rows
         Rows in the schema of this project, such as `batches_of(read_spectra(files), tokenizer)`; labels are not read.
     requests : sequence of str, optional
-        Labels to predict. Default: what the tokenizer asks for by itself.
+        Labels to predict. Default: those of the tokenizer.
     training_range : TrainingRange, optional
         Flags what lies outside.
 
@@ -230,7 +230,7 @@ class _BatchPredictor:
         self.model, self.tokenizer = model.eval(), schema_tokenizer(tokenizer)
         # Evidence has flags of its own, in which the grid of a spectrum plays no part.
         self.training_range = training_range if tokenizer.basis is None else None
-        self.most = 0  # stars that there is memory for at once; 0 until it is found to end
+        self.most = 0  # stars that fit into memory; 0: not yet known
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
         names = self.names
@@ -309,7 +309,7 @@ class _BatchPredictor:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    # The last is what oneDNN, which does some of the work on a CPU, says of it.
+    # The last is from oneDNN, on a CPU.
     return isinstance(error, MemoryError) or should_reduce_batch_size(error) or "could not create a" in str(error)
 
 
@@ -370,7 +370,7 @@ def _tokenize(
     names: list[str],
     reasons: list[str],
 ) -> Iterator[tuple[BatchFeature, NDArray[np.intp]]]:
-    """Inputs of all of a part, or by halves without those that get a reason."""
+    """Inputs of a part, divided into halves to leave out spectra with a reason."""
     try:
         columns = {name: [rows[i][name] for i in part] for name in PIXEL_COLUMNS}
         if len(part) == 1:
@@ -385,7 +385,7 @@ def _tokenize(
                 columns, requests=names, resolving_power=powers, normalised=normalised, return_quality=True
             )
     except (ValueError, MemoryError) as error:
-        # One bad star refuses the batch: find it, and go on without it.
+        # One bad star makes the batch fail: find it and leave it out.
         if len(part) == 1:
             cause = NO_MEMORY if isinstance(error, MemoryError) else str(error).removesuffix(" in spectrum 0")
             reasons[part[0]] = " ".join(cause.split())

@@ -68,22 +68,22 @@ class SpectrumPredictor:
         wavelength, resolving_power, normalised
             See [`EmulatedSpectra`].
         """
-        given = {name: np.atleast_1d(np.asarray(values, np.float64)) for name, values in labels.items()}
+        stated = {name: np.atleast_1d(np.asarray(values, np.float64)) for name, values in labels.items()}
         emulated = self._emulated(wavelength, resolving_power, normalised)
         known = [*emulated.emulator.config.label_names, "alpha_m"]
-        for field, names in (("labels", given), ("errors", errors or {})):  # first, as one may be a slip of the pen
+        for field, names in (("labels", stated), ("errors", errors or {})):  # first, as one may be a slip of the pen
             if unknown := [name for name in names if name not in known]:
                 raise ValueError(f"{field}: expected names out of {', '.join(known)}, got {', '.join(unknown)}")
-        if missing := [name for name in ("teff", "logg", "fe_h") if name not in given]:
+        if missing := [name for name in ("teff", "logg", "fe_h") if name not in stated]:
             raise ValueError(f"labels: expected at least teff, logg and fe_h, got none for {', '.join(missing)}")
         if errors is None:
-            alpha = given.pop("alpha_m", None)
+            alpha = stated.pop("alpha_m", None)
             if alpha is not None:
-                given = {**dict.fromkeys(ALPHA_ELEMENTS, alpha), **given}
-            return emulated(given)
-        n_stars = max(map(len, given.values()))
-        given = {name: np.broadcast_to(values, (n_stars,)) for name, values in given.items()}
-        return emulated(*with_usual_labels(emulated.emulator, given, errors))
+                stated = {**dict.fromkeys(ALPHA_ELEMENTS, alpha), **stated}
+            return emulated(stated)
+        n_stars = max(map(len, stated.values()))
+        stated = {name: np.broadcast_to(values, (n_stars,)) for name, values in stated.items()}
+        return emulated(*with_usual_labels(emulated.emulator, stated, errors))
 
     def from_spectra(
         self,
@@ -162,9 +162,9 @@ def best_fit(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, row: 
 
 def _grids(tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     """What the pixels of rows say, by grid."""
-    how: dict[str, Any] = {name: [row.get(name) for row in rows] for name in ("resolving_power", "normalised")}
+    settings: dict[str, Any] = {name: [row.get(name) for row in rows] for name in ("resolving_power", "normalised")}
     pixels = [{name: row[name] for name in PIXEL_COLUMNS} for row in rows]
-    return schema_tokenizer(tokenizer)(pixels, **how, return_grids=True)["grids"]
+    return schema_tokenizer(tokenizer)(pixels, **settings, return_grids=True)["grids"]
 
 
 __all__ = [

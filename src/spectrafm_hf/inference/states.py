@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a frozen model on evidence says of stars, as inputs for what is learnt on top of it."""
+"""States of a frozen model on evidence, as inputs of heads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_PIXELS = 16_384
 @dataclass(frozen=True)
 class States:
     """
-    What the frozen model says of stars whose spectra belong to one rung.
+    States of the frozen model for stars whose spectra belong to one rung.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ def frozen_states(
     model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, stars: Dataset
 ) -> tuple[int, States, NDArray[np.int64], dict[int, str]]:
     """
-    What a model says of stars of which most belong to one of its rungs, without its corrections.
+    States of a model, without its corrections, for stars of the most frequent rung.
 
     Parameters
     ----------

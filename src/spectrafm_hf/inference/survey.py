@@ -120,7 +120,7 @@ def list_shards(
     split : str, optional
         Of data sets. Default: all.
     failures : list of Failure, optional
-        Gets what is not there. Without it, that is an error.
+        Receives missing files; without it they are an error.
 
     Raises
     ------
@@ -244,7 +244,7 @@ def named_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """Its name, and what it is."""
+    """Name and kind of the device."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
@@ -318,7 +318,7 @@ class ShardPredictor:
         Parameters
         ----------
         progress : callable
-            Is told how many stars more are done.
+            Called with the number of stars that were done.
 
         Returns
         -------

@@ -70,9 +70,9 @@ def predict_on_ray(
     progress: Callable[[int], Any] = lambda stars: None,
 ) -> Iterator[Outcome]:
     """
-    Predict shards with Ray Data, as many at once as the cluster has CPUs; or GPUs, if it has any.
+    Predict shards with Ray Data, in parallel on all CPUs of the cluster, or GPUs if there are any.
 
-    A shard whose process or machine dies is begun again by Ray, on another.
+    Ray restarts a shard whose process or machine fails.
 
     Parameters
     ----------
@@ -89,12 +89,12 @@ def predict_on_ray(
     how : mapping
         Arguments of `read_spectra`.
     address : str, optional
-        Of the cluster, as `ray.init` takes it. Default: what RAY_ADDRESS says, one that runs on this machine, or a new
+        Of the cluster, as `ray.init` takes it. Default: RAY_ADDRESS, one that runs on this machine, or a new
         one on this machine.
     requests : sequence of str, optional
         Labels; default: those of the checkpoint.
     progress : callable
-        Is told how many stars more are done.
+        Called with the number of stars that were done.
 
     Yields
     ------
@@ -123,7 +123,7 @@ def predict_on_ray(
     }
     started = not ray.is_initialized()
     if started:
-        # A Ray that is started here reports to nobody unless the user wants it to.
+        # No usage reports unless the user wants them.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address, logging_level=logging.WARNING)
     try:

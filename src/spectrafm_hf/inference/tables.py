@@ -42,7 +42,7 @@ class PredictionWriter:
     metadata : mapping of bytes to bytes
         For the schema of a Parquet file.
     files : bool
-        Whether to tell of which file each spectrum is, as object_ids of many may be the same.
+        Whether to add the file of each spectrum, as object_ids may repeat.
     overwrite : bool
         False refuses a `path` that is there.
 
@@ -93,7 +93,7 @@ class PredictionWriter:
 
     def write(self, batch: Mapping[str, NDArray[Any]]) -> None:
         """Append one batch of `predict_batches`."""
-        # Text has no NaN that all programs read: what is unknown stays empty.
+        # Unknown values are empty: not all programs read NaN in text.
         columns = [
             pa.array(batch[column.name], column.type, from_pandas=self.suffix == ".csv") for column in self.schema
         ]
@@ -104,7 +104,7 @@ class PredictionWriter:
             self._flush()
 
     def note(self, metadata: Mapping[bytes, bytes]) -> None:
-        """Add to the metadata of a Parquet file what was not known when it was begun."""
+        """Add metadata to a Parquet file when it is complete."""
         self._writer.add_key_value_metadata(metadata)
 
     def _flush(self) -> None:

@@ -84,9 +84,9 @@ class TrainingRange:
         Raises
         ------
         ValueError
-            If the file is there but is not what it should be.
+            If the file is invalid.
         OSError
-            If neither the hub nor its cache says whether there is one: without it, no star would be flagged.
+            If neither the hub nor its cache knows whether there is one: without it, no star would be flagged.
         """
         path = Path(name_or_path, RANGE_FILE)
         if os.path.isdir(name_or_path):

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Spectra at rest, by the velocity that their lines tell."""
+"""Spectra at rest, with velocities measured from their lines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def at_measured_velocities(
     rows: Iterable[dict[str, Any]], model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
 ) -> Iterator[dict[str, Any]]:
     """
-    Rows, those at rest whose `rest_frame` was not True, by the velocity that their lines tell.
+    Rows; those whose `rest_frame` is not True are moved to rest by the velocity measured from their lines.
 
     Yields
     ------
@@ -53,7 +53,7 @@ def at_measured_velocities(
     meter = _meter(tokenizer.basis, model)
     for row in rows:
         if row.get("refused") or row.get("rest_frame") is True:
-            yield {**row, VELOCITY: np.nan}  # what a survey says of it was not measured here
+            yield {**row, VELOCITY: np.nan}  # the velocity of a survey was not measured here
             continue
         found = measured(meter, row)
         if found.cause:
@@ -67,12 +67,11 @@ def settled(
     rows: Iterable[dict[str, Any]], model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
 ) -> Iterator[dict[str, Any]]:
     """
-    Rows; those of which nobody says whether they are at rest, or in air or vacuum, by what their lines tell.
+    Rows; those without a stated frame or medium are moved to rest by the velocity of their lines, if it is significant.
 
-    Without a statement they would be taken as at rest and in vacuum. Wavelengths in air are 83 km/s off by that, which
-    costs thousands of kelvin. So the velocity is measured: where it is significant, it is taken out, with the flag
-    `medium_measured` or `velocity_measured` where there was one; where it is not, all stays as it is, with the flags
-    that say what is unstated.
+    Otherwise they would be assumed to be at rest and in vacuum. Wavelengths in air would then be off by 83 km/s, which
+    changes temperatures by thousands of kelvin. A row that was moved has the flag `medium_measured` or
+    `velocity_measured`; one without a significant velocity keeps the flags of what is not stated.
 
     Yields
     ------

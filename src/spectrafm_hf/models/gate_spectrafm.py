@@ -145,14 +145,14 @@ class Admitted:
 
 
 def admit(
-    given: Stated, medium: str | None = None, radial_velocity: float | None = None, at_rest: bool = False
+    stated: Stated, medium: str | None = None, radial_velocity: float | None = None, at_rest: bool = False
 ) -> Admitted:
     """
     Bring a spectrum into the form that everything behind the gate relies on.
 
     Parameters
     ----------
-    given : Stated
+    stated : Stated
     medium : {"vacuum", "air"}, optional
         Settles what the wavelengths are measured in where the input does not state it.
     radial_velocity : float, optional
@@ -165,49 +165,49 @@ def admit(
     ValueError
         Naming field, expectation, value and what to do: for units that are none of wavelength, flux or error.
     """
-    wavelength = in_angstrom(given.wavelength, given.wavelength_unit)
-    flux, error = _numbers(given.flux), None if given.flux_error is None else _numbers(given.flux_error)
-    if given.null is not None:
-        flux = np.where(flux == given.null, np.nan, flux)
-        error = None if error is None else np.where(error == given.null, np.nan, error)
-    mask = _bad_pixels(given, flux.shape)
+    wavelength = in_angstrom(stated.wavelength, stated.wavelength_unit)
+    flux, error = _numbers(stated.flux), None if stated.flux_error is None else _numbers(stated.flux_error)
+    if stated.null is not None:
+        flux = np.where(flux == stated.null, np.nan, flux)
+        error = None if error is None else np.where(error == stated.null, np.nan, error)
+    mask = _bad_pixels(stated, flux.shape)
     placeholders = np.logical_or.reduce([flux == number for number in PLACEHOLDERS])
     if error is None:
         error = np.full(flux.shape, np.nan)
     else:
-        error = sigma_of(error, given.error_kind)
-        error = _in_unit_of_flux(error, given, wavelength)
-    if (factor := per_wavelength(given.flux_unit, wavelength)) is not None and flux.shape[-1:] == wavelength.shape:
+        error = sigma_of(error, stated.error_kind)
+        error = _in_unit_of_flux(error, stated, wavelength)
+    if (factor := per_wavelength(stated.flux_unit, wavelength)) is not None and flux.shape[-1:] == wavelength.shape:
         with np.errstate(over="ignore", invalid="ignore"):
             flux, error = flux * factor, error * factor
     if flux.shape == error.shape == mask.shape:
         mask = mask | ~(np.isfinite(flux) & ~(error <= 0) & (error != np.inf)) | placeholders
-        if given.wavelength_unit is not None and wavelength.shape == flux.shape:
+        if stated.wavelength_unit is not None and wavelength.shape == flux.shape:
             # Model spectra reach further. Without a unit, they may be nanometres: the tokenizer asks.
             inside = (wavelength >= MIN_WAVELENGTH) & (wavelength <= MAX_WAVELENGTH)
             if (inside & ~mask).any():
                 mask = mask | ~inside
 
     flags = []
-    if given.medium is None and not _is_length(given.wavelength_unit):
+    if stated.medium is None and not _is_length(stated.wavelength_unit):
         medium = "vacuum"  # a frequency or an energy is in no medium
-    unsettled = given.medium is medium is None or given.frame is None
-    coarse = unsettled and _is_coarse(wavelength, given.resolving_power)
-    if (given.medium or medium) == "air":
+    unsettled = stated.medium is medium is None or stated.frame is None
+    coarse = unsettled and _is_coarse(wavelength, stated.resolving_power)
+    if (stated.medium or medium) == "air":
         # What is no wavelength stays what it is: the tokenizer judges it.
         real = np.isfinite(wavelength) & (wavelength > 0)
         wavelength = np.where(real, air_to_vacuum(np.where(real, wavelength, 1.0)), wavelength)
-    elif given.medium is None and medium is None and not coarse:
+    elif stated.medium is None and medium is None and not coarse:
         flags.append(MEDIUM_UNSTATED)
-    refused = _not_a_star(given)
-    known = np.nan if refused else _velocity(given)
+    refused = _not_a_star(stated)
+    known = np.nan if refused else _velocity(stated)
     rest_frame: bool | None = True
-    if given.frame == "observed" or (given.frame is None and radial_velocity is not None):
+    if stated.frame == "observed" or (stated.frame is None and radial_velocity is not None):
         used = known if radial_velocity is None else radial_velocity
         rest_frame = bool(abs(used) < SPEED_OF_LIGHT)
         if rest_frame:
             wavelength, known = to_rest(wavelength.astype(np.float64), used), used
-    elif given.frame is None and not at_rest:
+    elif stated.frame is None and not at_rest:
         rest_frame = None
         if not coarse:
             flags.append(FRAME_UNSTATED)
@@ -218,8 +218,8 @@ def admit(
         mask,
         float(known),
         rest_frame,
-        np.nan if given.resolving_power is None else float(given.resolving_power),
-        given.normalised,
+        np.nan if stated.resolving_power is None else float(stated.resolving_power),
+        stated.normalised,
         flags,
         refused,
     )
@@ -326,32 +326,32 @@ def _is_length(unit) -> bool:
     return unit.is_equivalent(units.AA)
 
 
-def _bad_pixels(given: Stated, shape: tuple[int, ...]) -> np.ndarray:
-    if given.mask is None:
+def _bad_pixels(stated: Stated, shape: tuple[int, ...]) -> np.ndarray:
+    if stated.mask is None:
         return np.zeros(shape, bool)
-    flags = np.asarray(given.mask)
+    flags = np.asarray(stated.mask)
     if flags.dtype == bool:
         return flags.copy()
     with np.errstate(invalid="ignore"):
         whole = flags.astype(np.int64)
-    bad = whole != 0 if given.bad_bits is None else (whole & given.bad_bits) != 0
+    bad = whole != 0 if stated.bad_bits is None else (whole & stated.bad_bits) != 0
     # Flags that are no whole number, as NaN, say nothing good.
     return bad | (whole != flags)
 
 
-def _in_unit_of_flux(sigma, given: Stated, wavelength):
+def _in_unit_of_flux(sigma, stated: Stated, wavelength):
     """One-sigma errors from their own unit into that of the flux."""
-    own, unit = given.error_unit, given.flux_unit
+    own, unit = stated.error_unit, stated.flux_unit
     if own is None or not hasattr(own, "is_equivalent"):
         return sigma
     from astropy import units
 
     if own == units.percent:
-        return np.abs(_numbers(given.flux)) * sigma / 100
+        return np.abs(_numbers(stated.flux)) * sigma / 100
     if unit is None or own == unit or not hasattr(unit, "is_equivalent"):
         return sigma
     # A variance has the square of the unit of the flux; many files give the unit itself.
-    power = {"sigma": 1, "variance": 2, "ivar": -2}[given.error_kind]
+    power = {"sigma": 1, "variance": 2, "ivar": -2}[stated.error_kind]
     bare = own ** (1 / power) if power != 1 and not own.is_equivalent(unit) else own
     try:
         if bare.is_equivalent(unit):
@@ -370,22 +370,22 @@ def _is_coarse(wavelength: np.ndarray, resolving_power: float | None) -> bool:
     return real.size < 2 or bool(np.median(np.diff(np.log(real))) > COARSE)
 
 
-def _not_a_star(given: Stated) -> str:
-    kind = given.object_class.strip().upper()
+def _not_a_star(stated: Stated) -> str:
+    kind = stated.object_class.strip().upper()
     if kind in NOT_STARS:
         return f"object_class: expected a star, got {kind}"
-    if given.redshift is not None and np.isfinite(given.redshift) and given.redshift > MAX_VELOCITY / SPEED_OF_LIGHT:
-        return f"redshift: expected a star, with one below 0.01, got {given.redshift:.4g}"
+    if stated.redshift is not None and np.isfinite(stated.redshift) and stated.redshift > MAX_VELOCITY / SPEED_OF_LIGHT:
+        return f"redshift: expected a star, with one below 0.01, got {stated.redshift:.4g}"
     return ""
 
 
-def _velocity(given: Stated) -> float:
+def _velocity(stated: Stated) -> float:
     """km/s; NaN where none is stated, or one that stands for an unknown one."""
     velocity = np.nan
-    if given.radial_velocity is not None:
-        velocity = float(given.radial_velocity)
-    elif given.redshift is not None:
-        velocity = velocity_of(float(given.redshift))
+    if stated.radial_velocity is not None:
+        velocity = float(stated.radial_velocity)
+    elif stated.redshift is not None:
+        velocity = velocity_of(float(stated.redshift))
     return velocity if abs(velocity) < MAX_VELOCITY else np.nan
 
 

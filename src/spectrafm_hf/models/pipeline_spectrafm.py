@@ -293,12 +293,12 @@ class StellarLabelsPipeline(Pipeline):
         about |= {"flags": _stated_flags(input_) if flags else None, "reason": ""}
         if measures:
             self._velocity_meter()
-        how = {"scalars": scalars, "requests": requests, "radial_velocity": radial_velocity}
-        how["resolving_power"] = resolving_power
+        settings = {"scalars": scalars, "requests": requests, "radial_velocity": radial_velocity}
+        settings["resolving_power"] = resolving_power
         try:
             if isinstance(input_, Mapping) and input_.get("refused"):
                 raise ValueError(input_["refused"])
-            inputs = tokenizer(*given, **how, return_quality=bool(flags) or measures, return_grids=bool(spectrum))
+            inputs = tokenizer(*given, **settings, return_quality=bool(flags) or measures, return_grids=bool(spectrum))
         except ValueError as error:
             # To the tokenizer it is the only one.
             cause = str(error).removesuffix(" in spectrum 0")

@@ -360,8 +360,8 @@ def _by_components(model, number, rung, evidence, stars, chosen, information, ri
     """Gauss-Newton steps: flux is `level * (1, slope, directions)` of coefficients, with ln of the level among them."""
     completion, rows = model.model.rungs[number].completion, chosen.numpy()
     information, right = information.double(), right.double()
-    given = evidence.coefficients[stars][rows], evidence.reliability[stars][rows], evidence.intervals
-    found, _ = completion.amplitudes(*(torch.from_numpy(part).to(model.device) for part in given))
+    observed = evidence.coefficients[stars][rows], evidence.reliability[stars][rows], evidence.intervals
+    found, _ = completion.amplitudes(*(torch.from_numpy(part).to(model.device) for part in observed))
     amplitudes = found.double().cpu()
     center = completion.center.double().cpu()
     components = (completion.components.double() / completion.metric.double()[..., None]).cpu()

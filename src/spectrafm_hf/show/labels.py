@@ -144,7 +144,7 @@ def plot_given(
     path: Path,
     values: Mapping[str, NDArray[Any]],
     errors: Mapping[str, NDArray[Any]],
-    given: Any,
+    truths: Any,
     units: Mapping[str, str],
 ) -> None:
     """Predicted against true labels with both errors, and below them the residuals over sigma.
@@ -154,7 +154,7 @@ def plot_given(
     path : path
         PNG file to write.
     values, errors : mapping of label to array, shape (spectra,)
-    given : data set, or mapping of array
+    truths : data set, or mapping of array
         True `<label>` and `<label>_err` of the same spectra.
     units : mapping of label to str
         The labels to show.
@@ -162,7 +162,7 @@ def plot_given(
     figure = Figure(figsize=(4.2 * len(units), 6.6), layout="constrained")
     axes = figure.subplots(2, len(units), squeeze=False, height_ratios=[2.2, 1])
     for above, below, name in zip(*axes, units, strict=True):
-        columns = [np.asarray(c[:]) for c in (given[name], given[f"{name}_err"], values[name], errors[name])]
+        columns = [np.asarray(c[:]) for c in (truths[name], truths[f"{name}_err"], values[name], errors[name])]
         truth, truth_error, value, error = (column[np.isfinite(columns[0])] for column in columns)
         truth_error = np.nan_to_num(truth_error)
         above.errorbar(

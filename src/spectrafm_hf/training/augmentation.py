@@ -74,7 +74,7 @@ def smooth(spectrum: Spectrum, width: float) -> Spectrum:
 
 def rebin(spectrum: Spectrum, factor: int) -> Spectrum:
     """
-    Pixels `factor` times wider: means over the good ones of `factor` neighbours; what is left over at the end of a
+    Pixels `factor` times wider: means over the good ones of `factor` neighbours; pixels left over at the end of a
     detector is dropped.
     """
 

@@ -72,7 +72,7 @@ class RidgeBaseline(Baseline):
 
 
 class BoostingBaseline(Baseline):
-    """Boosted trees on the principal components of the pixels, for each label by itself (scikit-learn).
+    """Boosted trees on the principal components of the pixels, for each label separately (scikit-learn).
 
     Parameters
     ----------

@@ -94,7 +94,7 @@ def calibrate_errors(
         metrics = make_compute_metrics(config, label_names)(rescaled)
         for name in label_names:
             found = metrics[f"{name}_robust_z"]
-            # Without stars whose label is known, or with one, there is nothing to calibrate by.
+            # Calibration needs at least two stars with a known label.
             factors[name] *= found if np.isfinite(found) and found > 0 else 1.0
     if rung is None:
         config.label_error_factors = [round(factors[name], 4) for name in config.label_names]

@@ -140,19 +140,19 @@ class SpectraFMCollator:
         else:  # a generator that others draw from as well is left alone
             draws = np.zeros(n_stars, np.int64)
         self._spoil(columns, draws)
-        asked = [name for name in self.label_names if name in rows]
+        wanted = [name for name in self.label_names if name in rows]
         known = ("resolving_power", "normalised") if self.tokenizer.basis is not None else ()
         inputs = self.tokenizer(
             **columns,
             **{name: rows[name] for name in known if name in rows},
             scalars={name: np.asarray(rows[name], float) for name in self.scalar_names if name in rows},
-            labels={name: np.asarray(rows[name], float) for name in asked},
-            label_errors={name: np.asarray(rows[f"{name}_err"], float) for name in asked if f"{name}_err" in rows},
+            labels={name: np.asarray(rows[name], float) for name in wanted},
+            label_errors={name: np.asarray(rows[f"{name}_err"], float) for name in wanted if f"{name}_err" in rows},
         )
         return dict(inputs)
 
     def _spoil(self, columns: dict[str, Any], draws: np.ndarray) -> None:
-        """Draw for each star what the augmentation is, and change its spectrum, in place."""
+        """Draw the augmentation of each star and apply it, in place."""
         n_stars, stars = len(draws), _Stars(self.seed, draws)
         generator = np.random.default_rng([self.seed, int(draws[0]) // self.batch_size])  # of the batch
         # Whether they are needed or not: to go from star to star is what takes time.
@@ -219,7 +219,7 @@ class SpectraFMCollator:
 
     @staticmethod
     def _change(columns: dict[str, Any], function: Callable[..., Spectrum], *draws: Any) -> None:
-        """Apply to the spectrum of each star, with what was drawn for it, in place."""
+        """Apply the drawn values to the spectrum of each star, in place."""
         spectra = zip(*(map(np.asarray, columns[name]) for name in columns), *draws, strict=True)
         changed = zip(*(function(spectrum[:4], *spectrum[4:]) for spectrum in spectra), strict=True)
         for name, values in zip(columns, changed, strict=True):
@@ -227,7 +227,7 @@ class SpectraFMCollator:
 
     @staticmethod
     def _by_star(function, first, *others):
-        """Apply to (stars, pixels) arrays at once, or star by star where lengths differ."""
+        """Apply to (stars, pixels) arrays, or star by star where lengths differ."""
         if isinstance(first, np.ndarray) and first.ndim == 2:
             return function(first, *(other[:, None] if np.ndim(other) == 1 else other for other in others))
         return [function(*map(np.asarray, star)) for star in zip(first, *others, strict=True)]

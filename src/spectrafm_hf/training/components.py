@@ -42,7 +42,7 @@ def fit_pixels(pixels: FloatArray) -> SpectraFMPixels:
     spread = np.where(spread > 0, spread, 1.0)
     n_components = min(MOST_COMPONENTS, max(len(flux) - 1, 1), flux.shape[1])
     module = SpectraFMPixels(0, flux.shape[1], n_components).double()
-    # Holes are zero at first, and then what the components of the others say.
+    # Missing pixels are zero at first, then filled from the components.
     deviation = torch.from_numpy(flux)
     some = torch.nan_to_num(deviation)
     for _ in range(3 if bool(deviation.isnan().any()) else 1):

@@ -1,9 +1,9 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""A checkpoint of one's own, from one's own spectra and a table of labels, in one call: `spectrafm finetune`.
+"""Fine-tuning: your spectra and a table of labels -> a checkpoint (`spectrafm finetune`).
 
-Spectra are joined with labels. What a frozen checkpoint on evidence says of them is the input of a few Gaussian
-processes, out of which cross-validation chooses for each label: see `heads`. The choice becomes a part of the
-checkpoint, its errors are calibrated, and it is compared with what one would do without it.
+Spectra are joined with labels. The states of a frozen checkpoint on evidence are the input of a few Gaussian
+processes; cross-validation selects and weights them for each label, see `heads`. They become part of the checkpoint,
+with calibrated errors, and are compared with models fitted without it.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Tuned:
     def summary(self) -> str:
         """Which model is ahead, and the figures as a table."""
         stars = self.evaluation["stars"]["all stars"]
-        how = f"{FOLDS}-fold cross-validation" if "test" not in self.sizes else "test"
-        title = f"{how}, {stars:,} spectra: 1.4826 MAD of predicted - given (median, RMSE, error/sigma)"
+        split = f"{FOLDS}-fold cross-validation" if "test" not in self.sizes else "test"
+        title = f"{split}, {stars:,} spectra: 1.4826 MAD of predicted - true (median, RMSE, error/sigma)"
         table = format_table(self.evaluation["results"]["all stars"], self.units)
         return "\n".join([*self.verdicts, "", title, table])
 
@@ -111,10 +111,10 @@ def finetune(
     **reading: Any,
 ) -> Tuned:
     """
-    Teach a checkpoint on evidence the labels of some spectra, and tell how good it is.
+    Fine-tune a checkpoint on evidence to labels of some spectra, and evaluate it.
 
-    Only answers for these labels, and for spectra of the same range and resolving power, change; all others stay as
-    they are, bit by bit.
+    Only predictions of these labels change, for spectra of the same range and resolving power; all others stay
+    bit-equal.
 
     Parameters
     ----------
@@ -123,23 +123,23 @@ def finetune(
     labels, names, units, id_column
         See [`read_label_table`] and [`join`].
     out : path
-        Folder for the checkpoint, its card and picture. In `out/report` are tables of what was dropped, of the splits,
+        Folder for the checkpoint, its card and picture. In `out/report` are tables of dropped spectra, of the splits,
         of the heads that were compared and of the predictions; in `out/work` is the data set of the spectra. (None of
         the two is pushed to the hub.) A failed start leaves no new folder.
     model : str
-        Checkpoint to go on from.
+        Checkpoint to start from.
     seed : int
-        Of the folds and of the neural networks that one compares with.
+        Of the folds and of the neural networks in the comparison.
     command : str
         For the card.
     overwrite : bool
-        Begin again where `out` holds a fine-tuning with other arguments.
+        Start again if `out` holds a fine-tuning with other arguments.
     say : callable
         Gets a line to print at each stage.
     draw : callable
         Draws `predicted.png`, as `show.plots.plot_given` does; default: no picture.
     **reading
-        Goes to `read_spectra`.
+        Arguments of `read_spectra`.
 
     Raises
     ------
@@ -212,11 +212,12 @@ class _Run:
         dropped: list[dict[str, str]],
         id_column: str | None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What is remembered of a complete run, and its evaluation."""
+        """The summary of a complete run, and its evaluation."""
         names, say = list(self.table.units), self.say
-        stars, without, how = with_labels(spectra, self.table, id_column)
+        stars, without, joined_by = with_labels(spectra, self.table, id_column)
         dropped += without
-        say(f"{len(stars):,} spectra of {len(set(texts_of(stars, 'object_id'))):,} stars have labels (joined by {how})")
+        n_labelled = len(set(texts_of(stars, "object_id")))
+        say(f"{len(stars):,} spectra of {n_labelled:,} stars have labels (joined by {joined_by})")
         bare, _ = load_checkpoint(self.model)
         rung, states, rows, causes = frozen_states(bare, tokenizer, stars.with_format("numpy"))
         texts = {name: texts_of(stars, name) for name in ("file", "object_id")}
@@ -225,9 +226,9 @@ class _Run:
         # The first ones count where they are many: in any order.
         order = np.random.default_rng([self.seed, 7]).permutation(len(rows))
         stars, states = stars.select(rows[order]), states[order]
-        self._tell(stars, dropped)
+        self._report_dropped(stars, dropped)
         splits = split_stars(texts_of(stars, "object_id"))
-        fitted, asked = np.flatnonzero(splits == "train"), np.flatnonzero(splits == "test")
+        fitted, tested = np.flatnonzero(splits == "train"), np.flatnonzero(splits == "test")
         check_labels(stars.select(fitted), names)
         low, high = bare.config.rung_intervals[rung]
         say(f"{self.model}: answers of {', '.join(states.inputs)} and {high - low} intervals of each spectrum")
@@ -235,26 +236,26 @@ class _Run:
         choices = self._choose(base, tokenizer, rung, states, stars, fitted, folds)
         self._save(base, tokenizer)
         self._ranges(str(base.name_or_path), stars, names)
-        few = not len(asked)
+        few = not len(tested)
         if few:
             parts = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
-            asked = fitted
+            tested = fitted
         else:
-            parts = [(fitted, asked)]
-        answers = self._answers(stars, states, choices, parts, asked, few)
-        evaluation, verdicts = self._evaluate(answers, stars.select(asked), few)
+            parts = [(fitted, tested)]
+        answers = self._answers(stars, states, choices, parts, tested, few)
+        evaluation, verdicts = self._evaluate(answers, stars.select(tested), few)
         for line in verdicts:
             say(line)
         heads = {name: str(choice) for name, choice in choices.items()}
-        sizes = {"train": len(fitted)} | ({} if few else {"test": len(asked)})
-        causes_told = dict(Counter(entry["cause"].split(":")[0] for entry in dropped))
-        self._report(stars, splits, folds, choices, answers, asked)
-        self._card(evaluation, verdicts, heads, sizes, causes_told, stars)
-        complete = {"heads": heads, "sizes": sizes, "dropped": causes_told, "verdicts": verdicts}
+        sizes = {"train": len(fitted)} | ({} if few else {"test": len(tested)})
+        counted_causes = dict(Counter(entry["cause"].split(":")[0] for entry in dropped))
+        self._report(stars, splits, folds, choices, answers, tested)
+        self._card(evaluation, verdicts, heads, sizes, counted_causes, stars)
+        complete = {"heads": heads, "sizes": sizes, "dropped": counted_causes, "verdicts": verdicts}
         return complete, evaluation
 
-    def _tell(self, stars: Dataset, dropped: Sequence[Mapping[str, str]]) -> None:
-        """What was dropped and what is unusual; ValueError for too few stars."""
+    def _report_dropped(self, stars: Dataset, dropped: Sequence[Mapping[str, str]]) -> None:
+        """Report dropped spectra and anything unusual; ValueError for too few stars."""
         report = self.out / "report"
         report.mkdir(exist_ok=True)
         texts = pa.schema([(name, pa.string()) for name in ("file", "object_id", "cause")])
@@ -297,7 +298,7 @@ class _Run:
         return choices
 
     def _save(self, base: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> None:
-        """The checkpoint beside `report` and `work`; the config, which tells a checkpoint, last."""
+        """Write the checkpoint into `out`; `config.json`, which marks a checkpoint, last."""
         saved = self.out / "work" / "checkpoint"
         save_checkpoint(base, tokenizer, saved)
         for file in sorted(saved.iterdir(), key=lambda path: path.name == "config.json"):
@@ -314,13 +315,19 @@ class _Run:
         ).save(self.out)
 
     def _answers(
-        self, stars: Dataset, states: States, choices: Mapping[str, Choice], parts: Sequence[Any], asked: Any, few: bool
+        self,
+        stars: Dataset,
+        states: States,
+        choices: Mapping[str, Choice],
+        parts: Sequence[Any],
+        tested: Any,
+        few: bool,
     ) -> dict[str, Answers]:
-        """Values and errors for the stars that are asked for, by model."""
+        """Values and errors of the test stars, by model."""
         names = list(self.table.units)
         n_pixels = max(len(stars[0]["wavelength"]), 1)
         some = np.arange(min(len(stars), max(MAX_PIXELS // n_pixels, MIN_STARS)))
-        some = np.union1d(some, asked)
+        some = np.union1d(some, tested)
         place = np.full(len(stars), -1)
         place[some] = np.arange(len(some))
         sample = Sample(
@@ -337,7 +344,7 @@ class _Run:
                     column[name][np.isfinite(column_of(stars, name))] = found
         else:
             model, tokenizer = load_checkpoint(self.out)
-            rows = cast(Any, stars.select(asked).with_format("numpy"))
+            rows = cast(Any, stars.select(tested).with_format("numpy"))
             batches = list(predict_batches(model, tokenizer, batches_of(rows, tokenizer), names))
             joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
             own = {name: joined[name] for name in names}, {name: joined[f"{name}_err"] for name in names}
@@ -345,24 +352,24 @@ class _Run:
         before = [name for name in names if name in states.inputs]
         if before:
             at = [states.inputs.index(name) for name in before]
-            columns = (states.values[asked][:, at].T, states.errors[asked][:, at].T)
+            columns = (states.values[tested][:, at].T, states.errors[tested][:, at].T)
             values, errors = (dict(zip(before, part, strict=True)) for part in columns)
             answers[f"{Path(self.model).name}, as it was"] = values, errors
         for rival, both in ask_rivals(sample, inner, self.seed).items():
-            values, errors = (dict(zip(names, part[place[asked]].T, strict=True)) for part in both)
+            values, errors = (dict(zip(names, part[place[tested]].T, strict=True)) for part in both)
             answers[rival] = values, errors
         return answers
 
-    def _evaluate(self, answers: Mapping[str, Answers], asked: Dataset, few: bool) -> tuple[dict[str, Any], list[str]]:
+    def _evaluate(self, answers: Mapping[str, Answers], tested: Dataset, few: bool) -> tuple[dict[str, Any], list[str]]:
         """An evaluation as `scripts/paper/evaluate.py` writes it, and who is ahead in words."""
-        truth = {name: column_of(asked, name) for name in self.table.values}
+        truth = {name: column_of(tested, name) for name in self.table.values}
         errors = {name: truth[f"{name}_err"] for name in self.table.units}
         verdicts = []
         for name, unit in self.table.units.items():
             known = np.isfinite(truth[name])
             left = {row: (v[name] - truth[name])[known] for row, (v, _) in answers.items() if name in v}
             verdicts.append(verdict(name, unit, left.pop(TUNED), left, self.seed))
-        content = "\n".join(texts_of(asked, "object_id")).encode() + b"".join(
+        content = "\n".join(texts_of(tested, "object_id")).encode() + b"".join(
             column.tobytes() for column in truth.values()
         )
         split = "cross-validation" if few else "test"
@@ -374,15 +381,19 @@ class _Run:
             "data": self.out.resolve().name,
             "split": split,
             "split_rule": BY_FOLDS if few else BY_STAR,
-            "stars": {"all stars": len(asked)},
+            "stars": {"all stars": len(tested)},
             "data_sha256": {split: hashlib.sha256(content).hexdigest()},
             "versions": {"python": platform.python_version(), **versions},
             "models": models,
-            "results": {"all stars": {row: table_metrics(*given, truth, errors) for row, given in answers.items()}},
+            "results": {
+                "all stars": {
+                    row: table_metrics(*labels_of_stars, truth, errors) for row, labels_of_stars in answers.items()
+                }
+            },
         }
         return evaluation, verdicts
 
-    def _report(self, stars, splits, folds, choices, answers, asked) -> None:
+    def _report(self, stars, splits, folds, choices, answers, tested) -> None:
         """Tables in `report`, and the picture."""
         report = self.out / "report"
         identifiers = {name: texts_of(stars, name) for name in ("object_id", "file")}
@@ -393,15 +404,15 @@ class _Run:
             for head, rmse in choice.tried.items()
         ]
         _write_table(report / "heads.csv", pa.Table.from_pylist(tried))
-        part = stars.select(asked)
-        given = {f"given_{name}": column_of(part, name).astype(np.float32) for name in self.table.values}
+        part = stars.select(tested)
+        labels_of_stars = {f"given_{name}": column_of(part, name).astype(np.float32) for name in self.table.values}
         unknown, tables = np.full(len(part), np.nan, np.float32), []
         for row, (values, errors) in answers.items():
             columns = {name: values.get(name, unknown) for name in self.table.units}
             columns |= {f"{name}_err": errors.get(name, unknown) for name in self.table.units}
             columns = {name: column.astype(np.float32) for name, column in columns.items()}
             about = {"model": [row] * len(part), "object_id": texts_of(part, "object_id")}
-            tables.append(pa.table({**about, **columns, **given}))
+            tables.append(pa.table({**about, **columns, **labels_of_stars}))
         _write_table(report / "predictions.csv", pa.concat_tables(tables))
         values, errors = answers[TUNED]
         if self.draw is not None:
@@ -409,7 +420,7 @@ class _Run:
 
     def _card(self, evaluation, verdicts, heads, sizes, causes, stars) -> None:
         n_stars = len(set(texts_of(stars, "object_id")))
-        how = (
+        joined_by = (
             f"The figures are of {FOLDS}-fold cross-validation, the checkpoint is fitted to all."
             if "test" not in sizes
             else f"The figures are of {sizes['test']:,} test spectra, which played no part."
@@ -422,7 +433,7 @@ class _Run:
             remarks=(
                 f"{' '.join(f'{line}.' for line in verdicts)}\n\n"
                 f"Fine-tuned from `{self.model}` by `spectrafm finetune`: "
-                f"{sizes['train']:,} spectra; {n_stars:,} stars in all. {how} "
+                f"{sizes['train']:,} spectra; {n_stars:,} stars in all. {joined_by} "
                 f"{'; '.join(f'{name}: {head}' for name, head in heads.items())}: chosen by cross-validation. All "
                 "other answers are those of the checkpoint before. Dropped spectra: "
                 f"{'; '.join(f'{cause}: {number:,}' for cause, number in causes.items()) or 'none'}. If `{self.model}` "
@@ -434,14 +445,14 @@ class _Run:
 
 
 def _working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Path:
-    """`out/work`, in which a run with these settings goes on."""
+    """`out/work`, from which a run with these settings resumes."""
     work = out / "work"
-    told = work / "settings.json"
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not told.is_file()):
+    stored = work / "settings.json"
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not stored.is_file()):
         raise ValueError(f"out: expected a new folder, or a fine-tuning to resume, got other files in {out}")
-    before = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else None
+    before = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else None
     if before is not None and (differing := [name for name in settings if before.get(name) != settings[name]]):
-        # What never came to its end is in nobody's way.
+        # An incomplete run is replaced.
         if not overwrite and "complete" in before:
             name = differing[0]
             raise ValueError(
@@ -452,7 +463,7 @@ def _working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> 
         before = None
     work.mkdir(parents=True, exist_ok=True)
     if before is None:
-        write_json(told, settings)
+        write_json(stored, settings)
     return work
 
 

@@ -1,12 +1,12 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Labels of some stars from what a frozen model says of them, and from their pixels: a mean of a few Gaussian processes,
-and how good it is.
+Labels of stars from the states of a frozen model and from their pixels: a weighted mean of a few Gaussian processes,
+with cross-validation.
 
-A head is the answer of the model as it is, with another zero point, with a linear correction, or with a Gaussian
-process on top; or such a process alone. Its few hyperparameters are those of the greatest likelihood, with the errors
-of the labels as noise; labels that are far off count less. Cross-validation on all stars says how much each head counts
-in the mean, and calibrates the errors.
+A head is the prediction of the model: unchanged, with another zero point, with a linear correction, or with a
+Gaussian process added; or a Gaussian process alone. Its hyperparameters maximise the likelihood, with the errors of
+the labels as noise; outlying labels have less weight. Cross-validation on all stars gives the weights of the heads
+and calibrates the errors.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ REWEIGHTED = 2
 SURE, PRIOR_WEIGHT, LEAST_WEIGHT = 0.3, 3.0, 0.02
 ENDS = 5  # a fifth of the stars at either end of the range of a label
 TINY = 1e-30
-WINSORISED = 4.0  # times the robust scatter: what is further off counts as that far, in comparisons
+WINSORISED = 4.0  # times the robust scatter: limit of residuals in comparisons
 PRIOR_STARS = 20.0  # that a factor of 1 for the errors counts as much as
 FACTORS = 0.3, 20.0  # of errors, least and greatest
 CLIPPED_AT, CLIPPED_VARIANCE = 2.5, 0.9765  # in sigma; mean square of a Gaussian that is clipped there
@@ -193,7 +193,7 @@ def fit_head(
     wanted = torch.from_numpy((target - middle) / unit)
     label_variance = torch.from_numpy((target_error / unit) ** 2)
     noise = None
-    if head.adds:  # the model says how wrong its answers are
+    if head.adds:  # the model predicts its errors
         own_error = float(np.median(states.errors[:, states.inputs.index(label)]))
         noise = float(np.clip((own_error / unit) ** 2, LEAST_NOISE, 1.0))
     kernel = Kernel(head, module.sizes, noise)
@@ -376,9 +376,8 @@ def _weights_beyond(
     predict: Callable[[Head, NDArray[Any], NDArray[Any]], tuple[FloatArray, FloatArray]],
 ) -> FloatArray:
     """
-    Weights beyond the range of the labels: what is learnt from stars may take all others for their like. Where the
-    stars of the lowest and of the highest labels tell so, when they are left out, it is the model with another zero
-    point.
+    Weights beyond the range of the labels, where fitted heads may regress to the training stars. If they do so for the
+    stars with the lowest and highest labels, left out of the fit, the model with another zero point is used.
     """
     order = np.argsort(target, kind="stable")
     size = max(len(target) // ENDS, 1)
@@ -403,7 +402,7 @@ def weights_of_heads(residuals: FloatArray) -> FloatArray:
     Parameters
     ----------
     residuals : array of shape (heads, stars)
-        Predicted - given, wild ones winsorised.
+        Predicted - true, with outliers winsorised.
     """
     n_heads, n_stars = residuals.shape
     residuals = residuals / (np.abs(residuals).max() or 1.0)  # in any unit
@@ -411,7 +410,7 @@ def weights_of_heads(residuals: FloatArray) -> FloatArray:
     least = squares.min()
     prior = np.exp(-0.5 * SURE * n_stars * np.log(squares / least))
     prior /= prior.sum()
-    # Least squares with the prior as so many stars, and a row that makes the sum 1.
+    # Least squares, with rows for the prior and one for a sum of 1.
     rows = [residuals.T / math.sqrt(least), math.sqrt(PRIOR_WEIGHT) * np.eye(n_heads), np.full((1, n_heads), 1e3)]
     wanted = np.concatenate([np.zeros(n_stars), math.sqrt(PRIOR_WEIGHT) * prior, [1e3]])
     weights, _ = nnls(np.concatenate(rows), wanted)
@@ -446,8 +445,8 @@ def error_factor(
     for _ in range(40):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-    told = float(np.sum((error**2 / np.maximum(error**2 + label_error**2, TINY)) ** 2))
-    return float(math.sqrt(low * high) ** (told / (told + prior_stars)))
+    label_share = float(np.sum((error**2 / np.maximum(error**2 + label_error**2, TINY)) ** 2))
+    return float(math.sqrt(low * high) ** (label_share / (label_share + prior_stars)))
 
 
 __all__ = [

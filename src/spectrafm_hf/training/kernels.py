@@ -25,7 +25,7 @@ MOST_UNSURE = 0.5  # variance of ln of the noise
 LEAST_NOISE = 1e-4  # of the variance of the label
 
 
-NOISE_WIDTH = 0.5  # of ln of the variance of the noise, where the errors of the answers say what it should be
+NOISE_WIDTH = 0.5  # of ln of the noise variance, where the errors of the predictions give its value
 
 
 #: Sigma beyond which a label is far from what other stars say, and how often that is looked at.
@@ -56,11 +56,11 @@ class Head:
 
 
 class Kernel:
-    """Hyperparameters of a head as one vector of logarithms, with their priors and what they stand for."""
+    """Hyperparameters of a head as one vector of logarithms, with their priors."""
 
     def __init__(self, head: Head, sizes: Sequence[int], noise: float | None = None):
         self.sizes, self.constant = list(sizes), CONSTANT if head.constant else 0.0
-        # Each answer counts by itself, the other inputs all alike.
+        # A length for each prediction, one for all other inputs.
         self.groups = [
             (size, size if group == "answers" else 1, kind)
             for (group, kind), size in zip(head.groups.items(), sizes, strict=True)
@@ -122,10 +122,10 @@ class Kernel:
             start += size
         return matrix + torch.diag(own["noise"] * torch.exp(own["growth"] * doubt) + label_variance)
 
-    def reweighted(self, parameters, features, doubt, given, variance, target) -> torch.Tensor:
+    def reweighted(self, parameters, features, doubt, stated, variance, target) -> torch.Tensor:
         """
-        Variances of the labels (N,): of those that are far from what the other stars say of them, so much larger than
-        `given` that they are no longer. `variance` are those of before.
+        Variances of the labels (N,), increased over `stated` for labels that are far from the prediction of the other
+        stars. `variance` are those of the last round.
         """
         own = self.unpack(parameters)
         factor, failed = torch.linalg.cholesky_ex(self.matrix(parameters, features, doubt, variance))
@@ -133,11 +133,11 @@ class Kernel:
             return variance
         inverse = torch.cholesky_inverse(factor)
         left = (inverse @ target) / inverse.diagonal()
-        spread = (1.0 / inverse.diagonal() - variance + given).clamp(min=LEAST_NOISE).sqrt()
+        spread = (1.0 / inverse.diagonal() - variance + stated).clamp(min=LEAST_NOISE).sqrt()
         far = left / spread
         far = far / (MAD_TO_SIGMA * far.abs().median()).clamp(min=0.3)
         noise = own["noise"] * torch.exp(own["growth"] * doubt)
-        return given + (noise + given) * ((far / FAR) ** 2 - 1.0).clamp(min=0.0)
+        return stated + (noise + stated) * ((far / FAR) ** 2 - 1.0).clamp(min=0.0)
 
     def noise_of(self, parameters, features, doubt, label_variance, number: int) -> torch.Tensor:
         """

@@ -31,7 +31,7 @@ def label_metrics(
     values, errors : array, shape (stars,)
         Predictions and their one-sigma errors.
     labels, label_errors : array, shape (stars,)
-        What is taken for the truth, and its one-sigma errors. Stars whose label is NaN are left out; an error that is
+        True values and their one-sigma errors. Stars whose label is NaN are left out; an error that is
         NaN (or `label_errors=None`) counts as 0.
 
     Returns

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""A recipe: what is trained on what, as a YAML file tells it, and the stars that it names."""
+"""A recipe: model, data and settings of a training from a YAML file, and its stars."""
 
 import contextlib
 import json
@@ -52,14 +52,14 @@ class Recipe:
     model, tokenizer : dict
         Settings of [`SpectraFMConfig`] and [`SpectraFMTokenizer`]; what depends on the training set is filled in.
     checkpoint : str
-        A bundled checkpoint, a folder or a hub name to go on from, with its tokenizer. Then nothing may stand in
+        A bundled checkpoint, a folder or a hub name to start from, with its tokenizer. Then nothing may stand in
         `model` but `dropout`, and in `tokenizer` but `requests` (the labels that are asked for where none are named; by
         default those of before and those that are learnt). Labels that it lacks are added. Without one, a model of the
         published architecture begins from nothing; one on evidence does in `scripts/pretrain.py`.
     freeze : list[str]
         Parts that are not trained, by module name. The paper's last stage: `[decoder, encoder.layers.1]`.
     sources : dict[str, float]
-        Instead of `data`: several instruments at once, each batch from one of them, and how often.
+        Instead of `data`: several instruments with their frequencies; each batch is from one.
         `synthetic-<instrument>` draws stars without end, `calibrated-<data set>` too, with the labels, the extinction
         and the residuals of the training stars of that data set (see [`CalibratedStars`]; `gaia-xp` has what it takes);
         everything else is as in `data`. Several validation sets are evaluated one after the other, calibrated stars
@@ -80,7 +80,7 @@ class Recipe:
     ema_decay : float
         Decay by step of the running mean of the weights that is evaluated and saved; 0 for none.
     early_stopping_patience : int
-        Stop after so many evaluations without a better one; 0 for never. Goes with `load_best_model_at_end`.
+        Stop after so many evaluations without improvement; 0: never. Needs `load_best_model_at_end`.
     train_split, validation_split : str
     """
 

@@ -51,7 +51,7 @@ class Sample:
     label_errors: FloatArray
 
     def tokens(self) -> tuple[FloatArray, FloatArray]:
-        """Answers and coefficients of the frozen model that tell something, (stars, features), and errors of 0."""
+        """Informative predictions and coefficients of the frozen model, (stars, features), and errors of 0."""
         states = self.states
         known = (states.coefficients * np.sqrt(states.reliability)).reshape(len(states), -1)
         found = np.concatenate([states.values, known[:, known.std(axis=0) > LEAST_SPREAD]], axis=1)
@@ -119,9 +119,9 @@ def _answers(sample: Sample, fitted: Rows) -> FloatArray:
 def _process(columns: Callable[[Sample, Rows], FloatArray], group: str, kind: str) -> Predict:
     """A Gaussian process on columns; the linear part alone is ridge regression, its penalty of most evidence."""
 
-    def predict(sample: Sample, fitted: Rows, asked: Rows, seed: int) -> tuple[FloatArray, FloatArray]:
+    def predict(sample: Sample, fitted: Rows, tested: Rows, seed: int) -> tuple[FloatArray, FloatArray]:
         inputs = torch.from_numpy(columns(sample, fitted[:MOST_STARS]))
-        found = np.empty((2, len(asked), sample.labels.shape[1]))
+        found = np.empty((2, len(tested), sample.labels.shape[1]))
         kernel = Kernel(Head("rival", {group: kind}), [inputs.shape[1]])
         for column, (label, error) in enumerate(zip(sample.labels.T, sample.label_errors.T, strict=True)):
             rows = fitted[np.isfinite(label[fitted])][:MOST_STARS]
@@ -134,9 +134,9 @@ def _process(columns: Callable[[Sample, Rows], FloatArray], group: str, kind: st
             factor = torch.linalg.cholesky(kernel.matrix(best, x, doubt, variance))
             weight = torch.cholesky_solve(target[:, None], factor)[:, 0]
             settings = (kernel.constant, own["linear"], own["length"], own["amplitude"])
-            between = covariance(inputs[asked], x, *settings, kernel.sizes)
+            between = covariance(inputs[tested], x, *settings, kernel.sizes)
             solved = torch.linalg.solve_triangular(factor, between.T, upper=False)
-            left = own_variance(inputs[asked], kernel.constant, own["linear"], own["amplitude"])
+            left = own_variance(inputs[tested], kernel.constant, own["linear"], own["amplitude"])
             left = (left - (solved**2).sum(dim=0)).clamp(min=0.0) + own["noise"]
             found[0, :, column] = middle + unit * (between @ weight).numpy()
             found[1, :, column] = unit * left.sqrt().numpy()
@@ -148,7 +148,7 @@ def _process(columns: Callable[[Sample, Rows], FloatArray], group: str, kind: st
 def _network(columns: Callable[[Sample], tuple[FloatArray, FloatArray]], transform: str) -> Predict:
     """A multilayer perceptron on what `columns` gives, with errors, and on its principal components."""
 
-    def predict(sample: Sample, fitted: Rows, asked: Rows, seed: int) -> tuple[FloatArray, FloatArray]:
+    def predict(sample: Sample, fitted: Rows, tested: Rows, seed: int) -> tuple[FloatArray, FloatArray]:
         inputs, errors = columns(sample)
         batch_size = int(np.clip(len(fitted) // 4, 16, 256))
         epochs = int(np.clip(MLP_STEPS * batch_size // len(fitted), 5, MLP_EPOCHS))
@@ -157,7 +157,7 @@ def _network(columns: Callable[[Sample], tuple[FloatArray, FloatArray]], transfo
             transform=transform, seed=seed,
         )  # fmt: skip
         spectra = Spectra(inputs, errors, sample.labels, sample.label_errors, np.empty((len(inputs), 0)))
-        return network.fit(spectra[fitted]).raw_predict(inputs[asked], errors[asked])
+        return network.fit(spectra[fitted]).raw_predict(inputs[tested], errors[tested])
 
     return predict
 
@@ -187,14 +187,14 @@ def ask_rivals(
     Returns
     -------
     dict
-        By name, values and errors of shape (stars, labels), NaN for stars that were not asked for. Errors are
+        By name, values and errors of shape (stars, labels), NaN for other stars. Errors are
         calibrated on these stars themselves.
     """
     answers = {}
     for name, predict in tqdm(RIVALS.items(), desc="rivals", delay=2, leave=False, disable=None):
         found = np.full((2, *sample.labels.shape), np.nan)
-        for fitted, asked in parts:
-            found[:, asked] = predict(sample, fitted, asked, seed)
+        for fitted, tested in parts:
+            found[:, tested] = predict(sample, fitted, tested, seed)
         for column, label in enumerate(sample.labels.T):
             known = np.isfinite(label) & np.isfinite(found[0, :, column])
             residual, error = found[0, known, column] - label[known], found[1, known, column]
@@ -212,7 +212,7 @@ def verdict(label: str, unit: str, own: FloatArray, others: Mapping[str, FloatAr
     ----------
     label, unit : str
     own : array of shape (stars,)
-        Predicted - given of the fine-tuned checkpoint.
+        Predicted - true of the fine-tuned checkpoint.
     others : mapping of str to array
         The same of the others.
     """

@@ -57,7 +57,7 @@ def _saving(folder: str | Path) -> Iterator[None]:
 
 @dataclass
 class Task:
-    """A recipe made ready: what is trained on what, whichever the loop."""
+    """A recipe ready for training, with any training loop."""
 
     model: Any  # SpectraFMForPrediction
     tokenizer: SpectraFMTokenizer
@@ -264,7 +264,7 @@ class SpectraFMTrainer(Trainer):
         self.task = task
         self.throughput = Throughput()
         self.batches: list[Any] = []  # of a step
-        self.most = 0  # stars that the memory holds at once, 0 for all of a batch
+        self.most = 0  # stars that fit into memory, 0: a whole batch
         self.ema = Ema(recipe.ema_decay, task.model) if recipe.ema_decay else None
         self.add_callback(StepCallback(task.draws, self.ema))
 
@@ -303,14 +303,14 @@ class SpectraFMTrainer(Trainer):
                     raise
                 self.most = n_stars // 2
             logger.warning(f"out of memory with {n_stars} stars in a batch: {self.most} from now on")
-            # What a backward pass that was broken off has added to the gradients of the step cannot be told from them.
+            # An interrupted backward pass has changed the gradients of this step.
             model.zero_grad()
             batches = self.batches[: [id(batch) for batch in self.batches].index(id(inputs)) + 1]
         self._demand_finite(loss, "loss", [inputs])
         return loss
 
     def _in_parts(self, model, inputs, *args, **kwargs):
-        """The step with no more stars at once than the memory holds: the gradient is the same."""
+        """The step in parts that fit into memory, with the same gradient."""
         most = self.most or number_of_stars(inputs)
         loss = torch.zeros((), device=self.args.device)
         for start in range(0, number_of_stars(inputs), most):
@@ -388,7 +388,7 @@ def train(
     quiet: bool = False,
 ) -> SpectraFMTrainer:
     """
-    Train a model as the recipe says and save it, with tokenizer and training range, into `args.output_dir`.
+    Train the model of a recipe and save it, with tokenizer and training range, into `args.output_dir`.
 
     Parameters
     ----------

@@ -139,7 +139,7 @@ def pixel_names(role: str) -> tuple[str, ...]:
 
 
 def find_columns(
-    file: Path, names: Iterable[str], asked: Mapping[str, str] | None = None, *, demanded: bool = True
+    file: Path, names: Iterable[str], wanted: Mapping[str, str] | None = None, *, demanded: bool = True
 ) -> dict[str, str]:
     """
     Columns of a table by what they are.
@@ -150,7 +150,7 @@ def find_columns(
         For the message.
     names : iterable of str
         Headings, with or without units.
-    asked : mapping of role to heading, optional
+    wanted : mapping of role to heading, optional
         As `--columns` gives them: `{"wavelength": "wave", "mask": "none"}`.
     demanded : bool
         Whether wavelength and flux have to be there.
@@ -167,15 +167,15 @@ def find_columns(
         With the option to type, where wavelength or flux is missing or ambiguous.
     """
     names = list(names)
-    asked = dict(asked or {})
+    wanted = dict(wanted or {})
     found: dict[str, str] = {}
-    for role, name in asked.items():
+    for role, name in wanted.items():
         if role not in ROLES:
             raise ValueError(f"columns: expected {', '.join(ROLES)} = the name of a column, got {role}={name}")
         if name.lower() == "none":
             continue
-        same = [given for given in names if name in (given, given.strip(), heading(given).name)]
-        same = same or [given for given in names if plain(given) == plain(name)]
+        same = [named for named in names if name in (named, named.strip(), heading(named).name)]
+        same = same or [named for named in names if plain(named) == plain(name)]
         if not same:
             raise ValueError(
                 f"columns: expected {role} among the columns of {file}, got {name}; there are {_some(names)}"
@@ -183,7 +183,7 @@ def find_columns(
         found[role] = same[0]
     left = [name for name in names if name not in found.values()]
     for role, known in _NAMES.items():
-        if role in asked:
+        if role in wanted:
             continue
         words = [plain(name) for name in left]
         if role in ("wavelength", "log_wavelength"):
@@ -200,7 +200,7 @@ def find_columns(
                 f"columns={{{role!r}: {heading(exact[0]).name!r}}}"
             )
         found[role] = exact[0]
-    if "flux" in found and not {"flux_error", "ivar", "variance"} & {*found, *asked}:
+    if "flux" in found and not {"flux_error", "ivar", "variance"} & {*found, *wanted}:
         own = plain(found["flux"])
         for role, suffixes in _OF_FLUX.items():
             spelt = {each for word in suffixes for each in (f"{word}{own}", f"{own}{word}")}
@@ -214,7 +214,7 @@ def find_columns(
         ("mask", "good"),
         ("radial_velocity", "redshift"),
     ):
-        there = sorted((role for role in several if role in found), key=lambda role: role not in asked)
+        there = sorted((role for role in several if role in found), key=lambda role: role not in wanted)
         for role in there[1:]:
             del found[role]
     if demanded:

@@ -168,9 +168,9 @@ def tables_of(file: OpenFile) -> Iterator[Table]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on details of the standard
-        for given in votable.parse(str(file.path)).iter_tables():
-            table = given.to_table(use_names_over_ids=True)
-            parameters = {parameter.name: parameter.value for parameter in given.params}
+        for parsed in votable.parse(str(file.path)).iter_tables():
+            table = parsed.to_table(use_names_over_ids=True)
+            parameters = {parameter.name: parameter.value for parameter in parsed.params}
             table.meta["source_id"] = parameters.get("source_id")
             table.meta["sampling"] = parameters.get("sampling")
             yield table

@@ -108,12 +108,12 @@ def _chunk(identifiers: Sequence[str], columns: dict[str, Any]) -> Chunk:
     causes = [""] * len(identifiers)
     found = []
     for name, size in COLUMNS.items():
-        given = columns[name]
-        if type(given) is np.ndarray and given.shape == (len(identifiers), size):
-            found.append(given.astype(np.float64))
+        stated = columns[name]
+        if type(stated) is np.ndarray and stated.shape == (len(identifiers), size):
+            found.append(stated.astype(np.float64))
             continue
         values = np.full((len(identifiers), size), np.nan)
-        for i, numbers in enumerate(given):
+        for i, numbers in enumerate(stated):
             length = 0 if numbers is None else np.size(numbers)
             if length == size:
                 values[i] = np.ma.filled(numbers, np.nan) if np.ma.isMaskedArray(numbers) else numbers

@@ -170,18 +170,18 @@ def read_votable(file: OpenFile, options: Options) -> Iterator[Row]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on details of the standard
         tables = list(votable.parse(str(file.path)).iter_tables())
-    for given in tables:
+    for parsed in tables:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            table = given.to_table(use_names_over_ids=True)
+            table = parsed.to_table(use_names_over_ids=True)
         # Units that astropy does not know come back as none: what is written is read once more.
-        written = {each.name: each._unit if hasattr(each, "_unit") else each.unit for each in given.fields}
+        written = {each.name: each._unit if hasattr(each, "_unit") else each.unit for each in parsed.fields}
         roles = find_columns(file.path, table.colnames, options.columns, demanded=False)
-        asked = options
+        wanted = options
         if not ("flux" in roles and {"wavelength", "log_wavelength"} & roles.keys()):
-            meant = by_meaning((each.name, str(each.ucd or ""), str(each.utype or "")) for each in given.fields)
-            asked = replace(options, columns={**meant, **options.columns})
-        yield from rows_of_table(file, table, asked, {name: str(unit) for name, unit in written.items() if unit})
+            meant = by_meaning((each.name, str(each.ucd or ""), str(each.utype or "")) for each in parsed.fields)
+            wanted = replace(options, columns={**meant, **options.columns})
+        yield from rows_of_table(file, table, wanted, {name: str(unit) for name, unit in written.items() if unit})
 
 
 def _is_sampling(file: OpenFile) -> bool:
@@ -230,12 +230,12 @@ def _filled(column: Any) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------------------- FITS
 
 
-def spectrum_tables(file: OpenFile, asked: Mapping[str, str]) -> list[fits.BinTableHDU]:
+def spectrum_tables(file: OpenFile, wanted: Mapping[str, str]) -> list[fits.BinTableHDU]:
     """The tables of a FITS file that hold a wavelength and a flux."""
     found = []
     for hdu in file.hdus:
         if isinstance(hdu, fits.BinTableHDU):
-            roles = find_columns(file.path, hdu.columns.names, asked if asked else None, demanded=False)
+            roles = find_columns(file.path, hdu.columns.names, wanted if wanted else None, demanded=False)
             if "flux" in roles and {"wavelength", "log_wavelength"} & roles.keys():
                 found.append(hdu)
     # DEEP2 and DEIMOS: each arm, extracted in several ways.
