@@ -1,5 +1,10 @@
 """The gate, kind by kind: what an input states counts, whatever form it has, and what it does not state is flagged."""
 
+import gzip
+import struct
+import time
+import zipfile
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -758,7 +763,6 @@ def test_arms_are_cut_in_the_middle_of_what_they_share():
 
 
 def test_a_refusal_takes_less_than_a_second(tmp_path):
-    import time
 
     fits.PrimaryHDU(np.zeros((50, 60))).writeto(tmp_path / "two.fits")
     fits.BinTableHDU.from_columns([fits.Column("ra", "D", array=np.ones(3))]).writeto(tmp_path / "catalogue.fits")
@@ -782,6 +786,30 @@ def test_a_block_that_is_not_filled_up_at_the_end_loses_nothing(tmp_path):
     path.write_bytes(whole[:-10])
     with pytest.raises(ValueError, match="got one that ends too early"):
         one(path)
+
+
+@pytest.mark.parametrize("length", [10**10, 10**18])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_header_that_states_more_than_the_file_holds_is_refused_before_memory_is_asked_for(tmp_path, length, packed):
+    content = image(tmp_path / "a.fits", CUNIT1="Angstrom").read_bytes()
+    place = content.index(b"NAXIS1  =")
+    content = content[:place] + f"NAXIS1  = {length:>20}".encode().ljust(80) + content[place + 80 :]
+    path = tmp_path / ("b.fits.gz" if packed else "b.fits")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    start = time.perf_counter()
+    expected = rf"ends too early \(truncated\): HDU 0 is to end at byte {length * 8 + 2880:,}, the file does at {len(content):,}"
+    with pytest.raises(ValueError, match=expected):
+        one(path)
+    assert time.perf_counter() - start < 1
+
+
+def test_arrays_that_no_memory_holds_are_said_to_be_so(tmp_path):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }".ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name in ("wavelength", "flux"):
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(800))
+    with pytest.raises(ValueError, match="expected a file whose arrays fit into the memory"):
+        one(tmp_path / "a.npz")
 
 
 def test_a_resolving_power_that_is_named_counts_before_that_of_the_file(tmp_path):

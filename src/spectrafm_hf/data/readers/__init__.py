@@ -297,7 +297,10 @@ def _refuse(row: Row, path: Path, failures: list[Failure] | None) -> None:
 def _fail(path: Path, error: Exception, failures: list[Failure] | None, format: SpectrumFormat | None = None) -> None:
     """One line that names the file and the cause, kept or raised."""
     cause = one_line(error) or type(error).__name__
-    if not (isinstance(error, ValueError) and str(path) in cause):
+    if isinstance(error, MemoryError):
+        said = f" ({cause})" if str(error) else ""
+        cause = f"{path}: expected a file whose arrays fit into the memory, got a header that states larger ones{said}"
+    elif not (isinstance(error, ValueError) and str(path) in cause):
         known = isinstance(error, (ValueError, OSError))
         what = "that can be read" if known or format is None else f"as those of {format.name} are"
         cause = f"{path}: expected a file {what}, got {'' if known else f'{type(error).__name__}: '}{cause}"

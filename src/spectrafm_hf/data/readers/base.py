@@ -166,6 +166,9 @@ def _utf_16(head: bytes) -> str | None:
     return None
 
 
+LARGEST = 2**62  # bytes, up to which a file can be looked for its end
+
+
 class OpenFile(contextlib.ExitStack):
     """A file that formats look at, opened once, and of the kind that its first bytes say, whatever its name."""
 
@@ -243,8 +246,13 @@ class OpenFile(contextlib.ExitStack):
                 needed = stream.tell() + header.data_size
                 padded = needed - header.data_size + header.data_size_padded
                 # Seeking goes past the end of a plain file, not of a compressed one.
-                reached = stream.seek(padded)
-                size = os.fstat(raw.fileno()).st_size if stream is raw else reached
+                size = os.fstat(raw.fileno()).st_size if stream is raw else stream.seek(min(padded, LARGEST))
+                if size < needed:  # before memory is asked for
+                    what = f"HDU {number} is to end at byte {needed:,}, the file does at {size:,}"
+                    raise ValueError(
+                        f"{self.path}: expected a FITS file, got one that ends too early (truncated): {what}"
+                    )
+                stream.seek(padded)
                 # Some programs do not fill up the last block. Where a part of the filling is missing, bytes were lost
                 # on the way, as from a file that is taken for text, and all numbers behind them are others.
                 self._cut |= size < padded and size != needed
@@ -262,8 +270,8 @@ class OpenFile(contextlib.ExitStack):
     @cached_property
     def parquet(self) -> pq.ParquetFile:
         try:
-            # Without a buffer for what may be asked for next: it would grow with the file.
-            return self.enter_context(pq.ParquetFile(self.path, pre_buffer=False))
+            # Neither what may be asked for next nor all of a group of rows is kept: both would grow with the file.
+            return self.enter_context(pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20))
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{self.path}: expected a Parquet file, got {error}") from error
 
