@@ -341,3 +341,11 @@ def test_spectra_that_are_brought_down_go_on_to_the_resolving_power_of_the_obser
     assert (
         SpectrumBasis.from_arrays({k: v for k, v in arrays.items() if "observed" not in k}).rungs[0].observed_power == 0
     )
+
+
+def test_pixels_that_lie_nearer_than_numbers_tell_have_a_width(basis):
+    wavelength = np.sort(np.append(GRID[100:200], np.nextafter(GRID[150], np.inf)))
+    assert (half_widths(wavelength) > 0).all()
+    flux = np.ones((1, len(wavelength)))
+    found = basis.evidence(wavelength, flux, np.full(flux.shape, 100.0), POWER)
+    assert np.isfinite(found.coefficients).all()

@@ -16,6 +16,7 @@ from .products_spectrafm import inverse_factor, product
 
 FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # in sigma, of a Gaussian
 TAPS = 6  # edges that the cumulative flux is interpolated through
+NARROWEST = 1e-8  # of its wavelength, half of a pixel: two that lie nearer to each other than a number can tell
 PIXELS = 2.5  # in a FWHM, where the resolving power is unknown
 WIDEST_STEP = 2.5  # of the usual distance of pixels: a wider one is a gap
 NATIVE_TOLERANCE = 1.03  # resolving powers that differ by less count as the same
@@ -164,7 +165,7 @@ def half_widths(wavelength: np.ndarray) -> np.ndarray:
     padded = np.pad(near, 4, constant_values=np.inf)
     # Beside absent pixels the distance is wider than the pixel; the least of some neighbours is not.
     found = np.min(np.lib.stride_tricks.sliding_window_view(padded, 9), axis=1)
-    return 0.5 * np.where(np.isfinite(found), found, 1e-4 * wavelength)
+    return np.maximum(0.5 * np.where(np.isfinite(found), found, 1e-4 * wavelength), NARROWEST * wavelength)
 
 
 def degraded(
