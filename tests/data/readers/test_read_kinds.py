@@ -74,6 +74,10 @@ TEXTS = {
     "bars": ("wavelength|flux|error\n" + PLAIN.replace(",", "|"), "utf-8"),
     "energies": ("energy (eV),flux,error\n" + lines("{:.9f},{},{}", 12398.41984332 / WAVELENGTH, FLUX, ERROR), "utf-8"),
     "a title above": ("HD 25 normalized by hand\n" + PLAIN.replace(",", " "), "utf-8"),
+    "a title above a heading": (
+        "HD 25 by hand\nlambda(nm) flux err\n" + lines("{:.4f} {} {}", WAVELENGTH / 10, FLUX, ERROR),
+        "utf-8",
+    ),
     "machine-readable": (BYTES + lines("{:10.3f} {:9.4f} {:9.5f}", WAVELENGTH, FLUX, ERROR), "utf-8"),
 }
 
@@ -211,7 +215,13 @@ def test_what_is_no_spectrum_is_told_so(tmp_path):
     with zipfile.ZipFile(tmp_path / "c.npz", "w") as archive:
         archive.writestr("[Content_Types].xml", "<Types/>")
     (tmp_path / "d.dat").write_bytes(pickle.dumps(numbers))
+    rows = list(zip(WAVELENGTH, FLUX, ERROR, strict=True))
+    latex = [r"\begin{tabular}{lll}", r"wave & flux & err \\", *(rf"{a} & {b} & {c} \\ \hline" for a, b, c in rows)]
+    (tmp_path / "e.tex").write_text("\n".join(latex))
+    (tmp_path / "f.md").write_text("\n".join(["| wave | flux |", "|---|---|", *(f"| {a} | {b} |" for a, b, _ in rows)]))
     for name, words in {
+        "e.tex": "got a table for print",
+        "f.md": "got a table for print",
         "a.txt": "expected columns of numbers, got JSON",
         "b.npz": "got another zip archive, or a part of one",
         "c.npz": "got another zip archive, or a part of one",
@@ -227,3 +237,21 @@ def test_a_flux_that_is_too_large_for_the_schema_is_masked(tmp_path):
     (tmp_path / "a.csv").write_text("\n".join(["wavelength;flux", *lines]))
     (row,) = read_spectra([tmp_path / "a.csv"])
     assert row["mask"].tolist() == [i == 13 for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        # Slitless spectra of Euclid; normalised spectra; names without vowels.
+        (("WAVELENGTH", "SIGNAL", "VAR"), "variance"),
+        (("WAVELENGTH_VAC", "FLUX_NORMALISED", "FLUX_NORMALISED_ERROR"), "sigma"),
+        (("WVL", "FLUX", "ERR_FLUX"), "sigma"),
+    ],
+)
+def test_names_of_surveys(tmp_path, names, kind):
+    error = ERROR**2 if kind == "variance" else ERROR
+    columns = zip(names, (WAVELENGTH, FLUX, error), strict=True)
+    extra = [fits.Column("QUALITY", "E", array=np.ones(400)), fits.Column("MASK", "J", array=np.zeros(400))]
+    own = [fits.Column(name, "D", array=values) for name, values in columns]
+    fits.BinTableHDU.from_columns(own + (extra if kind == "variance" else [])).writeto(tmp_path / "a.fits")
+    assert is_the_star(only(tmp_path / "a.fits"))

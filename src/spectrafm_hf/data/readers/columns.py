@@ -41,7 +41,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
             "photonenergy",
         ),
         *("wavelengthair", "waveair", "lambdaair", "airwavelength", "airwave"),
-        *("wavelengthvac", "wavevac", "lambdavac", "vacuumwavelength", "wavelengthvacuum", "wvac"),
+        *("wavelengthvac", "wavevac", "lambdavac", "vacuumwavelength", "wavelengthvacuum", "wvac", "wvl"),
     ),
     "log_wavelength": (
         *("loglam", "loglambda", "logwave", "logwavelength", "log10wavelength", "loglamb"),
@@ -51,6 +51,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         *("flux", "fluxes", "spec", "spectrum", "flam", "fluxlambda", "flambda", "fluxdensity", "f", "fnu", "fluxnu"),
         *("fluxreduced", "fluxcal", "fluxcalibrated"),
         *("normflux", "fluxnorm", "normalizedflux", "normalisedflux", "fluxnormalized", "intensity", "counts", "fun"),
+        *("fluxnormalised", "signal"),
     ),
     "flux_error": (
         *("fluxerror", "fluxerr", "error", "err", "sigma", "uncertainty", "unc", "eflux", "staterror", "errflux"),

@@ -22,6 +22,8 @@ from .tables import AS_STATED, PIXELS, by_star, moving, rows_of_table, spectrum_
 
 #: Words that stand for no number.
 NULLS = ["", "nan", "NaN", "NAN", "null", "NULL", "None", "none", "--", "-", "N/A", "NA", "n/a", "INDEF", "..."]
+#: A row of numbers as LaTeX ends it, or with bars at both ends.
+_FOR_PRINT = re.compile(r"^\s*(-?\d[^&]*(&[^&]*)+\\\\|\|\s*-?\d[^|]*(\|[^|]*)+\|\s*$)")
 _COMMENT = re.compile(r"^\s*(#|%|!|;|//|\\|\|)")
 
 
@@ -54,13 +56,15 @@ def _header(file: OpenFile) -> tuple[list[str], str, int]:
 
 
 def _below(file: OpenFile, cells: list[str], delimiter: str, n_before: int) -> tuple[list[str], str, int]:
-    """A heading with the line below it, which may hold units; a title above columns without names is no heading."""
+    """A heading with the line below it, which may hold units; a title above a heading or above numbers is none."""
     second = next(itertools.islice(file.text(), n_before, None), "")
     if not known_name(cells):
         own = next((mark for mark in _between(file) if mark in second), " ")
         below = _cells(second, own)
         if len(below) in (2, 3) and all(map(_is_number, below)) and len(below) != len(cells):
             return [str(number) for number in range(1, len(below) + 1)], own, n_before
+        if known_name(below):
+            return _below(file, below, own, n_before + 1)
         return cells, delimiter, n_before
     below = _cells(second, delimiter)
     if len(below) == len(cells) and not any(map(_is_number, below)) and _are_units(cells, below):
@@ -138,6 +142,10 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
         raise ValueError(f"{file.path}: expected spectra, got only their sampling (a file of gaiaxpy)")
     if re.match(rb"\s*[\[{]\s*[\[{\"']", file.head):
         raise ValueError(f"{file.path}: expected columns of numbers, got JSON; write them as CSV")
+    if any(map(_FOR_PRINT.match, file.first_lines)):
+        raise ValueError(
+            f"{file.path}: expected columns of numbers, got a table for print (LaTeX or Markdown); write it as CSV"
+        )
     if b"Byte-by-byte Description" in file.head:
         yield from _machine_readable(file, options)
         return
