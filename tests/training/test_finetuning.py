@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,15 @@ from transformers import pipeline
 
 import spectrafm_hf
 from spectrafm_hf.checkpoints import load_checkpoint, save_checkpoint
+from spectrafm_hf.data.joining import read_data_set
 from spectrafm_hf.inference.prediction import answered_labels
 from spectrafm_hf.inference.states import frozen_states
 from spectrafm_hf.inference.training_range import TrainingRange
 from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
+from spectrafm_hf.models.gate_spectrafm import SPEED_OF_LIGHT
 from spectrafm_hf.show.labels import plot_given
-from spectrafm_hf.training import rivals
+from spectrafm_hf.synthesis.synthetic import SyntheticStars
+from spectrafm_hf.training import finetuning, rivals
 from spectrafm_hf.training.finetuning import finetune
 from spectrafm_hf.training.heads import choose_heads, fit_pixels, make_folds
 
@@ -262,3 +266,26 @@ def test_spectra_without_errors_do_too(tmp_path, stars):
     labels = write_labels(tmp_path / "labels.csv", stars)
     made = finetune([tmp_path / "x.parquet"], labels, tmp_path / "mine", names=["logg"])
     assert made.evaluation["results"]["all stars"]["fine-tuned"]["logg"]["rmse"] < 0.4
+
+
+def test_spectra_that_do_not_state_a_frame_are_at_rest_as_in_predictions(tmp_path, monkeypatch):
+    stars = list(islice(SyntheticStars("apogee", seed=3), 3))
+    for i, star in enumerate(stars):
+        moved = np.asarray(star["wavelength"], np.float64) * (1 + 60.0 / SPEED_OF_LIGHT)
+        good = ~np.asarray(star["mask"], bool)
+        columns = np.stack([moved, star["flux"], star["flux_error"]], axis=1)[good]
+        np.savetxt(tmp_path / f"{i}.txt", columns, header="wavelength flux flux_error", comments="")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,age[Gyr]\n" + "".join(f"{i}.txt,{i}\n" for i in range(3)))
+
+    def stop(*args, **options):
+        raise ValueError(read_data_set(*args, **options)[0].with_format("numpy")[:])
+
+    monkeypatch.setattr(finetuning, "read_data_set", stop)
+    with pytest.raises(ValueError, match="wavelength") as stopped:
+        finetune(sorted(tmp_path.glob("*.txt")), labels, tmp_path / "mine")
+    read = stopped.value.args[0]
+    for star, wavelength in zip(stars, read["wavelength"], strict=True):
+        at_rest = np.asarray(star["wavelength"])[~np.asarray(star["mask"], bool)]
+        assert abs(np.median(wavelength / at_rest - 1)) * SPEED_OF_LIGHT < 3.0
+    assert read["rest_frame"].all()

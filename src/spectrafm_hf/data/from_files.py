@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def build_from_files(
     failures: list[Failure] | None = None,
     command: str = "spectrafm data from-files INPUT... --out DIR",
     overwrite: bool = False,
+    transform: Callable[[Iterable[Row]], Iterable[Row]] | None = None,
     **reading: Any,
 ) -> tuple[Path, Report]:
     """Build a data set from files of spectra, star by star.
@@ -92,6 +93,8 @@ def build_from_files(
         For the card.
     overwrite : bool
         Build again where `out_dir` holds a complete build.
+    transform : callable, optional
+        Applied to the rows as they are read, such as `inference.velocities.settled`.
     **reading
         Goes to `read_spectra`.
 
@@ -113,7 +116,8 @@ def build_from_files(
     split_by = split_by.lower()
     if split_by not in ("star", "none") and split_by not in (table.column_names if table is not None else ()):
         raise ValueError(f"split_by: expected star, none or a column of the labels, got {split_by!r}")
-    spectra = read_spectra(files, failures=failures, **reading)
+    spectra: Iterable[Row] = read_spectra(files, failures=failures, **reading)
+    spectra = transform(spectra) if transform else spectra
     usable = _usable(tqdm(spectra, desc="reading", unit=" spectra", delay=2, disable=None), failures)
     # The first rows show what scalars the files tell.
     first = list(itertools.islice(usable, CHUNK_ROWS))

@@ -212,16 +212,19 @@ def split_stars(object_ids: Sequence[str]) -> NDArray[np.str_]:
 
 
 def read_data_set(
-    files: Sequence[Path], work: Path, failures: Sequence[Failure], fingerprint: str, command: str, **reading: Any
+    files: Sequence[Path], work: Path, failures: Sequence[Failure], fingerprint: str, command: str, **options: Any
 ) -> tuple[Dataset, list[dict[str, str]]]:
-    """All spectra as a data set on disk, read once, and what could not be used: file, identifier and cause."""
+    """
+    All spectra as a data set on disk, read once, and what could not be used: file, identifier and cause. Options are
+    those of `build_from_files`.
+    """
     noted = work / "unreadable.json"
     found = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
     if found.get("spectra") != fingerprint:
         failed = list(failures)
         try:
             build_from_files(
-                files, work / "data", split_by="none", failures=failed, command=command, overwrite=True, **reading
+                files, work / "data", split_by="none", failures=failed, command=command, overwrite=True, **options
             )
         except ValueError as error:
             if failed and "expected at least one spectrum" in str(error):

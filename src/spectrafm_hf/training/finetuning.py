@@ -9,6 +9,7 @@ with calibrated errors, and are compared with models fitted without it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -48,6 +49,7 @@ from ..hub.cards import checksums, read_evaluations, sha256, write_model_card
 from ..inference.prediction import batches_of, predict_batches
 from ..inference.states import States, frozen_states
 from ..inference.training_range import TrainingRange
+from ..inference.velocities import settled
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
 from ..statistics import robust_scatter
 from .heads import MOST_STARS, Choice, choose_heads, fit_pixels, make_folds
@@ -169,7 +171,9 @@ def finetune(
         say(f"{out}: complete, kept as it is")
         return Tuned(out, table.units, **done, evaluation=read_evaluations(out)[0])
     try:
-        spectra, dropped = read_data_set(files, work, failures, fingerprint, command, **reading)
+        # At rest as in predictions, where a file does not state it.
+        at_rest = functools.partial(settled, model=base, tokenizer=tokenizer)
+        spectra, dropped = read_data_set(files, work, failures, fingerprint, command, transform=at_rest, **reading)
         run = _Run(out, table, model, seed, command, say, draw)
         with one_thread():
             complete, evaluation = run(base, tokenizer, spectra, dropped, id_column)
