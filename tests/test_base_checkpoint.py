@@ -135,6 +135,23 @@ def test_what_a_spectrum_does_not_tell_is_empty_with_a_reason(base, xp):
     assert found["reason"].tolist() == [f"{NO_ANSWER}: mg_fe"] * 3
 
 
+def test_a_prism_that_sees_far_into_the_infrared_is_not_gaia(base, xp):
+    far = np.arange(10_250.0, 25_500.0, 50.0)
+    rows = [
+        {
+            **row,
+            "wavelength": np.concatenate([row["wavelength"], far]),
+            "flux": np.concatenate([row["flux"], row["flux"][-1] * (far[0] / far) ** 3]),
+            "flux_error": np.concatenate([row["flux_error"], np.full(len(far), row["flux_error"][-1])]),
+            "mask": np.concatenate([row["mask"], np.zeros(len(far), bool)]),
+        }
+        for row in xp[:20]
+    ]
+    flags, known = (predict(base, stars)["flags"] for stars in (rows, xp[:20]))
+    assert all("unlike_training" in flag for flag in flags)
+    assert sum("unlike_training" in flag for flag in known) <= 1
+
+
 def test_noise_is_no_star(base, xp):
     noise = changed(xp, lambda w, f, e, m, g: (w, np.abs(g.normal(1.0, 0.3, len(w))).astype("f4"), e, m))
     assert np.mean([bool(flags) for flags in predict(base, noise)["flags"]]) > 0.95

@@ -57,10 +57,11 @@ FLAGS = {
     ),
 }
 #: What the tokenizer says of a spectrum for its flags, and the model does not take.
-QUALITY = ("clipped", "shift", "signal")
+QUALITY = ("clipped", "shift", "signal", "outside")
 LEAST_SIGNAL = 5.0  # sigma, of the mean flux
 BAD_PIXELS = 0.01  # of the pixels
 LARGEST_MISMATCH = 0.5  # of the lines
+LARGEST_OUTSIDE = 0.25  # of the pixels of a spectrum of another instrument
 LARGEST_MISFIT = 2.5  # chi^2 per degree of freedom
 MOVED, MOVED_SIGMA = 1.5, 5.0  # km/s, and in units of the error
 # Wavelengths in air are shorter by 83 km/s in the optical, by 82 in the H band.
@@ -81,7 +82,7 @@ def star_flags(
         What the tokenizer made, and the model was given.
     outputs : SpectraFMPredictionOutput
     quality : mapping of str to array of shape (stars,)
-        `clipped`, `shift` and `signal` of the tokenizer (`return_quality=True`).
+        `clipped`, `shift`, `signal` and `outside` of the tokenizer (`return_quality=True`).
     names : sequence of str
         Of the requests.
 
@@ -97,7 +98,7 @@ def star_flags(
         for star in torch.nonzero(where)[:, 0].tolist():
             found[star].add(flag)
 
-    clipped, shift, signal = (torch.as_tensor(quality[name]).cpu() for name in QUALITY)
+    clipped, shift, signal, outside = (torch.as_tensor(quality[name]).cpu() for name in QUALITY)
     add("no_signal", signal < LEAST_SIGNAL)
     add("bad_pixels", clipped > BAD_PIXELS)
     air = (shift - AIR).abs() <= AIR_TOLERANCE
@@ -119,6 +120,9 @@ def star_flags(
         chi2 = torch.where(own, misfit, torch.nan).nanmedian(dim=1).values.cpu()
         here = ~by_stars & outputs.rung_seen[:, number].cpu()
         add("unlike_training", here & ((outputs.cost[:, number].cpu() > limit) | (chi2 > misfit_limit)))
+        if config.rung_pixels and config.rung_pixels[number]:
+            # A rung for one instrument alone (Gaia XP); a prism that sees to 2.5 micron is another one.
+            add("unlike_training", here & (outside > LARGEST_OUTSIDE))
     values, errors = outputs.predictions.float().cpu(), outputs.prediction_errors.float().cpu()
     star_model = model.refinement.star_model if config.star_labels else None
 

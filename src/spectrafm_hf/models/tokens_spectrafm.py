@@ -9,6 +9,7 @@ import numpy as np
 
 from .basis_spectrafm import Evidence, Rung, SpectrumBasis, interpolated
 from .configuration_spectrafm import PADDING_ID
+from .flags_spectrafm import QUALITY
 from .inputs_spectrafm import HUGE, optional_per_star, per_star
 
 
@@ -130,7 +131,7 @@ def evidence_inputs(
         "pull": np.zeros(shape, np.float32),
         "misfit": np.full(shape[:2], np.nan, np.float32),
     }
-    quality = {name: np.zeros(n_stars, np.float32) for name in ("clipped", "shift", "signal")}
+    quality = {name: np.zeros(n_stars, np.float32) for name in QUALITY}
     for grid in found:
         stars, evidence = grid.stars, grid.evidence
         columns = np.searchsorted(intervals, evidence.intervals)
@@ -152,6 +153,7 @@ def evidence_inputs(
         quality["clipped"][stars] = share
         if return_quality:
             quality["signal"][stars] = _signal(basis, grid)
+            quality["outside"][stars] = _outside(basis, grid)
         strange: Any = np.flatnonzero(basis.strange(fine.evidence, share) & known) if return_quality else []
         if len(strange) and basis.tells_velocity(fine.wavelength, fine.resolving_power):
             quality["shift"][stars[strange]] = basis.shifts(
@@ -173,6 +175,17 @@ def _signal(basis: SpectrumBasis, grid: EvidenceOnGrid) -> np.ndarray:
     weight = grid.inverse_variance[:, here]
     total, flux = (part.sum(axis=1).astype(float) for part in (weight, weight * grid.flux[:, here]))
     return np.where(total > 0, flux / np.sqrt(np.where(total > 0, total, 1.0)), np.inf)
+
+
+def _outside(basis: SpectrumBasis, grid: EvidenceOnGrid) -> np.ndarray:
+    """Share of the pixels that count whose wavelengths the rung does not have, (stars,)."""
+    rung = basis.rung_for(grid.wavelength, grid.resolving_power)
+    if rung is None:
+        return np.zeros(len(grid.stars))
+    low, high = rung.range
+    beyond = (grid.wavelength < low) | (grid.wavelength > high)
+    counts = grid.inverse_variance > 0
+    return (counts & beyond).sum(axis=1) / np.maximum(counts.sum(axis=1), 1)
 
 
 def fluxes_over_median(found: list[EvidenceOnGrid], wavelength: np.ndarray, n_stars: int) -> np.ndarray:
