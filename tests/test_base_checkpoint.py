@@ -135,6 +135,12 @@ def test_what_a_spectrum_does_not_tell_is_empty_with_a_reason(base, xp):
     assert found["reason"].tolist() == [f"{NO_ANSWER}: mg_fe"] * 3
 
 
+def test_wavelengths_that_are_no_numbers_give_no_warning(base):
+    for wavelength in (np.zeros(50), np.full(50, np.nan), np.full(50, 5000.0)):
+        row = {"wavelength": wavelength, "flux": np.ones(50), "flux_error": np.ones(50), "mask": np.zeros(50, bool)}
+        assert answered_labels(*base, row) == NETWORK
+
+
 def test_a_prism_that_sees_far_into_the_infrared_is_not_gaia(base, xp):
     far = np.arange(10_250.0, 25_500.0, 50.0)
     rows = [

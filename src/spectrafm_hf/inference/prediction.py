@@ -75,8 +75,12 @@ class Flagged:
 
 
 def rung_of_pixels(basis: SpectrumBasis, wavelength: ArrayLike, resolving_power: float | None = None) -> Rung | None:
-    """The rung in which pixels at these wavelengths are read, in any order; a power of NaN is unknown."""
-    grid = np.sort(np.asarray(wavelength, np.float64))
+    """
+    The rung in which pixels at these wavelengths are read, in any order; a power of NaN is unknown. Wavelengths that
+    are no positive numbers do not count.
+    """
+    grid = np.unique(np.asarray(wavelength, np.float64))
+    grid = grid[np.isfinite(grid) & (grid > 0)]
     power = None if resolving_power is None or not np.isfinite(resolving_power) else float(resolving_power)
     return basis.rung_for(grid, power) if len(grid) else None
 
