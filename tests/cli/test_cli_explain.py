@@ -120,7 +120,7 @@ def test_spectra_of_other_wavelengths_are_refused_in_one_line(run, tmp_path):
     pq.write_table(pa.table({"object_id": ["h"], **columns}), tmp_path / "h.parquet")
     code, _, errors = run("similar", "h.parquet", "--to", DEMO_STARS)
     assert code == 2
-    assert re.fullmatch(r"spectrafm similar: embeddings: expected spectra of the same wavelengths .*\n", errors)
+    assert re.fullmatch(r"spectrafm similar: embeddings: expected spectra with the same wavelengths, .*\n", errors)
 
 
 def test_a_comma_in_an_identifier_makes_no_column(run, tmp_path):
