@@ -153,7 +153,7 @@ def test_offline_the_cache_of_the_hub_says_whether_there_is_a_training_range(hub
     asked = len(hub.log)
     assert TrainingRange.load("somebody/some") == training_range
     assert TrainingRange.load("somebody/none") is None
-    with pytest.raises(OSError, match=r"^somebody/unknown: expected the hub, or its cache, to say .*, got .*offline"):
+    with pytest.raises(OSError, match=r"^somebody/unknown: expected the hub, or its cache, to know .*, got .*offline"):
         TrainingRange.load("somebody/unknown")
     assert len(hub.log) == asked
 
