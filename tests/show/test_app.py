@@ -130,7 +130,7 @@ def test_every_control_has_a_label_and_no_function_is_open_to_programs(workbench
 def test_a_mistake_of_the_program_is_told_as_such_and_logged(page, capsys, monkeypatch):
     monkeypatch.setattr(page.workbench, "example", lambda name: 1 / 0)
     *_, last = page.guarded(None, 0, None, "", "", EXAMPLES[0], *FILE)
-    assert "no fault of the file" in last[page.summary] and "Traceback" not in last[page.summary]
+    assert "not a fault of the file" in last[page.summary] and "Traceback" not in last[page.summary]
     assert last[page.state] is None
     assert "ZeroDivisionError" in capsys.readouterr().err
 
