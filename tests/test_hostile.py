@@ -183,7 +183,7 @@ def test_nothing_but_broken_files_is_exit_code_2_and_a_table_of_them(tmp_path, h
     for words, options in ((["predict"], []), (["data", "from-files"], ["--out", "set"])):
         assert main([*words, *broken, *options]) == 2
         errors = capsys.readouterr().err
-        assert f"got {len(broken)} that cannot, see failed.csv; first: {tmp_path}" in errors
+        assert f"got {len(broken)} that cannot, see failed.csv" in errors and errors.count(f" like {tmp_path}") > 3
         with (tmp_path / "failed.csv").open(newline="", encoding="utf-8") as lines:
             assert sorted(row["file"] for row in csv.DictReader(lines)) == sorted(broken)
     assert not (tmp_path / "set").exists()
