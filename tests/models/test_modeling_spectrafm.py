@@ -831,7 +831,9 @@ def test_a_copied_and_a_pickled_model_give_the_same_answers(model, inputs):
 
 
 def test_every_field_of_the_config_is_used_by_the_model():
-    source = "".join(path.read_text() for path in Path(modeling_spectrafm.__file__).parent.glob("[efmrs]*_spectrafm.py"))
+    source = "".join(
+        path.read_text() for path in Path(modeling_spectrafm.__file__).parent.glob("[efmrs]*_spectrafm.py")
+    )
     own = set(SpectraFMConfig.__annotations__)
     assert {"hidden_size", "label_scales"} <= own
     unused = {field for field in own if not re.search(rf"config\.{field}\b", source)}
