@@ -40,7 +40,10 @@ def test_two_that_predict_the_same_leave_it_whole(two, tmp_path, output):
     with tried("two processes predict into the same output", "nothing", 3):
         assert two[0].run(tmp_path, *command, f"one-{output}") == 0
         for _ in range(3):
-            assert both(two, tmp_path, *command, output) == [0, 0], (tmp_path / "log").read_text()
+            codes, said = both(two, tmp_path, *command, output), (tmp_path / "log").read_text()
+            # One that begins when the other has ended finds its output, and refuses to replace it.
+            late = sorted(codes) == [0, 2] and "which exists; --overwrite replaces it" in said
+            assert late or codes == [0, 0], said
             one, found = tmp_path / f"one-{output}", tmp_path / output
             if found.is_dir():
                 assert pq.read_table(found).equals(pq.read_table(one))
