@@ -152,8 +152,8 @@ def evidence_inputs(
             share = fine.evidence.clipped.sum(axis=1) / np.maximum(valid[rows].sum(axis=1), 1)
         quality["clipped"][stars] = share
         if return_quality:
-            quality["signal"][stars] = _signal(basis, grid)
-            quality["outside"][stars] = _outside(basis, grid)
+            rung = basis.rung_for(grid.wavelength, grid.resolving_power)
+            quality["signal"][stars], quality["outside"][stars] = _signal(rung, grid), _outside(rung, grid)
         strange: Any = np.flatnonzero(basis.strange(fine.evidence, share) & known) if return_quality else []
         if len(strange) and basis.tells_velocity(fine.wavelength, fine.resolving_power):
             quality["shift"][stars[strange]] = basis.shifts(
@@ -165,9 +165,8 @@ def evidence_inputs(
     return inputs | (quality if return_quality else {})
 
 
-def _signal(basis: SpectrumBasis, grid: EvidenceOnGrid) -> np.ndarray:
+def _signal(rung: Rung | None, grid: EvidenceOnGrid) -> np.ndarray:
     """Mean flux of all pixels that the tokens come from, over its error, (stars,); infinite without such pixels."""
-    rung = basis.rung_for(grid.wavelength, grid.resolving_power)
     if rung is None:
         return np.full(len(grid.stars), np.inf)
     low, high = rung.range
@@ -177,9 +176,8 @@ def _signal(basis: SpectrumBasis, grid: EvidenceOnGrid) -> np.ndarray:
     return np.where(total > 0, flux / np.sqrt(np.where(total > 0, total, 1.0)), np.inf)
 
 
-def _outside(basis: SpectrumBasis, grid: EvidenceOnGrid) -> np.ndarray:
+def _outside(rung: Rung | None, grid: EvidenceOnGrid) -> np.ndarray:
     """Share of the pixels that count whose wavelengths the rung does not have, (stars,)."""
-    rung = basis.rung_for(grid.wavelength, grid.resolving_power)
     if rung is None:
         return np.zeros(len(grid.stars))
     low, high = rung.range
