@@ -50,6 +50,7 @@ def test_save_load_save_gives_the_same_bytes(tmp_path, checkpoint):
         "configuration_spectrafm.py",
         "gate_spectrafm.py",
         "inputs_spectrafm.py",
+        "likelihood_spectrafm.py",
         "objects_spectrafm.py",
         "model.safetensors",
         "modeling_spectrafm.py",

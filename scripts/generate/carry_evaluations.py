@@ -54,6 +54,8 @@ def differences(old: tuple[Any, Any], new: tuple[Any, Any], rung: int) -> list[s
             found.append(name)
     directions = [tokenizer.basis.rungs[rung] for _, tokenizer in (old, new)]
     for field in fields(directions[0]):
+        if field.name.startswith("kind_"):  # for whole spectra, not for labels
+            continue
         if not np.array_equal(*(getattr(part, field.name) for part in directions)):
             found.append(f"basis.{rung}.{field.name}")
     return found

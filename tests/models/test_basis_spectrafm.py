@@ -1,5 +1,7 @@
 """Coefficients of fixed intervals: what they are on any grid, and that their errors are right."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import ndtr
@@ -349,3 +351,24 @@ def test_pixels_that_lie_nearer_than_numbers_tell_have_a_width(basis):
     flux = np.ones((1, len(wavelength)))
     found = basis.evidence(wavelength, flux, np.full(flux.shape, 100.0), POWER)
     assert np.isfinite(found.coefficients).all()
+
+
+def test_kinds_of_stars_are_kept_in_the_file():
+    generator = np.random.default_rng(0)
+    rung = survey().rungs[0]
+    shape, size = (rung.n_intervals, rung.directions.shape[1] + 2), 3
+    factors = np.tril(generator.normal(size=(2, size, size)))
+    kinds = {
+        "kind_shares": np.array([0.25, 0.75]),
+        "kind_center": generator.normal(size=shape),
+        "kind_directions": generator.normal(size=(*shape, size)),
+        "kind_means": generator.normal(size=(2, size)),
+        "kind_factors": factors[:, *np.tril_indices(size)],
+    }
+    arrays = SpectrumBasis([replace(rung, **kinds)]).arrays()
+    assert arrays["0.kind_factors"].dtype == np.float16
+    shares, means, read = SpectrumBasis.from_arrays(arrays).rungs[0].kinds()
+    np.testing.assert_allclose(shares, [0.25, 0.75])
+    np.testing.assert_allclose(means, kinds["kind_means"], rtol=1e-6)
+    np.testing.assert_allclose(read, factors, rtol=1e-3)
+    assert not any("kind" in name for name in survey().arrays())

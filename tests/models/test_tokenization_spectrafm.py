@@ -641,6 +641,7 @@ def test_save_load_save_is_byte_equal(tmp_path):
         "flags_spectrafm.py",
         "gate_spectrafm.py",
         "inputs_spectrafm.py",
+        "likelihood_spectrafm.py",
         "modeling_emulator.py",
         "objects_spectrafm.py",
         "pipeline_spectrafm.py",

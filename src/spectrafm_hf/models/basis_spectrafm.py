@@ -51,6 +51,10 @@ NEAR_ONE = 0.15  # of ln level: normalised spectra of all stars are within this 
 # tried; one must raise the correlation with the mean of stars by this much, at this resolving power or a higher one.
 STRANGE_MISFIT, STRANGE_CLIPPED = 1.3, 0.01
 SHIFT_LIMIT, SHIFT_STEP, SHIFT_GAIN, LEAST_POWER = 150.0, 5.0, 0.15, 5_000.0
+#: Types in a file; others are kept as they are.
+STORED = {name: np.float16 for name in ("directions", "kind_factors")} | {
+    name: np.float32 for name in ("kind_shares", "kind_center", "kind_directions", "kind_means")
+}
 
 
 @dataclass
@@ -149,15 +153,14 @@ class SpectrumBasis:
     # -------------------------------------------------------------------------------------------------------- files
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a file of safetensors holds; directions in half precision, as their errors are far below any noise."""
+        """What a file of safetensors holds; most of it in half precision, whose errors are far below any noise."""
         found = {}
         for number, rung in enumerate(self.rungs):
             for field in fields(rung):
                 value = np.asarray(getattr(rung, field.name))
                 if not value.size:
                     continue
-                kind = np.float16 if field.name == "directions" else None
-                found[f"{number}.{field.name}"] = value.astype(kind or value.dtype, order="C")
+                found[f"{number}.{field.name}"] = value.astype(STORED.get(field.name, value.dtype), order="C")
         return found
 
     @classmethod

@@ -62,6 +62,14 @@ class Rung:
     observed_power : float
         Resolving power of the observed training stars. Spectra of a higher one than that of the rung are predicted at
         this resolving power; 0 for that of the rung.
+    kind_shares : array of shape (kinds,)
+        Stars are a mixture of Gaussians in the space of some directions of all coefficients; here, how many are of
+        each. Only whole spectra need it; without, they are one Gaussian.
+    kind_center : array of shape (intervals, coefficients)
+    kind_directions : array of shape (intervals, coefficients, amplitudes)
+    kind_means : array of shape (kinds, amplitudes)
+    kind_factors : array of shape (kinds, amplitudes * (amplitudes + 1) / 2)
+        Lower triangles, row by row, of matrices whose product with their transposes is the covariance of a kind.
     """
 
     first_interval: int
@@ -82,10 +90,22 @@ class Rung:
     guesses_power: bool = False
     blind: Any = ()
     observed_power: float = 0.0
+    kind_shares: Any = ()
+    kind_center: Any = ()
+    kind_directions: Any = ()
+    kind_means: Any = ()
+    kind_factors: Any = ()
 
     @property
     def n_intervals(self) -> int:
         return len(self.offset)
+
+    def kinds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Shares (kinds,), means (kinds, amplitudes) and factors (kinds, amplitudes, amplitudes) of the mixture."""
+        size = self.kind_means.shape[1]
+        factors = np.zeros((len(self.kind_means), size, size))
+        factors[:, *np.tril_indices(size)] = self.kind_factors
+        return self.kind_shares, self.kind_means, factors
 
     def has(self, intervals: np.ndarray) -> bool:
         """Whether any of these are its own."""

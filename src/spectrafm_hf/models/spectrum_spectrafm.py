@@ -8,22 +8,23 @@ the prior: in the H band the star model around the best-fit labels, elsewhere th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 
 from .basis_spectrafm import MODEL_ERROR, NATIVE_TOLERANCE, Design, Rung, SpectrumBasis, design_of_rung
-from .products_spectrafm import inverse_factor
+from .likelihood_spectrafm import Kinds, Likelihood, Stars, times
 from .refinement_spectrafm import FIRST_LEVEL, FREE_LEVEL, LEAST_LEVEL, NUISANCE_SIGMA, Refined
 
 
-STEPS = 4  # of Gauss-Newton, where flux is not linear in the coefficients
+#: Of Gauss-Newton, where flux is not linear in the coefficients; the kind of a star is found before the second.
+STEPS, KINDS_STEP = 5, 2
 STARS_AT_ONCE, MATRICES_AT_ONCE = 64, 8  # in the network; whose matrices fit into a cache
-#: Misfit of a coefficient in units of its prior, with the star model and without. The second was found on validation
-#: stars of Gaia XP; the first is a guess that held-out stars of the H band agree with.
-UNEXPLAINED = {"star_model": 0.03, "components": 0.03}
+#: Misfit of a coefficient in units of its prior, by the model of stars. Those of components and of kinds of stars were
+#: found on validation stars of Gaia XP; the first is a guess that agrees with held-out stars of the H band.
+UNEXPLAINED = {"star_model": 0.03, "components": 0.03, "kinds": 0.015}
 #: Of the stated variance: the noise of Gaia XP is correlated between pixels, and next to none of it is left beyond the
 #: coefficients. Found on validation stars, with a hole.
 LEAST_NOISE = 0.05
@@ -241,26 +242,6 @@ def not_noise(wavelength: np.ndarray, residual: np.ndarray) -> list[tuple[float,
     return sorted(((float(low), float(high), float(most)) for low, high, most in found), key=lambda one: -abs(one[2]))
 
 
-@dataclass
-class _Stars:
-    """
-    A linear model of stars: coefficients are `start + directions a`, with a Gaussian prior of a around `prior_mean`,
-    and deviations from it, by interval. T intervals, K coefficients, A parameters; float64.
-    """
-
-    start: torch.Tensor  # B, T, K
-    directions: torch.Tensor  # B, T, K, A
-    precision: torch.Tensor  # A, A
-    prior_mean: torch.Tensor  # B, A
-    own: torch.Tensor  # B, T, K, D: root of the covariance of what else stars differ in, in units of a coefficient
-    continuum: torch.Tensor  # B, T, K, 2: that of level and slope, in units of the level
-    level: torch.Tensor  # B: standard deviation of the level
-
-    def of(self, stars: slice) -> "_Stars":
-        parts = {each.name: getattr(self, each.name)[stars] for each in fields(self) if each.name != "precision"}
-        return replace(self, **parts)
-
-
 @torch.no_grad()
 def _of_stars(model: Any, number: int, rung: Rung, evidence: Any, stars: slice, errors: bool) -> WholeSpectra:
     own = evidence.intervals - rung.first_interval
@@ -273,7 +254,7 @@ def _of_stars(model: Any, number: int, rung: Rung, evidence: Any, stars: slice, 
         whole[:, own] = torch.from_numpy(getattr(evidence, name)[stars]).to(dtype)
     misfit = torch.from_numpy(evidence.misfit[stars]).double().nanmedian(dim=1).values
     factor = torch.nan_to_num(misfit, nan=1.0).clamp(min=1.0)[:, None, None].to(dtype)
-    right = (_times(information, estimate) + pull) / factor
+    right = (times(information, estimate) + pull) / factor
     information /= factor[..., None]
     level = _levels(rung, evidence, stars, own)
     refined = _refined(model, evidence, stars) if in_star_model else None
@@ -326,7 +307,7 @@ def _refined(model: Any, evidence: Any, stars: slice) -> Refined | None:
     return model(**inputs, request_ids=ids).refined
 
 
-def _by_star_model(model: Any, rung: Rung, refined: Refined, level_known: torch.Tensor, chosen, dtype) -> _Stars:
+def _by_star_model(model: Any, rung: Rung, refined: Refined, level_known: torch.Tensor, chosen, dtype) -> Stars:
     star = model.refinement.star_model
     device = star.center.device
     labels = star.standardise(refined.labels[chosen])
@@ -345,7 +326,7 @@ def _by_star_model(model: Any, rung: Rung, refined: Refined, level_known: torch.
     continuum = torch.stack((start, torch.zeros_like(start)), dim=3)
     continuum[..., 1, 1] = SLOPE_OVER_LEVEL
     own = torch.eye(size, dtype=dtype)[:, 2:]
-    return _Stars(
+    return Stars(
         start=start,
         directions=jacobian.permute(1, 0, 3, 2).to(dtype).cpu(),
         precision=prior.to(dtype).cpu(),
@@ -358,22 +339,15 @@ def _by_star_model(model: Any, rung: Rung, refined: Refined, level_known: torch.
 
 def _by_components(model, number, rung, evidence, stars, chosen, information, right, errors) -> list[torch.Tensor]:
     """Gauss-Newton steps: flux is `level * (1, slope, directions)` of coefficients, with ln of the level among them."""
-    completion, rows = model.model.rungs[number].completion, chosen.numpy()
+    rows = chosen.numpy()
     information, right = information.double(), right.double()
     observed = evidence.coefficients[stars][rows], evidence.reliability[stars][rows], evidence.intervals
-    found, _ = completion.amplitudes(*(torch.from_numpy(part).to(model.device) for part in observed))
-    amplitudes = found.double().cpu()
-    center = completion.center.double().cpu()
-    components = (completion.components.double() / completion.metric.double()[..., None]).cpu()
-    precision = torch.diag(completion.spread.double().cpu() ** -2.0)
-    if rung.counts_level:
-        # What the level of the star is taken for depends on what was seen of it.
-        scale = torch.zeros_like(components[..., :1])
-        scale[:, 0] = 1.0 / rung.level_prior
-        components = torch.cat((components, scale), dim=2)
-        precision = torch.block_diag(precision, torch.tensor([[FREE_SCALE**-2.0]], dtype=torch.float64))
-        amplitudes = torch.nn.functional.pad(amplitudes, (0, 1))
-    size = center.shape[1]
+    completion = model.model.rungs[number].completion
+    center, components, kinds, amplitudes = _components(completion, rung, map(torch.from_numpy, observed))
+    shares = kinds.shares.expand(len(chosen), -1)
+    prior_mean, precision = kinds.prior(shares)
+    size, one = center.shape[1], torch.ones(len(chosen), dtype=torch.float64)
+    unexplained = UNEXPLAINED["kinds" if len(kinds.shares) > 1 else "components"] * one
     parts: list[torch.Tensor] = []
     for step in range(STEPS):
         found = center + (components @ amplitudes.T).permute(2, 0, 1)
@@ -391,12 +365,37 @@ def _by_components(model, number, rung, evidence, stars, chosen, information, ri
         continuum = torch.zeros(*flux.shape, 2, dtype=torch.float64)
         if not rung.counts_level:
             continuum = _drift(rung, evidence, stars, chosen, flux)
-        nothing, one = torch.zeros_like(amplitudes), torch.ones(len(chosen), dtype=torch.float64)
-        linear = _Stars(start, directions, precision, nothing, change, continuum, one)
-        likelihood = _Likelihood(linear, information, right)
+        linear = Stars(start, directions, precision, prior_mean, change, continuum, one)
+        likelihood = Likelihood(linear, information, right)
+        if step == KINDS_STEP and len(kinds.shares) > 1:
+            prior_mean, precision = kinds.prior(kinds.shares_of(*likelihood.of_star(unexplained, one)))
+            linear.prior_mean, linear.precision = prior_mean, precision
         last = errors and step == STEPS - 1
-        *parts, amplitudes, _, _ = likelihood.solve(UNEXPLAINED["components"] * one, one, whole=last)
+        *parts, amplitudes, _, _ = likelihood.solve(unexplained, one, whole=last)
     return parts
+
+
+def _components(completion: Any, rung: Rung, observed) -> tuple[torch.Tensor, torch.Tensor, Kinds, torch.Tensor]:
+    """Center (T, K) of the coefficients, directions (T, K, A), prior of the amplitudes, and first ones (B, A)."""
+    found, _ = completion.amplitudes(*(part.to(completion.center.device) for part in observed))
+    amplitudes = found.double().cpu()
+    center = completion.center.double().cpu()
+    components = (completion.components.double() / completion.metric.double()[..., None]).cpu()
+    shares, means, factors = torch.ones(1), torch.zeros(1, amplitudes.shape[1]), completion.spread.cpu().diag()[None]
+    if len(rung.kind_shares):
+        completed = center + (components @ amplitudes.T).permute(2, 0, 1)
+        center, components = torch.from_numpy(rung.kind_center), torch.from_numpy(rung.kind_directions)
+        amplitudes = (completed - center).flatten(1) @ torch.linalg.pinv(components.flatten(0, 1)).T
+        shares, means, factors = (torch.from_numpy(part) for part in rung.kinds())
+    if rung.counts_level:
+        # What the level of the star is taken for depends on what was seen of it.
+        scale = torch.zeros_like(components[..., :1])
+        scale[:, 0] = 1.0 / rung.level_prior
+        components = torch.cat((components, scale), dim=2)
+        amplitudes, means = (torch.nn.functional.pad(part, (0, 1)) for part in (amplitudes, means))
+        factors = torch.nn.functional.pad(factors, (0, 1, 0, 1))
+        factors[:, -1, -1] = FREE_SCALE
+    return center, components, Kinds(shares, means, factors), amplitudes
 
 
 def _drift(rung: Rung, evidence, stars, chosen, flux: torch.Tensor) -> torch.Tensor:
@@ -412,16 +411,16 @@ def _drift(rung: Rung, evidence, stars, chosen, flux: torch.Tensor) -> torch.Ten
     return found
 
 
-def _posterior(linear: _Stars, information, right, level_known, *, errors: bool):
-    """[`_Likelihood.solve`], with the continuum and the misfit of the star model found from the spectrum."""
+def _posterior(linear: Stars, information, right, level_known, *, errors: bool):
+    """[`Likelihood.solve`], with the continuum and the misfit of the star model found from the spectrum."""
     unexplained, level = torch.full_like(linear.level, UNEXPLAINED["star_model"]), linear.level
     known = information.diagonal(dim1=2, dim2=3)[..., 2:]
     counts, seen = known > WELL_KNOWN, information.flatten(2).any(dim=2)
     variance = torch.where(counts, 1.0 / known.clamp(min=1e-6), 0.0)
-    likelihood = _Likelihood(linear, information, right)
+    likelihood = Likelihood(linear, information, right)
     for _ in range(ROUNDS):
         _, fit, _, _, _, drifted, doubt = likelihood.solve(unexplained, level, whole=False)
-        left = (right - _times(information, fit))[..., 2:]
+        left = (right - times(information, fit))[..., 2:]
         squared = torch.where(counts, (left * variance) ** 2, 0.0)
         excess = (squared - variance).sum(dim=(1, 2)) / counts.sum(dim=(1, 2)).clamp(min=1)
         unexplained = (UNEXPLAINED["star_model"] ** 2 + excess.clamp(0.0, LARGEST_EXCESS**2)).sqrt()
@@ -429,72 +428,6 @@ def _posterior(linear: _Stars, information, right, level_known, *, errors: bool)
         new = (second / seen.sum(dim=1).clamp(min=1)).sqrt().clamp(min=LEAST_LEVEL)
         level = torch.where(level_known, new, level)
     return likelihood.solve(unexplained, level, whole=errors)[:4]
-
-
-def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    return (vector[..., None, :] @ matrix.mT)[..., 0, :]  # a row takes less time than a column
-
-
-class _Likelihood:
-    """
-    The likelihood of the pixels, as far as it does not depend on how much stars differ from their model.
-
-    With the information L, and R R^T the covariance of what differs from a star, what the pixels say of the star is
-    (L^-1 + R R^T)^-1 = L - L R (1 + R^T L R)^-1 R^T L: the inverse is that of a positive matrix of 1 and more.
-    """
-
-    def __init__(self, linear: _Stars, information, right):
-        self.linear = linear
-        self.root = torch.cat((linear.own, linear.continuum), dim=3)  # B, T, K, R, before their sizes are known
-        self.flat = linear.directions.flatten(1, 2)  # B, T * K, A
-        along = self.root.mT @ information
-        self.pairs = along @ self.root  # B, T, R, R
-        self.by_directions = information @ linear.directions  # B, T, K, A
-        self.along, self.along_directions = along, along @ linear.directions  # B, T, R, A
-        left = right - _times(information, linear.start)
-        self.along_left = _times(self.root.mT, left)  # B, T, R
-        self.fisher = self.flat.mT @ self.by_directions.flatten(1, 2)
-        self.pull = _times(self.flat.mT, left.flatten(1))
-
-    def solve(self, unexplained, level, *, whole: bool = True):
-        """
-        With the sizes (B,) of what the model of stars leaves, and of the continuum.
-
-        Posterior mean and fit (B, T, K), covariance (B, T, K, K), number of parameters (B,), amplitudes (B, A); level
-        and slope of each interval in units of their prior, with variances, (B, T, 2) each. Not `whole`: mean and
-        covariance stay None.
-        """
-        linear, number = self.linear, self.root.shape[3]
-        size = torch.cat((unexplained[:, None].expand(-1, number - 2), level[:, None].expand(-1, 2)), dim=1)[:, None]
-        matrix = self.pairs * size[..., None] * size[:, :, None]
-        matrix.diagonal(dim1=2, dim2=3).add_(1.0)
-        factor, failed = inverse_factor(matrix.flatten(0, 1))
-        factor = factor.masked_fill_(failed[:, None, None], torch.nan).unflatten(0, matrix.shape[:2])
-        along_directions = size[..., None] * self.along_directions
-
-        def differing(along_left):
-            """Most likely parts of what differs from a star, in units of their prior."""
-            return _times(factor.mT, _times(factor, size * along_left))
-
-        lost = (factor @ along_directions).flatten(1, 2)
-        fisher = self.fisher - lost.mT @ lost
-        taken = _times(along_directions.flatten(1, 2).mT, differing(self.along_left).flatten(1))
-        inverse = torch.linalg.inv((fisher + linear.precision).double()).to(fisher.dtype)
-        amplitudes = _times(inverse, self.pull - taken + linear.prior_mean @ linear.precision)
-        star = linear.start + _times(self.flat, amplitudes).unflatten(1, linear.start.shape[1:])
-        by_star = _times(self.along_directions.flatten(1, 2), amplitudes).unflatten(1, (-1, number))
-        found = differing(self.along_left - by_star)
-        drifted, doubt = found[..., -2:], (factor[..., -2:] ** 2).sum(dim=2)
-        fit = star + _times(linear.continuum, level[:, None, None] * drifted)
-        parameters = (inverse * fisher.mT).sum(dim=(1, 2)) + (1.0 - doubt).sum(dim=(1, 2))
-        if not whole:
-            return None, fit, None, parameters, amplitudes, drifted, doubt
-        mean = star + _times(self.root, size * found)
-        remains = factor @ (self.root * size[:, :, None]).mT
-        weighted = self.by_directions - (size[..., None] * self.along).mT @ (factor.mT @ lost.view_as(along_directions))
-        left = linear.directions - self.root @ (size[..., None] ** 2 * (self.root.mT @ weighted))
-        covariance = remains.mT @ remains + left @ inverse[:, None] @ left.mT
-        return mean, fit, covariance, parameters, amplitudes, drifted, doubt
 
 
 __all__ = ["BestFit", "WholeSpectra", "best_fits", "not_noise", "whole_spectra"]
