@@ -66,7 +66,7 @@ def with_noise(clean: Array, generator: np.random.Generator) -> dict[str, Array]
 
 def drawn_labels(n: int, generator: np.random.Generator) -> dict[str, Array]:
     """Labels (n,) each that the emulators of all instruments cover."""
-    emulators = [load_emulator(name).eval() for name in ("emulator-survey", "emulator-optical", "emulator-hband")]
+    emulators = [load_emulator(name).eval() for name in ("emulator-optical", "emulator-hband")]
 
     def covered(stars: Mapping[str, Array]) -> NDArray[np.bool_]:
         inside = (stars["teff"] > TEFF[0]) & (stars["teff"] < TEFF[1])
@@ -81,7 +81,7 @@ def optical_stars(
     labels: dict[str, Array], like: LikeObserved | None, seed: int
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Rows of the same stars through each of the surveys of the optical."""
-    emulator, generator = load_emulator("emulator-survey").eval(), np.random.default_rng(seed)
+    emulator, generator = load_emulator("emulator-optical").eval(), np.random.default_rng(seed)
     wavelength, lines = emulator.synthesize(normalized=True, **labels)
     factor: Array | float = 1.0
     if like is not None:

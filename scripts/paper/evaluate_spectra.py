@@ -131,7 +131,7 @@ def by_components(seen: Array, hidden: Array, asked: Array) -> Array:
 
 def of_labels(grids: Path) -> list[str]:
     lines = ["| labels in, spectrum out | stars | spectrafm: error; error/sigma | Cannon |", "|---|---|---|---|"]
-    for name, emulator in (("hband", "emulator-hband"), ("optical", "emulator-survey")):
+    for name, emulator in (("hband", "emulator-hband"), ("optical", "emulator-optical")):
         grid = read_grid(grids / f"{name}_grid_turbospectrum_marcs.npz")
         fitted, held_out = grid[: -HELD_OUT[name]], grid[-HELD_OUT[name] :]
         cases: list[tuple[str, Any, float | None]] = [("its own pixels", grid.wavelength[5:-5], None)]
@@ -271,7 +271,7 @@ def of_other_range(predictor: SpectrumPredictor, gaia_xp: Path) -> list[str]:
         f"{figures(mean, truth[keep])} |"
     )
     # Synthetic stars have both, with all their abundances.
-    optical, generator = SyntheticStars("gaia-xp", emulator="emulator-optical", seed=3), np.random.default_rng(3)
+    optical, generator = SyntheticStars("gaia-xp", seed=3), np.random.default_rng(3)
     stars = optical.draw(TRAINING + TESTED, generator)
     table = np.stack([stars[name] for name in emulated.emulator.config.label_names], axis=1).astype(float)
     both = np.flatnonzero(emulated.emulator.covers(table) & (stars["teff"] > 4000))
@@ -297,7 +297,7 @@ def of_other_range(predictor: SpectrumPredictor, gaia_xp: Path) -> list[str]:
     # Back: the optical over its continuum, as dust is not in the H band.
     noise = generator.standard_normal(truth.shape) / SNR
     wavelength = np.arange(4000.0, 9000.0, 20.0)
-    blue = EmulatedSpectra("emulator-survey", wavelength, 300.0)
+    blue = EmulatedSpectra("emulator-optical", wavelength, 300.0)
     wanted = np.full((len(both), len(wavelength)), np.nan)
     covered = blue.emulator.covers(blue.emulator.label_table(labels))
     wanted[covered] = blue({name: values[covered] for name, values in labels.items()}).flux

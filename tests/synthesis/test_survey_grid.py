@@ -23,7 +23,7 @@ EDGE, INTERVALS = np.log(5_100.0), 3
 
 @pytest.fixture(scope="module")
 def grid():
-    return SurveyGrid("emulator-survey", 3, POWER)
+    return SurveyGrid("emulator-optical", 3, POWER)
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ class Spectra:
 
 
 #: Of those with a range in common with what is asked for, the first that goes as far.
-EMULATORS = ("emulator-hband", "emulator-survey")
+EMULATORS = ("emulator-hband", "emulator-optical")
 
 
 NEIGHBOURS = 24  # stars of a grid from which the error of a star between them is taken
@@ -77,7 +77,7 @@ NEIGHBOURS = 24  # stars of a grid from which the error of a star between them i
 
 #: By which emulators are off, over what their own stars say. Of the survey, found on the held-out stars of the optical
 #: grid, odd and even alike.
-ERROR_FACTORS = {"emulator-survey": 0.7}
+ERROR_FACTORS = {"emulator-optical": 0.7}
 
 
 VMICRO_SCATTER = 0.18

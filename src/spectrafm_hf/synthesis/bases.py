@@ -214,7 +214,7 @@ def hband_rung(first_interval: int, n_stars: int = 300, seed: int = 77, **settin
 
 def survey_grid() -> SurveyGrid:
     """The grid of [`survey_rung`], with the emulator of its stars."""
-    return SurveyGrid("emulator-survey", SURVEY_PIXELS, SURVEY_POWER)
+    return SurveyGrid("emulator-optical", SURVEY_PIXELS, SURVEY_POWER)
 
 
 def survey_rung(first_interval: int, n_stars: int = 300, seed: int = 77, **settings: Any) -> Rung:

@@ -42,13 +42,13 @@ def test_a_difference_is_in_the_line_of_its_range_and_temperature(script):
     assert lines[0][5] == "0.00 (1)"
 
 
-def test_both_emulators_answer_for_stars_of_a_grid(script):
+def test_an_emulator_has_spectra_for_the_stars_of_a_grid_that_it_covers(script):
     wavelength = np.arange(4_000.0, 9_000.0, 2.5)
     names = ["teff", "logg", "fe_h", "c_fe", "n_fe", "o_fe", "mg_fe", "si_fe", "al_fe", "ca_fe", "ti_fe", "mn_fe"]
     names += ["ni_fe", "vmicro"]
     labels = np.zeros((2, len(names)))
     labels[:, :3], labels[:, -1] = [[5_000.0, 3.0, -0.3], [50_000.0, 3.0, -0.3]], 1.4
     grid = Grid(names, labels, wavelength, np.ones((2, len(wavelength))))
-    found, covered = script.emulated("emulator-survey", grid)
+    found, covered = script.emulated("emulator-optical", grid)
     assert covered.tolist() == [True, False] and found.shape == (1, len(wavelength))
     assert 0.2 < found.min() < 0.9 < found.max() < 1.1
