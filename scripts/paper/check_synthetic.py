@@ -32,7 +32,6 @@ from datasets import load_dataset
 from matplotlib.figure import Figure
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.interpolate import interp1d
 from scipy.optimize import least_squares
 
@@ -42,7 +41,7 @@ from spectrafm_hf.data.gaia_xp import build_gaia_xp
 from spectrafm_hf.data.sources import cache_dir, fetch_package_file, read_member
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.models.modeling_emulator import REFERENCE_TEFF
-from spectrafm_hf.show.style import BLUE, GREY, INK, ORANGE, symbol
+from spectrafm_hf.show.style import BLUE, GREY, INK, ORANGE, save_figure, symbol
 from spectrafm_hf.statistics import robust_scatter
 from spectrafm_hf.synthesis import Synthesizer
 from spectrafm_hf.synthesis.binned import emulator_for
@@ -415,14 +414,6 @@ def check_derivatives(out: Path, results: dict[str, Any], threads: int = 2) -> d
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def save(figure: Figure, path: Path) -> None:
-    """PNG of 64 colours, a third of the size."""
-    content = io.BytesIO()
-    figure.savefig(content, dpi=100, format="png")
-    with complete_file(path) as temporary:
-        Image.open(content).convert("RGB").quantize(64).save(temporary, format="png", optimize=True)
-
-
 def plot_apogee(path: Path, star: Star, fit: Fit) -> None:
     figure = Figure(figsize=(14, 11), layout="constrained")
     axes = figure.subplots(6, 1, gridspec_kw={"height_ratios": [2.4, 1] * 3})
@@ -445,7 +436,7 @@ def plot_apogee(path: Path, star: Star, fit: Fit) -> None:
     teff, logg, fe_h = fit.x[:3]
     text = f"{STARS[star.name]} {star.name}, best fit {teff:.0f} K, log g {logg:.2f}, [Fe/H] {fe_h:.2f}"
     axes[0].set_title(text, loc="left", fontsize=11, color=INK)
-    save(figure, path)
+    save_figure(figure, path, dpi=100, colours=32)
 
 
 def plot_bins(
@@ -478,7 +469,7 @@ def plot_bins(
         axes.legend(frameon=False, fontsize=9, ncols=2)
     for axes in figure.axes[-2:]:
         axes.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]")
-    save(figure, path)
+    save_figure(figure, path, dpi=100, colours=32)
 
 
 def plot_derivatives(path: Path, wavelength: Array, pairs: dict[str, Any], steps: Array, names: list[str]) -> None:
@@ -493,7 +484,7 @@ def plot_derivatives(path: Path, wavelength: Array, pairs: dict[str, Any], steps
     figure.axes[0].legend(frameon=False, fontsize=9)
     for axes in figure.axes[-2:]:
         axes.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]")
-    save(figure, path)
+    save_figure(figure, path, dpi=100, colours=32)
 
 
 # ------------------------------------------------------------------------------------------------------------ the card
