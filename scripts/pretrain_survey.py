@@ -26,7 +26,8 @@ from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data.mixture import Columns, Mixture
 from spectrafm_hf.files import complete_file, only_writer
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
-from spectrafm_hf.models.basis_spectrafm import PIXELS, Design, Rung, SpectrumBasis
+from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
+from spectrafm_hf.models.rungs_spectrafm import PIXELS, Design, Rung
 from spectrafm_hf.synthesis.bases import fill_completion, survey_grid, survey_rung
 from spectrafm_hf.synthesis.survey_grid import coefficients_of, coefficients_of_spectra
 from spectrafm_hf.synthesis.survey_observed import BEYOND, BEYOND_ERROR, LABELS, SNR, Measured, observed_stars

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectrafm_hf.files import complete_file
-from spectrafm_hf.models.basis_spectrafm import half_widths
+from spectrafm_hf.models.rungs_spectrafm import half_widths
 from spectrafm_hf.synthesis.emulation import Grid, read_grid
 from spectrafm_hf.synthesis.synthetic import load_emulator
 

@@ -28,7 +28,7 @@ from synthetic_rivals import answers_of_rivals
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.inference.prediction import batches_of, predict_batches
-from spectrafm_hf.models.basis_spectrafm import degraded
+from spectrafm_hf.models.rungs_spectrafm import degraded
 from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
 from spectrafm_hf.synthesis.survey_observed import LikeObserved
 from spectrafm_hf.training.baseline import Spectra

@@ -32,7 +32,7 @@ from spectrafm_hf.data.readers import find_files, read_spectra
 from spectrafm_hf.data.sources import fetch_package_file
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.models import air_to_vacuum
-from spectrafm_hf.models.basis_spectrafm import FWHM
+from spectrafm_hf.models.rungs_spectrafm import FWHM
 
 
 Array = NDArray[Any]

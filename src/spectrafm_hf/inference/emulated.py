@@ -15,8 +15,8 @@ from scipy.sparse import csr_array
 
 from ..data.schema import OVER_CONTINUUM, SURFACE
 from ..models import SpectrumEmulator, default_vmicro
-from ..models.basis_spectrafm import NATIVE_TOLERANCE
 from ..models.modeling_emulator import REFERENCE_TEFF, Coefficients, CovarianceGroup
+from ..models.rungs_spectrafm import NATIVE_TOLERANCE
 from ..synthesis.instruments import Instrument
 from ..synthesis.labels import usual_abundances
 from ..synthesis.line_spread import FWHM, pixel_edges, resampling_matrix

@@ -19,17 +19,9 @@ from scipy.interpolate import CubicSpline
 from scipy.spatial import cKDTree
 
 from ..data.mixture import Columns, Source
-from ..models.basis_spectrafm import (
-    LEVELS,
-    MODEL_ERROR,
-    Design,
-    SpectrumBasis,
-    half_widths,
-    interval_matrices,
-    means_over_pixels,
-    over_level,
-)
+from ..models.basis_spectrafm import LEVELS, MODEL_ERROR, SpectrumBasis, over_level
 from ..models.gate_spectrafm import SPEED_OF_LIGHT
+from ..models.rungs_spectrafm import Design, half_widths, interval_matrices, means_over_pixels
 from ..statistics import robust_scatter
 from .instruments import Instrument
 from .spoiling import add_noise, draw_snr, missing_pixels, smooth_factors, spoil
