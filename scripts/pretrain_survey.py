@@ -146,8 +146,8 @@ class Sources:
             n_strange = int(N_STRANGE * share)
             spectra = (strange_spectra(grid.wavelength, 250, generator) for _ in range(0, n_strange, 250))
             others = coefficients_of_spectra(spectra, grid.wavelength, rung, power)
-            taught = {"teff": BEYOND, "teff_err": BEYOND_ERROR}
-            known_of = {name: np.full(len(others), taught.get(name, np.nan), np.float32) for name in names}
+            targets = {"teff": BEYOND, "teff_err": BEYOND_ERROR}
+            known_of = {name: np.full(len(others), targets.get(name, np.nan), np.float32) for name in names}
             self.strange.append(SurveyStars(rung, others, known_of, *designs, faults=faults))
 
     def good(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

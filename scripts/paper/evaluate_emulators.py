@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from report_files import add_output, print_and_write
 
-from spectrafm_hf.files import complete_file
 from spectrafm_hf.models.rungs_spectrafm import half_widths
 from spectrafm_hf.synthesis.emulation import Grid, read_grid
 from spectrafm_hf.synthesis.synthetic import load_emulator
@@ -35,12 +35,12 @@ def emulated(name: str, grid: Grid) -> tuple[Array, Array]:
     """Flux over the continuum (stars, pixels) of those stars of a grid that an emulator covers, and which these are."""
     emulator = load_emulator(name).eval()
     config = emulator.config
-    given = dict(zip(grid.label_names, grid.labels.T, strict=True))
+    known = dict(zip(grid.label_names, grid.labels.T, strict=True))
     # Labels that the grid does not have are those of the Sun, lithium as usual.
-    missing = {label: np.zeros(len(grid)) for label in config.label_names if label not in given}
+    missing = {label: np.zeros(len(grid)) for label in config.label_names if label not in known}
     if "li_fe" in missing:
-        missing["li_fe"] = np.clip(-1.5 - given["fe_h"], config.label_minimum[config.label_names.index("li_fe")], None)
-    labels = {label: (given | missing)[label] for label in config.label_names}
+        missing["li_fe"] = np.clip(-1.5 - known["fe_h"], config.label_minimum[config.label_names.index("li_fe")], None)
+    labels = {label: (known | missing)[label] for label in config.label_names}
     covered = emulator.covers(np.stack([labels[label] for label in config.label_names], axis=1))
     own = {label: values[covered] for label, values in labels.items()}
     wavelength, flux = emulator.synthesize(normalized=True, **own)
@@ -94,17 +94,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("grid", type=Path, help="a folder of shards or an .npz file")
     parser.add_argument("--emulator", default="emulator-optical", help="a bundled one, or a folder")
     parser.add_argument("--held-out", type=int, default=80, metavar="N", help="the last stars of the grid")
-    parser.add_argument("--output", type=Path, metavar="FILE.md", help="write the table here as well")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     grid = read_grid(arguments.grid)
     if not 0 < arguments.held_out <= len(grid):
         parser.error(f"--held-out: expected 1 to {len(grid)}, got {arguments.held_out}")
-    text = report(arguments.emulator, grid[slice(len(grid) - arguments.held_out, None)])
-    print(text)
-    if arguments.output:
-        with complete_file(arguments.output) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return 0
+    return print_and_write(
+        report(arguments.emulator, grid[slice(len(grid) - arguments.held_out, None)]), arguments.output
+    )
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_the_command_line_measures_them_and_takes_a_column(table, tmp_path, caps
 
 
 def test_a_survey_has_the_velocities_too(base, table, tmp_path):
-    predictor = ShardPredictor(*base, tmp_path / "out", how={"radial_velocity": "measure"})
+    predictor = ShardPredictor(*base, tmp_path / "out", reading={"radial_velocity": "measure"})
     predictor(list_shards([table])[0])
     found = pd.read_parquet(tmp_path / "out")
     np.testing.assert_allclose(found["radial_velocity"][:5], VELOCITIES, atol=0.6)

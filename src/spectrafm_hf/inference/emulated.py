@@ -351,33 +351,33 @@ def with_usual_labels(
     directions : array of shape (directions, stars, labels of the emulator)
         See [`EmulatedSpectra`].
     """
-    names, given = list(emulator.config.label_names), {name: np.asarray(v, float) for name, v in known.items()}
-    n_stars = len(given["teff"])
-    alpha = given.get("alpha_m")
+    names, stated = list(emulator.config.label_names), {name: np.asarray(v, float) for name, v in known.items()}
+    n_stars = len(stated["teff"])
+    alpha = stated.get("alpha_m")
     if alpha is None:
-        own = [given[name] for name in ALPHA_ELEMENTS if name in given]
+        own = [stated[name] for name in ALPHA_ELEMENTS if name in stated]
         alpha = np.mean(own, axis=0) if own else np.zeros(n_stars)
-    usual, scatter, by_alpha = usual_abundances(given["logg"], given["fe_h"], alpha, names)
-    labels = {name: given.get(name, usual.get(name, np.zeros(n_stars))) for name in names if name != "vmicro"}
-    vmicro = default_vmicro(given["teff"], given["logg"])
-    labels["vmicro"] = given.get("vmicro", vmicro)
+    usual, scatter, by_alpha = usual_abundances(stated["logg"], stated["fe_h"], alpha, names)
+    labels = {name: stated.get(name, usual.get(name, np.zeros(n_stars))) for name in names if name != "vmicro"}
+    vmicro = default_vmicro(stated["teff"], stated["logg"])
+    labels["vmicro"] = stated.get("vmicro", vmicro)
     directions = []
     for column, name in enumerate(names):
         direction = np.zeros((n_stars, len(names)))
-        if name in given:
+        if name in stated:
             direction[:, column] = errors.get(name, 0.0)
         else:
             direction[:, column] = VMICRO_SCATTER * vmicro if name == "vmicro" else scatter.get(name, 0.0)
         directions.append(direction)
-    if "alpha_m" in given:
+    if "alpha_m" in stated:
         direction = np.zeros((n_stars, len(names)))
         for name, slope in by_alpha.items():
-            if name not in given:
+            if name not in stated:
                 direction[:, names.index(name)] = slope * np.asarray(errors.get("alpha_m", 0.0))
         directions.append(direction)
     low, high = emulator._range()
     for column, name in enumerate(names):
-        if name not in given:
+        if name not in stated:
             labels[name] = np.clip(labels[name], low[column] + 1e-6, high[column] - 1e-6)
     return labels, np.stack(directions)
 

@@ -1,21 +1,15 @@
 """Emulators against a grid: means over its pixels, and what the table says of known differences."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from script_loader import load_script
 
 from spectrafm_hf.synthesis.emulation import Grid
 
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).parents[3] / "scripts/paper/evaluate_emulators.py"
-    spec = importlib.util.spec_from_file_location("evaluate_emulators", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("paper/evaluate_emulators")
 
 
 def test_means_over_wide_pixels_are_those_of_the_fine_ones(script):
