@@ -26,7 +26,8 @@ from spectrafm_hf.checkpoints import load_checkpoint
 from spectrafm_hf.data.mixture import Columns, Mixture
 from spectrafm_hf.files import complete_file, only_writer
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
-from spectrafm_hf.models.basis_spectrafm import PIXELS, Design, Rung, SpectrumBasis
+from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
+from spectrafm_hf.models.rungs_spectrafm import PIXELS, Design, Rung
 from spectrafm_hf.synthesis.bases import fill_completion, survey_grid, survey_rung
 from spectrafm_hf.synthesis.survey_grid import coefficients_of, coefficients_of_spectra
 from spectrafm_hf.synthesis.survey_observed import BEYOND, BEYOND_ERROR, LABELS, SNR, Measured, observed_stars
@@ -145,8 +146,8 @@ class Sources:
             n_strange = int(N_STRANGE * share)
             spectra = (strange_spectra(grid.wavelength, 250, generator) for _ in range(0, n_strange, 250))
             others = coefficients_of_spectra(spectra, grid.wavelength, rung, power)
-            taught = {"teff": BEYOND, "teff_err": BEYOND_ERROR}
-            known_of = {name: np.full(len(others), taught.get(name, np.nan), np.float32) for name in names}
+            targets = {"teff": BEYOND, "teff_err": BEYOND_ERROR}
+            known_of = {name: np.full(len(others), targets.get(name, np.nan), np.float32) for name in names}
             self.strange.append(SurveyStars(rung, others, known_of, *designs, faults=faults))
 
     def good(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

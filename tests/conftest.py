@@ -25,8 +25,10 @@ from spectrafm_hf.data.readers import find_files, read_spectra
 from spectrafm_hf.data.sources import cache_dir
 from spectrafm_hf.files import DEMO_STARS
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
+from spectrafm_hf.models.rungs_spectrafm import Rung
 from spectrafm_hf.synthesis.atmospheres import MarcsGrid
 from spectrafm_hf.synthesis.bases import fill_completion, make_rung
+from spectrafm_hf.synthesis.survey_grid import SurveyGrid
 
 
 def make_tiny_model(seed: int = 0, encoder_ffn_dim: int = 16, **settings) -> SpectraFMForPrediction:
@@ -219,3 +221,42 @@ def text_file(tmp_path):
         return tmp_path / "mine.csv"
 
     return write
+
+
+#: Of `survey_grid`, and a lower resolving power at which its stars are observed.
+SURVEY_POWER, SEEN_POWER = 5_000.0, 1_800.0
+#: ln of the first wavelength (Angstrom) of the intervals of `survey_basis`.
+SURVEY_EDGE, SURVEY_INTERVALS = np.log(5_100.0), 3
+
+
+@pytest.fixture(scope="session")
+def survey_grid() -> SurveyGrid:
+    return SurveyGrid("emulator-optical", 3, SURVEY_POWER)
+
+
+@pytest.fixture(scope="session")
+def survey_labels(survey_grid) -> dict[str, np.ndarray]:
+    return survey_grid.labels(60, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="session")
+def survey_basis(survey_grid, survey_labels) -> SpectrumBasis:
+    return SpectrumBasis([make_survey_rung(survey_grid, survey_grid.spectra(survey_labels).astype(float))])
+
+
+def make_survey_rung(grid: SurveyGrid, spectra: np.ndarray, edge: float = SURVEY_EDGE, **settings) -> Rung:
+    """A few intervals of spectra (stars, pixels) on the grid."""
+    return make_rung(
+        spectra,
+        [],
+        first_interval=0,
+        edge=float(edge),
+        width=0.03,
+        start=grid.start,
+        step=grid.step,
+        resolving_power=SURVEY_POWER,
+        lowest_resolving_power=400.0,
+        n_directions=6,
+        margin=60,
+        **{"n_intervals": SURVEY_INTERVALS, "counts_level": False, "guesses_power": True, **settings},
+    )

@@ -206,7 +206,7 @@ def test_what_has_no_lines_of_a_star_in_the_optical_is_flagged_and_stars_are_not
 
 def test_a_sharp_spectrum_of_the_optical_says_what_a_smooth_one_does(base):
     wavelength = np.exp(np.arange(np.log(4_500.0), np.log(6_800.0), 1.0 / 20_000.0 / 2.5))
-    emulator = load_emulator("emulator-survey").eval()
+    emulator = load_emulator("emulator-optical").eval()
     labels = {name: np.full(12, 0.0) for name in emulator.config.label_names}
     labels |= {"teff": np.linspace(4_600, 6_300, 12), "logg": np.linspace(2.0, 4.4, 12), "fe_h": np.full(12, -0.3)}
     labels |= {"vmicro": np.full(12, 1.4), "li_fe": np.full(12, -1.2)}

@@ -300,6 +300,6 @@ def test_an_index_of_shards_that_is_none_is_an_error_of_one_line(checkpoint, ind
 
 @pytest.mark.parametrize("name", ["spectrafm-apogee", "spectrafm-gaia-xp-small"])
 def test_a_checkpoint_of_before_is_that_which_has_taken_its_place_and_says_so(name):
-    with pytest.warns(FutureWarning, match=f"{name} is gone: spectrafm-base has taken its place"):
+    with pytest.warns(FutureWarning, match=f"{name} was replaced by spectrafm-base, which is loaded instead"):
         model, _ = load_checkpoint(name)
     assert model.config.token_embedding == "basis"

@@ -59,7 +59,7 @@ from spectrafm_hf.hub.export import export_onnx
 from spectrafm_hf.inference.prediction import batches_of, predict_batches
 from spectrafm_hf.inference.survey import ShardPredictor, list_shards
 from spectrafm_hf.inference.training_range import TrainingRange
-from spectrafm_hf.show.style import BLUE, GREY, INK, ORANGE
+from spectrafm_hf.show.style import BLUE, GREY, INK, ORANGE, save_figure
 from spectrafm_hf.synthesis.instruments import Instrument
 from spectrafm_hf.synthesis.synthetic import SyntheticStars
 from spectrafm_hf.training.baseline import Spectra
@@ -361,8 +361,7 @@ def draw_curves(path: Path, found: Mapping[str, list[tuple[float, float]]]) -> N
         axes.grid(color=GREY, alpha=0.25, lw=0.6)
         axes.set_ylim(y.min() / 3, y.max() * 3)
     figure.suptitle(f"What a star costs, {torch.get_num_threads()} threads", x=0.01, ha="left", color=INK)
-    with complete_file(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    save_figure(figure, path)
 
 
 def write_json(path: Path, content: Any) -> None:

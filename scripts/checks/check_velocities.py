@@ -36,10 +36,10 @@ Array = NDArray[np.float64]
 #: Emulator, ranges (Angstrom), resolving power.
 KINDS: dict[str, tuple[str, tuple[tuple[float, float], ...], float]] = {
     "APOGEE": ("emulator-hband", ((15150.0, 16950.0),), 22_500.0),
-    "GALAH": ("emulator-survey", ((4713, 4901), (5648, 5873), (6478, 6740), (7585, 7888)), 28_000.0),
-    "Gaia RVS": ("emulator-survey", ((8460.0, 8700.0),), 11_500.0),
-    "LAMOST MRS": ("emulator-survey", ((4950.0, 5350.0), (6300.0, 6800.0)), 7_500.0),
-    "LAMOST LRS": ("emulator-survey", ((3700.0, 9000.0),), 1_800.0),
+    "GALAH": ("emulator-optical", ((4713, 4901), (5648, 5873), (6478, 6740), (7585, 7888)), 28_000.0),
+    "Gaia RVS": ("emulator-optical", ((8460.0, 8700.0),), 11_500.0),
+    "LAMOST MRS": ("emulator-optical", ((4950.0, 5350.0), (6300.0, 6800.0)), 7_500.0),
+    "LAMOST LRS": ("emulator-optical", ((3700.0, 9000.0),), 1_800.0),
 }
 SNRS = (10, 30, 100)
 FASTEST = 300.0  # km/s

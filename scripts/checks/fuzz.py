@@ -160,10 +160,10 @@ def try_tokenizer(case: Case, folder: Path) -> None:
     inputs = SpectraFMTokenizer(**settings)(**call)
     with torch.inference_mode():
         outputs = model(**inputs)
-    asked = inputs["request_ids"] > 0
+    requested = inputs["request_ids"] > 0
     for name in ("predictions", "prediction_errors"):
-        if not (good := np.isfinite(getattr(outputs, name)[asked])).all():
-            raise Fault(f"{name}: {int((~good).sum())} of {asked.sum()} answers are not finite")
+        if not (good := np.isfinite(getattr(outputs, name)[requested])).all():
+            raise Fault(f"{name}: {int((~good).sum())} of {requested.sum()} answers are not finite")
     if outputs.loss is not None and not torch.isfinite(outputs.loss):
         raise Fault(f"loss: {outputs.loss}")
     evidence = SpectraFMTokenizer(**settings, basis=bundled_basis())(**call)

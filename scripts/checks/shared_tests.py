@@ -196,8 +196,8 @@ def tell(report: Any) -> int:
         where = case.get("classname", "").rpartition(".")[2]
         kind = next((tag for tag in ("failure", "error", "skipped") if case.find(tag) is not None), "passed")
         kinds[where, kind] += 1
-        told = case.find(kind)
-        text = " ".join((told.get("message") or "").split()) if told is not None else ""
+        outcome = case.find(kind)
+        text = " ".join((outcome.get("message") or "").split()) if outcome is not None else ""
         if kind == "skipped":
             skipped[re.sub(r"\d+", "N", text)[:150]] += 1
         elif kind != "passed":

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from spectrafm_cli.arguments import Parser
+from spectrafm_hf.show.style import save_with_palette
 from spectrafm_hf.show.workbench import EXAMPLES
 
 
@@ -30,7 +31,6 @@ def main() -> int:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         parser.error("expected a Chromium, got none; apt-get install chromium")
-    from PIL import Image
     from playwright.sync_api import sync_playwright
 
     command = [sys.executable, "-m", "spectrafm_cli", "app", "--port", str(arguments.port)]
@@ -50,8 +50,7 @@ def main() -> int:
             browser.close()
         finally:
             app.terminate()
-    # Few colours: a third of the bytes.
-    Image.open(arguments.output).convert("RGB").quantize(128).save(arguments.output, optimize=True)
+    save_with_palette(arguments.output, arguments.output)
     return 0
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from spectrafm_cli.arguments import Parser
 from spectrafm_hf import load_checkpoint
@@ -27,6 +26,7 @@ from spectrafm_hf.files import DEMO_STARS, complete_file
 from spectrafm_hf.inference.prediction import answered_labels, predict_batches
 from spectrafm_hf.inference.spectrum import best_fit
 from spectrafm_hf.show.spectra import plot_fit
+from spectrafm_hf.show.style import save_with_palette
 from spectrafm_hf.synthesis.instruments import Instrument
 from spectrafm_hf.synthesis.synthetic import SyntheticStars
 
@@ -90,8 +90,8 @@ def picture(path: Path, name: str, model: Any, tokenizer: Any) -> None:
     said = ", ".join(f"{label} {found[label][0]:.4g} ± {found[f'{label}_err'][0]:.2g}" for label in names)
     drawn = io.BytesIO()
     plot_fit(drawn, row, best_fit(model, tokenizer, row), title=f"{row['object_id']}: {said}")
-    with complete_file(path) as temporary:  # with few colours, a third of the size
-        Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(temporary, "PNG", optimize=True)
+    with complete_file(path) as temporary:
+        save_with_palette(drawn, temporary, 32)
 
 
 def page(name: str) -> str:

@@ -23,6 +23,7 @@ from spectrafm_hf.data.lines import line_list
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.inference.explain import TOLERANCE
 from spectrafm_hf.models.gate_spectrafm import air_to_vacuum, vacuum_to_air
+from spectrafm_hf.synthesis.binned import binned
 from spectrafm_hf.synthesis.lines import Species
 from spectrafm_hf.synthesis.lines import line_list as synthesis_list
 
@@ -33,9 +34,12 @@ STARS: tuple[dict[str, Any], ...] = (
     {"teff": 4500.0, "logg": 1.8, "fe_h": -0.2},
     {"teff": 3900.0, "logg": 1.0, "fe_h": -0.3},
 )
-#: Emulator -> how many lines. The optical one has pixels of 2.5 Angstrom, in which few lines stand alone.
+#: Emulator -> how many lines.
 EMULATORS = {"emulator-hband": 120, "emulator-optical": 60}
-#: Angstrom: below, every pixel of the optical one holds several strong lines.
+#: Pixels of the optical emulator in one: R = 2,000, the resolving power of most surveys. Without a line spread function
+#: all strong lines are about as deep.
+BINNED = 24
+#: Angstrom: below, every such pixel holds several strong lines.
 LOWEST = 4000.0
 STEP = 0.1  # dex
 #: Line shares by elements that change a line: carbon and nitrogen make CN, carbon alone CO or, in hot stars, C I.
@@ -57,6 +61,7 @@ def main() -> None:
     added = []
     for name, number in EMULATORS.items():
         emulator = SpectrumEmulator.from_pretrained(bundled(name))
+        emulator = binned(emulator, BINNED) if emulator.config.interval_pixels else emulator
         added += strongest_lines(emulator, number, known)
     header = [line for line in kept if line.startswith(("#", "wavelength"))]
     rows = sorted([line for line in kept if line not in header] + added, key=lambda row: float(row.split(",")[0]))

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
-from spectrafm_hf.files import complete_file
+from spectrafm_hf.show.style import save_figure
 
 
 SCATTER = "_robust_scatter"
@@ -55,8 +55,7 @@ def plot(path: Path, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
         axis_ticks(FormatStrFormatter("%g"))  # 1.2, not 1.2 x 10^0
     for axes in (above, below):
         axes.legend(fontsize=7, ncols=2)
-    with complete_file(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    save_figure(figure, path, dpi=110)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,6 +15,7 @@ and from synthetic-realism.remarks.md.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import shutil
@@ -31,7 +32,6 @@ from datasets import load_dataset
 from matplotlib.figure import Figure
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.interpolate import interp1d
 from scipy.optimize import least_squares
 
@@ -41,12 +41,13 @@ from spectrafm_hf.data.gaia_xp import build_gaia_xp
 from spectrafm_hf.data.sources import cache_dir, fetch_package_file, read_member
 from spectrafm_hf.files import complete_file
 from spectrafm_hf.models.modeling_emulator import REFERENCE_TEFF
-from spectrafm_hf.show.style import BLUE, GREY, INK, ORANGE, symbol
+from spectrafm_hf.show.style import BLUE, GREY, INK, ORANGE, save_figure, symbol
 from spectrafm_hf.statistics import robust_scatter
 from spectrafm_hf.synthesis import Synthesizer
+from spectrafm_hf.synthesis.binned import emulator_for
 from spectrafm_hf.synthesis.instruments import Instrument, extinction_curve
 from spectrafm_hf.synthesis.sampling import APSTAR_WAVELENGTH, apstar
-from spectrafm_hf.synthesis.synthetic import ALPHA_ELEMENTS
+from spectrafm_hf.synthesis.synthetic import ALPHA_ELEMENTS, load_emulator
 
 
 Array = NDArray[Any]
@@ -253,11 +254,11 @@ def check_gaia_xp(out: Path, results: dict[str, Any], per_bin: int = 100) -> dic
     spectra = load_dataset(str(build_gaia_xp(cache_dir() / "gaia-xp")), split="train").with_format("numpy")
     names = ["teff", "logg", "fe_h", "alpha_m"]
     cut = spectra.select_columns([*names, "ak_targ", "snr"])[:]
-    emulator = SpectrumEmulator.from_pretrained(bundled("emulator-optical"))
+    instrument = Instrument.load("gaia-xp")
+    emulator, _ = emulator_for(load_emulator("emulator-optical").eval(), instrument)
     alpha = dict.fromkeys(ALPHA_ELEMENTS, cut["alpha_m"])
     labels = emulator.label_table({**{name: cut[name] for name in names[:3]}, **alpha})
     usable = emulator.covers(labels) & (cut["snr"] > 100) & np.isfinite(cut["ak_targ"])
-    instrument = Instrument.load("gaia-xp")
     used = (instrument.wavelength >= 3900) & (instrument.wavelength <= 10100)
     wavelength = instrument.wavelength[used]
     curve = extinction_curve(wavelength)
@@ -270,8 +271,11 @@ def check_gaia_xp(out: Path, results: dict[str, Any], per_bin: int = 100) -> dic
         at[:, 0] = np.clip(at[:, 0] + changes, emulator.config.label_minimum[0], emulator.config.label_maximum[0])
         with torch.no_grad():
             flux, surface = emulator(torch.from_numpy(at))
+        seen = (flux * surface).double().numpy() @ matrix.T
+        if np.any(seen <= 0):  # a cool star in which the emulator has no flux in the blue
+            return None
         # Between spectra 100 K apart: smooth, as a fit needs it, and fast.
-        synthetic = interp1d(changes, np.log((flux * surface).double().numpy() @ matrix.T), "cubic", axis=0)
+        synthetic = interp1d(changes, np.log(seen), "cubic", axis=0)
         observed = spectra[int(star)]["flux"][used].astype(float)
         (a_v, _), deviation = fit_reddened(observed, lambda change: np.exp(synthetic(change)), curve, False)
         (_, change), free = fit_reddened(observed, lambda change: np.exp(synthetic(change)), curve, True)
@@ -280,10 +284,11 @@ def check_gaia_xp(out: Path, results: dict[str, Any], per_bin: int = 100) -> dic
     rows, pictures = [], []
     for low, high in zip(TEFF_BINS[:-1], TEFF_BINS[1:], strict=True):
         chosen = np.flatnonzero(usable & (cut["teff"] >= low) & (cut["teff"] < high))
-        chosen = chosen[np.argsort(np.abs(cut["ak_targ"][chosen]), kind="stable")][:per_bin]
-        if not len(chosen):
+        chosen = chosen[np.argsort(np.abs(cut["ak_targ"][chosen]), kind="stable")]
+        fitted = list(itertools.islice(filter(None, map(one, chosen)), per_bin))
+        if not fitted:
             continue
-        flux, deviation, found = zip(*map(one, chosen), strict=True)
+        flux, deviation, found = zip(*fitted, strict=True)
         figures = np.array(found)
         rows.append(bin_row(low, high, figures[:, :2]) + np.median(figures[:, 2:], axis=0).round(2).tolist())
         pictures.append((f"{low}-{high} K", np.array(flux), np.array(deviation)))
@@ -310,18 +315,19 @@ def check_miles(out: Path, results: dict[str, Any]) -> dict[str, Any]:
     folder = "mangadap/data/spectral_templates/miles"
     archive = fetch_package_file(*MILES)
     stars = read_miles_labels(read_member(archive, f"{folder}/MILES_params.db").decode())
-    emulator = SpectrumEmulator.from_pretrained(bundled("emulator-optical"))
+    instrument = Instrument.load("miles")
+    emulator, wavelength_range = emulator_for(load_emulator("emulator-optical").eval(), instrument)
     teff, logg, fe_h = (np.array(column) for column in list(zip(*stars, strict=True))[1:])
     # MILES has no abundances: the usual run of the Galaxy.
     alpha = dict.fromkeys(ALPHA_ELEMENTS, np.clip(-0.3 * fe_h, 0, 0.3))
     labels = emulator.label_table({"teff": teff, "logg": logg, "fe_h": fe_h, **alpha})
     usable = np.flatnonzero(emulator.covers(labels) & (teff >= 3800))
-    instrument = Instrument.load("miles")
     used = (instrument.wavelength >= 3700) & (instrument.wavelength <= 7300)
     wavelength = instrument.wavelength[used]
     with torch.no_grad():
-        flux, surface = emulator(torch.from_numpy(labels[usable]))
-    matrix = instrument.response(emulator.wavelength.double().numpy())[used]
+        flux, surface = emulator(torch.from_numpy(labels[usable]), wavelength_range)
+    native = emulator.wavelength[emulator.pixels(wavelength_range)].double().numpy()
+    matrix = instrument.response(native)[used]
     whole, good = [slice(0, len(wavelength))], np.ones(len(wavelength), dtype=bool)
     fluxes, deviations, kept = [], [], []
     for index, model in zip(usable, (matrix @ (flux * surface).double().numpy().T).T, strict=True):
@@ -408,14 +414,6 @@ def check_derivatives(out: Path, results: dict[str, Any], threads: int = 2) -> d
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def save(figure: Figure, path: Path) -> None:
-    """PNG of 64 colours, a third of the size."""
-    content = io.BytesIO()
-    figure.savefig(content, dpi=100, format="png")
-    with complete_file(path) as temporary:
-        Image.open(content).convert("RGB").quantize(64).save(temporary, format="png", optimize=True)
-
-
 def plot_apogee(path: Path, star: Star, fit: Fit) -> None:
     figure = Figure(figsize=(14, 11), layout="constrained")
     axes = figure.subplots(6, 1, gridspec_kw={"height_ratios": [2.4, 1] * 3})
@@ -438,7 +436,7 @@ def plot_apogee(path: Path, star: Star, fit: Fit) -> None:
     teff, logg, fe_h = fit.x[:3]
     text = f"{STARS[star.name]} {star.name}, best fit {teff:.0f} K, log g {logg:.2f}, [Fe/H] {fe_h:.2f}"
     axes[0].set_title(text, loc="left", fontsize=11, color=INK)
-    save(figure, path)
+    save_figure(figure, path, dpi=100, colours=32)
 
 
 def plot_bins(
@@ -471,7 +469,7 @@ def plot_bins(
         axes.legend(frameon=False, fontsize=9, ncols=2)
     for axes in figure.axes[-2:]:
         axes.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]")
-    save(figure, path)
+    save_figure(figure, path, dpi=100, colours=32)
 
 
 def plot_derivatives(path: Path, wavelength: Array, pairs: dict[str, Any], steps: Array, names: list[str]) -> None:
@@ -486,7 +484,7 @@ def plot_derivatives(path: Path, wavelength: Array, pairs: dict[str, Any], steps
     figure.axes[0].legend(frameon=False, fontsize=9)
     for axes in figure.axes[-2:]:
         axes.set_xlabel(r"Wavelength in vacuum [$\mathrm{\AA}$]")
-    save(figure, path)
+    save_figure(figure, path, dpi=100, colours=32)
 
 
 # ------------------------------------------------------------------------------------------------------------ the card

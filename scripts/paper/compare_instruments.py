@@ -26,10 +26,10 @@ import numpy as np
 from evaluate_observed import answers
 from numpy.typing import NDArray
 from observed_samples import LABELS, TEFF, miles, shared_stars
+from report_files import add_output, print_and_write
 
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.data.readers import find_files, read_spectra
-from spectrafm_hf.files import complete_file
 from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
 from spectrafm_hf.synthesis.instruments import Instrument, extinction_curve
 from spectrafm_hf.synthesis.labels import draw_optical_labels
@@ -66,7 +66,7 @@ def with_noise(clean: Array, generator: np.random.Generator) -> dict[str, Array]
 
 def drawn_labels(n: int, generator: np.random.Generator) -> dict[str, Array]:
     """Labels (n,) each that the emulators of all instruments cover."""
-    emulators = [load_emulator(name).eval() for name in ("emulator-survey", "emulator-optical", "emulator-hband")]
+    emulators = [load_emulator(name).eval() for name in ("emulator-optical", "emulator-hband")]
 
     def covered(stars: Mapping[str, Array]) -> NDArray[np.bool_]:
         inside = (stars["teff"] > TEFF[0]) & (stars["teff"] < TEFF[1])
@@ -81,7 +81,7 @@ def optical_stars(
     labels: dict[str, Array], like: LikeObserved | None, seed: int
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Rows of the same stars through each of the surveys of the optical."""
-    emulator, generator = load_emulator("emulator-survey").eval(), np.random.default_rng(seed)
+    emulator, generator = load_emulator("emulator-optical").eval(), np.random.default_rng(seed)
     wavelength, lines = emulator.synthesize(normalized=True, **labels)
     factor: Array | float = 1.0
     if like is not None:
@@ -197,14 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--miles", type=Path, metavar="DIR", help="made by `spectrafm data miles`")
     parser.add_argument("--files", type=Path, metavar="DIR", help="observed spectra, one of X-shooter among them")
     parser.add_argument("--stars", type=int, default=100, help="synthetic ones")
-    parser.add_argument("--output", type=Path, metavar="FILE.md", help="write the table here as well")
+    add_output(parser)
     arguments = parser.parse_args(argv)
-    text = report(arguments)
-    print(text)
-    if arguments.output:
-        with complete_file(arguments.output) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return 0
+    return print_and_write(report(arguments), arguments.output)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from spectrafm_cli.arguments import DEFAULT_MODEL, Parser
 from spectrafm_hf.checkpoints import bundled, bundled_names, load_checkpoint
 from spectrafm_hf.data import LABEL_UNITS, build_gaia_xp, cache_dir, flat_pixels, label_names_of
-from spectrafm_hf.files import complete_file, write_json
+from spectrafm_hf.files import write_json
 from spectrafm_hf.hub.cards import checksums
 from spectrafm_hf.inference.prediction import predict_batches
 from spectrafm_hf.models import SpectraFMTokenizer
@@ -485,7 +485,7 @@ def plot(path: Path, title: str, prediction: tuple[Mapping, Mapping], labels: Ma
     """Predicted over true for each label of one model, above the distribution of error/sigma."""
     from matplotlib.figure import Figure
 
-    from spectrafm_hf.show.style import axis_label
+    from spectrafm_hf.show.style import axis_label, save_figure
 
     values, errors = prediction
     figure = Figure(figsize=(4 * len(values), 7), layout="constrained")
@@ -503,8 +503,7 @@ def plot(path: Path, title: str, prediction: tuple[Mapping, Mapping], labels: Ma
         below.plot(grid, np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi), "k", lw=0.8)
         below.set(xlabel="error / sigma", yticks=[])
     figure.suptitle(title)
-    with complete_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    save_figure(figure, path, dpi=120)
 
 
 # ------------------------------------------------------------------------------------------------------------- command

@@ -1,12 +1,11 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The bundled emulators of the optical against a grid of synthesised spectra, by temperature and range.
+"""An emulator against a grid of synthesised spectra, by temperature and range.
 
     python scripts/paper/evaluate_emulators.py GRID --held-out 80 --output emulators.md
 
-GRID is what `scripts/synthesize_grid.py` writes, or an .npz file; its last stars were held out when `emulator-optical`
-was fitted. `emulator-survey` has never seen any of them: it was fitted to another grid, at a 45 times finer sampling,
-and is averaged over the pixels of this one. What it is off by on held-out stars of its own grid, at R = 2,000 and
-20,000, and its derivatives against the synthesis, are in its card.
+GRID is what `scripts/synthesize_grid.py` writes, or an .npz file; its last N stars are used. The emulator is averaged
+over the pixels of the grid. `emulator-optical` was fitted to another grid. Its errors on held-out stars of that one, at
+R = 2,000 and 20,000, and its derivatives against the synthesis, are in its card.
 """
 
 from __future__ import annotations
@@ -20,15 +19,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from report_files import add_output, print_and_write
 
-from spectrafm_hf.files import complete_file
-from spectrafm_hf.models.basis_spectrafm import half_widths
+from spectrafm_hf.models.rungs_spectrafm import half_widths
 from spectrafm_hf.synthesis.emulation import Grid, read_grid
 from spectrafm_hf.synthesis.synthetic import load_emulator
 
 
 Array = NDArray[Any]
-EMULATORS = ("emulator-optical", "emulator-survey")
 TEFF = (0.0, 3_500.0, 4_000.0, 4_500.0, 5_000.0, 6_000.0, 9_000.0)  # K
 RANGES = (3_310.0, 4_000.0, 5_000.0, 6_000.0, 7_000.0, 8_500.0, 10_290.0)  # Angstrom
 
@@ -37,12 +35,12 @@ def emulated(name: str, grid: Grid) -> tuple[Array, Array]:
     """Flux over the continuum (stars, pixels) of those stars of a grid that an emulator covers, and which these are."""
     emulator = load_emulator(name).eval()
     config = emulator.config
-    given = dict(zip(grid.label_names, grid.labels.T, strict=True))
+    known = dict(zip(grid.label_names, grid.labels.T, strict=True))
     # Labels that the grid does not have are those of the Sun, lithium as usual.
-    missing = {label: np.zeros(len(grid)) for label in config.label_names if label not in given}
+    missing = {label: np.zeros(len(grid)) for label in config.label_names if label not in known}
     if "li_fe" in missing:
-        missing["li_fe"] = np.clip(-1.5 - given["fe_h"], config.label_minimum[config.label_names.index("li_fe")], None)
-    labels = {label: (given | missing)[label] for label in config.label_names}
+        missing["li_fe"] = np.clip(-1.5 - known["fe_h"], config.label_minimum[config.label_names.index("li_fe")], None)
+    labels = {label: (known | missing)[label] for label in config.label_names}
     covered = emulator.covers(np.stack([labels[label] for label in config.label_names], axis=1))
     own = {label: values[covered] for label, values in labels.items()}
     wavelength, flux = emulator.synthesize(normalized=True, **own)
@@ -77,7 +75,7 @@ def table_of(name: str, found: Array, grid: Grid) -> list[str]:
     return lines
 
 
-def report(grid: Grid) -> str:
+def report(name: str, grid: Grid) -> str:
     step = np.median(np.diff(grid.wavelength))
     heads = [f"{cool:.0f}-{hot:.0f} K" for cool, hot in [*pairwise(TEFF), (4_500.0, 9_000.0)]]
     lines = [
@@ -87,27 +85,23 @@ def report(grid: Grid) -> str:
         "| emulator | Angstrom | " + " | ".join(heads) + " |",
         "|---" * (len(heads) + 2) + "|",
     ]
-    for name in EMULATORS:
-        found, covered = emulated(name, grid)
-        lines += table_of(name, found, grid[covered])
-    return "\n".join([*lines, ""])
+    found, covered = emulated(name, grid)
+    return "\n".join([*lines, *table_of(name, found, grid[covered]), ""])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="evaluate_emulators.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("grid", type=Path, help="a folder of shards or an .npz file")
+    parser.add_argument("--emulator", default="emulator-optical", help="a bundled one, or a folder")
     parser.add_argument("--held-out", type=int, default=80, metavar="N", help="the last stars of the grid")
-    parser.add_argument("--output", type=Path, metavar="FILE.md", help="write the table here as well")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     grid = read_grid(arguments.grid)
     if not 0 < arguments.held_out <= len(grid):
         parser.error(f"--held-out: expected 1 to {len(grid)}, got {arguments.held_out}")
-    text = report(grid[slice(len(grid) - arguments.held_out, None)])
-    print(text)
-    if arguments.output:
-        with complete_file(arguments.output) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return 0
+    return print_and_write(
+        report(arguments.emulator, grid[slice(len(grid) - arguments.held_out, None)]), arguments.output
+    )
 
 
 if __name__ == "__main__":

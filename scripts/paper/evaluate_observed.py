@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from observed_samples import LABELS, LAMOST_POWER, MILES_POWER, TEFF, lamost, miles, published_files, shared_stars
+from report_files import add_output, print_and_write
 from synthetic_rivals import answers_of_rivals
 
 from spectrafm_hf import load_checkpoint
-from spectrafm_hf.files import complete_file
 from spectrafm_hf.inference.prediction import batches_of, predict_batches
-from spectrafm_hf.models.basis_spectrafm import degraded
+from spectrafm_hf.models.rungs_spectrafm import degraded
 from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
 from spectrafm_hf.synthesis.survey_observed import LikeObserved
 from spectrafm_hf.training.baseline import Spectra
@@ -203,16 +203,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lamost", type=Path, metavar="FILE", help="arrays of labelled stars of LAMOST")
     parser.add_argument("--files", type=Path, nargs="+", metavar="DIR", help="files of stars with known labels")
     parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="stars for networks beside the model")
-    parser.add_argument("--output", type=Path, metavar="FILE.md", help="write the table here as well")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     if not (arguments.miles or arguments.lamost):
         parser.error("--miles, --lamost: expected at least one of them")
-    text = report(arguments)
-    print(text)
-    if arguments.output:
-        with complete_file(arguments.output) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return 0
+    return print_and_write(report(arguments), arguments.output)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def cannon(fitted: Grid, outputs: Array, labels: Array) -> Array:
     return quadratic(labels, center, scale) @ ridge(table, outputs, best)
 
 
-def by_components(seen: Array, hidden: Array, asked: Array) -> Array:
+def by_components(seen: Array, hidden: Array, tested: Array) -> Array:
     """What is hidden, from what is seen, by ridge regression between principal components, on training stars."""
     center, other = seen.mean(axis=0), hidden.mean(axis=0)
     directions = np.linalg.svd(seen - center, full_matrices=False)[2][:COMPONENTS]
@@ -122,7 +122,7 @@ def by_components(seen: Array, hidden: Array, asked: Array) -> Array:
         left = (table[~own] @ ridge(table[own], outputs[own], penalty) - outputs[~own]) @ targets
         tried.append(np.median(np.sqrt(np.mean(left**2, axis=1))))
     solution = ridge(table, outputs, PENALTIES[int(np.argmin(tried))])
-    new = quadratic(((asked - center) @ directions.T) / scale, np.zeros(len(scale)), np.ones(len(scale)))
+    new = quadratic(((tested - center) @ directions.T) / scale, np.zeros(len(scale)), np.ones(len(scale)))
     return new @ solution @ targets + other
 
 
@@ -131,7 +131,7 @@ def by_components(seen: Array, hidden: Array, asked: Array) -> Array:
 
 def of_labels(grids: Path) -> list[str]:
     lines = ["| labels in, spectrum out | stars | spectrafm: error; error/sigma | Cannon |", "|---|---|---|---|"]
-    for name, emulator in (("hband", "emulator-hband"), ("optical", "emulator-survey")):
+    for name, emulator in (("hband", "emulator-hband"), ("optical", "emulator-optical")):
         grid = read_grid(grids / f"{name}_grid_turbospectrum_marcs.npz")
         fitted, held_out = grid[: -HELD_OUT[name]], grid[-HELD_OUT[name] :]
         cases: list[tuple[str, Any, float | None]] = [("its own pixels", grid.wavelength[5:-5], None)]
@@ -271,7 +271,7 @@ def of_other_range(predictor: SpectrumPredictor, gaia_xp: Path) -> list[str]:
         f"{figures(mean, truth[keep])} |"
     )
     # Synthetic stars have both, with all their abundances.
-    optical, generator = SyntheticStars("gaia-xp", emulator="emulator-optical", seed=3), np.random.default_rng(3)
+    optical, generator = SyntheticStars("gaia-xp", seed=3), np.random.default_rng(3)
     stars = optical.draw(TRAINING + TESTED, generator)
     table = np.stack([stars[name] for name in emulated.emulator.config.label_names], axis=1).astype(float)
     both = np.flatnonzero(emulated.emulator.covers(table) & (stars["teff"] > 4000))
@@ -286,18 +286,18 @@ def of_other_range(predictor: SpectrumPredictor, gaia_xp: Path) -> list[str]:
         for i in both[test]
     ]
     keep, found = usable(predictor, rows, apogee)
-    asked = np.flatnonzero(test)[keep]
-    rival = by_components(flux[~test], truth[~test], flux[asked])
-    mean = np.broadcast_to(truth[~test].mean(axis=0), truth[asked].shape)
+    tested = np.flatnonzero(test)[keep]
+    rival = by_components(flux[~test], truth[~test], flux[tested])
+    mean = np.broadcast_to(truth[~test].mean(axis=0), truth[tested].shape)
     lines.append(
         f"| H band from synthetic Gaia XP, above 4,000 K | {len(keep)} | "
-        f"{figures(found.flux, truth[asked], found.error)} | {figures(rival, truth[asked])} | "
-        f"{figures(mean, truth[asked])} |"
+        f"{figures(found.flux, truth[tested], found.error)} | {figures(rival, truth[tested])} | "
+        f"{figures(mean, truth[tested])} |"
     )
     # Back: the optical over its continuum, as dust is not in the H band.
     noise = generator.standard_normal(truth.shape) / SNR
     wavelength = np.arange(4000.0, 9000.0, 20.0)
-    blue = EmulatedSpectra("emulator-survey", wavelength, 300.0)
+    blue = EmulatedSpectra("emulator-optical", wavelength, 300.0)
     wanted = np.full((len(both), len(wavelength)), np.nan)
     covered = blue.emulator.covers(blue.emulator.label_table(labels))
     wanted[covered] = blue({name: values[covered] for name, values in labels.items()}).flux
@@ -313,14 +313,14 @@ def of_other_range(predictor: SpectrumPredictor, gaia_xp: Path) -> list[str]:
         for i in np.flatnonzero(test & covered)
     ]
     keep, found = usable(predictor, rows, wavelength, 300.0)
-    asked = np.flatnonzero(test & covered)[keep]
+    tested = np.flatnonzero(test & covered)[keep]
     own = ~test & covered
-    rival = by_components(truth[own] + noise[own], wanted[own], truth[asked] + noise[asked])
-    mean = np.broadcast_to(wanted[own].mean(axis=0), wanted[asked].shape)
+    rival = by_components(truth[own] + noise[own], wanted[own], truth[tested] + noise[tested])
+    mean = np.broadcast_to(wanted[own].mean(axis=0), wanted[tested].shape)
     lines.append(
         f"| optical over its continuum, R = 300, from synthetic H band, S/N {SNR:.0f} | {len(keep)} | "
-        f"{figures(found.flux, wanted[asked], found.error)} | {figures(rival, wanted[asked])} | "
-        f"{figures(mean, wanted[asked])} |"
+        f"{figures(found.flux, wanted[tested], found.error)} | {figures(rival, wanted[tested])} | "
+        f"{figures(mean, wanted[tested])} |"
     )
     return lines
 

@@ -26,13 +26,13 @@ from astropy.io import fits
 from evaluate_observed import answers
 from numpy.typing import NDArray
 from observed_samples import miles
+from report_files import add_output, print_and_write
 
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.data.readers import find_files, read_spectra
 from spectrafm_hf.data.sources import fetch_package_file
-from spectrafm_hf.files import complete_file
 from spectrafm_hf.models import air_to_vacuum
-from spectrafm_hf.models.basis_spectrafm import FWHM
+from spectrafm_hf.models.rungs_spectrafm import FWHM
 
 
 Array = NDArray[Any]
@@ -230,14 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="spectrafm-base", help="a bundled checkpoint, or a folder")
     parser.add_argument("--miles", type=Path, metavar="DIR", help="made by `spectrafm data miles`")
     parser.add_argument("--files", type=Path, metavar="DIR", help="observed spectra of Vega and of a quasar")
-    parser.add_argument("--output", type=Path, metavar="FILE.md", help="write the table here as well")
+    add_output(parser)
     arguments = parser.parse_args(argv)
-    text = report(arguments)
-    print(text)
-    if arguments.output:
-        with complete_file(arguments.output) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return 0
+    return print_and_write(report(arguments), arguments.output)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,8 @@ from numpy.typing import NDArray
 from spectrafm_cli.arguments import Parser
 from spectrafm_hf.checkpoints import BASE_CHECKPOINT, load_checkpoint
 from spectrafm_hf.data.readers import batched
-from spectrafm_hf.files import complete_file
 from spectrafm_hf.inference.explain import Explainer, Explanation
-from spectrafm_hf.show.style import BLUE, INK, ORANGE, symbol
+from spectrafm_hf.show.style import BLUE, INK, ORANGE, save_figure, symbol
 from spectrafm_hf.synthesis.bounds import cramer_rao, observe
 from spectrafm_hf.synthesis.instruments import Instrument
 from spectrafm_hf.synthesis.synthetic import SyntheticStars, load_emulator
@@ -138,8 +137,7 @@ def plot_windows(path: Path, found: Explanation, windows: dict[str, Array], resu
         "Blue: windows of the element.  Right: the strongest window",
         x=0.012, ha="left", fontsize=13, color=INK,
     )  # fmt: skip
-    with complete_file(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    save_figure(figure, path)
 
 
 def main() -> int:

@@ -76,13 +76,13 @@ def measure(name: str, draw: int, folder: Path, shared: Path | None) -> list[dic
     rich = learnt[iron[learnt] > task.iron_rich]
     rows = np.random.default_rng([draw, 77]).choice(rich, N_STARS, replace=False)
     # Few stars are asked where they did not teach, too.
-    asked = stars.parts["test"] if len(stars.parts["test"]) > 1_000 else np.arange(len(iron))
-    asked = np.setdiff1d(asked[np.isfinite(iron[asked])], rows)
-    found = learn(stars, "fe_h", iron, error, rows, asked, draw)
+    tested = stars.parts["test"] if len(stars.parts["test"]) > 1_000 else np.arange(len(iron))
+    tested = np.setdiff1d(tested[np.isfinite(iron[tested])], rows)
+    found = learn(stars, "fe_h", iron, error, rows, tested, draw)
     lines = []
     for model, (values, errors) in found.answers.items():
-        for group, some in (("all", np.ones(len(asked), bool)), ("iron-poor", iron[asked] < task.iron_poor)):
-            figures = label_metrics(values[some], errors[some], iron[asked][some], error[asked][some])
+        for group, some in (("all", np.ones(len(tested), bool)), ("iron-poor", iron[tested] < task.iron_poor)):
+            figures = label_metrics(values[some], errors[some], iron[tested][some], error[tested][some])
             own = {key: f"{figures[key]:.4f}" for key in FIGURES}
             lines.append({"model": model, "stars": group, "n": str(figures["n"]), **own})
     return lines

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from observed_samples import LABELS
 from scipy.ndimage import gaussian_filter1d
 
-from spectrafm_hf.models.basis_spectrafm import FWHM, SpectrumBasis, half_widths, means_over_pixels
+from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
+from spectrafm_hf.models.rungs_spectrafm import FWHM, half_widths, means_over_pixels
 from spectrafm_hf.synthesis.bases import AIR, survey_grid
 from spectrafm_hf.synthesis.survey_observed import LikeObserved
 from spectrafm_hf.training.baseline import Spectra

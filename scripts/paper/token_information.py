@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from spectrafm_hf.models.basis_spectrafm import Rung, SpectrumBasis
+from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
+from spectrafm_hf.models.rungs_spectrafm import Rung
 from spectrafm_hf.synthesis.bases import HBAND, hband_rung
 from spectrafm_hf.synthesis.bounds import OTHER_PRIOR, PRIORS, cramer_rao, emulate, held_out_labels
 from spectrafm_hf.synthesis.instruments import Instrument

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Of argparse the program would say so, not the verb, whose options `--help` should show.
         name = " ".join(filter(None, (arguments.verb, getattr(arguments, "name", None))))
         Parser(prog=f"spectrafm {name}").error(f"unrecognized arguments: {' '.join(unknown)}")
-    arguments.given = list(sys.argv[1:] if argv is None else argv)
+    arguments.command_line = list(sys.argv[1:] if argv is None else argv)
     try:
         return arguments.run(arguments) or 0
     except BrokenPipeError:  # `| head` has seen enough

@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         id_column=arguments.id_column,
         seed=arguments.seed,
         failures=failures,
-        command=shlex.join(["spectrafm", *arguments.given]),
+        command=shlex.join(["spectrafm", *arguments.command_line]),
         overwrite=arguments.overwrite,
         say=lambda line: print(line, flush=True),
         draw=plot_given,

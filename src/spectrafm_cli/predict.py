@@ -123,12 +123,12 @@ def run(arguments: argparse.Namespace) -> int:
             writer = stack.enter_context(PredictionWriter(arguments.output, columns, units, files=tell))
         progress = stack.enter_context(tqdm(total=count(files), desc="predicting", unit=" stars", delay=DELAY))
 
-        def asked(row: Row) -> tuple[str, ...]:
+        def requested(row: Row) -> tuple[str, ...]:
             """The labels predicted for a spectrum."""
             wanted = answered_labels(model, tokenizer, None if row["refused"] else row)
             return tuple(label for label in names if label in wanted)
 
-        for own, group in itertools.groupby(rows, asked):
+        for own, group in itertools.groupby(rows, requested):
             batches, same = itertools.tee(batches_of(group, tokenizer, arguments.batch_size))
             for batch, prediction in zip(
                 same, predict_batches(model, tokenizer, batches, own, training_range), strict=True

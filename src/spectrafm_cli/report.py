@@ -53,9 +53,11 @@ def nothing_done(failures: Sequence[Failure], n_files: int, output: Path | None)
         return first
     where = write_failures(failures, output)
     found = kinds(failures)
-    told = "; ".join(f"{number:,} like {failure_text(one)}" for one, number in found[:PRINTED_KINDS])
+    causes = "; ".join(f"{number:,} like {failure_text(one)}" for one, number in found[:PRINTED_KINDS])
     more = f"; {len(found) - PRINTED_KINDS:,} more kinds" if len(found) > PRINTED_KINDS else ""
-    return f"INPUT: expected a spectrum that can be used, got {len(failures):,} that cannot, see {where}: {told}{more}"
+    return (
+        f"INPUT: expected a spectrum that can be used, got {len(failures):,} that cannot, see {where}: {causes}{more}"
+    )
 
 
 def report(failures: Sequence[Failure], output: Path | None, name: str = FAILED) -> int:

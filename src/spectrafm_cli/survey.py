@@ -62,7 +62,7 @@ def predict_survey(arguments: argparse.Namespace, failures: list[Failure]) -> in
                 arguments.output,
                 revision=arguments.revision,
                 batch_size=arguments.batch_size,
-                how=reading_options(arguments),
+                reading=reading_options(arguments),
                 address=arguments.ray or None,
                 requests=tokenizer.requests,
                 progress=progress.update,

@@ -25,10 +25,14 @@ from .models import SpectraFMConfig, SpectraFMForPrediction, SpectraFMTokenizer
 _BUNDLED = RESOURCES / "checkpoints"
 #: What labels are asked of where no other is named.
 BASE_CHECKPOINT = "spectrafm-base"
-#: Checkpoints of version 0.1.0, and what has taken their place.
-REPLACED = dict.fromkeys(
-    ("spectrafm-apogee", "spectrafm-base-synthetic", "spectrafm-gaia-xp", "spectrafm-gaia-xp-small"), BASE_CHECKPOINT
-)
+#: Earlier names of checkpoints, and the checkpoints to use instead.
+REPLACED = {
+    **dict.fromkeys(
+        ("spectrafm-apogee", "spectrafm-base-synthetic", "spectrafm-gaia-xp", "spectrafm-gaia-xp-small"),
+        BASE_CHECKPOINT,
+    ),
+    "emulator-survey": "emulator-optical",
+}
 
 
 def bundled_names(model_type: str | None = None) -> list[str]:
@@ -44,7 +48,7 @@ def bundled(name: str) -> str:
     Parameters
     ----------
     name : str
-        One of [`bundled_names`]; for one of version 0.1.0, that which has taken its place, with a warning.
+        One of [`bundled_names`], or an earlier name of one (`REPLACED`), with a warning.
 
     Raises
     ------
@@ -52,7 +56,7 @@ def bundled(name: str) -> str:
         If there is none of that name.
     """
     if name in REPLACED:
-        warnings.warn(f"{name} is gone: {REPLACED[name]} has taken its place", FutureWarning, stacklevel=2)
+        warnings.warn(f"{name} was replaced by {REPLACED[name]}, which is loaded instead", FutureWarning, stacklevel=2)
         name = REPLACED[name]
     if name not in bundled_names():
         raise ValueError(f"name: expected one of the bundled checkpoints {bundled_names()}, got {name!r}")
@@ -137,14 +141,14 @@ def load_checkpoint(
         If a file is missing, cannot be read or cannot be had from the hub.
     """
     name = os.fspath(name_or_path)
-    if name in (*bundled_names("spectrafm"), *REPLACED):
+    names = bundled_names("spectrafm")
+    if name in names or REPLACED.get(name) in names:
         where = bundled(name)
     elif os.path.isdir(name) or (isinstance(name_or_path, str) and name.count("/") == 1 and not name.startswith(".")):
         where = name
     else:
         raise ValueError(
-            f"checkpoint: expected one of the bundled {bundled_names('spectrafm')}, a folder, or a hub repository "
-            f"owner/name, got {name!r}"
+            f"checkpoint: expected one of the bundled {names}, a folder, or a hub repository owner/name, got {name!r}"
         )
     if not os.path.isdir(where):
         _drop_damaged(where)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from spectrafm_hf.models.basis_spectrafm import FWHM, SpectrumBasis, half_widths, means_over_pixels
+from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
+from spectrafm_hf.models.rungs_spectrafm import FWHM, half_widths, means_over_pixels
 from spectrafm_hf.synthesis.bases import make_rung
 
 

@@ -179,7 +179,7 @@ def test_the_pipeline_shows_the_fit_beside_the_labels(xp):
 def test_nothing_is_said_of_bands_of_the_air(base):
     """The line of the sky at 5,577 A, to which the rung of the optical is blind: no flux of zero, no misfit."""
     wavelength = np.arange(5400.0, 5800.0, 0.5)
-    emulator = load_emulator("emulator-survey")
+    emulator = load_emulator("emulator-optical")
     grid, flux = emulator.synthesize(teff=5000.0, logg=3.0, fe_h=-0.3, wavelength_range=(5390, 5810))
     row = {"wavelength": wavelength, "flux": np.interp(wavelength, grid, flux[0] / np.median(flux))}
     row |= {"flux_error": np.full(wavelength.size, 0.02), "mask": np.zeros(wavelength.size, bool)}
@@ -194,7 +194,7 @@ def test_nothing_is_said_of_bands_of_the_air(base):
 def test_a_fit_is_drawn_at_the_resolving_power_in_which_its_pixels_are_read(base):
     """Where nobody states it, as guessed from the pixels, not the highest that the rung has."""
     wavelength = np.exp(np.arange(np.log(4500.0), np.log(5600.0), 1.0 / 3000.0))
-    grid, flux = load_emulator("emulator-survey").synthesize(
+    grid, flux = load_emulator("emulator-optical").synthesize(
         teff=5000.0, logg=3.0, fe_h=-0.3, wavelength_range=(4480, 5630)
     )
     even = np.exp(np.arange(np.log(grid[0]), np.log(grid[-1]), 2e-5))

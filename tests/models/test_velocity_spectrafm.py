@@ -120,7 +120,7 @@ def test_the_command_line_measures_them_and_takes_a_column(table, tmp_path, caps
 
 
 def test_a_survey_has_the_velocities_too(base, table, tmp_path):
-    predictor = ShardPredictor(*base, tmp_path / "out", how={"radial_velocity": "measure"})
+    predictor = ShardPredictor(*base, tmp_path / "out", reading={"radial_velocity": "measure"})
     predictor(list_shards([table])[0])
     found = pd.read_parquet(tmp_path / "out")
     np.testing.assert_allclose(found["radial_velocity"][:5], VELOCITIES, atol=0.6)
@@ -151,7 +151,7 @@ def test_the_pipeline_takes_a_velocity_for_each_star_or_measures_it(base, stars)
 def optical():
     """Wavelength and spectra of a giant and two dwarfs at R = 1,800, at VELOCITIES[1:4]; S/N 50."""
     rng = np.random.default_rng(3)
-    emulator = SpectrumEmulator.from_pretrained(bundled("emulator-survey"))
+    emulator = SpectrumEmulator.from_pretrained(bundled("emulator-optical"))
     grid, flux = emulator.synthesize(teff=[4600.0, 5700.0, 4400.0], logg=[2.3, 4.4, 4.6], fe_h=[-0.5, 0.0, -0.1])
     even = np.linspace(*np.log(grid[[0, -1]]), len(grid))
     wavelength, spectra = 10 ** np.arange(3.57, 3.955, 1e-4), []

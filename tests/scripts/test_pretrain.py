@@ -1,7 +1,6 @@
 """Pre-training: both commands with a few stars and steps, and what they find out about errors in the end."""
 
 import dataclasses
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from script_loader import load_script
 
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.data import build_miles
@@ -22,10 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def pretrain():
-    spec = importlib.util.spec_from_file_location("pretrain_script", ROOT / "scripts" / "pretrain.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("pretrain")
 
 
 def test_curves_make_the_errors_right_in_every_bin_of_temperature_and_noise(pretrain):
@@ -52,14 +49,7 @@ def test_curves_make_the_errors_right_in_every_bin_of_temperature_and_noise(pret
 
 @pytest.fixture(scope="module")
 def survey():
-    sys.path.insert(0, str(ROOT / "scripts"))  # it imports the other command
-    try:
-        spec = importlib.util.spec_from_file_location("pretrain_survey", ROOT / "scripts" / "pretrain_survey.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
+    return load_script("pretrain_survey")
 
 
 def test_one_rung_is_replaced_and_all_else_stays_to_the_last_bit(survey):

@@ -1,6 +1,4 @@
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
 
 import datasets
@@ -9,6 +7,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from script_loader import load_script
 
 from spectrafm_hf.synthesis import LABEL_NAMES
 from spectrafm_hf.synthesis.sampling import APSTAR_WAVELENGTH
@@ -19,12 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "synthesize_grid.py"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("synthesize_grid", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["synthesize_grid"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["synthesize_grid"]
+    return load_script("synthesize_grid")
 
 
 TABLE = pa.table(

@@ -115,16 +115,17 @@ def test_derivatives_go_through_the_instrument_as_spectra_do():
         return observe(instrument, emulator, labels, np.random.default_rng(7))
 
     observed = seen(table)
-    assert observed.names[14:] == ("a_v", "tilt_1", "tilt_2", "tilt_3", "level")
-    assert observed.jacobian.shape == (3, 19, 343) and observed.prior.shape == (19,)
+    n = len(emulator.config.label_names)
+    assert observed.names[n:] == ("a_v", "tilt_1", "tilt_2", "tilt_3", "level")
+    assert observed.jacobian.shape == (3, n + 5, 343) and observed.prior.shape == (n + 5,)
     for i, step in ((0, 5.0), (2, 0.01)):
-        change = step * (np.arange(14) == i)
+        change = step * (np.arange(n) == i)
         above, below = (seen(table + sign * change).flux.astype(np.float64) for sign in (1, -1))
         slope = observed.jacobian[:, i]
         assert np.abs((above - below) / (2 * step) - slope).max() < 0.01 * np.abs(slope).max()
     np.testing.assert_array_equal(observed.jacobian[:, -1], observed.flux)
     # Extinction dims blue light more.
-    dimming = observed.jacobian[:, 14] / observed.flux
+    dimming = observed.jacobian[:, n] / observed.flux
     assert np.all(dimming < 0) and np.all(dimming[:, 20] < 2 * dimming[:, 300])
 
 

@@ -73,7 +73,7 @@ def test_what_comes_and_goes_comes_and_goes_in_the_stars_that_are_drawn(catalogu
     assert 0.7 < np.std(size) < 1.4
 
 
-def test_molecules_that_are_wrong_in_cool_stars_change_none_that_has_no_molecules():
+def test_molecules_that_are_wrong_in_cool_stars_change_a_star_with_fewer_molecules_less():
     generator = np.random.default_rng(6)
     giants = {
         "teff": np.append(generator.uniform(3700, 5000, 200), 4000.0),
@@ -93,7 +93,9 @@ def test_molecules_that_are_wrong_in_cool_stars_change_none_that_has_no_molecule
     change = (stars._features(stars.catalogue, table) @ stars.coefficients)[:, band].mean(axis=1)
     alike = np.abs(stars.catalogue[:, 0] - 4000) < 100
     assert np.median(change[alike]) < -0.1
-    assert abs(change[-1]) < 0.5 * abs(np.median(change[alike]))
+    # The metal-poor star changes by what its own weaker band calls for, not by what others of its temperature do.
+    np.testing.assert_allclose(change[-1], 0.1 * tio[-1], atol=0.02)
+    assert abs(change[-1]) < 0.6 * abs(np.median(change[alike]))
 
 
 def test_a_star_that_is_something_else_does_not_count(catalogue, observed):
@@ -199,11 +201,7 @@ def test_by_depth_iron_poor_stars_have_less_of_what_lines_have_wrong(catalogue):
 
 
 def test_a_star_for_which_the_emulator_has_no_flux_is_drawn_again(catalogue):
-    """One that came up in 160,000."""
-    labels = {"teff": 3329.2117, "logg": 1.0778025, "fe_h": 0.26907015, "c_fe": -0.38023293, "n_fe": -0.018609853,
-              "o_fe": 0.19309494, "mg_fe": 0.14725192, "si_fe": 0.27459371, "al_fe": -0.0690523237,
-              "ca_fe": 0.150526464, "ti_fe": 0.27191788, "mn_fe": 0.021433377, "ni_fe": 0.0618683286,
-              "vmicro": 1.66640019}  # fmt: skip
+    labels = {"teff": 3050.0, "logg": 0.0, "fe_h": 0.3, "vmicro": 2.0}
 
     class Unlucky(CalibratedStars):
         drawn = 0
@@ -212,7 +210,7 @@ def test_a_star_for_which_the_emulator_has_no_flux_is_drawn_again(catalogue):
             stars, labelled, table = super()._draw_labels(n, generator)
             self.drawn += n
             if n > 1:
-                table[2] = [labels[name] for name in self._stars.emulator.config.label_names]
+                table[2] = [labels.get(name, 0.0) for name in self._stars.emulator.config.label_names]
             return stars, labelled, table
 
     stars = Unlucky("miles", catalogue)

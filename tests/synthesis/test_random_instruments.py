@@ -5,6 +5,7 @@ import pytest
 
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
+from spectrafm_hf.synthesis.bad_pixels import add_noise, missing_pixels, spoil
 from spectrafm_hf.synthesis.bases import hband_rung, on_even_grid
 from spectrafm_hf.synthesis.random_instruments import (
     EvenNoiseStars,
@@ -13,7 +14,6 @@ from spectrafm_hf.synthesis.random_instruments import (
     SpoiltStars,
     evidence_inputs,
 )
-from spectrafm_hf.synthesis.spoiling import add_noise, missing_pixels, spoil
 
 
 LABELS = ["teff", "logg", "fe_h", "alpha_m", "mg_fe"]

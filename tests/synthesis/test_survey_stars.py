@@ -1,14 +1,11 @@
 """Tokens of stars of the optical that are drawn without pixels, and what is wrong with them."""
 
 import numpy as np
-import pytest
+from conftest import SEEN_POWER, SURVEY_EDGE, SURVEY_INTERVALS, SURVEY_POWER, make_survey_rung
 
-from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
-from spectrafm_hf.synthesis.bases import make_rung
 from spectrafm_hf.synthesis.survey_stars import (
     Faults,
     Mismatch,
-    SurveyGrid,
     SurveyStars,
     coefficients_of,
     fit_matrices,
@@ -16,49 +13,16 @@ from spectrafm_hf.synthesis.survey_stars import (
 )
 
 
-POWER, SEEN = 5_000.0, 1_800.0
-EDGE, INTERVALS = np.log(5_100.0), 3
-
-
-@pytest.fixture(scope="module")
-def grid():
-    return SurveyGrid("emulator-survey", 3, POWER)
-
-
-@pytest.fixture(scope="module")
-def labels(grid):
-    return grid.labels(60, np.random.default_rng(0))
-
-
-@pytest.fixture(scope="module")
-def basis(grid, labels):
-    rung = make_rung(
-        grid.spectra(labels).astype(float),
-        [],
-        first_interval=0,
-        edge=float(EDGE),
-        width=0.03,
-        n_intervals=INTERVALS,
-        start=grid.start,
-        step=grid.step,
-        resolving_power=POWER,
-        lowest_resolving_power=400.0,
-        counts_level=False,
-        guesses_power=True,
-        n_directions=6,
-        margin=60,
-    )
-    return SpectrumBasis([rung])
-
-
-def test_tokens_are_spread_as_they_say(grid, labels, basis):
+def test_tokens_are_spread_as_they_say(survey_grid, survey_labels, survey_basis):
     """Drawn tokens less what they would be without noise, over their own errors."""
-    rung = basis.rungs[0]
-    one = {name: np.repeat(values[:1], 4000) for name, values in labels.items()}
-    raw = coefficients_of(grid, rung, {name: values[:1] for name, values in labels.items()}, POWER * 0.8)
+    rung = survey_basis.rungs[0]
+    one = {name: np.repeat(values[:1], 4000) for name, values in survey_labels.items()}
+    raw = coefficients_of(
+        survey_grid, rung, {name: values[:1] for name, values in survey_labels.items()}, SURVEY_POWER * 0.8
+    )
     raw[:, 1:] = 0.0  # not moved, not blurred
-    design = basis.design(grid.wavelength[50:-50], POWER)
-    stars = SurveyStars(rung, raw.repeat(4000, axis=0), grid.known(one), [design], [POWER])
+    design = survey_basis.design(survey_grid.wavelength[50:-50], SURVEY_POWER)
+    stars = SurveyStars(rung, raw.repeat(4000, axis=0), survey_grid.known(one), [design], [SURVEY_POWER])
     drawn = stars.draw(4000, np.random.default_rng(1), snr=100.0, whole=True)
     found, known = drawn["coefficients"][..., 2:], drawn["reliability"][..., 2:]
     # Of a posterior mean: the spread is that of the noise that is left in it.
@@ -66,13 +30,19 @@ def test_tokens_are_spread_as_they_say(grid, labels, basis):
     sigma = np.sqrt(np.maximum(known * (1.0 - known), 1e-12))
     ratio = (found - found.mean(axis=0)) / sigma
     assert best.any() and 0.8 < ratio[..., best].std() < 1.25
-    assert np.array_equal(drawn["interval_ids"][0], np.arange(INTERVALS))
+    assert np.array_equal(drawn["interval_ids"][0], np.arange(SURVEY_INTERVALS))
 
 
-def test_some_intervals_are_missing_and_say_nothing(grid, labels, basis):
-    raw = coefficients_of(grid, basis.rungs[0], labels, SEEN)
-    wavelength = np.exp(np.arange(np.log(5_000.0), np.log(5_700.0), 1.0 / SEEN / 2.5))
-    stars = SurveyStars(basis.rungs[0], raw, grid.known(labels), [basis.design(wavelength, SEEN)], [SEEN])
+def test_some_intervals_are_missing_and_say_nothing(survey_grid, survey_labels, survey_basis):
+    raw = coefficients_of(survey_grid, survey_basis.rungs[0], survey_labels, SEEN_POWER)
+    wavelength = np.exp(np.arange(np.log(5_000.0), np.log(5_700.0), 1.0 / SEEN_POWER / 2.5))
+    stars = SurveyStars(
+        survey_basis.rungs[0],
+        raw,
+        survey_grid.known(survey_labels),
+        [survey_basis.design(wavelength, SEEN_POWER)],
+        [SEEN_POWER],
+    )
     drawn = stars.draw(300, np.random.default_rng(2))
     seen = drawn["seen"]
     assert 0.3 < seen.mean() < 1.0 and seen.any(axis=1).all()
@@ -81,23 +51,11 @@ def test_some_intervals_are_missing_and_say_nothing(grid, labels, basis):
     assert np.array_equal(drawn["coefficients"], again["coefficients"])
 
 
-def test_faults_lie_where_the_air_and_the_sky_have_lines(grid):
-    spectra = grid.spectra(grid.labels(40, np.random.default_rng(3))).astype(float)
-    rung = make_rung(
-        spectra,
-        [],
-        first_interval=0,
-        edge=float(np.log(6_015.0)),
-        width=0.03,
-        n_intervals=5,
-        start=grid.start,
-        step=grid.step,
-        resolving_power=POWER,
-        lowest_resolving_power=400.0,
-        n_directions=6,
-        margin=60,
-    )
-    faults = Faults(rung, grid.wavelength, SEEN)
+def test_faults_lie_where_the_air_and_the_sky_have_lines(survey_grid):
+    spectra = survey_grid.spectra(survey_grid.labels(40, np.random.default_rng(3))).astype(float)
+    settings = {"n_intervals": 5, "counts_level": True, "guesses_power": False}
+    rung = make_survey_rung(survey_grid, spectra, np.log(6_015.0), **settings)
+    faults = Faults(rung, survey_grid.wavelength, SEEN_POWER)
     drawn = faults.drawn(2000, np.random.default_rng(0))
     assert drawn.shape == (2000, 5, 8)
     air = np.abs(faults.lines.reshape(-1, 5, 8)).sum(axis=(0, 2))
@@ -106,11 +64,11 @@ def test_faults_lie_where_the_air_and_the_sky_have_lines(grid):
     np.testing.assert_array_equal(drawn, again)
 
 
-def test_a_flux_that_rises_changes_coefficients_as_it_does_in_pixels(grid, labels, basis):
-    rung, spectra = basis.rungs[0], grid.spectra(labels).astype(float)
-    faults = Faults(rung, grid.wavelength, POWER)
-    matrices = fit_matrices(rung, grid.wavelength, POWER)
-    position, slope = np.log(grid.wavelength), 0.05
+def test_a_flux_that_rises_changes_coefficients_as_it_does_in_pixels(survey_grid, survey_labels, survey_basis):
+    rung, spectra = survey_basis.rungs[0], survey_grid.spectra(survey_labels).astype(float)
+    faults = Faults(rung, survey_grid.wavelength, SURVEY_POWER)
+    matrices = fit_matrices(rung, survey_grid.wavelength, SURVEY_POWER)
+    position, slope = np.log(survey_grid.wavelength), 0.05
 
     def coefficients(flux):
         return np.stack([flux[:, pixels] @ matrix.T for pixels, matrix in matrices], axis=1)
@@ -120,7 +78,7 @@ def test_a_flux_that_rises_changes_coefficients_as_it_does_in_pixels(grid, label
     expected = coefficients(spectra * (1.0 + slope * x)) - raw
     found = slope * np.einsum("ntk,tkj->ntj", raw, faults.tilt)
     np.testing.assert_allclose(found[..., 1], expected[..., 1], atol=0.1 * np.abs(expected[..., 1]).max())
-    warm = labels["teff"] > 4500  # a few directions hold little of cool stars
+    warm = survey_labels["teff"] > 4500  # a few directions hold little of cool stars
     together = np.corrcoef(found[warm][..., 2:].ravel(), expected[warm][..., 2:].ravel())[0, 1]
     assert together > 0.8
     assert (faults.dust > 0).all(), "dust makes spectra rise to the red"
@@ -171,14 +129,14 @@ def test_where_no_star_was_observed_a_mismatch_is_as_large_as_beside():
     assert np.abs(found.drawn(4000, generator)[:, 2].std() - 0.3) < 0.05
 
 
-def test_mixed_stars_lie_between_a_star_and_one_of_its_neighbours(grid, labels, basis):
-    raw = coefficients_of(grid, basis.rungs[0], labels, SEEN).astype(np.float32)
+def test_mixed_stars_lie_between_a_star_and_one_of_its_neighbours(survey_grid, survey_labels, survey_basis):
+    raw = coefficients_of(survey_grid, survey_basis.rungs[0], survey_labels, SEEN_POWER).astype(np.float32)
     raw /= raw[:, :1, :, :1]
-    seen = np.ones((len(raw), INTERVALS), bool)
+    seen = np.ones((len(raw), SURVEY_INTERVALS), bool)
     seen[::3, 0] = False
-    design = basis.design(grid.wavelength[50:-50], POWER)
-    settings = {"seen": seen, "known": grid.known(labels), "designs": [design], "powers": [POWER]}
-    stars = SurveyStars(basis.rungs[0], raw, **settings, mixed=0.5)
+    design = survey_basis.design(survey_grid.wavelength[50:-50], SURVEY_POWER)
+    settings = {"seen": seen, "known": survey_grid.known(survey_labels), "designs": [design], "powers": [SURVEY_POWER]}
+    stars = SurveyStars(survey_basis.rungs[0], raw, **settings, mixed=0.5)
     chosen = np.repeat(np.arange(len(raw)), 40)
     mixed, known, complete = stars._chosen(chosen, np.random.default_rng(0))
     changed = known["teff"] != settings["known"]["teff"][chosen]
@@ -200,14 +158,16 @@ def test_mixed_stars_lie_between_a_star_and_one_of_its_neighbours(grid, labels, 
     assert not complete[changed & ~seen[chosen, 0], 0].any() and complete[:, 1:].all()
 
 
-def test_stars_are_not_drawn_on_grids_where_none_was_observed(grid, labels, basis):
-    raw = coefficients_of(grid, basis.rungs[0], labels, SEEN)
-    step = 1.0 / SEEN / 2.5
-    edges = EDGE + 0.03 * np.arange(INTERVALS + 1)
+def test_stars_are_not_drawn_on_grids_where_none_was_observed(survey_grid, survey_labels, survey_basis):
+    raw = coefficients_of(survey_grid, survey_basis.rungs[0], survey_labels, SEEN_POWER)
+    step = 1.0 / SEEN_POWER / 2.5
+    edges = SURVEY_EDGE + 0.03 * np.arange(SURVEY_INTERVALS + 1)
     grids = [np.exp(np.arange(*part, step)) for part in ((edges[0], edges[-1]), (edges[2], edges[3]))]
-    designs = [basis.design(wavelength, SEEN) for wavelength in grids]
-    seen = np.ones((len(raw), INTERVALS), bool)
+    designs = [survey_basis.design(wavelength, SEEN_POWER) for wavelength in grids]
+    seen = np.ones((len(raw), SURVEY_INTERVALS), bool)
     seen[:, 2] = False
-    stars = SurveyStars(basis.rungs[0], raw, grid.known(labels), designs, [SEEN, 0.9 * SEEN], seen=seen)
-    assert len(stars.modes) == 1 and stars.powers == [SEEN]
+    stars = SurveyStars(
+        survey_basis.rungs[0], raw, survey_grid.known(survey_labels), designs, [SEEN_POWER, 0.9 * SEEN_POWER], seen=seen
+    )
+    assert len(stars.modes) == 1 and stars.powers == [SEEN_POWER]
     assert stars.draw(50, np.random.default_rng(0))["seen"][:, :2].any()

@@ -93,6 +93,9 @@ def test_labels_lie_within_the_emulator_are_exact_and_alpha_is_their_mean(built,
     stars = load(built, tmp_path)["train"].with_format("numpy")[:]
     config = SpectrumEmulator.from_pretrained(bundled("emulator-optical")).config
     for name, low, high in zip(config.label_names, config.label_minimum, config.label_maximum, strict=True):
+        if name not in stars:  # of the 32 labels, the schema has those of an H-band star
+            assert name not in LABELS
+            continue
         assert low <= stars[name].min() < stars[name].max() <= high
     for name in LABELS:
         assert not stars[f"{name}_err"].any()
@@ -255,10 +258,10 @@ def test_bad_input_is_refused_by_name_before_anything_is_written(tmp_path):
         ({"instrument": "hubble"}, "instrument: expected one of .*, got 'hubble'"),
         (
             {"instrument": red},
-            "wavelength: expected a spectrum that covers 9000.0-11000.0 Angstrom for 'miles', got 3306",
+            "wavelength: expected a spectrum that covers 9000.0-11000.0 Angstrom for 'miles', got 3301",
         ),
         ({"emulator": "emulator-uv"}, r"emulator: expected one of \['emulator-hband', .*, got 'emulator-uv'"),
-        ({"label_ranges": {"li_fe": (0, 1)}}, r"label_ranges: expected labels out of \['teff', .*, got 'li_fe'"),
+        ({"label_ranges": {"p_fe": (0, 1)}}, r"label_ranges: expected labels out of \['teff', .*, got 'p_fe'"),
         ({"label_ranges": {"teff": (4000, 20_000)}}, r"teff: expected a range within .* got 4000 to 20000"),
         ({"label_ranges": {"fe_h": (0.3, -0.3)}}, "fe_h: expected a range within .* got 0.3 to -0.3"),
     ]

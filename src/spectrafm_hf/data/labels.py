@@ -126,8 +126,8 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: expected each column once, as capitals do not count, got {', '.join(twice)} again")
     stated = [
-        {"unit": m[2] or m[3] or ""} if m and not m[4] else {"column_unit": units[given]} if given in units else None
-        for m, given in zip(matches, table.column_names, strict=True)
+        {"unit": m[2] or m[3] or ""} if m and not m[4] else {"column_unit": units[column]} if column in units else None
+        for m, column in zip(matches, table.column_names, strict=True)
     ]
     by_name = dict(zip(names, stated, strict=True))
     try:
@@ -252,14 +252,14 @@ def _in_our_unit(
     from .readers.columns import unit_of
 
     in_heading = "unit" in unit
-    given = unit_of(unit["unit" if in_heading else "column_unit"])
+    unit_of_column = unit_of(unit["unit" if in_heading else "column_unit"])
     if ours.startswith("dex"):
         # Units of what the logarithm was taken of, or of none: as loosely written as can be.
         return column, unit if in_heading else None
-    if given is None or not given.is_equivalent(ours):
+    if unit_of_column is None or not unit_of_column.is_equivalent(ours):
         written = unit if in_heading else {"unit": unit["column_unit"]}
         return column, written if in_heading or not name.endswith("_err") else None
-    factor = float(given.to(ours))
+    factor = float(unit_of_column.to(ours))
     return _times(column, factor), (unit if factor == 1 else {"unit": ours}) if in_heading else None
 
 
@@ -277,12 +277,12 @@ def _error_in_unit_of_label(
         return column
     from .readers.columns import unit_of
 
-    given, wanted = unit_of(own), unit_of(of_label)
-    if given is None or wanted is None:
+    own_unit, wanted = unit_of(own), unit_of(of_label)
+    if own_unit is None or wanted is None:
         return column
-    if not given.is_equivalent(wanted):
+    if not own_unit.is_equivalent(wanted):
         raise ValueError(f"{name}: expected an error in the unit of {label}, {of_label}, got {own}")
-    return _times(column, float(given.to(wanted)))
+    return _times(column, float(own_unit.to(wanted)))
 
 
 def heading_units(table: pa.Table) -> dict[str, str]:
@@ -395,13 +395,13 @@ class LabelIndex:
         self._rows: dict[str, int] = {}
         self._repeated: set[str] = set()
         self._found: set[str] = set()
-        for row, given in enumerate(labels[name].to_pylist()):
-            if given is not None and self._rows.setdefault(_identifier(given), row) != row:
-                self._repeated.add(_identifier(given))
+        for row, object_id in enumerate(labels[name].to_pylist()):
+            if object_id is not None and self._rows.setdefault(_identifier(object_id), row) != row:
+                self._repeated.add(_identifier(object_id))
 
     def find(self, object_ids: Iterable[Any]) -> NDArray[np.int64]:
         """Row of each spectrum, -1 where there is none."""
-        wanted = [_identifier(given) for given in object_ids]
+        wanted = [_identifier(object_id) for object_id in object_ids]
         self._found.update(wanted)
         return np.array([self._rows.get(identifier, -1) for identifier in wanted], np.int64)
 
@@ -443,9 +443,9 @@ def join_labels(object_ids: Iterable[Any], labels: pa.Table, id_column: str | No
     return LabelJoin(rows.find(object_ids), rows.unmatched_spectra, rows.unmatched_labels, rows.duplicates)
 
 
-def _identifier(given: Any) -> str:
+def _identifier(object_id: Any) -> str:
     # One that a table holds as a number has lost its zeros.
-    plain = re.sub(r"^gaia (e?dr\d) ", "", as_text(given), flags=re.IGNORECASE)
+    plain = re.sub(r"^gaia (e?dr\d) ", "", as_text(object_id), flags=re.IGNORECASE)
     return plain.lstrip("0") or "0" if plain.isdecimal() else plain
 
 

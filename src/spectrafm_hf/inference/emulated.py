@@ -15,8 +15,8 @@ from scipy.sparse import csr_array
 
 from ..data.schema import OVER_CONTINUUM, SURFACE
 from ..models import SpectrumEmulator, default_vmicro
-from ..models.basis_spectrafm import NATIVE_TOLERANCE
 from ..models.modeling_emulator import REFERENCE_TEFF, Coefficients, CovarianceGroup
+from ..models.rungs_spectrafm import NATIVE_TOLERANCE
 from ..synthesis.instruments import Instrument
 from ..synthesis.labels import usual_abundances
 from ..synthesis.line_spread import FWHM, pixel_edges, resampling_matrix
@@ -69,7 +69,7 @@ class Spectra:
 
 
 #: Of those with a range in common with what is asked for, the first that goes as far.
-EMULATORS = ("emulator-hband", "emulator-survey")
+EMULATORS = ("emulator-hband", "emulator-optical")
 
 
 NEIGHBOURS = 24  # stars of a grid from which the error of a star between them is taken
@@ -77,7 +77,7 @@ NEIGHBOURS = 24  # stars of a grid from which the error of a star between them i
 
 #: By which emulators are off, over what their own stars say. Of the survey, found on the held-out stars of the optical
 #: grid, odd and even alike.
-ERROR_FACTORS = {"emulator-survey": 0.7}
+ERROR_FACTORS = {"emulator-optical": 0.7}
 
 
 VMICRO_SCATTER = 0.18
@@ -351,33 +351,33 @@ def with_usual_labels(
     directions : array of shape (directions, stars, labels of the emulator)
         See [`EmulatedSpectra`].
     """
-    names, given = list(emulator.config.label_names), {name: np.asarray(v, float) for name, v in known.items()}
-    n_stars = len(given["teff"])
-    alpha = given.get("alpha_m")
+    names, stated = list(emulator.config.label_names), {name: np.asarray(v, float) for name, v in known.items()}
+    n_stars = len(stated["teff"])
+    alpha = stated.get("alpha_m")
     if alpha is None:
-        own = [given[name] for name in ALPHA_ELEMENTS if name in given]
+        own = [stated[name] for name in ALPHA_ELEMENTS if name in stated]
         alpha = np.mean(own, axis=0) if own else np.zeros(n_stars)
-    usual, scatter, by_alpha = usual_abundances(given["logg"], given["fe_h"], alpha, names)
-    labels = {name: given.get(name, usual.get(name, np.zeros(n_stars))) for name in names if name != "vmicro"}
-    vmicro = default_vmicro(given["teff"], given["logg"])
-    labels["vmicro"] = given.get("vmicro", vmicro)
+    usual, scatter, by_alpha = usual_abundances(stated["logg"], stated["fe_h"], alpha, names)
+    labels = {name: stated.get(name, usual.get(name, np.zeros(n_stars))) for name in names if name != "vmicro"}
+    vmicro = default_vmicro(stated["teff"], stated["logg"])
+    labels["vmicro"] = stated.get("vmicro", vmicro)
     directions = []
     for column, name in enumerate(names):
         direction = np.zeros((n_stars, len(names)))
-        if name in given:
+        if name in stated:
             direction[:, column] = errors.get(name, 0.0)
         else:
             direction[:, column] = VMICRO_SCATTER * vmicro if name == "vmicro" else scatter.get(name, 0.0)
         directions.append(direction)
-    if "alpha_m" in given:
+    if "alpha_m" in stated:
         direction = np.zeros((n_stars, len(names)))
         for name, slope in by_alpha.items():
-            if name not in given:
+            if name not in stated:
                 direction[:, names.index(name)] = slope * np.asarray(errors.get("alpha_m", 0.0))
         directions.append(direction)
     low, high = emulator._range()
     for column, name in enumerate(names):
-        if name not in given:
+        if name not in stated:
             labels[name] = np.clip(labels[name], low[column] + 1e-6, high[column] - 1e-6)
     return labels, np.stack(directions)
 

@@ -24,9 +24,10 @@ from transformers.feature_extraction_utils import BatchFeature
 
 from ..data.schema import PIXEL_COLUMNS, valid_pixels
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
-from ..models.basis_spectrafm import Rung, SpectrumBasis
+from ..models.basis_spectrafm import SpectrumBasis
 from ..models.flags_spectrafm import QUALITY, star_flags
 from ..models.gate_spectrafm import NOT_AT_REST
+from ..models.rungs_spectrafm import Rung
 from .training_range import TrainingRange
 
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from ..data.schema import PIXEL_COLUMNS
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
-from ..models.basis_spectrafm import MODEL_ERROR, Design, Rung
+from ..models.basis_spectrafm import MODEL_ERROR
+from ..models.rungs_spectrafm import Design, Rung
 from ..models.tokens_spectrafm import EvidenceOnGrid
 
 

@@ -103,9 +103,9 @@ def frozen_states(
     for batch in batches_of(rows, tokenizer):
         causes = [""] * len(batch)
         for inputs, members in tokenize_rows(tokenizer, batch, names, causes):
-            given = {name: value for name, value in inputs.items() if name not in QUALITY}
+            tokens = {name: value for name, value in inputs.items() if name not in QUALITY}
             with torch.inference_mode():
-                output = model(**given)
+                output = model(**tokens)
             own, intervals = start + members, inputs["interval_ids"][0].numpy()
             values[own], errors[own] = output.predictions.double().numpy(), output.prediction_errors.double().numpy()
             seen = inputs["attention_mask"][..., None]

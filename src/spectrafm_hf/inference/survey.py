@@ -128,11 +128,11 @@ def list_shards(
         For inputs of which two would write the same file, and what `find_files` raises.
     """
     shards: list[Shard] = []
-    for given in inputs:
-        if is_on_the_hub(given):
-            shards += _on_the_hub(os.fspath(given), split)
+    for source in inputs:
+        if is_on_the_hub(source):
+            shards += _on_the_hub(os.fspath(source), split)
         else:
-            shards += _in_files(Path(given), split, failures)
+            shards += _in_files(Path(source), split, failures)
     name, times = Counter(shard.name for shard in shards).most_common(1)[0] if shards else ("", 0)
     if times > 1:
         raise ValueError(f"input: expected folders and files of different names, got {times} that make {name}.parquet")
@@ -261,7 +261,7 @@ class ShardPredictor:
         Flags what lies outside.
     batch_size : int, optional
         Default: as `batches_of` has it.
-    how : mapping
+    reading : mapping
         Arguments of `read_spectra`.
     """
 
@@ -272,17 +272,17 @@ class ShardPredictor:
         output: str | os.PathLike[str],
         training_range: TrainingRange | None = None,
         batch_size: int | None = None,
-        how: Mapping[str, Any] | None = None,
+        reading: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.training_range = model, tokenizer, training_range
-        self.output, self.batch_size, self.how = Path(output), batch_size, dict(how or {})
+        self.output, self.batch_size, self.reading = Path(output), batch_size, dict(reading or {})
         self.names = list(tokenizer.requests or tokenizer.label_names)
-        self.measures = self.how.get("radial_velocity") == MEASURE
+        self.measures = self.reading.get("radial_velocity") == MEASURE
         self.columns = [*self.names, *([VELOCITY] if self.measures else [])]
         # What changes an answer, beside the spectra; the size of a batch does not.
         config = {name: value for name, value in model.config.to_dict().items() if name not in NO_SETTINGS}
         limits = None if training_range is None else asdict(training_range)
-        settings = [config, tokenizer.to_dict(), limits, self.how]
+        settings = [config, tokenizer.to_dict(), limits, self.reading]
         text = json.dumps(settings, sort_keys=True, default=lambda array: array.tolist())
         self._own_state = hashlib.sha256((fingerprint(model) + text).encode()).hexdigest()
 
@@ -356,7 +356,9 @@ class ShardPredictor:
             metadata = {MADE_OF: self._made_of(shard)}
             flagged = Flagged()
             with PredictionWriter(path, self.columns, {}, metadata, files=len(files) > 1) as writer:
-                rows = read_spectra(files, failures=failures if len(files) > 1 else None, keep_refused=True, **self.how)
+                rows = read_spectra(
+                    files, failures=failures if len(files) > 1 else None, keep_refused=True, **self.reading
+                )
                 if self.measures:
                     rows = at_measured_velocities(rows, self.model, self.tokenizer)
                 else:
@@ -379,8 +381,8 @@ class ShardPredictor:
                 writer.note({FLAGS: json.dumps(asdict(flagged)).encode()})
                 if failures:
                     writer.write(self._rows_of(failures))
-                    told = json.dumps([(os.fspath(failure.file), failure.cause) for failure in failures])
-                    writer.note({FAILURES: told.encode()})
+                    text = json.dumps([(os.fspath(failure.file), failure.cause) for failure in failures])
+                    writer.note({FAILURES: text.encode()})
         return failures
 
     def outcome(self, shard: Shard, progress: Callable[[int], Any] = lambda stars: None) -> Outcome:

@@ -39,7 +39,7 @@ class ShardActor:
         revision: str,
         output: str,
         batch_size: int | None,
-        how: Mapping[str, Any],
+        reading: Mapping[str, Any],
         requests: list[str] | None,
     ) -> None:
         loaded, tokenizer = load_checkpoint(model, revision)
@@ -47,12 +47,12 @@ class ShardActor:
         if torch.cuda.is_available():
             loaded.cuda()  # type: ignore[call-arg]  # transformers wraps it without its types
         training_range = TrainingRange.load(str(loaded.name_or_path), revision)
-        self.predictor = ShardPredictor(loaded, tokenizer, output, training_range, batch_size, how)
+        self.predictor = ShardPredictor(loaded, tokenizer, output, training_range, batch_size, reading)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row of Ray Data: a shard as JSON, to which its `Outcome` is added."""
-        given = json.loads(row["shard"])
-        outcome = self.predictor.outcome(Shard(**{**given, "files": tuple(given["files"])}))
+        fields = json.loads(row["shard"])
+        outcome = self.predictor.outcome(Shard(**{**fields, "files": tuple(fields["files"])}))
         failures = json.dumps([(str(failure.file), failure.cause) for failure in outcome.failures])
         return {**row, "written": outcome.written, "stars": outcome.stars, "failures": failures}
 
@@ -64,7 +64,7 @@ def predict_on_ray(
     *,
     revision: str = "main",
     batch_size: int | None = None,
-    how: Mapping[str, Any] | None = None,
+    reading: Mapping[str, Any] | None = None,
     address: str | None = None,
     requests: Sequence[str] | None = None,
     progress: Callable[[int], Any] = lambda stars: None,
@@ -86,7 +86,7 @@ def predict_on_ray(
         Of the checkpoint.
     batch_size : int, optional
         As in `ShardPredictor`.
-    how : mapping
+    reading : mapping
         Arguments of `read_spectra`.
     address : str, optional
         Of the cluster, as `ray.init` takes it. Default: RAY_ADDRESS, one that runs on this machine, or a new
@@ -118,7 +118,7 @@ def predict_on_ray(
         "revision": revision,
         "output": os.path.abspath(output),
         "batch_size": batch_size,
-        "how": dict(how or {}),
+        "reading": dict(reading or {}),
         "requests": None if requests is None else list(requests),
     }
     started = not ray.is_initialized()

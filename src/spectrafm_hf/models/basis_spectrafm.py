@@ -18,11 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .products_spectrafm import inverse_factor
 from .rungs_spectrafm import (
-    FWHM,
     NATIVE_TOLERANCE,
-    PIXELS,
     Design,
     Rung,
     degraded,
@@ -30,12 +27,8 @@ from .rungs_spectrafm import (
     first_levels,
     fit_interval,
     guessed_power,
-    half_widths,
-    interpolated,
-    interval_matrices,
     level_of_star,
     mean_flux,
-    means_over_pixels,
     moved_means,
     one_power,
 )
@@ -474,21 +467,4 @@ def _with_prior_of_level(
     return mean, reliability
 
 
-__all__ = [
-    "Design",
-    "Evidence",
-    "FWHM",
-    "MODEL_ERROR",
-    "NATIVE_TOLERANCE",
-    "PIXELS",
-    "Rung",
-    "SpectrumBasis",
-    "degraded",
-    "design_of_rung",
-    "half_widths",
-    "interpolated",
-    "interval_matrices",
-    "inverse_factor",
-    "means_over_pixels",
-    "over_level",
-]
+__all__ = ["MODEL_ERROR", "Evidence", "SpectrumBasis", "over_level"]

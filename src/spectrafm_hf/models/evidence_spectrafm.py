@@ -134,12 +134,12 @@ class SpectraFMCompletion(InFullPrecision):
         directions, products = self._directions(own)
         center = self.center[own].flatten()
         known = reliability.float().clamp(0.0, MOST_RELIABLE).flatten(1)
-        given = coefficients.float().flatten(1)
+        flat = coefficients.float().flatten(1)
         inverse = 1.0 / (1.0 - known)
         size = directions.shape[1]
-        right = ((given - known * center) * inverse) @ directions
+        right = ((flat - known * center) * inverse) @ directions
         found = solve_normal_equations(known * inverse, directions, self.spread**-2.0, right, products)
-        left = given - known * (center + found @ directions.T)
+        left = flat - known * (center + found @ directions.T)
         cost = (left**2 / (known * (1.0 - known) + (0.02 * known) ** 2 + 1e-6)).sum(dim=1)
         number = (known > 0).sum(dim=1)
         return found, (cost + ((found / self.spread) ** 2).sum(dim=1)) / (number + size)

@@ -323,14 +323,14 @@ class SpectrumEmulator(PreTrainedModel):
             raise ValueError(f"labels: expected names out of {names}, got {unknown}")
         if missing := [name for name in names[:3] if name not in labels]:
             raise ValueError(f"labels: expected at least {names[:3]}, got none for {missing}")
-        given = {name: np.atleast_1d(np.asarray(value, dtype=np.float64)) for name, value in labels.items()}
-        lengths = {len(column) for column in given.values()} - {1} or {1}
-        if len(lengths) > 1 or any(column.ndim != 1 for column in given.values()):
-            shapes = {name: column.shape for name, column in given.items()}
+        values = {name: np.atleast_1d(np.asarray(value, dtype=np.float64)) for name, value in labels.items()}
+        lengths = {len(column) for column in values.values()} - {1} or {1}
+        if len(lengths) > 1 or any(column.ndim != 1 for column in values.values()):
+            shapes = {name: column.shape for name, column in values.items()}
             raise ValueError(f"labels: expected numbers or arrays of one length, got shapes {shapes}")
-        given = {"vmicro": default_vmicro(given["teff"], given["logg"]), **given}
+        values = {"vmicro": default_vmicro(values["teff"], values["logg"]), **values}
         (n,) = lengths
-        columns = [np.broadcast_to(given.get(name, np.zeros(1)), (n,)) for name in names]
+        columns = [np.broadcast_to(values.get(name, np.zeros(1)), (n,)) for name in names]
         return np.stack(columns, axis=1)
 
     def distance(self, table: np.ndarray) -> np.ndarray:

@@ -486,7 +486,7 @@ def log_error_factors(config: SpectraFMConfig, ids: torch.Tensor) -> torch.Tenso
 
 
 def check_shapes(shape, **tensors: torch.Tensor | None):
-    """`ValueError` for a tensor of another shape than `shape`, or for wavelengths that half precision has spoilt."""
+    """`ValueError` for a tensor of another shape than `shape`, or for wavelengths that half precision has rounded."""
     for field, tensor in tensors.items():
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{field}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
@@ -1036,7 +1036,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         return prediction_loss(answers, spreads, target, sigma, self.config.degrees_of_freedom, n_items)
 
     def predict_spectrum(
-        self, tokenizer, *spectra, wavelength=None, resolving_power: float | None = None, **how
+        self, tokenizer, *spectra, wavelength=None, resolving_power: float | None = None, **settings
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
         The whole spectra of stars of which some pixels are given: holes filled in, noise taken out.
@@ -1044,7 +1044,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         Parameters
         ----------
         tokenizer : SpectraFMTokenizer
-        *spectra, **how
+        *spectra, **settings
             As it takes them: spectra that share their wavelengths.
         wavelength : array of shape (pixels,), optional
             Angstrom, vacuum, rest frame, increasing; by default those of the spectra.
@@ -1063,7 +1063,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             For wavelengths outside of the range of the instrument, or a resolving power that is too high; and as the
             tokenizer does.
         """
-        grids = tokenizer(*spectra, **how, return_grids=True).get("grids")
+        grids = tokenizer(*spectra, **settings, return_grids=True).get("grids")
         if grids is None or len(grids) != 1:
             found = "another model" if grids is None else f"{len(grids)} grids"
             raise ValueError(f"spectra: expected a model on evidence and spectra that share their grid, got {found}")
@@ -1120,7 +1120,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             if not len(stars):
                 continue
             ids = torch.tensor(self.config.label_ids([*correction.inputs, correction.label]), device=mean.device)
-            given, doubts = self.uncorrected(outputs, refined, ids.expand(len(mean), -1))
+            answer_of, doubts = self.uncorrected(outputs, refined, ids.expand(len(mean), -1))
             seen = reliability if attention_mask is None else reliability * attention_mask[..., None]
             number = correction.pixels
             if number >= 0 and pixels is not None and number not in components:
@@ -1129,9 +1129,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
                 both = (mean.new_full((len(stars),), math.nan),) * 2
             else:
                 both = correction(
-                    given[stars, :-1],
+                    answer_of[stars, :-1],
                     doubts[stars, :-1],
-                    given[stars, -1],
+                    answer_of[stars, -1],
                     coefficients[stars][:, own],
                     seen[stars][:, own],
                     intervals[own],

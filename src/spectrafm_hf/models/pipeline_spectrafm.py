@@ -22,7 +22,7 @@ from .velocity_spectrafm import VelocityMeter, settled_row
 
 
 # What passes by the model.
-ABOUT = ("object_id", "names", "spectrum", "asked", "measured", "fit", "flags", "reason")
+ABOUT = ("object_id", "names", "spectrum", "chosen", "measured", "fit", "flags", "reason")
 ON_ERROR = ("reason", "raise")
 
 
@@ -138,13 +138,13 @@ class StellarLabelsPipeline(Pipeline):
     _load_video_processor: Any = False
 
     def __init__(self, model, tokenizer=None, feature_extractor=None, processor=None, **kwargs):
-        given = [part for part in (feature_extractor, tokenizer, processor) if part is not None]
-        given = given or [_tokenizer_of(model)]
+        parts = [part for part in (feature_extractor, tokenizer, processor) if part is not None]
+        parts = parts or [_tokenizer_of(model)]
         places = getattr(model, "hf_device_map", None)
         if places is not None:  # the base class takes the first of them, which may be the disk
             model.hf_device_map = {"": model.device}
         try:
-            super().__init__(model=model, feature_extractor=given[0], **kwargs)
+            super().__init__(model=model, feature_extractor=parts[0], **kwargs)
         finally:
             if places is not None:
                 model.hf_device_map = places
@@ -234,10 +234,10 @@ class StellarLabelsPipeline(Pipeline):
             raise TypeError(f"keywords: expected names out of {accepted}, got {', '.join(unknown)}")
         if on_error not in (None, *ON_ERROR):
             raise ValueError(f"on_error: expected one of {ON_ERROR}, got {on_error!r}")
-        given = {"requests": requests, "scalars": scalars, "flags": flags, "radial_velocity": radial_velocity}
-        given |= {"spectrum": spectrum, "on_error": on_error, "resolving_power": resolving_power}
+        settings = {"requests": requests, "scalars": scalars, "flags": flags, "radial_velocity": radial_velocity}
+        settings |= {"spectrum": spectrum, "on_error": on_error, "resolving_power": resolving_power}
         last = {} if on_error is None else {"on_error": on_error}
-        return {name: value for name, value in given.items() if value is not None}, {}, last
+        return {name: value for name, value in settings.items() if value is not None}, {}, last
 
     def get_iterator(
         self, inputs: Any, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
@@ -264,8 +264,8 @@ class StellarLabelsPipeline(Pipeline):
         on_error="raise",
     ) -> dict[str, Any]:
         tokenizer: Any = self.feature_extractor
-        for field, asked_for in (("flags", flags), ("spectrum", spectrum)):
-            if asked_for and tokenizer.basis is None:
+        for field, wanted in (("flags", flags), ("spectrum", spectrum)):
+            if wanted and tokenizer.basis is None:
                 raise ValueError(f"{field}: expected a model on evidence (token_embedding='basis'), got one without")
         name = None
         if isinstance(input_, _Numbered):
@@ -277,7 +277,7 @@ class StellarLabelsPipeline(Pipeline):
         if isinstance(object_id, np.generic):
             object_id = object_id.item()
         name = name if object_id is None else object_id
-        given = input_ if isinstance(input_, tuple) else (input_,)
+        arguments = input_ if isinstance(input_, tuple) else (input_,)
         if scalars is not None and not isinstance(input_, Mapping):
             raise ValueError(f"scalars: expected rows that hold {list(scalars)}, got a {type(input_).__name__}")
         measures = isinstance(radial_velocity, str)
@@ -285,11 +285,18 @@ class StellarLabelsPipeline(Pipeline):
             raise ValueError(NO_BASIS)
         tokenizer._requests(requests, 1)  # what is asked for in vain is no fault of a star
         tokenizer.label_ids(list(scalars or ()), "scalars")
-        asked = requests is not None
+        chosen = requests is not None
         if requests is None:
             requests = tokenizer.label_names if tokenizer.requests is None else tokenizer.requests
         names = [request if isinstance(request, str) else f"flux_{request}" for request in requests]
-        about = {"object_id": object_id, "names": names, "spectrum": name, "asked": asked, "measured": [], "fit": None}
+        about = {
+            "object_id": object_id,
+            "names": names,
+            "spectrum": name,
+            "chosen": chosen,
+            "measured": [],
+            "fit": None,
+        }
         about |= {"flags": _stated_flags(input_) if flags else None, "reason": ""}
         if measures:
             self._velocity_meter()
@@ -298,7 +305,9 @@ class StellarLabelsPipeline(Pipeline):
         try:
             if isinstance(input_, Mapping) and input_.get("refused"):
                 raise ValueError(input_["refused"])
-            inputs = tokenizer(*given, **settings, return_quality=bool(flags) or measures, return_grids=bool(spectrum))
+            inputs = tokenizer(
+                *arguments, **settings, return_quality=bool(flags) or measures, return_grids=bool(spectrum)
+            )
         except ValueError as error:
             # To the tokenizer it is the only one.
             cause = str(error).removesuffix(" in spectrum 0")
@@ -367,16 +376,16 @@ class StellarLabelsPipeline(Pipeline):
         if measured := model_outputs["measured"]:
             star["radial_velocity"], star["radial_velocity_err"] = measured
             star.units["radial_velocity"] = "km/s"
-        names, asked, flags = (model_outputs[key] for key in ("names", "asked", "flags"))
+        names, chosen, flags = (model_outputs[key] for key in ("names", "chosen", "flags"))
         values, errors, reason = (model_outputs[key] for key in ("values", "errors", "reason"))
         if reason:
             # What the network answers itself, unless more was asked for.
-            some = [name for name in names if asked or name in (config.network_labels or names)]
+            some = [name for name in names if chosen or name in (config.network_labels or names)]
             star.update({key: math.nan for name in some for key in (name, f"{name}_err")})
             return Answer({**star, **({} if flags is None else {"flags": flags}), "reason": reason}, star.units)
         known = [math.isfinite(value) and math.isfinite(error) for value, error in zip(values, errors, strict=True)]
         for name, value, error in zip(names, values, errors, strict=True):
-            if not asked and any(known) and not math.isfinite(value):
+            if not chosen and any(known) and not math.isfinite(value):
                 continue  # the spectrum does not tell it, and nobody has asked
             if flags is None and not (math.isfinite(value) and math.isfinite(error)):
                 cause = f"{name}: expected a finite answer, got {value} with the error {error}"

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .basis_spectrafm import MODEL_ERROR, NATIVE_TOLERANCE, Design, Rung, SpectrumBasis, design_of_rung
+from .basis_spectrafm import MODEL_ERROR, SpectrumBasis
 from .likelihood_spectrafm import Kinds, Likelihood, Stars, times
 from .refinement_spectrafm import FIRST_LEVEL, FREE_LEVEL, LEAST_LEVEL, NUISANCE_SIGMA, Refined
+from .rungs_spectrafm import NATIVE_TOLERANCE, Design, Rung, design_of_rung
 
 
 #: Of Gauss-Newton, where flux is not linear in the coefficients; the kind of a star is found before the second.

@@ -377,12 +377,12 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
         columns = (wavelength, flux, flux_error, mask)
         call = Columns(columns, self._units(), scalars, labels, label_errors, resolving_power, normalised)
-        given = columns_of_call(call, shift=radial_velocity is None)
-        self.label_ids(list(given.labels), "labels")
-        pixels, measured = self._read(given, radial_velocity)
+        call = columns_of_call(call, shift=radial_velocity is None)
+        self.label_ids(list(call.labels), "labels")
+        pixels, measured = self._read(call, radial_velocity)
         n_stars = len(pixels["flux"])
         if self.basis is not None:
-            grids = evidence_on_grids(self.basis, pixels, given.resolving_power, given.normalised)
+            grids = evidence_on_grids(self.basis, pixels, call.resolving_power, call.normalised)
             inputs = evidence_inputs(self.basis, grids, pixels, return_quality)
             if self.pixel_wavelength:
                 inputs["pixels"] = fluxes_over_median(grids, np.concatenate(self.pixel_wavelength), n_stars)
@@ -392,12 +392,12 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             drawn = rng if self.sampling == "random" else None
             standard = self._standardisation()
             inputs = flux_inputs(pixels, standard, self.valid_flux, self.clip, max_length, drawn)
-        if given.scalars:
-            inputs |= scalar_inputs(given.scalars, np.array(self.label_ids(list(given.scalars), "scalars")), n_stars)
-        inputs |= self._requests(list(given.labels) if requests is None and given.labels else requests, n_stars)
-        if given.labels:
-            ids = dict(zip(given.labels, self.label_ids(list(given.labels), "labels"), strict=True))
-            inputs |= label_inputs(given.labels, given.label_errors, ids, inputs["request_ids"])
+        if call.scalars:
+            inputs |= scalar_inputs(call.scalars, np.array(self.label_ids(list(call.scalars), "scalars")), n_stars)
+        inputs |= self._requests(list(call.labels) if requests is None and call.labels else requests, n_stars)
+        if call.labels:
+            ids = dict(zip(call.labels, self.label_ids(list(call.labels), "labels"), strict=True))
+            inputs |= label_inputs(call.labels, call.label_errors, ids, inputs["request_ids"])
         features = BatchFeature(inputs, tensor_type=return_tensors)
         if return_grids and self.basis is not None:
             features["grids"] = grids
@@ -407,19 +407,19 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         """Kind of errors, Angstrom per unit of wavelength, and medium of plain numbers."""
         return self.error_type, ANGSTROM_PER_UNIT[self.wavelength_unit], self.wavelength_medium
 
-    def _read(self, given: Columns, radial_velocity: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def _read(self, call: Columns, radial_velocity: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Pixels at rest; and the velocities of the stars, where they are measured."""
-        if given.pixels[0] is None and given.pixels[1] is None:
-            return no_pixels(given.scalars), {}
+        if call.pixels[0] is None and call.pixels[1] is None:
+            return no_pixels(call.scalars), {}
         if not isinstance(radial_velocity, str):
-            return read_pixels(given.pixels, given.units, radial_velocity), {}
-        found = self._velocities(read_pixels(given.pixels, given.units), radial_velocity, given.resolving_power)
-        return read_pixels(given.pixels, given.units, found["radial_velocity"]), found
+            return read_pixels(call.pixels, call.units, radial_velocity), {}
+        found = self._velocities(read_pixels(call.pixels, call.units), radial_velocity, call.resolving_power)
+        return read_pixels(call.pixels, call.units, found["radial_velocity"]), found
 
-    def _velocities(self, pixels: dict[str, np.ndarray], asked: str, resolving_power) -> dict[str, np.ndarray]:
+    def _velocities(self, pixels: dict[str, np.ndarray], method: str, resolving_power) -> dict[str, np.ndarray]:
         """What lines tell of the velocity of each star, and its error, (stars,) in km/s."""
-        if asked != "measure":
-            raise ValueError(f"radial_velocity: expected km/s or 'measure', got {asked!r}")
+        if method != "measure":
+            raise ValueError(f"radial_velocity: expected km/s or 'measure', got {method!r}")
         if self.basis is None:
             raise ValueError(NO_BASIS)
         meter = self.velocity_meter or VelocityMeter(self.basis)

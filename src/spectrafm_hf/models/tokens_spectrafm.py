@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from .basis_spectrafm import Evidence, Rung, SpectrumBasis, interpolated
+from .basis_spectrafm import Evidence, SpectrumBasis
 from .configuration_spectrafm import PADDING_ID
 from .flags_spectrafm import QUALITY
 from .inputs_spectrafm import HUGE, optional_per_star, per_star
+from .rungs_spectrafm import Rung, interpolated
 
 
 # Of spectra whose errors are unknown, they are taken for this share of the level, and then for what the misfit says.

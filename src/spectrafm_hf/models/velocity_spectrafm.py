@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from scipy import interpolate, ndimage
 
-from .basis_spectrafm import Rung, SpectrumBasis
+from .basis_spectrafm import SpectrumBasis
 from .flags_spectrafm import AIR, AIR_TOLERANCE, MEDIUM_MEASURED, MOVED, MOVED_SIGMA, VELOCITY_MEASURED
 from .gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED, SPEED_OF_LIGHT, to_rest
+from .rungs_spectrafm import Rung
 
 
 LIMIT = 600.0  # km/s that are tried

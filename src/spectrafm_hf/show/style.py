@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import BinaryIO, cast
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from PIL import Image
 
 from ..files import complete_file
 
@@ -49,12 +51,33 @@ def legend_below(figure: Figure, axes: Axes, *, ncols: int, fontsize: float) -> 
     return figure.legend(*handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=fontsize)
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str] | BinaryIO) -> None:
-    """Write a picture atomically."""
+def save_figure(figure: Figure, path: str | os.PathLike[str] | BinaryIO, dpi: int = 150, colours: int = 128) -> None:
+    """
+    Write a picture atomically, as a PNG file with a palette: a third of the size of one without.
+
+    Parameters
+    ----------
+    figure : Figure
+    path : path or binary file
+    dpi : int
+    colours : int
+        At most 256. Line plots need no more than 64.
+    """
+    drawn = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        if hasattr(path, "write"):
-            figure.savefig(cast(BinaryIO, path), dpi=150, format="png")
-            return
-        with complete_file(path) as temporary:
-            figure.savefig(temporary, dpi=150, format="png")
+        figure.savefig(drawn, dpi=dpi, format="png")
+    if hasattr(path, "write"):
+        save_with_palette(drawn, cast(BinaryIO, path), colours)
+        return
+    with complete_file(path) as temporary:
+        save_with_palette(drawn, temporary, colours)
+
+
+def save_with_palette(
+    source: str | os.PathLike[str] | BinaryIO, target: str | os.PathLike[str] | BinaryIO, colours: int = 64
+) -> None:
+    """Write a picture again as a PNG file with at most `colours` colours."""
+    with Image.open(source) as image:
+        small = image.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+    small.save(target, format="png", optimize=True)

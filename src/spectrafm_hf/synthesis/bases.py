@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 
-from ..models.basis_spectrafm import FWHM, Rung, SpectrumBasis, interval_matrices
+from ..models.basis_spectrafm import SpectrumBasis
 from ..models.evidence_spectrafm import SpectraFMCompletion
 from ..models.gate_spectrafm import SPEED_OF_LIGHT
 from ..models.refinement_spectrafm import SpectraFMStarModel
+from ..models.rungs_spectrafm import FWHM, Rung, interval_matrices
 from .survey_grid import SurveyGrid
 from .synthetic import SyntheticStars
 
@@ -214,7 +215,7 @@ def hband_rung(first_interval: int, n_stars: int = 300, seed: int = 77, **settin
 
 def survey_grid() -> SurveyGrid:
     """The grid of [`survey_rung`], with the emulator of its stars."""
-    return SurveyGrid("emulator-survey", SURVEY_PIXELS, SURVEY_POWER)
+    return SurveyGrid("emulator-optical", SURVEY_PIXELS, SURVEY_POWER)
 
 
 def survey_rung(first_interval: int, n_stars: int = 300, seed: int = 77, **settings: Any) -> Rung:

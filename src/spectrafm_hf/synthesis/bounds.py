@@ -28,8 +28,9 @@ from scipy.special import erf
 
 from ..models import SpectrumEmulator
 from ..statistics import MAD_TO_SIGMA
+from .binned import emulator_for
 from .instruments import Instrument, extinction_curve
-from .labels import draw_labels
+from .labels import LABEL_NAMES, draw_labels, draw_optical_labels
 from .synthetic import ALPHA_ELEMENTS, without_flux
 
 
@@ -173,10 +174,11 @@ def held_out_labels(
             raise ValueError(f"ranges: expected the lower limit of {name} first, got {low:g} to {high:g}")
     generator = np.random.default_rng([seed, HELD_OUT, part])
     kept, drawn = np.empty((0, len(full))), 0
+    optical = set(full) > set(LABEL_NAMES)
     while len(kept) < n:
         if drawn > 100 * (n + 100):
             raise ValueError(f"ranges: expected some that hold stars of the emulator, got {dict(ranges or {})}")
-        stars = draw_labels(DRAWN, generator, full)
+        stars = draw_optical_labels(DRAWN, generator) if optical else draw_labels(DRAWN, generator, full)
         drawn += DRAWN
         table = np.stack([stars[name] for name in full], axis=1)
         for name, (low, high) in (ranges or {}).items():
@@ -188,7 +190,12 @@ def held_out_labels(
 
 
 def emulate(
-    emulator: SpectrumEmulator, table: Array, *, derivatives: bool = False, normalized: bool = True
+    emulator: SpectrumEmulator,
+    table: Array,
+    *,
+    derivatives: bool = False,
+    normalized: bool = True,
+    wavelength_range: tuple[float, float] | None = None,
 ) -> tuple[Array, Array | None]:
     """
     Spectra and, if asked for, their derivatives with respect to all labels.
@@ -201,6 +208,8 @@ def emulate(
         They are exact (automatic differentiation): there is no step size to choose.
     normalized : bool
         Divide by the continuum; an emulator that does not know the continuum does so in any case.
+    wavelength_range : (float, float), optional
+        Angstrom, vacuum: only these pixels.
 
     Returns
     -------
@@ -209,10 +218,11 @@ def emulate(
     """
 
     def spectrum(labels: torch.Tensor) -> torch.Tensor:
-        flux, continuum = emulator(labels)
+        flux, continuum = emulator(labels, wavelength_range)
         return flux if normalized or continuum is None else flux * continuum
 
-    fluxes, slopes = [np.empty((0, emulator.config.num_pixels), np.float32)], []
+    pixels = emulator.pixels(wavelength_range)
+    fluxes, slopes = [np.empty((0, pixels.stop - pixels.start), np.float32)], []
     for start in range(0, len(table), CHUNK):
         labels = torch.as_tensor(table[start : start + CHUNK], dtype=torch.float64)
         with torch.no_grad():
@@ -279,10 +289,13 @@ def observe(
     if unknown := [name for name in priors or {} if name not in labels]:
         raise ValueError(f"prior: expected labels out of {labels}, got {unknown[0]!r}")
     sigmas = {**dict.fromkeys(labels, OTHER_PRIOR), **PRIORS, **(priors or {})}
-    wavelength = emulator.wavelength.double().numpy()
+    emulator, wavelength_range = emulator_for(emulator, instrument)
+    wavelength = emulator.wavelength[emulator.pixels(wavelength_range)].double().numpy()
     matrix = instrument.response(wavelength, emulator.config.resolving_power or None)
     continuum = instrument.normalisation == "continuum"
-    flux, slopes = emulate(emulator, table, derivatives=derivatives, normalized=continuum)
+    flux, slopes = emulate(
+        emulator, table, derivatives=derivatives, normalized=continuum, wavelength_range=wavelength_range
+    )
 
     def pixels(spectra: Array) -> Array:
         product = matrix @ spectra.reshape(-1, spectra.shape[-1]).T

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..models.modeling_emulator import default_vmicro
 from .instruments import K_BAND, Instrument, extinction_curve
+from .labels import usual_abundances
 from .synthetic import ALPHA_ELEMENTS, SyntheticStars, without_flux
 
 
@@ -102,6 +103,9 @@ class CalibratedStars(SyntheticStars):
         labels |= {name: alpha + ELEMENT_JITTER["alpha"] * draw(n) for name in ALPHA_ELEMENTS}
         labels |= {name: width * draw(n) for name, width in ELEMENT_JITTER.items() if name != "alpha"}
         emulator = self._stars.emulator
+        others = [name for name in emulator.config.label_names if name not in labels]
+        usual, scatter, _ = usual_abundances(logg, fe_h, alpha, others)
+        labels |= {"li_fe": -1.5 - fe_h} | {name: usual[name] + scatter[name] * draw(n) for name in usual}
         low, high = (np.array(limits) for limits in zip(*self._stars.ranges.values(), strict=True))
         table = np.stack([labels[name] for name in emulator.config.label_names], axis=1)
         inside = np.clip(table, low + 1e-4 * (high - low), high - 1e-4 * (high - low))
@@ -209,7 +213,7 @@ class CalibratedStars(SyntheticStars):
         """What lines absorb of the continuum, (stars, pixels); at least 0.003."""
         stars = self._stars
         labels = dict(zip(stars.emulator.config.label_names, table.T, strict=True))
-        wavelength, flux = stars.emulator.synthesize(normalized=True, **labels)
+        wavelength, flux = stars.emulator.synthesize(normalized=True, wavelength_range=stars.wavelength_range, **labels)
         matrix = stars.instrument.response(wavelength, stars.resolving_power)
         return np.maximum(1 - (matrix @ flux.T).T, 0.003)
 

@@ -19,20 +19,12 @@ from scipy.interpolate import CubicSpline
 from scipy.spatial import cKDTree
 
 from ..data.mixture import Columns, Source
-from ..models.basis_spectrafm import (
-    LEVELS,
-    MODEL_ERROR,
-    Design,
-    SpectrumBasis,
-    half_widths,
-    interval_matrices,
-    means_over_pixels,
-    over_level,
-)
+from ..models.basis_spectrafm import LEVELS, MODEL_ERROR, SpectrumBasis, over_level
 from ..models.gate_spectrafm import SPEED_OF_LIGHT
+from ..models.rungs_spectrafm import Design, half_widths, interval_matrices, means_over_pixels
 from ..statistics import robust_scatter
+from .bad_pixels import add_noise, add_wild_pixels, draw_snr, missing_pixels, smooth_factors
 from .instruments import Instrument
-from .spoiling import add_noise, draw_snr, missing_pixels, smooth_factors, spoil
 from .synthetic import ALPHA_ELEMENTS, SyntheticStars
 
 
@@ -41,7 +33,7 @@ Array = NDArray[Any]
 CONTINUUM_ERRORS = 0.35  # of spectra over the continuum
 FLUXED = 0.25  # of high-resolution spectra are not over the continuum
 NEIGHBOURS = 8  # in labels, of which one is mixed with a star
-CLEAN_NOISE = 1.0  # at most, in units of the errors, in observed stars that are not spoilt
+CLEAN_NOISE = 1.0  # at most, in units of the errors, in observed stars without bad pixels or wrong errors
 
 
 class HighResolutionStars:
@@ -157,7 +149,7 @@ class HighResolutionStars:
             flux *= np.exp(generator.normal(0.0, 2.0, (n, 1))).astype(np.float32)
         snr = draw_snr(n, generator)
         noisy, error = add_noise(flux, snr, generator)
-        spoil(noisy, error, generator)
+        add_wild_pixels(noisy, error, generator)
         columns: Columns = {
             "wavelength": wavelength,
             "flux": noisy,
@@ -360,7 +352,7 @@ class SpoiltStars:
                 wavelength, flux, error, mask = self._other_grid(wavelength, flux, error, mask, generator)
             mask = mask | missing_pixels(wavelength, n, generator)
             flux, error = flux.copy(), error.copy()
-            spoil(flux, error, generator)
+            add_wild_pixels(flux, error, generator)
         kept = {
             name: value for name, value in stars.items() if name not in ("wavelength", "flux", "flux_error", "mask")
         }

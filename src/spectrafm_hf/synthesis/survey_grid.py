@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from ..data.mixture import Columns
 from ..models import SpectrumEmulator, default_vmicro
-from ..models.basis_spectrafm import FWHM, PIXELS, Rung, half_widths, means_over_pixels
+from ..models.rungs_spectrafm import FWHM, PIXELS, Rung, half_widths, means_over_pixels
 from .labels import draw_optical_labels
 from .synthetic import ALPHA_ELEMENTS, load_emulator
 

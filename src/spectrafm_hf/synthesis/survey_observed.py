@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
 from ..data.mixture import Columns
-from ..models.basis_spectrafm import Rung, SpectrumBasis, degraded
+from ..models.basis_spectrafm import SpectrumBasis
+from ..models.rungs_spectrafm import Rung, degraded
 from .bases import survey_grid
 from .survey_grid import SurveyGrid, as_seen, in_pixels, likely_labels
 from .survey_stars import Mismatch

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from ..data.mixture import Columns
-from ..models.basis_spectrafm import FWHM, MODEL_ERROR, Design, Rung
+from ..models.basis_spectrafm import MODEL_ERROR
 from ..models.gate_spectrafm import SPEED_OF_LIGHT
+from ..models.rungs_spectrafm import FWHM, Design, Rung
 from ..statistics import MAD_TO_SIGMA
+from .bad_pixels import draw_snr
 from .instruments import extinction_curve
 from .random_instruments import interval_modes, least_squares, nearest_in_labels
-from .spoiling import draw_snr
 from .survey_grid import (
     DERIVATIVE_UNITS,
     SurveyGrid,

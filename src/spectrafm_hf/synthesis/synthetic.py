@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..checkpoints import _quiet, bundled, bundled_names
+from ..checkpoints import REPLACED, _quiet, bundled, bundled_names
 from ..data.building import SPLITS
 from ..data.schema import spectrum_features
 from ..models import SpectrumEmulator, SpectrumEmulatorConfig
+from .binned import emulator_for
 from .instruments import Instrument
 from .labels import LABEL_NAMES, draw_labels, draw_optical_labels
 
@@ -46,10 +47,11 @@ def load_emulator(emulator: str | os.PathLike[str] | SpectrumEmulator) -> Spectr
     if isinstance(emulator, SpectrumEmulator):
         return emulator
     known = bundled_names(SpectrumEmulatorConfig.model_type)
-    if emulator not in known and not os.path.isdir(emulator):
+    named = emulator in known or REPLACED.get(str(emulator)) in known
+    if not named and not os.path.isdir(emulator):
         raise ValueError(f"emulator: expected one of {known} or a folder, got {os.fspath(emulator)!r}")
     with _quiet():
-        return SpectrumEmulator.from_pretrained(bundled(str(emulator)) if emulator in known else emulator)
+        return SpectrumEmulator.from_pretrained(bundled(str(emulator)) if named else emulator)
 
 
 class _Stars:
@@ -62,7 +64,9 @@ class _Stars:
         label_ranges: Mapping[str, tuple[float, float]] | None = None,
     ):
         self.instrument = instrument if isinstance(instrument, Instrument) else Instrument.load(instrument)
-        self.emulator = load_emulator(emulator or self.instrument.emulator)
+        loaded = load_emulator(emulator or self.instrument.emulator)
+        self._weights = weights_digest(loaded)
+        self.emulator, self.wavelength_range = emulator_for(loaded, self.instrument)
         config = self.emulator.config
         limits = zip(config.label_minimum, config.label_maximum, strict=True)
         self.ranges = dict(zip(config.label_names, limits, strict=True))
@@ -107,7 +111,9 @@ class _Stars:
 
     def _synthesize(self, labels: Mapping[str, NDArray[np.float32]]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         normalized = True if self.instrument.normalisation == "continuum" else None
-        return self.emulator.synthesize(normalized=normalized, **dict[str, Any](labels))
+        return self.emulator.synthesize(
+            normalized=normalized, wavelength_range=self.wavelength_range, **dict[str, Any](labels)
+        )
 
     def draw(self, n: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
         """Columns of `n` stars but for identifiers, and `clean`, the flux without noise."""
@@ -141,16 +147,21 @@ class _Stars:
 
     def fingerprint(self) -> str:
         """Changes with the weights of the emulator, and with anything in the instrument."""
-        digest = hashlib.sha256(json.dumps(self.instrument.settings).encode())
-        for name, tensor in sorted(self.emulator.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return hashlib.sha256(f"{json.dumps(self.instrument.settings)}{self._weights}".encode()).hexdigest()
+
+
+def weights_digest(emulator: SpectrumEmulator) -> str:
+    """SHA-256 of the weights of an emulator."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(emulator.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def without_flux(flux: NDArray[Any]) -> NDArray[np.bool_]:
     """
-    Which spectra, (stars, pixels), have next to no positive flux: so the emulator says of one in some 200,000 cool
-    stars, far from all that it was fitted to.
+    Which spectra (stars, pixels) are not positive in a quarter of their pixels or more. The emulator of the optical
+    gives such spectra for one in a hundred stars, all of them giants below 3,400 K; they are drawn again.
     """
     return np.mean(flux > 0, axis=1) < 0.75
 

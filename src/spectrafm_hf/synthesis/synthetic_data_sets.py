@@ -25,6 +25,7 @@ from ..data.schema import LABEL_UNITS, PIXEL_COLUMNS, pixel_column
 from ..models import SpectrumEmulator
 from ..statistics import robust_scatter
 from .instruments import Instrument, instrument_names
+from .labels import LABEL_NAMES
 from .synthetic import BATCH, LABELS, _Stars, check_seed
 
 
@@ -220,8 +221,13 @@ def _card(stars: _Stars, settings: Mapping[str, Any], sample: Mapping[str, NDArr
     ranges = "\n".join(
         f"| `{name}` | {low:g} | {high:g} | {LABEL_UNITS[name]} |" for name, (low, high) in stars.ranges.items()
     )
-    labels = f"""Drawn by `spectrafm_hf.synthesis.labels.draw_labels`, which follows the stars of APOGEE DR17 flattened
-in density, and lets elements scatter more, and more independently, than in real stars. It is no model of the Galaxy.
+    if set(stars.ranges) > set(LABEL_NAMES):
+        drawn = """`spectrafm_hf.synthesis.labels.draw_optical_labels`: two fifths follow the stars of APOGEE DR17
+flattened in density, a fifth each is hot, cool and metal-poor. Elements scatter more"""
+    else:
+        drawn = """`spectrafm_hf.synthesis.labels.draw_labels`, which follows the stars of APOGEE DR17 flattened in
+density. Elements scatter more"""
+    labels = f"""Drawn by {drawn}, and more independently, than in real stars. This is no model of the Galaxy.
 
 Limits:
 

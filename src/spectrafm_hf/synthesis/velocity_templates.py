@@ -31,7 +31,7 @@ def velocity_templates() -> tuple[float, float, NDArray[np.float32]]:
         ln of the first wavelength (Angstrom, vacuum), and from pixel to pixel.
     flux : array of shape (templates, pixels)
     """
-    emulator = SpectrumEmulator.from_pretrained(bundled("emulator-survey"))
+    emulator = SpectrumEmulator.from_pretrained(bundled("emulator-optical"))
     teff, logg, fe_h = np.array(STARS).T
     wavelength, flux = emulator.synthesize(teff=teff, logg=logg, fe_h=fe_h)
     start, end = np.log(wavelength[[0, -1]])

@@ -116,7 +116,7 @@ class SpectraFMCollator:
         self.batch_size = batch_size
 
     @property
-    def spoils(self) -> bool:
+    def degrades(self) -> bool:
         """Whether there is anything to draw."""
         names = ["noise", "pixel_dropout", "error_dropout", "reddening", "tilt", "wavelength_cut", "snr"]
         names += ["radial_velocity", "smoothing", "resampling", "sky_lines"]
@@ -135,11 +135,11 @@ class SpectraFMCollator:
         n_stars = len(columns["flux"])
         if "draw" in rows:
             draws = np.asarray(rows["draw"])
-        elif self.spoils:
+        elif self.degrades:
             draws = torch.randint(2**62, (n_stars,)).numpy()
         else:  # a generator that others draw from as well is left alone
             draws = np.zeros(n_stars, np.int64)
-        self._spoil(columns, draws)
+        self._degrade(columns, draws)
         wanted = [name for name in self.label_names if name in rows]
         known = ("resolving_power", "normalised") if self.tokenizer.basis is not None else ()
         inputs = self.tokenizer(
@@ -151,7 +151,7 @@ class SpectraFMCollator:
         )
         return dict(inputs)
 
-    def _spoil(self, columns: dict[str, Any], draws: np.ndarray) -> None:
+    def _degrade(self, columns: dict[str, Any], draws: np.ndarray) -> None:
         """Draw the augmentation of each star and apply it, in place."""
         n_stars, stars = len(draws), _Stars(self.seed, draws)
         generator = np.random.default_rng([self.seed, int(draws[0]) // self.batch_size])  # of the batch

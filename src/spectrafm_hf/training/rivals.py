@@ -198,8 +198,8 @@ def ask_rivals(
         for column, label in enumerate(sample.labels.T):
             known = np.isfinite(label) & np.isfinite(found[0, :, column])
             residual, error = found[0, known, column] - label[known], found[1, known, column]
-            given = np.nan_to_num(sample.label_errors[known, column])
-            found[1, :, column] *= error_factor(residual, error, given, 0.0)
+            stated = np.nan_to_num(sample.label_errors[known, column])
+            found[1, :, column] *= error_factor(residual, error, stated, 0.0)
         answers[name] = found[0], found[1]
     return answers
 

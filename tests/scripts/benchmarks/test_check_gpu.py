@@ -1,13 +1,12 @@
 """What is tried on a GPU runs on the CPU, and a line that fails is told."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from script_loader import load_script
 
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "benchmarks" / "check_gpu.py"
@@ -20,16 +19,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(SCRIPT.parent))  # it imports compare_dtypes, which lies beside it
-    spec = importlib.util.spec_from_file_location("check_gpu", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["check_gpu"] = module
-    try:
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-        del sys.modules["check_gpu"]
+    return load_script("benchmarks/check_gpu")
 
 
 @pytest.mark.slow

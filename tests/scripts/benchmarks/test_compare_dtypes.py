@@ -1,13 +1,12 @@
 """The table of dtypes: half precision, weights on the disk, quantised weights, against float32."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from script_loader import load_script
 
 from spectrafm_hf import SpectraFMForPrediction, bundled, load_checkpoint
 
@@ -22,12 +21,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("compare_dtypes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compare_dtypes"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["compare_dtypes"]
+    return load_script("benchmarks/compare_dtypes")
 
 
 def test_the_largest_change_is_in_units_of_the_errors_and_a_missing_answer_is_infinite(script):

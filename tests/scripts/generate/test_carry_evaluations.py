@@ -1,11 +1,10 @@
 """Evaluations of one rung outlive a training of another, and only that."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from script_loader import load_script
 
 from spectrafm_hf import bundled, load_checkpoint
 from spectrafm_hf.checkpoints import save_checkpoint
@@ -14,11 +13,7 @@ from spectrafm_hf.hub.cards import checksums
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).parents[3] / "scripts/generate/carry_evaluations.py"
-    spec = importlib.util.spec_from_file_location("carry_evaluations", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("generate/carry_evaluations")
 
 
 @pytest.fixture(scope="module")

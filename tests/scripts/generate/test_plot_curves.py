@@ -1,20 +1,14 @@
 """Curves of several runs, drawn as one."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from matplotlib import image
+from script_loader import load_script
 
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).parents[3] / "scripts" / "generate" / "plot_curves.py"
-    spec = importlib.util.spec_from_file_location("plot_curves", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("generate/plot_curves")
 
 
 def test_a_run_begins_where_the_one_before_it_ended_and_the_picture_is_drawn(script, tmp_path, capsys):

@@ -1,14 +1,13 @@
 """Realism of synthetic spectra: what is fitted is found again where the answer is known."""
 
-import importlib.util
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from astropy.io import fits
+from script_loader import load_script
 
 from spectrafm_hf import SpectrumEmulator, bundled
 
@@ -19,12 +18,7 @@ WAVELENGTH = 10 ** (4.179 + 6e-6 * np.arange(8575))
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("check_synthetic", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["check_synthetic"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["check_synthetic"]
+    return load_script("paper/check_synthetic")
 
 
 @pytest.fixture(scope="module")

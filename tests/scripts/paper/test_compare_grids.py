@@ -1,9 +1,8 @@
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from script_loader import load_script
 
 from spectrafm_hf.synthesis import LABEL_NAMES, Spectrum, draw_labels
 from spectrafm_hf.synthesis.grid import GridSettings, write_grid
@@ -15,12 +14,7 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "paper" / "compare_grids.py"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("compare_grids", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compare_grids"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["compare_grids"]
+    return load_script("paper/compare_grids")
 
 
 class Lines:

@@ -1,11 +1,10 @@
 """One star through two instruments: what the table says of answers that agree, or do not."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from script_loader import load_script
 
 
 SCRIPTS = Path(__file__).parents[3] / "scripts" / "paper"
@@ -13,14 +12,7 @@ SCRIPTS = Path(__file__).parents[3] / "scripts" / "paper"
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(SCRIPTS))  # it imports evaluate_observed, which lies beside it
-    try:
-        spec = importlib.util.spec_from_file_location("compare_instruments", SCRIPTS / "compare_instruments.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    return load_script("paper/compare_instruments")
 
 
 def test_when_errors_are_right_then_z_is_one_and_a_shift_is_told(script):

@@ -1,24 +1,19 @@
 """The published architecture, trained as long as ours and read in windows."""
 
 import csv
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from script_loader import load_script
 
 from spectrafm_hf import SpectraFMConfig, SpectraFMForPrediction
 
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "paper" / "compare_original.py"
-SPEC = importlib.util.spec_from_file_location("compare_original", SCRIPT)
-compare_original = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = compare_original
-SPEC.loader.exec_module(compare_original)
-
+compare_original = load_script("paper/compare_original")
 RECIPE = SCRIPT.parents[1] / "recipes" / "original-synthetic.yaml"
 TINY = {
     "hidden_size": 16,

@@ -1,8 +1,6 @@
 import hashlib
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from script_loader import load_script
 
 from spectrafm_hf import SpectraFMTokenizer
 from spectrafm_hf.checkpoints import save_checkpoint
@@ -44,12 +43,7 @@ SETTINGS["tokens"] = SETTINGS["mlp"] | {"errors_as_inputs": True}
 
 @pytest.fixture(scope="module")
 def evaluate():
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["evaluate_script"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["evaluate_script"]
+    return load_script("paper/evaluate")
 
 
 def write_split(folder: Path, split: str, n: int, seed: int) -> dict[str, np.ndarray]:

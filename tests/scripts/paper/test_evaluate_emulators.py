@@ -1,21 +1,15 @@
 """Emulators against a grid: means over its pixels, and what the table says of known differences."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from script_loader import load_script
 
 from spectrafm_hf.synthesis.emulation import Grid
 
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).parents[3] / "scripts/paper/evaluate_emulators.py"
-    spec = importlib.util.spec_from_file_location("evaluate_emulators", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("paper/evaluate_emulators")
 
 
 def test_means_over_wide_pixels_are_those_of_the_fine_ones(script):
@@ -42,13 +36,13 @@ def test_a_difference_is_in_the_line_of_its_range_and_temperature(script):
     assert lines[0][5] == "0.00 (1)"
 
 
-def test_both_emulators_answer_for_stars_of_a_grid(script):
+def test_an_emulator_has_spectra_for_the_stars_of_a_grid_that_it_covers(script):
     wavelength = np.arange(4_000.0, 9_000.0, 2.5)
     names = ["teff", "logg", "fe_h", "c_fe", "n_fe", "o_fe", "mg_fe", "si_fe", "al_fe", "ca_fe", "ti_fe", "mn_fe"]
     names += ["ni_fe", "vmicro"]
     labels = np.zeros((2, len(names)))
     labels[:, :3], labels[:, -1] = [[5_000.0, 3.0, -0.3], [50_000.0, 3.0, -0.3]], 1.4
     grid = Grid(names, labels, wavelength, np.ones((2, len(wavelength))))
-    found, covered = script.emulated("emulator-survey", grid)
+    found, covered = script.emulated("emulator-optical", grid)
     assert covered.tolist() == [True, False] and found.shape == (1, len(wavelength))
     assert 0.2 < found.min() < 0.9 < found.max() < 1.1

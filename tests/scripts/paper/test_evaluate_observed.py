@@ -1,37 +1,25 @@
 """Observed stars with published labels, and those that are spoilt as another instrument would spoil them."""
 
-import importlib.util
 import io
-import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
+from script_loader import load_script
 
 
 SCRIPTS = Path(__file__).parents[3] / "scripts/paper"
 
 
-def loaded(name):
-    sys.path.insert(0, str(SCRIPTS))  # they import each other
-    try:
-        spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(SCRIPTS))
-
-
 @pytest.fixture(scope="module")
 def script():
-    return loaded("evaluate_observed")
+    return load_script("paper/evaluate_observed")
 
 
 def test_stars_of_stelib_are_read_in_vacuum(tmp_path):
-    samples = loaded("observed_samples")
+    samples = load_script("paper/observed_samples")
     content = io.BytesIO()
     image = fits.PrimaryHDU(np.linspace(0.0, 2.0, 50, dtype=np.float32))
     image.header["CRVAL1"], image.header["CDELT1"] = 5000.0, 1.0
@@ -46,7 +34,7 @@ def test_stars_of_stelib_are_read_in_vacuum(tmp_path):
 
 
 def test_files_of_known_stars_are_found_by_their_names(tmp_path):
-    samples = loaded("observed_samples")
+    samples = load_script("paper/observed_samples")
     wavelength = np.arange(5000.0, 5100.0, 0.5)
     for name in ("my-sick-sun.txt", "unknown.txt"):
         np.savetxt(tmp_path / name, np.stack([wavelength, np.ones(200), np.full(200, 0.01)], axis=1))
@@ -57,7 +45,7 @@ def test_files_of_known_stars_are_found_by_their_names(tmp_path):
 
 
 def test_spectra_over_their_level_keep_their_lines_and_lose_their_shape():
-    rivals = loaded("synthetic_rivals")
+    rivals = load_script("paper/synthetic_rivals")
     wavelength = np.arange(4_000.0, 9_000.0, 1.0)
     line = 1.0 - 0.6 * np.exp(-0.5 * ((wavelength - 5_500.0) / 3.0) ** 2)
     shape = np.exp((wavelength - 6_000.0) / 3_000.0)

@@ -1,14 +1,13 @@
 """Each row of the table of robustness does what it says, and one command makes the table."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from script_loader import load_script
 
 from spectrafm_hf.checkpoints import save_checkpoint
 from spectrafm_hf.data import pixel_column
@@ -36,12 +35,7 @@ LABELS = ("teff", "logg", "fe_h", "alpha_m")
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("evaluate_robustness", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["evaluate_robustness"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["evaluate_robustness"]
+    return load_script("paper/evaluate_robustness")
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """What is no star: how kinds are told, and how models are seen through a spectrograph."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from script_loader import load_script
 
 
 SCRIPTS = Path(__file__).parents[3] / "scripts/paper"
@@ -13,14 +12,7 @@ SCRIPTS = Path(__file__).parents[3] / "scripts/paper"
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(SCRIPTS))  # it imports others that lie beside it
-    try:
-        spec = importlib.util.spec_from_file_location("evaluate_strange", SCRIPTS / "evaluate_strange.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    return load_script("paper/evaluate_strange")
 
 
 def test_kinds_follow_the_table_and_the_type(script):

@@ -75,7 +75,7 @@ def add_noise(flux: Array, snr: Array, generator: np.random.Generator) -> tuple[
     return (flux + error * noise).astype(np.float32), error.astype(np.float32)
 
 
-def spoil(flux: Array, error: Array, generator: np.random.Generator) -> None:
+def add_wild_pixels(flux: Array, error: Array, generator: np.random.Generator) -> None:
     """Wild pixels and wrong errors, in place, in some of the stars."""
     n_stars, n_pixels = flux.shape
     for star in np.flatnonzero(generator.random(n_stars) < WILD):
