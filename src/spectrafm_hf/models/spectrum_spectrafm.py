@@ -25,7 +25,7 @@ STARS_AT_ONCE, MATRICES_AT_ONCE = 64, 8  # in the network; whose matrices fit in
 #: Misfit of a coefficient in units of its prior, with the star model and without. The second was found on validation
 #: stars of Gaia XP; the first is a guess that held-out stars of the H band agree with.
 UNEXPLAINED = {"star_model": 0.03, "components": 0.03}
-#: Of the stated variance: the noise of Gaia XP is correlated between pixels, and next to none of it is left beyond the
+#: Of the stated variance: the noise of Gaia XP is correlated between pixels, and almost none of it remains beyond the
 #: coefficients. Found on validation stars, with a hole.
 LEAST_NOISE = 0.05
 LARGEST_EXCESS = 0.5  # of the misfit, found from a spectrum
@@ -253,7 +253,7 @@ class _Stars:
     directions: torch.Tensor  # B, T, K, A
     precision: torch.Tensor  # A, A
     prior_mean: torch.Tensor  # B, A
-    own: torch.Tensor  # B, T, K, D: root of the covariance of what else stars differ in, in units of a coefficient
+    own: torch.Tensor  # B, T, K, D: root of the covariance of other differences between stars, in coefficients
     continuum: torch.Tensor  # B, T, K, 2: that of level and slope, in units of the level
     level: torch.Tensor  # B: standard deviation of the level
 
@@ -440,8 +440,9 @@ class _Likelihood:
     """
     The likelihood of the pixels, as far as it does not depend on how much stars differ from their model.
 
-    With the information L, and R R^T the covariance of what differs from a star, what the pixels say of the star is
-    (L^-1 + R R^T)^-1 = L - L R (1 + R^T L R)^-1 R^T L: the inverse is that of a positive matrix of 1 and more.
+    With the information L, and R R^T the covariance of the differences from a star, the information of the pixels
+    about the star is (L^-1 + R R^T)^-1 = L - L R (1 + R^T L R)^-1 R^T L: the inverse is that of a positive matrix of 1
+    and more.
     """
 
     def __init__(self, linear: _Stars, information, right):
