@@ -22,12 +22,10 @@ from .rungs_spectrafm import NATIVE_TOLERANCE, Design, Rung, design_of_rung
 
 STEPS = 4  # of Gauss-Newton, where flux is not linear in the coefficients
 STARS_AT_ONCE, MATRICES_AT_ONCE = 64, 8  # in the network; whose matrices fit into a cache
-#: Misfit of a coefficient in units of its prior, with the star model and without. The second was found on validation
-#: stars of Gaia XP; the first is a guess that held-out stars of the H band agree with.
+#: Misfit of a coefficient in units of its prior, with the star model (a guess that agrees with held-out stars of the H
+#: band) and without (from validation stars of Gaia XP).
 UNEXPLAINED = {"star_model": 0.03, "components": 0.03}
-#: Of the stated variance: the noise of Gaia XP is correlated between pixels, and almost none of it remains beyond the
-#: coefficients. Found on validation stars, with a hole.
-LEAST_NOISE = 0.05
+LEAST_NOISE = 0.05  # of the stated variance: noise of Gaia XP is correlated; found on validation stars, with a hole
 LARGEST_EXCESS = 0.5  # of the misfit, found from a spectrum
 FREE_SCALE, SLOPE_OVER_LEVEL = 3.0, 5.0  # of ln of the level of a star; of slopes, over the continuum
 ROUNDS, WELL_KNOWN = 2, 4.0
@@ -440,9 +438,8 @@ class _Likelihood:
     """
     The likelihood of the pixels, as far as it does not depend on how much stars differ from their model.
 
-    With the information L, and R R^T the covariance of the differences from a star, the information of the pixels
-    about the star is (L^-1 + R R^T)^-1 = L - L R (1 + R^T L R)^-1 R^T L: the inverse is that of a positive matrix of 1
-    and more.
+    With the information L, and R R^T the covariance of the differences from a star, the information about the star is
+    (L^-1 + R R^T)^-1 = L - L R (1 + R^T L R)^-1 R^T L: the inverse is that of a positive matrix of 1 and more.
     """
 
     def __init__(self, linear: _Stars, information, right):
