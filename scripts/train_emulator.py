@@ -100,7 +100,7 @@ Rms over pixels of emulated against synthesised flux, {what}, for {n_held_out} s
 |---|---|---|---|
 {table}
 {sections}
-This is the error of the emulator, not of the synthesis: real spectra differ from synthetic ones by far more.
+This is the error of the emulator, not of the synthesis: real spectra differ from synthetic ones by much more.
 """
 
 

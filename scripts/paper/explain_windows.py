@@ -13,7 +13,7 @@ respect to the flux of each pixel (`spectrafm_hf.inference.explain`). Printed ar
 - `chance`: the mean of the same for the windows shifted along the pixels, around the ends, by each number of pixels
   that is at least `--least`; `ratio`: share / chance;
 - `best`: the ratio of the best possible estimate, whose errors are at the Cramer-Rao bound: other elements have lines
-  inside the windows too, and one that is not told from them has to be measured elsewhere;
+  inside the windows too, and one that cannot be distinguished from them has to be measured elsewhere;
 - `p`: how many of these shifts give as large a share, counting no shift as one of them;
 - `pixels`: the share of the pixels that has a weight.
 """
@@ -50,7 +50,7 @@ CLOSE_UP = 30.0
 
 @dataclass(frozen=True)
 class InWindows:
-    """What of a response lies in the windows of an element: see the top of this file."""
+    """Share of a response in the windows of an element: see the top of this file."""
 
     share: float
     chance: float

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Observed stars of the optical whose labels are published, as rows of spectra: for the scripts beside this one."""
+"""Observed stars of the optical whose labels are published, as rows of spectra: for the scripts in this folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STELIB_FWHM = 3.4  # Angstrom
 
 
 class Published(NamedTuple):
-    """A file of one star: part of its name, Teff, log g and [Fe/H], who says so, and how its wavelengths are read."""
+    """A file of one star: part of its name, Teff, log g and [Fe/H], the source, and how its wavelengths are read."""
 
     file: str
     star: str
@@ -113,7 +113,7 @@ def shared_stars(folder: Path, splits: Sequence[str]) -> tuple[list[list[dict[st
 
 
 def published_files(folders: Sequence[Path]) -> tuple[list[Published], list[dict[str, Any]]]:
-    """Files of `PUBLISHED` that lie in these folders, and a row of each."""
+    """Files of `PUBLISHED` in these folders, and a row of each."""
     found, rows = [], []
     for path in sorted(find_files(list(folders))):
         for known in PUBLISHED:

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The experiment of Koblischke & Bovy 2024 on observed stars: [Fe/H] learnt from 100 iron-rich ones, asked of all.
+"""The experiment of Koblischke & Bovy 2024 on observed stars: [Fe/H] learnt from 100 metal-rich ones, evaluated on all.
 
     python scripts/paper/paper_experiment.py --output runs/paper --shared ../shared/data
 
-In each draw, 100 stars whose [Fe/H] is above a limit are seen in a range of wavelengths, and all others are asked in
-the same range. `spectrafm-base` has seen other Gaia XP stars of all kinds with labels, synthetic spectra of the optical
-and of the H band, and how synthetic spectra of MILES differ from observed ones, but no observed star in the H band. All
-methods are those of the report of `spectrafm finetune`, on the same pixels; "closed form" is what it makes. What has
-been computed stays in the output folder.
+In each draw, 100 stars whose [Fe/H] is above a limit are seen in a range of wavelengths, and all others are evaluated
+in the same range. `spectrafm-base` has seen other Gaia XP stars of all kinds with labels, synthetic spectra of the
+optical and of the H band, and how synthetic spectra of MILES differ from observed ones, but no observed star in the H
+band. All methods are those of the report of `spectrafm finetune`, on the same pixels; "closed form" is what it makes.
+What has been computed stays in the output folder.
 """
 
 import csv
@@ -67,7 +67,7 @@ TASKS = {
 
 
 def measure(name: str, draw: int, folder: Path, shared: Path | None) -> list[dict[str, Any]]:
-    """Figures of all methods for all stars that are asked and for the iron-poor ones, a line each."""
+    """Figures of all methods for all evaluated stars and for the metal-poor ones, a line each."""
     task = TASKS[name]
     stars = pool(f"paper-{name}", functools.partial(task.stars, shared), folder)
     iron = stars.labels["fe_h"]
@@ -75,7 +75,7 @@ def measure(name: str, draw: int, folder: Path, shared: Path | None) -> list[dic
     learnt = np.concatenate([stars.parts["learnt"], stars.parts["validation"]])
     rich = learnt[iron[learnt] > task.iron_rich]
     rows = np.random.default_rng([draw, 77]).choice(rich, N_STARS, replace=False)
-    # Few stars are asked where they did not teach, too.
+    # Few stars are evaluated outside the training range, too.
     tested = stars.parts["test"] if len(stars.parts["test"]) > 1_000 else np.arange(len(iron))
     tested = np.setdiff1d(tested[np.isfinite(iron[tested])], rows)
     found = learn(stars, "fe_h", iron, error, rows, tested, draw)

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Two methods beside the model, trained on the same kind of synthetic stars: for `evaluate_observed.py`.
+"""Two other methods, trained on the same kind of synthetic stars: for `evaluate_observed.py`.
 
 A multilayer perceptron on pixels and their principal components, and one on the tokens of the model. Both see synthetic
 stars on the grid of the observed ones, at their resolving power, with noise, which are shifted to how training stars of

@@ -1,4 +1,4 @@
-"""What tokens lose of what pixels say: the bound of labels from coefficients, over that from the pixels themselves.
+"""Loss of information in tokens: the bound of labels from coefficients, over that from the pixels.
 
     python scripts/paper/token_information.py --directions 8 16 24 --width 0.0024 0.0048
 

@@ -20,10 +20,10 @@ from ..files import one_line
 
 #: Labels of the paper.
 PAPER_LABELS = ("teff", "logg", "o_fe", "mg_fe", "fe_h")
-#: Bits of an abundance's own flag (`FE_H_FLAG`, bits of PARAMFLAG) that say it is bad: GRIDEDGE_BAD, CALRANGE_BAD,
+#: Bits of an abundance's own flag (`FE_H_FLAG`, bits of PARAMFLAG) for bad values: GRIDEDGE_BAD, CALRANGE_BAD,
 #: OTHER_BAD, FERRE_FAIL, PARAM_MISMATCH_BAD, TEFF_CUT. https://www.sdss4.org/dr17/irspec/apogee-bitmasks
 BAD_LABEL_BITS = (0, 1, 2, 3, 4, 6)
-#: Bits of ASPCAPFLAG that say the same of a parameter.
+#: The same bits of ASPCAPFLAG for parameters.
 BAD_PARAMETER_BITS = {"teff": 16, "logg": 17, "vmicro": 18, "m_h": 19, "alpha_m": 20}
 
 
@@ -57,7 +57,7 @@ def read_allstar(
     labels : sequence of str
         Its columns in lower case.
     bad_label_bits : sequence of int
-        Bits of a label's flag at which its value and error become NaN; none to take all values as they stand. A
+        Bits of a label's flag at which its value and error become NaN; none to take all values unchanged. A
         parameter (`BAD_PARAMETER_BITS`) has one such bit in ASPCAPFLAG.
 
     Returns
@@ -115,7 +115,7 @@ def _allstar_chunk(
 
 
 def arrow_column(column: Any) -> pa.Array:
-    """A column of astropy's, of any byte order, as one of Arrow's; what is masked becomes null."""
+    """A column of astropy's, of any byte order, as one of Arrow's; masked values become null."""
     missing = np.ma.getmaskarray(column) if np.ma.isMaskedArray(column) else None
     values = np.asarray(column)
     if values.dtype.kind in "SUO":

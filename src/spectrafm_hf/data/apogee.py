@@ -79,12 +79,12 @@ def build_apogee_dr17(
     Parameters
     ----------
     out_dir : path
-        Folder to make. It appears under this name only when it is complete; a run that was killed is gone on from.
+        Folder to make. It is written atomically; a killed run is resumed.
     source : str or path
         Where the tree of the archive is: an address, or a folder, as ``SAS_BASE_DIR`` of SDSS's own tools names it.
         What is downloaded stays in the cache: 4 GB of catalogue, 140 kB a star.
     n : int, optional
-        A random sample of so many stars.
+        Size of a random sample of stars.
     seed : int
         Of the sample and of the split.
     cuts : sequence of str
@@ -92,7 +92,7 @@ def build_apogee_dr17(
     labels : sequence of str
         Columns of the catalogue in lower case.
     spectra : {"observed", "synthetic", "both"}
-        What ASPCAP fitted, its best fit, or both as rows of their own, told apart by ``survey``.
+        What ASPCAP fitted, its best fit, or both as separate rows, which differ in ``survey``.
     workers : int
         Downloads at a time.
     shard_rows : int
@@ -108,7 +108,7 @@ def build_apogee_dr17(
     Raises
     ------
     ValueError
-        For an argument, a catalogue or a file that is not what is expected, naming it.
+        For an argument, a catalogue or a file with unexpected content, naming it.
     OSError
         If a file cannot be downloaded after `RETRIES` retries. A star whose file the archive does not have is left out,
         and the card counts it.
@@ -211,7 +211,7 @@ def _fetcher(source: str) -> Callable[[str], Path | None]:
     )
 
     def fetch(name: str) -> Path | None:
-        registry.registry[name] = None  # the archive states no SHA-256; what is cut off is noticed by its length
+        registry.registry[name] = None  # the archive states no SHA-256; truncated files are found by their length
         target = registry.abspath / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -221,12 +221,12 @@ def _fetcher(source: str) -> Callable[[str], Path | None]:
         except (OSError, ValueError) as error:  # of requests, too
             raise OSError(f"{registry.get_url(name)}: cannot be downloaded: {error}") from error
 
-    pooch.get_logger().setLevel("WARNING")  # it says a line for each of many files
+    pooch.get_logger().setLevel("WARNING")  # it logs a line per file
     return fetch
 
 
 def _download(url: str, output_file: Any, source: Any) -> None:
-    """As pooch downloads, but for what is not there, which it would try again and again."""
+    """As pooch downloads, but without retries for missing files."""
     import requests
 
     try:
@@ -247,7 +247,7 @@ def _catalogue(fetch: Callable[[str], Path | None]) -> Path:
 def _rows(star: dict[str, Any], file: Path, kinds: Sequence[str]) -> list[Row]:
     """The spectra of a star with what the catalogue knows of it; none if the file cannot be read."""
     known = {name: value for name, value in star.items() if value is not None}
-    for name in ("j", "h", "k", "ak_targ"):  # 99 and -9999 stand for nothing
+    for name in ("j", "h", "k", "ak_targ"):  # 99 and -9999 mean unknown
         if abs(known.get(name, 0)) > 90:
             known[name] = np.nan
     try:

@@ -34,7 +34,7 @@ from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, label_names_of, pi
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-#: What a streaming reader holds at once, and what is held while writing, for each split.
+#: Rows in memory of a streaming reader, and while writing, for each split.
 ROW_GROUP_BYTES = 16_000_000
 
 
@@ -50,15 +50,15 @@ def build_folder(
 ) -> Path:
     """Make a folder with the files that `fill` writes; it appears under its name only when all of them are there.
 
-    Until then it is a hidden folder beside `out_dir`. If a run is killed, the next one with the same settings gets that
-    folder again, with the Parquet files that were finished, so that `fill` can go on from there.
+    Until then it is a hidden folder in the parent of `out_dir`. If a run is killed, the next one with the same
+    settings gets that folder again, with the Parquet files that were finished, so that `fill` can go on from there.
 
     Parameters
     ----------
     out_dir : path
         Folder to make.
     settings : mapping
-        All that decides what is built, with the name of the builder as ``builder``; JSON.
+        All settings of the build, with the name of the builder as ``builder``; JSON.
     fill : callable
         Gets the hidden folder, in which there is a folder ``data``.
     overwrite : bool
@@ -193,7 +193,7 @@ def shard_writer(path: str | os.PathLike[str], features: datasets.Features) -> I
 
 
 def _stored_schema(features: datasets.Features) -> pa.Schema:
-    """That no pixel is null, which `datasets` cannot say, makes a Parquet file a third faster to read."""
+    """Columns without nulls, which `datasets` cannot state, make a Parquet file a third faster to read."""
     schema = features.arrow_schema
     for i, column in enumerate(schema):
         if column.name in PIXEL_COLUMNS:
@@ -225,7 +225,7 @@ def write_shards(
 
 
 def spectra_table(rows: Sequence[Mapping[str, Any]], features: datasets.Features) -> pa.Table:
-    """Table of the rows of a reader; a float that a row does not have is NaN, anything else null."""
+    """Table of the rows of a reader; a missing float is NaN, other missing values are null."""
     arrays = []
     for column in features.arrow_schema:
         if column.name in PIXEL_COLUMNS:
@@ -258,7 +258,7 @@ def write_dataset(
     features : datasets.Features
         See [`spectrum_features`]; further columns of the tables are left out.
     card : callable
-        Called when all is written, so that the card can tell what was counted.
+        Called when all is written, so that the card can include the counts.
     shard_rows : int
         Largest number of rows of one Parquet file.
 
@@ -276,7 +276,7 @@ def write_dataset(
         raise ValueError(f"shard_rows: expected at least 1, got {shard_rows}")
 
     def fill(folder: Path) -> None:
-        for stale in folder.glob("data/*.parquet"):  # a stream cannot be gone on with in its middle
+        for stale in folder.glob("data/*.parquet"):  # a stream cannot be resumed
             stale.unlink()
         splits: dict[str, _SplitWriter] = {}
         with contextlib.ExitStack() as stack:
@@ -329,7 +329,7 @@ class _SplitWriter(contextlib.AbstractContextManager):
 
 @dataclass
 class Card:
-    """What a data set card says beyond what can be read from the files.
+    """Content of a data set card that is not in the files.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ CHUNK_ROWS = 256
 
 @dataclass
 class Report:
-    """What a build found, as its card and the command line tell it.
+    """Counts of a build, for its card and the command line.
 
     Attributes
     ----------
@@ -80,13 +80,13 @@ def build_from_files(
     out_dir : path
         Folder to make. It appears under this name only when it is complete.
     labels : path, optional
-        Table that `read_labels` reads. A spectrum that matches none of its rows has the labels that its file brings, as
-        data sets do, else NaN.
+        Table that `read_labels` reads. A spectrum that matches none of its rows has the labels of its file, as in
+        data sets, otherwise NaN.
     id_column : str, optional
         Its column of identifiers; see `join_labels`.
     split_by : str
         `star`: 80, 10, 10 percent by the identifier (`split_of_id`), so that all spectra of a star are in one split;
-        `none`: all in train; or a column of the labels that says train, validation or test (train if it says nothing).
+        `none`: all in train; or a column of the labels with train, validation or test (empty: train).
     failures : list, optional
         Gets files and spectra that cannot be used; the others go on. Without it the first raises.
     command : str
@@ -119,7 +119,7 @@ def build_from_files(
     spectra: Iterable[Row] = read_spectra(files, failures=failures, **reading)
     spectra = transform(spectra) if transform else spectra
     usable = _usable(tqdm(spectra, desc="reading", unit=" spectra", delay=2, disable=None), failures)
-    # The first rows show what scalars the files tell.
+    # The first rows have the scalars of the files.
     first = list(itertools.islice(usable, CHUNK_ROWS))
     in_files = label_names_of({name for row in first for name in row})
     names += sorted(set(in_files) - set(names))
@@ -234,10 +234,10 @@ def _columns(
         if name in labels_of_table and labels_of_table[name].size:
             values = np.where(found >= 0, labels_of_table[name][np.maximum(found, 0)], np.nan)
         own = np.array([row.get(name, np.nan) for row in rows], np.float64)
-        # What a file says of its own spectrum goes first; labels are what the person gives.
+        # Metadata of the file have priority; labels are those of the table.
         first, second = (own, values) if name in scalars else (values, own)
         columns[name] = _float32(np.where(np.isfinite(first), first, second))
-    # Null where nobody states the frame.
+    # Null where the frame is not stated.
     columns["rest_frame"] = pa.array([row.get("rest_frame", True) for row in rows], pa.bool_())
     columns["resolving_power"] = _float32([row.get("resolving_power", np.nan) for row in rows])
     columns["normalised"] = pa.array([row.get("normalised") for row in rows], pa.bool_())

@@ -2,8 +2,8 @@
 """
 Gaia XP spectra by source id, from the archive's DataLink service, by astroquery (extra `gaia`).
 
-Coefficients are asked for, which the archive has of 220 million stars. What comes is kept in the cache, batch after
-batch, with the identifiers that have no spectrum: a second run, or one that was interrupted, asks for what is new.
+Coefficients are requested, which the archive has for 220 million stars. Answers are cached batch by batch, with the
+identifiers that have no spectrum: a second or interrupted run requests only the rest.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from .readers.gaia_continuous import COLUMNS
 from .sources import cache_dir
 
 
-#: Stars that are asked for at once: 26 MB come. The archive takes 5,000.
+#: Stars per request: 26 MB. The archive allows 5,000.
 BATCH = 1000
-ATTEMPTS, DELAY = 3, 5.0  # how often a batch is asked for, and seconds before the second time
+ATTEMPTS, DELAY = 3, 5.0  # number of attempts of a request, and seconds before the second one
 ARCHIVE = "https://gea.esac.esa.int/"
 RELEASE = "Gaia DR3"
 ID_COLUMNS = ("sourceid", "gaiadr3sourceid", "dr3sourceid", "gaiaedr3sourceid", "edr3sourceid", "gaiaid", "gaia")
@@ -58,7 +58,7 @@ def read_source_ids(source: Sequence[str | os.PathLike[str]]) -> list[int]:
     Raises
     ------
     ValueError
-        For what is no id, and for a column of floating-point numbers, which do not hold all digits of an id.
+        For values that are not ids, and for a column of floating-point numbers, which cannot hold all digits of an id.
     """
     found: list[int] = []
     for each in (os.fspath(name) for name in source):
@@ -112,7 +112,7 @@ class GaiaArchive:
     server : str, optional
         Default: that of ESA, or `SPECTRAFM_GAIA_ARCHIVE`.
     batch : int
-        Stars that are asked for at once.
+        Stars per request.
     """
 
     def __init__(self, server: str | None = None, batch: int = BATCH) -> None:
@@ -125,7 +125,7 @@ class GaiaArchive:
         self, identifiers: Sequence[int], failures: list[Failure] | None = None, progress: Any = lambda stars: None
     ) -> list[Path]:
         """
-        Parquet files with the coefficients of these stars, and of no others; what is not in the cache is fetched.
+        Parquet files with the coefficients of these stars only; those not in the cache are fetched.
 
         Parameters
         ----------
@@ -133,7 +133,7 @@ class GaiaArchive:
         failures : list of Failure, optional
             Gets a line for each identifier without a spectrum.
         progress : callable
-            Is told how many stars more have been asked for.
+            Called with the number of stars of each request.
 
         Raises
         ------
@@ -171,7 +171,7 @@ class GaiaArchive:
                 with pq.ParquetFile(path) as file:
                     absent |= set(json.loads((file.schema_arrow.metadata or {}).get(ABSENT, b"[]")))
                     known |= dict.fromkeys(file.read(["source_id"])["source_id"].to_pylist(), path)
-            except (OSError, ValueError, KeyError):  # damaged: asked for again
+            except (OSError, ValueError, KeyError):  # damaged: requested again
                 path.unlink(missing_ok=True)
         return known, absent
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Spectra with the labels of a table: what is joined, dropped and split, for `spectrafm finetune`."""
+"""Spectra with the labels of a table: joining, dropping and splitting, for `spectrafm finetune`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Labels:
     values : dict of array, shape (rows,)
         `<label>` and `<label>_err`, NaN where unknown.
     units : dict of str to str
-        Of the labels to learn; "" where nobody says.
+        Units of the labels to learn; "" where unknown.
     notes : list of str
         What the user should know, a line each.
     """
@@ -70,11 +70,11 @@ def read_label_table(
     path : path
         As `read_labels` takes it. A heading `age[Gyr]` or `age [Gyr]` is a label and its unit.
     names : sequence of str, optional
-        Labels to learn. Default: columns of numbers with an `_err` beside them or a unit in their heading, and those
+        Labels to learn. Default: columns of numbers with an `_err` column or a unit in their heading, and those
         with names that this project knows. Without such, all numbers but coordinates, magnitudes and the like; without
         any, these too.
     units, known : mapping of label to unit, optional
-        Instead of what the table says, and those of the checkpoint, which cannot be others.
+        Units instead of those of the table, and those of the checkpoint, which are fixed.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def join(
             f"labels: expected identifiers of the spectra ({', '.join(keys[by][:3])}, ...) in the column {column}, "
             f"got none of them ({', '.join(map(str, labels.table[column].to_pylist()[:3]))}, ...)"
         )
-    # Of several rows of one identifier, the first counts if the others say the same, else none.
+    # Of several rows of one identifier, the first counts if the others agree, otherwise none.
     values = np.stack([labels.values[name] for name in labels.units], axis=1)
     firsts = LabelIndex(pa.table({"id": own}), "id").find("" if key is None else key for key in own.to_pylist())
     differs = ~((values == values[firsts]) | (np.isnan(values) & np.isnan(values[firsts]))).all(axis=1)
@@ -241,7 +241,7 @@ def read_data_set(
 
 
 def with_labels(stars: Dataset, labels: Labels, id_column: str | None) -> tuple[Dataset, list[dict[str, str]], str]:
-    """The spectra that have a label, with theirs and no others; what is dropped and why; how they were joined."""
+    """The spectra with labels; dropped spectra and reasons; the columns of the join."""
     object_ids, files = texts_of(stars, "object_id"), texts_of(stars, "file")
     rows, names, joined_by = join(labels, object_ids, files, id_column)
     known = np.any([np.isfinite(labels.values[name]) for name in labels.units], axis=0)[rows] & (rows >= 0)

@@ -32,7 +32,7 @@ from .schema import LABEL_UNITS, SCALAR_UNITS, label_names_of
 
 # ------------------------------------------------------------------------------------------------------ anybody's table
 
-#: Where the identifiers of a table are looked for, in this order, if nobody says.
+#: Columns in which identifiers of a table are searched, in this order, by default.
 ID_COLUMNS = ("object_id", "apogee_id", "source_id", "gaiaedr3_source_id", "sdss_id", "id", "name")
 #: Columns that may hold the name of a spectrum's file instead of an identifier.
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "spectrum")
@@ -43,7 +43,7 @@ NO_LABELS = {*SCALAR_UNITS, *COORDINATES, "snr", "rv", "vhelio_avg"}
 _FLAG = re.compile(r"(^|_)(flags?|qflag|quality|qual|warn|warning|bits?|mask|bad|good|n_?(obs|visits|used|lines))(_|$)")
 #: A heading with a unit, `age[Gyr]`, `age (Gyr)` or `age [Gyr]_err`; VizieR's `e_[Fe/H]` has none.
 HEADING = re.compile(r"^(?!e_\[)(.+?)\s*(?:\[([^\]]*)\]|\(([^)]*)\))\s*(_err)?$")
-#: Words in a column of numbers that stand for none: those of astropy, pandas, Python, IRAF and people.
+#: Placeholders in a column of numbers: those of astropy, pandas, Python, IRAF and people.
 PLACEHOLDERS = ("", "--", "-", "nan", "null", "none", "n/a", "na", "<na>", "indef", "inf", "-inf", "...", "masked")
 #: Numbers that catalogues write where they know nothing. Those that a label may have count only far from all others.
 _NEVER = (-999, -999.9, -999.99, -999.999, -9999, -9999.9, -9999.99, -99999, -32768)
@@ -65,7 +65,7 @@ _FAR = (
     99999,
     1e20,
 )
-#: Below this a number stands for nothing, whatever it is.
+#: Smaller numbers are placeholders.
 MISSING = -9990.0
 
 
@@ -86,7 +86,7 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
         `teff_err` and `[Fe/H]` into `fe_h`. Of a heading `age[Gyr]`, `age [Gyr]` or `age (Gyr)` the name is `age`;
         `heading_units` has its unit, and those of the columns of FITS, ECSV and VOTable. Labels that this project knows
         come in its units. Identifiers keep their leading zeros. Columns that hold several numbers a star are left out.
-        What stands for no number is null: see `known_numbers`.
+        Placeholders are null: see `known_numbers`.
 
     Raises
     ------
@@ -150,7 +150,7 @@ _COMMENT = re.compile(rb"^\s*[#%!]")
 
 
 def _read_text(path: Path) -> pa.Table:
-    """A table as text; its numbers are told from texts column by column, so that `00123` stays what it is."""
+    """A table as text; numbers and texts are distinguished column by column, so that `00123` is kept."""
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     with opened(path, "rb") as stream:
         content = stream.read()
@@ -221,7 +221,7 @@ def _is_number(text: str) -> bool:
 
 
 def _clean(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Numbers of a column of texts, if it holds nothing else; a text stays one where a number would lose a zero."""
+    """Numbers of a column of texts, if it has only numbers; texts with leading zeros stay texts."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
@@ -245,7 +245,7 @@ def _clean(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _in_our_unit(
     column: pa.ChunkedArray, name: str, unit: dict[str, str] | None
 ) -> tuple[pa.ChunkedArray, dict[str, str] | None]:
-    """A label that this project knows, in its unit; others in their own. The unit that is left to tell."""
+    """A label that this project knows, in its unit; others in their own. And the unit that remains to be stated."""
     ours = LABEL_UNITS.get(name.removesuffix("_err"))
     if unit is None or ours is None:
         return column, unit
@@ -303,8 +303,8 @@ def stated_units(table: pa.Table) -> dict[str, str]:
 def known_numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
     """A label, or its error, NaN where it is unknown: the one rule for all that learns or stores labels.
 
-    Unknown is what is not finite, an error that is not positive, and a number that catalogues write for nothing (-9999,
-    -999, 99.99, ...). Of those a label may have itself, as 9999 K, only what lies far from all other values.
+    Unknown are values that are not finite, errors that are not positive, and placeholders of catalogues (-9999, -999,
+    99.99, ...). Placeholders that a label may really have, such as 9999 K, only if they are far from all other values.
     """
     try:
         values = np.array(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
@@ -412,7 +412,7 @@ class LabelIndex:
 
     @property
     def unmatched_labels(self) -> list[str]:
-        """Identifiers of the table that nobody looked for."""
+        """Identifiers of the table without a spectrum."""
         return sorted(self._rows.keys() - self._found)
 
     @property

@@ -10,7 +10,7 @@ from ..files import RESOURCES
 
 @dataclass(frozen=True)
 class Line:
-    """A line of `resources/lines.csv`, which says whence it is.
+    """A line of `resources/lines.csv`, with its source.
 
     Attributes
     ----------

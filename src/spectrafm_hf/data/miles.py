@@ -67,7 +67,7 @@ def build_miles(
     Raises
     ------
     ValueError
-        If the source is not the expected library, or `out_dir` holds something else.
+        If the source is not the expected library, or `out_dir` has other content.
     RuntimeError, OSError
         If the source cannot be fetched or read.
     """

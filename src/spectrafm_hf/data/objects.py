@@ -117,7 +117,7 @@ def _arrow(column: Any) -> pa.Array:
 
 
 def _of_arrow(table: pa.Table, file: OpenFile, options: Options) -> Iterator[Row]:
-    """As the Parquet file with this table: what is known of its columns is known of these."""
+    """As a Parquet file with this table, with the same rules for its columns."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="none")
     file.__dict__.update(head=b"PAR1", parquet=pq.ParquetFile(pa.BufferReader(sink.getvalue())))

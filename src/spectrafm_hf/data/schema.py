@@ -8,7 +8,7 @@ column          type          meaning
 =============== ============= =======================================================================================
 ``object_id``   string        the survey's name of the star
 ``survey``      string        the survey, such as ``gaia-xp``
-``wavelength``  list<float32> Angstrom, vacuum, rest frame of the star (or too coarse for that; the card says so)
+``wavelength``  list<float32> Angstrom, vacuum, rest frame of the star (or too coarse for that, as stated in the card)
 ``flux``        list<float32> in the survey's own units or divided by a continuum; the data card says which
 ``flux_error``  list<float32> one standard deviation, in the units of ``flux``; NaN where the survey gives none
 ``mask``        list<bool>    **True = do not use this pixel**, as in ``numpy.ma`` and in the tokenizer's ``mask``
@@ -19,7 +19,7 @@ scalar          float32       one column a scalar (``SCALAR_UNITS``); NaN = unkn
 =============== ============= =======================================================================================
 
 The four lists of a row are equally long; rows may differ. A reader may add columns of other types (an integer
-identifier, say). A label is told from a scalar by its ``_err`` column.
+identifier, say). Labels differ from scalars by their ``_err`` column.
 
 float32 resolves 0.001 Angstrom at 15,000 Angstrom, 0.02 km/s, a hundredth of what any of the surveys calibrates to.
 """
@@ -120,7 +120,7 @@ def digits(unit: str) -> int:
 
 
 def label_names_of(column_names: Iterable[str]) -> list[str]:
-    """Names of the labels among some column names: those that have an ``_err`` column beside them."""
+    """Names of the labels among some column names: those with an ``_err`` column."""
     names = list(column_names)
     return [name for name in names if f"{name}_err" in names]
 
@@ -131,7 +131,7 @@ def pixel_column(values: ArrayLike, lengths: ArrayLike | None = None) -> pa.List
     Parameters
     ----------
     values : array, shape (rows, pixels), or (all pixels,) if `lengths` is given
-        Any byte order; booleans stay booleans, everything else becomes float32.
+        Any byte order; booleans stay booleans, others become float32.
     lengths : array of int, shape (rows,), optional
         Number of pixels of each row, for rows that differ.
 
@@ -291,7 +291,7 @@ def from_multimodal_universe(
     Raises
     ------
     ValueError
-        If a part is missing, no survey is given, or ``restframe`` says that a wavelength is not at rest.
+        If a part is missing, no survey is given, or ``restframe`` is false.
     """
     table = as_table(data)
     spectrum_type = table.schema.field("spectrum").type if "spectrum" in table.column_names else None

@@ -36,7 +36,7 @@ from .rungs_spectrafm import (
 
 STARS_AT_ONCE = 256  # whose matrices of an interval a cache holds
 KEPT = 8  # grids whose designs are kept
-MODEL_ERROR = 5e-4  # of the flux: what the directions leave out, and no error is smaller than
+MODEL_ERROR = 5e-4  # of the flux: residuals of the directions, and a lower limit of errors
 LEVELS = (0.2, 5.0)  # limits of the level of an interval over its first estimate
 MIN_LEVEL = 0.02  # of the level of the star: lower limit of that of an interval
 NEAR_ONE = 0.15  # of ln level: normalised spectra of all stars are within this of 1, averaged over many lines
@@ -65,7 +65,7 @@ class Evidence:
     seen : bool array of shape (B, T)
         Intervals with pixels that count.
     misfit : float array of shape (B, T)
-        chi^2 per degree of freedom of what the directions cannot say, without clipped pixels; NaN without errors.
+        chi^2 per degree of freedom of the residuals from the directions, without clipped pixels; NaN without errors.
     clipped : bool array of shape (B, pixels)
     scale : float array of shape (B,)
         The level of the star: 1 where spectra are normalised.
@@ -79,7 +79,7 @@ class Evidence:
     pull : float array of shape (B, T, K)
         Derivative of the likelihood of the pixels at `estimate`, which the prior keeps from its peak.
     level : float array of shape (B, T)
-        What the prior of the level lies around, in the unit of the flux.
+        Center of the prior of the level, in the unit of the flux.
     unit : float array of shape (B, T)
         By which `estimate` is over the least squares in units of `level`.
     """
@@ -140,7 +140,7 @@ class SpectrumBasis:
         return edges
 
     def __reduce__(self):
-        """Without what is kept of grids: a tokenizer that has been used is the same to `datasets.map`."""
+        """Without the cached designs, so that `datasets.map` has the same fingerprint for a used tokenizer."""
         return type(self), (self.rungs,)
 
     # -------------------------------------------------------------------------------------------------------- files
@@ -200,7 +200,7 @@ class SpectrumBasis:
 
     def design(self, wavelength: np.ndarray, resolving_power: float | np.ndarray | None = None) -> Design:
         """
-        What the pixels of a grid are compared with; kept for the last grids that were asked for.
+        The design of a grid; cached for the last grids.
 
         Parameters
         ----------
@@ -286,7 +286,7 @@ class SpectrumBasis:
         resolving_power : float, or array of shape (pixels,), optional
             See [`SpectrumBasis.design`].
         normalised : bool, or array of shape (stars,), optional
-            Whether the flux is over the continuum: then its level is compared with 1, and else with that of the star.
+            Whether the flux is over the continuum: then its level is compared with 1, otherwise with that of the star.
             Default, and where it is NaN: where the level of the star is near 1. In rungs of low resolving powers it
             plays no part.
         clip : bool
@@ -386,7 +386,7 @@ class SpectrumBasis:
         return (np.median(misfit, axis=1) > STRANGE_MISFIT) | (clipped > STRANGE_CLIPPED)
 
     def tells_velocity(self, wavelength: np.ndarray, resolving_power: float | np.ndarray | None = None) -> bool:
-        """Whether lines are narrow enough on this grid to say where rest is."""
+        """Whether lines are narrow enough on this grid to measure a velocity."""
         rung = self.rung_for(wavelength, resolving_power)
         stated = np.inf if resolving_power is None else one_power(resolving_power)
         power = min(stated, rung.resolving_power if rung else 0.0)
@@ -448,7 +448,7 @@ def _in_own_unit(flux: np.ndarray, inverse_variance: np.ndarray) -> tuple[torch.
     values = (flux / unit).astype(np.float32, copy=False)
     with np.errstate(over="ignore"):
         weights = (inverse_variance * unit.astype(inverse_variance.dtype) ** 2).astype(np.float32, copy=False)
-    # Errors far below the last digit of a flux are as good as none, and float32 does not hold their inverse squares.
+    # Errors far below the last digit of a flux count as zero: float32 cannot hold their inverse squares.
     return torch.from_numpy(values), torch.from_numpy(weights).clamp_(max=1e16), unit
 
 
@@ -457,7 +457,7 @@ def _with_prior_of_level(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Coefficients and their reliability. The level, over that of the star (stars, intervals), was free; here it gets its
-    prior. Without its continuum, (stars,), the level of a narrow interval says nothing.
+    prior. Without its continuum, (stars,), the level of a narrow interval has no information.
     """
     variance[..., 0] /= variance[..., 0] + rung.level_prior**2
     reliability = (1.0 - variance).clamp_(0.0, 1.0)

@@ -23,7 +23,7 @@ class SpectrumEmulatorConfig(PreTrainedConfig):
     label_names, label_units : list[str]
         Stellar labels, `teff`, `logg` and `fe_h` first.
     label_minimum, label_maximum : list[float]
-        Their range in the grid; the emulator refuses what lies outside.
+        Their range in the grid; the emulator refuses values outside it.
     num_stars : int
         Synthetic stars that it remembers.
     num_pixels : int
@@ -38,10 +38,10 @@ class SpectrumEmulatorConfig(PreTrainedConfig):
         Of the Gaussian line spread function in the spectra; 0: none, each pixel is a mean over its width.
     max_distance : float
         Largest distance to the nearest star of the grid in (5040 K / Teff, log g, [Fe/H]), each divided by its
-        standard deviation; the emulator refuses what lies farther off, such as a supergiant of 6,500 K.
+        standard deviation; the emulator refuses stars farther away, such as a supergiant of 6,500 K.
     interval_pixels : int
-        If positive, the spectrum is cut into intervals of so many pixels with a basis each, as a long spectrum at high
-        resolution needs; 0: the components span the whole spectrum. The rest applies to intervals only.
+        If positive, the spectrum is cut into intervals of this number of pixels with a basis each, as a long spectrum
+        at high resolution needs; 0: the components span the whole spectrum. The rest applies to intervals only.
     directions, continuum_directions : int
         Basis vectors of an interval, for the flux and for the logarithm of the continuum.
     continuum_components : int
@@ -76,7 +76,7 @@ class SpectrumEmulatorConfig(PreTrainedConfig):
     regime_stars: list[list[int]] | tuple[list[int], ...] = ()
 
     def to_dict(self) -> dict:
-        """The fields, and where the code lies in a checkpoint."""
+        """The fields, and the names of the code files in a checkpoint."""
         return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}
 
     def validate_emulator(self):

@@ -30,9 +30,9 @@ AUTO_MAP = {
     "AutoModel": "modeling_spectrafm.SpectraFMModel",
     "AutoModelForTimeSeriesPrediction": "modeling_spectrafm.SpectraFMForPrediction",
 }
-# Two versions in one process run the code of their own: transformers tells code apart by the file of the configuration.
+# Two versions in one process use their own code: transformers identifies code by the file of the configuration.
 PACKAGE_VERSION = "0.2.0"
-# What transformers gives a config, or saves with it, beside the fields of this one and of its base class.
+# Attributes that transformers adds to a config or saves with it, in addition to the fields of this class and its base.
 FOREIGN_FIELDS = {
     *("attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "gradient_checkpointing"),
     *("model_type", "name_or_path", "num_labels", "output_attentions", "per_layer_config", "quantization_config"),
@@ -93,7 +93,7 @@ class SpectraFMConfig(PreTrainedConfig):
         For each rung, factors of the errors that the network gives of labels, found on validation stars of that rung;
         none, or a label that is not there: 1.
     rung_error_floors : list[dict[str, float]]
-        For each rung, errors of labels, in their units, that observed stars have beside those that the network gives:
+        For each rung, errors of labels, in their units, of observed stars, which are added to those of the network:
         they are added in quadrature. None, or a label that is not there: 0.
     star_labels : list[str]
         Labels of the [`SpectraFMStarModel`] with which answers are refined, the effective temperature first; none:
@@ -121,14 +121,14 @@ class SpectraFMConfig(PreTrainedConfig):
     label_centers, label_scales : list[float]
         A label's value is standardised as (value - center) / scale.
     degrees_of_freedom : float
-        0: the loss is the likelihood of a Gaussian (the paper). Otherwise of Student's t with so many degrees of
+        0: the loss is the likelihood of a Gaussian (the paper). Otherwise of Student's t with this number of degrees of
         freedom: labels that are plainly wrong, of which every catalogue has some, then do not teach much. The errors
         are those of its core.
     label_error_factors : list[float]
         The errors that the network gives of a label are multiplied by its factor, found after training on validation
         stars; none: 1 for all.
     label_error_knots : list[list[float]]
-        With `label_error_curves`: effective temperatures in K, and numbers that say how little of a spectrum is known
+        With `label_error_curves`: effective temperatures in K, and numbers for the missing information of a spectrum
         (`unknown` of [`SpectraFMModelOutput`]), in order.
     label_error_curves : dict[str, list[list[float]]]
         For stars of the first rung: ln of a further factor of the error of a label is the sum of two numbers, which are
@@ -226,7 +226,7 @@ class SpectraFMConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As everywhere; what a file holds beside the fields is kept, as transformers keeps it."""
+        """As in the base class; other content of a file is kept, as transformers does."""
         known = FOREIGN_FIELDS | {field.name for field in dataclasses.fields(cls)}
         other = {key: value for key, value in config_dict.items() if key not in known and not key.startswith("_")}
         found = super().from_dict({key: value for key, value in config_dict.items() if key not in other}, **kwargs)
@@ -240,7 +240,7 @@ class SpectraFMConfig(PreTrainedConfig):
         self.label2id = {name: number for number, name in self.id2label.items()}
 
     def to_dict(self) -> dict:
-        """The fields, and the names of all code of a checkpoint, whichever of its classes is being saved."""
+        """The fields, and the names of all code files of a checkpoint."""
         code = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
         derived = ("id2label", "label2id", "num_attention_heads", "is_encoder_decoder")
         own = {key: value for key, value in super().to_dict().items() if key not in derived}

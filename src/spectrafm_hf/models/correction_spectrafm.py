@@ -1,8 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-A label learnt from some labelled stars, in closed form: a Gaussian process on what a frozen model says of them.
+A label learnt from some labelled stars, in closed form: a Gaussian process on the outputs of a frozen model.
 
-It is asked for a label that the model does not know, or adds to the answer for one that it does. Its inputs are the
+It predicts a label that the model does not know, or corrects the prediction of one that it does. Its inputs are the
 answers of the model, the shape of the continuum (level and slope of each interval), the coefficients of all intervals,
 and principal components of the pixels themselves, which see what the model was never shown; its covariance is a
 constant, and of each of these groups a linear part and a local one. Nothing of it is trained with gradients through the
@@ -20,7 +20,7 @@ from .evidence_spectrafm import InFullPrecision
 
 PIXEL_SOFTENING = 0.1  # of the median flux: asinh is linear below it
 FARTHEST = 10.0  # of the spread of a pixel: beyond, it counts as that
-FILLINGS = 15  # of holes with what the components say
+FILLINGS = 15  # iterations that fill holes from the components
 
 
 def covariance(
@@ -33,7 +33,7 @@ def covariance(
     sizes: Sequence[int],
 ) -> torch.Tensor:
     """
-    Of what is asked for between stars, (A, F) and (B, F) -> (A, B).
+    Covariance between stars, (A, F) and (B, F) -> (A, B).
 
     Parameters
     ----------
@@ -75,7 +75,8 @@ class SpectraFMPixels(InFullPrecision):
     Fluxes on one grid, as a tokenizer with `pixel_wavelength` gives them -> principal components of the labelled stars:
     of asinh of the flux, and of the same with each pixel in units of its own spread.
 
-    Holes are filled with what the components of the other pixels say, so that a spectrum without them is near its own.
+    Holes are filled from the components of the other pixels, so that the result is close to that of the complete
+    spectrum.
 
     Parameters
     ----------
@@ -116,7 +117,7 @@ class SpectraFMPixels(InFullPrecision):
 
 
 def filled(flux: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    """Deviations from the mean (B, pixels), NaN for holes -> the same, with what orthonormal directions say there."""
+    """Deviations from the mean (B, pixels), NaN for holes -> the same, holes filled from orthonormal directions."""
     unknown = flux.isnan()
     flux = torch.where(unknown, 0.0, flux)
     (rows,) = torch.nonzero(unknown.any(dim=1), as_tuple=True)
@@ -218,7 +219,7 @@ class SpectraFMCorrection(InFullPrecision):
         return (torch.log(errors).mean(dim=1) - center).clamp(low, high)
 
     def posterior(self, standardised: torch.Tensor, doubt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, features), (B,) -> what is to be added (or answered), and its one-sigma error, (B,) in physical units."""
+        """(B, features), (B,) -> correction (or prediction), and its one-sigma error, (B,) in physical units."""
         dtype = standardised.dtype
         constant, linear, length, amplitude, stars, factor = (
             part.to(dtype)
@@ -282,7 +283,7 @@ def mixed(
     values: Sequence[torch.Tensor], errors: Sequence[torch.Tensor], entries: Sequence[Mapping[str, Any]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The weighted mean of what some processes say, and its error, larger where they disagree: (B,) each.
+    The weighted mean of some processes, and its error, larger where they disagree: (B,) each.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The network on evidence: what is known of all intervals of a spectrum is completed to what is known of the star.
+The network on evidence: the evidence of all intervals of a spectrum is completed to that of the whole star.
 
 Neighbouring intervals of a star go together. Principal components of stars, over all intervals of a rung, and their
-spread among stars are a prior; with what each coefficient tells, by its reliability, the most likely amplitude of each
-component follows by least squares. An interval without pixels is filled in from the others, as far as they tell of it.
+spread among stars are a prior; with each coefficient and its reliability, the most likely amplitude of each component
+follows by least squares. An interval without pixels is filled in from the others, as far as they are correlated.
 Where flux spans decades within a spectrum, as in Gaia XP, the completed spectrum is put on one grid, and the network
 sees principal components of its asinh: dust, a factor, then adds.
 
@@ -88,7 +88,7 @@ class SpectraFMCompletion(InFullPrecision):
             self.register_buffer("pixels", torch.zeros(*shape, self.num_pixels))  # the flux that a coefficient adds
             self.register_buffer("flux_center", torch.zeros(self.num_pixels))
             self.register_buffer("flux_components", torch.zeros(self.num_pixels, config.rung_features[rung]))
-        # Of what follows from the amplitudes, and of ln of what is not known of each interval, for the network.
+        # Of the features from the amplitudes, and of ln of the unknown part of each interval, for the network.
         seen = config.rung_features[rung] if self.num_pixels else size
         self.register_buffer("middle", torch.zeros(seen))
         self.register_buffer("scale", torch.ones(seen))
@@ -158,7 +158,7 @@ class SpectraFMCompletion(InFullPrecision):
     def summary(
         self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As [`amplitudes`]; what follows from them (B, features), ln of what is not known (B, intervals), cost."""
+        """As [`amplitudes`]; features (B, features), ln of the unknown part (B, intervals), cost."""
         with torch.autocast(coefficients.device.type, enabled=False):
             found, cost = self.amplitudes(coefficients, reliability, intervals)
             if self.num_pixels:
@@ -172,7 +172,7 @@ class SpectraFMCompletion(InFullPrecision):
         self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        As [`amplitudes`]; what the network sees (B, num_features), scaled, the cost, and the mean of ln of what is not
+        As [`amplitudes`]; inputs of the network (B, num_features), scaled, the cost, and the mean of ln of what is not
         known over all intervals of the rung (B,).
         """
         found, unknown, cost = self.summary(coefficients, reliability, intervals)
@@ -203,10 +203,10 @@ def solve_normal_equations(
     """
     Least squares of many stars with the same directions: weights (B, N), directions (N, C), inverse variances of the
     prior (C,), right sides (B, C) -> (directions^T weight directions + precision)^-1 right, (B, C). The [`pairs`] of
-    the directions may be given.
+    the directions are optional.
 
     A Cholesky factor by panels of columns, of many stars at once; LAPACK, which goes from star to star, takes three
-    times as long for matrices of this size. Then one step from what is left of the right side in double precision, so
+    times as long for matrices of this size. Then one step of refinement in double precision, so
     that the last digits do not depend on the processor or the runtime.
     """
     width = PANEL if len(precision) <= SMALL else LARGE_PANEL
@@ -229,7 +229,7 @@ def solve_normal_equations(
 
 
 def _factor_by_panels(weight, products, precision) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Panels of the lower factor, from its diagonal down, and inverses of what lies on its diagonal."""
+    """Panels of the lower factor, from its diagonal down, and inverses of its diagonal blocks."""
     panels: list[torch.Tensor] = []
     inverses: list[torch.Tensor] = []
     for number, (pairs, prior) in enumerate(zip(products, precision, strict=True)):
@@ -274,7 +274,7 @@ class SpectraFMMemberLinear(nn.Module):
 
 
 class SpectraFMMemberEmbedding(InFullPrecision, SpectraFMMemberLinear):
-    """The first of them, which sees what is known of a star to more digits than half precision has: float32."""
+    """The first layer, whose inputs have more digits than half precision: float32."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):
@@ -321,7 +321,7 @@ class SpectraFMRung(nn.Module):
 
 
 class SpectraFMMemberHead(InFullPrecision):
-    """What the members say of each row of a vocabulary: (B, M, hidden_size) -> (B, M, rows), float32."""
+    """Outputs of the members for each row of a vocabulary: (B, M, hidden_size) -> (B, M, rows), float32."""
 
     def __init__(self, config: SpectraFMConfig, rows: int):
         super().__init__()

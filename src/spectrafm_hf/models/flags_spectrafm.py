@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 
-#: Of a spectrum that was moved to rest by its own lines, as nobody states the frame, or the medium.
+#: A spectrum that was moved to rest by its own lines, because the frame or the medium is not stated.
 VELOCITY_MEASURED, MEDIUM_MEASURED = "velocity_measured", "medium_measured"
 #: Name of each flag -> what it means, and what to do.
 FLAGS = {
@@ -56,7 +56,7 @@ FLAGS = {
         "Check the errors of the spectrum. Of bright observed stars it is usual: models of stars are not perfect.",
     ),
 }
-#: What the tokenizer says of a spectrum for its flags, and the model does not take.
+#: Outputs of the tokenizer for the flags, which the model does not use.
 QUALITY = ("clipped", "shift", "signal", "outside")
 LEAST_SIGNAL = 5.0  # sigma, of the mean flux
 BAD_PIXELS = 0.01  # of the pixels
@@ -79,7 +79,7 @@ def star_flags(
     ----------
     model : SpectraFMForPrediction
     inputs : mapping
-        What the tokenizer made, and the model was given.
+        Outputs of the tokenizer, the inputs of the model.
     outputs : SpectraFMPredictionOutput
     quality : mapping of str to array of shape (stars,)
         `clipped`, `shift`, `signal` and `outside` of the tokenizer (`return_quality=True`).

@@ -2,8 +2,9 @@
 """
 The one gate that every spectrum passes, whether it comes from a file, a table, a data set or an object in memory.
 
-Readers only say what their input states (`Stated`). `admit` converts it to Angstrom in vacuum at rest, to flux per
-wavelength with one-sigma errors and a mask; it refuses what is no spectrum of a star, and flags what nobody has stated.
+Readers only pass on what their input states (`Stated`). `admit` converts it to Angstrom in vacuum at rest, to flux per
+wavelength with one-sigma errors and a mask; it refuses spectra that are not of a star, and flags statements that are
+missing.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ PER_WAVELENGTH = "1e-17 erg s-1 cm-2 Angstrom-1"
 NOT_STARS = ("QSO", "QUASAR", "GALAXY", "GAL", "AGN")
 # Written for a flux that was not measured.
 PLACEHOLDERS = (-999.0, -9999.0, -99999.0)
-# An arm or order has at least so many pixels; shorter runs are wavelengths that are not sorted.
+# Minimum number of pixels of an arm or order; shorter runs are wavelengths that are not sorted.
 MIN_ARM = 8
 
 
@@ -57,7 +58,7 @@ def air_to_vacuum(wavelength):
 
 
 def velocity_of(redshift: float) -> float:
-    """km/s of a redshift, by the relativistic Doppler formula; NaN for the numbers that stand for an unknown one."""
+    """km/s of a redshift, by the relativistic Doppler formula; NaN for the placeholders of an unknown one."""
     ratio = (1 + redshift) ** 2
     return SPEED_OF_LIGHT * (ratio - 1) / (ratio + 1) if redshift > -1 else np.nan
 
@@ -127,9 +128,9 @@ class Admitted:
     A spectrum behind the gate.
 
     `wavelength` (Angstrom, vacuum; at rest where `rest_frame` is True), `flux` (per wavelength), `flux_error` (one
-    sigma, NaN where unknown) and `mask` (True is bad), of shape (pixels,). `rest_frame` is None where nobody has
-    stated the frame. `radial_velocity` in km/s is what is known of the star, NaN if nothing is. `flags` name what was
-    assumed and matters; `refused` says why the spectrum cannot be used, and is "" otherwise.
+    sigma, NaN where unknown) and `mask` (True is bad), of shape (pixels,). `rest_frame` is None where the frame
+    is not stated. `radial_velocity` in km/s is that of the star, NaN if unknown. `flags` name relevant
+    assumptions; `refused` is the reason why the spectrum cannot be used, otherwise "".
     """
 
     wavelength: np.ndarray
@@ -163,7 +164,7 @@ def admit(
     Raises
     ------
     ValueError
-        Naming field, expectation, value and what to do: for units that are none of wavelength, flux or error.
+        Naming field, expectation, value and what to do: for units that are not of wavelength, flux or error.
     """
     wavelength = in_angstrom(stated.wavelength, stated.wavelength_unit)
     flux, error = _numbers(stated.flux), None if stated.flux_error is None else _numbers(stated.flux_error)
@@ -226,7 +227,7 @@ def admit(
 
 
 def sigma_of(error, kind: str):
-    """One-sigma errors of what `kind` says; infinite where an inverse variance says that nothing was measured."""
+    """One-sigma errors from errors of this `kind`; infinite where an inverse variance is 0."""
     if kind == "sigma":
         return error
     if kind not in ("variance", "ivar"):
@@ -335,7 +336,7 @@ def _bad_pixels(stated: Stated, shape: tuple[int, ...]) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         whole = flags.astype(np.int64)
     bad = whole != 0 if stated.bad_bits is None else (whole & stated.bad_bits) != 0
-    # Flags that are no whole number, as NaN, say nothing good.
+    # Flags that are not whole numbers, such as NaN, count as bad.
     return bad | (whole != flags)
 
 
@@ -380,7 +381,7 @@ def _not_a_star(stated: Stated) -> str:
 
 
 def _velocity(stated: Stated) -> float:
-    """km/s; NaN where none is stated, or one that stands for an unknown one."""
+    """km/s; NaN where none is stated, or a placeholder of an unknown one."""
     velocity = np.nan
     if stated.radial_velocity is not None:
         velocity = float(stated.radial_velocity)
@@ -435,7 +436,7 @@ def overlaps(wavelength: np.ndarray) -> np.ndarray:
 
 
 def _interleave(wavelength, first, second, low: float, high: float) -> bool:
-    """Whether pixels of two arms take turns between two wavelengths; parts of one spectrum lie beside each other."""
+    """Whether pixels of two arms take turns between two wavelengths; parts of one spectrum do not."""
     inside = [arm[(wavelength[arm] >= low) & (wavelength[arm] <= high)] for arm in (first, second)]
     both = np.concatenate(inside)
     whose = np.repeat([0, 1], [len(part) for part in inside])

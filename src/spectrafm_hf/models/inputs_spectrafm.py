@@ -300,7 +300,7 @@ def one_row_if_equal(array: np.ndarray) -> np.ndarray:
 
 
 def first_if_equal(rows: list) -> Any:
-    """The first of plain arrays that are all the same, which takes less time than to stack them; else all."""
+    """The first of plain arrays that are all the same, which is faster than to stack them; otherwise all."""
     first = rows[0]
     plain = type(first) is np.ndarray and first.ndim == 1 and first.dtype.kind in "fiu"
     if not plain or any(type(row) is not np.ndarray or row.dtype != first.dtype for row in rows):
@@ -311,7 +311,7 @@ def first_if_equal(rows: list) -> Any:
 
 def read_errors(error: np.ndarray, valid: np.ndarray, error_type: str) -> tuple[np.ndarray, np.ndarray]:
     """
-    Sigma or inverse variance -> sigma (0 = unknown), and `valid` without pixels whose error says they are bad; at
+    Sigma or inverse variance -> sigma (0 = unknown), and `valid` without pixels that are bad by their error; at
     pixels that are not valid sigma is anything.
     """
     if not np.min(error) >= 0 and np.any(valid & (error < 0)):

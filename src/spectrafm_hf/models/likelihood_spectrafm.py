@@ -22,7 +22,7 @@ class Stars:
     directions: torch.Tensor  # B, T, K, A
     precision: torch.Tensor  # A, A, or B, A, A
     prior_mean: torch.Tensor  # B, A
-    own: torch.Tensor  # B, T, K, D: root of the covariance of what else stars differ in, in units of a coefficient
+    own: torch.Tensor  # B, T, K, D: root of the covariance of other differences between stars, in coefficients
     continuum: torch.Tensor  # B, T, K, 2: that of level and slope, in units of the level
     level: torch.Tensor  # B: standard deviation of the level
 
@@ -62,8 +62,8 @@ class Kinds:
 
     def shares_of(self, information: torch.Tensor, pull: torch.Tensor) -> torch.Tensor:
         """
-        The probability of each kind, (B, N), by what pixels say of the amplitudes: their information (B, A, A), and
-        that times the most likely amplitudes (B, A).
+        The probability of each kind, (B, N), from the information of the pixels about the amplitudes (B, A, A), and that
+        times the most likely amplitudes (B, A).
         """
         evidence = []
         for mean, factor, precision in zip(self.means, self.factors, self.precisions, strict=True):
@@ -79,7 +79,7 @@ class Likelihood:
     """
     The likelihood of the pixels, as far as it does not depend on how much stars differ from their model.
 
-    With the information L, and R R^T the covariance of what differs from a star, what the pixels say of the star is
+    With the information L, and R R^T the covariance of the differences from a star, the information about the star is
     (L^-1 + R R^T)^-1 = L - L R (1 + R^T L R)^-1 R^T L: the inverse is that of a positive matrix of 1 and more.
     """
 
@@ -98,8 +98,8 @@ class Likelihood:
 
     def of_star(self, unexplained, level) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        What the pixels say of the amplitudes, with the sizes as in [`Likelihood.solve`]: information (B, A, A), and
-        that times the most likely amplitudes (B, A).
+        Information of the pixels about the amplitudes, with the sizes as in [`Likelihood.solve`]: (B, A, A), and that
+        times the most likely amplitudes (B, A).
         """
         return self._of_star(unexplained, level)[-2:]
 

@@ -175,10 +175,10 @@ class SpectrumEmulator(PreTrainedModel):
         return super()._apply(wide, recurse)
 
     def _init_weights(self, module):
-        """Nothing is drawn: `emulation.fit_emulator` computes all of it."""
+        """No random initialisation: `emulation.fit_emulator` computes all weights."""
 
     def standardize(self, labels: torch.Tensor) -> torch.Tensor:
-        """(n, labels) in physical units -> what the covariance sees; lines change with 5040 K / Teff."""
+        """(n, labels) in physical units -> features of the covariance; lines change with 5040 K / Teff."""
         labels = labels.double()
         features = torch.cat((REFERENCE_TEFF / labels[:, :1], labels[:, 1:]), dim=1)
         return (features - self.center.double()) / self.scale.double()
@@ -339,14 +339,14 @@ class SpectrumEmulator(PreTrainedModel):
         return torch.cdist(features, self.stars[:, :3].double()).amin(dim=1).cpu().numpy()
 
     def covers(self, table: np.ndarray) -> np.ndarray:
-        """(n, labels) in the order of `config.label_names` -> (n,) bool: may be asked for."""
+        """(n, labels) in the order of `config.label_names` -> (n,) bool: whether it is within the grid."""
         low, high = self._range()
         inside: np.ndarray = np.all((table >= low) & (table <= high), axis=1)
         inside[inside] = self.distance(table[inside]) <= self.config.max_distance
         return inside
 
     def check(self, table: np.ndarray) -> None:
-        """`ValueError` naming label, range and value for the first star that `covers` denies."""
+        """`ValueError` naming label, range and value for the first star that is not covered."""
         low, high = self._range()
         outside = ~((table >= low) & (table <= high))  # a NaN is outside
         if outside.any():

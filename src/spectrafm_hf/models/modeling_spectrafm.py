@@ -3,7 +3,7 @@
 SpectraFM, a Transformer for stellar spectra (Koblischke & Bovy 2024, arXiv 2411.04750).
 
 A star is a set of tokens: pieces of its spectrum, and scalars such as a colour or a known abundance. An encoder reads
-them. A decoder is asked for any number of quantities ("requests": a stellar label, or the flux at a wavelength) and
+them. A decoder predicts any number of quantities ("requests": a stellar label, or the flux at a wavelength) and
 answers each, independently of the others, with a mean and a log-variance.
 
 The file reads in the order in which the data flow: wavelength encoding, embeddings, attention, layers, encoder,
@@ -275,7 +275,7 @@ def make_attention_mask(config: SpectraFMConfig, hidden_states, key_value_states
     if attention_mask is not None:
         attention_mask = nn.functional.pad(attention_mask.bool(), (0, 1), value=True)
         if _is_flash(config._attn_implementation):
-            # The flash kernels drop padding from keys and queries alike; here there is one key more than queries.
+            # The flash kernels drop padding from both keys and queries; here there is one key more than queries.
             return attention_mask[:, None, None, :].expand(-1, 1, hidden_states.shape[1], -1)
     return create_bidirectional_mask(
         config=config,
@@ -371,7 +371,7 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
         self._keep_in_fp32_modules_strict = {
             part for part in self._full_precision if any(fnmatch.fnmatch(name, f"*{part}.*") for name in names)
         }
-        # This list is what quantisation leaves alone; transformers wants no entry to stand in both.
+        # Quantisation skips this list; transformers wants no entry in both.
         self._keep_in_fp32_modules = {f"{part}.*" for part in self._keep_in_fp32_modules_strict}
         super().post_init()
 
@@ -646,7 +646,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         request_ids : torch.LongTensor of shape (B, R), optional
             Rows of the vocabulary; 0 is padding. By default all labels.
         request_wavelength : torch.FloatTensor of shape (B, R), optional
-            Where the flux is asked for; read only for requests of flux.
+            Wavelengths of the requested flux; read only for requests of flux.
         coefficients, reliability : torch.FloatTensor of shape (B, T, num_coefficients)
             For `token_embedding="basis"`, in place of all of flux and wavelength: see [`Evidence`].
         interval_ids : torch.LongTensor of shape (B, T)
@@ -938,7 +938,8 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         label_errors : torch.FloatTensor of shape (B, R), optional
             Their one-sigma errors; NaN counts as 0.
         estimate, information, pull, misfit : torch.FloatTensor, optional
-            For a model with `config.star_labels`: what the pixels say, see [`Evidence`]. Answers are refined with it.
+            For a model with `config.star_labels`: the likelihood of the pixels, see [`Evidence`]. Answers are refined
+            with it.
         star_targets : torch.FloatTensor of shape (B, len(config.star_labels)), optional
             True labels of the star model in physical units, NaN where unknown: the first estimate adds to the loss.
         pixels : torch.FloatTensor of shape (B, pixels), optional
@@ -1039,7 +1040,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         self, tokenizer, *spectra, wavelength=None, resolving_power: float | None = None, **settings
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
-        The whole spectra of stars of which some pixels are given: holes filled in, noise taken out.
+        Complete spectra of stars from some of their pixels: holes filled in, noise removed.
 
         Parameters
         ----------
@@ -1049,7 +1050,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         wavelength : array of shape (pixels,), optional
             Angstrom, vacuum, rest frame, increasing; by default those of the spectra.
         resolving_power : float, optional
-            Wavelength / FWHM; by default that of the spectra where it is known, else the highest there is.
+            Wavelength / FWHM; by default that of the spectra where it is known, otherwise the highest available.
 
         Returns
         -------
@@ -1100,7 +1101,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
     def _corrected(self, outputs, refined, request_ids, kept, found, evidence):
         """
         Values, errors, means and log-variances (B, R): those that were `found` for the columns that are `kept`, and
-        those of `corrections` where they are asked for.
+        those of `corrections` where they are requested.
         """
         coefficients, reliability, interval_ids, attention_mask, pixels = evidence
         intervals = interval_ids[0]

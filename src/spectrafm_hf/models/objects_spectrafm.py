@@ -55,9 +55,9 @@ def read_spectrum(spectrum, medium: str = "vacuum", shift: bool = True) -> tuple
     Parameters
     ----------
     spectrum : specutils.Spectrum
-        Its velocity or redshift moves it to the rest frame; a WCS of type AWAV says that it is in air.
+        Its velocity or redshift moves it to the rest frame; a WCS of type AWAV means air.
     medium : {"vacuum", "air"}
-        What the wavelengths that come back are measured in, where the WCS says air.
+        Medium of the returned wavelengths, where the WCS states air.
     shift : bool
         False where a velocity is given that counts instead.
     """

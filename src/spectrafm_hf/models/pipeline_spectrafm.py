@@ -27,7 +27,7 @@ ON_ERROR = ("reason", "raise")
 
 
 class _Numbered(NamedTuple):
-    """One of several spectra, so that an error can say which it is."""
+    """One of several spectra, so that an error can name it."""
 
     number: int
     spectrum: Any
@@ -36,7 +36,7 @@ class _Numbered(NamedTuple):
 
 class Answer(dict):
     """
-    Labels of a star and their errors, by name. Numbers are whole; only what is printed is rounded, to two digits of the
+    Labels of a star and their errors, by name. Numbers are not rounded; only the printed text is, to two digits of the
     error.
     """
 
@@ -155,19 +155,19 @@ class StellarLabelsPipeline(Pipeline):
         ----------
         inputs : see the class
         requests : sequence of names or wavelengths, optional
-            What is asked for; by default all labels, or those that the checkpoint names. A number is a wavelength in
+            Requests; by default all labels, or those that the checkpoint names. A number is a wavelength in
             the tokenizer's unit, at which the flux is predicted.
         scalars : sequence of str, optional
-            Columns of the rows that the model is given beside the spectrum.
+            Columns of the rows that are inputs of the model in addition to the spectrum.
         flags : bool, optional
             Whether to add `flags`, a list of what speaks against the answers of a star, see `FLAGS`; for a model on
-            evidence. Labels that the spectrum does not tell are then NaN, and no error.
+            evidence. Labels that the spectrum does not constrain are then NaN, not an error.
         spectrum : bool, optional
             Whether to add `spectrum`, a [`BestFit`]: the data, the star that fits them best, chi^2, and where the
             residual is no noise; for a model on evidence.
         radial_velocity : float, sequence of float or "measure", optional
             km/s of all stars, or of each, by which the spectra are moved to the rest frame; or, for a model on
-            evidence, that which the lines of each tell, which is then added as `radial_velocity` with its error.
+            evidence, that measured from its lines, which is then added as `radial_velocity` with its error.
         resolving_power : float, optional
             Wavelength / FWHM of all spectra, instead of what they state; for a model on evidence.
         on_error : {"reason", "raise"}, optional
@@ -188,7 +188,7 @@ class StellarLabelsPipeline(Pipeline):
         Raises
         ------
         ValueError
-            Naming what is asked for in vain; and, where errors are not to be rows, the field of the spectrum that is
+            Naming an unknown request; and, where errors are raised, the field of the spectrum that is
             wrong, or the request whose answer is no number, the expectation and the value; and the spectrum, by its
             `object_id` or its place among the inputs, from 0.
         """
@@ -283,7 +283,7 @@ class StellarLabelsPipeline(Pipeline):
         measures = isinstance(radial_velocity, str)
         if measures and tokenizer.basis is None:
             raise ValueError(NO_BASIS)
-        tokenizer._requests(requests, 1)  # what is asked for in vain is no fault of a star
+        tokenizer._requests(requests, 1)  # an unknown request is an error of the call, not of a star
         tokenizer.label_ids(list(scalars or ()), "scalars")
         chosen = requests is not None
         if requests is None:
@@ -360,7 +360,7 @@ class StellarLabelsPipeline(Pipeline):
             for i, number in enumerate(numbers):
                 found[number]["values"] = outputs.predictions[i].tolist()
                 found[number]["errors"] = outputs.prediction_errors[i].tolist()
-            if quality:  # all were asked for the same
+            if quality:  # all have the same requests
                 flags = star_flags(self.model, inputs, outputs, quality, stars[0]["names"])
                 for number, own in zip(numbers, flags, strict=True):
                     found[number]["flags"] = list(dict.fromkeys([*found[number]["flags"], *own]))
@@ -379,14 +379,14 @@ class StellarLabelsPipeline(Pipeline):
         names, chosen, flags = (model_outputs[key] for key in ("names", "chosen", "flags"))
         values, errors, reason = (model_outputs[key] for key in ("values", "errors", "reason"))
         if reason:
-            # What the network answers itself, unless more was asked for.
+            # The labels of the network itself, without requests.
             some = [name for name in names if chosen or name in (config.network_labels or names)]
             star.update({key: math.nan for name in some for key in (name, f"{name}_err")})
             return Answer({**star, **({} if flags is None else {"flags": flags}), "reason": reason}, star.units)
         known = [math.isfinite(value) and math.isfinite(error) for value, error in zip(values, errors, strict=True)]
         for name, value, error in zip(names, values, errors, strict=True):
             if not chosen and any(known) and not math.isfinite(value):
-                continue  # the spectrum does not tell it, and nobody has asked
+                continue  # the spectrum does not constrain it, and it was not requested
             if flags is None and not (math.isfinite(value) and math.isfinite(error)):
                 cause = f"{name}: expected a finite answer, got {value} with the error {error}"
                 if on_error == "raise":
@@ -405,7 +405,7 @@ class StellarLabelsPipeline(Pipeline):
 
 
 def _stated_flags(spectrum: Any) -> list[str]:
-    """What a reader says of a spectrum that speaks against the answers."""
+    """Flags that a reader has set for a spectrum."""
     if not isinstance(spectrum, GatedRow):
         return []
     return [*([NOT_AT_REST] if spectrum.get("rest_frame") is False else []), *(spectrum.get("flags") or ())]
@@ -432,7 +432,7 @@ def _tokenizer_of(model: Any) -> SpectraFMTokenizer:
 
 
 def _spectra_of(inputs):
-    """Tables, paths and arrays of several stars as lists of spectra; all else as it is."""
+    """Tables, paths and arrays of several stars as lists of spectra; other inputs are unchanged."""
     if is_table(inputs):
         rows, one = rows_of_table(inputs, keep_refused=True)
         return rows[0] if one else rows

@@ -2,13 +2,13 @@
 """
 From a first estimate of a star to the most likely one: Gauss-Newton steps with a model of stars.
 
-A network learns slowly how much each line says about each label, and never as well as the model that its training
-spectra were made with says it at once. So the network finds where to begin, and a few steps of least squares go from
-there: labels -> coefficients of all intervals, compared with what the spectrum says, weighed by its errors.
+A network learns slowly how each line depends on each label, and never as well as the model that made its training
+spectra. So the network predicts a start, and a few steps of least squares follow: labels -> coefficients of all
+intervals, compared with those of the spectrum, weighted by its errors.
 
-What a spectrum has beside its labels is part of the fit: a residual velocity, a line spread function that is a little
-wider than stated, levels and slopes of the continuum, whose sizes are found for each spectrum. Where stars differ from
-the model by more than the errors of their flux, the errors of the labels grow with it.
+Properties of a spectrum other than labels are part of the fit: a residual velocity, a line spread function that is a
+little wider than stated, levels and slopes of the continuum, whose sizes are found for each spectrum. Where stars
+differ from the model by more than the errors of their flux, the errors of the labels grow with it.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -27,7 +27,7 @@ from .star_model_spectrafm import SpectraFMStarModel, Sums
 # that have not found their end.
 STEPS, DERIVATIVES, ROUNDS = 4, 2, 3
 LARGEST_STEP = 1.5  # in standard deviations of the labels among the stars of the model
-# sigma: after a last step that is larger the fit goes on, or, in the end, has found nothing.
+# sigma: after a larger last step the fit continues, or, at the end, has failed.
 SETTLED, CONVERGED = 0.3, 0.5
 # Relative errors of the level of an interval, and of its slope: at first, at least, and where the level is unknown.
 FIRST_LEVEL, LEAST_LEVEL, FREE_LEVEL = 3e-3, 1e-5, 0.5
@@ -37,8 +37,8 @@ NUISANCE_SIGMA = (10.0, 2.0)
 # more than that of the flux. Found on 336 observed windows of APOGEE DR12 and three whole spectra, whose labels of the
 # survey would otherwise be off by 1.7 to 6 sigma.
 COHERENT = 10.0
-LARGE = 16.0  # of the mean square of deviations: what is larger counts as that much
-PARTS = 3  # of the intervals, that are asked whether they agree
+LARGE = 16.0  # of the mean square of deviations: an upper limit
+PARTS = 3  # of the intervals, whose agreement is tested
 BEYOND = 0.1  # of the range of each label: how far a fit may leave it
 
 
@@ -78,7 +78,7 @@ class Refined:
         deviations.
     converged : torch.BoolTensor of shape (B,)
     slope : torch.FloatTensor of shape (B, P, T, K)
-        Derivative of the labels with respect to `pull` of the evidence, where that is asked for.
+        Derivative of the labels with respect to `pull` of the evidence, on request.
     """
 
     labels: torch.Tensor
@@ -125,8 +125,8 @@ class SpectraFMRefinement(InFullPrecision):
         level_known : torch.BoolTensor of shape (B,)
             Whether flux is over the continuum.
         misfit : torch.FloatTensor of shape (B, T), optional
-            chi^2 per degree of freedom of what is beyond the coefficients, NaN where unknown: where the stated errors
-            are too small for it, they count as larger.
+            chi^2 per degree of freedom of the residuals from the coefficients, NaN where unknown: where the stated
+            errors are too small for it, they count as larger.
 
         Labels have a derivative with respect to `pull`, where that requires one: not of each step, but of the end,
         where the likelihood has its peak. Nothing else has.

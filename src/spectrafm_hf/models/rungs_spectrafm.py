@@ -16,11 +16,11 @@ from .products_spectrafm import inverse_factor, product
 
 FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # in sigma, of a Gaussian
 TAPS = 6  # edges that the cumulative flux is interpolated through
-NARROWEST = 1e-8  # of its wavelength, half of a pixel: two that lie nearer to each other than a number can tell
+NARROWEST = 1e-8  # of its wavelength, half of a pixel: closer pixels are not distinct in floating point
 PIXELS = 2.5  # in a FWHM, where the resolving power is unknown
 WIDEST_STEP = 2.5  # of the usual distance of pixels: a wider one is a gap
 NATIVE_TOLERANCE = 1.03  # resolving powers that differ by less count as the same
-CLIPPED_AT = 6.0  # sigma, from what the directions can say
+CLIPPED_AT = 6.0  # sigma, from the fit of the directions
 ROUNDS = 3  # of clipping
 FLOOR = 0.01  # of the flux: a deviation that models of stars have anyway, and that no pixel is clipped for
 
@@ -51,9 +51,9 @@ class Rung:
     level_prior, slope_prior : float
         Standard deviation of ln level and of slope among stars.
     over_continuum : bool
-        Whether spectra of this rung may be over the continuum, so that their level says something.
+        Whether spectra of this rung may be over the continuum, so that their level has information.
     counts_level : bool
-        Whether levels and slopes say something of a star at all: not where flux calibrations are worth little.
+        Whether levels and slopes have information about a star: not where flux calibrations are unreliable.
     guesses_power : bool
         Whether an unknown resolving power is taken for `PIXELS` in a FWHM, rather than for that of the rung, and
         spectra of a higher one than that of the rung are to be brought down to it.
@@ -159,7 +159,7 @@ class Design:
     pairs: torch.Tensor  # (2 + coefficients, 2 + coefficients): which pair each is
     prior_of_pairs: torch.Tensor  # (pairs,): 1 of those of a row with itself
     blind: np.ndarray  # (pixels of the grid,), bool: those in bands that nothing is taken from
-    templates: list[np.ndarray] | None = None  # (velocities, pixels): the mean, moved, once it was asked for
+    templates: list[np.ndarray] | None = None  # (velocities, pixels): the shifted mean, computed on first use
 
 
 # ---------------------------------------------------------------------------------------------------------- grids
@@ -194,7 +194,7 @@ def degraded(
     """
     Spectra (stars, pixels) of a resolving power as they would be at a lower one, on a grid with `PIXELS` pixels in a
     FWHM. Pixels without weight are left out of the means; each new one counts as much as the old ones in it did, as
-    smoothing takes nothing from what is wider than it.
+    smoothing does not change wider structure.
 
     Returns
     -------
@@ -307,7 +307,7 @@ def design_of_rung(rung: Rung, wavelength: np.ndarray, resolving_power: float | 
     intervals, pixels, rows, products = [], [], [], []
     for interval in range(rung.n_intervals):
         begin = int(rung.offset[interval])
-        # Pixels so wide that they reach beyond what is known around the interval are left out.
+        # Pixels that reach beyond the margin around the interval are left out.
         within = (low > begin - 0.5) & (high < begin + directions.shape[-1] - 0.5)
         inside = np.flatnonzero((number == interval) & usable & within)
         if not inside.size:
@@ -362,7 +362,7 @@ def fit_interval(
     chi2 = squared.sum(dim=1)
     if clipped is None:
         return *found, chi2, False
-    # No deviation is larger than without what models do not say.
+    # No deviation is larger than without the model error.
     (stars,) = torch.nonzero(squared.amax(dim=1) > CLIPPED_AT**2, as_tuple=True)
     squared, fit, changed = squared[stars], fit[stars], False
     for _ in range(ROUNDS):
@@ -398,7 +398,7 @@ def _solve(design: Design, i: int, values: torch.Tensor, weight: torch.Tensor) -
     right[:, 0] += 1.0
     # The directions are nearly independent of each other: single precision suffices.
     inverse, failed = inverse_factor(both)
-    if failed.any():  # rounding, of directions that a few pixels cannot tell apart
+    if failed.any():  # rounding, of directions that are degenerate on a few pixels
         gram = both[failed].double()
         gram.diagonal(dim1=1, dim2=2).mul_(1.0 + 1e-5)
         inverse[failed] = torch.linalg.inv(torch.linalg.cholesky(gram)).float()

@@ -26,9 +26,7 @@ STARS_AT_ONCE, MATRICES_AT_ONCE = 64, 8  # in the network; whose matrices fit in
 #: Misfit of a coefficient in units of its prior, by the model of stars. Those of components and of kinds of stars were
 #: found on validation stars of Gaia XP; the first is a guess that agrees with held-out stars of the H band.
 UNEXPLAINED = {"star_model": 0.03, "components": 0.03, "kinds": 0.015}
-#: Of the stated variance: the noise of Gaia XP is correlated between pixels, and next to none of it is left beyond the
-#: coefficients. Found on validation stars, with a hole.
-LEAST_NOISE = 0.05
+LEAST_NOISE = 0.05  # of the stated variance: noise of Gaia XP is correlated; found on validation stars, with a hole
 LARGEST_EXCESS = 0.5  # of the misfit, found from a spectrum
 FREE_SCALE, SLOPE_OVER_LEVEL = 3.0, 5.0  # of ln of the level of a star; of slopes, over the continuum
 ROUNDS, WELL_KNOWN = 2, 4.0

@@ -2,7 +2,7 @@
 """
 The spectrum tokenizer: (wavelength, flux, flux error) of any instrument -> tokens of SpectraFM.
 
-It is no text tokenizer, but stands where one would stand and loads through the same Auto classes. All spectra of a
+It is not a text tokenizer, but has the same role and loads through the same Auto classes. All spectra of a
 call are handled together, as padded (stars, pixels) arrays; what depends on wavelength alone is computed once where
 the stars share their wavelengths.
 
@@ -65,7 +65,7 @@ CHOICES = {
 }
 BASIS_FILE = "basis.safetensors"
 NO_BASIS = "radial_velocity: expected a model on evidence (token_embedding='basis') to measure it with"
-# What the Auto classes read in the saved files beside the settings.
+# Entries of the saved files for the Auto classes, in addition to the settings.
 FOREIGN_KEYS = {"auto_map", "feature_extractor_type", "processor_class", "tokenizer_class"}
 
 
@@ -73,7 +73,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     """
     Turn spectra into the inputs of [`SpectraFMModel`].
 
-    In order: units to Angstrom, air to vacuum, to the rest frame, mask what is not usable, sort. Then, with a basis,
+    In order: units to Angstrom, air to vacuum, to the rest frame, mask unusable pixels, sort. Then, with a basis,
     the evidence of each interval; without one, as in the paper, a token for each pixel: standardise, mask what is out
     of range, keep at most `max_length` pixels, pad.
 
@@ -82,7 +82,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     label_names : list[str]
         The vocabulary of the checkpoint, in the order of its config.
     requests : list[str], optional
-        What is asked for when a call names nothing; all labels by default.
+        Requests of a call without any; all labels by default.
     wavelength_unit : {"Angstrom", "nm", "um", "mm", "cm", "m"}
         Unit of plain numbers; quantities bring their own.
     wavelength_medium : {"vacuum", "air"}
@@ -90,21 +90,21 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     error_type : {"sigma", "ivar"}
         What `flux_error` holds: one-sigma errors, or inverse variances (0 = masked).
     valid_flux : [low, high], optional
-        Pixels whose flux lies outside are masked.
+        Pixels with a flux outside are masked.
     standardize_wavelength, standardize_center, standardize_scale : list[float] or float
         Flux becomes (flux - center) / scale. With `standardize_wavelength` (Angstrom, increasing) the two are tables,
         interpolated linearly; without it, two numbers.
     clip : float, optional
-        Pixels whose standardised flux lies beyond +-clip are masked.
+        Pixels with a standardised flux beyond +-clip are masked.
     max_length : int, optional
-        Keep at most so many pixels, as `sampling` says.
+        Maximum number of pixels, chosen by `sampling`.
     sampling : {"even", "random"}
         Spread evenly over the spectrum, or drawn at random.
     seed : int
         For random sampling, where a call brings no generator; every call draws anew.
     basis_file : str, optional
-        Name of the file of a [`SpectrumBasis`] beside the settings. With one, tokens are the coefficients of fixed
-        intervals of ln wavelength, and the settings from `valid_flux` to `seed` play no part.
+        Name of the file of a [`SpectrumBasis`] in the folder of the settings. With one, tokens are the coefficients of
+        fixed intervals of ln wavelength, and the settings from `valid_flux` to `seed` play no part.
     basis : SpectrumBasis, optional
         That basis itself; it is no setting, but saved in its file.
     pixel_wavelength : list[list[float]], optional
@@ -211,7 +211,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As everywhere in transformers; the basis is read from its file beside the settings."""
+        """As in transformers; the basis is read from its file in the folder of the settings."""
         tokenizer = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if tokenizer.basis_file is not None:
             names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -234,7 +234,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in shown.items())})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, and nothing else."""
+        """The settings only."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, list):
@@ -245,7 +245,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """
-        Write the settings where each Auto class looks for them, and the modules that read them beside them.
+        Write the settings where each Auto class looks for them, and the modules that read them.
 
         The base class would write one file, and a [slow, fast] pair for each Auto class because the name of this one
         contains "Tokenizer"; only `AutoTokenizer` can read such a pair.
@@ -417,7 +417,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         return read_pixels(call.pixels, call.units, found["radial_velocity"]), found
 
     def _velocities(self, pixels: dict[str, np.ndarray], method: str, resolving_power) -> dict[str, np.ndarray]:
-        """What lines tell of the velocity of each star, and its error, (stars,) in km/s."""
+        """Velocity of each star from its lines, and its error, (stars,) in km/s."""
         if method != "measure":
             raise ValueError(f"radial_velocity: expected km/s or 'measure', got {method!r}")
         if self.basis is None:
@@ -431,7 +431,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
     def evidence(self, rows, resolving_power=None, normalised=None) -> list[EvidenceOnGrid]:
         """
-        What rows of a data set say, as their tokens have it, beside the pixels that say it. Needs a basis.
+        The evidence of rows of a data set, with their pixels. Needs a basis.
 
         Parameters
         ----------

@@ -14,7 +14,7 @@ from .inputs_spectrafm import HUGE, optional_per_star, per_star
 from .rungs_spectrafm import Rung, interpolated
 
 
-# Of spectra whose errors are unknown, they are taken for this share of the level, and then for what the misfit says.
+# Unknown errors are first set to this fraction of the level, then to the residuals of the fit.
 UNKNOWN_ERROR = 0.02
 LARGE = 1e12  # of a standardised flux the model needs the square, in float32
 
@@ -25,12 +25,12 @@ LARGE = 1e12  # of a standardised flux the model needs the square, in float32
 @dataclass
 class EvidenceOnGrid:
     """
-    What stars on one grid say, and how they say it.
+    Evidence of stars on one grid, and its design.
 
     Attributes
     ----------
     stars : int array of shape (B,)
-        Which of the stars that were given.
+        Indices of the input stars.
     wavelength : array of shape (pixels,)
         Angstrom, vacuum, rest frame, increasing.
     flux, inverse_variance : array of shape (B, pixels)
@@ -115,7 +115,7 @@ def evidence_inputs(
     """Inputs of the model: coefficients of all intervals in which any of the stars has pixels; and what flags need."""
     error, valid = pixels["flux_error"], pixels["valid"]
     n_stars = len(valid)
-    # All intervals of a rung, so that stars that lack some can be put beside those that lack others.
+    # All intervals of a rung, so that stars with different missing ones can be stacked.
     rungs = [rung for rung in basis.rungs if any(rung.has(grid.evidence.intervals) for grid in found)]
     intervals = np.concatenate(
         [rung.first_interval + np.arange(rung.n_intervals) for rung in rungs] or [np.zeros(0, int)]

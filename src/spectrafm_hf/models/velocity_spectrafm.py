@@ -3,8 +3,8 @@
 The radial velocity of a star from its spectrum, by correlation with templates.
 
 Templates are stars of a few temperatures, gravities and metallicities: those of the star model of a rung, in the
-optical those of the emulator that the installed package brings, and else the mean star of the rung. At each trial
-velocity the lines of a template are compared with those of the spectrum, beside a straight line for the continuum of
+optical those of the emulator of the installed package, otherwise the mean star of the rung. At each trial
+velocity the lines of a template are compared with those of the spectrum, with a straight line for the continuum of
 each piece of it. The velocity is where they go along best; its error follows from how sharp that peak is, with errors
 of the flux that are as large as the misfit says, and from how far parts of the spectrum differ. It counts where the
 peak stands out.
@@ -31,7 +31,7 @@ STEPS_OF_FWHM = 3.0  # of the trial velocities
 PIECE = 0.004  # in ln wavelength: over it the continuum is a straight line
 FLOOR = 0.02  # of the flux: what templates are wrong by anyway
 CLIPPED_AT = 5.0  # sigma: pixels beyond in the first fit play no part in the second
-# A peak counts where it is so many times higher than the noise of the correlation, and no other one is nearly as high.
+# Minimum height of a peak in units of the noise of the correlation, and maximum relative height of the second one.
 LEAST_HEIGHT, HIGHEST_SECOND = 7.5, 0.6
 # And where lines are seen at all, by so many sigma of the misfit, and the velocity is known to a part of a FWHM.
 LEAST_SIGNIFICANCE, GREATEST_ERROR = 7.0, 0.15
@@ -54,7 +54,7 @@ KEPT = 4  # grids whose templates are kept
 KEPT_BYTES = 2**26  # of a grid
 N_PARTS = 8  # whose velocities are compared
 #: In the optical: no coarser spectrum has narrow lines; to this power they are searched for first; and the emulator
-#: knows no narrower ones. A piece has so many resolution elements at least, and templates no structure wider than this.
+#: knows no narrower ones. Minimum number of resolution elements of a piece; templates have no wider structure.
 LEAST_POWER, SEARCH_POWER, HIGHEST_POWER = 1_000.0, 5_000.0, 20_000.0
 ELEMENTS_OF_PIECE, CONTINUUM = 40.0, 0.04
 #: There the noise of the correlation is that of other lines of the star more than that of the flux.
@@ -169,14 +169,14 @@ class VelocityMeter:
         if good.sum() < FEWEST_PIXELS:
             return Velocity(cause=f"radial_velocity: expected {FEWEST_PIXELS} pixels, got {int(good.sum())}")
         step = float(np.median(np.diff(np.log(wavelength[good]))))
-        # Two pixels in a FWHM, where nobody says it.
+        # Two pixels in a FWHM, where it is unknown.
         power = min(resolving_power or 0.5 / max(step, 1e-9), HIGHEST_POWER)
         if power < LEAST_POWER:
             return Velocity(cause=NO_LINES)
         result = Velocity(cause=NO_LINES)
         for level in sorted({min(power, SEARCH_POWER), power}):
             binned = _binned(wavelength, flux, sigma, good, 0.5 / level)
-            box = 0.68 * (0.5 / level if binned[0].size < wavelength.size else step)  # FWHM as good as that of pixels
+            box = 0.68 * (0.5 / level if binned[0].size < wavelength.size else step)  # FWHM close to that of pixels
             width = np.hypot(1.0 / power, box)
             piece = max(PIECE, ELEMENTS_OF_PIECE / min(power, SEARCH_POWER))
             pieces = _Pieces(*binned, piece)
@@ -208,7 +208,7 @@ class VelocityMeter:
         if key in self._shifted:
             return self._shifted[key]
         step = SPEED_OF_LIGHT * width / STEPS_OF_FWHM
-        most = int(LIMIT / step) + int(2 * STEPS_OF_FWHM)  # a peak is told from the end by two FWHM beside it
+        most = int(LIMIT / step) + int(2 * STEPS_OF_FWHM)  # a peak has two FWHM on both sides
         velocities = step * np.arange(-most, most + 1)
         moved = np.log(np.where(wavelength > 0, wavelength, 1.0)) - _ln_doppler(velocities)[:, None]
         start, dx, stars = _emulated()
@@ -329,7 +329,7 @@ class _Pieces:
                 continue
             self.slices.append(part)
             self.x[part] = np.linspace(-1.0, 1.0, part.stop - part.start)
-            self.flux[part] /= level  # lines of all pieces count alike
+            self.flux[part] /= level  # lines of all pieces have the same weight
             noise = np.where(use & ~np.isnan(sigma[part]), sigma[part] / level, FLOOR)
             self.weight[part] = np.where(use, 1.0 / (noise**2 + FLOOR**2), 0.0)
 
@@ -466,7 +466,7 @@ def _smoothed(template: np.ndarray, rung: Rung, power: float) -> np.ndarray:
 
 
 def measured(meter: VelocityMeter, row: Mapping[str, Any]) -> Velocity:
-    """What the lines of a row tell."""
+    """Measurements from the lines of a row."""
     return meter(row["wavelength"], row["flux"], row["flux_error"], row["mask"], row.get("resolving_power"))
 
 
@@ -478,8 +478,8 @@ def moved_to_rest(row: Mapping[str, Any], velocity: float, flags: list[str]) -> 
 
 def settled_row(meter: VelocityMeter, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """
-    A row; one of which nobody says whether it is at rest, or in air or vacuum, by what its lines tell, with the flag
-    `velocity_measured` or `medium_measured` where it was moved. Where they tell nothing, it is the same row.
+    A row; if its frame or medium is not stated, as measured from its lines, with the flag
+    `velocity_measured` or `medium_measured` where it was moved. Without a significant measurement it is unchanged.
     """
     flags = list(row.get("flags") or ())
     unstated = {FRAME_UNSTATED, MEDIUM_UNSTATED} & set(flags)

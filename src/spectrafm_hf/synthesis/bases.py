@@ -23,13 +23,14 @@ from .synthetic import SyntheticStars
 
 Array = NDArray[Any]
 
-#: Coefficients of an interval beside level and slope. What tokens lose: `scripts/paper/token_information.py`.
+#: Coefficients of an interval in addition to level and slope. Information that tokens lose:
+#: `scripts/paper/token_information.py`.
 DIRECTIONS = 30
 #: Own pixels that the directions go on beyond their interval, for spectra of a lower resolving power.
 MARGIN = 24
-#: The prior is so many times wider than the coefficients of the stars that it was measured on.
+#: Width of the prior in units of the spread of the coefficients of the stars that it was measured on.
 WIDER = 1.5
-#: How far labels are moved for a derivative, and up to these differences stars are told apart well.
+#: Steps of the labels for a derivative; differences of this size are kept by the directions.
 STEPS = {"teff": 50.0, "logg": 0.1, "vmicro": 0.1}
 STEP = 0.05  # dex, of abundances
 DERIVATIVES = 3.0  # how much more a derivative counts than the difference of two stars
@@ -38,7 +39,7 @@ BLUR = 0.1  # by which a resolving power may be wrong
 WIDER_LINES = 0.02  # by which it is in the unit of the star model
 OUTLYING = 4.0  # coefficients of stars beyond, in units of their prior, count as this
 WHITENING = 0.6  # the power of the spread of an amplitude that it is divided by
-LEAST_NOISE_SCALE = 0.1  # of the spread of ln of what is not known of an interval
+LEAST_NOISE_SCALE = 0.1  # of the spread of ln(1 - reliability) of an interval
 POPULATION = 1.5  # how much wider than among synthetic stars the labels of a star may be spread
 
 #: Gaia XP: intervals that hold about ten resolution elements, on a grid twice as fine as that of the archive's samples.
@@ -82,7 +83,7 @@ def make_rung(
     spectra : array of shape (stars, pixels)
         Noiseless or nearly so, means over pixels that are even in ln wavelength.
     variations : sequence of (array, array, float)
-        Pairs of spectra, (stars, pixels) each, whose difference times the number is to be told apart as well.
+        Pairs of spectra, (stars, pixels) each, whose difference times the number the directions should also describe.
     first_interval, edge, width, start, step, resolving_power, lowest_resolving_power : see [`Rung`]
     over_continuum, counts_level, guesses_power, blind, observed_power : see [`Rung`]
     n_intervals, n_directions : int
@@ -311,7 +312,7 @@ def fill_completion(completion: SpectraFMCompletion, coefficients: Array, reliab
     ----------
     completion : SpectraFMCompletion
     coefficients, reliability : arrays of shape (stars, intervals, coefficients)
-        Evidence of whole spectra of stars, as good as there are.
+        Evidence of complete spectra of stars with little noise.
     """
     shape = coefficients.shape[1:]
     known = reliability.reshape(len(reliability), -1).astype(np.float64)
@@ -360,7 +361,7 @@ def on_even_grid(wavelength: Array, flux: Array, start: float, step: float, n_pi
 
 def xp_rung(first_interval: int, observed: Mapping[str, Array], n_stars: int = 300, seed: int = 78) -> Rung:
     """
-    Intervals of Gaia XP, from observed stars and from how the bundled emulator says that labels move them.
+    Intervals of Gaia XP, from observed stars and from the derivatives of the bundled emulator by the labels.
 
     Parameters
     ----------

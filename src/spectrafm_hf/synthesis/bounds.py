@@ -39,7 +39,7 @@ Array = NDArray[Any]
 #: One sigma of the weak priors, in the units of the labels; `OTHER_PRIOR` for all labels that are not named.
 PRIORS: dict[str, float] = {"teff": 10_000.0, "logg": 5.0}
 OTHER_PRIOR = 3.0
-#: Of what is no label: A(V) in magnitudes, and the natural logarithm of the level of the flux.
+#: Parameters other than labels: A(V) in magnitudes, and the natural logarithm of the level of the flux.
 EXTINCTION_PRIOR, LEVEL_PRIOR = 10.0, 10.0
 #: First part of the seed of held-out stars, after the seed itself: no stream and no file of synthetic stars has it.
 HELD_OUT = 17
@@ -139,7 +139,7 @@ def held_out_labels(
     part: int = 0,
 ) -> Array:
     """
-    Labels of synthetic stars that no training has seen, whatever its seed.
+    Labels of synthetic stars that are held out from every training, for any seed.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def held_out_labels(
     Raises
     ------
     ValueError
-        For a negative seed, no stars, an unknown label, or ranges that hold next to no star.
+        For a negative seed, no stars, an unknown label, or ranges with almost no stars.
     """
     for field, number, least in (("seed", seed, 0), ("part", part, 0), ("stars", n, 1)):
         if number < least:
@@ -198,7 +198,7 @@ def emulate(
     wavelength_range: tuple[float, float] | None = None,
 ) -> tuple[Array, Array | None]:
     """
-    Spectra and, if asked for, their derivatives with respect to all labels.
+    Spectra and, on request, their derivatives with respect to all labels.
 
     Parameters
     ----------
@@ -237,7 +237,7 @@ def emulate(
 @dataclass(frozen=True)
 class Observed:
     """
-    What an instrument records of some stars before noise, and how that depends on what is not known of them.
+    What an instrument records of some stars before noise, and the derivatives by the unknown parameters.
 
     Attributes
     ----------
@@ -246,7 +246,7 @@ class Observed:
     prior : array, shape (parameters,)
         One sigma.
     flux : array, shape (stars, pixels), float32
-    jacobian : array, shape (stars, parameters, pixels), float32; None if it was not asked for
+    jacobian : array, shape (stars, parameters, pixels), float32; None without `derivatives`
     """
 
     names: tuple[str, ...]
@@ -270,8 +270,8 @@ def observe(
     Parameters
     ----------
     instrument : Instrument
-        Extinction and tilt of each star are drawn, and count as unknown: the prior of the tilt is what it is drawn
-        from, that of A(V) is weak. The flux is not divided by its median, whose only effect, that the level is
+        Extinction and tilt of each star are drawn, and count as unknown: the prior of the tilt is its distribution,
+        that of A(V) is weak. The flux is not divided by its median, whose only effect, that the level is
         unknown, is the parameter `level`.
     emulator : SpectrumEmulator
     table : array, shape (stars, labels)

@@ -1,10 +1,10 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Synthetic stars that look as observed ones do: with the labels of a catalogue, and with the residuals of some stars.
+"""Synthetic stars with the labels of a catalogue and the residuals of observed stars.
 
 Synthetic spectra differ from observed ones of the same labels in two ways. By a mean, which changes slowly with the
-labels: errors of the line lists, the atmospheres and the flux calibration. And from star to star, by far more than the
-noise of a pixel, in patterns that are the same for all: a network that has not seen those patterns takes them for
-labels. Both can be measured on a hundred stars, and hardly differ between iron-rich and iron-poor ones.
+labels: errors of the line lists, the atmospheres and the flux calibration. And from star to star, by much more than the
+noise of a pixel, in patterns that all stars share: a network trained without those patterns mistakes them for changes
+of labels. Both can be measured on a hundred stars, and hardly differ between metal-rich and metal-poor stars.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ELEMENT_JITTER = {"alpha": 0.05, "c_fe": 0.12, "n_fe": 0.12, "al_fe": 0.12, "mn_
 #: A label this far outside the range of the emulator is moved to its edge; beyond, the star is left out.
 TOLERANCE = {"teff": 60.0, "logg": 0.2, "fe_h": 0.25}
 FAINT = 0.02  # of the median flux; below, a logarithm would be all noise
-#: Angstrom: the TiO band with its head at 7054, and what lies on either side. Synthetic spectra have it stronger or
+#: Angstrom: the TiO band with its head at 7054, and the ranges on either side. Synthetic spectra have it stronger or
 #: weaker than real ones, which is the largest difference between the two and no linear function of any label.
 TIO_BAND, TIO_BESIDE = (7050.0, 7250.0), ((6950.0, 7030.0), (7400.0, 7500.0))
 
@@ -55,7 +55,7 @@ class CalibratedStars(SyntheticStars):
         Factor by which residuals are drawn larger than they were measured: other kinds of stars have others.
     by_depth : bool
         Make mean difference and residuals of a pixel as much larger or smaller as what lines absorb there. Where single
-        lines are resolved, they are differences of line strengths, and iron-poor stars have less of them.
+        lines are resolved, they are differences of line strengths, and metal-poor stars have smaller ones.
     tilt : float
         Scatter of Legendre polynomials of degree 1 to 3 over the calibrated pixels, in ln flux.
     """
@@ -141,7 +141,7 @@ class CalibratedStars(SyntheticStars):
             Columns in the project's schema on the grid of the instrument; pixels that are masked in half of the stars
             are not calibrated.
         ridge : float
-            In units of stars: how many it takes until a trend with a label is believed by half.
+            In units of stars: with this number of stars a trend with a label is halved.
 
         Raises
         ------
@@ -170,12 +170,12 @@ class CalibratedStars(SyntheticStars):
             return np.log(np.maximum(values[:, pixels] / level, FAINT))
 
         difference = np.where(mask[:, pixels], 0.0, logarithm(flux) - logarithm(clean))
-        # Level and dust are no residuals: the one is divided out, the other is drawn.
+        # Level and dust are not part of the residuals: the level is divided out, dust is drawn.
         basis = np.stack([np.ones(pixels.sum()), extinction_curve(own[pixels])], axis=1)
         difference -= difference @ basis @ np.linalg.pinv(basis)
         features = self._features(stars, table[good])
         penalty = np.diag([1e-3, *[ridge] * (features.shape[1] - 1)])
-        for _ in range(2):  # the second time without stars that are something else
+        for _ in range(2):  # the second time without outliers
             coefficients = np.linalg.solve(features.T @ features + penalty, features.T @ difference)
             residual = difference - features @ coefficients
             size = np.abs(residual).mean(axis=1)
@@ -188,16 +188,16 @@ class CalibratedStars(SyntheticStars):
         self.residuals[:, pixels] = residual
         if self.by_depth:
             self.depth = self._depth(table[good]).mean(axis=0)
-        self._stars.instrument = still  # what its tilt stood for has been measured
+        self._stars.instrument = still  # the measured residuals replace its tilt
         position = np.interp(own, own[pixels][[0, -1]], [-1, 1])
         self.smooth = np.where(pixels, np.polynomial.legendre.legvander(position, 3)[:, 1:].T, 0.0)
 
     def _factors(self, stars: Array, generator: np.random.Generator) -> Array | None:
-        """What observed stars are beside synthetic ones, (stars, pixels)."""
+        """Ratio of observed to synthetic flux, (stars, pixels)."""
         if self.coefficients is None:
             return None
-        # Turned into each other, two residuals make a new one of the same size. A Gaussian with their covariance would
-        # not do: most stars differ by little, some by a lot.
+        # A rotation between two residuals is a new one of the same size. A Gaussian with their covariance would not
+        # do: the distribution has wide wings.
         n = len(stars)
         one, other = self.residuals[generator.integers(len(self.residuals), size=(2, n))]
         angle = 2 * np.pi * generator.random((n, 1))
@@ -210,7 +210,7 @@ class CalibratedStars(SyntheticStars):
         return np.exp(difference + tilt).astype(np.float32)
 
     def _depth(self, table: Array) -> Array:
-        """What lines absorb of the continuum, (stars, pixels); at least 0.003."""
+        """Depth of the lines, 1 - flux / continuum, (stars, pixels); at least 0.003."""
         stars = self._stars
         labels = dict(zip(stars.emulator.config.label_names, table.T, strict=True))
         wavelength, flux = stars.emulator.synthesize(normalized=True, wavelength_range=stars.wavelength_range, **labels)

@@ -128,7 +128,7 @@ def fit_emulator(
     Raises
     ------
     ValueError
-        If the grid has not so many components.
+        If the grid has fewer components.
     """
     limit = min(len(grid) - 1, len(grid.wavelength))
     if sum(component_groups) > limit:
@@ -211,7 +211,7 @@ def fit_interval_emulator(
     Raises
     ------
     ValueError
-        If the grid, or a regime of it, has too few stars for so many components or directions.
+        If the grid, or a regime of it, has too few stars for the components or directions.
     """
     order = np.argsort(grid.labels[:, 0], kind="stable")
     grid, teff = grid[order], grid.labels[order, 0]

@@ -82,7 +82,7 @@ def write_grid(
     out : path
         Folder. If it holds a grid already, that must be of the same settings and labels.
     labels : mapping from label to array, shape (n,)
-        All of `LABEL_NAMES`; what else there is becomes a column, too.
+        All of `LABEL_NAMES`; other labels become columns, too.
     object_ids : sequence of str, n of them
     source : Source
         Called from `processes` threads at once.

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Instruments: what turns the spectrum of a star into what a survey would have recorded of it.
+"""Instruments: simulated observations of the spectrum of a star.
 
 An instrument is a small YAML file: wavelength grid, line spread function, noise, masks, extinction, normalisation.
 Some come with the package, see [`instrument_names`]; their files, `apogee`, `gaia-xp` and `miles` first of all, are the
@@ -77,7 +77,7 @@ def extinction_curve(wavelength: Array) -> Array:
 @dataclass(frozen=True, eq=False)
 class Instrument:
     """
-    What a survey records of a star.
+    Simulated observations of one instrument.
 
     Attributes
     ----------
@@ -97,10 +97,10 @@ class Instrument:
         Flux is multiplied by the exponential of Legendre polynomials of degree 1 to `degree` over the whole range,
         their factors drawn from a normal distribution of standard deviation `amplitude`.
     normalisation : {"none", "median", "continuum"}
-        Leave flux and error as they are, divide them by the median of the noisy flux over all pixels, or ask the
-        emulator for flux over continuum.
+        Leave flux and error as they are, divide them by the median of the noisy flux over all pixels, or use the flux
+        over the continuum.
     settings : mapping
-        What the file says.
+        Content of the file.
     """
 
     name: str
@@ -124,7 +124,7 @@ class Instrument:
         Raises
         ------
         ValueError
-            If there is none of that name, or naming file, field, expectation and value of what is wrong in it.
+            If there is none of that name, or for wrong content, naming file, field, expectation and value.
         """
         bundled = os.fspath(name_or_path) in instrument_names()
         path = INSTRUMENTS / f"{name_or_path}.yaml" if bundled else Path(name_or_path)
@@ -267,7 +267,7 @@ class Instrument:
         a_v : array, shape (stars,), optional
             Their extinction A(V) [mag], instead of one that is drawn.
         factors : array, shape (stars, own pixels), optional
-            What the noiseless flux is multiplied with.
+            Factors of the noiseless flux.
 
         Returns
         -------
@@ -339,7 +339,7 @@ def measure_noise(
     Returns
     -------
     dict
-        `snr` and `error_shape`; the correlation of the noise cannot be told from one spectrum of each star.
+        `snr` and `error_shape`; the correlation of the noise cannot be measured on one spectrum of each star.
     """
     snr = np.median(flux / flux_error, axis=1)
     level = np.median(flux, axis=1, keepdims=True)

@@ -1,6 +1,6 @@
 """Stellar labels of synthetic stars: their names, their ranges and the distribution they are drawn from.
 
-Training spectra have to cover what is observed, and rare stars more often than they are observed. So the labels are
+Training spectra have to cover the observed stars, and rare ones more often than they are observed. So the labels are
 drawn from a recipe that follows the stars of APOGEE DR17 in the Kiel diagram and in the abundance planes, flattened in
 density. It has four steps:
 
@@ -12,7 +12,7 @@ density. It has four steps:
    [N/Fe] of giants is raised by mixing.
 4. vmicro scatters by 18 % around its usual relation with Teff and log g.
 
-Elements scatter independently and more than in real stars, so that what is learned of an element is its own lines.
+Elements scatter independently and more than in real stars, so that a model learns each element from its own lines.
 
 The optical has another recipe, `draw_optical_labels`: two fifths of the stars as above, and a fifth each of hot, cool
 and metal-poor stars; 18 more elements; and more scatter of each.
@@ -167,7 +167,7 @@ def draw_labels(
     Raises
     ------
     ValueError
-        If `n` is negative, a range is of an unknown label, or next to no star lies within the ranges.
+        If `n` is negative, a range is of an unknown label, or almost no star is within the ranges.
     """
     if n < 0:
         raise ValueError(f"n: expected a number of stars of at least 0, got {n}")
@@ -246,7 +246,7 @@ def draw_optical_labels(
     Raises
     ------
     ValueError
-        If `n` is negative, or next to no star is accepted.
+        If `n` is negative, or almost no star is accepted.
     """
     if n < 0:
         raise ValueError(f"n: expected a number of stars of at least 0, got {n}")

@@ -64,7 +64,7 @@ def subdivision_matrix(edges: Array, parts: int) -> csr_array:
     """
     n = len(edges) - 1
     first = np.clip(np.arange(n) - 2, 0, n - 5)  # of the five pixels around each
-    # In units of the width of the pixel, from its lower edge: else powers of wavelengths would cost digits.
+    # In units of the width of the pixel, from its lower edge: powers of wavelengths would lose digits.
     nodes = (edges[first[:, None] + np.arange(6)] - edges[:-1, None]) / np.diff(edges)[:, None]
     x = np.linspace(0, 1, parts + 1)
     basis = np.ones((n, parts + 1, 6))  # of Lagrange: 1 at its own node, 0 at the others

@@ -2,7 +2,7 @@
 """
 Stars as any instrument might have recorded them, for training.
 
-For each batch a grid is drawn, and for each star its signal-to-noise ratio, what is missing, what is wrong. As the
+For each batch a grid is drawn, and for each star its signal-to-noise ratio, missing pixels and faults. As the
 tokens of all grids are the same, a model learns the star and not the instrument.
 """
 
@@ -46,7 +46,7 @@ class HighResolutionStars:
     seed : int
         Of the grids.
     n_grids : int
-        Grids that are drawn, beside those of APOGEE.
+        Number of random grids, in addition to those of APOGEE.
     """
 
     def __init__(self, basis: SpectrumBasis, seed: int = 0, n_grids: int = 24):
@@ -227,7 +227,7 @@ class EvenNoiseStars:
             self.modes.append((design.intervals, interval_modes(design)))
 
     def draw(self, n: int, generator: np.random.Generator) -> Columns:
-        """Inputs of the model, as [`evidence_inputs`] makes them, labels beside them."""
+        """Inputs of the model, as [`evidence_inputs`] makes them, with labels."""
         known, weights = self.stars.draw_weights(n, generator)
         target = self.stars.targets(weights)
         intervals, modes = self.modes[int(generator.choice(3, p=(0.6, 0.25, 0.15)))]
@@ -411,7 +411,7 @@ def evidence_inputs(
     basis : SpectrumBasis
     columns : mapping of arrays
     label_names, label_ids : sequences of str and int
-        What is asked for, and the rows of the vocabulary.
+        Requested labels, and the rows of the vocabulary.
     star_labels : sequence of str
         Those of the star model of the model.
     """

@@ -57,7 +57,7 @@ def smooth(
 def bin_means(
     wavelength: NDArray[np.floating], flux: NDArray[np.floating], edges: NDArray[np.floating]
 ) -> NDArray[np.floating]:
-    """Means over bins, shape (m,), of a finely sampled spectrum; `edges` has shape (m + 1,) and lies within it."""
+    """Means over bins, shape (m,), of a finely sampled spectrum; `edges` has shape (m + 1,) and is within its range."""
     area = np.concatenate([[0.0], np.cumsum((flux[1:] + flux[:-1]) / 2 * np.diff(wavelength))])
     return np.diff(np.interp(edges, wavelength, area)) / np.diff(edges)
 
@@ -90,7 +90,7 @@ def r20000(spectrum: Spectrum) -> Spectrum:
     """Means over bins of 2e-5 in ln(wavelength), 3,301 to 10,300 Angstrom, without a line spread function.
 
     The bins are narrow against the steps of the synthesis, so a cubic spline is integrated. The continuum is smooth; it
-    is rounded to 13 bits (1.2e-4 at most), which takes next to no room in a file, and flux times continuum is exact.
+    is rounded to 13 bits (1.2e-4 at most), which takes almost no space in a file, and flux times continuum is exact.
     """
     wavelength, flux, continuum = spectrum
     log_edges = np.log(R20000_EDGES)

@@ -1,6 +1,6 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Synthetic stars of the optical on the grid of a rung of the basis, and what coefficients of its intervals they have.
+Synthetic stars of the optical on the grid of a rung of the basis, and the coefficients of its intervals.
 
 The emulator gives spectra without a line spread function. Here they are brought to the grid of a rung, and to the
 coefficients of its intervals, once for all.
@@ -30,7 +30,7 @@ BLUR_LEVELS = 8  # widths of a line spread function that changes along a spectru
 
 class SurveyGrid:
     """
-    The grid of a rung over the optical: so many pixels of the emulator in one, at a resolving power.
+    The grid of a rung over the optical: several pixels of the emulator in one, at a resolving power.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class SurveyGrid:
 
     @staticmethod
     def known(labels: dict[str, Array]) -> Columns:
-        """Columns of labels and their errors, which are none."""
+        """Columns of labels and their errors, which are 0."""
         alpha = np.mean([labels[name] for name in ALPHA_ELEMENTS], axis=0)
         found = {name: np.asarray(values, np.float32) for name, values in {**labels, "alpha_m": alpha}.items()}
         return found | {f"{name}_err": np.zeros(len(alpha), np.float32) for name in found}
@@ -114,7 +114,7 @@ FIT_ERROR = 2e-3  # of the flux of a pixel, of `PIXELS` in a FWHM, that coeffici
 def fit_matrices(rung: Rung, wavelength: Array, resolving_power: float) -> list[tuple[Array, Array]]:
     """
     For each interval the pixels of a spectrum on the grid of the rung, and the matrix that makes coefficients of a
-    spectrum of a lower resolving power: what least squares finds with hardly any noise. Level, slope and directions,
+    spectrum of a lower resolving power, by least squares with very little noise. Level, slope and directions,
     in units of the prior; not over the level.
     """
     mean, directions = rung.smoothed(resolving_power)
@@ -186,8 +186,8 @@ def as_seen(grid: SurveyGrid, labels: dict[str, Array], wavelength: Array, resol
 
 def in_pixels(rung: Rung, coefficients: Array) -> Array:
     """
-    What coefficients over the level (stars, intervals, 2 + directions) add to the flux over the continuum, on the grid
-    of the rung (stars, pixels). Level and slope play no part.
+    Contribution of coefficients over the level (stars, intervals, 2 + directions) to the flux over the continuum, on
+    the grid of the rung (stars, pixels). Level and slope are not used.
     """
     position = rung.start + rung.step * np.arange(len(rung.mean))
     found = np.zeros((len(coefficients), len(position)))

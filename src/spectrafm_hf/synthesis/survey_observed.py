@@ -26,8 +26,8 @@ LABELS = ("teff", "logg", "fe_h")
 LABEL_ERRORS, FWHM, SNR = (80.0, 0.15, 0.08), 2.5, 100.0
 LEVEL_PIXELS = 101  # that the level of the flux is taken from
 HOTTEST = 8_000.0  # K: the synthetic stars go no further
-#: Hotter stars, and whatever has no lines of a star, are taught as this hot: beyond the range, which is flagged. Their
-#: errors: relative ones of hot stars, and those of others.
+#: Training label of hotter stars and of spectra without stellar lines: outside the range, so that they are flagged.
+#: Their errors: relative ones of hot stars, and those of others.
 BEYOND, HOT_ERROR, BEYOND_ERROR = 12_000.0, 0.03, 500.0
 LOWEST_OBSERVED = 1500.0  # resolving power of observed spectra at their ends
 MEASURED_AT = 1_800.0  # resolving power at which pixels are compared
@@ -69,7 +69,7 @@ def tokens_of(basis: SpectrumBasis, rung: Rung, stars: Columns, power: float | N
 
 class Measured:
     """
-    Observed stars and what the emulator says of their labels, as tokens: how the two differ.
+    Difference between observed stars and the emulator at their labels, as tokens.
 
     Parameters
     ----------

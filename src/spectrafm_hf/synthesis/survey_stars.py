@@ -52,7 +52,7 @@ Array = NDArray[Any]
 OUTLYING = 4.0  # of the scatter
 LAST_KNOWN = 6  # intervals, that those beyond are taken to be like
 POWER_ERROR = 0.12  # by which a stated resolving power is off
-#: Weak bands of the air and what lies between its strong ones, which the rung is blind to: first and last wavelength
+#: Weak bands of the air and the ranges between its strong ones, which the rung ignores: first and last wavelength
 #: (Angstrom, vacuum) and mean depth. Lines of the sky, from where it has them everywhere, and how wide all these are.
 AIR_BANDS = (
     (5_880.0, 6_000.0, 0.02),
@@ -78,7 +78,7 @@ class Mismatch:
     """
     How observed stars differ from synthetic ones of their labels, in coefficients of a rung.
 
-    The mean difference is a smooth function of the labels; what is left of it varies from star to star in some
+    The mean difference is a smooth function of the labels; the remainder varies from star to star in some
     directions. Of intervals in which no star was observed it is only known that they differ as much as the last ones
     in which some were.
 
@@ -90,7 +90,7 @@ class Mismatch:
         Observed less synthetic, in units of the prior.
     known : bool array of the same shape
     directions : int
-        In which what is left is drawn.
+        In which the remainder is drawn.
     """
 
     def __init__(self, labels: Mapping[str, Array], difference: Array, known: Array, directions: int = 60):
@@ -148,7 +148,7 @@ class Mismatch:
 class Faults:
     """
     What spectrographs and the air make of spectra, in coefficients of a rung over their level: absorption by the air
-    that nobody took out, or too much of it; what is left of the sky; waves and steps of a continuum or a flux
+    that was not removed, or removed too strongly; residuals of the sky; waves and steps of a continuum or a flux
     calibration; light that is added to all pixels.
 
     Parameters
@@ -228,7 +228,7 @@ class Faults:
 
 def strange_spectra(wavelength: Array, n: int, generator: np.random.Generator) -> Array:
     """
-    Spectra (n, pixels) over their continuum of what is no star of the training: none or hardly any lines and waves of a
+    Spectra (n, pixels) over their continuum that are unlike the training stars: no or weak lines and waves of a
     calibration, wide lines of hydrogen as of white dwarfs and hot stars, emission lines, a forest of anything.
     """
     position = np.log(wavelength)
@@ -308,7 +308,7 @@ class SurveyStars:
         self.modes = []
         often = self.seen.mean(axis=0) > 0.5
         for design in designs:
-            tells = np.array([bool(rows.any()) for rows in design.rows])  # of others, all pixels lie in blind bands
+            tells = np.array([bool(rows.any()) for rows in design.rows])  # of others, all pixels are in ignored bands
             own = design.intervals[tells] - rung.first_interval
             values, vectors = (part[torch.from_numpy(tells)] for part in interval_modes(design))
             self.modes.append((own, (values, vectors)))
@@ -345,8 +345,8 @@ class SurveyStars:
 
     def draw(self, n: int, generator: np.random.Generator, snr: float | None = None, whole: bool = False) -> Columns:
         """
-        Inputs of the model, as [`evidence_inputs`] makes them, labels beside them; with a signal-to-noise ratio that is
-        the same for all, and with all intervals that are known, where this is asked for.
+        Inputs of the model, as [`evidence_inputs`] makes them, with labels; with a signal-to-noise ratio that is
+        the same for all, and with all known intervals, on request.
         """
         raw, known, complete = self._chosen(generator.integers(len(self.coefficients), size=n), generator)
         number = int(generator.integers(len(self.modes)))

@@ -184,7 +184,7 @@ class Synthesizer:
 
 
 def check_labels(labels: Mapping[str, float]) -> dict[str, float]:
-    """Labels of a star: all of `LABEL_NAMES`, with the defaults of those left out, and what is given of the others.
+    """Labels of a star: all of `LABEL_NAMES`, with defaults for those left out, and any others in `labels`.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """Synthetic stars: labels drawn, spectra from an emulator, observed with an instrument.
 
-As a data set on disk ([`build_synthetic`]) in the schema of the real ones, so that a training recipe goes from
-synthetic to real by changing a name, or as an endless stream ([`SyntheticStars`]) for training without a disk.
+As a data set on disk ([`build_synthetic`]) in the schema of the observed ones, so that a training recipe changes from
+synthetic to observed stars by a name, or as an endless stream ([`SyntheticStars`]) for training without a disk.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class _Stars:
         scalars = ("ak_targ",) if self.instrument.extinction else ()
         self.features = spectrum_features(LABELS, scalars)
         self.survey = f"synthetic-{self.instrument.name}"
-        # What is wrong with instrument and emulator together shows here, before anything is written.
+        # An instrument that does not fit the emulator is an error here, before anything is written.
         self.native, _ = self._synthesize(self._labels(1, np.random.default_rng(0)))
         self.instrument.response(self.native, self.resolving_power)
 
@@ -129,7 +129,7 @@ class _Stars:
 
     @staticmethod
     def labelled(columns: dict[str, NDArray[Any]], labels: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """What the instrument recorded, with the labels of the stars, which are exact."""
+        """The observed columns with the labels of the stars, which are exact."""
         alpha: NDArray[Any] = np.asarray(np.mean([labels[name] for name in ALPHA_ELEMENTS], axis=0, dtype=np.float32))
         errors: dict[str, NDArray[Any]] = {f"{name}_err": np.zeros(len(alpha), np.float32) for name in LABELS}
         wavelength = np.broadcast_to(columns["wavelength"], columns["flux"].shape)
@@ -174,7 +174,7 @@ class SyntheticStars(IterableDataset):
     Synthetic stars without end, as rows of the schema, for training without a disk.
 
     The stars come in blocks, and block k of a seed is always the same: with several workers of a `DataLoader`, and
-    several processes of `torch.distributed`, each makes every so manieth block, so that no star comes twice.
+    several processes of `torch.distributed`, each makes its share of the blocks, so that no star is repeated.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ class SyntheticStars(IterableDataset):
 
     Notes
     -----
-    An iteration goes on where the one before it ended. `state_dict` and `load_state_dict` keep that place, to the
+    An iteration continues where the previous one ended. `state_dict` and `load_state_dict` keep that place, to the
     block; in a `DataLoader` with workers, each has a place of its own, which torchdata's `StatefulDataLoader` keeps.
     """
 
@@ -215,7 +215,7 @@ class SyntheticStars(IterableDataset):
         return self._stars.features
 
     def draw(self, n: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
-        """Columns of `n` stars, outside the stream: what `generator` makes of them."""
+        """Columns of `n` stars, outside the stream, drawn with `generator`."""
         return self._stars.draw(n, generator)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -240,7 +240,7 @@ class SyntheticStars(IterableDataset):
         return {"seed": self.seed, "turn": self._turn}
 
     def load_state_dict(self, state: Mapping[str, int]):
-        """Go on after the block that was begun when `state` was taken."""
+        """Resume after the block that was begun when `state` was taken."""
         if state["seed"] != self.seed:
             raise ValueError(f"state: expected one of seed {self.seed}, got seed {state['seed']}")
         self._turn = state["turn"]

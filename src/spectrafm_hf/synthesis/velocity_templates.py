@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Stars of the bundled emulator of the optical, whose lines tell velocities, for `models.velocity_spectrafm`."""
+"""Stars of the bundled emulator of the optical, as templates of velocities, for `models.velocity_spectrafm`."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ What another telescope, another night or an imperfect reduction would have made 
 A spectrum is (wavelength, flux, flux_error, mask), arrays of shape (pixels,), wavelengths increasing. Pixels are only
 mixed with pixels of their own detector. What is masked takes no part: its flux is first interpolated from its
 neighbours, and the pixels made of it stay masked. Errors follow, pixel by pixel; that neighbours' errors are correlated
-after smoothing is not told. Errors that are NaN everywhere are unknown and stay so.
+after smoothing is not passed on. Errors that are NaN everywhere are unknown and stay so.
 """
 
 from collections.abc import Callable

@@ -29,7 +29,7 @@ class Spectra:
     labels, label_errors : array, shape (stars, labels)
         NaN where unknown.
     nuisance : array, shape (stars, quantities)
-        What shapes a spectrum beside the labels (extinction), known for training stars only. Only the Cannon uses it.
+        Other causes of changes of a spectrum (extinction), known for training stars only. Only the Cannon uses it.
     """
 
     flux: FloatArray

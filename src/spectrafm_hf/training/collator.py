@@ -57,7 +57,8 @@ class SpectraFMCollator:
         Residual velocity of each star, km/s, from a normal distribution of this width. The stars keep their
         wavelengths; see [`augmentation.shift`].
     smoothing : float
-        Each spectrum is smoothed with a Gaussian whose width is drawn uniformly from 0 to so many pixels (one sigma).
+        Each spectrum is smoothed with a Gaussian whose width is drawn uniformly from 0 to this number of pixels (one
+        sigma).
     resampling : float
         Chance of a batch to be averaged over groups of two or three pixels.
     seed : int

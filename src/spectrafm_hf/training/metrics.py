@@ -16,8 +16,8 @@ from ..statistics import robust_scatter
 
 
 FIGURES = ("robust_scatter", "bias", "rmse", "robust_z")
-#: These figures as a metric of the library `evaluate`: `evaluate.load(EVALUATE_METRIC)`, or, with the errors of what is
-#: predicted and of what is taken for the truth, `evaluate.load(EVALUATE_METRIC, "with_errors")`.
+#: These figures as a metric of the library `evaluate`: `evaluate.load(EVALUATE_METRIC)`, or, with the errors of the
+#: predictions and of the true values, `evaluate.load(EVALUATE_METRIC, "with_errors")`.
 EVALUATE_METRIC = str(RESOURCES / "stellar_labels")
 
 
@@ -56,7 +56,7 @@ def label_metrics(
             raise ValueError(f"{name}: expected shape (stars,), here {labels.shape} as in labels, got {column.shape}")
     known = np.isfinite(labels)
     predicted, sigma, truth, truth_sigma = (column[known] for column in columns.values())
-    # A model that fails on a star must say so, not drop out of its own table.
+    # A failed prediction is reported, not left out of the table.
     for name, wrong in (("values", ~np.isfinite(predicted)), ("errors", ~(np.isfinite(sigma) & (sigma > 0)))):
         if wrong.any():
             expectation = "finite numbers" if name == "values" else "positive numbers"

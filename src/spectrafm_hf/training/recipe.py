@@ -80,7 +80,7 @@ class Recipe:
     ema_decay : float
         Decay by step of the running mean of the weights that is evaluated and saved; 0 for none.
     early_stopping_patience : int
-        Stop after so many evaluations without improvement; 0: never. Needs `load_best_model_at_end`.
+        Stop after this number of evaluations without improvement; 0: never. Needs `load_best_model_at_end`.
     train_split, validation_split : str
     """
 

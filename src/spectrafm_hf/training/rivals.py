@@ -1,7 +1,7 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
 What one would do with labelled spectra without a fine-tuned checkpoint, fitted to the same stars: ridge regression, a
-Gaussian process and a neural network on pixels, and a neural network on what the frozen model says.
+Gaussian process and a neural network on pixels, and a neural network on the predictions of the frozen model.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Sample:
 
 
 def _common_grid(spectra: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
-    """Wavelengths of the spectrum with most pixels, which stands for an instrument whose spectra do not share them."""
+    """Wavelengths of the spectrum with most pixels, as the common grid of an instrument without one."""
     return np.sort(np.asarray(max(spectra, key=lambda row: len(row["wavelength"]))["wavelength"], np.float64))
 
 
