@@ -62,8 +62,8 @@ class Kinds:
 
     def shares_of(self, information: torch.Tensor, pull: torch.Tensor) -> torch.Tensor:
         """
-        The probability of each kind, (B, N), from the information of the pixels about the amplitudes (B, A, A), and that
-        times the most likely amplitudes (B, A).
+        The probability of each kind, (B, N), from the information of the pixels about the amplitudes (B, A, A), and
+        that times the most likely amplitudes (B, A).
         """
         evidence = []
         for mean, factor, precision in zip(self.means, self.factors, self.precisions, strict=True):
