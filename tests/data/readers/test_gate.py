@@ -16,7 +16,7 @@ from astropy.table import Table
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.data.readers.base import OpenFile
 from spectrafm_hf.data.readers.columns import find_columns, unit_of
-from spectrafm_hf.data.readers.images import iraf_wavelengths
+from spectrafm_hf.data.readers.iraf import iraf_wavelengths
 from spectrafm_hf.models.gate_spectrafm import Stated, admit, air_to_vacuum, overlaps, per_wavelength, vacuum_to_air
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ...models.gate_spectrafm import MAX_WAVELENGTH, MIN_WAVELENGTH
 from .base import AS_GIVEN, OpenFile, Options, Row, SpectrumFormat
 from .columns import find_columns
-from .tables import moving, spectrum_of
+from .tables import are_no_errors, moving, spectrum_of
 
 
 def _is_npz(file: OpenFile) -> bool:
@@ -41,7 +41,7 @@ def read_arrays(file: OpenFile, options: Options) -> Iterator[Row]:
     if file.kind == "npy":
         if content.dtype.names is not None:
             arrays = {name: content[name] for name in content.dtype.names}
-        elif options.grid is None and (parts := _rows_of_numbers(content, options.angstrom)) is not None:
+        elif options.grid is None and (parts := _rows_of_numbers(file, content, options)) is not None:
             arrays = parts
     yield from _stars(file, arrays, {}, options)
 
@@ -87,14 +87,19 @@ def _values(each: Any) -> np.ndarray:
     )
 
 
-def _rows_of_numbers(array: np.ndarray, angstrom: float) -> dict[str, np.ndarray] | None:
-    """Two or three rows, or columns, of which the first rises and has the size of wavelengths, then flux, error."""
+def _rows_of_numbers(file: OpenFile, array: np.ndarray, options: Options) -> dict[str, np.ndarray] | None:
+    """Two or three rows, or columns: the first rises or falls and has the size of wavelengths, then flux, error."""
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         return None
     for part in (array, array.T):
-        first = part[0] * angstrom
-        likely = part.shape[0] in (2, 3) and part.shape[1] > 3 and np.all(np.diff(first) > 0)
-        if likely and first[0] >= MIN_WAVELENGTH and first[-1] <= MAX_WAVELENGTH:
+        first = part[0] * options.angstrom
+        likely = part.shape[0] in (2, 3) and part.shape[1] > 3 and abs(np.sign(np.diff(first)).sum()) == first.size - 1
+        if likely and first.min() >= MIN_WAVELENGTH and first.max() <= MAX_WAVELENGTH:
+            if len(part) == 3 and are_no_errors(part[1], part[2]):
+                raise ValueError(
+                    f"{file.path}: expected errors behind wavelength and flux, got numbers as large as the flux; save "
+                    "the arrays with names, by numpy.savez"
+                )
             return dict(zip(("wavelength", "flux", "flux_error"), part, strict=False))
     return None
 
