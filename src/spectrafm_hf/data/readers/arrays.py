@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,21 @@ def _is_npz(file: OpenFile) -> bool:
         return False
 
 
+def _check_sizes(file: OpenFile) -> None:
+    """Refuse arrays that are larger, as they say, than what the archive holds, before memory is asked for."""
+    with zipfile.ZipFile(file.path) as archive:
+        for member in archive.infolist():
+            if not member.filename.endswith(".npy"):
+                continue
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+                shape, _, kind = read(stream)
+            needed = math.prod(shape) * kind.itemsize
+            if needed > member.file_size and not kind.hasobject:
+                raise ValueError(f"{member.filename} of {needed:,} bytes, of which there are {member.file_size:,}")
+
+
 def read_arrays(file: OpenFile, options: Options) -> Iterator[Row]:
     if file.kind == "npz" and not _is_npz(file):
         raise ValueError(
@@ -34,6 +50,7 @@ def read_arrays(file: OpenFile, options: Options) -> Iterator[Row]:
         content: Any = np.load(file.path, mmap_mode="r", allow_pickle=False)
         arrays = {"flux": content}
         if file.kind == "npz":
+            _check_sizes(file)
             with content:
                 arrays = {name: content[name] for name in content.files}
     except (ValueError, EOFError, OSError, KeyError) as error:
