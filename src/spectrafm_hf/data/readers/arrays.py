@@ -34,9 +34,10 @@ def _check_sizes(file: OpenFile) -> None:
                 version = np.lib.format.read_magic(stream)
                 read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
                 shape, _, kind = read(stream)
-            needed = math.prod(shape) * kind.itemsize
-            if needed > member.file_size and not kind.hasobject:
-                raise ValueError(f"{member.filename} of {needed:,} bytes, of which there are {member.file_size:,}")
+                needed = math.prod(shape) * kind.itemsize
+                there = member.file_size - stream.tell()
+            if needed > there and not kind.hasobject:
+                raise ValueError(f"{member.filename} of {needed:,} bytes, of which there are {there:,}")
 
 
 def read_arrays(file: OpenFile, options: Options) -> Iterator[Row]:
