@@ -191,6 +191,16 @@ def test_wavelengths_of_an_array_may_fall(tmp_path):
     assert is_the_star({**row, **{name: row[name][::-1] for name in ("wavelength", "flux", "flux_error")}})
 
 
+def test_a_quality_of_the_star_is_no_mask_of_its_pixels(tmp_path):
+    stars = {"wavelength": [WAVELENGTH] * 2, "flux": [FLUX] * 2, "error": [ERROR] * 2, "quality": [1, 0]}
+    pq.write_table(pa.table({name: list(values) for name, values in stars.items()}), tmp_path / "a.parquet")
+    np.savez(tmp_path / "a.npz", **{name: np.array(values) for name, values in stars.items()})
+    saved(tmp_path / "a.fits", table(**stars))
+    for path in tmp_path.iterdir():
+        rows = all_of(path)
+        assert len(rows) == 2 and all(map(is_the_star, rows))
+
+
 # ---------------------------------------------------------------------------------------------------------------- text
 
 

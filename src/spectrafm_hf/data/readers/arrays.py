@@ -13,7 +13,7 @@ import numpy as np
 from ...models.gate_spectrafm import MAX_WAVELENGTH, MIN_WAVELENGTH
 from .base import AS_GIVEN, OpenFile, Options, Row, SpectrumFormat
 from .columns import find_columns
-from .tables import are_no_errors, moving, spectrum_of
+from .tables import OF_STARS, are_no_errors, moving, spectrum_of
 
 
 def _is_npz(file: OpenFile) -> bool:
@@ -139,8 +139,9 @@ def _stars(file: OpenFile, arrays: dict[str, Any], written: dict[str, Any], opti
     if wavelength.ndim == 1 and flux.shape[0] == wavelength.size != flux.shape[1]:  # (pixels, stars)
         parts = {role: values.T if np.ndim(values) == 2 else values for role, values in parts.items()}
         flux = flux.T
-    if "snr" in parts and parts["snr"].shape not in (flux.shape, flux.shape[-1:]):
-        del parts["snr"]  # of a star, not of its pixels
+    for role in OF_STARS:
+        if role in parts and parts[role].shape not in (flux.shape, flux.shape[-1:]) and parts[role].size == len(flux):
+            del parts[role]  # of a star, not of its pixels
     names = [role for role in parts if role not in ("flux", "object_id", "radial_velocity", "redshift")]
     for role in names:
         if parts[role].shape not in (flux.shape, flux.shape[-1:]):

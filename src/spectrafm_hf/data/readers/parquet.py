@@ -83,8 +83,13 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
     own = set(schema.names) >= _SCHEMA and not options.columns
     # A velocity under another name than the schema's was not shifted by as the schema demands.
     own &= "redshift" not in roles and roles.get("radial_velocity", "radial_velocity") == "radial_velocity"
-    if "snr" in roles and _is_number(schema.field(roles["snr"]).type) != _is_number(schema.field(roles["flux"]).type):
-        del roles["snr"]  # of a star, not of its pixels
+    for role in ("snr", "mask", "good"):
+        if (
+            role in roles
+            and role not in options.columns
+            and _is_list(schema, roles["flux"]) > _is_list(schema, roles[role])
+        ):
+            del roles[role]  # of a star, not of its pixels
     pixel_roles = [role for role in roles if role not in ("object_id", "radial_velocity", "redshift")]
     kinds = {role: schema.field(roles[role]).type for role in pixel_roles}
     if all(
@@ -148,6 +153,10 @@ def _pixel_by_pixel(file: OpenFile, roles: Mapping[str, str], options: Options) 
     columns = {role: table[name].to_numpy() for role, name in roles.items()}
     for name, part in by_star(columns, file.stem):
         yield {"object_id": name, **spectrum_of(pixels_of(part), roles, {}, options), **moving(part, roles, {})}
+
+
+def _is_list(schema: pa.Schema, name: str) -> bool:
+    return hasattr(schema.field(name).type, "value_type")
 
 
 def _is_number(kind: pa.DataType) -> bool:

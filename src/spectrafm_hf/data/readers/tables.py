@@ -40,6 +40,8 @@ PIXELS = ("wavelength", "log_wavelength", "flux", "flux_error", "ivar", "varianc
 LARGEST_ERROR = 0.5
 #: Columns that number the orders of a star: what else is numbered there is no identifier.
 _ORDERS = {"order", "orders", "sporder", "echelleorder", "orderno"}
+#: Columns that stars may have as well as pixels.
+OF_STARS = ("snr", "mask", "good")
 #: More rows of a table without identifiers than an instrument has orders are stars.
 MOST_ORDERS = 512
 
@@ -71,6 +73,8 @@ def spectrum_of(
     def unit(role: str) -> Any:
         return unit_names.get(role) or heading(names[role]).unit
 
+    if np.ndim(columns["flux"]) == 1:  # what is one number for a star says nothing of its pixels
+        columns = {role: part for role, part in columns.items() if role not in OF_STARS or np.ndim(part)}
     row: Row = {"flux": columns["flux"], "flux_unit": unit_of(unit("flux"))}
     where = "wavelength" if "wavelength" in columns else "log_wavelength"
     row["medium"] = medium_of(names[where])
