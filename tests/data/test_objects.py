@@ -11,7 +11,7 @@ import pytest
 from astropy import units
 from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable, Table
-from specutils import Spectrum, SpectrumList
+from specutils import Spectrum, SpectrumCollection, SpectrumList
 from transformers import pipeline
 
 from spectrafm_hf import SpectraFMTokenizer
@@ -60,6 +60,17 @@ def spectra(arrays):
     ]
 
 
+class OtherTable:
+    """A table of a library that hands its columns on as Arrow arrays, as polars does."""
+
+    def __init__(self, columns):
+        self.table = pa.table(columns)
+        self.columns = [*columns]
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
 #: Objects with three stars.
 SEVERAL = {
     "DataFrame": lambda arrays: pd.DataFrame(vectors(arrays)),
@@ -70,6 +81,20 @@ SEVERAL = {
     "list of Rows": lambda arrays: list(SEVERAL["Table"](arrays)),
     "list of tables": lambda arrays: [SEVERAL["DataFrame"](arrays).iloc[:1], SEVERAL["Arrow table"](arrays).slice(1)],
     "SpectrumList": lambda arrays: SpectrumList(spectra(arrays)),
+    "SpectrumCollection": lambda arrays: SpectrumCollection(
+        spectral_axis=np.stack([arrays[0]] * 3) * units.AA,
+        flux=arrays[1] * units.Unit("W m-2 nm-1"),
+        uncertainty=StdDevUncertainty(arrays[2]),
+    ),
+    "what speaks Arrow": lambda arrays: OtherTable(vectors(arrays)),
+    "Dataset": lambda arrays: datasets.Dataset.from_dict(vectors(arrays)),
+    "Dataset of structs": lambda arrays: datasets.Dataset.from_list(
+        [
+            {"spectrum": dict(zip(("wavelength", "flux", "error"), (arrays[0], *star), strict=True))}
+            for star in zip(*arrays[1:], strict=True)
+        ]
+    ),
+    "streamed Dataset": lambda arrays: SEVERAL["Dataset"](arrays).to_iterable_dataset(),
 }
 #: One star, the first.
 ONE = {
@@ -209,7 +234,7 @@ OBJECTS = {
     ),
     "`SpectrumList`": (SEVERAL["SpectrumList"],),
     "a row of a pandas DataFrame": (ONE["row of a DataFrame"], ONE["Row"]),
-    "a DataFrame, Table, QTable, Arrow table or batch": (
+    "a DataFrame (of pandas or polars), Table, QTable, Arrow table or batch": (
         *(SEVERAL[name] for name in ("DataFrame", "Table", "Arrow table", "Arrow batch")),
         lambda arrays: QTable({name: np.stack(values) for name, values in vectors(arrays).items()}),
     ),
@@ -250,3 +275,19 @@ def test_each_gives_the_labels_of_the_arrays_to_the_last_digit(predict, arrays, 
         plain = [{key: value for key, value in answer.items() if key != "object_id"} for answer in answers]
         # Examples of one star have the first; of two, it twice.
         assert plain == (expected if len(plain) == 3 else expected[:1] * len(plain))
+
+
+def test_rows_of_a_data_set_keep_their_precision_their_other_columns_and_what_is_wrong_with_them(predict, arrays):
+    columns = {**vectors(arrays), "object_id": ["a", "b", "c"], "quality": [1, 2, 3]}
+    columns["flux"] = [arrays[1][0], arrays[1][1] * np.nan, arrays[1][2]]
+    answers = list(predict(datasets.Dataset.from_dict(columns)))
+    assert [answer["object_id"] for answer in answers] == ["a", "b", "c"]
+    assert [bool(answer.get("reason")) for answer in answers] == [False, True, False]
+    assert answers[0]["teff"] == predict((arrays[0], arrays[1][0], arrays[2][0]))["teff"]
+    # Pixels in rows are one star, however many there are.
+    assert len(list(predict(datasets.Dataset.from_dict(pixels(arrays))))) == 1
+
+
+def test_what_is_no_spectrum_is_told_what_one_is(predict):
+    with pytest.raises(ValueError, match=r"flux: expected.*got None; a spectrum is \(wavelength, flux\), a row"):
+        predict.feature_extractor(5)

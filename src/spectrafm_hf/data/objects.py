@@ -19,7 +19,7 @@ from astropy.table import Row as AstropyRow
 from astropy.table import Table
 
 from .readers import Failure, find_files, read_spectra
-from .readers.base import OpenFile, Options, Row, finish
+from .readers.base import CHUNK_ROWS, OpenFile, Options, Row, finish
 from .readers.gaia_continuous import CONTINUOUS
 from .readers.parquet import MULTIMODAL_UNIVERSE, PARQUET
 from .readers.tables import ECSV, rows_of_table
@@ -35,7 +35,7 @@ def rows_of(value: Any, columns: Mapping[str, str] | None = None, keep_refused: 
 
     Parameters
     ----------
-    value : path, pandas DataFrame or row, astropy Table or Row, Arrow table, Dataset
+    value : path, pandas DataFrame or row, astropy Table or Row, Arrow or polars table, Dataset
         A table has a spectrum in each row, with arrays in its cells, or a pixel in each row. Of a path, what
         `read_spectra` finds there.
     columns : mapping of role to name, optional
@@ -87,7 +87,10 @@ def _rows(value: Any, file: OpenFile, options: Options) -> tuple[list[Row], bool
             return rows, len(rows) == 1
         value = pa.Table.from_pandas(value, preserve_index=False)
     elif hasattr(value, "with_format"):
-        value = value.with_format("arrow")[:]
+        data = value.with_format("arrow")
+        value = data[:] if hasattr(value, "__len__") else pa.concat_tables(data.iter(batch_size=CHUNK_ROWS))
+    elif not isinstance(value, pa.Table | pa.RecordBatch):
+        value = pa.table(value)
     table = pa.Table.from_batches([value]) if isinstance(value, pa.RecordBatch) else value
     if _one_pixel_a_row(table.column_names, lambda name: pa.types.is_primitive(table.schema.field(name).type)):
         rows, _ = _rows(Table({name: table[name].to_numpy() for name in table.column_names}), file, options)

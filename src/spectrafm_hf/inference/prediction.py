@@ -58,12 +58,11 @@ class Flagged:
     def add(self, flags: Iterable[str], reasons: Iterable[str] = ()) -> None:
         """Count the flags of a batch, joined as `predict_batches` yields them, and the reasons beside them."""
         for flag, reason in itertools.zip_longest(flags, reasons, fillvalue=""):
-            joined = flag or reason
             self.stars += 1
-            self.flagged += bool(joined)
-            for flag in joined.split(FLAG_SEPARATOR) if joined else ():
-                # Reasons why a star cannot be predicted quote numbers: only their first words are counted.
-                name = flag.partition(":")[0]
+            self.flagged += bool(flag or reason)
+            # Reasons why a star cannot be predicted are sentences: only their first words are counted.
+            names = flag.split(FLAG_SEPARATOR) if flag else [reason.partition(":")[0]] if reason else []
+            for name in names:
                 self.counts[name] = self.counts.get(name, 0) + 1
 
     def __add__(self, other: Flagged) -> Flagged:

@@ -173,6 +173,8 @@ def admit(
         error = None if error is None else np.where(error == stated.null, np.nan, error)
     mask = _bad_pixels(stated, flux.shape)
     placeholders = np.logical_or.reduce([flux == number for number in PLACEHOLDERS])
+    if error is not None and stated.error_kind != "ivar" and error.size and not np.any(error):
+        error = None  # zero for all pixels, where nobody knows the errors
     if error is None:
         error = np.full(flux.shape, np.nan)
     else:

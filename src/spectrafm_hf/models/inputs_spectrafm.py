@@ -365,7 +365,10 @@ def read_pixels(columns: tuple, units: tuple[str, float, str], radial_velocity: 
     (wavelength, flux, flux_error, mask), (error_type, unit, medium) = columns, units
     for field, value in (("wavelength", wavelength), ("flux", flux)):
         if value is None:
-            raise ValueError(f"{field}: expected as many numbers as in the other of wavelength and flux, got None")
+            raise ValueError(
+                f"{field}: expected as many numbers as in the other of wavelength and flux, got None; a spectrum is "
+                "(wavelength, flux), a row or table with both, or a path"
+            )
     flux_unit = unit_of(flux)
     flux, lengths = padded("flux", flux, flux_unit)
 

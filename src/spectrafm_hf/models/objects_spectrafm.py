@@ -19,10 +19,11 @@ class GatedRow(dict):
 
 
 def is_table(value) -> bool:
-    """A path, a table of pandas, astropy, Arrow or datasets, or a row of one."""
+    """A path, a table of pandas, astropy, Arrow, polars or datasets, or a row of one."""
     if isinstance(value, str | os.PathLike):
         return True
     own = hasattr(value, "colnames") or hasattr(value, "iloc") or hasattr(value, "with_format")
+    own |= hasattr(value, "__arrow_c_stream__") and hasattr(value, "columns")  # polars and others that speak Arrow
     return own or (hasattr(value, "schema") and hasattr(value, "column"))
 
 
@@ -74,8 +75,9 @@ def read_spectrum(spectrum, medium: str = "vacuum", shift: bool = True) -> tuple
                 f"flux_error: expected an uncertainty of type std, var or ivar, got {uncertainty.uncertainty_type}"
             )
         kind, power = kinds[uncertainty.uncertainty_type]
-        value = uncertainty.quantity
-        sigma = sigma_of(value.value, kind) * value.unit**power
+        # A collection of spectra does not tell its uncertainty the unit.
+        unit = uncertainty.unit if uncertainty.unit is not None else flux.unit ** (1 / power)
+        sigma = sigma_of(np.asarray(uncertainty.array), kind) * unit**power
     axis = getattr(spectrum, "spectral_axis_index", None)
     if axis is not None:
         flux, sigma, mask = (np.moveaxis(array, axis, -1) for array in (flux, sigma, mask))

@@ -1,6 +1,7 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """The task `stellar-labels` of `transformers.pipeline`: spectra in, labels with one-sigma errors out."""
 
+import importlib.util
 import inspect
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence, Sized
@@ -24,6 +25,8 @@ from .velocity_spectrafm import VelocityMeter, settled_row
 # What passes by the model.
 ABOUT = ("object_id", "names", "spectrum", "chosen", "measured", "fit", "flags", "reason")
 ON_ERROR = ("reason", "raise")
+# Of a data set that is streamed.
+ROWS_AT_ONCE = 256
 
 
 class _Numbered(NamedTuple):
@@ -198,7 +201,7 @@ class StellarLabelsPipeline(Pipeline):
             inputs = _spectra_of(inputs)
         if hasattr(inputs, "with_format"):
             # The base class would take a data set of the library `datasets` for one input.
-            inputs = (row for row in inputs.with_format("numpy"))
+            inputs = _rows_of_data_set(inputs)
         elif isinstance(inputs, Iterator):
             # Of iterators it knows generators only.
             inputs = (row for row in inputs)
@@ -446,6 +449,24 @@ def _spectra_of(inputs):
         found = [_spectra_of(each) for each in inputs]
         return [spectrum for each in found for spectrum in (each if isinstance(each, list) else [each])]
     return inputs
+
+
+def _rows_of_data_set(data) -> Iterator:
+    """
+    Rows of a data set of the library `datasets`, streamed, as those of its table; with its other columns, which may be
+    scalars. Not in its format "numpy", which has single precision.
+    """
+    if importlib.util.find_spec("spectrafm_hf") is None:
+        yield from data.with_format("numpy")
+        return
+    for table in data.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
+        rows, _ = rows_of_table(table, keep_refused=True)
+        if len(rows) != len(table):  # pixels in rows, of which a part would be cut
+            yield from rows_of_table(data, keep_refused=True)[0]
+            return
+        others = [field.name for field in table.schema if not field.type.num_fields]
+        for row, about in zip(rows, table.select(others).to_pylist(), strict=True):
+            yield type(row)({**{name: value for name, value in about.items() if value is not None}, **row})
 
 
 def _is_several(value) -> bool:

@@ -16,7 +16,7 @@ from astropy.table import Table
 from spectrafm_hf.data.readers import read_spectra
 from spectrafm_hf.data.readers.base import OpenFile
 from spectrafm_hf.data.readers.columns import find_columns, unit_of
-from spectrafm_hf.data.readers.images import iraf_wavelengths
+from spectrafm_hf.data.readers.iraf import iraf_wavelengths
 from spectrafm_hf.models.gate_spectrafm import Stated, admit, air_to_vacuum, overlaps, per_wavelength, vacuum_to_air
 
 
@@ -804,13 +804,22 @@ def test_a_header_that_states_more_than_the_file_holds_is_refused_before_memory_
     assert time.perf_counter() - start < 1
 
 
-def test_arrays_that_no_memory_holds_are_said_to_be_so(tmp_path):
+def test_arrays_that_no_memory_holds_are_said_to_be_so(tmp_path, monkeypatch):
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }".ljust(117) + b"\n"
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         for name in ("wavelength", "flux"):
             archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(800))
-    with pytest.raises(ValueError, match="expected a file whose arrays fit into the memory"):
+    # Said by the header, and found out before memory is asked for.
+    with pytest.raises(ValueError, match="got wavelength.npy of 8,000,000,000,000,000 bytes, of which there are 800"):
         one(tmp_path / "a.npz")
+
+    def no_memory(*how, **more):
+        raise MemoryError("8 PB")
+
+    monkeypatch.setattr("numpy.load", no_memory)
+    np.save(tmp_path / "b.npy", WAVELENGTH)
+    with pytest.raises(ValueError, match="expected a file whose arrays fit into the memory.*8 PB"):
+        one(tmp_path / "b.npy")
 
 
 def test_a_resolving_power_that_is_named_counts_before_that_of_the_file(tmp_path):

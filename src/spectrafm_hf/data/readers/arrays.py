@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from ...models.gate_spectrafm import MAX_WAVELENGTH, MIN_WAVELENGTH
 from .base import AS_GIVEN, OpenFile, Options, Row, SpectrumFormat
 from .columns import find_columns
-from .tables import moving, spectrum_of
+from .tables import OF_STARS, are_no_errors, moving, spectrum_of
 
 
 def _is_npz(file: OpenFile) -> bool:
@@ -21,6 +22,22 @@ def _is_npz(file: OpenFile) -> bool:
             return any(name.endswith(".npy") for name in archive.namelist())
     except (zipfile.BadZipFile, OSError):
         return False
+
+
+def _check_sizes(file: OpenFile) -> None:
+    """Refuse arrays that are larger, as they say, than what the archive holds, before memory is asked for."""
+    with zipfile.ZipFile(file.path) as archive:
+        for member in archive.infolist():
+            if not member.filename.endswith(".npy"):
+                continue
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+                shape, _, kind = read(stream)
+                needed = math.prod(shape) * kind.itemsize
+                there = member.file_size - stream.tell()
+            if needed > there and not kind.hasobject:
+                raise ValueError(f"{member.filename} of {needed:,} bytes, of which there are {there:,}")
 
 
 def read_arrays(file: OpenFile, options: Options) -> Iterator[Row]:
@@ -34,6 +51,7 @@ def read_arrays(file: OpenFile, options: Options) -> Iterator[Row]:
         content: Any = np.load(file.path, mmap_mode="r", allow_pickle=False)
         arrays = {"flux": content}
         if file.kind == "npz":
+            _check_sizes(file)
             with content:
                 arrays = {name: content[name] for name in content.files}
     except (ValueError, EOFError, OSError, KeyError) as error:
@@ -41,7 +59,7 @@ def read_arrays(file: OpenFile, options: Options) -> Iterator[Row]:
     if file.kind == "npy":
         if content.dtype.names is not None:
             arrays = {name: content[name] for name in content.dtype.names}
-        elif options.grid is None and (parts := _rows_of_numbers(content, options.angstrom)) is not None:
+        elif options.grid is None and (parts := _rows_of_numbers(file, content, options)) is not None:
             arrays = parts
     yield from _stars(file, arrays, {}, options)
 
@@ -87,14 +105,19 @@ def _values(each: Any) -> np.ndarray:
     )
 
 
-def _rows_of_numbers(array: np.ndarray, angstrom: float) -> dict[str, np.ndarray] | None:
-    """Two or three rows, or columns, of which the first rises and has the size of wavelengths, then flux, error."""
+def _rows_of_numbers(file: OpenFile, array: np.ndarray, options: Options) -> dict[str, np.ndarray] | None:
+    """Two or three rows, or columns: the first rises or falls and has the size of wavelengths, then flux, error."""
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         return None
     for part in (array, array.T):
-        first = part[0] * angstrom
-        likely = part.shape[0] in (2, 3) and part.shape[1] > 3 and np.all(np.diff(first) > 0)
-        if likely and first[0] >= MIN_WAVELENGTH and first[-1] <= MAX_WAVELENGTH:
+        first = part[0] * options.angstrom
+        likely = part.shape[0] in (2, 3) and part.shape[1] > 3 and abs(np.sign(np.diff(first)).sum()) == first.size - 1
+        if likely and first.min() >= MIN_WAVELENGTH and first.max() <= MAX_WAVELENGTH:
+            if len(part) == 3 and are_no_errors(part[1], part[2]):
+                raise ValueError(
+                    f"{file.path}: expected errors behind wavelength and flux, got numbers as large as the flux; save "
+                    "the arrays with names, by numpy.savez"
+                )
             return dict(zip(("wavelength", "flux", "flux_error"), part, strict=False))
     return None
 
@@ -116,8 +139,9 @@ def _stars(file: OpenFile, arrays: dict[str, Any], written: dict[str, Any], opti
     if wavelength.ndim == 1 and flux.shape[0] == wavelength.size != flux.shape[1]:  # (pixels, stars)
         parts = {role: values.T if np.ndim(values) == 2 else values for role, values in parts.items()}
         flux = flux.T
-    if "snr" in parts and parts["snr"].shape not in (flux.shape, flux.shape[-1:]):
-        del parts["snr"]  # of a star, not of its pixels
+    for role in OF_STARS:
+        if role in parts and parts[role].shape not in (flux.shape, flux.shape[-1:]) and parts[role].size == len(flux):
+            del parts[role]  # of a star, not of its pixels
     names = [role for role in parts if role not in ("flux", "object_id", "radial_velocity", "redshift")]
     for role in names:
         if parts[role].shape not in (flux.shape, flux.shape[-1:]):

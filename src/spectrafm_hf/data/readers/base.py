@@ -318,6 +318,10 @@ def sigma(ivar: ArrayLike) -> NDArray[np.float64]:
 def column_of(hdu: fits.BinTableHDU, rows: Any, name: str) -> NDArray[Any]:
     """A column of some rows of a FITS table; NaN where whole numbers hold the null value, scaled or not."""
     values, null = rows[name], hdu.columns[name].null
+    if isinstance(hdu, fits.TableHDU) and values.dtype.kind in "fi":
+        # Of numbers as text, astropy makes zeros of those that are blank or stand for none.
+        written = np.char.strip(rows.view(np.ndarray)[name])
+        return np.where(np.isin(written, [b"", str(null or "").strip().encode()]), np.nan, values)
     if null is None or values.dtype == object:
         return values
     # astropy's Table masks them in columns without a scale only, a FITS_rec in none.

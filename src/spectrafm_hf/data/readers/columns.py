@@ -51,7 +51,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
         *("flux", "fluxes", "spec", "spectrum", "flam", "fluxlambda", "flambda", "fluxdensity", "f", "fnu", "fluxnu"),
         *("fluxreduced", "fluxcal", "fluxcalibrated"),
         *("normflux", "fluxnorm", "normalizedflux", "normalisedflux", "fluxnormalized", "intensity", "counts", "fun"),
-        *("fluxnormalised", "signal"),
+        # The last ones are those of SPIRou.
+        *("fluxnormalised", "signal", "fluxabtellucorrected", "fluxab"),
     ),
     "flux_error": (
         *("fluxerror", "fluxerr", "error", "err", "sigma", "uncertainty", "unc", "eflux", "staterror", "errflux"),
@@ -70,6 +71,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
             "fluxuncert",
             "properr",
             "errreduced",
+            "staterr",
+            "yerr",
+            "fluxerrabtellucorrected",
+            "fluxerrab",
         ),
     ),
     "ivar": ("ivar", "fluxivar", "ivarflux", "invvar", "inversevariance", "specivar", "fluxinvvar"),
@@ -78,7 +83,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "snr": ("snr", "sn", "sovern", "signaltonoise", "signaltonoiseratio", "signalnoise", "snratio", "fluxsnr", "s2n"),
     "mask": (
         *("mask", "bad", "badpixels", "pixelmask", "andmask", "dq", "qual", "quality", "pixmask", "flags"),
-        *("badpix", "badpixelmask", "badmask", "isbad", "bpm", "rejected"),
+        *("badpix", "badpixelmask", "badmask", "isbad", "bpm", "rejected", "flag", "badpixel", "badflag"),
     ),
     # The first is that of CALSPEC: 1 = good.
     "good": ("dataqual", "good", "goodpix", "goodpixels", "goodpixelmask", "goodmask", "isgood", "valid", "isvalid"),
@@ -104,7 +109,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
 }
 #: Before or behind the name of a flux, such as in `e_fnu` and `fnu_ivar`.
 _OF_FLUX = {
-    "flux_error": ("e", "err", "error", "sigma", "unc", "uncertainty", "std"),
+    "flux_error": ("e", "err", "error", "sigma", "sig", "unc", "uncertainty", "std", "d", "u", "delta"),
     "ivar": ("ivar", "invvar"),
     "variance": ("var", "variance"),
 }
@@ -112,7 +117,14 @@ _OF_FLUX = {
 ROLES = tuple(_NAMES)
 _HEADING = re.compile(r"^\s*(.*?)\s*(?:\[([^\]]*)\]|\(([^)]*)\))\s*$")
 _IN_A_MEDIUM = re.compile(r"(?<=.)(in)?(air|vac(uum)?)$")
-_SUFFIX = re.compile(r"^(wave|wavelength|lambda|lam|wl|wav)_(nm|um|micron|microns|angstroms?|aa?)$", re.IGNORECASE)
+_SUFFIX = re.compile(
+    r"^(wave|wavelength|lambda|lam|wl|wav)_(nm|um|micron|microns|angstroms?|aa?)$"
+    r"|^(flux|(?:e_)?flux_?(?:err|error|unc|uncertainty|sigma)|err|error|unc|e_flux)_"
+    r"([unm]?jy|MJy|w_m2_(?:um|nm)|ergs?_s_cm2_(?:aa?|angstrom|hz))$",
+    re.IGNORECASE,
+)
+#: What stands behind the name of a flux, as a unit.
+_WRITTEN = {"w": "W m-2 {}-1", "erg": "erg s-1 cm-2 {}-1", "ergs": "erg s-1 cm-2 {}-1"}
 
 
 class Heading(NamedTuple):
@@ -125,7 +137,9 @@ class Heading(NamedTuple):
 def heading(text: str) -> Heading:
     """Name and unit of a heading; `e_[Fe/H]` has no unit."""
     if (suffixed := _SUFFIX.match(text.strip())) is not None:
-        return Heading(suffixed[1], suffixed[2])
+        parts = (suffixed[2] or suffixed[4]).split("_")
+        written = _WRITTEN.get(parts[0].lower(), "{}").format(parts[-1])
+        return Heading(suffixed[1] or suffixed[3], written)
     match = _HEADING.match(text)
     return Heading(match[1], match[2] or match[3] or "") if match and match[1] else Heading(text.strip(), "")
 
@@ -228,6 +242,27 @@ def find_columns(
     return found
 
 
+def groups(file: Path, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """
+    Columns by role of each of several spectra beside one another, whose names begin or end alike, such as `OPT_WAVE`
+    and `OPT_FLAM` (PypeIt) or `01_01_WL` and `01_01_SPEC` (CRIRES+); by what they have in common.
+    """
+    found: dict[str, dict[str, str]] = {}
+    parts: dict[str, dict[str, str]] = {}
+    for name in names:
+        for place in (match.start() for match in re.finditer(r"(?<=.)[_.](?=.)", name)):
+            parts.setdefault(name[: place + 1], {})[name[place + 1 :]] = name
+            parts.setdefault(name[place:], {})[name[:place]] = name
+    for common, own in parts.items():
+        roles = find_columns(file, own, demanded=False)
+        if "flux" in roles and {"wavelength", "log_wavelength"} & roles.keys():
+            found[common] = {role: own[name] for role, name in roles.items()}
+    # One spectrum, extracted twice: with and without weights.
+    if "OPT_" in found:
+        found.pop("BOX_", None)
+    return found
+
+
 #: Unified content descriptors and names of the spectral data model (IVOA), how they begin, of what column.
 _MEANINGS = (
     ("wavelength", ("em.wl", "em.freq", "em.energy", "em.wavenumber"), "spectralaxis.value"),
@@ -264,6 +299,12 @@ def medium_of(name: str) -> str | None:
     """What a name such as `wave_air` says of the medium."""
     word = plain(name)
     return "air" if "air" in word or word == "awav" else "vacuum" if "vac" in word else None
+
+
+def medium_beside(name: str, names: Iterable[str]) -> str | None:
+    """What `wavelength` is in, where a column `wavelength_air` stands beside it (ESPRESSO), or one in vacuum."""
+    beside = {medium_of(other) for other in names if _IN_A_MEDIUM.sub("", plain(other)) == plain(name) != plain(other)}
+    return None if medium_of(name) or len(beside) != 1 else {"air": "vacuum", "vacuum": "air"}[str(beside.pop())]
 
 
 # --------------------------------------------------------------------------------------------------------------- units

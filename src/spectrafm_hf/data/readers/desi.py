@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""DESI coadds (and files of single exposures); the three arms of a star become one spectrum."""
+"""DESI coadds (and files of single exposures); the arms of a star become one spectrum."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ import numpy as np
 from .base import NOT_AT_REST, VACUUM, OpenFile, Options, Row, SpectrumFormat, sigma
 
 
+def _arms(file: OpenFile) -> list[str]:
+    """B, R and Z, or BRZ where they are joined."""
+    names = file.hdu_names
+    arms = [name.removesuffix("_WAVELENGTH") for name in names if name.endswith("_WAVELENGTH")]
+    return [arm for arm in arms if {f"{arm}_FLUX", f"{arm}_IVAR"} <= set(names)]
+
+
 def read_desi(file: OpenFile, options: Options) -> Iterator[Row]:
     table = file.hdus["FIBERMAP"].data
-    names = [name.removesuffix("_WAVELENGTH") for name in file.hdu_names if name.endswith("_WAVELENGTH")]
+    names = _arms(file)
     # The arms share one grid of 0.8 Angstrom: where two overlap, the weighted mean of the same pixels is taken.
     grids = [np.asarray(file.hdus[f"{name}_WAVELENGTH"].data, np.float64) for name in names]
     wavelength, pixel = np.unique(np.round(np.concatenate(grids), 3), return_inverse=True)
@@ -47,7 +54,7 @@ FORMATS = (
         resolving_power="2,000 to 5,500",
         normalisation="none",
         note="heliocentric; velocities are in the files of Redrock and of the Milky Way Survey, not in these",
-        identify=lambda file: {"FIBERMAP", "B_WAVELENGTH", "B_FLUX", "B_IVAR"} <= set(file.hdu_names),
+        identify=lambda file: "FIBERMAP" in file.hdu_names and bool(_arms(file)),
         read=read_desi,
     ),
 )

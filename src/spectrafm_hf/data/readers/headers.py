@@ -11,8 +11,21 @@ from .base import Row
 from .late import fits
 
 
-#: Instruments of ESO whose pipelines give air wavelengths, where a header does not say (their pipeline manuals).
-IN_AIR = {"XSHOOTER", "UVES", "FEROS", "HARPS", "GIRAFFE"}
+#: Instruments whose pipelines give air wavelengths, where a header does not say (their pipeline manuals); those of
+#: HARPS-N, SOPHIE and CORALIE are that of HARPS.
+IN_AIR = {
+    "XSHOOTER",
+    "UVES",
+    "FEROS",
+    "HARPS",
+    "GIRAFFE",
+    "HARPN",
+    "HARPS-N",
+    "SOPHIE",
+    "CORALIE",
+    "ESPADONS",
+    "NARVAL",
+}
 #: How SPECSYS begins of wavelengths as they are observed (FITS 4.0, table 27), and in the frame of the star.
 OBSERVED = ("TOPOC", "GEOC", "BARY", "HELIO", "LSR", "GALACTO", "LOCALGR", "CMBDIP", "OBSERV")
 REST = ("SOURCE", "REST")
@@ -65,6 +78,8 @@ def about(headers: Sequence[fits.Header], wavelength_column: int | None = None) 
     if "medium" not in row and str(card("INSTRUME") or "").strip().upper() in IN_AIR:
         row["medium"] = "air"
     if "medium" not in row and str(card("TELESCOP") or "").strip().upper() in ("HST", "JWST"):
+        row["medium"] = "vacuum"
+    if "medium" not in row and card("PYP_SPEC") is not None:  # PypeIt, unless it is told otherwise
         row["medium"] = "vacuum"
     remarks = " ".join(
         str(line) for header in headers for name in ("HISTORY", "COMMENT") for line in header.get(name, [])

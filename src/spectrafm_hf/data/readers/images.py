@@ -1,8 +1,6 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Spectra as FITS images: with a dispersion in the header, as IRAF apertures, as rows of wavelength, flux and error, or
-with an image extension for each of these.
-
-IRAF's dispersions: `onedspec.package` in the help pages of IRAF ("specwcs"); Valdes 1993, ASPC 52, 467.
+"""Spectra as FITS images: with a dispersion in the header, as IRAF apertures, as rows of wavelength, flux and error,
+with an image extension for each of these, or a row for each fibre.
 """
 
 from __future__ import annotations
@@ -16,25 +14,29 @@ import numpy as np
 
 from .base import AS_GIVEN, OpenFile, Options, Row, SpectrumFormat
 from .columns import from_logarithm, length_unit, logarithm, plain, unit_of
+from .fibres import beside_fibres, fibres, row_of
 from .headers import about
+from .iraf import apertures, attributes, errors_among
 from .late import fits
 from .orders import as_one_or_each
+from .tables import are_no_errors
 
 
 #: Names of extensions, without case and punctuation; the last ones are those of ESPRESSO and NEID.
 _FLUX = {"flux", "data", "sci", "spec", "spectrum", "fluxlambda", "normalized", "normalizedflux", "scidata", "sciflux"}
 _WAVELENGTH = {
-    *("wavelength", "wave", "lambda", "wavelengths", "wl", "lam", "sciwave", "wavedatavacbary", "wavedataairbary"),
+    *("wavelength", "wave", "lambda", "wavelengths", "wl", "lam", "sciwave", "sciwavl"),
+    *("wavedatavacbary", "wavedataairbary"),
 }
 _LOG_WAVELENGTH = {"loglam", "loglambda", "logwave"}
 _ERROR = {
     **dict.fromkeys(
         ("err", "errs", "error", "errors", "sigma", "fluxerror", "fluxerr", "noise", "std", "sig", "errdata"), "sigma"
     ),
-    **dict.fromkeys(("uncertainty", "unc"), "sigma"),
+    **dict.fromkeys(("uncertainty", "unc", "scierror"), "sigma"),
     **dict.fromkeys(("ivar", "invvar", "inversevariance"), "ivar"),
     # The last is that of MUSE.
-    **dict.fromkeys(("var", "variance", "scivar", "stat"), "variance"),
+    **dict.fromkeys(("var", "variance", "scivar", "scivariance", "stat"), "variance"),
 }
 _MASK = {"mask", "qual", "dq", "quality", "andmask", "qualdata"}
 #: Spectra of a triplet of rows: wavelength, flux, error, and perhaps flags.
@@ -78,40 +80,10 @@ def read_image(file: OpenFile, options: Options) -> Iterator[Row]:
     data = _along_first_axis(_array(flux), header)
     stated = about([file.header, header])
     stated["flux_unit"] = unit_of(header.get("BUNIT") or header.get("UNIT") or header.get("YUNITS"))
-    system = _wat(header, 0).get("system", "")
-    if system == "multispec" or str(header.get("CTYPE1", "")).startswith("MULTISPE"):
-        rows = list(_apertures(file, data, header, stated))
-    elif (grid := _grid_beside(images, stated, options)) is not None:
-        rows = list(_beside(file, data, flux, images, stated, *grid))
-    elif "WV_0_01" in header and data.ndim == 2:
-        rows = [{**stated, "flux": part, "wavelength": _makee(header, i, part.size)} for i, part in enumerate(data, 1)]
-    elif data.ndim == 1 or (data.ndim <= 3 and data.shape[-1] == data.size):
-        rows = [_one(file, data.ravel(), flux, images, header, stated, options)]
-    elif (triplets := _triplets(data)) is not None:
-        unit = length_unit(header.get("XUNITS") or header.get("CUNIT1"), "wavelength") or options.wavelength_unit
-        keys = ("wavelength", "flux", "flux_error")
-        rows = [{**stated, **dict(zip(keys, part[:3], strict=False)), "wavelength_unit": unit} for part in triplets]
-    elif data.ndim == 2 and (labelled := _labelled_rows(header, data)) is not None:
-        row = _one(file, data[labelled[0]], flux, (), header, stated, options)
-        rows = [row if labelled[1] is None else {**row, "flux_error": data[labelled[1]]}]
-    elif data.ndim == 2 and flux.name.upper().startswith("SPECTRUM ") and data.shape[0] in (3, 4):
-        # 6dFGS: flux, variance, sky, in V, in R, and last in both.
-        last = [hdu for hdu in images if hdu.name.upper().startswith("SPECTRUM ")][-1]
-        values = _array(last)
-        row = _one(file, values[0], last, (), last.header, stated, options)
-        rows = [{**row, "flux_error": values[1], "error_kind": "variance"}]
-    elif data.ndim == 2 and "COEFF0" in header and data.shape[0] == 5:
-        # SDSS to DR8, spSpec: flux, flux without continuum, error, mask, ...
-        row = _one(file, data[0], flux, (), header, stated, options)
-        kind = {2: "GALAXY", 3: "QSO", 4: "QSO"}.get(header.get("SPEC_CLN"), "")
-        rows = [{**row, "flux_error": data[2], "redshift": header.get("Z"), "frame": "observed", "object_class": kind}]
-    elif data.ndim == 2 and system == "equispec":
-        rows = [_one(file, part, flux, (), header, stated, options) for part in data]
-    else:
-        raise ValueError(
-            f"{file.path}: expected a spectrum, got an image of {' x '.join(map(str, data.shape))} pixels; extract "
-            "spectra from it first"
-        )
+    rows = _spectra(file, flux, data, images, header, stated, options)
+    about_each = fibres(file, len(rows)) if len(rows) == len(data) > 1 else None
+    if about_each is not None:
+        rows = [row | own for row, own in zip(rows, about_each, strict=True)]
     rows = [row for row in map(_real, rows) if np.size(row["flux"])]
     if not rows:
         raise ValueError(f"wavelength: expected positive wavelengths in {file.path}, got none")
@@ -120,7 +92,74 @@ def read_image(file: OpenFile, options: Options) -> Iterator[Row]:
         values = np.asarray(row["flux"])
         if values.dtype.kind == "f" and row.get("mask") is None:
             row["mask"] = values == 0
-    yield from as_one_or_each(rows, file.stem)
+    yield from rows if about_each is not None else as_one_or_each(rows, file.stem)
+
+
+def _spectra(
+    file: OpenFile,
+    flux: Any,
+    data: np.ndarray,
+    images: Sequence[Any],
+    header: fits.Header,
+    stated: Row,
+    options: Options,
+) -> list[Row]:
+    """Rows of all spectra in an image, whichever way it holds them."""
+    system = attributes(header, 0).get("system", "")
+    if system == "multispec" or str(header.get("CTYPE1", "")).startswith("MULTISPE"):
+        return list(apertures(file, data, header, stated))
+    if (grid := _grid_beside(images, stated, options)) is not None:
+        return list(_beside(file, data, flux, images, stated, *grid))
+    if "WV_0_01" in header and data.ndim == 2:
+        return [{**stated, "flux": part, "wavelength": _makee(header, i, part.size)} for i, part in enumerate(data, 1)]
+    if data.ndim == 1 or (data.ndim <= 3 and data.shape[-1] == data.size):
+        return [_one(file, data.ravel(), flux, images, header, stated, options)]
+    if (triplets := _triplets(data)) is not None:
+        unit = length_unit(header.get("XUNITS") or header.get("CUNIT1"), "wavelength") or options.wavelength_unit
+        if any(len(part) > 2 and are_no_errors(part[1], part[2]) for part in triplets):
+            raise ValueError(
+                f"{file.path}: expected rows of wavelength, flux and error, got a third row as large as the flux; save "
+                "wavelength and flux alone, or a table whose columns have names"
+            )
+        keys = ("wavelength", "flux", "flux_error")
+        return [{**stated, **dict(zip(keys, part[:3], strict=False)), "wavelength_unit": unit} for part in triplets]
+    if data.ndim == 2 and (labelled := _labelled_rows(header, data)) is not None:
+        row = _one(file, data[labelled[0]], flux, (), header, stated, options)
+        return [row if labelled[1] is None else {**row, "flux_error": data[labelled[1]]}]
+    if data.ndim == 2 and flux.name.upper().startswith("SPECTRUM ") and data.shape[0] in (3, 4):
+        # 6dFGS: flux, variance, sky, in V, in R, and last in both.
+        last = [hdu for hdu in images if hdu.name.upper().startswith("SPECTRUM ")][-1]
+        values = _array(last)
+        row = _one(file, values[0], last, (), last.header, stated, options)
+        return [{**row, "flux_error": values[1], "error_kind": "variance"}]
+    if data.ndim == 2 and "COEFF0" in header and data.shape[0] == 5:
+        # SDSS to DR8, spSpec: flux, flux without continuum, error, mask, ...
+        row = _one(file, data[0], flux, (), header, stated, options)
+        kind = {2: "GALAXY", 3: "QSO", 4: "QSO"}.get(header.get("SPEC_CLN"), "")
+        return [{**row, "flux_error": data[2], "redshift": header.get("Z"), "frame": "observed", "object_class": kind}]
+    if data.ndim == 2 and data.shape[0] in (12, 24) and str(header.get("INSTRUME", "")).upper() == "ESPADONS":
+        # Libre-ESpRIT at the CFHT: nm, flux, error, of intensity alone (12 rows) or with polarisation (24), normalised
+        # first, its orders one after the other.
+        row = {"wavelength": data[0], "wavelength_unit": length_unit("nm"), "flux": data[1], "normalised": True}
+        return [{**stated, **row, "flux_error": data[2 if len(data) == 12 else 5], "frame": "observed"}]
+    if data.ndim == 2 and fibres(file, len(data)) is not None:
+        parts = beside_fibres(flux, images, data)
+        each = [row_of(parts, i) for i in range(len(data))]
+        return [{**_one(file, row["flux"], flux, (), header, stated, options), **row} for row in each]
+    if data.ndim == 3 and len(data) in (2, 3, 4) and dispersion(header, data.shape[-1]) is not None:
+        # Bands of IRAF: of its apertures the first is the spectrum.
+        error = errors_among(header, len(data))
+        rows = [_one(file, part, flux, (), header, stated, options) for part in data[0]]
+        return rows if error is None else [row | {"flux_error": data[error, i]} for i, row in enumerate(rows)]
+    if data.ndim == 2 and system == "equispec":
+        return [_one(file, part, flux, (), header, stated, options) for part in data]
+    size, first = " x ".join(map(str, data.shape)), np.diff(data.reshape(-1, data.shape[-1])[0])
+    if first.size and (np.all(first > 0) or np.all(first < 0)):
+        raise ValueError(
+            f"{file.path}: expected rows of wavelength, flux and error, got an image of {size} pixels, which does not "
+            "say what its rows are; save wavelength, flux and error as a table"
+        )
+    raise ValueError(f"{file.path}: expected a spectrum, got an image of {size} pixels; extract spectra from it first")
 
 
 def _pair(images: Sequence[Any]) -> list[Any] | None:
@@ -300,7 +339,7 @@ def dispersion(header: fits.Header, pixels: int) -> tuple[np.ndarray, Any] | Non
     start, step = float(header["CRVAL1"]), float(step)
     offset = i + 1 - float(header.get("CRPIX1", 1))
     axis = str(header.get("CTYPE1", "")).upper()
-    about_axis = _wat(header, 1)
+    about_axis = attributes(header, 1)
     written = header.get("CUNIT1") or about_axis.get("units") or header.get("XUNITS")
     log = logarithm(written)
     unit = length_unit(written if log is None else log[1], "wavelength")
@@ -325,93 +364,6 @@ def _nonlinear(header: fits.Header, pixels: int) -> tuple[np.ndarray, Any]:
         warnings.simplefilter("ignore")  # on units and dates that are put right
         wcs = WCS(axis, naxis=1)
         return wcs.wcs_pix2world(np.arange(1, pixels + 1)[:, None], 1)[:, 0], length_unit(str(wcs.wcs.cunit[0]))
-
-
-def _wat(header: fits.Header, axis: int) -> dict[str, str]:
-    """Attributes of an axis in IRAF's cards, which cut one text into pieces of 68 letters."""
-    cards = sorted(name for name in header if re.fullmatch(rf"WAT{axis}_\d\d\d", name))
-    # Blanks at the end of a card are lost, but for those in its middle: pieces are as long as a card takes.
-    text = "".join(str(header[name]).ljust(68) for name in cards[:-1]) + "".join(
-        str(header[name]) for name in cards[-1:]
-    )
-    found = re.findall(r"(\w+)\s*=\s*(\"[^\"]*\"|\S+)", text)
-    return {name: value.strip('"') for name, value in found}
-
-
-def _apertures(file: OpenFile, data: np.ndarray, header: fits.Header, stated: Row) -> Iterator[Row]:
-    """Each aperture of an IRAF multispec image: band 1 is the spectrum, one may hold its errors."""
-    bands = data if data.ndim == 3 else np.atleast_2d(data)[None]
-    attributes = _wat(header, 2)
-    unit = length_unit(_wat(header, 1).get("units"), "wavelength")
-    names = [str(header.get(f"BANDID{number + 1}", "")).lower() for number in range(len(bands))]
-    error = next((number for number, name in enumerate(names) if name.startswith("sigma")), None)
-    for number in range(bands.shape[1]):
-        text = attributes.get(f"spec{number + 1}")
-        if text is None:
-            raise ValueError(f"wavelength: expected spec{number + 1} in the cards WAT2 of {file.path}, got none")
-        try:
-            wavelength = iraf_wavelengths(text, bands.shape[2])
-        except (IndexError, ValueError) as cause:
-            raise ValueError(
-                f"wavelength: expected a dispersion of IRAF in spec{number + 1} of {file.path}, got {cause}"
-            ) from cause
-        row: Row = {**stated, "wavelength": wavelength, "wavelength_unit": unit, "flux": bands[0, number]}
-        yield row if error is None else {**row, "flux_error": bands[error, number]}
-
-
-def iraf_wavelengths(text: str, pixels: int) -> np.ndarray:
-    """
-    Wavelengths of an aperture, from "ap beam dtype w1 dw nw z aplow aphigh [functions]".
-
-    NaN beyond the pixels that the dispersion is given for. Of several functions the weighted sum counts.
-    """
-    # IRAF writes 1.E-5 and 1.D-5 alike, and leaves out blanks before a sign.
-    numbers: Sequence[float] = [float(word.upper().replace("D", "E")) for word in text.split()]
-    kind, start, step, count, redshift = int(numbers[2]), numbers[3], numbers[4], int(numbers[5]), numbers[6]
-    pixel = np.arange(1, pixels + 1, dtype=np.float64)
-    if kind in (0, 1):
-        wavelength = start + step * (pixel - 1)
-        wavelength = 10**wavelength if kind == 1 else wavelength
-    elif kind == 2:
-        wavelength = np.zeros(pixels)
-        rest = numbers[9:]
-        while rest:
-            weight, offset, shape = rest[0], rest[1], int(rest[2])
-            values, rest = _function(shape, rest[3:], pixel)
-            wavelength += weight * (offset + values)
-    else:
-        raise ValueError(f"a dispersion of type {kind}")
-    if kind == 2 and not abs(wavelength[0] - start) < 0.05 * abs(start):
-        # What the functions give is not what is stated beside them: such an aperture has no wavelengths.
-        return np.full(pixels, np.nan)
-    wavelength = wavelength / (1 + redshift)
-    return np.where(pixel <= count, wavelength, np.nan)
-
-
-def _function(shape: int, numbers: Sequence[float], pixel: np.ndarray) -> tuple[np.ndarray, Sequence[float]]:
-    """A function of IRAF at the pixels, and what follows it."""
-    if shape in (1, 2, 3, 4):
-        order, low, high = int(numbers[0]), numbers[1], numbers[2]
-    if shape in (1, 2):  # Chebyshev, Legendre
-        coefficients, rest = numbers[3 : 3 + order], numbers[3 + order :]
-        x = (2 * pixel - (high + low)) / (high - low)
-        evaluate = np.polynomial.chebyshev.chebval if shape == 1 else np.polynomial.legendre.legval
-        return evaluate(x, coefficients), rest
-    if shape in (3, 4):  # cubic and linear splines of `order` pieces
-        n_coefficients = order + (3 if shape == 3 else 1)
-        knots, rest = np.array(numbers[3 : 3 + n_coefficients]), numbers[3 + n_coefficients :]
-        s = (pixel - low) / (high - low) * order
-        j = np.clip(np.floor(s).astype(int), 0, order - 1)
-        a, b = (j + 1) - s, s - j
-        if shape == 4:
-            return knots[j] * a + knots[j + 1] * b, rest
-        z = (a**3, 1 + 3 * a * (1 + a * b), 1 + 3 * b * (1 + a * b), b**3)
-        return sum(knots[j + k] * z[k] for k in range(4)), rest
-    if shape == 5:  # a wavelength for each pixel
-        count = int(numbers[0])
-        knots, rest = np.array(numbers[1 : 1 + count]), numbers[1 + count :]
-        return np.interp(pixel, np.arange(1, count + 1), knots, right=np.nan), rest
-    raise ValueError(f"a function of type {shape}")
 
 
 FORMATS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,31 @@ def _chunk_rows(file: pq.ParquetFile) -> int:
 
 
 def _has_spectrum(file: OpenFile) -> bool:
-    return file.kind == "parquet" and "spectrum" in file.parquet.schema_arrow.names
+    if file.kind != "parquet" or "spectrum" not in file.parquet.schema_arrow.names:
+        return False
+    # Structs of other makers are read as if their parts were columns.
+    kind = file.parquet.schema_arrow.field("spectrum").type
+    return not pa.types.is_struct(kind) or "lambda" in [part.name for part in kind] or not _parts(kind)
+
+
+def _parts(kind: pa.DataType) -> bool:
+    """Whether a column is a struct with a wavelength and a flux in it."""
+    if not pa.types.is_struct(kind):
+        return False
+    roles = find_columns(Path("struct"), [part.name for part in kind], demanded=False)
+    return "flux" in roles and bool({"wavelength", "log_wavelength"} & roles.keys())
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """A table whose struct of a spectrum has become columns."""
+    for name in [field.name for field in table.schema if _parts(field.type)][:1]:
+        column = table[name].combine_chunks()
+        others = table.drop_columns(name)
+        for part in column.type:
+            if part.name not in others.column_names:
+                others = others.append_column(part.name, pc.struct_field(column, part.name))
+        return others
+    return table
 
 
 #: A table with all of these is in the schema of this project, whose wavelengths are in vacuum and at rest.
@@ -52,13 +77,19 @@ _STATED = ("rest_frame", "resolving_power", "normalised", "reading_flags")
 
 
 def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
-    schema = file.parquet.schema_arrow
+    whole = file.parquet.schema_arrow
+    schema = _flat(whole.empty_table()).schema
     roles = find_columns(file.path, schema.names, options.columns)
     own = set(schema.names) >= _SCHEMA and not options.columns
     # A velocity under another name than the schema's was not shifted by as the schema demands.
     own &= "redshift" not in roles and roles.get("radial_velocity", "radial_velocity") == "radial_velocity"
-    if "snr" in roles and _is_number(schema.field(roles["snr"]).type) != _is_number(schema.field(roles["flux"]).type):
-        del roles["snr"]  # of a star, not of its pixels
+    for role in ("snr", "mask", "good"):
+        if (
+            role in roles
+            and role not in options.columns
+            and _is_list(schema, roles["flux"]) > _is_list(schema, roles[role])
+        ):
+            del roles[role]  # of a star, not of its pixels
     pixel_roles = [role for role in roles if role not in ("object_id", "radial_velocity", "redshift")]
     kinds = {role: schema.field(roles[role]).type for role in pixel_roles}
     if all(
@@ -82,8 +113,11 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
 
     units = _units(roles, options)
     start = 0
-    for batch in file.parquet.iter_batches(_chunk_rows(file.parquet), columns=wanted):
-        pixels = {role: _lists(batch.column(roles[role])) for role in pixel_roles}
+    nested = schema.names != whole.names
+    for batch in file.parquet.iter_batches(_chunk_rows(file.parquet), columns=None if nested else wanted):
+        if nested:
+            batch = _flat(pa.Table.from_batches([batch])).combine_chunks()
+        pixels = {role: _lists(_one_chunk(batch.column(roles[role]))) for role in pixel_roles}
         columns = {name: batch.column(name).to_pylist() for name in dict.fromkeys(others)}
         for i in range(len(batch)):
             row: Row = {name: column[i] for name, column in columns.items() if column[i] is not None}
@@ -107,6 +141,10 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
         start += len(batch)
 
 
+def _one_chunk(column: Any) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
 def _pixel_by_pixel(file: OpenFile, roles: Mapping[str, str], options: Options) -> Iterator[Row]:
     """A table with one pixel a row, as of one star or of some."""
     from .tables import by_star, moving, pixels_of, spectrum_of
@@ -115,6 +153,10 @@ def _pixel_by_pixel(file: OpenFile, roles: Mapping[str, str], options: Options) 
     columns = {role: table[name].to_numpy() for role, name in roles.items()}
     for name, part in by_star(columns, file.stem):
         yield {"object_id": name, **spectrum_of(pixels_of(part), roles, {}, options), **moving(part, roles, {})}
+
+
+def _is_list(schema: pa.Schema, name: str) -> bool:
+    return hasattr(schema.field(name).type, "value_type")
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -16,9 +16,11 @@ from .columns import (
     by_meaning,
     find_columns,
     from_logarithm,
+    groups,
     heading,
     length_unit,
     logarithm,
+    medium_beside,
     medium_of,
     plain,
     unit_of,
@@ -34,6 +36,12 @@ if TYPE_CHECKING:
 
 
 PIXELS = ("wavelength", "log_wavelength", "flux", "flux_error", "ivar", "variance", "snr", "mask", "good")
+#: Errors without a name are smaller than this, over the flux: what is larger may be a continuum, or another flux.
+LARGEST_ERROR = 0.5
+#: Columns that number the orders of a star: what else is numbered there is no identifier.
+_ORDERS = {"order", "orders", "sporder", "echelleorder", "orderno"}
+#: Columns that stars may have as well as pixels.
+OF_STARS = ("snr", "mask", "good")
 #: More rows of a table without identifiers than an instrument has orders are stars.
 MOST_ORDERS = 512
 
@@ -65,6 +73,8 @@ def spectrum_of(
     def unit(role: str) -> Any:
         return unit_names.get(role) or heading(names[role]).unit
 
+    if np.ndim(columns["flux"]) == 1:  # what is one number for a star says nothing of its pixels
+        columns = {role: part for role, part in columns.items() if role not in OF_STARS or np.ndim(part)}
     row: Row = {"flux": columns["flux"], "flux_unit": unit_of(unit("flux"))}
     where = "wavelength" if "wavelength" in columns else "log_wavelength"
     row["medium"] = medium_of(names[where])
@@ -91,6 +101,8 @@ def spectrum_of(
             from .sdss import BAD_PIXELS
 
             row["bad_bits"] = BAD_PIXELS
+        elif refused := _good_or_bad(row, names["mask"]):
+            row["refused"] = refused
     elif "good" in columns:
         row["mask"] = _flags(columns["good"]) == 0
     name = plain(names["flux"])
@@ -108,6 +120,32 @@ def spectrum_of(
         if not real.all() and all(np.shape(row[key]) == real.shape for key in there):
             row |= {key: np.asarray(row[key])[real] for key in there}
     return row
+
+
+def _good_or_bad(row: Row, name: str) -> str:
+    """Why a mask of zeros and ones seems to say the opposite: it leaves no pixel that was measured, only others."""
+    mask, flux = np.asarray(row["mask"]), np.asarray(row["flux"])
+    if mask.shape != flux.shape or flux.dtype.kind not in "fiu" or not np.isin(mask, (0, 1)).all() or not mask.any():
+        return ""
+    measured = np.isfinite(flux) & (flux != 0)
+    if (error := row.get("flux_error")) is not None and np.shape(error) == flux.shape:
+        with np.errstate(invalid="ignore"):
+            measured &= np.isfinite(np.asarray(error, np.float64)) & (np.asarray(error) > 0)
+    bad = mask.astype(bool)
+    if (measured & ~bad).any() or not (measured & bad).any():
+        return ""
+    return (
+        f"mask: expected 0 or False for good pixels, got a column {name} that leaves none of {int(measured.sum())} "
+        f"measured ones; if it marks good pixels, name it with columns={{'good': {name!r}}}, else leave it out with "
+        "columns={'mask': 'none'}"
+    )
+
+
+def are_no_errors(flux: Any, third: Any) -> bool:
+    """Whether what stands behind wavelength and flux, without a name, is too large for the errors of the flux."""
+    flux, third = np.abs(np.asarray(flux, np.float64)), np.abs(np.asarray(third, np.float64))
+    real = np.isfinite(flux) & np.isfinite(third) & (flux > 0)
+    return bool(real.any() and np.median(third[real] / flux[real]) > LARGEST_ERROR)
 
 
 def _of_snr(flux: Any, snr: Any) -> np.ndarray:
@@ -200,20 +238,19 @@ def rows_of_table(
     if not {"flux"} <= roles.keys() or not {"wavelength", "log_wavelength"} & roles.keys():
         roles = find_columns(file.path, table.colnames, options.columns)
     stated = {role: (written or {}).get(name) or table[name].unit for role, name in roles.items()}
+    medium = medium_beside(roles.get("wavelength", ""), table.colnames)
     columns = {role: _filled(table[name]) for role, name in roles.items()}
     object_id = str(table.meta.get("object_id", file.stem))
     if np.ndim(columns["flux"]) == 1 and columns["flux"].dtype != object:
         for name, part in by_star({role: values for role, values in columns.items()}, object_id):
-            yield {
-                "object_id": name,
-                **spectrum_of(pixels_of(part), roles, stated, options),
-                **moving(part, roles, stated),
-            }
+            row = {**spectrum_of(pixels_of(part), roles, stated, options), **moving(part, roles, stated)}
+            yield {"object_id": name, **row, "medium": row["medium"] or medium}
         return
     for i in range(len(table)):
         part = {role: values[i] for role, values in columns.items()}
         name = str(part["object_id"]) if "object_id" in part else f"{object_id}:{i}"
-        yield {"object_id": name, **spectrum_of(pixels_of(part), roles, stated, options), **moving(part, roles, stated)}
+        row = {**spectrum_of(pixels_of(part), roles, stated, options), **moving(part, roles, stated)}
+        yield {"object_id": name, **row, "medium": row["medium"] or medium}
 
 
 def pixels_of(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,14 +267,21 @@ def _filled(column: Any) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------------------- FITS
 
 
+_TABLES = (fits.BinTableHDU, fits.TableHDU)
+
+
 def spectrum_tables(file: OpenFile, wanted: Mapping[str, str]) -> list[fits.BinTableHDU]:
     """The tables of a FITS file that hold a wavelength and a flux."""
-    found = []
+    found, beside = [], []
     for hdu in file.hdus:
-        if isinstance(hdu, fits.BinTableHDU):
+        if isinstance(hdu, _TABLES):
             roles = find_columns(file.path, hdu.columns.names, wanted if wanted else None, demanded=False)
             if "flux" in roles and {"wavelength", "log_wavelength"} & roles.keys():
                 found.append(hdu)
+            elif not wanted and groups(file.path, hdu.columns.names):
+                beside.append(hdu)
+    if not found:
+        return beside
     # DEEP2 and DEIMOS: each arm, extracted in several ways.
     for way in ("HORNE", "BXSPF"):
         if len(arms := [hdu for hdu in found if hdu.name.upper() in (f"{way}-B", f"{way}-R")]) == 2:
@@ -256,7 +300,7 @@ def _is_table(file: OpenFile) -> bool:
 
 
 def no_spectrum(file: OpenFile) -> ValueError:
-    names = [name for hdu in file.hdus if isinstance(hdu, fits.BinTableHDU) for name in hdu.columns.names]
+    names = [name for hdu in file.hdus if isinstance(hdu, _TABLES) for name in hdu.columns.names]
     found = f"the columns {', '.join(names[:8])}{' and others' * (len(names) > 8)}" if names else "no table"
     return ValueError(
         f"{file.path}: expected a table with columns wavelength and flux, or an image of a spectrum, got {found}; name "
@@ -268,7 +312,7 @@ def read_fits_table(file: OpenFile, options: Options) -> Iterator[Row]:
     tables = spectrum_tables(file, options.columns)
     if not tables:
         raise no_spectrum(file)
-    rows = (row for hdu in tables for row in _rows(file, hdu, options))
+    rows = (row for hdu in tables for roles in _columns(file, hdu, options) for row in _rows(file, hdu, roles, options))
     if sum(hdu.header["NAXIS2"] for hdu in tables) > MOST_ORDERS and any(map(_has_vectors, tables)):
         for row in rows:  # a survey, star by star
             row.pop("named")
@@ -285,12 +329,25 @@ def _has_vectors(hdu: fits.BinTableHDU) -> bool:
     )
 
 
-def _rows(file: OpenFile, hdu: fits.BinTableHDU, options: Options) -> Iterator[Row]:
-    roles = find_columns(file.path, hdu.columns.names, options.columns)
+def _columns(file: OpenFile, hdu: fits.BinTableHDU, options: Options) -> list[dict[str, str]]:
+    """Columns by role, of each spectrum that stands beside others in a table."""
+    roles = find_columns(file.path, hdu.columns.names, options.columns, demanded=False)
+    if not options.columns and not ("flux" in roles and {"wavelength", "log_wavelength"} & roles.keys()):
+        several = [*groups(file.path, hdu.columns.names).values()]
+    else:
+        several = [find_columns(file.path, hdu.columns.names, options.columns)]
+    if "PYP_SPEC" in file.header or "PYP_SPEC" in hdu.header:
+        # PypeIt masks with True for good pixels.
+        several = [{"good" if role == "mask" else role: name for role, name in each.items()} for each in several]
+    return several
+
+
+def _rows(file: OpenFile, hdu: fits.BinTableHDU, roles: dict[str, str], options: Options) -> Iterator[Row]:
     units_of = {role: hdu.columns[name].unit for role, name in roles.items()}
     stated = about(
         [file.header, hdu.header], hdu.columns.names.index(roles.get("wavelength") or roles["log_wavelength"])
     )
+    beside = medium_beside(roles.get("wavelength", ""), hdu.columns.names)
     n_rows = hdu.header["NAXIS2"]
     if not n_rows:
         return
@@ -298,6 +355,7 @@ def _rows(file: OpenFile, hdu: fits.BinTableHDU, options: Options) -> Iterator[R
     step = n_rows if one_pixel_a_row else CHUNK_ROWS
     step_name = next((name for name in hdu.columns.names if plain(name) in ("deltaw", "deltalambda")), None)
     lengths = "NELEM" if "NELEM" in hdu.columns.names else None
+    orders = any(plain(name) in _ORDERS for name in hdu.columns.names)
     classes = next((name for name in hdu.columns.names if plain(name) in ("class", "spectype")), None)
     for start in range(0, n_rows, step):
         # Rows before columns: a column as a whole would be converted, and kept.
@@ -315,12 +373,14 @@ def _rows(file: OpenFile, hdu: fits.BinTableHDU, options: Options) -> Iterator[R
                 length = int(chunk[lengths][i])
                 pixels = {role: values[:length] if np.ndim(values) else values for role, values in pixels.items()}
             row = {**stated, **spectrum_of(pixels, roles, units_of, options), **moving(part, roles, units_of)}
-            row["medium"] = row["medium"] or stated.get("medium")
+            row["medium"] = row["medium"] or beside or stated.get("medium")
             row.setdefault("bad_bits", _serious(hdu, file, roles))
             if classes is not None and not one_pixel_a_row:
                 row["object_class"] = str(chunk[classes][i])
-            named = "object_id" in roles and not one_pixel_a_row
-            if one_pixel_a_row:
+            named = "object_id" in roles and not one_pixel_a_row and not orders
+            if one_pixel_a_row and hdu.name.startswith("SPAT"):  # a slit of PypeIt; its orders are called otherwise
+                object_id, named = f"{file.stem}:{hdu.name}", True
+            elif one_pixel_a_row:
                 object_id = file.stem
             else:
                 object_id = str(part["object_id"]).strip() if named else f"{file.stem}:{start + i}"

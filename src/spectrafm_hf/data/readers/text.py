@@ -15,15 +15,23 @@ import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from .base import OpenFile, Options, Row, SpectrumFormat
-from .columns import find_columns, heading, known_name, length_unit
+from .columns import find_columns, heading, known_name, length_unit, medium_beside
 from .late import units
-from .tables import AS_STATED, PIXELS, by_star, moving, rows_of_table, spectrum_of
+from .tables import AS_STATED, PIXELS, are_no_errors, by_star, moving, rows_of_table, spectrum_of
 
 
-#: Words that stand for no number.
-NULLS = ["", "nan", "NaN", "NAN", "null", "NULL", "None", "none", "--", "-", "N/A", "NA", "n/a", "INDEF", "..."]
+#: Words that stand for no number; Fortran prints stars for one that is too large.
+NULLS = [
+    *("", "nan", "NaN", "NAN", "null", "NULL", "None", "none", "--", "-", "N/A", "NA", "n/a", "INDEF", "..."),
+    *("*" * width for width in range(3, 25)),
+]
 #: A row of numbers as LaTeX ends it, or with bars at both ends.
 _FOR_PRINT = re.compile(r"^\s*(-?\d[^&]*(&[^&]*)+\\\\|\|\s*-?\d[^|]*(\|[^|]*)+\|\s*$)")
+#: A line between headings and numbers.
+_RULE = re.compile(r"[\s;,\t|+]*-[-=\s;,\t|+]*")
+#: How many lines of text, such as the cards of a header, may stand above the numbers, and how many lines of numbers
+#: have to be alike behind them.
+MOST_TITLES, ALIKE = 1000, 3
 _COMMENT = re.compile(r"^\s*(#|%|!|;|//|\\|\|)")
 
 
@@ -40,6 +48,8 @@ def _header(file: OpenFile) -> tuple[list[str], str, int]:
     delimiter = next((mark for mark in _between(file) if mark in (text or "".join(comments[-1:]))), " ")
     cells = [] if text is None else _cells(text, delimiter)
     numbers = [_is_number(cell) for cell in cells if cell]
+    if len(cells) == 1 and all(numbers) and (found := _below_titles(file, len(comments))) is not None:
+        return found  # how many lines come
     if text is not None and not (numbers and all(numbers)) and not (numbers and numbers[0] and numbers.count(True) > 1):
         return _below(file, cells, delimiter, len(comments) + 1)
     # NumPy writes its header behind a "# ": a comment that has a name for each column.
@@ -56,21 +66,37 @@ def _header(file: OpenFile) -> tuple[list[str], str, int]:
 
 
 def _below(file: OpenFile, cells: list[str], delimiter: str, n_before: int) -> tuple[list[str], str, int]:
-    """A heading with the line below it, which may hold units; a title above a heading or above numbers is none."""
-    second = next(itertools.islice(file.text(), n_before, None), "")
+    """A heading with the line below it, which may hold units; titles above a heading or above numbers are none."""
     if not known_name(cells):
-        own = next((mark for mark in _between(file) if mark in second), " ")
-        below = _cells(second, own)
-        if len(below) in (2, 3) and all(map(_is_number, below)) and len(below) != len(cells):
-            return [str(number) for number in range(1, len(below) + 1)], own, n_before
-        if known_name(below):
-            return _below(file, below, own, n_before + 1)
-        return cells, delimiter, n_before
+        return _below_titles(file, n_before - 1) or (cells, delimiter, n_before)
+    second = next(itertools.islice(file.text(), n_before, None), "")
     below = _cells(second, delimiter)
     if len(below) == len(cells) and not any(map(_is_number, below)) and _are_units(cells, below):
+        third = next(itertools.islice(file.text(), n_before + 1, None), "")
+        n_ruled = int(bool(_RULE.fullmatch(third)))  # as of VizieR
         named = [cell if heading(cell).unit else f"{cell} [{unit}]" for cell, unit in zip(cells, below, strict=True)]
-        return named, delimiter, n_before + 1
-    return cells, delimiter, n_before
+        return named, delimiter, n_before + 1 + n_ruled
+    return cells, delimiter, n_before + int(bool(_RULE.fullmatch(second)))
+
+
+def _below_titles(file: OpenFile, n_before: int) -> tuple[list[str], str, int] | None:
+    """
+    A heading below some lines of text, or two or three columns of numbers below them; None where neither comes. A line
+    of as many words as there are numbers below it is a heading, whose names nobody knows.
+    """
+    lines = list(itertools.islice(file.text(), n_before, n_before + MOST_TITLES))
+    for number, line in enumerate(lines[1:], 1):
+        own = next((mark for mark in _between(file) if mark in line), " ")
+        cells = _cells(line, own)
+        if len(cells) > 1 and known_name(cells) and not any(map(_is_number, cells)):
+            return _below(file, cells, own, n_before + number + 1)
+        following = [_cells(each, own) for each in lines[number : number + ALIKE] if each.strip()]
+        if len(cells) in (2, 3) and all(len(each) == len(cells) and all(map(_is_number, each)) for each in following):
+            above = next((_cells(each, own) for each in reversed(lines[:number]) if each.strip()), [])
+            if len(above) == len(cells) and not any(map(_is_number, above)):
+                return above, own, n_before + number
+            return [str(column) for column in range(1, len(cells) + 1)], own, n_before + number
+    return None
 
 
 def _are_units(names: Sequence[str], below: Sequence[str]) -> bool:
@@ -156,7 +182,7 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
     wanted = [role for role in (*PIXELS, "object_id", "radial_velocity", "redshift") if role in roles]
     if len(names) != len(set(names)):
         raise ValueError(f"{file.path}: expected each column once, got {', '.join(names)[:200]}")
-    stated = _comments(file)
+    stated = {"medium": medium_beside(roles.get("wavelength", ""), names), **_comments(file)}
     if delimiter == " ":
         where = {role: names.index(roles[role]) for role in wanted if role != "object_id"}
         columns: dict[str, Any] = dict(zip(where, _loadtxt(file, n_before, [*where.values()]), strict=True))
@@ -164,7 +190,7 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
             cells = np.loadtxt(file.text(), str, skiprows=n_before, usecols=names.index(roles["object_id"]), ndmin=1)
             columns["object_id"] = cells
         for object_id, part in by_star(columns, file.stem):
-            yield {"object_id": object_id, **_one_star(part, roles, options, stated)}
+            yield {"object_id": object_id, **_one_star(file, part, roles, options, stated)}
         return
     types: dict[str, Any] = {roles[role]: pa.float64() for role in wanted}
     types |= {roles[role]: pa.string() for role in ("object_id", "mask") if role in roles}
@@ -192,7 +218,7 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
             columns[role] = column.to_numpy() if role not in ("object_id", "mask") else np.array(column.to_pylist())
         if "mask" in columns:
             columns["mask"] = _text_mask(columns["mask"])
-        return {"object_id": current, **_one_star(columns, roles, options, stated)}
+        return {"object_id": current, **_one_star(file, columns, roles, options, stated)}
 
     with reader:
         for batch in reader:
@@ -275,12 +301,20 @@ def _loadtxt(file: OpenFile, n_before: int, where: Sequence[int]) -> np.ndarray:
             raise ValueError(f"{file.path}: expected columns of numbers, got {first}") from first
 
 
-def _one_star(columns: Mapping[str, Any], roles: Mapping[str, str], options: Options, stated: Row) -> Row:
+def _one_star(
+    file: OpenFile, columns: Mapping[str, Any], roles: Mapping[str, str], options: Options, stated: Row
+) -> Row:
     pixels = {
         role: np.asarray(values, np.float64) if role != "mask" else values
         for role, values in columns.items()
         if role in PIXELS
     }
+    if roles.get("flux_error") == "3" and not options.columns and are_no_errors(pixels["flux"], pixels["flux_error"]):
+        raise ValueError(
+            f"{file.path}: expected errors in the third column, which has no name, got numbers as large as the flux; "
+            "leave it out with columns={'wavelength': '1', 'flux': '2'}, or keep it with columns={'wavelength': '1', "
+            "'flux': '2', 'flux_error': '3'}"
+        )
     row = {**spectrum_of(pixels, roles, {}, options), **moving(columns, roles, {})}
     return {**row, "medium": row["medium"] or stated.get("medium")}
 
