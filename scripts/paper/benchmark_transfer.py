@@ -45,8 +45,9 @@ from spectrafm_hf.hub.cards import checksums
 from spectrafm_hf.inference.states import States, frozen_states
 from spectrafm_hf.models import SpectraFMConfig
 from spectrafm_hf.synthesis.synthetic import SyntheticStars
+from spectrafm_hf.training.choices import choose_heads, make_folds
+from spectrafm_hf.training.components import Components, fit_pixels
 from spectrafm_hf.training.finetuning import FOLDS
-from spectrafm_hf.training.heads import Components, choose_heads, fit_pixels, make_folds
 from spectrafm_hf.training.metrics import label_metrics
 from spectrafm_hf.training.rivals import Sample, ask_rivals, pixels_of
 

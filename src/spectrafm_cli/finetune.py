@@ -45,6 +45,14 @@ def add(verbs: Any) -> None:
         "--units", nargs="+", default=[], metavar="LABEL=UNIT", help="units of labels (default: from the table)"
     )
     finetune.add_argument(
+        "--scalars",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="columns of the spectra or of TABLE that may be inputs too (bp_rp, parallax), with errors in NAME_err; "
+        "kept if they help, and then needed by predict",
+    )
+    finetune.add_argument(
         "--id-column", metavar="NAME", help="identifier column: object_id or file name (default: best match)"
     )
     finetune.add_argument("--seed", type=int, default=0, help="default: 0")
@@ -82,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         model=arguments.model,
         names=arguments.label,
         units=units,
+        scalars=arguments.scalars,
         id_column=arguments.id_column,
         seed=arguments.seed,
         failures=failures,

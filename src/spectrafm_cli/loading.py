@@ -63,6 +63,16 @@ def labels_of(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> t
     return names, {name: units[name] for name in names}
 
 
+def scalar_options(table: Path | None, tokenizer: SpectraFMTokenizer) -> dict[str, Any]:
+    """Arguments of `read_spectra` for the scalars of a checkpoint."""
+    names = list(tokenizer.scalar_names or ())
+    if table is not None and not names:
+        raise ValueError(f"--scalar-table: expected none, as the checkpoint needs no scalars, got {table}")
+    if table is not None and not table.is_file():
+        raise ValueError(f"--scalar-table: expected a file, got {table}")
+    return {"scalars": names, "scalar_table": table and str(table)} if names else {}
+
+
 def count(files: Sequence[Path]) -> int | None:
     """Number of spectra for the progress bar, if it is known quickly."""
     from spectrafm_hf.data.readers import count_spectra

@@ -20,7 +20,7 @@ from .arguments import (
     reading,
     reading_options,
 )
-from .loading import count, labels_of, load_with_range, say_device
+from .loading import count, labels_of, load_with_range, say_device, scalar_options
 from .report import cause, nothing_done, report
 from .summary import PLOTTED_STARS, Summary
 from .survey import predict_survey
@@ -59,6 +59,12 @@ def add(verbs: Any) -> None:
         metavar="ID_OR_TABLE",
         help="Gaia DR3 source ids, or tables of them (FILE or FILE:COLUMN), whose XP spectra are downloaded "
         "and cached (needs the extra `gaia`)",
+    )
+    predict.add_argument(
+        "--scalar-table",
+        type=Path,
+        metavar="TABLE",
+        help="scalars that a fine-tuned checkpoint needs, by identifier or file name, where the spectra lack them",
     )
     predict.add_argument(
         "--plot", type=Path, metavar="DIR", help=f"plot the first {PLOTTED_STARS} spectra and an overview"
@@ -107,7 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
     answered = answered or set(every)  # where no file could be read
     names = [label for label in every if label in answered]
     units = {label: known[label] for label in names}
-    rows = read_spectra(files, failures=failures, keep_refused=True, **reading_options(arguments))
+    scalars = scalar_options(arguments.scalar_table, tokenizer)
+    rows = read_spectra(files, failures=failures, keep_refused=True, **reading_options(arguments), **scalars)
     columns = list(names)
     if measures := arguments.radial_velocity == MEASURE:
         rows = at_measured_velocities(rows, model, tokenizer)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .arguments import DEFAULT_MODEL, DELAY, reading_options
-from .loading import first_row, load, say_device
+from .loading import first_row, load, say_device, scalar_options
 from .report import FAILED, nothing_done, report
 
 
@@ -38,9 +38,8 @@ def predict_survey(arguments: argparse.Namespace, failures: list[Failure]) -> in
     model, tokenizer = load(name, arguments.revision, arguments.device)
     tokenizer.requests = answered_labels(model, tokenizer, row)  # all files get the same columns
     training_range = TrainingRange.load(str(model.name_or_path), arguments.revision)
-    predictor = ShardPredictor(
-        model, tokenizer, arguments.output, training_range, arguments.batch_size, reading_options(arguments)
-    )
+    reading = {**reading_options(arguments), **scalar_options(arguments.scalar_table, tokenizer)}
+    predictor = ShardPredictor(model, tokenizer, arguments.output, training_range, arguments.batch_size, reading)
     own = shards[rank::world_size]
     left = []
     for shard in own:
@@ -62,7 +61,7 @@ def predict_survey(arguments: argparse.Namespace, failures: list[Failure]) -> in
                 arguments.output,
                 revision=arguments.revision,
                 batch_size=arguments.batch_size,
-                reading=reading_options(arguments),
+                reading=reading,
                 address=arguments.ray or None,
                 requests=tokenizer.requests,
                 progress=progress.update,

@@ -7,7 +7,14 @@ from test_modeling_evidence import LABELS, config, fill, tokens
 from transformers import AutoModelForTimeSeriesPrediction
 
 from spectrafm_hf.models import SpectraFMConfig, SpectraFMForPrediction
-from spectrafm_hf.models.correction_spectrafm import SpectraFMPixels, covariance, filled, mixed, own_variance
+from spectrafm_hf.models.correction_spectrafm import (
+    SpectraFMPixels,
+    covariance,
+    filled,
+    mixed,
+    own_variance,
+    variance_of_inputs,
+)
 
 
 def settings(label="age", **changes):
@@ -195,3 +202,48 @@ def test_beyond_the_range_other_weights_count():
     )
     mean, _ = mixed(values, errors, entries)
     np.testing.assert_allclose(mean, [0.5, 0.5, 0.775, 3.0], atol=1e-5)
+
+
+def test_when_a_label_needs_a_scalar_then_it_is_asked_for_by_name(model):
+    entries = [
+        settings(groups=["known"], scalars=["bp_rp"], weight=1.0, beyond=1.0, blind=[0.0, 1.0]),
+        settings(groups=["answers"], weight=0.0, beyond=0.0, blind=[1.0, 2.0]),
+    ]
+    before = ask(model)
+    first, second = map(fill_correction, model.add_corrections(entries, "Gyr"))
+    first.population.copy_(torch.tensor([[1.0, 0.5, 0.1, 0.0, 2.0]]))
+    assert list(model.config.scalar_names) == ["bp_rp"] == model.config.scalars_of(["age"])
+    with pytest.raises(ValueError, match="scalars: expected bp_rp, which age is predicted from, NaN where unknown"):
+        ask(model)
+    assert torch.equal(ask(model, {**tokens(), "request_ids": torch.tensor([[2, 3, 4]] * 4)}).predictions,
+                       before.predictions)  # fmt: skip
+    scalars = torch.tensor([[[0.5, 0.1]], [[1.5, 0.1]], [[torch.nan, 0.1]], [[9.0, 0.1]]])
+    found = ask(model, {**tokens(), "scalars": scalars})
+    assert torch.equal(found.predictions[:, :3], before.predictions)
+    other = ask(model, {**tokens(), "scalars": scalars + torch.tensor([0.3, 0.0])})
+    changed = (found.predictions != other.predictions)[:, 3]
+    assert changed.tolist() == [True, True, False, False]
+    assert model.blind(first, scalars).tolist() == [False, False, True, True]
+    model.drop_corrections()
+    assert list(model.config.scalar_names) == []
+
+
+def test_the_less_is_known_of_a_scalar_the_nearer_it_is_to_the_usual(model):
+    entry = settings(groups=["scalars"], scalars=["bp_rp"])
+    (correction,) = model.add_corrections([entry])
+    correction.population.copy_(torch.tensor([[1.0, 0.5, 0.5, 0.0, 2.0]]))
+    given = torch.tensor([[[1.5, 0.0]], [[1.5, 0.5]], [[1.5, torch.nan]], [[torch.nan, 0.1]]])
+    estimate, variance, known = correction.estimated(given)
+    np.testing.assert_allclose(estimate[:, 0], [1.0, 0.5, 0.5, 0.0])
+    np.testing.assert_allclose(variance[:, 0], [0.0, 0.5, 0.5, 1.0])
+    assert known[:, 0].tolist() == [True, True, True, False]
+
+
+def test_errors_of_inputs_add_what_the_slope_makes_of_them():
+    """The variance of a linear part is its slope times that of the input; of a local part never more than its own."""
+    unknown = torch.tensor([[0.0, 0.0], [0.0, 0.3], [0.0, 1e6]], dtype=torch.float64)
+    linear, length = torch.tensor([5.0, 2.0]).double(), torch.ones(2).double()
+    nothing, some = torch.zeros(1).double(), torch.ones(1).double()
+    np.testing.assert_allclose(variance_of_inputs(unknown[:2], linear, length, nothing, [2]), [0.0, 0.6])
+    found = variance_of_inputs(unknown, 0.0 * linear, length, some, [2])
+    np.testing.assert_allclose(found, [0.0, 1.0 - 1.6**-0.5, 1.0], atol=1e-3)

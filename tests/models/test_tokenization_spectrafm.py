@@ -616,6 +616,7 @@ def all_settings() -> SpectraFMTokenizer:
         sampling="random",
         seed=3,
         pixel_wavelength=[[5000.1, 5001.3, 5002.0], [6000.0, 6001.0]],
+        scalar_names=["bp_rp"],
     )
 
 
@@ -1089,3 +1090,25 @@ def test_fluxes_on_the_grids_of_a_basis_tokenizer_are_over_the_median_and_unknow
 def test_grids_that_do_not_increase_are_refused():
     with pytest.raises(ValueError, match="pixel_wavelength: expected lists of increasing wavelengths"):
         SpectraFMTokenizer(pixel_wavelength=[[5000.0, 4000.0]])
+
+
+def test_scalars_of_a_tokenizer_on_evidence_come_with_errors_and_gaps():
+    """By name or from the columns of rows, NaN where unknown; one of several that is not there is named."""
+    wavelength = np.linspace(5000.0, 5400.0, 200)
+    flux = np.ones((2, 200))
+    tokenizer = evidence_tokens(scalar_names=["bp_rp", "parallax"])
+    given = {"bp_rp": [0.8, np.inf], "parallax": [2.0, 3.0], "parallax_err": [0.1, np.nan]}
+    found = tokenizer(wavelength, flux, 0.01 * flux, scalars=given)["scalars"].numpy()
+    expected = np.float32([[[0.8, np.nan], [2.0, 0.1]], [[np.nan, np.nan], [3.0, np.nan]]])
+    np.testing.assert_array_equal(found, expected)
+    rows = [
+        {"wavelength": wavelength, "flux": flux[0], "flux_error": 0.01 * flux[0]}
+        | {name: values[i] for name, values in given.items()}
+        for i in range(2)
+    ]
+    np.testing.assert_array_equal(tokenizer(rows)["scalars"].numpy(), expected)
+    assert "scalars" not in tokenizer(wavelength, flux, 0.01 * flux)
+    with pytest.raises(ValueError, match=r"expected bp_rp, parallax \(NaN where unknown\), got none of parallax"):
+        tokenizer(wavelength, flux, 0.01 * flux, scalars={"bp_rp": [1.0, 1.0]})
+    with pytest.raises(ValueError, match=r"scalars: expected names out of \['bp_rp', 'bp_rp_err'"):
+        tokenizer(wavelength, flux, 0.01 * flux, scalars={**given, "g": 1.0})

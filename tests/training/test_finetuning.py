@@ -25,8 +25,9 @@ from spectrafm_hf.models.gate_spectrafm import SPEED_OF_LIGHT
 from spectrafm_hf.show.labels import plot_given
 from spectrafm_hf.synthesis.synthetic import SyntheticStars
 from spectrafm_hf.training import finetuning, rivals
+from spectrafm_hf.training.choices import choose_heads, make_folds
+from spectrafm_hf.training.components import fit_pixels
 from spectrafm_hf.training.finetuning import finetune
-from spectrafm_hf.training.heads import choose_heads, fit_pixels, make_folds
 
 
 STARS = Path(spectrafm_hf.__file__).parent / "resources" / "gaia_xp_demo.parquet"

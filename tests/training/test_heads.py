@@ -9,17 +9,10 @@ import torch
 from spectrafm_hf.inference.states import States
 from spectrafm_hf.models import SpectraFMConfig
 from spectrafm_hf.statistics import robust_scatter
-from spectrafm_hf.training.heads import (
-    NEW_LABEL_HEADS,
-    ZERO_POINT,
-    choose_heads,
-    error_factor,
-    fit_head,
-    fit_pixels,
-    make_folds,
-    weights_of_heads,
-    winsorised,
-)
+from spectrafm_hf.training.choices import choose_heads, make_folds
+from spectrafm_hf.training.components import fit_pixels
+from spectrafm_hf.training.heads import NEW_LABEL_HEADS, ZERO_POINT, fit_head
+from spectrafm_hf.training.weights import error_factor, weights_of_heads, winsorised
 
 
 SIGMA = 0.1  # of the answers

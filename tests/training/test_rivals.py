@@ -1,5 +1,9 @@
 """What one would do without a fine-tuned checkpoint: it learns, asks no star that it was fitted to, and is ranked."""
 
+import importlib.machinery
+import sys
+import types
+
 import numpy as np
 import pytest
 
@@ -38,6 +42,48 @@ def test_all_rivals_learn_from_the_fitted_and_answer_for_the_others(sample, monk
         assert np.isnan(values[:40]).all() and (errors[40:] > 0).all()
         residual = values[40:, 0] - sample.labels[40:, 0]
         assert np.std(residual) < (0.03 if "pixels" in name and "MLP" not in name else 0.12), name
+
+
+class StandIn:
+    """What `tabicl.TabICLRegressor` takes and gives, by least squares; without weights where it may not fetch them."""
+
+    weights = True
+
+    def __init__(self, *, allow_auto_download=True, random_state=42):
+        assert not allow_auto_download, "nothing is downloaded"
+
+    def fit(self, inputs, target):
+        if not self.weights:
+            raise ValueError("Checkpoint not cached\nand automatic download is disabled.")
+        self.solution = np.linalg.lstsq(np.c_[inputs, np.ones(len(inputs))], target)[0]
+        return self
+
+    def predict(self, inputs, output_type, alphas):
+        assert output_type == ["mean", "quantiles"] and len(alphas) == 2
+        mean = np.c_[inputs, np.ones(len(inputs))] @ self.solution
+        return {"mean": mean, "quantiles": np.stack([mean - 0.1, mean + 0.1], axis=1)}
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_tabicl_is_compared_where_it_is_installed_with_its_weights(sample, monkeypatch, weights):
+    module = types.ModuleType("tabicl")
+    module.TabICLRegressor, module.__spec__ = StandIn, importlib.machinery.ModuleSpec("tabicl", None)
+    monkeypatch.setitem(sys.modules, "tabicl", module)
+    monkeypatch.setattr(StandIn, "weights", weights)
+    monkeypatch.setattr(rivals, "MLP_STEPS", 5)
+    monkeypatch.setattr(rivals, "TABICL_COMPONENTS", 5)
+    rows, said = np.arange(60), []
+    found = ask_rivals(sample, [(rows[:40], rows[40:])], say=said.append)
+    if weights:
+        values, errors = found[rivals.TABICL]
+        assert np.std(values[40:, 0] - sample.labels[40:, 0]) < 0.03 and (errors[40:] > 0).all()
+        assert said == []
+    else:
+        assert set(found) == set(RIVALS)
+        assert said == [
+            "TabICL is installed, but not compared, as it cannot be used: Checkpoint not cached and automatic download "
+            "is disabled."
+        ]
 
 
 def test_the_verdict_names_the_first_and_says_how_sure_it_is():

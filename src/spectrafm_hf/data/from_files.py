@@ -24,6 +24,7 @@ from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
 from .building import SPLITS, Card, write_dataset
 from .labels import LabelIndex, known_numbers, label_columns, read_labels, stated_units
 from .readers import Failure, Row, batched, read_spectra
+from .scalars import with_errors
 from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, label_names_of, pixel_column, spectrum_features
 
 
@@ -128,7 +129,12 @@ def build_from_files(
         *(() if table is None else table.column_names),
         *(name for row in first for name in row),
     }
-    scalars = [name for name in SCALAR_UNITS if name in dropped_causes and name not in names]
+    wanted = with_errors(reading.get("scalars", ()))
+    scalars = [
+        name
+        for name in dict.fromkeys([*SCALAR_UNITS, *wanted])
+        if name in dropped_causes and name not in with_errors(names)
+    ]
     features = spectrum_features(names, scalars)
     features["rest_frame"], features["file"] = datasets.Value("bool"), datasets.Value("string")
     features["resolving_power"], features["normalised"] = datasets.Value("float32"), datasets.Value("bool")
@@ -203,16 +209,12 @@ def _usable(rows: Iterable[Row], failures: list[Failure] | None) -> Iterator[Row
 
 def _given(table: pa.Table, names: Sequence[str], scalars: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """Columns of a table of labels that go into the data set, NaN where unknown."""
-    columns = {name: known_numbers(table, name) for name in _with_errors(names) if name in table.column_names}
+    columns = {name: known_numbers(table, name) for name in with_errors(names) if name in table.column_names}
     for name in scalars:
         if name in table.column_names and pa.types.is_primitive(table.schema.field(name).type):
             values = pc.fill_null(table[name].cast(pa.float64()), np.nan).to_numpy()
             columns[name] = np.where(values > -999, values, np.nan)  # a velocity may be -99
     return columns
-
-
-def _with_errors(names: Sequence[str]) -> list[str]:
-    return [name for label in names for name in (label, f"{label}_err")]
 
 
 def _columns(
@@ -229,7 +231,7 @@ def _columns(
         columns[name] = pixel_column(np.concatenate([np.asarray(row[name]) for row in rows]), lengths)
     columns["snr"] = _float32([row.get("snr") for row in rows])
     found = np.full(len(rows), -1, np.int64) if index is None else index.find(row["object_id"] for row in rows)
-    for name in (*_with_errors(names), *scalars):
+    for name in (*with_errors(names), *scalars):
         values = np.full(len(rows), np.nan)
         if name in labels_of_table and labels_of_table[name].size:
             values = np.where(found >= 0, labels_of_table[name][np.maximum(found, 0)], np.nan)

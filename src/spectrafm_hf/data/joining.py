@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from .labels import (
     stated_units,
 )
 from .readers import SUFFIXES, Failure
+from .scalars import with_errors
 from .schema import LABEL_UNITS
 
 
@@ -49,12 +50,15 @@ class Labels:
         Units of the labels to learn; "" where unknown.
     notes : list of str
         What the user should know, a line each.
+    scalars : dict of array, shape (rows,)
+        The scalars that are asked for, and their errors, as far as the table has them.
     """
 
     table: pa.Table
     values: dict[str, NDArray[np.float64]]
     units: dict[str, str]
     notes: list[str]
+    scalars: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 def read_label_table(
@@ -62,6 +66,7 @@ def read_label_table(
     names: Sequence[str] | None = None,
     units: Mapping[str, str] | None = None,
     known: Mapping[str, str] | None = None,
+    scalars: Sequence[str] = (),
 ) -> Labels:
     """Read a table of labels with their units.
 
@@ -75,6 +80,8 @@ def read_label_table(
         any, these too.
     units, known : mapping of label to unit, optional
         Units instead of those of the table, and those of the checkpoint, which are fixed.
+    scalars : sequence of str
+        Columns that are inputs, not labels.
 
     Raises
     ------
@@ -87,8 +94,9 @@ def read_label_table(
     numbers = number_columns(table)
     notes = []
     if names is None:
-        names = label_columns(table, {*known, *wanted}) or numbers
-        if left := [name for name in numbers if name not in names]:
+        others = [name for name in numbers if name not in scalars]
+        names = [name for name in label_columns(table, {*known, *wanted}) if name not in scalars] or others
+        if left := [name for name in others if name not in names]:
             notes.append(f"numeric columns that are not used as labels (choose with --label): {', '.join(left)}")
         # A column with a word among its numbers is text: it may have been meant.
         texts = [
@@ -106,6 +114,8 @@ def read_label_table(
             f"labels: expected columns of numbers in {path.name} ({', '.join(numbers) or 'there are none'}), got "
             f"{', '.join(name for name in names if name not in numbers) or 'none'}"
         )
+    if both := [name for name in names if name in scalars]:
+        raise ValueError(f"scalars: expected columns that are no labels, got {', '.join(both)}")
     if wrong := sorted(set(wanted) - set(names)):
         raise ValueError(f"units: expected units of labels to learn ({', '.join(names)}), got {', '.join(wrong)}")
     values = {}
@@ -122,7 +132,14 @@ def read_label_table(
         if unit and known.get(name) and unit.lower() != known[name].lower():
             raise ValueError(f"{name}: expected {known[name]}, the unit of the checkpoint, got {unit}")
         final[name] = unit or known.get(name) or LABEL_UNITS.get(name, "").split(" ")[0]
-    return Labels(table, values, final, notes)
+    columns = [name for name in with_errors(scalars) if name in (*numbers, *(f"{number}_err" for number in numbers))]
+    return Labels(
+        table,
+        values,
+        final,
+        notes,
+        {name: known_numbers(table, name) for name in columns if name in table.column_names},
+    )
 
 
 def join_columns(table: pa.Table, id_column: str | None = None) -> list[str]:
@@ -240,8 +257,13 @@ def read_data_set(
     return cast(Dataset, stars), found["unreadable"]
 
 
-def with_labels(stars: Dataset, labels: Labels, id_column: str | None) -> tuple[Dataset, list[dict[str, str]], str]:
-    """The spectra with labels; dropped spectra and reasons; the columns of the join."""
+def with_labels(
+    stars: Dataset, labels: Labels, id_column: str | None, scalars: Sequence[str] = ()
+) -> tuple[Dataset, list[dict[str, str]], str]:
+    """
+    The spectra with labels, and with scalars and their errors (their own or else those of the table); dropped spectra
+    and reasons; the columns of the join.
+    """
     object_ids, files = texts_of(stars, "object_id"), texts_of(stars, "file")
     rows, names, joined_by = join(labels, object_ids, files, id_column)
     known = np.any([np.isfinite(labels.values[name]) for name in labels.units], axis=0)[rows] & (rows >= 0)
@@ -252,10 +274,34 @@ def with_labels(stars: Dataset, labels: Labels, id_column: str | None) -> tuple[
         if not has_label
     ]
     own = [name for name in stars.column_names if name in labels.values or name.removesuffix("_err") in LABEL_UNITS]
+    known_scalars = _scalars_of(stars, labels, rows, scalars)
+    own += [name for name in known_scalars if name in stars.column_names and name not in own]
     stars = stars.remove_columns([*own, "object_id"]).add_column("object_id", names)
+    for name, values in known_scalars.items():
+        stars = stars.add_column(name, values.astype(np.float32))
     for name, values in labels.values.items():
         stars = stars.add_column(name, np.where(rows >= 0, values[rows], np.nan).astype(np.float32))
     return stars.select(np.flatnonzero(known)), dropped, joined_by
+
+
+def _scalars_of(
+    stars: Dataset, labels: Labels, rows: NDArray[np.int64], names: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Scalars of all spectra, and their errors, NaN where unknown."""
+    found = {}
+    for name in names:
+        if name not in labels.scalars and name not in stars.column_names:
+            there = ", ".join(number_columns(labels.table))
+            raise ValueError(
+                f"scalars: expected columns of the spectra or of the labels ({there}), got {name} in neither"
+            )
+    for name in with_errors(names):
+        of_table = np.where(rows >= 0, labels.scalars[name][rows], np.nan) if name in labels.scalars else np.nan
+        own = np.full(len(stars), np.nan)
+        if name in stars.column_names:
+            own = known_numbers(pa.table({name: column_of(stars, name)}), name)
+        found[name] = np.where(np.isfinite(own), own, of_table)
+    return found
 
 
 def check_labels(stars: Dataset, names: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ that a table gives the answers of the arrays in it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,19 @@ from .readers.base import CHUNK_ROWS, OpenFile, Options, Row, finish
 from .readers.gaia_continuous import CONTINUOUS
 from .readers.parquet import MULTIMODAL_UNIVERSE, PARQUET
 from .readers.tables import ECSV, rows_of_table
+from .scalars import with_errors
 
 
 #: What a message calls an object, which has no path.
 NAMES = {"Series": "row", "Row": "row", "Table": "table", "QTable": "table", "RecordBatch": "table"}
 
 
-def rows_of(value: Any, columns: Mapping[str, str] | None = None, keep_refused: bool = False) -> tuple[list[Row], bool]:
+def rows_of(
+    value: Any,
+    columns: Mapping[str, str] | None = None,
+    keep_refused: bool = False,
+    scalars: Sequence[str] = (),
+) -> tuple[list[Row], bool]:
     """
     Spectra in the schema of this project.
 
@@ -43,6 +49,8 @@ def rows_of(value: Any, columns: Mapping[str, str] | None = None, keep_refused: 
     keep_refused : bool
         Keep a spectrum of several that cannot be used, and a file of several that cannot be read, as rows with the
         reason in `refused`. Without it, that is an error.
+    scalars : sequence of str
+        As in `read_spectra`.
 
     Returns
     -------
@@ -58,11 +66,11 @@ def rows_of(value: Any, columns: Mapping[str, str] | None = None, keep_refused: 
     if isinstance(value, str | os.PathLike):
         files = find_files([value])
         failures: list[Failure] | None = [] if keep_refused and len(files) > 1 else None
-        rows = list(read_spectra(files, columns=columns, keep_refused=keep_refused, failures=failures))
+        rows = list(read_spectra(files, columns=columns, keep_refused=keep_refused, failures=failures, scalars=scalars))
         return rows + [{"object_id": each.file.name, "refused": each.cause} for each in failures or ()], False
     kind = type(value).__name__
     file = OpenFile(Path(NAMES.get(kind, kind)))
-    rows, one = _rows(value, file, Options(columns=dict(columns or {})))
+    rows, one = _rows(value, file, Options(columns=dict(columns or {}), scalars=with_errors(scalars)))
     if not rows:
         raise ValueError(f"{file.path}: expected at least one spectrum, got none")
     if not keep_refused and (refused := next((row for row in rows if row["refused"]), None)):

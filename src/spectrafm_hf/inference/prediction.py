@@ -238,6 +238,7 @@ class _BatchPredictor:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
         names = self.names
+        demand_scalars(self.model, names, rows)
         values = np.full((len(rows), len(names)), np.nan, np.float32)
         errors = values.copy()
         reasons = [""] * len(rows)
@@ -312,6 +313,20 @@ class _BatchPredictor:
             start += len(some)
 
 
+def demand_scalars(model: SpectraFMForPrediction, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """ValueError for rows without a scalar that one of the labels is predicted from."""
+    if not (needed := model.config.scalars_of(names)):
+        return
+    for row in rows:
+        if missing := [name for name in needed if name not in row]:
+            labels = [name for name in names if set(model.config.scalars_of([name])) & set(missing)]
+            where = f" in {Path(row['file']).name}" if "file" in row else ""
+            raise ValueError(
+                f"{missing[0]}: expected a column of this name{where} (NaN where unknown), as {', '.join(labels)} is "
+                "predicted from it, got none; --scalar-table TABLE has it by identifier"
+            )
+
+
 def is_out_of_memory(error: Exception) -> bool:
     # The last is from oneDNN, on a CPU.
     return isinstance(error, MemoryError) or should_reduce_batch_size(error) or "could not create a" in str(error)
@@ -377,6 +392,8 @@ def _tokenize(
     """Inputs of a part, divided into halves to leave out spectra with a reason."""
     try:
         columns = {name: [rows[i][name] for i in part] for name in PIXEL_COLUMNS}
+        for name in tokenizer.scalar_names or ():
+            columns |= {each: [rows[i].get(each, np.nan) for i in part] for each in (name, f"{name}_err")}
         if len(part) == 1:
             row = rows[part[0]]
             if len({np.shape(row[name]) for name in PIXEL_COLUMNS}) == 1 and not valid_pixels(row).any():

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -38,6 +38,10 @@ class States:
         Fluxes over their medians, NaN where unknown.
     wavelength : array of shape (pixels,)
         Of these, Angstrom in vacuum at rest.
+    scalar_names : list of str
+        Scalars of the stars that are known beside their spectra.
+    scalars : array of shape (stars, scalars, 2)
+        These and their errors, NaN where unknown.
     """
 
     inputs: list[str]
@@ -47,6 +51,8 @@ class States:
     reliability: FloatArray
     pixels: FloatArray
     wavelength: FloatArray
+    scalar_names: list[str] = field(default_factory=list)
+    scalars: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -54,7 +60,9 @@ class States:
     def __getitem__(self, rows: NDArray[Any] | slice) -> States:
         parts = (self.values, self.errors, self.coefficients, self.reliability, self.pixels)
         values, errors, coefficients, reliability, pixels = (part[rows] for part in parts)
-        return States(self.inputs, values, errors, coefficients, reliability, pixels, self.wavelength)
+        scalars = None if self.scalars is None else self.scalars[rows]
+        names = self.scalar_names
+        return States(self.inputs, values, errors, coefficients, reliability, pixels, self.wavelength, names, scalars)
 
 
 def frozen_states(
@@ -91,7 +99,7 @@ def frozen_states(
     config, names = model.config, list(model.config.label_names)
     tokenizer = schema_tokenizer(tokenizer)
     grid = _grid_of(tokenizer, stars)
-    tokenizer.pixel_wavelength = [grid]
+    tokenizer.pixel_wavelength, tokenizer.scalar_names = [grid], None
     pixels = np.full((len(stars), len(grid)), np.nan, np.float32)
     n_stars, shape = len(stars), (config.num_intervals, config.num_coefficients)
     values, errors = (np.full((n_stars, len(names)), np.nan) for _ in range(2))

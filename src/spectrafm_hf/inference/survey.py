@@ -282,7 +282,9 @@ class ShardPredictor:
         # What changes an answer, beside the spectra; the size of a batch does not.
         config = {name: value for name, value in model.config.to_dict().items() if name not in NO_SETTINGS}
         limits = None if training_range is None else asdict(training_range)
-        settings = [config, tokenizer.to_dict(), limits, self.reading]
+        table = self.reading.get("scalar_table")
+        scalars = hashlib.sha256(Path(table).read_bytes()).hexdigest() if table else ""
+        settings = [config, tokenizer.to_dict(), limits, self.reading, *([scalars] if table else [])]
         text = json.dumps(settings, sort_keys=True, default=lambda array: array.tolist())
         self._own_state = hashlib.sha256((fingerprint(model) + text).encode()).hexdigest()
 

@@ -22,7 +22,8 @@ FLUX_ID = 1
 FIRST_LABEL_ID = 2
 # What the inputs of a correction may be, see `SpectraFMCorrection`.
 PIXEL_GROUPS = ("pixels", "scaled")
-CORRECTION_GROUPS = ("answers", "shape", "coefficients", *PIXEL_GROUPS)
+SCALAR_GROUPS = ("scalars", "known")  # scalars alone, and answers with them
+CORRECTION_GROUPS = ("answers", "shape", "coefficients", *PIXEL_GROUPS, *SCALAR_GROUPS)
 
 # Where transformers finds the code of a checkpoint in its own folder. The tokenizer writes its part itself.
 AUTO_MAP = {
@@ -111,6 +112,8 @@ class SpectraFMConfig(PreTrainedConfig):
         of its `rung`, each takes the place of the answer for its `label`, or the weighted mean of several does.
     pixel_sets : list[list[int]]
         Of each [`SpectraFMPixels`] that they use: the first column of its grid, its pixels, and its components.
+    scalar_names : list[str]
+        Scalars that they use, such as a parallax, in the order of the input `scalars`.
     hidden_act, dropout, attention_dropout, layer_norm_eps, initializer_range
         As everywhere in transformers.
     label_names : list[str]
@@ -175,6 +178,7 @@ class SpectraFMConfig(PreTrainedConfig):
     num_stars: int = 0
     corrections: list[dict[str, Any]] | tuple[dict[str, Any], ...] = ()
     pixel_sets: list[list[int]] | tuple[list[int], ...] = ()
+    scalar_names: list[str] | tuple[str, ...] = ()
     hidden_act: str = "gelu"
     dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
@@ -262,6 +266,11 @@ class SpectraFMConfig(PreTrainedConfig):
         if unknown:
             raise ValueError(f"requests: expected names out of {['flux', *known]}, got {unknown}")
         return [FLUX_ID if name == "flux" else FIRST_LABEL_ID + known.index(name) for name in names]
+
+    def scalars_of(self, names) -> list[str]:
+        """Scalars that labels are predicted from, beside the spectrum."""
+        own = [each.get("scalars", ()) for each in self.corrections if each["label"] in names]
+        return list(dict.fromkeys(name for scalars in own for name in scalars))
 
     def validate_spectrafm(self):
         """Runs at init and at save; `StrictDataclassClassValidationError` with field, expectation and value."""
@@ -354,7 +363,12 @@ class SpectraFMConfig(PreTrainedConfig):
             "pixels",
         }
         for settings in self.corrections:
-            demand(set(settings) == fields, "corrections", f"entries with {sorted(fields)}")
+            demand(set(settings) - {"scalars", "blind"} == fields, "corrections", f"entries with {sorted(fields)}")
+            scalars = set(settings.get("scalars", ()))
+            demand(scalars <= set(self.scalar_names), "corrections", f"scalars out of {list(self.scalar_names)}")
+            demand(
+                bool(scalars) >= bool(set(settings["groups"]) & set(SCALAR_GROUPS)), "corrections", "scalars of groups"
+            )
             named = {settings["label"], *settings["inputs"]}
             demand(named <= set(self.label_names), "corrections", f"labels and inputs out of {list(self.label_names)}")
             demand(0 <= settings["rung"] < len(self.rung_intervals), "corrections", "rungs of rung_intervals")

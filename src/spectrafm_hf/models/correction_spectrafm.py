@@ -4,9 +4,9 @@ A label learnt from some labelled stars, in closed form: a Gaussian process on t
 
 It predicts a label that the model does not know, or corrects the prediction of one that it does. Its inputs are the
 answers of the model, the shape of the continuum (level and slope of each interval), the coefficients of all intervals,
-and principal components of the pixels themselves, which see what the model was never shown; its covariance is a
-constant, and of each of these groups a linear part and a local one. Nothing of it is trained with gradients through the
-network: `heads.fit_head` computes it.
+principal components of the pixels themselves, which see what the model was never shown, and scalars such as a parallax,
+with their errors; its covariance is a constant, and of each of these groups a linear part and a local one. Nothing of
+it is trained with gradients through the network: `heads.fit_head` computes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .configuration_spectrafm import PIXEL_GROUPS, SpectraFMConfig
+from .configuration_spectrafm import PIXEL_GROUPS, SCALAR_GROUPS, SpectraFMConfig
 from .evidence_spectrafm import InFullPrecision
 
 
@@ -68,6 +68,33 @@ def own_variance(
     """The diagonal of the covariance of stars with themselves: (A, F) -> (A,)."""
     local = sum(amplitude) if len(amplitude) else 0.0
     return constant + local + (a**2) @ linear
+
+
+def variance_of_inputs(
+    unknown: torch.Tensor,
+    linear: torch.Tensor,
+    length: torch.Tensor,
+    amplitude: Sequence[torch.Tensor] | torch.Tensor,
+    sizes: Sequence[int],
+) -> torch.Tensor:
+    """
+    What the errors of inputs add to the variance of the label of a star, before labels are seen: (A, F) -> (A,).
+
+    Parameters
+    ----------
+    unknown : torch.Tensor of shape (stars, features)
+        Variance of each input given its measurement, standardised; 0 for inputs that are known.
+    linear, length, amplitude, sizes
+        As in [`covariance`].
+    """
+    found, start = unknown @ linear, 0
+    for size, variance in zip(sizes, amplitude, strict=True):
+        own = slice(start, start + size)
+        if bool(unknown[:, own].any()):
+            same = (1.0 + 2.0 * unknown[:, own] / length[own] ** 2).rsqrt().prod(dim=1)
+            found = found + variance * (1.0 - same)
+        start += size
+    return found
 
 
 class SpectraFMPixels(InFullPrecision):
@@ -141,6 +168,8 @@ class SpectraFMCorrection(InFullPrecision):
         of features, whether it `adds` to the answer of the model, the number of `stars`, and of those that the
         variance is computed with (`known`); the `range` of the label among them; its `weight` among the processes of
         the label, and that `beyond` the range; which of `config.pixel_sets` it takes its `pixels` from, -1 for none.
+        Where scalars help: those that are its inputs, `scalars`, and its weight for stars of which one is unknown,
+        `blind`, with a factor of its errors there.
     """
 
     center: torch.Tensor
@@ -156,17 +185,20 @@ class SpectraFMCorrection(InFullPrecision):
     weight: torch.Tensor
     factor: torch.Tensor
     target: torch.Tensor
+    population: torch.Tensor
 
     def __init__(self, config: SpectraFMConfig, settings: Mapping[str, Any]):
         super().__init__()
         self.label, self.adds = settings["label"], bool(settings["adds"])
         self.inputs, self.groups = list(settings["inputs"]), list(settings["groups"])
         self.pixels = int(settings["pixels"])
+        self.scalars = list(settings.get("scalars", ()))
         self.first, last = config.rung_intervals[settings["rung"]]
         self.shape = (last - self.first, config.num_coefficients)
         each = {"answers": len(self.inputs), "shape": 2 * self.shape[0], "coefficients": self.shape[0] * self.shape[1]}
         if self.pixels >= 0:
             each |= dict.fromkeys(PIXEL_GROUPS, config.pixel_sets[self.pixels][2])
+        each |= {"scalars": len(self.scalars), "known": len(self.inputs) + len(self.scalars)}
         self.sizes = [each[group] for group in self.groups]
         n_features, stars, known = sum(self.sizes), settings["stars"], settings["known"]
         for name, value in (("center", 0.0), ("scale", 1.0), ("low", 0.0), ("high", 0.0), ("linear", 0.0)):
@@ -181,6 +213,9 @@ class SpectraFMCorrection(InFullPrecision):
         self.register_buffer("factor", torch.zeros(known, known))  # inverse of that of Cholesky
         # Of the label: its middle, its unit, and the factor of the errors.
         self.register_buffer("target", torch.tensor([0.0, 1.0, 1.0]))
+        if self.scalars:
+            # Of each among the labelled stars: middle, spread, usual error, and the lowest and highest that count.
+            self.register_buffer("population", torch.zeros(len(self.scalars), 5))
 
     def features(
         self,
@@ -189,13 +224,14 @@ class SpectraFMCorrection(InFullPrecision):
         reliability: torch.Tensor,
         intervals: torch.Tensor,
         components: Mapping[str, torch.Tensor] | None = None,
+        scalars: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         (B, inputs) answers in physical units, (B, T, K) twice, (T,) numbers of intervals of the rung, what
-        [`SpectraFMPixels`] gives -> (B, features), not standardised yet.
+        [`SpectraFMPixels`] gives, (B, scalars) from `estimated` -> (B, features), not standardised yet.
         """
         parts = dict(components or {})
-        if "answers" in self.groups:
+        if {"answers", "known"} & set(self.groups):
             # Spectra change with the logarithm of the temperature.
             logs = torch.tensor([name == "teff" for name in self.inputs], device=values.device)
             parts["answers"] = torch.where(logs, torch.log(values.clamp(min=1.0)), values)
@@ -204,8 +240,43 @@ class SpectraFMCorrection(InFullPrecision):
             seen = reliability.to(values.dtype).clamp(min=0.0)
             known[:, intervals - self.first] = coefficients.to(values.dtype) * seen.sqrt()
             parts["shape"], parts["coefficients"] = known[:, :, :2].flatten(1), known.flatten(1)
+        if scalars is not None:
+            parts["scalars"] = scalars
+            parts["known"] = torch.cat([parts.get("answers", values[:, :0]), scalars], dim=1)
         found = [parts[group] for group in self.groups]
         return torch.cat(found, dim=1) if found else values[:, :0]
+
+    def estimated(self, scalars: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Scalars as the labelled stars and their errors let expect them: the less is known of one, the nearer it is to
+        the middle of these stars. A scalar that is not finite, or far from all of theirs, is unknown; an error that is
+        not known is their usual one.
+
+        Parameters
+        ----------
+        scalars : torch.Tensor of shape (B, scalars, 2)
+            Values and one-sigma errors.
+
+        Returns
+        -------
+        estimate, variance : torch.Tensor of shape (B, scalars)
+            In units of their spread.
+        known : torch.BoolTensor of shape (B, scalars)
+        """
+        middle, spread, usual, low, high = self.population.to(scalars.dtype).T
+        value, error = scalars.unbind(-1)
+        known = (value >= low) & (value <= high)  # not so for NaN
+        error = torch.where(error.isfinite() & (error >= 0), error, usual)
+        share = torch.where(known, spread**2 / (spread**2 + error**2), 0.0)
+        return share * (torch.where(known, value, middle) - middle) / spread, 1.0 - share, known
+
+    def unknown(self, variance: torch.Tensor) -> torch.Tensor:
+        """Variances of `estimated` (B, scalars) -> of all features (B, features), standardised."""
+        parts, number = [], len(self.scalars)
+        for group, size in zip(self.groups, self.sizes, strict=True):
+            before = size - number if group in SCALAR_GROUPS else size
+            parts += [variance.new_zeros(len(variance), before), variance[:, : size - before]]
+        return torch.cat(parts, dim=1) / self.scale.to(variance.dtype) ** 2
 
     def standardise(self, features: torch.Tensor) -> torch.Tensor:
         """Beyond what was seen among the stars, an input counts as the last that was."""
@@ -218,8 +289,13 @@ class SpectraFMCorrection(InFullPrecision):
         _, _, center, low, high = self.noise.to(errors.dtype)
         return (torch.log(errors).mean(dim=1) - center).clamp(low, high)
 
-    def posterior(self, standardised: torch.Tensor, doubt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, features), (B,) -> correction (or prediction), and its one-sigma error, (B,) in physical units."""
+    def posterior(
+        self, standardised: torch.Tensor, doubt: torch.Tensor, unknown: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        (B, features), (B,), and the output of `unknown` -> correction (or prediction), and its one-sigma error, (B,) in
+        physical units.
+        """
         dtype = standardised.dtype
         constant, linear, length, amplitude, stars, factor = (
             part.to(dtype)
@@ -231,6 +307,8 @@ class SpectraFMCorrection(InFullPrecision):
         left = left - ((between[:, : len(factor)] @ factor.T) ** 2).sum(dim=1)
         variance, growth, *_ = self.noise.to(dtype)
         left = left.clamp(min=0.0) + variance * torch.exp(growth * doubt)
+        if unknown is not None:
+            left = left + variance_of_inputs(unknown, linear, length, amplitude, self.sizes)
         middle, unit, error_factor = self.target.to(dtype)
         return middle + unit * mean, unit * error_factor * left.sqrt()
 
@@ -244,6 +322,7 @@ class SpectraFMCorrection(InFullPrecision):
         reliability: torch.Tensor,
         intervals: torch.Tensor,
         components: Mapping[str, torch.Tensor] | None = None,
+        scalars: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Parameters
@@ -257,6 +336,8 @@ class SpectraFMCorrection(InFullPrecision):
             All of this rung.
         components : dict of torch.Tensor of shape (B, components), optional
             What [`SpectraFMPixels`] gives, for processes on pixels.
+        scalars : torch.Tensor of shape (B, scalars, 2), optional
+            Values and errors of `self.scalars`, NaN where unknown.
 
         Returns
         -------
@@ -268,8 +349,12 @@ class SpectraFMCorrection(InFullPrecision):
             wide = values.to(dtype)
             known = wide.isfinite().all(dim=1)
             wide = torch.where(known[:, None], wide, self.neutral(dtype))
-            standardised = self.standardise(self.features(wide, coefficients, reliability, intervals, components))
-            found, error = self.posterior(standardised, self.doubt(errors.to(dtype)))
+            estimate = unknown = None
+            if self.scalars and scalars is not None:
+                estimate, variance, _ = self.estimated(scalars.to(dtype))
+                unknown = self.unknown(variance)
+            features = self.features(wide, coefficients, reliability, intervals, components, estimate)
+            found, error = self.posterior(self.standardise(features), self.doubt(errors.to(dtype)), unknown)
             if self.adds:
                 found = found + answer.to(dtype)
         return torch.where(known, found, torch.nan).float(), torch.where(known, error, torch.nan).float()
@@ -280,7 +365,10 @@ class SpectraFMCorrection(InFullPrecision):
 
 
 def mixed(
-    values: Sequence[torch.Tensor], errors: Sequence[torch.Tensor], entries: Sequence[Mapping[str, Any]]
+    values: Sequence[torch.Tensor],
+    errors: Sequence[torch.Tensor],
+    entries: Sequence[Mapping[str, Any]],
+    blind: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The weighted mean of some processes, and its error, larger where they disagree: (B,) each.
@@ -293,13 +381,20 @@ def mixed(
         Their settings: `weight`, and `beyond`, the weight for stars that are beyond the `range` of the labelled ones.
         What was learnt from these may draw all others to them; the process that counts most beyond says which stars
         these are: fully where its answer is by its error or more outside of the range.
+    blind : torch.BoolTensor of shape (B,), optional
+        Stars of which a scalar is unknown, for which the weights `blind` count.
     """
+    value, error = torch.stack(list(values)), torch.stack(list(errors))
     weight, beyond = (
-        torch.tensor([float(each[key]) for each in entries], dtype=values[0].dtype, device=values[0].device)[:, None]
+        torch.tensor([float(each[key]) for each in entries], dtype=value.dtype, device=value.device)[:, None]
         for key in ("weight", "beyond")
     )
-    value, error = torch.stack(list(values)), torch.stack(list(errors))
-    if bool((beyond != weight).any()):
+    goes_beyond = bool((beyond != weight).any())
+    if blind is not None and bool(blind.any()):
+        pairs = [each.get("blind", (each["weight"], 1.0)) for each in entries]
+        other, factor = torch.tensor(pairs, dtype=value.dtype, device=value.device).T[..., None]
+        weight, error = torch.where(blind, other, weight), torch.where(blind, factor * error, error)
+    if goes_beyond:
         low, high = entries[0]["range"]
         first = int(beyond.argmax())
         outside = torch.maximum(low - value[first], value[first] - high) / error[first]
@@ -309,4 +404,12 @@ def mixed(
     return mean, (weight * (error**2 + (value - mean) ** 2)).sum(dim=0).sqrt()
 
 
-__all__ = ["SpectraFMCorrection", "SpectraFMPixels", "covariance", "filled", "mixed", "own_variance"]
+__all__ = [
+    "SpectraFMCorrection",
+    "SpectraFMPixels",
+    "covariance",
+    "filled",
+    "mixed",
+    "own_variance",
+    "variance_of_inputs",
+]

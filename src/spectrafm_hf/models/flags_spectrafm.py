@@ -51,6 +51,11 @@ FLAGS = {
         "An answer lies beyond the range of the training, or within one sigma of its end.",
         "Take the answer for a limit.",
     ),
+    "scalar_unknown": (
+        "A scalar that a label is predicted from is unknown, or far from those of the labelled stars: that label is "
+        "predicted from the spectrum alone.",
+        "Give the scalar, if it is known.",
+    ),
     "other_errors": (
         "The pixels scatter by much more than their errors, or differ from all stars. Sigmas are increased.",
         "Check the errors of the spectrum. Of bright observed stars it is usual: models of stars are not perfect.",
@@ -134,10 +139,12 @@ def star_flags(
         if star_model is not None and name in config.star_labels:
             row = list(config.star_labels).index(name)
             edge = torch.where(by_stars, at_edge(i, float(star_model.low[row]), float(star_model.high[row])), edge)
-        for settings in config.corrections:
+        for settings, correction in zip(config.corrections, model.corrections, strict=True):
             if settings["label"] == name:
                 own = outputs.rung_seen[:, settings["rung"]].cpu()
                 edge = torch.where(own, at_edge(i, *settings["range"]), edge)
+                if correction.scalars:
+                    add("scalar_unknown", own & model.blind(correction, inputs["scalars"]).cpu())
         add("edge", edge & values[:, i].isfinite())
     return [[flag for flag in FLAGS if flag in flags] for flags in found]
 

@@ -125,16 +125,17 @@ class Columns(NamedTuple):
     normalised: Any
 
 
-def columns_of_call(call: Columns, shift: bool) -> Columns:
+def columns_of_call(call: Columns, shift: bool, scalar_names: Sequence[str] = ()) -> Columns:
     """
-    Tables, rows and spectra of other libraries become columns; names of columns become their values.
+    Tables, rows and spectra of other libraries become columns; names of columns become their values. The scalars of
+    `scalar_names`, and their errors, are taken from rows that have them.
 
     `shift` moves spectra of specutils to the rest frame by their own velocity.
     """
     (wavelength, flux, flux_error, mask), (error_type, unit, medium), scalars, labels, label_errors, *others = call
     resolving_power, normalised = others
     if flux is None and are_tables(wavelength):
-        wavelength = rows_of_tables(wavelength)
+        wavelength = rows_of_tables(wavelength, scalar_names)
     if isinstance(wavelength, GatedRow) or isinstance(first_of(wavelength), GatedRow):
         error_type, unit, medium = "sigma", 1.0, "vacuum"
     if are_rows(wavelength) or are_spectra(wavelength):
@@ -149,6 +150,10 @@ def columns_of_call(call: Columns, shift: bool) -> Columns:
         if labels is not None and not isinstance(labels, Mapping) and label_errors is None:
             names = distinct_names("labels", labels)
             label_errors = {name: rows[f"{name}_err"] for name in names if f"{name}_err" in rows}
+        if scalar_names and not isinstance(scalars, Mapping):
+            wanted = scalar_names if scalars is None else distinct_names("scalars", scalars)
+            errors = [f"{name}_err" for name in wanted if f"{name}_err" in rows]
+            scalars = [*(name for name in wanted if scalars is not None or name in rows), *errors]
         scalars, labels = label_columns("scalars", scalars, rows), label_columns("labels", labels, rows)
     elif are_spectra(wavelength):
         wavelength, flux, flux_error, mask = read_spectra(wavelength, call.units[2], shift)

@@ -887,6 +887,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         new = [SpectraFMCorrection(config, settings).to(self.device) for settings in own]
         self.corrections = nn.ModuleList([*(self.corrections[number] for number in kept), *new])
         config.corrections = [*(config.corrections[number] for number in kept), *own]
+        config.scalar_names = list(
+            dict.fromkeys(name for each in config.corrections for name in each.get("scalars", ()))
+        )
         return new
 
     def drop_corrections(self) -> None:
@@ -896,6 +899,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             setattr(config, f"label_{field}", list(getattr(config, f"label_{field}"))[:kept])
         self.corrections, config.corrections = nn.ModuleList(), []
         self.pixel_sets, config.pixel_sets = nn.ModuleList(), []
+        config.scalar_names = []
         config.name_labels()
 
     def resize_token_embeddings(self, *args, **kwargs):
@@ -925,6 +929,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         misfit: torch.Tensor | None = None,
         star_targets: torch.Tensor | None = None,
         pixels: torch.Tensor | None = None,
+        scalars: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SpectraFMPredictionOutput:
         """
@@ -945,6 +950,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         pixels : torch.FloatTensor of shape (B, pixels), optional
             For a model with `config.pixel_sets`: fluxes on their grids over the median of the spectrum, NaN where
             unknown. Without them, labels that were learnt from pixels are NaN.
+        scalars : torch.FloatTensor of shape (B, len(config.scalar_names), 2), optional
+            Values and one-sigma errors, NaN where unknown: a label that needs one is then predicted from the spectrum
+            alone. A request of such a label without `scalars` is an error.
         num_items_in_batch : int, optional
             Of labels, in all batches of a step: the loss is the sum over the known labels over this number, in place of
             their mean, so that the losses of the batches add up.
@@ -1008,7 +1016,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         values, errors = mean * scale + center, torch.exp(0.5 * log_variance) * scale
         if kept is not None:
             found = values, errors, mean, log_variance
-            seen = coefficients, reliability, interval_ids, attention_mask, pixels
+            seen = coefficients, reliability, interval_ids, attention_mask, pixels, scalars
             values, errors, mean, log_variance = self._corrected(outputs, refined, all_ids, kept, found, seen)
         return SpectraFMPredictionOutput(
             loss=loss,
@@ -1103,10 +1111,11 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         Values, errors, means and log-variances (B, R): those that were `found` for the columns that are `kept`, and
         those of `corrections` where they are requested.
         """
-        coefficients, reliability, interval_ids, attention_mask, pixels = evidence
+        coefficients, reliability, interval_ids, attention_mask, pixels, scalars = evidence
         intervals = interval_ids[0]
         components: dict[int, dict[str, torch.Tensor]] = {}  # of the pixels, by the set
         answers: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor, Any]]] = {}
+        blind: dict[tuple[int, int], torch.Tensor] = {}  # stars of which a scalar is unknown
         values, errors, mean, log_variance = (
             part.new_full(request_ids.shape, math.nan).index_copy(1, torch.nonzero(kept)[:, 0], part) for part in found
         )
@@ -1123,6 +1132,9 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             ids = torch.tensor(self.config.label_ids([*correction.inputs, correction.label]), device=mean.device)
             answer_of, doubts = self.uncorrected(outputs, refined, ids.expand(len(mean), -1))
             seen = reliability if attention_mask is None else reliability * attention_mask[..., None]
+            own_scalars = self._own_scalars(correction, scalars)
+            if own_scalars is not None:
+                own_scalars, blind[row, rung] = own_scalars[stars], self.blind(correction, scalars)[stars]
             number = correction.pixels
             if number >= 0 and pixels is not None and number not in components:
                 components[number] = self.pixel_sets[number](pixels)
@@ -1137,6 +1149,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
                     seen[stars][:, own],
                     intervals[own],
                     {name: part[stars] for name, part in components.get(number, {}).items()},
+                    own_scalars,
                 )
             answers.setdefault((row, rung), []).append((*both, settings))
         for (row, rung), parts in answers.items():
@@ -1144,12 +1157,31 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             (stars,) = torch.nonzero(here.any(dim=1), as_tuple=True)
             value, error = (
                 mean.new_full((len(mean),), math.nan).index_copy(0, stars, part.to(mean))[:, None]
-                for part in mixed(*zip(*parts, strict=True))
+                for part in mixed(*zip(*parts, strict=True), blind.get((row, rung)))
             )
             values, errors = torch.where(here, value, values), torch.where(here, error, errors)
             mean = torch.where(here, (value - center) / scale, mean)
             log_variance = torch.where(here, 2.0 * torch.log(error / scale), log_variance)
         return values, errors, mean, log_variance
+
+    def blind(self, correction: SpectraFMCorrection, scalars: torch.Tensor | None) -> torch.Tensor:
+        """Stars of which a scalar of a correction is unknown, (B,); `scalars` as in `forward`."""
+        own = self._own_scalars(correction, scalars)
+        assert own is not None
+        return ~correction.estimated(own)[2].all(dim=1)
+
+    def _own_scalars(self, correction: SpectraFMCorrection, scalars: torch.Tensor | None):
+        """Those of a correction, (B, scalars, 2), out of all; None where it has none."""
+        if not correction.scalars:
+            return None
+        names = list(self.config.scalar_names)
+        if scalars is None:
+            raise ValueError(
+                f"scalars: expected {', '.join(correction.scalars)}, which {correction.label} is predicted from, NaN "
+                "where unknown (the tokenizer takes scalars={name: values}), got none"
+            )
+        check_shapes((len(scalars), len(names), 2), scalars=scalars)
+        return scalars[:, [names.index(name) for name in correction.scalars]]
 
     def _answers(self, outputs: SpectraFMModelOutput, request_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance of each member of each rung for all labels, (B, rungs * M, labels), NaN for none."""

@@ -27,11 +27,11 @@ def is_table(value) -> bool:
     return own or (hasattr(value, "schema") and hasattr(value, "column"))
 
 
-def rows_of_table(value, keep_refused: bool = False) -> tuple[list[GatedRow], bool]:
+def rows_of_table(value, keep_refused: bool = False, scalars: Sequence[str] = ()) -> tuple[list[GatedRow], bool]:
     """
-    Rows in the project's schema, and whether the object is one spectrum: by the installed package, which knows files
-    and names of columns, with or without those that are refused. A checkpoint that is loaded without it takes arrays,
-    mappings and spectra of specutils.
+    Rows in the project's schema, with some scalars where the object has them, and whether it is one spectrum: by the
+    installed package, which knows files and names of columns, with or without those that are refused. A checkpoint that
+    is loaded without it takes arrays, mappings and spectra of specutils.
     """
     try:
         objects = importlib.import_module("spectrafm_hf.data.objects")
@@ -40,7 +40,7 @@ def rows_of_table(value, keep_refused: bool = False) -> tuple[list[GatedRow], bo
             f"wavelength: expected arrays or a mapping where the package spectrafm_hf is not installed, got a "
             f"{type(value).__name__}; pip install spectrafm_hf"
         ) from error
-    rows, one = objects.rows_of(value, keep_refused=keep_refused)
+    rows, one = objects.rows_of(value, keep_refused=keep_refused, scalars=scalars)
     return list(map(GatedRow, rows)), one
 
 
@@ -104,9 +104,10 @@ def are_tables(value) -> bool:
     return is_table(value) or (isinstance(value, list) and bool(value) and all(map(is_table, value)))
 
 
-def rows_of_tables(value) -> list[GatedRow]:
+def rows_of_tables(value, scalars: Sequence[str] = ()) -> list[GatedRow]:
     """Those columns of all rows that count here."""
-    found = [row for each in (value if isinstance(value, list) else [value]) for row in rows_of_table(each)[0]]
+    tables = value if isinstance(value, list) else [value]
+    found = [row for each in tables for row in rows_of_table(each, scalars=scalars)[0]]
     names = set.intersection(*(set(row) for row in found))
     return [GatedRow((name, row[name]) for name in row if name in names) for row in found]
 

@@ -198,7 +198,7 @@ class StellarLabelsPipeline(Pipeline):
         if isinstance(inputs, list) and not inputs:
             return Answers()
         if not hasattr(inputs, "with_format"):
-            inputs = _spectra_of(inputs)
+            inputs = _spectra_of(inputs, getattr(self.feature_extractor, "scalar_names", None) or ())
         if hasattr(inputs, "with_format"):
             # The base class would take a data set of the library `datasets` for one input.
             inputs = _rows_of_data_set(inputs)
@@ -287,7 +287,8 @@ class StellarLabelsPipeline(Pipeline):
         if measures and tokenizer.basis is None:
             raise ValueError(NO_BASIS)
         tokenizer._requests(requests, 1)  # an unknown request is an error of the call, not of a star
-        tokenizer.label_ids(list(scalars or ()), "scalars")
+        if not tokenizer.scalar_names:
+            tokenizer.label_ids(list(scalars or ()), "scalars")
         chosen = requests is not None
         if requests is None:
             requests = tokenizer.label_names if tokenizer.requests is None else tokenizer.requests
@@ -434,10 +435,10 @@ def _tokenizer_of(model: Any) -> SpectraFMTokenizer:
     return tokenizer
 
 
-def _spectra_of(inputs):
+def _spectra_of(inputs, scalars=()):
     """Tables, paths and arrays of several stars as lists of spectra; other inputs are unchanged."""
     if is_table(inputs):
-        rows, one = rows_of_table(inputs, keep_refused=True)
+        rows, one = rows_of_table(inputs, True, scalars)
         return rows[0] if one else rows
     if isinstance(inputs, tuple) and len(inputs) > 1 and getattr(inputs[1], "ndim", 1) == 2:
         n_stars = len(inputs[1])
@@ -446,7 +447,7 @@ def _spectra_of(inputs):
     if is_spectrum(inputs) and inputs.flux.ndim == 2:
         return [inputs[star] for star in range(len(inputs.flux))]
     if isinstance(inputs, list) and any(is_table(each) or _is_several(each) for each in inputs):
-        found = [_spectra_of(each) for each in inputs]
+        found = [_spectra_of(each, scalars) for each in inputs]
         return [spectrum for each in found for spectrum in (each if isinstance(each, list) else [each])]
     return inputs
 

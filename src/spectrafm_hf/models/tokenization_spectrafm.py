@@ -53,6 +53,7 @@ from .tokens_spectrafm import (
     fluxes_over_median,
     label_inputs,
     scalar_inputs,
+    scalars_with_errors,
 )
 from .velocity_spectrafm import VelocityMeter
 
@@ -110,6 +111,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     pixel_wavelength : list[list[float]], optional
         With a basis: grids in Angstrom, increasing, on which the fluxes themselves are given to the model as well, for
         labels that were learnt from them.
+    scalar_names : list[str], optional
+        With a basis: scalars, such as a parallax, that labels were learnt from as well.
 
     Raises
     ------
@@ -137,6 +140,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         basis_file: str | None = None,
         basis: SpectrumBasis | None = None,
         pixel_wavelength: Sequence[Sequence[float]] | None = None,
+        scalar_names: Sequence[str] | None = None,
         **kwargs,
     ):
         if unknown := kwargs.keys() - FOREIGN_KEYS:
@@ -157,6 +161,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         self.seed = whole_number("seed", seed, 0)
         self.basis = basis
         self.basis_file = BASIS_FILE if basis is not None else basis_file
+        self.scalar_names = None if scalar_names is None else distinct_names("scalar_names", scalar_names)
         self.pixel_wavelength: list[Any] | None = None
         if pixel_wavelength is not None:
             self.pixel_wavelength = [number_table("pixel_wavelength", grid) for grid in pixel_wavelength]
@@ -325,7 +330,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             True or not 0 where a pixel is bad. Pixels with NaN or infinite flux, and those with zero, infinite or
             single NaN errors, count as masked as well.
         scalars : mapping of name to number or array of shape (stars,)
-            Known values in physical units, NaN where unknown; with rows, a list of column names.
+            Known values in physical units, NaN where unknown; with rows, a list of column names. With `scalar_names`
+            these, with errors as `<name>_err` where they are known; by default the columns of the rows.
         requests : sequence of names or wavelengths
             Labels, or wavelengths of fluxes (in `wavelength_unit`, or quantities; in the rest frame). The same for
             every star, or a list for each star.
@@ -358,8 +364,8 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         BatchFeature
             With a basis `coefficients`, `reliability`, `estimate`, `pull` (stars, intervals, coefficients),
             `information` (stars, intervals, coefficients, coefficients), `misfit`, `interval_ids` and `attention_mask`
-            (stars, intervals), see [`Evidence`], and with `pixel_wavelength` the fluxes there over their median,
-            `pixels`. Without one `flux`, `wavelength` and `attention_mask` (stars, pixels).
+            (stars, intervals), see [`Evidence`]; with `pixel_wavelength` the fluxes there over their median, `pixels`,
+            and with `scalar_names` values and errors, `scalars`. Without one `flux`, `wavelength` and `attention_mask`.
             `request_ids` (stars, requests), and where there is need for them `request_wavelength`,
             `flux_center`, `flux_scale`, `labels`, `label_errors` in its shape;
             `scalar_ids`, `scalar_values` (stars, scalars). Wavelengths are Angstrom, vacuum, rest frame. An answer
@@ -377,7 +383,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
         columns = (wavelength, flux, flux_error, mask)
         call = Columns(columns, self._units(), scalars, labels, label_errors, resolving_power, normalised)
-        call = columns_of_call(call, shift=radial_velocity is None)
+        call = columns_of_call(call, radial_velocity is None, self.scalar_names or ())
         self.label_ids(list(call.labels), "labels")
         pixels, measured = self._read(call, radial_velocity)
         n_stars = len(pixels["flux"])
@@ -392,7 +398,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             drawn = rng if self.sampling == "random" else None
             standard = self._standardisation()
             inputs = flux_inputs(pixels, standard, self.valid_flux, self.clip, max_length, drawn)
-        if call.scalars:
+        if self.scalar_names:
+            inputs |= scalars_with_errors(call.scalars, self.scalar_names, n_stars)
+        elif call.scalars:
             inputs |= scalar_inputs(call.scalars, np.array(self.label_ids(list(call.scalars), "scalars")), n_stars)
         inputs |= self._requests(list(call.labels) if requests is None and call.labels else requests, n_stars)
         if call.labels:

@@ -1,7 +1,7 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """Pixels of stars -> tokens: evidence of the intervals of a basis, or fluxes one by one, as in the paper."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -331,6 +331,22 @@ def scalar_inputs(scalars: Mapping[str, Any], ids: np.ndarray, n_stars: int) -> 
         "scalar_ids": np.where(known, ids[order], PADDING_ID),
         "scalar_values": np.where(known, values, 0.0).astype(np.float32),
     }
+
+
+def scalars_with_errors(scalars: Mapping[str, Any], names: Sequence[str], n_stars: int) -> dict[str, np.ndarray]:
+    """`scalars` (stars, names, 2), values and errors, NaN where unknown; nothing where none is given."""
+    columns = {column: name for name in names for column in (name, f"{name}_err")}
+    if missing := [name for name in names if name not in scalars]:
+        if not scalars:
+            return {}
+        raise ValueError(f"scalars: expected {', '.join(names)} (NaN where unknown), got none of {', '.join(missing)}")
+    if unknown := sorted(scalars.keys() - columns.keys()):
+        raise ValueError(f"scalars: expected names out of {list(columns)}, got {unknown}")
+    found = np.full((n_stars, len(columns)), np.nan)
+    for number, column in enumerate(columns):
+        values = per_star(f"scalars[{column!r}]", scalars.get(column), n_stars)
+        found[:, number] = np.where(np.abs(values) < HUGE, values, np.nan)
+    return {"scalars": found.reshape(n_stars, len(names), 2).astype(np.float32)}
 
 
 def label_inputs(

@@ -17,7 +17,7 @@ import platform
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,7 +52,9 @@ from ..inference.training_range import TrainingRange
 from ..inference.velocities import settled
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
 from ..statistics import robust_scatter
-from .heads import MOST_STARS, Choice, choose_heads, fit_pixels, make_folds
+from .choices import Choice, choose_heads, make_folds
+from .components import fit_pixels
+from .heads import MOST_STARS
 from .metrics import format_table, table_metrics
 from .rivals import Sample, ask_rivals, pixels_of, verdict
 
@@ -103,6 +105,7 @@ def finetune(
     model: str = BASE_CHECKPOINT,
     names: Sequence[str] | None = None,
     units: Mapping[str, str] | None = None,
+    scalars: Sequence[str] = (),
     id_column: str | None = None,
     seed: int = 0,
     failures: Sequence[Failure] = (),
@@ -124,6 +127,10 @@ def finetune(
         As `find_files` returns them.
     labels, names, units, id_column
         See [`read_label_table`] and [`join`].
+    scalars : sequence of str
+        Columns of the spectra or of the labels that may be inputs too, such as a colour or a parallax, NaN where
+        unknown, with one-sigma errors in `<name>_err`. They are used for labels that they help to predict in
+        cross-validation; the checkpoint then needs them.
     out : path
         Folder for the checkpoint, its card and picture. In `out/report` are tables of dropped spectra, of the splits,
         of the heads that were compared and of the predictions; in `out/work` is the data set of the spectra. (None of
@@ -153,7 +160,10 @@ def finetune(
     if tokenizer.basis is None:
         raise ValueError(f"model: expected a checkpoint on evidence, such as {BASE_CHECKPOINT}, got {model}")
     known = dict(zip(base.config.label_names, base.config.label_units, strict=True))
-    table = read_label_table(labels, names, units, known)
+    scalars = list(dict.fromkeys(name.lower() for name in scalars))
+    table = read_label_table(labels, names, units, known, scalars)
+    if scalars:
+        reading["scalars"] = scalars
     join_columns(table.table, id_column)  # before the spectra are read, which takes long
     fingerprint = hashlib.sha256(
         json.dumps(
@@ -163,7 +173,7 @@ def finetune(
     ).hexdigest()
     settings = {
         "model": model, "labels": table.units, "table": sha256(labels), "spectra": fingerprint, "id_column": id_column,
-        "seed": seed,
+        "seed": seed, **({"scalars": scalars} if scalars else {}),
     }  # fmt: skip
     is_new = not out.exists()
     work = _working_folder(out, settings, overwrite)
@@ -174,7 +184,7 @@ def finetune(
         # At rest as in predictions, where a file does not state it.
         at_rest = functools.partial(settled, model=base, tokenizer=tokenizer)
         spectra, dropped = read_data_set(files, work, failures, fingerprint, command, transform=at_rest, **reading)
-        run = _Run(out, table, model, seed, command, say, draw)
+        run = _Run(out, table, scalars, model, seed, command, say, draw)
         with one_thread():
             complete, evaluation = run(base, tokenizer, spectra, dropped, id_column)
     except ValueError:
@@ -202,6 +212,7 @@ class _Run:
 
     out: Path
     table: Labels
+    scalars: Sequence[str]
     model: str
     seed: int
     command: str
@@ -218,7 +229,7 @@ class _Run:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The summary of a complete run, and its evaluation."""
         names, say = list(self.table.units), self.say
-        stars, without, joined_by = with_labels(spectra, self.table, id_column)
+        stars, without, joined_by = with_labels(spectra, self.table, id_column, self.scalars)
         dropped += without
         n_labelled = len(set(texts_of(stars, "object_id")))
         say(f"{len(stars):,} spectra of {n_labelled:,} stars have labels (joined by {joined_by})")
@@ -230,6 +241,9 @@ class _Run:
         # The first ones count where they are many: in any order.
         order = np.random.default_rng([self.seed, 7]).permutation(len(rows))
         stars, states = stars.select(rows[order]), states[order]
+        if self.scalars:
+            columns = [[column_of(stars, f"{name}{end}") for end in ("", "_err")] for name in self.scalars]
+            states = replace(states, scalar_names=list(self.scalars), scalars=np.array(columns).transpose(2, 0, 1))
         self._report_dropped(stars, dropped)
         splits = split_stars(texts_of(stars, "object_id"))
         fitted, tested = np.flatnonzero(splits == "train"), np.flatnonzero(splits == "test")
@@ -298,7 +312,10 @@ class _Run:
                 part.fill(correction)
             tried = ", ".join(f"{head} {rmse:.4g}" for head, rmse in choice.tried.items())
             self.say(f"{name}: {choice} ({FOLDS}-fold RMSE, wild ones winsorised: {tried})")
+            if choice.note:
+                self.say(f"{name}: scalars: {choice.note}")
             choices[name] = choice
+        tokenizer.scalar_names = list(base.config.scalar_names) or None
         return choices
 
     def _save(self, base: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> None:
@@ -359,7 +376,7 @@ class _Run:
             columns = (states.values[tested][:, at].T, states.errors[tested][:, at].T)
             values, errors = (dict(zip(before, part, strict=True)) for part in columns)
             answers[f"{Path(self.model).name}, as it was"] = values, errors
-        for rival, both in ask_rivals(sample, inner, self.seed).items():
+        for rival, both in ask_rivals(sample, inner, self.seed, self.say).items():
             values, errors = (dict(zip(names, part[place[tested]].T, strict=True)) for part in both)
             answers[rival] = values, errors
         return answers

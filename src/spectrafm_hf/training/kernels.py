@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from ..models.correction_spectrafm import (
-    covariance,
-)
+from ..models.configuration_spectrafm import SCALAR_GROUPS
+from ..models.correction_spectrafm import covariance, variance_of_inputs
 from ..statistics import MAD_TO_SIGMA
 
 
@@ -56,13 +55,27 @@ class Head:
 
 
 class Kernel:
-    """Hyperparameters of a head as one vector of logarithms, with their priors."""
+    """
+    Hyperparameters of a head as one vector of logarithms, with their priors.
 
-    def __init__(self, head: Head, sizes: Sequence[int], noise: float | None = None):
-        self.sizes, self.constant = list(sizes), CONSTANT if head.constant else 0.0
-        # A length for each prediction, one for all other inputs.
+    Parameters
+    ----------
+    head : Head
+    sizes : sequence of int
+        Features of each of its groups.
+    noise : float, optional
+        Variance of the noise that is expected.
+    unknown : torch.Tensor of shape (stars, features), optional
+        Variances of inputs with errors. Where there are features of fewer stars, they are of the first ones.
+    """
+
+    def __init__(
+        self, head: Head, sizes: Sequence[int], noise: float | None = None, unknown: torch.Tensor | None = None
+    ):
+        self.sizes, self.constant, self.unknown = list(sizes), CONSTANT if head.constant else 0.0, unknown
+        # A length for each prediction and scalar, one for all other inputs.
         self.groups = [
-            (size, size if group == "answers" else 1, kind)
+            (size, size if group in ("answers", *SCALAR_GROUPS) else 1, kind)
             for (group, kind), size in zip(head.groups.items(), sizes, strict=True)
         ]
         # Start, middle and width of the prior: of the noise and its growth, then group after group.
@@ -120,6 +133,9 @@ class Kernel:
             else:
                 matrix = matrix + covariance(part, part, 0.0, linear, length, [amplitude], [size])
             start += size
+        if self.unknown is not None:
+            shape = own["linear"], own["length"], own["amplitude"], self.sizes
+            label_variance = label_variance + variance_of_inputs(self.unknown[: len(doubt)], *shape)
         return matrix + torch.diag(own["noise"] * torch.exp(own["growth"] * doubt) + label_variance)
 
     def reweighted(self, parameters, features, doubt, stated, variance, target) -> torch.Tensor:

@@ -1,11 +1,14 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
 What one would do with labelled spectra without a fine-tuned checkpoint, fitted to the same stars: ridge regression, a
-Gaussian process and a neural network on pixels, and a neural network on the predictions of the frozen model.
+Gaussian process and a neural network on pixels, a neural network on the predictions of the frozen model, and TabICL
+where it is installed.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,18 +19,23 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from ..files import one_line
 from ..inference.states import States
 from ..models.correction_spectrafm import covariance, own_variance
 from .baseline import Spectra, _without_empty, transform_flux
 from .baselines import MLPBaseline
-from .heads import ITERATIONS, LIKELIHOOD_STARS, MOST_STARS, error_factor
+from .heads import ITERATIONS, LIKELIHOOD_STARS, MOST_STARS
 from .kernels import Head, Kernel
+from .weights import error_factor
 
 
 FloatArray = NDArray[np.floating[Any]]
 MLP_STEPS, MLP_EPOCHS = 1500, 100  # at most
 LEAST_SPREAD = 0.25  # of coefficients among stars, in units of their prior
 RESAMPLINGS = 1000
+TABICL_COMPONENTS = 40  # of the pixels: with hundreds of columns it takes minutes on a CPU
+ONE_SIGMA = (0.1587, 0.8413)  # quantiles
+TINY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -107,11 +115,15 @@ def _pixels(sample: Sample, fitted: Rows) -> FloatArray:
 
 
 def _answers(sample: Sample, fitted: Rows) -> FloatArray:
-    """What the frozen model answers, standardised, for all rows."""
+    """What the frozen model answers, and scalars, standardised, for all rows; unknown scalars are the middle one."""
     values = sample.states.values.copy()
     if "teff" in sample.states.inputs:
         column = values[:, sample.states.inputs.index("teff")]
         column[:] = np.log(np.maximum(column, 1.0))
+    if sample.states.scalars is not None:
+        scalars = sample.states.scalars[..., 0].astype(np.float64)
+        middle = np.nanmedian(_without_empty(scalars[fitted]), axis=0)
+        values = np.concatenate([values, np.where(np.isfinite(scalars), scalars, middle)], axis=1)
     spread = values[fitted].std(axis=0)
     return (values - values[fitted].mean(axis=0)) / np.where(spread > 0, spread, 1.0)
 
@@ -162,6 +174,24 @@ def _network(columns: Callable[[Sample], tuple[FloatArray, FloatArray]], transfo
     return predict
 
 
+def _tabicl(sample: Sample, fitted: Rows, tested: Rows, seed: int) -> tuple[FloatArray, FloatArray]:
+    """
+    The tabular foundation model TabICL, where it is installed and its weights are on this machine, on what the frozen
+    model answers and the first principal components of the pixels. ValueError without weights; none are downloaded.
+    """
+    regressor = importlib.import_module("tabicl").TabICLRegressor
+    inputs = np.concatenate([_answers(sample, fitted), _pixels(sample, fitted)[:, :TABICL_COMPONENTS]], axis=1)
+    found = np.empty((2, len(tested), sample.labels.shape[1]))
+    for column, label in enumerate(sample.labels.T):
+        rows = fitted[np.isfinite(label[fitted])]
+        model = regressor(allow_auto_download=False, random_state=seed).fit(inputs[rows], label[rows])
+        answer = model.predict(inputs[tested], output_type=["mean", "quantiles"], alphas=ONE_SIGMA)
+        found[0, :, column] = answer["mean"]
+        found[1, :, column] = 0.5 * np.diff(answer["quantiles"], axis=1)[:, 0]
+    return found[0], np.maximum(found[1], TINY)
+
+
+TABICL = "TabICL on its answers and pixels"
 RIVALS: dict[str, Predict] = {
     "Gaussian process on its answers": _process(_answers, "answers", "both"),
     "ridge on pixels": _process(_pixels, "shape", "linear"),
@@ -172,7 +202,10 @@ RIVALS: dict[str, Predict] = {
 
 
 def ask_rivals(
-    sample: Sample, parts: Sequence[tuple[Rows, Rows]], seed: int = 0
+    sample: Sample,
+    parts: Sequence[tuple[Rows, Rows]],
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, tuple[FloatArray, FloatArray]]:
     """
     Answers of all rivals for stars that they were not fitted to.
@@ -183,6 +216,8 @@ def ask_rivals(
     parts : sequence of (rows, rows)
         What to fit to, and what to ask for then, each star at most once.
     seed : int
+    say : callable
+        Gets a line where TabICL is installed and cannot be used.
 
     Returns
     -------
@@ -191,10 +226,17 @@ def ask_rivals(
         calibrated on these stars themselves.
     """
     answers = {}
-    for name, predict in tqdm(RIVALS.items(), desc="rivals", delay=2, leave=False, disable=None):
+    rivals = {**RIVALS, **({TABICL: _tabicl} if importlib.util.find_spec("tabicl") else {})}
+    for name, predict in tqdm(rivals.items(), desc="rivals", delay=2, leave=False, disable=None):
         found = np.full((2, *sample.labels.shape), np.nan)
-        for fitted, tested in parts:
-            found[:, tested] = predict(sample, fitted, tested, seed)
+        try:
+            for fitted, tested in parts:
+                found[:, tested] = predict(sample, fitted, tested, seed)
+        except Exception as failure:  # of another package, without which the comparison goes on
+            if name != TABICL:
+                raise
+            say(f"TabICL is installed, but not compared, as it cannot be used: {one_line(failure)}")
+            continue
         for column, label in enumerate(sample.labels.T):
             known = np.isfinite(label) & np.isfinite(found[0, :, column])
             residual, error = found[0, known, column] - label[known], found[1, known, column]
@@ -233,4 +275,4 @@ def verdict(label: str, unit: str, own: FloatArray, others: Mapping[str, FloatAr
     )
 
 
-__all__ = ["RIVALS", "Sample", "ask_rivals", "pixels_of", "verdict"]
+__all__ = ["RIVALS", "TABICL", "Sample", "ask_rivals", "pixels_of", "verdict"]

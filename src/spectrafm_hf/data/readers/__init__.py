@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from ...files import one_line
 from ...models.gate_spectrafm import SPEED_OF_LIGHT
+from ..scalars import join_scalars, with_errors
 from . import (
     apogee,
     arrays,
@@ -180,6 +181,8 @@ def read_spectra(
     columns: Mapping[str, str] | None = None,
     failures: list[Failure] | None = None,
     keep_refused: bool = False,
+    scalars: Sequence[str] = (),
+    scalar_table: str | os.PathLike[str] | None = None,
 ) -> Iterator[Row]:
     """Spectra of some files, one after the other, in the schema of this project.
 
@@ -217,6 +220,10 @@ def read_spectra(
         Gets the files that cannot be read, and the others go on. Without it, the first is an error.
     keep_refused : bool
         Yield what is no spectrum of a star too, with the reason in `refused`. Without it, that is a failure.
+    scalars : sequence of str
+        Columns of numbers, one for each star, to be read too, as is `<name>_err`: of tables with a spectrum in a row.
+    scalar_table : path, optional
+        Table with these columns, see `ScalarTable`: for spectra that do not bring them.
 
     Yields
     ------
@@ -266,7 +273,21 @@ def read_spectra(
         at_rest,
         resolving_power,
         keep_refused,
+        with_errors(scalars),
     )
+    rows = _read(files, chosen, options, format, failures, keep_refused)
+    yield from rows if scalar_table is None else join_scalars(rows, scalars, scalar_table)
+
+
+def _read(
+    files: Iterable[str | os.PathLike[str]],
+    chosen: Sequence[SpectrumFormat],
+    options: Options,
+    format: str | None,
+    failures: list[Failure] | None,
+    keep_refused: bool,
+) -> Iterator[Row]:
+    """`read_spectra` with checked arguments."""
     for path in map(Path, files):
         found = None
         try:

@@ -100,6 +100,8 @@ class Options:
     """What settles medium and frame where a file does not state them; the resolving power counts in any case."""
     keep_refused: bool = False
     """Hand on what is no spectrum of a star, with the reason."""
+    scalars: Sequence[str] = ()
+    """Further columns of numbers, one for each star, that are wanted."""
 
     @property
     def wavelength_unit(self) -> units.UnitBase | None:

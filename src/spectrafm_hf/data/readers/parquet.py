@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
         right = pa.types.is_boolean(value) or pa.types.is_integer(value) if expected == "bool" else _is_number(value)
         if not right:
             raise ValueError(f"{role}: expected a column of type list<{expected}> in {file.path}, got {kind}")
-    numbers = _numbers(schema)
+    numbers = _numbers(schema, options.scalars)
     about = [name for name in ("survey", *_STATED) if name in schema.names]
     speeds = [roles[role] for role in ("radial_velocity", "redshift") if role in roles and roles[role] not in numbers]
     others = [*([roles["object_id"]] if "object_id" in roles else []), *about, *numbers, *speeds]
@@ -121,6 +121,7 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
         columns = {name: batch.column(name).to_pylist() for name in dict.fromkeys(others)}
         for i in range(len(batch)):
             row: Row = {name: column[i] for name, column in columns.items() if column[i] is not None}
+            row |= {name: np.nan for name in options.scalars if name in columns and name not in row}
             object_id = row.get(roles.get("object_id", ""), f"{file.stem}:{start + i}")
             there = [role for role in ("radial_velocity", "redshift") if roles.get(role, "") in row]
             row |= moving({role: row[roles[role]] for role in there}, roles, {})
@@ -170,10 +171,10 @@ def _units(roles: Mapping[str, str], options: Options) -> Row:
     return units | {"flux_unit": unit_of(written["flux"]), "error_unit": unit_of(written.get("flux_error"))}
 
 
-def _numbers(schema: pa.Schema) -> list[str]:
-    """Signal-to-noise ratio, scalars, and labels with their errors."""
+def _numbers(schema: pa.Schema, scalars: Sequence[str]) -> list[str]:
+    """Signal-to-noise ratio, scalars that are known or wanted, and labels with their errors."""
     labels = [name for label in label_names_of(schema.names) for name in (label, f"{label}_err")]
-    names = ["snr", *SCALAR_UNITS, *labels]
+    names = dict.fromkeys(["snr", *SCALAR_UNITS, *labels, *scalars])
     return [name for name in names if name in schema.names and pa.types.is_floating(schema.field(name).type)]
 
 
@@ -199,7 +200,7 @@ def read_multimodal_universe(file: OpenFile, options: Options) -> Iterator[Row]:
         table = table.rename_columns(lower if len(set(lower)) == len(lower) else table.column_names)
         flags = _pixel_flags(table, options)
         table = from_multimodal_universe(table, survey=MULTIMODAL_UNIVERSE.survey)
-        numbers = _numbers(table.schema)
+        numbers = _numbers(table.schema, options.scalars)
         pixels = {name: _lists(table[name].combine_chunks()) for name in PIXEL_COLUMNS}
         others: dict[str, list[Any]] = {name: table[name].to_pylist() for name in ("object_id", "survey", *numbers)}
         for i in range(len(table)):
