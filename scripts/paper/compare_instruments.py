@@ -34,12 +34,11 @@ from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
 from spectrafm_hf.synthesis.instruments import Instrument, extinction_curve
 from spectrafm_hf.synthesis.labels import draw_optical_labels
 from spectrafm_hf.synthesis.survey_observed import LikeObserved
+from spectrafm_hf.synthesis.survey_spectra import SURVEYS, factor_like
 from spectrafm_hf.synthesis.synthetic import load_emulator
 
 
 Array = NDArray[Any]
-#: Instruments, and the resolving power that their spectra are said to have.
-SURVEYS = {"lamost-lrs": 1_800.0, "sdss-boss": 2_000.0, "desi": 3_500.0, "galah": 28_000.0, "gaia-rvs": 11_500.0}
 SNR = 100.0
 EXCESSES, R_V = (0.3, 1.0), 3.1  # of dust that is put before stars of MILES
 
@@ -85,7 +84,7 @@ def optical_stars(
     wavelength, lines = emulator.synthesize(normalized=True, **labels)
     factor: Array | float = 1.0
     if like is not None:
-        factor = np.maximum(1.0 + like.added(np.asarray(wavelength), labels, generator) / np.maximum(lines, 0.05), 0.05)
+        factor = factor_like(like, np.asarray(wavelength), np.asarray(lines), labels, generator)
     for name, power in SURVEYS.items():
         instrument = Instrument.load(name)
         flux = np.asarray(emulator.synthesize(normalized=instrument.normalisation == "continuum", **labels)[1])
