@@ -140,6 +140,14 @@ def comparison(names: str, one: tuple[Array, Array], other: tuple[Array, Array])
         yield f"| {names} | {known.sum()} | {label} | {figures} | {z:.2f} |"
 
 
+def flags_of(name: str, blue: tuple[Array, Array, Array], red: tuple[Array, Array, Array]) -> str:
+    """What the flags of two halves say, beside their T_eff."""
+    parts = [
+        f"{half} half {found[0, 0]:.0f} K, {flags[0]}" for half, (found, _, flags) in (("blue", blue), ("red", red))
+    ]
+    return f"Flags of {name}: {'; '.join(parts)}."
+
+
 def observed_lines(model: Any, tokenizer: Any, folder: Path) -> Iterator[str]:
     """Lines of stars of MILES and of STELIB."""
     for name, splits in {"all": ("train", "validation", "test"), "not in training": ("validation", "test")}.items():
@@ -182,12 +190,14 @@ def report(arguments: argparse.Namespace) -> str:
         if tokenizer.basis is None:
             raise ValueError(f"model: expected one on evidence, got {arguments.model}")
         like = LikeObserved(tokenizer.basis, arguments.miles)
-    if arguments.files:
-        for path in sorted(path for path in find_files([arguments.files]) if "xshooter" in Path(path).name):
-            blue, red = (answers(model, tokenizer, rows)[:2] for rows in halves(Path(path)))
-            lines += comparison(f"blue - red half, {Path(path).name}", blue, red)
+    notes = [""] if arguments.files else []
+    for path in sorted(find_files([arguments.files])) if arguments.files else ():
+        if "xshooter" in (name := Path(path).name):
+            blue, red = (answers(model, tokenizer, rows) for rows in halves(Path(path)))
+            lines += comparison(f"blue - red half, {name}", blue[:2], red[:2])
+            notes.append(flags_of(name, blue, red))
     lines += synthetic_lines(model, tokenizer, like, arguments.stars)
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *notes, ""])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
