@@ -99,26 +99,38 @@ def interpolation(x: np.ndarray, knots: Sequence[float]) -> np.ndarray:
     return np.stack([np.interp(x, knots, column) for column in np.eye(len(knots))], axis=1)
 
 
+def weighted_median(values: np.ndarray, weight: np.ndarray) -> float:
+    order = np.argsort(values)
+    total = np.cumsum(weight[order])
+    return float(np.mean(values[order][np.searchsorted(total, total[-1] * np.array([0.5 - 1e-9, 0.5 + 1e-9]))]))
+
+
 def error_curves(
-    residual: np.ndarray, sigma: np.ndarray, label_error: np.ndarray, design: Sequence[np.ndarray]
+    residual: np.ndarray,
+    sigma: np.ndarray,
+    label_error: np.ndarray,
+    design: Sequence[np.ndarray],
+    counts: np.ndarray | None = None,
 ) -> tuple[float, list[list[float]]]:
     """
     A factor, and ln of further ones at the knots of each part of the design, by which `sigma` (stars,) is multiplied so
     that the median of |residual| over all errors is that of a Gaussian, whatever the star.
 
-    Each part of the design is (stars, knots). Near a knot with few stars the factor is drawn to one.
+    Each part of the design is (stars, knots). Near a knot with few stars the factor is drawn to one. `counts` (stars,)
+    is how much each spectrum counts, 1 by default: less where there are several of one star.
     """
     known = np.isfinite(residual)
     table = np.concatenate(design, axis=1)[known]
     size, sigma, label_error = np.abs(residual[known]) + 1e-9, sigma[known], label_error[known]
+    counts = np.ones(len(size)) if counts is None else counts[known]
     total, values = 0.0, np.zeros(table.shape[1])
     for _ in range(CALIBRATION_ROUNDS):  # the errors of the labels count as well
         found = total + table @ values
         wanted = found + np.log(size * MAD_TO_SIGMA / np.hypot(np.exp(found) * sigma, label_error))
-        total = float(np.median(wanted))
+        total = weighted_median(wanted, counts)
         weight = np.ones(len(table))
         for _ in range(MEDIAN_ROUNDS):  # least absolute deviations
-            root = np.sqrt(weight)
+            root = np.sqrt(weight * counts)
             prior = PRIOR_STARS**0.5 * np.eye(len(values))
             rows = np.concatenate([table * root[:, None], prior])
             values = np.linalg.lstsq(rows, np.append((wanted - total) * root, np.zeros(len(values))))[0]
@@ -149,12 +161,12 @@ def calibrate(
     config = model.config
     names = list(config.network_labels)
     config.rung_error_factors, config.rung_error_floors = [], []
-    if with_curves:
-        config.label_error_curves = None
+    config.rung_error_knots, config.rung_error_curves = [], []
     limits = []
     factors: list[dict[str, float]] = []
     floors: list[dict[str, float]] = []
-    curves: dict[str, list[list[float]]] = {}
+    all_knots: list[list[list[float]]] = []
+    curves: list[dict[str, list[list[float]]]] = []
     for columns in stars:
         costs, misfits, answers = [], [], []
         for start in range(0, len(columns["teff"]), EVALUATED_AT_ONCE):
@@ -184,6 +196,8 @@ def calibrate(
         limits.append([float(np.percentile(np.concatenate(values), STRANGEST)) for values in (costs, misfits)])
         factors.append({})
         floors.append({})
+        all_knots.append([])
+        curves.append({})
         if "snr" in columns:  # observed stars; others are refined
             residual, sigma, label_error, unknown, values = (
                 np.concatenate(part) for part in zip(*answers, strict=True)
@@ -194,8 +208,8 @@ def calibrate(
                 if not np.isfinite(residual[:, i]).any():
                     continue
                 if with_curves:
-                    config.label_error_knots = knots
-                    factors[-1][name], curves[name] = error_curves(
+                    all_knots[-1] = knots
+                    factors[-1][name], curves[-1][name] = error_curves(
                         residual[:, i], sigma[:, i], label_error[:, i], design
                     )
                 else:
@@ -206,7 +220,7 @@ def calibrate(
             floors[-1] = {name: floors[-1].get(name, round(worst * scale[name], 6)) for name in names}
     config.evidence_limits, config.rung_error_factors, config.rung_error_floors = limits, factors, floors
     if with_curves:
-        config.label_error_curves = curves
+        config.rung_error_knots, config.rung_error_curves = all_knots, curves
 
 
 def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> None:

@@ -7,6 +7,7 @@
 Only what belongs to this rung is trained: it is added to a model that has none, and replaces that of one that has, such
 as the bundled `spectrafm-base`; all other weights stay as they are. A run is resumed with `--resume`; directions of the
 intervals and the coefficients of the synthetic stars are computed the first time and kept in the folder of the run.
+Then `calibrate_survey.py` calibrates the errors of this rung.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ CLASSES = ((400.0, 800.0, 1150.0, 0.2), (1150.0, 1800.0, 2700.0, 0.5), (2700.0, 
 N_DESIGNS = 48
 #: Shares of the grids that have no gaps, and of those that have gaps; the others have windows.
 WHOLE_GRIDS, GRIDS_WITH_GAPS = 0.6, 0.2
+#: Settings with an entry for each rung that follow from calibrations of it.
+OF_RUNG = ("evidence_limits", "rung_error_factors", "rung_error_floors", "rung_error_knots", "rung_error_curves")
 LEAST_INTERVALS = 2  # with information, at least, of a grid
 #: First and last wavelength (Angstrom, vacuum) of the windows of spectrographs of higher resolving powers: GALAH, RVS.
 WINDOWS = (((4_714.0, 4_902.0), (5_649.0, 5_872.0), (6_479.0, 6_737.0), (7_585.0, 7_887.0)), ((8_460.0, 8_700.0),))
@@ -193,7 +196,7 @@ def with_rung(
     for name, value in {"intervals": own, "components": components, "pixels": 0, "features": 0}.items():
         old = settings[f"rung_{name}"]
         settings[f"rung_{name}"] = placed(old, number, value) if old else []
-    for name in ("label_ranges", "rung_error_factors", "rung_error_floors", "evidence_limits"):
+    for name in (*OF_RUNG, "label_ranges"):
         settings[name] = []
     larger = SpectraFMForPrediction(SpectraFMConfig.from_dict(settings))
     new = tuple(f"{part}.{number}." for part in ("model.rungs", "means", "log_variances"))
@@ -289,8 +292,10 @@ def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> N
         drawn = sources.synthetic[0].labels
         ranges = {name: [float(np.nanmin(drawn[name])), float(np.nanmax(drawn[name]))] for name in names}
         config.label_ranges = placed(old.label_ranges, number, ranges)
-        for name in ("evidence_limits", "rung_error_factors", "rung_error_floors"):
-            setattr(config, name, placed(getattr(old, name), number, getattr(config, name)[0]))
+        for name in OF_RUNG:
+            found = getattr(config, name) or [[] if name == "rung_error_knots" else {}]
+            if before := getattr(old, name):
+                setattr(config, name, placed(before, number, found[0]))
         task.save(folder / "final")
         write_curves(folder / "curves.csv", trainer.state.log_history)
 

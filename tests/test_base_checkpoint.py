@@ -204,6 +204,23 @@ def test_what_has_no_lines_of_a_star_in_the_optical_is_flagged_and_stars_are_not
     assert all("edge" in flags or "unlike_training" in flags for flags in predict(base, strange)["flags"])
 
 
+def test_halves_of_two_stars_disagree_and_those_of_one_do_not(base, optical):
+    order = np.argsort([row["teff"] for row in optical])
+    cool, hot = ([optical[i] for i in part] for part in (order[:12], order[-12:]))
+    # The flux is over its median.
+    both = [
+        {**one, **{name: np.where(one["wavelength"] < 5_400.0, one[name], other[name]) for name in ("flux", "mask")}}
+        for one, other in zip(cool, hot, strict=True)
+    ]
+    one, two = ([("disagree" in flags) for flags in predict(base, rows)["flags"]] for rows in (optical, both))
+    assert sum(one) <= 1 and np.mean(two) > 0.6
+    # A window that no two parts can be made of is not asked.
+    window = changed(both, lambda w, f, e, m, g: (w, f, e, m | (w < 5_300.0) | (w > 5_480.0)))
+    assert not any("disagree" in flags for flags in predict(base, window)["flags"])
+    lone = changed(both, lambda w, f, e, m, g: (w, f, e, m | (w < 5_200.0) | (w > 5_300.0)))
+    assert not any("disagree" in flags for flags in predict(base, lone)["flags"])
+
+
 def test_a_sharp_spectrum_of_the_optical_says_what_a_smooth_one_does(base):
     wavelength = np.exp(np.arange(np.log(4_500.0), np.log(6_800.0), 1.0 / 20_000.0 / 2.5))
     emulator = load_emulator("emulator-optical").eval()

@@ -29,7 +29,7 @@ from spectrafm_hf.hub.cards import checksums
 #: Settings that have an entry for each rung, and those that only count the rungs.
 OF_RUNGS = (
     *("rung_intervals", "rung_components", "rung_pixels", "rung_features", "rung_error_factors", "rung_error_floors"),
-    *("label_ranges", "evidence_limits"),
+    *("label_ranges", "evidence_limits", "rung_error_knots", "rung_error_curves"),
 )
 COUNTS = ("num_intervals", "transformers_version", "_name_or_path")
 

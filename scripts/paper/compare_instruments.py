@@ -34,12 +34,11 @@ from spectrafm_hf.statistics import MAD_TO_SIGMA, robust_scatter
 from spectrafm_hf.synthesis.instruments import Instrument, extinction_curve
 from spectrafm_hf.synthesis.labels import draw_optical_labels
 from spectrafm_hf.synthesis.survey_observed import LikeObserved
+from spectrafm_hf.synthesis.survey_spectra import SURVEYS, factor_like
 from spectrafm_hf.synthesis.synthetic import load_emulator
 
 
 Array = NDArray[Any]
-#: Instruments, and the resolving power that their spectra are said to have.
-SURVEYS = {"lamost-lrs": 1_800.0, "sdss-boss": 2_000.0, "desi": 3_500.0, "galah": 28_000.0, "gaia-rvs": 11_500.0}
 SNR = 100.0
 EXCESSES, R_V = (0.3, 1.0), 3.1  # of dust that is put before stars of MILES
 
@@ -85,7 +84,7 @@ def optical_stars(
     wavelength, lines = emulator.synthesize(normalized=True, **labels)
     factor: Array | float = 1.0
     if like is not None:
-        factor = np.maximum(1.0 + like.added(np.asarray(wavelength), labels, generator) / np.maximum(lines, 0.05), 0.05)
+        factor = factor_like(like, np.asarray(wavelength), np.asarray(lines), labels, generator)
     for name, power in SURVEYS.items():
         instrument = Instrument.load(name)
         flux = np.asarray(emulator.synthesize(normalized=instrument.normalisation == "continuum", **labels)[1])
@@ -141,6 +140,14 @@ def comparison(names: str, one: tuple[Array, Array], other: tuple[Array, Array])
         yield f"| {names} | {known.sum()} | {label} | {figures} | {z:.2f} |"
 
 
+def flags_of(name: str, blue: tuple[Array, Array, Array], red: tuple[Array, Array, Array]) -> str:
+    """What the flags of two halves say, beside their T_eff."""
+    parts = [
+        f"{half} half {found[0, 0]:.0f} K, {flags[0]}" for half, (found, _, flags) in (("blue", blue), ("red", red))
+    ]
+    return f"Flags of {name}: {'; '.join(parts)}."
+
+
 def observed_lines(model: Any, tokenizer: Any, folder: Path) -> Iterator[str]:
     """Lines of stars of MILES and of STELIB."""
     for name, splits in {"all": ("train", "validation", "test"), "not in training": ("validation", "test")}.items():
@@ -183,12 +190,14 @@ def report(arguments: argparse.Namespace) -> str:
         if tokenizer.basis is None:
             raise ValueError(f"model: expected one on evidence, got {arguments.model}")
         like = LikeObserved(tokenizer.basis, arguments.miles)
-    if arguments.files:
-        for path in sorted(path for path in find_files([arguments.files]) if "xshooter" in Path(path).name):
-            blue, red = (answers(model, tokenizer, rows)[:2] for rows in halves(Path(path)))
-            lines += comparison(f"blue - red half, {Path(path).name}", blue, red)
+    notes = [""] if arguments.files else []
+    for path in sorted(find_files([arguments.files])) if arguments.files else ():
+        if "xshooter" in (name := Path(path).name):
+            blue, red = (answers(model, tokenizer, rows) for rows in halves(Path(path)))
+            lines += comparison(f"blue - red half, {name}", blue[:2], red[:2])
+            notes.append(flags_of(name, blue, red))
     lines += synthetic_lines(model, tokenizer, like, arguments.stars)
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *notes, ""])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,12 @@ BASIS = {
     "rung_intervals": [[0, 2]],
     "rung_components": [3],
 }
+CURVES = {
+    **BASIS,
+    "network_labels": ["teff"],
+    "rung_error_knots": [[[4000.0], [-1.0]]],
+    "rung_error_curves": [{"teff": [[0.1], [0.0]]}],
+}
 CONFIGS = {"basis": SpectraFMConfig(**BASIS), "original": SpectraFMConfig.original()}
 
 
@@ -85,14 +91,27 @@ def test_labels_have_ids_after_padding_and_flux():
             "flux_softening: expected a positive number with rung_pixels",
         ),
         (
-            {"label_error_curves": {"teff": [[0.0], [0.0]]}, "label_error_knots": [[1.0], [1.0]]},
-            "label_error_curves: expected none without teff in network_labels",
+            {**BASIS, "rung_error_curves": [{"teff": [[0.0], [0.0]]}], "rung_error_knots": [[[1.0], [1.0]]]},
+            "rung_error_curves: expected none without teff in network_labels",
         ),
         (
-            {**BASIS, "network_labels": ["teff"], "label_error_curves": {"teff": [[0.0], [0.0]]}},
-            "label_error_curves: expected for some of label_names, as many values as knots",
+            {**CURVES, "rung_error_curves": [{"teff": [[0.0], []]}]},
+            "rung_error_curves: expected for some of label_names, as many values as knots",
         ),
-        ({"label_error_knots": [[2.0, 1.0], [1.0]]}, "label_error_knots: expected none or two lists of rising numbers"),
+        (
+            {**CURVES, "rung_error_curves": [{"mass": [[0.0], [0.0]]}]},
+            "rung_error_curves: expected for some of label_names, as many values as knots",
+        ),
+        (
+            {**CURVES, "rung_error_curves": [{"teff": [[float("nan")], [0.0]]}]},
+            "rung_error_curves: expected finite numbers, as those of rung_error_knots",
+        ),
+        ({**CURVES, "rung_error_curves": []}, "rung_error_curves: expected as many entries as rung_error_knots"),
+        ({**CURVES, "rung_error_knots": [[], []]}, "rung_error_knots: expected none or one entry for each rung"),
+        (
+            {**CURVES, "rung_error_knots": [[[2.0, 1.0], [1.0]]]},
+            "rung_error_knots: expected none or two lists of rising numbers for a rung",
+        ),
         ({"label_scales": [1.0, 1.0, float("nan"), 1.0]}, "label_scales: expected positive numbers"),
         ({"label_scales": [1.0, 1.0, float("inf"), 1.0]}, "label_scales: expected positive numbers"),
         ({"label_centers": [0.0, 0.0, float("nan"), 0.0]}, "label_centers: expected finite numbers"),
@@ -101,6 +120,20 @@ def test_labels_have_ids_after_padding_and_flux():
 def test_a_field_that_cannot_be_is_an_error_that_names_it(fields, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         SpectraFMConfig(**fields)
+
+
+def test_curves_of_a_checkpoint_of_before_are_those_of_its_first_rung():
+    settings = SpectraFMConfig(**{**BASIS, "rung_intervals": [[0, 1], [1, 2]], "rung_components": [3, 3]}).to_dict()
+    del settings["rung_error_knots"], settings["rung_error_curves"]
+    settings |= {"network_labels": ["teff"], "label_error_knots": [[4000.0], [-1.0]]}
+    settings |= {"label_error_curves": {"teff": [[0.1], [0.2]]}}
+    config = SpectraFMConfig.from_dict(settings)
+    assert config.rung_error_knots == [[[4000.0], [-1.0]], []]
+    assert config.rung_error_curves == [{"teff": [[0.1], [0.2]]}, {}]
+    assert "label_error_curves" in settings  # what is given is not changed
+    settings["label_error_curves"] = None
+    assert SpectraFMConfig.from_dict(settings).rung_error_curves == ()
+    assert SpectraFMConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
 def test_a_field_of_the_wrong_type_is_an_error_that_names_it():

@@ -216,7 +216,7 @@ def test_errors_follow_curves_of_temperature_and_of_what_is_not_known():
     inputs = tokens(6)
     with torch.no_grad():
         before = model(**inputs)
-        model.config.label_error_knots, model.config.label_error_curves = knots, curves
+        model.config.rung_error_knots, model.config.rung_error_curves = [knots, []], [curves, {}]
         after = model(**inputs)
         alone = model(**inputs, request_ids=torch.full((6, 1), 3))
     expected = np.exp(
@@ -234,10 +234,19 @@ def test_errors_follow_curves_of_temperature_and_of_what_is_not_known():
         _, begun = model.uncorrected(model.model(**inputs), None, ids)
     torch.testing.assert_close(begun, after.prediction_errors)
     other = {name: value[:, 3:] for name, value in inputs.items()}  # the second rung alone has no curves
+    first = {name: value[:, :3] for name, value in inputs.items()}
     with torch.no_grad():
-        found = model(**other).prediction_errors
-        model.config.label_error_curves = None
+        found, of_first = (model(**each).prediction_errors for each in (other, first))
+        own = [[[4000.0, 6000.0], [-4.0, -1.0]], {"teff": [[0.0, 0.0], [0.3, 0.3]]}]
+        model.config.rung_error_knots, model.config.rung_error_curves = zip([knots, curves], own, strict=True)
+        longer, as_before = (model(**each).prediction_errors for each in (other, first))
+        both = model(**inputs).prediction_errors
+        model.config.rung_error_knots, model.config.rung_error_curves = [], []
         torch.testing.assert_close(found, model(**other).prediction_errors, rtol=0, atol=0)
+    torch.testing.assert_close(longer[:, 0], found[:, 0] * np.exp(0.3))
+    assert torch.equal(longer[:, 1:], found[:, 1:]) and torch.equal(as_before, of_first)
+    # Of a star with two such rungs, the mean.
+    torch.testing.assert_close(both[:, 0], before.prediction_errors[:, 0] * np.exp(0.15))
 
 
 @pytest.mark.parametrize("kind", [SpectraFMModel, SpectraFMForPrediction])

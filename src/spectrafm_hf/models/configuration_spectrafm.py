@@ -130,12 +130,14 @@ class SpectraFMConfig(PreTrainedConfig):
     label_error_factors : list[float]
         The errors that the network gives of a label are multiplied by its factor, found after training on validation
         stars; none: 1 for all.
-    label_error_knots : list[list[float]]
-        With `label_error_curves`: effective temperatures in K, and numbers for the missing information of a spectrum
-        (`unknown` of [`SpectraFMModelOutput`]), in order.
-    label_error_curves : dict[str, list[list[float]]]
-        For stars of the first rung: ln of a further factor of the error of a label is the sum of two numbers, which are
-        interpolated between the values at the temperatures and at the other knots, and constant beyond.
+    rung_error_knots : list[list[list[float]]]
+        With `rung_error_curves`, for each rung: effective temperatures in K, and numbers for the missing information of
+        a spectrum (`unknown` of [`SpectraFMModelOutput`]), in order. Empty for a rung without curves.
+    rung_error_curves : list[dict[str, list[list[float]]]]
+        For each rung: ln of a further factor of the error of a label is the sum of two numbers, which are interpolated
+        between the values at the temperatures and at the other knots, and constant beyond. Labels that are not in it
+        have no further factor. Earlier checkpoints have those of the first rung in `label_error_knots` and
+        `label_error_curves`, which are read as well.
     """
 
     model_type = "spectrafm"
@@ -190,8 +192,8 @@ class SpectraFMConfig(PreTrainedConfig):
     label_scales: list[float | int] | tuple[float | int, ...] = (550.0, 1.3, 0.3, 0.1)
     degrees_of_freedom: float | int = 0.0
     label_error_factors: list[float | int] | tuple[float | int, ...] = ()
-    label_error_knots: list[list[float]] | tuple[list[float], ...] = ()
-    label_error_curves: dict[str, list[list[float]]] | None = None
+    rung_error_knots: list[list[list[float]]] | tuple[list[list[float]], ...] = ()
+    rung_error_curves: list[dict[str, list[list[float]]]] | tuple[dict[str, list[list[float]]], ...] = ()
 
     @classmethod
     def original(cls, **kwargs) -> "SpectraFMConfig":
@@ -231,6 +233,12 @@ class SpectraFMConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As in the base class; other content of a file is kept, as transformers does."""
+        config_dict = dict(config_dict)
+        knots, curves = (config_dict.pop(f"label_error_{part}", None) for part in ("knots", "curves"))
+        if curves:  # of an earlier checkpoint, for its first rung
+            others = range(len(config_dict.get("rung_intervals", ())) - 1)
+            config_dict |= {"rung_error_knots": [knots, *([] for _ in others)]}
+            config_dict |= {"rung_error_curves": [curves, *({} for _ in others)]}
         known = FOREIGN_FIELDS | {field.name for field in dataclasses.fields(cls)}
         other = {key: value for key, value in config_dict.items() if key not in known and not key.startswith("_")}
         found = super().from_dict({key: value for key, value in config_dict.items() if key not in other}, **kwargs)
@@ -321,13 +329,7 @@ class SpectraFMConfig(PreTrainedConfig):
         factors = self.label_error_factors
         demand(len(factors) in (0, len(self.label_names)), "label_error_factors", "none or one for each label")
         demand(all(0 < factor < math.inf for factor in factors), "label_error_factors", "positive numbers")
-        curves, sizes = self.label_error_curves or {}, [len(knots) for knots in self.label_error_knots]
-        known = self.token_embedding == "basis" and "teff" in self.network_labels
-        demand(not curves or known, "label_error_curves", "none without teff in network_labels")
-        fits = set(curves) <= set(self.label_names) and all([len(v) for v in c] == sizes for c in curves.values())
-        demand(fits, "label_error_curves", "for some of label_names, as many values as knots")
-        rising = all(a < b for knots in self.label_error_knots for a, b in zip(knots[:-1], knots[1:], strict=True))
-        demand(rising and len(sizes) in (0, 2), "label_error_knots", "none or two lists of rising numbers")
+        self._check_error_curves(demand)
         limits = len(self.evidence_limits)
         demand(limits in (0, len(self.rung_intervals)), "evidence_limits", "none or two numbers for each rung")
         for field in ("label_ranges", "rung_error_factors", "rung_error_floors"):
@@ -345,6 +347,22 @@ class SpectraFMConfig(PreTrainedConfig):
             demand(len(getattr(self, field)) == len(self.label_names), field, f"{len(self.label_names)} entries")
         demand(all(math.isfinite(center) for center in self.label_centers), "label_centers", "finite numbers")
         demand(all(0 < scale < math.inf for scale in self.label_scales), "label_scales", "positive numbers")
+
+    def _check_error_curves(self, demand):
+        knots, curves, rungs = self.rung_error_knots, self.rung_error_curves, len(self.rung_intervals)
+        demand(len(knots) in (0, rungs), "rung_error_knots", "none or one entry for each rung")
+        demand(len(curves) == len(knots), "rung_error_curves", "as many entries as rung_error_knots")
+        known = self.token_embedding == "basis" and "teff" in self.network_labels
+        demand(not any(curves) or known, "rung_error_curves", "none without teff in network_labels")
+        for own, of_labels in zip(knots, curves, strict=True):
+            rising = all(a < b for each in own for a, b in zip(each[:-1], each[1:], strict=True))
+            demand(rising and len(own) in (0, 2), "rung_error_knots", "none or two lists of rising numbers for a rung")
+            sizes = [len(each) for each in own]
+            fits = all([len(values) for values in parts] == sizes for parts in of_labels.values())
+            named = set(of_labels) <= set(self.label_names)
+            demand(fits and named, "rung_error_curves", "for some of label_names, as many values as knots")
+            finite = all(math.isfinite(x) for parts in (own, *of_labels.values()) for each in parts for x in each)
+            demand(finite, "rung_error_curves", "finite numbers, as those of rung_error_knots")
 
     def _check_corrections(self, demand):
         demand(all(len(each) == 3 and min(each) >= 0 for each in self.pixel_sets), "pixel_sets", "three numbers each")

@@ -72,6 +72,12 @@ MOVED, MOVED_SIGMA = 1.5, 5.0  # km/s, and in units of the error
 # Wavelengths in air are shorter by 83 km/s in the optical, by 82 in the H band.
 AIR, AIR_TOLERANCE = -82.0, 8.0
 DISAGREE = 4.0  # standard deviations of chi^2
+#: Sigma, between the answers from the two halves of what was seen, of a rung without a star model. Those of 88
+#: validation stars of MILES differ by 1.9 at most.
+HALVES_DISAGREE = 3.5
+LABELS_OF_HALVES = ("teff", "logg", "fe_h")
+LEAST_RELIABLE = 0.02  # that an interval counts as seen from
+LEAST_INTERVALS = 2  # of each half
 
 
 def star_flags(
@@ -125,7 +131,10 @@ def star_flags(
         chi2 = torch.where(own, misfit, torch.nan).nanmedian(dim=1).values.cpu()
         here = ~by_stars & outputs.rung_seen[:, number].cpu()
         add("unlike_training", here & ((outputs.cost[:, number].cpu() > limit) | (chi2 > misfit_limit)))
-        if config.rung_pixels and config.rung_pixels[number]:
+        calibrated = any(config.rung_error_curves) and config.rung_error_curves[number]
+        if calibrated and not _by_pixels(config, number) and here.any():
+            add("disagree", here & _halves_disagree(model, inputs, own))
+        if _by_pixels(config, number):
             # A rung for one instrument alone (Gaia XP); a prism that sees to 2.5 micron is another one.
             add("unlike_training", here & (outside > LARGEST_OUTSIDE))
     values, errors = outputs.predictions.float().cpu(), outputs.prediction_errors.float().cpu()
@@ -147,6 +156,30 @@ def star_flags(
                     add("scalar_unknown", own & model.blind(correction, inputs["scalars"]).cpu())
         add("edge", edge & values[:, i].isfinite())
     return [[flag for flag in FLAGS if flag in flags] for flags in found]
+
+
+def _by_pixels(config: Any, rung: int) -> bool:
+    """Whether the network of a rung sees a completed spectrum rather than amplitudes."""
+    return bool(config.rung_pixels and config.rung_pixels[rung])
+
+
+@torch.no_grad()
+def _halves_disagree(model: Any, inputs: Mapping[str, Any], own: torch.Tensor) -> torch.Tensor:
+    """(stars,): whether the two halves of the seen intervals of a rung, `own` (stars, intervals), lead to two stars."""
+    names = [name for name in LABELS_OF_HALVES if name in model.config.network_labels]
+    ids = torch.tensor(model.config.label_ids(names), device=own.device).expand(len(own), -1)
+    seen = own & inputs["attention_mask"].bool() & (inputs["reliability"] > LEAST_RELIABLE).any(dim=-1)
+    number = seen.sum(dim=1, keepdim=True)
+    is_red = 2 * seen.cumsum(dim=1) > number
+    answers = []
+    for half in (seen & ~is_red, seen & is_red):
+        (columns,) = torch.nonzero(half.any(dim=0), as_tuple=True)
+        evidence = {name: inputs[name][:, columns] for name in ("coefficients", "reliability", "interval_ids")}
+        outputs = model.model(**evidence, attention_mask=half[:, columns])
+        answers.append([each.float().cpu() for each in model.uncorrected(outputs, None, ids)])
+    (blue, blue_error), (red, red_error) = answers
+    far = (blue - red).abs() > HALVES_DISAGREE * torch.hypot(blue_error, red_error)
+    return far.any(dim=1) & (number[:, 0].cpu() >= 2 * LEAST_INTERVALS)
 
 
 def _range_of_rungs(config: Any, name: str, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1235,27 +1235,34 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         """Log-variances of answers, (B, R), with the factors and curves of their labels."""
         if self.config.label_error_factors:
             log_variance = log_variance + 2.0 * log_error_factors(self.config, request_ids)
-        if self.config.label_error_curves:
+        if any(self.config.rung_error_curves):
             log_variance = log_variance + 2.0 * self._error_curves(outputs, answers, request_ids)
         return log_variance
 
     @without_autocast
     def _error_curves(self, outputs: SpectraFMModelOutput, answers, request_ids: torch.Tensor) -> torch.Tensor:
-        """ln of the factors of `config.label_error_curves`, (B, R), for stars of the first rung; 0 for others."""
+        """ln of the factors of `config.rung_error_curves`, (B, R): the mean over the rungs seen that have curves."""
         config = self.config
-        assert outputs.unknown is not None and config.label_error_curves
+        assert outputs.unknown is not None and outputs.rung_seen is not None
         teff_ids = request_ids.new_full((request_ids.shape[0], 1), config.label_ids(["teff"])[0])
         center, scale = standardisation(config, teff_ids)
         teff = combined(*self._from_members(answers, teff_ids))[0] * scale + center
-        found = torch.zeros(request_ids.shape, device=request_ids.device)
-        for part, x in enumerate((teff[:, 0], outputs.unknown[:, 0])):
-            knots = torch.tensor(config.label_error_knots[part], device=x.device)
-            values = torch.zeros(FIRST_LABEL_ID + len(config.label_names), len(knots), device=x.device)
-            for name, curves in config.label_error_curves.items():
-                values[config.label_ids([name])[0]] = torch.tensor(curves[part], device=x.device)
-            ramps = ((x[:, None] - knots[:-1]) / knots.diff()).clamp(0.0, 1.0)
-            found = found + (values[:, 0] + ramps @ values.diff(dim=1).T).gather(1, request_ids)
-        return found.nan_to_num(nan=0.0)
+        total = torch.zeros(request_ids.shape, device=request_ids.device)
+        number = torch.zeros(request_ids.shape[0], 1, device=request_ids.device)
+        for rung, curves in enumerate(config.rung_error_curves):
+            if not curves:
+                continue
+            found = torch.zeros(request_ids.shape, device=request_ids.device)
+            for part, x in enumerate((teff[:, 0], outputs.unknown[:, rung])):
+                knots = torch.tensor(config.rung_error_knots[rung][part], device=x.device)
+                values = torch.zeros(FIRST_LABEL_ID + len(config.label_names), len(knots), device=x.device)
+                for name, of_label in curves.items():
+                    values[config.label_ids([name])[0]] = torch.tensor(of_label[part], device=x.device)
+                ramps = ((x[:, None] - knots[:-1]) / knots.diff()).clamp(0.0, 1.0)
+                found = found + (values[:, 0] + ramps @ values.diff(dim=1).T).gather(1, request_ids)
+            total = total + found.nan_to_num(nan=0.0)
+            number = number + outputs.rung_seen[:, rung, None]
+        return total / number.clamp(min=1.0)
 
     def _star_state(self, outputs: SpectraFMModelOutput) -> torch.Tensor:
         """States (B, M, hidden_size) of the rung that the star model is of."""
