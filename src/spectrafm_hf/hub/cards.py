@@ -72,9 +72,9 @@ def checksums(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> d
     Returns
     -------
     dict of str to str
-        `model_sha256` of the file of the weights; `settings_sha256` of the settings of model and tokenizer, and of the
-        training range, which decides the flags. Settings at their defaults do not count: there are more of them in
-        another version of this package or of transformers.
+        `model_sha256` of the file of the weights; `settings_sha256` of the basis, the settings of model and tokenizer,
+        and the training range, which decides the flags. Settings at their defaults do not count: there are more of them
+        in another version of this package or of transformers.
     """
     where = str(model.name_or_path)
     ranges = TrainingRange.load(where)
@@ -83,6 +83,8 @@ def checksums(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> d
         "tokenizer": _beyond(tokenizer.to_dict(), SpectraFMTokenizer().to_dict()),
         "training_range": ranges and asdict(ranges),
     }
+    if tokenizer.basis is not None:
+        settings["basis"] = sha256(cached_file(where, "basis.safetensors") or "")
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return {
         "model_sha256": sha256(cached_file(where, "model.safetensors") or ""),

@@ -46,3 +46,12 @@ def test_where_anything_differs_nothing_is_written(script, trained, tmp_path, ca
     path.write_text("{}")
     assert script.main([bundled("spectrafm-base"), str(trained), "--rung", "2", str(path)]) == 2
     assert "model.rungs.2.layer_norm.weight" in capsys.readouterr().out and path.read_text() == "{}"
+
+
+def test_another_basis_makes_another_checksum_of_the_settings(trained, tmp_path):
+    model, tokenizer = load_checkpoint(trained)
+    before = checksums(model, tokenizer)
+    tokenizer.basis.rungs[0].directions[0, 0, 0] += 0.5
+    save_checkpoint(model, tokenizer, tmp_path / "changed")
+    after = checksums(*load_checkpoint(tmp_path / "changed"))
+    assert {name for name in before if before[name] != after[name]} == {"settings_sha256"}
