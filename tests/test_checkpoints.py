@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTimeSeriesPrediction
 
 from spectrafm_hf import SpectraFMModel, SpectraFMTokenizer, load_checkpoint, save_checkpoint
+from spectrafm_hf.synthesis.synthetic import load_emulator
 
 
 @pytest.fixture
@@ -303,3 +304,11 @@ def test_a_checkpoint_of_before_is_that_which_has_taken_its_place_and_says_so(na
     with pytest.warns(FutureWarning, match=f"{name} was replaced by spectrafm-base, which is loaded instead"):
         model, _ = load_checkpoint(name)
     assert model.config.token_embedding == "basis"
+
+
+def test_an_earlier_name_of_an_emulator_loads_the_present_one_with_a_warning():
+    with pytest.warns(FutureWarning, match="emulator-survey was replaced by emulator-optical, which is loaded instead"):
+        emulator = load_emulator("emulator-survey")
+    assert emulator.config.num_pixels == load_emulator("emulator-optical").config.num_pixels
+    with pytest.raises(ValueError, match="checkpoint: expected one of the bundled"):
+        load_checkpoint("emulator-survey")

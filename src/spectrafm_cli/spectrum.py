@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
                 writer.write(found, [arguments.labels])
         else:
             if arguments.errors or arguments.surface:
-                raise ValueError("--errors, --surface: expected --labels beside them, got INPUT")
+                raise ValueError("--errors, --surface: expected with --labels, got INPUT")
             model, tokenizer = load(arguments.model or DEFAULT_MODEL, arguments.revision, arguments.device)
             predictor = SpectrumPredictor(model, tokenizer)
             files = find_files(arguments.input, arguments.split, failures)

@@ -40,7 +40,7 @@ def test_help_names_the_options(capsys):
             f"instrument: expected one of {instrument_names()} or a YAML file, got 'hubble'",
         ),
         (["--range", "teff", "4000", "9e9"], "teff: expected a range within"),
-        (["--range", "li_fe", "0", "1"], "label_ranges: expected labels out of"),
+        (["--range", "p_fe", "0", "1"], "label_ranges: expected labels out of"),
         (["--range", "teff", "cool", "hot"], "--range: expected a label and two numbers, got teff cool hot"),
         (["--splits", "0", "0", "0"], "splits: expected three shares"),
         (["--seed", "-1"], "seed: expected at least 0, got -1"),

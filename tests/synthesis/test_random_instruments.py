@@ -5,7 +5,7 @@ import pytest
 
 from spectrafm_hf.models.basis_spectrafm import SpectrumBasis
 from spectrafm_hf.models.configuration_spectrafm import FIRST_LABEL_ID
-from spectrafm_hf.synthesis.bad_pixels import add_noise, missing_pixels, spoil
+from spectrafm_hf.synthesis.bad_pixels import add_noise, add_wild_pixels, missing_pixels
 from spectrafm_hf.synthesis.bases import hband_rung, on_even_grid
 from spectrafm_hf.synthesis.random_instruments import (
     EvenNoiseStars,
@@ -92,7 +92,7 @@ def test_when_pixels_go_missing_then_some_stars_stay_whole_and_none_loses_all():
 
 def test_when_spectra_are_spoilt_then_few_pixels_are_wild_and_some_errors_wrong():
     flux, error = np.zeros((1000, 300), np.float32), np.ones((1000, 300), np.float32)
-    spoil(flux, error, np.random.default_rng(0))
+    add_wild_pixels(flux, error, np.random.default_rng(0))
     assert np.mean((flux != 0).any(axis=1)) == pytest.approx(0.15, abs=0.04)
     assert np.mean(error[:, 0] != 1) == pytest.approx(0.3, abs=0.05)
 

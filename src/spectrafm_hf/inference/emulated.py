@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -118,7 +118,7 @@ class EmulatedSpectra:
         *,
         normalised: bool = True,
     ):
-        self.emulator = load_emulator(emulator).eval()
+        self.emulator = _loaded(emulator) if isinstance(emulator, str) else emulator.eval()
         config = self.emulator.config
         if not normalised and not config.fluxed:
             raise ValueError("normalised: expected True in the H band, whose emulator does not know the continuum")
@@ -201,6 +201,12 @@ class EmulatedSpectra:
             shape=(len(nearest), len(known)),
         )  # fmt: skip
         return ERROR_FACTORS.get(self.name, 1.0) * np.sqrt(share @ known)
+
+
+@lru_cache(maxsize=4)
+def _loaded(name: str) -> SpectrumEmulator:
+    """Kept, so that the leave-one-out errors of its stars, which take seconds, are computed once."""
+    return load_emulator(name).eval()
 
 
 def _resampling(native: Array, known_power: float | None, wavelength: Array, power: float | None) -> csr_array:
@@ -382,11 +388,6 @@ def with_usual_labels(
     return labels, np.stack(directions)
 
 
-@cache
-def _bundled(name: str) -> SpectrumEmulator:
-    return load_emulator(name).eval()
-
-
 def emulator_for(wavelength: ArrayLike | Instrument) -> str:
     """
     The bundled emulator that covers wavelengths (Angstrom, vacuum).
@@ -399,7 +400,7 @@ def emulator_for(wavelength: ArrayLike | Instrument) -> str:
     if isinstance(wavelength, Instrument) and wavelength.emulator:
         return wavelength.emulator
     values = np.asarray(wavelength.wavelength if isinstance(wavelength, Instrument) else wavelength, np.float64)
-    ranges = {name: _bundled(name).wavelength[[0, -1]].tolist() for name in EMULATORS}
+    ranges = {name: _loaded(name).wavelength[[0, -1]].tolist() for name in EMULATORS}
     for name, (low, high) in ranges.items():
         if low <= values.min() and values.max() <= high:
             return name
