@@ -321,8 +321,8 @@ def _one_star(
             "leave it out with columns={'wavelength': '1', 'flux': '2'}, or keep it with columns={'wavelength': '1', "
             "'flux': '2', 'flux_error': '3'}"
         )
-    own = pixels.get("wavelength", pixels.get("log_wavelength"))
-    if own.size > 1 and not own.size % 2 and np.array_equal(*np.split(own, 2)):
+    own = np.asarray(pixels["wavelength" if "wavelength" in pixels else "log_wavelength"])
+    if own.size > 1 and not own.size % 2 and bool((own[: own.size // 2] == own[own.size // 2 :]).all()):
         raise ValueError(
             f"{file.path}: expected each wavelength once, got all {own.size // 2} twice, as of two stars; add a column "
             "object_id, or write each star to a file of its own"
