@@ -5,13 +5,13 @@
 #
 #     sh findings/datasets-numpy-format-is-single-precision.sh
 #
-# It installs datasets==5.0.1 numpy==2.4.6 into a temporary folder, makes its input itself, prints version, behaviour and output, and exits with
+# It installs datasets==5.2.0 numpy==2.4.6 into a temporary folder, makes its input itself, prints version, behaviour and output, and exits with
 # another code than 0 if the behaviour has changed.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check datasets==DSV numpy==NPV
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check datasets==5.2.0 numpy==2.4.6
 cd "$folder"
 HF_HOME="$folder/hf" "$folder/venv/bin/python" -W ignore - <<'PYTHON'
 import datasets

@@ -223,6 +223,19 @@ def test_a_heading_in_words_that_nobody_knows_is_no_title(tmp_path):
         only(written(tmp_path / "a.dat", "Wellenlaenge Fluss Fehler", *PLAIN))
 
 
+@pytest.mark.parametrize(
+    ("lines", "what"),
+    [
+        (["<!DOCTYPE html>", "<html><body>404 Not Found</body></html>"], "a web page"),
+        (["version https://git-lfs.github.com/spec/v1", "oid sha256:4d7a", "size 12345"], "a pointer of Git LFS"),
+        ([*PLAIN, "", "", *PLAIN], "all 400 twice, as of two stars"),
+    ],
+)
+def test_what_is_no_file_of_one_spectrum_is_said_to_be_so(tmp_path, lines, what):
+    with pytest.raises(ValueError, match=f"a.fits: expected.*{what}"):
+        only(written(tmp_path / "a.fits", *lines))
+
+
 def test_stars_of_fortran_are_no_numbers(tmp_path):
     lines = [*PLAIN]
     lines[5] = lines[5].split()[0] + " ********* 1.0"

@@ -166,6 +166,12 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
         return
     if file.stem.endswith("_sampling") and file.head.startswith(b"pos"):
         raise ValueError(f"{file.path}: expected spectra, got only their sampling (a file of gaiaxpy)")
+    for start, what in (
+        (b"<", "a web page"),
+        (b"version https://git-lfs", "a pointer of Git LFS, not the file itself"),
+    ):
+        if file.head.lstrip().lower().startswith(start):
+            raise ValueError(f"{file.path}: expected columns of numbers, got {what}; download it once more")
     if re.match(rb"\s*[\[{]\s*[\[{\"']", file.head):
         raise ValueError(f"{file.path}: expected columns of numbers, got JSON; write them as CSV")
     if any(map(_FOR_PRINT.match, file.first_lines)):
@@ -314,6 +320,12 @@ def _one_star(
             f"{file.path}: expected errors in the third column, which has no name, got numbers as large as the flux; "
             "leave it out with columns={'wavelength': '1', 'flux': '2'}, or keep it with columns={'wavelength': '1', "
             "'flux': '2', 'flux_error': '3'}"
+        )
+    own = np.asarray(pixels["wavelength" if "wavelength" in pixels else "log_wavelength"])
+    if own.size > 1 and not own.size % 2 and bool((own[: own.size // 2] == own[own.size // 2 :]).all()):
+        raise ValueError(
+            f"{file.path}: expected each wavelength once, got all {own.size // 2} twice, as of two stars; add a column "
+            "object_id, or write each star to a file of its own"
         )
     row = {**spectrum_of(pixels, roles, {}, options), **moving(columns, roles, {})}
     return {**row, "medium": row["medium"] or stated.get("medium")}
