@@ -133,3 +133,14 @@ def test_it_loads_with_its_own_code_where_the_package_is_not_imported(tmp_path, 
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"HF_HOME": str(tmp_path)})
     assert run.stdout.strip() == "(1, 8575)", run.stderr
+
+
+def test_saturated_lines_of_cool_giants_have_no_negative_flux(optical):
+    labels = {"teff": 3250.0, "logg": 0.5, "fe_h": 0.0}
+    table = torch.from_numpy(optical.label_table(labels))
+    with torch.no_grad():
+        as_fitted, _ = optical(table, None)
+    assert (as_fitted < 0).any()
+    _, flux = optical.synthesize(normalized=True, **labels)
+    assert flux.min() == 0.0
+    np.testing.assert_array_equal(flux[0][flux[0] > 0], as_fitted.numpy()[0][as_fitted.numpy()[0] > 0])

@@ -313,6 +313,7 @@ class SpectrumEmulator(PreTrainedModel):
         for start in range(0, len(table), CHUNK):
             chunk = torch.from_numpy(table[start : start + CHUNK]).to(self.wavelength.device)
             flux, continuum = self(chunk, wavelength_range)
+            flux = flux.clamp(min=0.0)  # the error of the emulator is larger than the flux of some saturated lines
             parts.append((flux if normalized or continuum is None else flux * continuum).float().cpu().numpy())
         return self.wavelength[self.pixels(wavelength_range)].cpu().double().numpy(), np.concatenate(parts)
 
