@@ -78,7 +78,7 @@ def checksums(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> d
     """
     where = str(model.name_or_path)
     ranges = TrainingRange.load(where)
-    settings = {
+    settings: dict[str, Any] = {
         "model": _beyond(model.config.to_dict(), SpectraFMConfig().to_dict()),
         "tokenizer": _beyond(tokenizer.to_dict(), SpectraFMTokenizer().to_dict()),
         "training_range": ranges and asdict(ranges),
