@@ -122,6 +122,11 @@ class SpectrumPredictor:
                 return Spectra(wanted, *known.at(wanted, power), power, AS_GIVEN)
             wavelength = wanted
         labels, errors = self._labels(rows)
+        # Of an abundance or a microturbulence that is a little beyond the grid, the limit is as good.
+        emulator = self._emulated(wavelength, resolving_power, True).emulator
+        for name, low, high in zip(emulator.config.label_names, *emulator._range(), strict=True):
+            if name in labels and name not in ("teff", "logg", "fe_h"):
+                labels[name] = np.clip(labels[name], low, high)
         return self.from_labels(labels, errors, wavelength=wavelength, resolving_power=resolving_power)
 
     def _labels(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Array], dict[str, Array]]:
