@@ -155,6 +155,22 @@ def test_what_was_given_is_filled_in_where_it_lies_and_made_of_labels_elsewhere(
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".fits", ".csv"])
+def test_a_predicted_abundance_beyond_the_grid_gives_the_spectrum_of_its_limit(predictor, xp, monkeypatch):
+    emulator = load_emulator("emulator-hband")
+    place = list(emulator.config.label_names).index("vmicro")
+    lowest = emulator.config.label_minimum[place]
+    known = {**GIANT, "vmicro": lowest - 0.1}
+    labels = {name: np.array([value]) for name, value in known.items()}
+    errors = {name: np.zeros(1) for name in known}
+    monkeypatch.setattr(SpectrumPredictor, "_labels", lambda self, rows: (dict(labels), errors))
+    found = predictor.from_spectra([xp], wavelength=RED)
+    expected = predictor.from_labels({**GIANT, "vmicro": lowest}, errors, wavelength=RED)
+    np.testing.assert_array_equal(found.flux, expected.flux)
+    labels["teff"] = np.array([1000.0])
+    with pytest.raises(ValueError, match="teff: expected"):
+        predictor.from_spectra([xp], wavelength=RED)
+
+
 def test_what_is_written_is_read_again(predictor, xp, tmp_path, suffix):
     spectra = predictor.from_spectra([xp])
     path = tmp_path / f"star{suffix}"
