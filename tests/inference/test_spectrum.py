@@ -154,7 +154,6 @@ def test_what_was_given_is_filled_in_where_it_lies_and_made_of_labels_elsewhere(
     assert on_apogee.flux.shape == (1, 7514)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".fits", ".csv"])
 def test_a_predicted_abundance_beyond_the_grid_gives_the_spectrum_of_its_limit(predictor, xp, monkeypatch):
     emulator = load_emulator("emulator-hband")
     place = list(emulator.config.label_names).index("vmicro")
@@ -171,6 +170,7 @@ def test_a_predicted_abundance_beyond_the_grid_gives_the_spectrum_of_its_limit(p
         predictor.from_spectra([xp], wavelength=RED)
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".fits", ".csv"])
 def test_what_is_written_is_read_again(predictor, xp, tmp_path, suffix):
     spectra = predictor.from_spectra([xp])
     path = tmp_path / f"star{suffix}"
