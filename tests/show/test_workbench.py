@@ -48,7 +48,7 @@ def test_the_star_that_fits_is_found_once_and_shown_in_words_and_pictures(workbe
     assert f"χ² is {fit.chi2:,.0f} for {fit.degrees_of_freedom:,.0f} degrees of freedom" in text
     assert text.count("data:image/png;base64,") == 2
     wrong = dataclasses.replace(fit, no_noise=[(15_600.0, 15_600.2, -8.0), (15_700.0, 15_710.0, 7.0)])
-    assert "no noise in 2 places, strongest at 15,600 Å, 15,700 to 15,710 Å" in fit_html(reading, 0, wrong)
+    assert "significant in 2 places, strongest at 15,600 Å, 15,700 to 15,710 Å" in fit_html(reading, 0, wrong)
 
 
 def test_the_table_to_download_is_what_predict_writes(workbench, demo_file, tmp_path, capsys):

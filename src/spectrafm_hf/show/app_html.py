@@ -277,7 +277,7 @@ def fit_html(reading: Reading, i: int, fit: BestFit, wavelength_range: tuple[flo
             for low, high, _ in fit.no_noise[:NAMED_PEAKS]
         )
         number = len(fit.no_noise)
-        words += f" The residual is no noise in {number} place{'s' * (number > 1)}, strongest at {places}."
+        words += f" The residual is significant in {number} place{'s' * (number > 1)}, strongest at {places}."
     else:
         words += " The residual is noise everywhere."
     alternative = f"Two panels over wavelength: {row['object_id']} with the best-fit star; the residual. {words}"

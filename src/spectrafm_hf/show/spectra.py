@@ -157,7 +157,7 @@ def draw_fit(
         spans = [(0.5 * (a + b) - 0.5 * max(b - a, least), max(b - a, least)) for a, b, _ in fit.no_noise[:SHADED]]
         bottom.broken_barh(spans, (0, 1), color=ORANGE, alpha=0.25, **shades)
         number = len(fit.no_noise)
-        name = "no noise" if number <= SHADED else f"no noise: {SHADED} of {number} places"
+        name = "significant residual" if number <= SHADED else f"{SHADED} of {number} significant residuals"
         top.broken_barh([(0.0, 0.0)], (0, 1), color=ORANGE, alpha=0.25, label=name)
     known = np.abs(residual[np.isfinite(residual)])
     most, usual = np.quantile(known, [0.997, 0.9]) if known.size else (4.0, 4.0)
