@@ -84,6 +84,7 @@ ELSEWHERE = {
     "python scripts/pretrain": "tests/scripts/test_pretrain.py::test_both_commands_make_a_checkpoint_that_answers",
     "spectrafm data gaia-xp": "tests/data/test_gaia_xp.py::test_the_data_set_holds_what_the_source_holds",
     "spectrafm finetune": "tests/cli/test_cli_finetune.py::test_a_group_gets_a_checkpoint_that_predicts",
+    "spectrafm predict others/": "tests/cli/test_cli_finetune.py::test_a_scalar_that_helps_is_needed_by_predict",
     "spectrafm app": "tests/show/test_app_browser.py::test_an_example_shows_labels_pictures_and_neighbours",
     "python scripts/benchmarks/benchmark.py": "tests/scripts/benchmarks/test_benchmark.py"
     "::test_it_prints_a_table_and_keeps_the_figures_of_each_round",
