@@ -97,8 +97,8 @@ def test_the_command_changes_errors_of_the_optical_and_nothing_else(script, tmp_
     for name, values in old.state_dict().items():
         assert torch.equal(values, new.state_dict()[name]), name
     before, after = old.config.to_dict(), new.config.to_dict()
-    changed = {name for name in before if before[name] != after[name]}
-    assert changed - {"_name_or_path"} == {"rung_error_knots", "rung_error_curves"}
+    changed = {name for name in before if before[name] != after[name]} - {"_name_or_path"}
+    assert changed == {"rung_error_knots", "rung_error_curves"}
     for name in changed:
         assert before[name][:2] == after[name][:2] and after[name][2]
     ranges = (json.loads((Path(path) / "training_range.json").read_text()) for path in (bundled("spectrafm-base"), out))
