@@ -81,6 +81,8 @@ ELSEWHERE = {
     "::test_a_data_set_on_the_hub_is_read_shard_by_shard_and_not_kept",
     "spectrafm data miles": "tests/data/test_miles.py"
     "::test_the_data_set_holds_the_spectra_in_vacuum_with_the_labels_of_the_table",
+    "python scripts/calibrate_survey.py": "tests/scripts/test_calibrate_survey.py"
+    "::test_the_command_changes_errors_of_the_optical_and_nothing_else",
     "python scripts/pretrain": "tests/scripts/test_pretrain.py::test_both_commands_make_a_checkpoint_that_answers",
     "spectrafm data gaia-xp": "tests/data/test_gaia_xp.py::test_the_data_set_holds_what_the_source_holds",
     "spectrafm finetune": "tests/cli/test_cli_finetune.py::test_a_group_gets_a_checkpoint_that_predicts",
