@@ -42,6 +42,8 @@ WHITENING = 0.6  # the power of the spread of an amplitude that it is divided by
 LEAST_NOISE_SCALE = 0.1  # of the spread of ln(1 - reliability) of an interval
 POPULATION = 1.5  # how much wider than among synthetic stars the labels of a star may be spread
 
+#: Where the emulator of the optical is accurate. It has no positive flux for some giants below 3,400 K.
+XP_LABELS = {"teff": (3500.0, 7000.0)}
 #: Gaia XP: intervals that hold about ten resolution elements, on a grid twice as fine as that of the archive's samples.
 XP = {"edge": float(np.log(3345.0)), "width": 0.14, "n_intervals": 8, "step": 0.0025}
 #: Surveys of the optical at medium resolution: about sixty resolution elements at R = 2,000.
@@ -372,7 +374,7 @@ def xp_rung(first_interval: int, observed: Mapping[str, Array], n_stars: int = 3
     start = edge + 0.5 * step
     n_pixels = int(XP["n_intervals"] * width / step)
     wavelength = np.asarray(observed["wavelength"][0], float)
-    synthetic = SyntheticStars("gaia-xp", seed=seed)
+    synthetic = SyntheticStars("gaia-xp", seed=seed, label_ranges=XP_LABELS)
     source = synthetic._stars
     matrix = source.instrument.response(source.native, source.resolving_power)
     labels = source._labels(n_stars, np.random.default_rng(seed))
