@@ -32,6 +32,7 @@ from spectrafm_hf.models.rungs_spectrafm import PIXELS, Design, Rung
 from spectrafm_hf.synthesis.bases import fill_completion, survey_grid, survey_rung
 from spectrafm_hf.synthesis.survey_grid import coefficients_of, coefficients_of_spectra
 from spectrafm_hf.synthesis.survey_observed import BEYOND, BEYOND_ERROR, LABELS, SNR, Measured, observed_stars
+from spectrafm_hf.synthesis.survey_spectra import RANGES
 from spectrafm_hf.synthesis.survey_stars import Faults, SurveyStars, strange_spectra
 from spectrafm_hf.training.draws import Columns as Split
 from spectrafm_hf.training.draws import Draws
@@ -50,7 +51,7 @@ WHOLE_GRIDS, GRIDS_WITH_GAPS = 0.6, 0.2
 OF_RUNG = ("evidence_limits", "rung_error_factors", "rung_error_floors", "rung_error_knots", "rung_error_curves")
 LEAST_INTERVALS = 2  # with information, at least, of a grid
 #: First and last wavelength (Angstrom, vacuum) of the windows of spectrographs of higher resolving powers: GALAH, RVS.
-WINDOWS = (((4_714.0, 4_902.0), (5_649.0, 5_872.0), (6_479.0, 6_737.0), (7_585.0, 7_887.0)), ((8_460.0, 8_700.0),))
+WINDOWS = RANGES["galah"], RANGES["rvs"]
 
 
 def what_there_is(wavelength: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -87,9 +88,8 @@ def random_designs(
         else:
             wavelength = np.arange(low, high, 5_500.0 / power / pixels)
         design = basis.design(wavelength[what_there_is(wavelength, generator)], power)
-        if (
-            sum(bool(rows.any()) for rows in design.rows) >= LEAST_INTERVALS
-        ):  # of others, all pixels are in ignored bands
+        # In other intervals all pixels are in ignored bands.
+        if sum(bool(rows.any()) for rows in design.rows) >= LEAST_INTERVALS:
             designs.append(design)
             powers.append(power)
     for windows in WINDOWS if limits[1] >= rung.resolving_power else ():

@@ -16,6 +16,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
 from ..files import one_line
+from .schema import with_errors
 
 
 #: Labels of the paper.
@@ -80,7 +81,7 @@ def read_allstar(
                     raise ValueError("expected a table in its first extension")
                 table = hdus[1]
                 source = {name.lower(): name for name in table.columns.names}
-                pairs = [name for label in labels for name in (label, f"{label}_err")]
+                pairs = with_errors(labels)
                 if missing := [name for name in (*ALLSTAR_COLUMNS, *pairs) if name not in source]:
                     raise ValueError(f"expected the columns {', '.join(missing).upper()}")
                 names = [*ALLSTAR_COLUMNS, *(name for name in ALLSTAR_EXTRAS if name in source)]

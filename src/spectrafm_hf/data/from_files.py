@@ -24,8 +24,15 @@ from ..models.gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED
 from .building import SPLITS, Card, write_dataset
 from .labels import LabelIndex, known_numbers, label_columns, read_labels, stated_units
 from .readers import Failure, Row, batched, read_spectra
-from .scalars import with_errors
-from .schema import LABEL_UNITS, PIXEL_COLUMNS, SCALAR_UNITS, label_names_of, pixel_column, spectrum_features
+from .schema import (
+    LABEL_UNITS,
+    PIXEL_COLUMNS,
+    SCALAR_UNITS,
+    label_names_of,
+    pixel_column,
+    spectrum_features,
+    with_errors,
+)
 
 
 CHUNK_ROWS = 256

@@ -28,8 +28,7 @@ from .labels import (
     stated_units,
 )
 from .readers import SUFFIXES, Failure
-from .scalars import with_errors
-from .schema import LABEL_UNITS
+from .schema import LABEL_UNITS, with_errors
 
 
 MIN_STARS, FEW_STARS = 20, 300
@@ -119,7 +118,7 @@ def read_label_table(
     if wrong := sorted(set(wanted) - set(names)):
         raise ValueError(f"units: expected units of labels to learn ({', '.join(names)}), got {', '.join(wrong)}")
     values = {}
-    for name in [column for label in names for column in (label, f"{label}_err")]:
+    for name in with_errors(names):
         values[name] = known_numbers(table, name) if name in table.column_names else np.full(len(table), np.nan)
         n_unknown = int(np.isnan(values[name]).sum())
         if n_unknown == len(table) and not name.endswith("_err"):

@@ -23,7 +23,7 @@ from .readers.base import CHUNK_ROWS, OpenFile, Options, Row, finish
 from .readers.gaia_continuous import CONTINUOUS
 from .readers.parquet import MULTIMODAL_UNIVERSE, PARQUET
 from .readers.tables import ECSV, rows_of_table
-from .scalars import with_errors
+from .schema import with_errors
 
 
 #: What a message calls an object, which has no path.

@@ -12,11 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from .labels import FILE_COLUMNS, ID_COLUMNS, LabelIndex, known_numbers, number_columns, read_labels
-
-
-def with_errors(names: Sequence[str]) -> list[str]:
-    """Names of scalars, each with that of its error behind it."""
-    return [column for name in names for column in (name, f"{name}_err")]
+from .schema import with_errors
 
 
 class ScalarTable:

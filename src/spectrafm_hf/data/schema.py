@@ -80,6 +80,11 @@ PIXEL_COLUMNS = ("wavelength", "flux", "flux_error", "mask")
 _RESERVED = ("object_id", "survey", *PIXEL_COLUMNS, "snr")
 
 
+def with_errors(names: Iterable[str]) -> list[str]:
+    """Names of labels or scalars, each followed by that of its error."""
+    return [column for name in names for column in (name, f"{name}_err")]
+
+
 def spectrum_features(label_names: Sequence[str], scalar_names: Sequence[str] = ()) -> datasets.Features:
     """Features of a data set of spectra, in the order of the table above.
 
@@ -105,7 +110,7 @@ def spectrum_features(label_names: Sequence[str], scalar_names: Sequence[str] = 
     columns: dict[str, Any] = {"object_id": datasets.Value("string"), "survey": datasets.Value("string")}
     columns |= {name: datasets.List(number) for name in ("wavelength", "flux", "flux_error")}
     columns |= {"mask": datasets.List(datasets.Value("bool")), "snr": number}
-    for name in (*(n for label in label_names for n in (label, f"{label}_err")), *scalar_names):
+    for name in (*with_errors(label_names), *scalar_names):
         if name != name.lower():
             raise ValueError(f"label_names, scalar_names: expected lower case, got {name!r}")
         if name in columns:

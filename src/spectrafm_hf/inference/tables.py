@@ -17,6 +17,7 @@ from astropy import units
 from astropy.io import fits
 from numpy.typing import NDArray
 
+from ..data.schema import with_errors
 from ..files import temporary_name
 
 
@@ -73,7 +74,7 @@ class PredictionWriter:
             raise ValueError(f"output: expected the name of a file, got the folder {self.path}")
         if self.path.exists() and not overwrite:
             raise ValueError(f"output: expected a new file, got {self.path}, which exists; --overwrite replaces it")
-        numbers = [pa.field(column, pa.float32()) for name in label_names for column in (name, f"{name}_err")]
+        numbers = [pa.field(column, pa.float32()) for column in with_errors(label_names)]
         before, after = ["object_id", *["file"] * files], ["flags", "reason"]
         texts = {name: pa.field(name, pa.string()) for name in (*before, *after)}
         columns = [*(texts[name] for name in before), *numbers, *(texts[name] for name in after)]

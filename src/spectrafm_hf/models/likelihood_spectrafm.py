@@ -27,8 +27,7 @@ class Stars:
     level: torch.Tensor  # B: standard deviation of the level
 
     def of(self, stars: slice) -> "Stars":
-        shared = () if self.precision.dim() == 3 else ("precision",)
-        parts = {each.name: getattr(self, each.name)[stars] for each in fields(self) if each.name not in shared}
+        parts = {each.name: getattr(self, each.name)[stars] for each in fields(self) if each.name != "precision"}
         return replace(self, **parts)
 
 
@@ -96,14 +95,11 @@ class Likelihood:
         self.fisher = self.flat.mT @ self.by_directions.flatten(1, 2)
         self.pull = times(self.flat.mT, left.flatten(1))
 
-    def of_star(self, unexplained, level) -> tuple[torch.Tensor, torch.Tensor]:
+    def of_star(self, unexplained, level):
         """
-        Information of the pixels about the amplitudes, with the sizes as in [`Likelihood.solve`]: (B, A, A), and that
-        times the most likely amplitudes (B, A).
+        The sizes as in [`Likelihood.solve`], two factors that it needs, and the information of the pixels about the
+        amplitudes: (B, A, A), and that times the most likely amplitudes (B, A).
         """
-        return self._of_star(unexplained, level)[-2:]
-
-    def _of_star(self, unexplained, level):
         number = self.root.shape[3]
         size = torch.cat((unexplained[:, None].expand(-1, number - 2), level[:, None].expand(-1, 2)), dim=1)[:, None]
         matrix = self.pairs * size[..., None] * size[:, :, None]
@@ -124,7 +120,7 @@ class Likelihood:
         covariance stay None.
         """
         linear, number = self.linear, self.root.shape[3]
-        size, factor, lost, fisher, pull = self._of_star(unexplained, level)
+        size, factor, lost, fisher, pull = self.of_star(unexplained, level)
         inverse = torch.linalg.inv((fisher + linear.precision).double()).to(fisher.dtype)
         amplitudes = times(inverse, pull + times(linear.precision, linear.prior_mean))
         star = linear.start + times(self.flat, amplitudes).unflatten(1, linear.start.shape[1:])

@@ -343,8 +343,7 @@ def _by_components(model, number, rung, evidence, stars, chosen, information, ri
     observed = evidence.coefficients[stars][rows], evidence.reliability[stars][rows], evidence.intervals
     completion = model.model.rungs[number].completion
     center, components, kinds, amplitudes = _components(completion, rung, map(torch.from_numpy, observed))
-    shares = kinds.shares.expand(len(chosen), -1)
-    prior_mean, precision = kinds.prior(shares)
+    prior_mean, precision = kinds.prior(kinds.shares[None])  # of all stars
     size, one = center.shape[1], torch.ones(len(chosen), dtype=torch.float64)
     unexplained = UNEXPLAINED["kinds" if len(kinds.shares) > 1 else "components"] * one
     parts: list[torch.Tensor] = []
@@ -367,7 +366,7 @@ def _by_components(model, number, rung, evidence, stars, chosen, information, ri
         linear = Stars(start, directions, precision, prior_mean, change, continuum, one)
         likelihood = Likelihood(linear, information, right)
         if step == KINDS_STEP and len(kinds.shares) > 1:
-            prior_mean, precision = kinds.prior(kinds.shares_of(*likelihood.of_star(unexplained, one)))
+            prior_mean, precision = kinds.prior(kinds.shares_of(*likelihood.of_star(unexplained, one)[-2:]))
             linear.prior_mean, linear.precision = prior_mean, precision
         last = errors and step == STEPS - 1
         *parts, amplitudes, _, _ = likelihood.solve(unexplained, one, whole=last)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.mixture import Columns
-from ..models.basis_spectrafm import degraded
+from ..models.rungs_spectrafm import degraded
+from .bases import OBSERVED_POWER
 from .instruments import Instrument
 from .survey_grid import SurveyGrid
 from .survey_observed import LABELS, LikeObserved
@@ -36,7 +37,6 @@ RANGES: dict[str, Ranges] = {
     "desi z": ((7_563.0, 9_824.0),),
     "rvs": ((8_460.0, 8_700.0),),
 }
-OBSERVED_POWER = 2_200.0  # of MILES
 NO_SPREAD = 1e6  # resolving power of the emulator, which has no line spread function
 NARROWEST = 0.04  # ln of the last over the first wavelength of a window
 LEAST_PIXELS = 20

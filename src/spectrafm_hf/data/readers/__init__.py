@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike
 
 from ...files import one_line
 from ...models.gate_spectrafm import SPEED_OF_LIGHT
-from ..scalars import join_scalars, with_errors
+from ..scalars import join_scalars
+from ..schema import with_errors
 from . import (
     apogee,
     arrays,

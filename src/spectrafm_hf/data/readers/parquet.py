@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...models.gate_spectrafm import FRAME_UNSTATED
-from ..schema import PIXEL_COLUMNS, SCALAR_UNITS, from_multimodal_universe, label_names_of
+from ..schema import PIXEL_COLUMNS, SCALAR_UNITS, from_multimodal_universe, label_names_of, with_errors
 from .base import AS_GIVEN, AT_REST, BY_VELOCITY, CHUNK_ROWS, VACUUM, OpenFile, Options, Row, SpectrumFormat
 from .columns import find_columns, heading, length_unit, unit_of
 
@@ -173,8 +173,7 @@ def _units(roles: Mapping[str, str], options: Options) -> Row:
 
 def _numbers(schema: pa.Schema, scalars: Sequence[str]) -> list[str]:
     """Signal-to-noise ratio, scalars that are known or wanted, and labels with their errors."""
-    labels = [name for label in label_names_of(schema.names) for name in (label, f"{label}_err")]
-    names = dict.fromkeys(["snr", *SCALAR_UNITS, *labels, *scalars])
+    names = dict.fromkeys(["snr", *SCALAR_UNITS, *with_errors(label_names_of(schema.names)), *scalars])
     return [name for name in names if name in schema.names and pa.types.is_floating(schema.field(name).type)]
 
 
