@@ -26,6 +26,14 @@ def test_what_a_spectrum_brings_itself_goes_first(table):
     assert row["bp_rp"] == 0.9 and row["parallax"] == 2.5
 
 
+def test_only_known_suffixes_of_files_are_cut_off(tmp_path):
+    path = tmp_path / "scalars.csv"
+    path.write_text("file,parallax\nstar.01,1.0\nstar.02,2.0\nother.FITS.gz,3.0\n")
+    scalars = ScalarTable(path, ["parallax"])
+    found = [scalars.of({"object_id": "", "file": file})["parallax"] for file in ("star.02", "/x/other.dat", "star.03")]
+    assert found[:2] == [2.0, 3.0] and np.isnan(found[2])
+
+
 def test_what_is_not_there_is_named(table, tmp_path):
     with pytest.raises(ValueError, match=r"scalar_table: expected columns of numbers called g_mag in .*, got bp_rp"):
         ScalarTable(table, ["g_mag"])
