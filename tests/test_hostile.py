@@ -86,7 +86,7 @@ def hostile(tmp_path, star) -> dict[Path, str]:
     fits.PrimaryHDU().writeto(add("no spectrum.fits", "expected a table"))
     add("garbage.fits.gz", "expected", b"\x1f\x8b\x08\x00" + bytes(range(256)) * 20)
     add("header only.csv", "expected at least one spectrum, got none", "wavelength,flux\n")
-    add("columns.csv", "flux: expected among the columns", "wavelength,brightness\n5000,1\n5001,1\n")
+    add("columns.csv", "flux: expected a column of this name", "wavelength,brightness\n5000,1\n5001,1\n")
     nan = "\n".join(f"{wavelength},nan,0.1" for wavelength in star["wavelength"])
     add("nan.csv", "not finite", f"wavelength,flux,flux_error\n{nan}\n")
     empty = pq.read_table(DEMO_STARS).slice(0, 1).to_pylist()[0] | {name: [] for name in PIXELS}

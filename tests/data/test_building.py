@@ -92,7 +92,7 @@ def test_splits_may_come_mixed_and_in_tables_of_any_size(tmp_path):
 def test_more_columns_than_the_features_are_left_out_and_missing_ones_are_named(tmp_path):
     out = write(tmp_path / "out", [("train", stars(3).append_column("extra", [[1, 2, 3]]))])
     assert pq.read_table(out / "data").column_names == list(FEATURES)
-    with pytest.raises(ValueError, match=r"mg_fe: expected among the columns, got \['object_id'"):
+    with pytest.raises(ValueError, match=r"mg_fe: expected a column of this name, got \['object_id'"):
         write(tmp_path / "other", [("train", stars(3).drop_columns("mg_fe"))])
 
 

@@ -229,7 +229,7 @@ def test_a_source_that_is_not_the_table_is_refused_and_leaves_nothing(tmp_path):
     columns = source_columns()
     del columns["alpha_m_err"]
     source = write_wheel(tmp_path / "a.whl", columns)
-    with pytest.raises(ValueError, match=f"alpha_m_err: expected among the columns of {MEMBER}, got "):
+    with pytest.raises(ValueError, match=f"alpha_m_err: expected a column of this name in {MEMBER}, got "):
         build_gaia_xp(tmp_path / "out", source=source)
     with zipfile.ZipFile(tmp_path / "b.whl", "w") as archive:
         archive.writestr(MEMBER, gzip.compress(b"no FITS file"))

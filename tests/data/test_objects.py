@@ -165,7 +165,7 @@ def test_names_of_columns_say_what_they_are(arrays):
 
 
 def test_bad_objects_are_one_line_that_says_what_to_do(predict, arrays):
-    with pytest.raises(ValueError, match=r"wavelength: expected among the columns of DataFrame, got flux, time"):
+    with pytest.raises(ValueError, match=r"wavelength: expected a column of this name in DataFrame, got flux, time"):
         predict(pd.DataFrame({"flux": list(arrays[1]), "time": [1.0, 2.0, 3.0]}))
     with pytest.raises(ValueError, match="expected a file or a folder, got nothing"):
         predict("nowhere.fits")

@@ -118,7 +118,7 @@ def test_a_bad_pixel_is_named_with_its_value_and_row(table, name, index, value, 
 
 
 def test_a_bad_column_is_named_with_what_was_expected(table):
-    with pytest.raises(ValueError, match=r"flux_error: expected among the columns, got \['object_id'"):
+    with pytest.raises(ValueError, match=r"flux_error: expected a column of this name, got \['object_id'"):
         validate_table(table.drop_columns("flux_error"))
     with pytest.raises(ValueError, match="snr: expected type float32, got double"):
         validate_table(replaced(table, "snr", [1.0, 2.0, 3.0]))
@@ -204,7 +204,7 @@ def test_rows_that_lack_a_part_or_are_not_at_rest_are_refused():
             from_multimodal_universe([row | change])
     with pytest.raises(ValueError, match="survey: expected a name"):
         from_multimodal_universe([{"spectrum": spectrum, "object_id": "a"}])
-    with pytest.raises(ValueError, match="object_id: expected among the columns"):
+    with pytest.raises(ValueError, match="object_id: expected a column of this name"):
         from_multimodal_universe([{"spectrum": spectrum}], survey="s")
 
 

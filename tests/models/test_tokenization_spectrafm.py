@@ -739,7 +739,7 @@ W, F, E = spectrum(2, 5)
         pytest.param((W, F, E, E), "mask: expected True and False, got float64", id="float mask"),
         pytest.param((W, torch.ones(5, dtype=torch.bfloat16)), "flux: expected an array of numbers", id="bfloat16"),
         pytest.param(
-            ({"wavelength": W},), "flux: expected among the columns.*\\['wavelength'\\]", id="row without flux"
+            ({"wavelength": W},), "flux: expected a column of this name.*\\['wavelength'\\]", id="row without flux"
         ),
         pytest.param(
             ([{"wavelength": W, "flux": F[0]}, {}],), "wavelength: expected rows .* in row 1", id="rows differ"

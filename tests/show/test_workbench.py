@@ -71,7 +71,7 @@ def test_the_table_goes_with_the_reading(workbench, demo_file):
         (b"", "expected a FITS, Parquet, VOTable, NumPy or text file, got an empty one"),
         (bytes(range(256)), "got one of another kind"),
         (b"PAR1 and no more", "expected a Parquet file"),
-        (b"name,colour\nVega,blue\n", "wavelength: expected among the columns"),
+        (b"name,colour\nVega,blue\n", "wavelength: expected a column of this name"),
         (b"wavelength,flux\n5000,nan\n5001,nan\n", "expected pixels with a flux"),
         (b"\x1f\x8b and no more", "expected a file that can be read"),
         (b"\x1f\x8b\x08\0\0\0\0\0\0\0" + 99 * b"no deflated data", "expected a file that can be read"),

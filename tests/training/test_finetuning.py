@@ -227,7 +227,7 @@ def test_the_same_again_changes_nothing_and_another_wish_is_refused(tuned):
         ("pixels", "model: expected a checkpoint on evidence, such as spectrafm-base, got"),
         (
             "range",
-            r"spectra: expected some that the checkpoint has an answer for, got none; first: wavelength: expected ",
+            r"spectra: expected some that the checkpoint can predict, got none; first: wavelength: expected ",
         ),
     ],
 )

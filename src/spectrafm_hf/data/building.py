@@ -183,7 +183,7 @@ def shard_writer(path: str | os.PathLike[str], features: datasets.Features) -> I
         def write(table: pa.Table) -> None:
             missing = [name for name in schema.names if name not in table.column_names]
             if missing:
-                raise ValueError(f"{missing[0]}: expected among the columns, got {table.column_names}")
+                raise ValueError(f"{missing[0]}: expected a column of this name, got {table.column_names}")
             held.append(table.select(schema.names).cast(features.arrow_schema))
             if sum(part.nbytes for part in held) >= ROW_GROUP_BYTES:
                 flush()

@@ -239,7 +239,7 @@ def _as_table(tables: Iterable[Any]) -> pa.Table:
     for table in tables:
         names = {name.lower(): name for name in table.colnames}
         if absent := [name for name in _SCHEMA.names if name not in names]:
-            raise ValueError(f"{absent[0]}: expected among the columns that the archive sends, got {sorted(names)}")
+            raise ValueError(f"{absent[0]}: expected a column of this name from the archive, got {sorted(names)}")
         columns = [pa.array(np.asarray(table[names["source_id"]], np.int64))]
         for name in COLUMNS:
             rows = [np.ma.filled(np.ma.asarray(row, np.float64), np.nan).ravel() for row in table[names[name]]]

@@ -158,7 +158,7 @@ def _read_source(wheel: Path) -> NDArray[Any]:
     columns = ("apogee_id", "gaiaedr3_source_id", "snr", "flux", "flux_error", *LABELS, *errors, *SCALARS.values())
     for name in columns:
         if name not in (records.dtype.names or ()):
-            raise ValueError(f"{name}: expected among the columns of {MEMBER}, got {records.dtype.names}")
+            raise ValueError(f"{name}: expected a column of this name in {MEMBER}, got {records.dtype.names}")
     for name in ("flux", "flux_error"):
         if records.dtype[name].shape != WAVELENGTH.shape:
             raise ValueError(f"{name}: expected {WAVELENGTH.size} pixels a row, got shape {records.dtype[name].shape}")

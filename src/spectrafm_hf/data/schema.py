@@ -179,7 +179,7 @@ def validate_table(table: pa.Table) -> None:
     """
     for name in _RESERVED:
         if name not in table.column_names:
-            raise ValueError(f"{name}: expected among the columns, got {table.column_names}")
+            raise ValueError(f"{name}: expected a column of this name, got {table.column_names}")
     for name in ("object_id", "survey"):
         if table.schema.field(name).type not in (pa.string(), pa.large_string()):
             raise ValueError(f"{name}: expected type string, got {table.schema.field(name).type}")
@@ -308,7 +308,7 @@ def from_multimodal_universe(
         if name not in stated:
             raise ValueError(f"spectrum.{name}: expected among the parts of spectrum, got {stated}")
     if "object_id" not in table.column_names:
-        raise ValueError(f"object_id: expected among the columns, got {table.column_names}")
+        raise ValueError(f"object_id: expected a column of this name, got {table.column_names}")
     if "survey" not in table.column_names and not survey:
         raise ValueError("survey: expected a name, as the table has no such column, got None")
     if "restframe" in table.column_names and not pc.all(table["restframe"]).as_py():

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Spectra of labels, by the emulators, with their errors."""
+"""Spectra with errors from labels, by the emulators."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class Spectra:
         ]
 
 
-#: The first whose range includes the requested one is used.
+#: The first one that covers the requested range is used.
 EMULATORS = ("emulator-hband", "emulator-optical")
 
 
-NEIGHBOURS = 24  # stars of a grid from which the error of a star between them is taken
+NEIGHBOURS = 24  # stars of the grid from which the error of another star is estimated
 
 
 #: Ratio of the errors of an emulator on other stars to its leave-one-out errors. Measured on held-out stars of the grid
@@ -83,7 +83,7 @@ ERROR_FACTORS = {"emulator-optical": 0.7}
 VMICRO_SCATTER = 0.18
 
 
-LN_NOISE = (-16.0, -3.0)  # of a variance, between which it is searched
+LN_NOISE = (-16.0, -3.0)  # search range of the ln of the noise variance
 
 
 PIXELS_AT_ONCE = 4_000_000
@@ -97,12 +97,12 @@ class EmulatedSpectra:
     ----------
     emulator : str or SpectrumEmulator
     wavelength : array of shape (pixels,), or Instrument
-        Angstrom, vacuum, increasing: middles of pixels that touch; or that of an instrument, with its line spread
-        function.
+        Angstrom, vacuum, increasing: centres of contiguous pixels; or the grid and line spread function of an
+        instrument.
     resolving_power : float, optional
         Wavelength / FWHM, the pixels not included; by default that of the emulator.
     normalised : bool
-        Over the continuum, rather than as it leaves the star.
+        Divide by the continuum.
 
     Raises
     ------
@@ -121,7 +121,7 @@ class EmulatedSpectra:
         self.emulator = _loaded(emulator) if isinstance(emulator, str) else emulator.eval()
         config = self.emulator.config
         if not normalised and not config.fluxed:
-            raise ValueError("normalised: expected True in the H band, whose emulator does not know the continuum")
+            raise ValueError("normalised: expected True in the H band, whose emulator has no continuum")
         self.name = emulator if isinstance(emulator, str) else ""
         self.normalised = normalised
         native = self.emulator.wavelength.double().numpy()
@@ -142,7 +142,7 @@ class EmulatedSpectra:
         Parameters
         ----------
         labels : mapping of str to array of shape (stars,)
-            Of the emulator; missing ones are filled in, see [`SpectrumEmulator.synthesize`].
+            Labels of the emulator; missing ones are filled in, see [`SpectrumEmulator.synthesize`].
         errors : array of shape (directions, stars, labels), optional
             Errors of the labels, in the order of the emulator: independent directions of one sigma each,
             such as the columns of a Cholesky factor of a covariance.
@@ -206,7 +206,7 @@ class EmulatedSpectra:
 
 @lru_cache(maxsize=4)
 def _loaded(name: str) -> SpectrumEmulator:
-    """Kept, so that the leave-one-out errors of its stars, which take seconds, are computed once."""
+    """Cached, because the leave-one-out errors of its stars take seconds to compute."""
     return load_emulator(name).eval()
 
 
@@ -221,7 +221,7 @@ def _resampling(native: Array, known_power: float | None, wavelength: Array, pow
             f"{wavelength[0]:,.1f} to {wavelength[-1]:,.1f}"
         )
     pixels = np.interp(wavelength, native, np.diff(edges))
-    # Without a line spread function, a spectrum is sharp to two of its pixels.
+    # Without a line spread function, a resolution element is two pixels.
     highest = known_power or float(np.min(wavelength / pixels)) / 2.0
     if power is not None and not 0 < power <= highest * NATIVE_TOLERANCE:
         raise ValueError(
@@ -244,11 +244,11 @@ def left_out(
     ----------
     emulator : SpectrumEmulator
     stars : int array of shape (n,)
-        Which of its grid.
+        Indices in its grid.
     wavelength_range : (float, float)
         Angstrom, vacuum.
     normalised : bool
-        Whether of flux over the continuum, or of flux.
+        Whether the flux is divided by the continuum.
 
     Returns
     -------
@@ -270,7 +270,7 @@ def left_out(
 
 
 def _of_intervals(emulator: SpectrumEmulator, stars: Array, pixels: slice, *, continuum: bool) -> torch.Tensor:
-    """(stars, pixels): each star by the regime that has most of it."""
+    """(stars, pixels): each star from the regime with the largest weight."""
     size = emulator.config.interval_pixels
     intervals = slice(pixels.start // size, -(-pixels.stop // size))
     inside = slice(pixels.start - intervals.start * size, pixels.stop - intervals.start * size)
@@ -325,8 +325,8 @@ def _without_one(group: CovarianceGroup, stars: torch.Tensor) -> torch.Tensor:
 
 def _noise(values: torch.Tensor, weight: torch.Tensor, vectors: torch.Tensor) -> float:
     """
-    The variance of the noise with which the processes were fitted, which is not kept: where the derivative of the
-    likelihood is zero. Eigenvalues and eigenvectors of the covariance, and the weights in these.
+    Variance of the noise in the fit of the processes, which is not saved: the zero of the derivative of the likelihood.
+    Takes eigenvalues and eigenvectors of the covariance, and the weights in their basis.
     """
     low, high = LN_NOISE
     for _ in range(30):
@@ -342,9 +342,9 @@ def with_usual_labels(
     emulator: SpectrumEmulator, known: Mapping[str, ArrayLike], errors: Mapping[str, ArrayLike]
 ) -> tuple[dict[str, Array], Array]:
     """
-    All labels of an emulator for stars of which some are known, and by how much they may be off.
+    All labels of an emulator, with errors, for stars with only some known labels.
 
-    Abundances that are not known are those of usual stars of this [Fe/H] and [alpha/Fe], with their scatter.
+    Unknown abundances are those of typical stars with this [Fe/H] and [alpha/Fe], with their scatter.
 
     Parameters
     ----------

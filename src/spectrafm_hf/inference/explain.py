@@ -1,12 +1,11 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a model looks at: how its answers move with the flux of each pixel, which parts of the spectrum tell, and which
-lines are there.
+"""Explain predictions: their derivatives with respect to the flux of each pixel, the information in each part of the
+spectrum, and the spectral lines there.
 
-The model on evidence has no attention to show. What it has instead is exact: the derivative of each answer with respect
-to the flux of each pixel ([`response`]). Squared, times the variance of the pixel, it is what that pixel adds to the
-variance of the answer; of an answer by least squares that is its share of the information about the label. Peaks are
-matched to `resources/lines.csv`, and that is judged against random wavelengths, as peaks that are dense enough hit any
-list of lines.
+The model on evidence has no attention to plot, but exact derivatives of each prediction with respect to the flux of
+each pixel ([`response`]). The squared derivative times the variance of the pixel is the pixel's contribution to the
+variance of the prediction; for least squares this is its share of the information about the label. Peaks are matched to
+`resources/lines.csv` and compared with shifted lines, because dense peaks match any list of lines.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from .prediction import NO_ANSWER, answered_labels, schema_tokenizer, tokenize_r
 from .response import PixelResponses, pixel_responses
 
 
-#: log g that parts giants from dwarfs, and Teff (K) that parts cool from hot stars.
+#: log g that separates giants from dwarfs, and Teff (K) that separates cool from hot stars.
 GIANT_LOGG, HOT_TEFF = 3.5, 5000.0
 TYPES = ("all", "giants", "dwarfs", "cool", "hot")
-#: The name of all labels together, beside theirs.
+#: Name of the combination of all labels.
 ALL_LABELS = "all"
 #: A line and a peak this near (Angstrom) are the same; half the width of a line where that is more.
 TOLERANCE = 1.0
 #: Angstrom a pixel: in coarser spectra most lines are blends.
 COARSE_STEP = 5.0
-#: Of the peaks of a curve, the most prominent count: so many for each 1,000 pixels, and at least `MIN_PEAKS`.
+#: The most prominent peaks of a curve are used: so many for each 1,000 pixels, and at least `MIN_PEAKS`.
 PEAKS_PER_1000_PIXELS, MIN_PEAKS = 10, 10
 DRAWS = 10_000
-#: Width of a line if none is given: about that of a resolution element in well sampled spectra.
+#: Default width of a line: about a resolution element of well sampled spectra.
 LINE_PIXELS = 3
 
 
@@ -51,7 +50,7 @@ LINE_PIXELS = 3
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a model looks at in a set of stars, N pixels, T intervals, R requests: means over the stars.
+    """Explanations averaged over stars, with N pixels, T intervals, R requests.
 
     Attributes
     ----------
@@ -60,19 +59,19 @@ class Explanation:
         responses, each in units of the scale of its label, and the mean of their information.
     n_stars : int
     wavelength, flux : array of shape (N,)
-        Angstrom; over the level of the star.
+        Angstrom; flux over the level of the star.
     gradient : array of shape (R, N)
-        Change of the answer, in its unit, for 1 % more flux in one pixel.
+        Change of the prediction, in its unit, for 1 % more flux in one pixel.
     response : array of shape (R, N)
-        Change of the answer, in its unit, when a line of the width `line_width` becomes 1 % deeper: minus the sum of
-        the gradients below the line. Neighbouring pixels see the same line, and a model may weigh them against each
-        other; so this, and not the gradient of one pixel, says what a line does.
+        Change of the prediction, in its unit, when a line of the width `line_width` becomes 1 % deeper: minus the sum
+        of the gradients below the line. Gradients of neighbouring pixels may cancel, so this measures the effect of a
+        line better than the gradient of one pixel.
     intervals : array of shape (T, 2)
-        Edges of the intervals that the model reads the spectrum in, Angstrom.
+        Edges of the intervals of the model, Angstrom.
     information : array of shape (R, T)
-        Share of each interval in the variance that the errors of the flux give the answer.
+        Share of each interval in the variance of the prediction due to the errors of the flux.
     step, line_width : float
-        Of a pixel, and of a line at half its depth, Angstrom.
+        Size of a pixel, and full width of a line at half depth, Angstrom.
     """
 
     labels: list[str]
@@ -101,7 +100,7 @@ class Explainer:
     line_width : float, optional
         Full width at half depth, Angstrom. Default: `LINE_PIXELS` pixels.
     by_type : bool
-        Keep the `TYPES` apart, by the `teff` and `logg` of the rows or, where these are not known, of the model.
+        Average each of the `TYPES` separately, by the `teff` and `logg` of the rows or, where unknown, of the model.
 
     Raises
     ------
@@ -134,7 +133,7 @@ class Explainer:
         self.shares: dict[str, NDArray[np.float64]] = {}
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-        """Add a batch of rows in the schema of this project; which of them could not be used, and why."""
+        """Add a batch of rows of the schema; returns why a row could not be used."""
         reasons = [row.get("refused") or "" for row in rows]
         usable = [i for i, reason in enumerate(reasons) if not reason]
         if usable and not self.requests:
@@ -152,7 +151,7 @@ class Explainer:
         return {i: reason for i, reason in enumerate(reasons) if reason}
 
     def _add_star(self, found: PixelResponses, i: int, row: Mapping[str, Any]) -> str:
-        """Add one star, and count it; why not, if it does not fit."""
+        """Add one star; returns why, if it could not be added."""
         if not self.grid.size:
             self.grid = found.wavelength
             self.sums = {name: np.zeros((2 + len(self.requests), self.grid.size)) for name in self.types}
@@ -185,7 +184,7 @@ class Explainer:
         return {name: self._explanation(name) for name in self.types if self.n_stars[name]}
 
     def _explanation(self, name: str) -> Explanation:
-        # Pixels that few of the stars have, such as those at the edges, are noisier than the rest.
+        # Pixels that few stars have, such as those at the edges, are noisier.
         common = self.sums[name][0] > 0.5 * self.sums[name][0].max()
         count, flux, *rest = self.sums[name][:, common]
         gradient = np.array(rest) / count
@@ -221,7 +220,7 @@ def spread_over_line(
     reach = int(np.ceil(1.5 * width / np.min(np.diff(wavelength)))) if wavelength.size > 1 else 0
     total = gradient.copy()
     for shift in range(1, min(reach + 1, wavelength.size)):
-        # Distances in Angstrom: over a gap between detectors no line reaches.
+        # Distances are in Angstrom, so that lines do not cross gaps between detectors.
         weight = np.exp(-4 * np.log(2) * ((wavelength[shift:] - wavelength[:-shift]) / width) ** 2)
         total[:, shift:] += weight * gradient[:, :-shift]
         total[:, :-shift] += weight * gradient[:, shift:]
@@ -229,7 +228,7 @@ def spread_over_line(
 
 
 def star_types(row: Mapping[str, Any], predicted: Mapping[str, float]) -> list[str]:
-    """Out of `TYPES`, by the labels of a row or, where it has none, the predicted ones."""
+    """One of `TYPES`, by the labels of a row or, if it has none, the predicted ones."""
     teff, logg = (
         known if np.isfinite(known := row.get(name, np.nan)) else predicted.get(name, np.nan)
         for name in ("teff", "logg")
@@ -247,7 +246,7 @@ def star_types(row: Mapping[str, Any], predicted: Mapping[str, float]) -> list[s
 
 @dataclass(frozen=True)
 class Peak:
-    """A peak of a curve, and the line nearest to it, if one lies within the tolerance."""
+    """A peak of a curve, and the nearest line within the tolerance, if any."""
 
     wavelength: float
     height: float
@@ -283,7 +282,7 @@ def peaks_of(
 
 @dataclass(frozen=True)
 class Recovery:
-    """How many of some lines are at peaks, and how many would be by chance.
+    """Number of lines at peaks, compared with shifted lines.
 
     Attributes
     ----------
@@ -292,7 +291,7 @@ class Recovery:
     random, random_spread : float
         Mean and standard deviation over the draws.
     p_value : float
-        How often a draw finds as many or more, counting the lines themselves as one draw.
+        Fraction of draws with as many or more, counting the lines themselves as one draw.
     """
 
     n_found: int
@@ -307,8 +306,8 @@ def recovery(
 ) -> Recovery:
     """Compare lines with random wavelengths.
 
-    In each of the `DRAWS` draws all lines move by the same random number of pixels, around the ends: lines cluster, and
-    so do peaks, and random wavelengths that do not would make too much of that.
+    In each of the `DRAWS` draws all lines are shifted by the same random number of pixels, cyclically. Independent
+    random wavelengths would overstate the significance, because lines and peaks cluster.
 
     Parameters
     ----------
@@ -323,7 +322,7 @@ def recovery(
     known = known[_distance(known, wavelength) <= tolerance]
     n_found = int(np.count_nonzero(_distance(known, marks) <= tolerance))
     pixel = np.arange(wavelength.size)
-    # A shift by less than what counts as the same place is none.
+    # Shifts within the tolerance do not count.
     step = np.median(np.diff(wavelength)) if wavelength.size > 1 else 1.0
     least = min(2 * tolerance / step, 0.4 * wavelength.size)
     shift = np.random.default_rng(seed).uniform(least, wavelength.size - least, size=(DRAWS, 1))
@@ -336,7 +335,7 @@ def recovery(
 
 @dataclass(frozen=True)
 class Match:
-    """The peaks of the response of a label, and how many of the known lines, and of the paper's 14, are at them."""
+    """Peaks of the response of a label, and how many of the known lines and of the paper's 14 lines are at them."""
 
     label: str
     peaks: list[Peak]
@@ -345,9 +344,9 @@ class Match:
 
 
 def match_lines(explanation: Explanation) -> list[Match]:
-    """Peaks of the response of every label, the lines at them, and what chance would find.
+    """Peaks of the response of every label, the lines at them, and the number expected by chance.
 
-    In coarse spectra only the lines that show there are known.
+    For low resolution only the lines that are visible there are used.
     """
     lines = [line for line in line_list() if line.rank < 4 or explanation.step < COARSE_STEP]
     tolerance = max(TOLERANCE, 0.5 * explanation.line_width)

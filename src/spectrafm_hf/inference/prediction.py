@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Labels of many stars from a trained model: batch after batch, with flags, into a table on disk.
+"""Predict labels of many stars in batches, with flags.
 
 No function here holds more than one batch, so the number of stars does not matter.
 """
@@ -32,7 +32,7 @@ from .training_range import TrainingRange
 
 
 logger = logging.getLogger(__name__)
-#: Between the flags of a star.
+#: Separates the flags of a star.
 FLAG_SEPARATOR = ";"
 NO_PIXEL = "no valid pixel"
 NO_ANSWER = "no answer from this spectrum"
@@ -56,7 +56,7 @@ class Flagged:
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, flags: Iterable[str], reasons: Iterable[str] = ()) -> None:
-        """Count the flags of a batch, joined as `predict_batches` yields them, and the reasons beside them."""
+        """Count the flags and the reasons of a batch of `predict_batches`."""
         for flag, reason in itertools.zip_longest(flags, reasons, fillvalue=""):
             self.stars += 1
             self.flagged += bool(flag or reason)
@@ -76,8 +76,8 @@ class Flagged:
 
 def rung_of_pixels(basis: SpectrumBasis, wavelength: ArrayLike, resolving_power: float | None = None) -> Rung | None:
     """
-    The rung in which pixels at these wavelengths are read, in any order; a power of NaN is unknown. Wavelengths that
-    are no positive numbers do not count.
+    The rung for pixels at these wavelengths, in any order; a resolving power of NaN is unknown. Wavelengths that are
+    not positive numbers are ignored.
     """
     grid = np.unique(np.asarray(wavelength, np.float64))
     grid = grid[np.isfinite(grid) & (grid > 0)]
@@ -105,19 +105,18 @@ def answered_labels(
     return [name for name in names if name in learnt or name in config.network_labels]
 
 
-#: Tokens that the model gets at once: with fewer a CPU does not come to its full speed, with many more what passes from
-#: layer to layer leaves its caches (`scripts/benchmarks/benchmark.py --curves`). A number found by a trial would be
-#: another one in each run, and with it the last digit of an answer.
+#: Tokens per batch of the model: fewer do not use the full speed of a CPU, many more do not fit into its caches
+#: (`scripts/benchmarks/benchmark.py --curves`). It is fixed, because the batch size changes the last digit of a result.
 TOKENS_AT_ONCE = 2048
 NO_MEMORY = "too large for the memory"
-# Where tokens are evidence: pixels that cost as much as a token does, and what a star costs at least. So 256 stars of
-# APOGEE go together, as the few whose fit goes on share a round then, and 512 of Gaia XP: enough for full speed, and
-# few enough for the threads to share them evenly.
+# Where tokens are evidence: number of pixels that cost as much as a token, and the least cost of a star. This gives 256
+# stars of APOGEE (the few whose fit needs more iterations share them) and 512 of Gaia XP: enough for full speed, and
+# few enough for an even share among threads.
 PIXELS_OF_EVIDENCE, LEAST_OF_EVIDENCE = 1024, 4
 
 
 def tokens_of(row: Mapping[str, Any], tokenizer: SpectraFMTokenizer) -> int:
-    """What a spectrum costs, in tokens, for the size of a batch."""
+    """Cost of a spectrum in tokens, for the batch size."""
     pixels = int(np.size(row["flux"]))
     return pixels if tokenizer.basis is None else max(LEAST_OF_EVIDENCE, -(-pixels // PIXELS_OF_EVIDENCE))
 
@@ -133,7 +132,7 @@ def batches_of(
     rows : iterable of rows
     tokenizer : SpectraFMTokenizer
     size : int, optional
-        Stars in a list. Default: as many as have `TOKENS_AT_ONCE`, at least one.
+        Stars in a list. Default: as many as fit into `TOKENS_AT_ONCE`, at least one.
     """
     batch: list[dict[str, Any]] = []
     tokens = 0
@@ -161,23 +160,23 @@ def predict_batches(
     model : SpectraFMForPrediction
         It is put into eval mode.
     tokenizer : SpectraFMTokenizer
-        That of the model. Its settings on units do not matter: the rows are in Angstrom, in vacuum, with sigmas.
+        Its settings of units do not matter: the rows are in Angstrom, in vacuum, with one-sigma errors.
     batches : iterable of sequences of rows
         Rows in the schema of this project, such as `batches_of(read_spectra(files), tokenizer)`; labels are not read.
     requests : sequence of str, optional
         Labels to predict. Default: those of the tokenizer.
     training_range : TrainingRange, optional
-        Flags what lies outside.
+        Flags stars outside this range.
 
     Yields
     ------
     dict of arrays of shape (stars,), one a batch
-        `object_id` (str), and where the rows have one the name of the `file`; for each request `<label>` and
-        `<label>_err` (float32, physical units, one sigma); `flags` (str, empty if all is well; `not_at_rest` where the
-        row has a `rest_frame` of False, and those of the row itself, such as `frame_unstated`); `reason` (str). A star
-        that cannot be predicted has labels of NaN, and only that has a reason.
-        Spectra of different lengths are handled apart, as the shorter ones would be padded. Where the memory does not
-        suffice for a batch, the model gets half of it at a time from then on, and a warning is logged.
+        `object_id` (str), and the name of the `file` if the rows have one; for each request `<label>` and `<label>_err`
+        (float32, physical units, one sigma); `flags` (str, empty if there are none; `not_at_rest` if the row has
+        `rest_frame` = False; and flags of the row, such as `frame_unstated`); `reason` (str). A star that cannot be
+        predicted has labels of NaN and a reason; other reasons are empty.
+        Spectra of different lengths are batched separately, to avoid padding. If a batch does not fit into memory, the
+        batch size is halved from then on, and a warning is logged.
 
     Raises
     ------
@@ -185,16 +184,15 @@ def predict_batches(
         For an unknown label.
     """
     predictor = _BatchPredictor(model, tokenizer, requests, training_range)
-    # Tokens that are drawn at random are drawn in the order of the stars.
+    # Random tokens are drawn in the order of the stars.
     one_by_one = model.device.type != "cpu" or (tokenizer.max_length is not None and tokenizer.sampling == "random")
     yield from _side_by_side(predictor, batches, 1 if one_by_one else torch.get_num_threads())
 
 
 def _side_by_side(work: Callable[[Item], Result], items: Iterable[Item], n_threads: int) -> Iterator[Result]:
     """
-    `work` on each item, in order, in as many Python threads with one thread of torch each: by a fifth faster on two
-    cores than what shares each product of matrices among them, as no thread waits for another, and as what is done in
-    one thread, such as making tokens, is done on all cores.
+    Map `work` over items, in order, in several Python threads with one torch thread each. On two cores this is 20 %
+    faster than the threads of torch, because tokenisation runs in parallel too and no thread waits for another.
     """
     items = iter(items)
     first = list(itertools.islice(items, 2))
@@ -215,7 +213,7 @@ def _side_by_side(work: Callable[[Item], Result], items: Iterable[Item], n_threa
         finally:
             for future in waiting:
                 future.cancel()
-            # Each thread has a number of its own, and new ones the last that was set.
+            # Torch keeps this number for each Python thread; new threads start with the one set last.
             torch.set_num_threads(threads_of_torch)
 
 
@@ -232,7 +230,7 @@ class _BatchPredictor:
         self.names = list(requests if requests is not None else tokenizer.requests or tokenizer.label_names)
         tokenizer.label_ids(self.names)
         self.model, self.tokenizer = model.eval(), schema_tokenizer(tokenizer)
-        # Evidence has flags of its own, in which the grid of a spectrum plays no part.
+        # Models on evidence have their own flags, which do not depend on the grid.
         self.training_range = training_range if tokenizer.basis is None else None
         self.most = 0  # stars that fit into memory; 0: not yet known
 
@@ -284,7 +282,7 @@ class _BatchPredictor:
         flags: list[list[str]],
     ) -> None:
         """
-        Fill in values, errors and flags of some stars, of which the model gets no more at a time than go through.
+        Fill in values, errors and flags of some stars, in batches that fit into memory.
         """
         quality = {name: inputs.pop(name) for name in QUALITY if name in inputs}
         start = 0
@@ -314,7 +312,7 @@ class _BatchPredictor:
 
 
 def demand_scalars(model: SpectraFMForPrediction, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """ValueError for rows without a scalar that one of the labels is predicted from."""
+    """Raise ValueError for rows without a scalar that a label needs."""
     if not (needed := model.config.scalars_of(names)):
         return
     for row in rows:
@@ -323,7 +321,7 @@ def demand_scalars(model: SpectraFMForPrediction, names: Sequence[str], rows: It
             where = f" in {Path(row['file']).name}" if "file" in row else ""
             raise ValueError(
                 f"{missing[0]}: expected a column of this name{where} (NaN where unknown), as {', '.join(labels)} is "
-                "predicted from it, got none; --scalar-table TABLE has it by identifier"
+                "predicted from it, got none; --scalar-table TABLE adds it by identifier"
             )
 
 
@@ -333,7 +331,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def schema_tokenizer(tokenizer: SpectraFMTokenizer) -> SpectraFMTokenizer:
-    """One that takes rows of this project's schema, whatever units it is set to."""
+    """A copy of a tokenizer that takes rows of the schema, whatever its settings of units."""
     tokenizer = copy.copy(tokenizer)
     tokenizer.wavelength_unit, tokenizer.wavelength_medium, tokenizer.error_type = "Angstrom", "vacuum", "sigma"
     return tokenizer
@@ -343,22 +341,22 @@ def tokenize_rows(
     tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]], names: list[str], reasons: list[str]
 ) -> Iterator[tuple[BatchFeature, NDArray[np.intp]]]:
     """
-    Inputs of the model, and of which rows they are.
+    Inputs of the model, and the rows that they belong to.
 
     Parameters
     ----------
     tokenizer : SpectraFMTokenizer
-        As `schema_tokenizer` makes it.
+        From `schema_tokenizer`.
     rows : sequence of rows
     names : list of str
-        Labels to ask for.
+        Labels to predict.
     reasons : list of str
-        One for each row. Gets why a row cannot be used, which is then in no inputs.
+        One for each row; set for rows that cannot be used, which are then left out.
 
     Yields
     ------
     inputs, members
-        Of all rows together if they are of one length; of those of similar length otherwise.
+        One pair if all rows have the same length; otherwise one for each group of similar length.
     """
     for part in _parts(tokenizer, rows):
         yield from _tokenize(tokenizer, rows, part, names, reasons)
@@ -366,8 +364,8 @@ def tokenize_rows(
 
 def _parts(tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]]) -> Iterator[NDArray[np.intp]]:
     """
-    Which rows to handle together: so few, of similar length, that with padding they make no more than `TOKENS_AT_ONCE`,
-    or than all rows would if they were as short as the shortest of these.
+    Groups of rows of similar length, so that with padding a group has no more than `TOKENS_AT_ONCE`, or than all rows
+    would have if they were as short as its shortest.
     """
     n_tokens = [tokens_of(row, tokenizer) for row in rows]
     if max(n_tokens) * len(rows) <= max(TOKENS_AT_ONCE, min(n_tokens) * len(rows)):  # as most batches are
@@ -389,7 +387,7 @@ def _tokenize(
     names: list[str],
     reasons: list[str],
 ) -> Iterator[tuple[BatchFeature, NDArray[np.intp]]]:
-    """Inputs of a part, divided into halves to leave out spectra with a reason."""
+    """Inputs of some rows; bad spectra are found by bisection and left out."""
     try:
         columns = {name: [rows[i][name] for i in part] for name in PIXEL_COLUMNS}
         for name in tokenizer.scalar_names or ():

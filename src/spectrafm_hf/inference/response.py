@@ -1,11 +1,11 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-How answers move with the flux of each pixel: exact derivatives through the least squares of the tokens.
+Derivatives of predictions with respect to the flux of each pixel, exact, through the least squares of the tokens.
 
-Given the weights of the pixels, evidence is linear in their flux, but for the level that it is divided by. So the
-derivative of an answer is a chain: with respect to the evidence, through the network or the fit with the star model,
-by torch; of the evidence with respect to the flux, by the rows that the pixels of each interval are compared with.
-Weights, how well coefficients are known, clipped pixels and hyper-parameters of the fit count as given.
+For fixed pixel weights, evidence is linear in the flux, except for the level by which it is divided. By the chain rule
+the derivative of a prediction is that with respect to the evidence (by torch, through the network or the fit with the
+star model) times that of the evidence with respect to the flux (from the design of each interval). Weights,
+reliabilities, clipped pixels and hyper-parameters of the fit are held fixed.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ def answers_and_derivatives(
     model: SpectraFMForPrediction, inputs: Mapping[str, torch.Tensor]
 ) -> tuple[Array, Array, Array]:
     """
-    Answers, and their derivatives with respect to the evidence.
+    Predictions, and their derivatives with respect to the evidence.
 
     Parameters
     ----------
     model : SpectraFMForPrediction
         In eval mode.
     inputs : mapping
-        What the tokenizer made of B stars with T intervals, K coefficients and R requests.
+        Output of the tokenizer for B stars with T intervals, K coefficients and R requests.
 
     Returns
     -------
     values : array of shape (B, R)
     by_coefficients, by_pull : array of shape (B, R, T, K)
-        Where an answer comes from the fit with the star model, only the second is not 0.
+        Only the second is not 0 for predictions from the fit with the star model.
     """
     coefficients, pull = (inputs[name].detach().clone().requires_grad_() for name in ("coefficients", "pull"))
     with torch.enable_grad():
         output = model(**{**inputs, "coefficients": coefficients, "pull": pull})
-        # The stars of a batch do not see each other, so the sum over them has the derivative of each.
+        # Stars of a batch are independent, so the derivative of their sum is that of each.
         found = [
             torch.autograd.grad(answer, (coefficients, pull), retain_graph=True, materialize_grads=True)
             for answer in output.predictions.sum(dim=0)
@@ -62,7 +62,7 @@ def answers_and_derivatives(
 
 def flux_response(design: Design, grid: EvidenceOnGrid, by_coefficients: Array, by_pull: Array) -> tuple[Array, Array]:
     """
-    Derivatives of answers with respect to the flux of each pixel.
+    Derivatives of predictions with respect to the flux of each pixel.
 
     Parameters
     ----------
@@ -71,14 +71,14 @@ def flux_response(design: Design, grid: EvidenceOnGrid, by_coefficients: Array, 
     grid : EvidenceOnGrid
         B stars, T intervals.
     by_coefficients, by_pull : array of shape (B, R, T, K)
-        Derivatives of R answers with respect to the evidence.
+        Derivatives of R predictions with respect to the evidence.
 
     Returns
     -------
     response : array of shape (B, R, pixels)
-        Unit of the answer over that of the flux.
+        Unit of the prediction over that of the flux.
     variance : array of shape (B, pixels)
-        Of the pixels as they counted, with what models leave out; 0 where a pixel did not.
+        Variance of the pixels, model errors included; 0 for unused pixels.
     """
     evidence = grid.evidence
     response = np.zeros((*by_coefficients.shape[:2], len(grid.wavelength)))
@@ -89,7 +89,7 @@ def flux_response(design: Design, grid: EvidenceOnGrid, by_coefficients: Array, 
         level, unit = (part[:, i, None].astype(np.float64) for part in (evidence.level, evidence.unit))
         weight = kept[:, pixels] / (1.0 + MODEL_ERROR**2 * kept[:, pixels] * level**2)
         weights[:, pixels] = weight
-        # In units of the level, in which the least squares are done.
+        # The least squares are in units of the level.
         gram = np.einsum("kp,bp,lp->bkl", rows, weight * level**2, rows)
         covariance = np.linalg.inv(gram + np.eye(len(rows)))
         found = evidence.estimate[:, i].astype(np.float64) / unit
@@ -102,7 +102,7 @@ def flux_response(design: Design, grid: EvidenceOnGrid, by_coefficients: Array, 
 
 
 def _by_found(rung: Rung, reliability: NDArray[Any], found: Array, covariance: Array, by_coefficients: Array) -> Array:
-    """Derivatives (B, R, K) with respect to coefficients -> with respect to the least squares that they are made of."""
+    """Derivatives (B, R, K) with respect to coefficients -> with respect to the least-squares solutions."""
     reliability = reliability.astype(np.float64)
     level = np.clip(found[:, :1], 0.2, 5.0)
     variance = np.diagonal(covariance, axis1=1, axis2=2)
@@ -115,7 +115,7 @@ def _by_found(rung: Rung, reliability: NDArray[Any], found: Array, covariance: A
 
 
 def _add_level_of_star(response: Array, design: Design, grid: EvidenceOnGrid, by_coefficients: Array) -> None:
-    """What pixels do to the level of the star, the median of those of the intervals, which these are compared with."""
+    """Derivative of the level of the star (the median of those of the intervals) with respect to the pixels."""
     evidence = grid.evidence
     known = evidence.reliability[..., 0].astype(np.float64)
     by_scale = (
@@ -140,25 +140,25 @@ def _add_level_of_star(response: Array, design: Design, grid: EvidenceOnGrid, by
 @dataclass(frozen=True)
 class PixelResponses:
     """
-    Answers of B stars on one grid of N pixels, and how they move with the flux. R requests, T intervals.
+    Predictions for B stars on one grid of N pixels, and their derivatives. R requests, T intervals.
 
     Attributes
     ----------
     stars : int array of shape (B,)
-        Which of the rows that were given.
+        Indices of the rows.
     wavelength : array of shape (N,)
         Angstrom.
     flux : array of shape (B, N)
     level : array of shape (B,)
-        Of the star, in the unit of the flux.
+        Level of the star, in the unit of the flux.
     valid : array of bool, shape (B, N)
         Pixels that are not masked.
     variance : array of shape (B, N)
-        Of the flux, with what models leave out; 0 where a pixel is masked, or left out as no star could have it.
+        Variance of the flux, model errors included; 0 where a pixel is masked or clipped.
     values : array of shape (B, R)
-        NaN for no answer.
+        NaN for missing predictions.
     response : array of shape (B, R, N)
-        Derivative of each answer with respect to the flux of each pixel.
+        Derivative of each prediction with respect to the flux of each pixel.
     intervals : int array of shape (T,)
         Numbers of the intervals.
     pixels : list of T slices
@@ -177,7 +177,7 @@ class PixelResponses:
     pixels: list[slice]
 
     def information(self) -> Array:
-        """(B, R, T): share of each interval in the variance that the errors of the flux give each answer."""
+        """(B, R, T): share of each interval in the variance of each prediction due to the errors of the flux."""
         squared = self.response**2 * self.variance[:, None]
         parts = np.stack([squared[:, :, pixels].sum(axis=2) for pixels in self.pixels], axis=2)
         total = parts.sum(axis=2, keepdims=True)
@@ -191,14 +191,14 @@ def pixel_responses(
     inputs: Mapping[str, torch.Tensor],
 ) -> list[PixelResponses]:
     """
-    How the answers for stars move with their flux, for each grid.
+    Derivatives of the predictions for stars with respect to their flux, by grid.
 
     Parameters
     ----------
     model : SpectraFMForPrediction
         On evidence, in eval mode.
     tokenizer : SpectraFMTokenizer
-        That which made `inputs` of `rows`, as `schema_tokenizer` makes it.
+        From `schema_tokenizer`; it made `inputs` from `rows`.
     rows : sequence of rows
         In the schema of this project.
     inputs : mapping

@@ -1,14 +1,20 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Stars that look alike: a vector for each spectrum, and the nearest ones of a data set.
+"""Similar stars: an embedding of each spectrum, and its nearest neighbours in a data set.
 
-The vector is the mean of the states of the members, before their heads make labels of it. It was chosen by
-`scripts/paper/compare_embeddings.py`: the mean distance in labels of a star to its five nearest ([`label_distance`]),
-as a share of that to random ones. For `spectrafm-base` it is 0.31 among 3,981 validation stars of Gaia XP, and 0.39 for
-stars of which nearly half is masked; with the amplitudes of the components of stars 0.54 and 0.63, with the answers of
-the network 0.34 and 0.39, with 30 principal components of the pixels 0.62 and 0.87. Among 1,200 synthetic APOGEE stars,
-with abundances, it is 0.47 and 0.48; 0.52 and 0.52; 0.60 and 0.60; 0.55 and 0.58.
+The embedding is the mean state of the members before their heads. It was chosen with
+`scripts/paper/compare_embeddings.py`, by the mean label distance of a star to its five neighbours ([`label_distance`])
+relative to random stars; for `spectrafm-base`, for complete / nearly half masked spectra:
 
-Vectors of spectra of different rungs, such as Gaia XP and the H band, have nothing to do with each other.
+============================  ==========================  ==========================================
+embedding                     Gaia XP (3,981 validation)  APOGEE (1,200 synthetic, with abundances)
+============================  ==========================  ==========================================
+state of the members          0.31 / 0.39                 0.47 / 0.48
+amplitudes of the components  0.54 / 0.63                 0.52 / 0.52
+predictions of the network    0.34 / 0.39                 0.60 / 0.60
+30 principal components       0.62 / 0.87                 0.55 / 0.58
+============================  ==========================  ==========================================
+
+Embeddings of different rungs, such as Gaia XP and the H band, cannot be compared.
 """
 
 from __future__ import annotations
@@ -36,16 +42,16 @@ from ..statistics import robust_scatter
 from .prediction import schema_tokenizer, tokenize_rows
 
 
-#: Stars whose neighbours are looked for at once.
+#: Queries per batch.
 CHUNK = 256
-#: In the metadata of a file of embeddings: which weights made them, and of which part of the spectrum.
+#: Metadata keys of a file of embeddings: checksum of the weights, and range of the spectra.
 MODEL_KEY, RANGE_KEY = b"spectrafm_model", b"spectrafm_range"
-#: What of the tokens a vector is made of.
+#: Inputs of the model that the embedding depends on.
 EMBEDDED = ("coefficients", "reliability", "interval_ids", "attention_mask")
 
 
 def fingerprint(model: SpectraFMForPrediction) -> str:
-    """Changes with any weight: vectors of different models cannot be compared."""
+    """Checksum of the weights: embeddings of different models cannot be compared."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
@@ -54,16 +60,16 @@ def fingerprint(model: SpectraFMForPrediction) -> str:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Vectors of some stars.
+    """Embeddings of some stars.
 
     Attributes
     ----------
     object_id : list of str
     vectors : array of shape (stars, width), float32
     labels : dict of str to array of shape (stars,)
-        Those of the rows, NaN where unknown.
+        Labels of the rows, NaN where unknown.
     range : str
-        Wavelengths of the rung of intervals that the spectra were read in: only vectors of one rung can be compared.
+        Wavelengths of the rung of the spectra: only embeddings of one rung can be compared.
     """
 
     object_id: list[str]
@@ -73,7 +79,7 @@ class Embeddings:
 
     @classmethod
     def join(cls, parts: Sequence[Embeddings]) -> Embeddings:
-        """One after the other, of one range; a label that is not in all of them is NaN where it is not."""
+        """Concatenate embeddings of one range; labels are NaN in parts without them."""
         for part in parts[1:]:
             demand_same_range(part, parts[0])
         names = dict.fromkeys(name for part in parts for name in part.labels)
@@ -90,13 +96,13 @@ class Embeddings:
 
 
 def demand_same_range(part: Embeddings, other: Embeddings) -> None:
-    """`ValueError` for vectors that cannot be compared."""
+    """Raise ValueError for embeddings that cannot be compared."""
     if part.range != other.range:
         raise ValueError(f"embeddings: expected spectra with the same wavelengths, got {part.range} and {other.range}")
 
 
 class Embedder:
-    """Spectra -> vectors, batch after batch, of the rung that the first one belongs to.
+    """Embed spectra in batches; the first one determines the rung.
 
     Parameters
     ----------
@@ -119,7 +125,7 @@ class Embedder:
 
     @property
     def range(self) -> str:
-        """Of the rung, in words."""
+        """Wavelengths of the rung."""
         assert self.tokenizer.basis is not None
         if self.rung is None:
             return ""
@@ -127,7 +133,7 @@ class Embedder:
         return f"{low:,.0f}-{high:,.0f} Å"
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Embeddings, dict[int, str]]:
-        """Embed rows in the schema of this project; which of them could not be used, and why."""
+        """Embed rows of the schema; also returns why rows could not be used."""
         reasons = [row.get("refused") or "" for row in rows]
         usable = [i for i, reason in enumerate(reasons) if not reason]
         causes = [""] * len(usable)
@@ -162,8 +168,8 @@ class Embedder:
 class EmbeddingWriter:
     """Write embeddings batch after batch: `with EmbeddingWriter(path, model) as writer: writer.write(embeddings)`.
 
-    A Parquet file of `object_id`, `embedding` and the labels that the first batch has; all of one range. It appears
-    under its name when all is written; after an error nothing is left of it.
+    A Parquet file of `object_id`, `embedding` and the labels of the first batch; all of one range. It is written
+    atomically.
 
     Raises
     ------
@@ -209,7 +215,7 @@ class EmbeddingWriter:
 
 
 def read_embeddings(path: str | os.PathLike[str], model: SpectraFMForPrediction) -> Embeddings | None:
-    """What `EmbeddingWriter` wrote; None for a file of another kind.
+    """Read a file of `EmbeddingWriter`; None for other files.
 
     Raises
     ------
@@ -221,7 +227,7 @@ def read_embeddings(path: str | os.PathLike[str], model: SpectraFMForPrediction)
         if MODEL_KEY not in metadata:
             return None
         if metadata[MODEL_KEY] != fingerprint(model).encode() or RANGE_KEY not in metadata:
-            raise ValueError(f"{path}: expected embeddings of this model, got some of another model")
+            raise ValueError(f"{path}: expected embeddings of this model, got those of another model")
         table = pq.read_table(path)
         vectors = table["embedding"].combine_chunks()
         labels = {name: table[name].to_numpy() for name in table.column_names[2:]}
@@ -234,7 +240,7 @@ def read_embeddings(path: str | os.PathLike[str], model: SpectraFMForPrediction)
 
 
 def neighbours(queries: Embeddings, others: Embeddings, n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The most similar of some stars, the most similar first, without the star itself (the same `object_id`).
+    """Find the most similar stars, the most similar first, excluding the star itself (the same `object_id`).
 
     Returns
     -------
@@ -272,7 +278,7 @@ def neighbours(queries: Embeddings, others: Embeddings, n: int) -> tuple[NDArray
 def label_distance(
     queries: Embeddings, others: Embeddings, index: NDArray[np.int64], names: Sequence[str], seed: int = 0
 ) -> tuple[float, float] | None:
-    """How far neighbours are from a star in its labels, and how far random stars are.
+    """Mean distance in labels of neighbours, and of random stars.
 
     Parameters
     ----------
@@ -280,9 +286,9 @@ def label_distance(
     index : array of int, shape (queries, n)
         From [`neighbours`].
     names : sequence of str
-        Labels that count, if both have them.
+        Labels to use, if both have them.
     seed : int
-        Of the random stars, as many as there are neighbours.
+        Seed of the random stars, of which there are as many as neighbours.
 
     Returns
     -------

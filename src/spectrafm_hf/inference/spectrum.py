@@ -1,11 +1,11 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Labels in, spectrum out: flux and its error at any wavelengths, from labels, or from a spectrum of another range.
+Predict flux and its error at any wavelengths, from labels or from a spectrum of another range.
 
-The bundled emulators make the spectra. Two things make the error of a pixel: how far the labels may be off, by the
-derivatives of the flux, and how far the emulator is off. The latter is known from the stars of its own grid: each is
-compared with what the others say of it. For that no synthesis is needed: an emulator keeps Gaussian processes, whose
-answers without one of their stars follow from their weights (Rasmussen & Williams 2006, section 5.4.2).
+The bundled emulators make the spectra. The error of a pixel has two parts: the errors of the labels, through the
+derivatives of the flux, and the error of the emulator. The latter is estimated by leave-one-out prediction of the stars
+of its grid. This needs no synthesis, because leave-one-out predictions of a Gaussian process follow from its weights
+(Rasmussen & Williams 2006, section 5.4.2).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SpectrumPredictor:
     Parameters
     ----------
     model : SpectraFMForPrediction
-        On evidence; only needed where spectra are given.
+        A model on evidence; only needed to predict from spectra.
     tokenizer : SpectraFMTokenizer
     """
 
@@ -64,14 +64,14 @@ class SpectrumPredictor:
             `teff`, `logg`, `fe_h`, and any other of the emulator, or `alpha_m`. Abundances left out are those of the
             Sun over iron; with `errors`, they are those of usual stars.
         errors : mapping of str to float or array of shape (stars,), optional
-            One sigma of the labels; then what is left out may be off as well.
+            One sigma of the labels; labels that are left out then have errors too.
         wavelength, resolving_power, normalised
             See [`EmulatedSpectra`].
         """
         stated = {name: np.atleast_1d(np.asarray(values, np.float64)) for name, values in labels.items()}
         emulated = self._emulated(wavelength, resolving_power, normalised)
         known = [*emulated.emulator.config.label_names, "alpha_m"]
-        for field, names in (("labels", stated), ("errors", errors or {})):  # first, as one may be a slip of the pen
+        for field, names in (("labels", stated), ("errors", errors or {})):  # first, as one may be a typo
             if unknown := [name for name in names if name not in known]:
                 raise ValueError(f"{field}: expected names out of {', '.join(known)}, got {', '.join(unknown)}")
         if missing := [name for name in ("teff", "logg", "fe_h") if name not in stated]:
@@ -93,10 +93,10 @@ class SpectrumPredictor:
         resolving_power: float | None = None,
     ) -> Spectra:
         """
-        The most likely flux of stars of which a part was seen.
+        The most likely flux of stars from a part of their spectra.
 
-        Within the range of the instrument that is the part that was not seen, filled in, and what was seen without
-        noise. Elsewhere it is the spectrum that the predicted labels have, with their errors.
+        Within the range of the instrument, unobserved parts are filled in and observed ones are denoised. Elsewhere it
+        is the spectrum for the predicted labels, with their errors.
 
         Parameters
         ----------
@@ -106,7 +106,7 @@ class SpectrumPredictor:
             See [`EmulatedSpectra`]; by default those of the rows, the pixels that are masked among them.
         """
         if self.model is None or self.tokenizer is None or self.tokenizer.basis is None:
-            raise ValueError("model: expected a checkpoint on evidence to look at spectra with, got none")
+            raise ValueError("model: expected a checkpoint on evidence to predict from spectra, got none")
         if not isinstance(wavelength, Instrument):
             grids = _grids(self.tokenizer, rows)
             if len(grids) != 1:
@@ -122,7 +122,7 @@ class SpectrumPredictor:
                 return Spectra(wanted, *known.at(wanted, power), power, AS_GIVEN)
             wavelength = wanted
         labels, errors = self._labels(rows)
-        # Of an abundance or a microturbulence that is a little beyond the grid, the limit is as good.
+        # Abundances and microturbulences just outside the grid are clipped to its limit.
         emulator = self._emulated(wavelength, resolving_power, True).emulator
         for name, low, high in zip(emulator.config.label_names, *emulator._range(), strict=True):
             if name in labels and name not in ("teff", "logg", "fe_h"):
@@ -151,7 +151,7 @@ class SpectrumPredictor:
 
 def best_fit(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, row: Mapping[str, Any]) -> BestFit:
     """
-    The star that fits a spectrum best, with the residual.
+    The best fit of the star model to a spectrum, with the residual.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def best_fit(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, row: 
 
 
 def _grids(tokenizer: SpectraFMTokenizer, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """What the pixels of rows say, by grid."""
+    """Evidence of the rows, by grid."""
     settings: dict[str, Any] = {name: [row.get(name) for row in rows] for name in ("resolving_power", "normalised")}
     pixels = [{name: row[name] for name in PIXEL_COLUMNS} for row in rows]
     return schema_tokenizer(tokenizer)(pixels, **settings, return_grids=True)["grids"]

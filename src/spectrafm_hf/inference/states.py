@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""States of a frozen model on evidence, as inputs of heads."""
+"""States of a frozen model on evidence: the inputs of heads."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class States:
     Attributes
     ----------
     inputs : list of str
-        Labels that it answers.
+        Labels that it predicts.
     values, errors : array of shape (stars, inputs)
         In physical units.
     coefficients, reliability : array of shape (stars, intervals, coefficients)
-        Of all intervals of the rung; 0 where nothing was seen.
+        For all intervals of the rung; 0 without pixels.
     pixels : array of shape (stars, pixels)
         Fluxes over their medians, NaN where unknown.
     wavelength : array of shape (pixels,)
-        Of these, Angstrom in vacuum at rest.
+        Angstrom, vacuum, rest frame.
     scalar_names : list of str
-        Scalars of the stars that are known beside their spectra.
+        Known scalars of the stars, such as parallaxes.
     scalars : array of shape (stars, scalars, 2)
         These and their errors, NaN where unknown.
     """
@@ -82,13 +82,13 @@ def frozen_states(
     Returns
     -------
     rung : int
-        To which most spectra belong.
+        The rung of most spectra.
     states : States
-        Of the stars that can be used.
+        States of the stars that can be used.
     rows : array of int
-        Which these are.
+        Indices of these stars.
     causes : dict of int to str
-        Why others cannot.
+        Why the others cannot be used.
 
     Raises
     ------
@@ -125,17 +125,17 @@ def frozen_states(
         reasons[start : start + len(batch)] = causes
         start += len(batch)
     if not (rungs >= 0).any():
-        raise ValueError(f"spectra: expected some that the checkpoint has an answer for, got none; first: {reasons[0]}")
+        raise ValueError(f"spectra: expected some that the checkpoint can predict, got none; first: {reasons[0]}")
     rung = int(np.bincount(rungs[rungs >= 0]).argmax())
     first, last = config.rung_intervals[rung]
-    # Labels that it answers; the few stars for which it has none are left out.
+    # The labels that it predicts; the few stars without them are left out.
     known = np.isfinite(values) & np.isfinite(errors) & (errors > 0)
     answered = [i for i in range(len(names)) if known[rungs == rung, i].mean() > 0.5]
     usable = (rungs == rung) & known[:, answered].all(axis=1)
     unusable: dict[int, str] = {}
     for i in np.flatnonzero(~usable).tolist():
-        other = "belongs to another range or resolving power than most: fine-tune with those by themselves"
-        unusable[i] = reasons[i] or (other if rungs[i] not in (-1, rung) else "no answer of the checkpoint")
+        other = "belongs to another range or resolving power than most spectra: fine-tune on those separately"
+        unusable[i] = reasons[i] or (other if rungs[i] not in (-1, rung) else "no prediction of the checkpoint")
     kept = np.flatnonzero(usable)
     wide = evidence[:, kept, first:last].astype(np.float64)
     labels = [names[i] for i in answered]
@@ -146,8 +146,8 @@ def frozen_states(
 
 def _grid_of(tokenizer: SpectraFMTokenizer, stars: Dataset) -> FloatArray:
     """
-    Wavelengths of the spectrum with most pixels, which stands for an instrument whose spectra do not share them; every
-    so manieth where there are very many.
+    Wavelengths of the spectrum with most pixels, as the common grid of spectra with different grids; thinned out if
+    there are very many.
     """
     sizes = np.array([len(row) for row in stars.with_format(None)["wavelength"]])
     row = stars[int(sizes.argmax())]

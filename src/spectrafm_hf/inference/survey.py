@@ -1,9 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """Labels of a survey: a folder of predictions, one file for each shard of the spectra.
 
-Each shard is written whole and once, whatever happens: its table appears under its name when all of it is there, and
-says what it was made of. A second run leaves out what is done. Several processes share the shards by their numbers and
-need not talk to each other, so that they may run on any number of machines that see the same folder.
+Each shard is written atomically, with its inputs in the metadata, and a second run skips finished shards. Several
+processes share the shards by number without communication, so they may run on any machines that see the same folder.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ from .training_range import TrainingRange
 from .velocities import VELOCITY, at_measured_velocities, settled, velocity_columns
 
 
-#: Files that hold a spectrum or few, in one shard; a larger one is a shard by itself, as those of Gaia's bulk are.
+#: Small files in one shard; larger ones, such as the bulk files of Gaia, are shards of their own.
 FILES_PER_SHARD = 1000
 LARGE_FILE = 2**26  # bytes
-#: What a name of a data set on the hub begins with; `OWNER/NAME` or `OWNER/NAME@REVISION` follows.
+#: Prefix of a data set on the hub; `OWNER/NAME` or `OWNER/NAME@REVISION` follows.
 HUB = "hf://datasets/"
 MADE_OF, FAILURES, FLAGS = (f"spectrafm_hf.{name}".encode() for name in ("made_of", "failures", "flags"))
-#: Of a configuration: what changes no answer.
+#: Settings of a configuration that do not change predictions.
 NO_SETTINGS = ("_name_or_path", "transformers_version", "architectures", "auto_map", "custom_pipelines")
 
 
@@ -56,13 +55,13 @@ class Shard:
     Attributes
     ----------
     name : str
-        Of that file, below the output folder, without its ending.
+        Name of that file below the output folder, without its suffix.
     files : tuple of str
         Paths, or names in the repository.
     state : str
         Changes when one of the files does.
     repository, revision : str
-        Of a data set on the hub, with the commit; empty otherwise.
+        Name and commit of a data set on the hub; empty otherwise.
     """
 
     name: str
@@ -73,7 +72,7 @@ class Shard:
 
 
 class UnreadableNow(OSError):
-    """Some files of a shard cannot be read at this time, though nothing is known to be wrong with them."""
+    """Some files of a shard could not be read, although they may be intact; a second try may work."""
 
     def __init__(self, failures: list[Failure]) -> None:
         super().__init__(failures[0].cause)
@@ -83,15 +82,15 @@ class UnreadableNow(OSError):
 @dataclass(frozen=True)
 class Outcome:
     """
-    How it went with a shard.
+    Result of a shard.
 
     Attributes
     ----------
     shard : Shard
     written : bool
-        Whether its file is there.
+        Whether its file exists.
     stars : int
-        That were predicted.
+        Number of predicted stars.
     failures : list of Failure
         What `ShardPredictor` returns, or why there is no file.
     """
@@ -109,23 +108,23 @@ def list_shards(
     inputs: Sequence[str | os.PathLike[str]], split: str | None = None, failures: list[Failure] | None = None
 ) -> list[Shard]:
     """
-    What a survey consists of, the same in each process.
+    List the shards of a survey, the same in each process.
 
     Parameters
     ----------
     inputs : sequence of path or str
-        As `find_files` takes them, and data sets on the hub, `hf://datasets/OWNER/NAME` or
-        `hf://datasets/OWNER/NAME@REVISION`. A Parquet file is a shard, as is a file of 64 MiB or more;
-        others are taken together by the thousand.
+        Paths as in `find_files`, and data sets on the hub, `hf://datasets/OWNER/NAME` or
+        `hf://datasets/OWNER/NAME@REVISION`. A Parquet file is a shard, as is a file of 64 MiB or more; smaller files
+        are grouped by the thousand.
     split : str, optional
-        Of data sets. Default: all.
+        Split of data sets. Default: all.
     failures : list of Failure, optional
         Receives missing files; without it they are an error.
 
     Raises
     ------
     ValueError
-        For inputs of which two would write the same file, and what `find_files` raises.
+        If two inputs would write the same file; and the errors of `find_files`.
     """
     shards: list[Shard] = []
     for source in inputs:
@@ -135,12 +134,12 @@ def list_shards(
             shards += _in_files(Path(source), split, failures)
     name, times = Counter(shard.name for shard in shards).most_common(1)[0] if shards else ("", 0)
     if times > 1:
-        raise ValueError(f"input: expected folders and files of different names, got {times} that make {name}.parquet")
+        raise ValueError(f"input: expected folders and files of different names, got {times} for {name}.parquet")
     return shards
 
 
 def is_on_the_hub(name: str | os.PathLike[str]) -> bool:
-    """Whether this names a data set on the hub; a path may have made one slash of two."""
+    """Whether this names a data set on the hub; pathlib may have merged its two slashes."""
     return os.fspath(name).startswith((HUB, HUB.replace("//", "/")))
 
 
@@ -151,9 +150,9 @@ def _on_the_hub(name: str, split: str | None) -> Iterator[Shard]:
         tree = HfApi().list_repo_tree(repository, recursive=True, revision=info.sha, repo_type="dataset")
         files = {entry.path: entry.blob_id for entry in tree if isinstance(entry, RepoFile)}
     except HfHubHTTPError:
-        raise  # says it
+        raise  # its message is clear
     except HTTPError as error:
-        raise OSError(f"{name}: the hub cannot be reached, or does not answer as it should ({error})") from error
+        raise OSError(f"{name}: the hub cannot be reached or returned an error ({error})") from error
     shards = [path for path in sorted(files) if path.endswith(".parquet") and not path.startswith(".")]
     if split is not None:
         shards = [path for path in shards if PurePosixPath(path).name.startswith(f"{split}-")]
@@ -192,12 +191,12 @@ def _state(files: Sequence[Path]) -> str:
 
 def process_number() -> tuple[int, int]:
     """
-    Which of how many processes this is, by RANK and WORLD_SIZE, as `accelerate launch` and torchrun set them.
+    Number of this process and of all processes, from RANK and WORLD_SIZE, as set by `accelerate launch` and torchrun.
 
     Raises
     ------
     ValueError
-        If they are no such numbers.
+        If they are not such numbers.
     """
     texts = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not all(text.isdecimal() for text in texts) or not int(texts[0]) < int(texts[1]):
@@ -207,14 +206,14 @@ def process_number() -> tuple[int, int]:
 
 def process_device() -> torch.device:
     """
-    The GPU of this process, by LOCAL_RANK, as `accelerate launch` and torchrun set it; the CPU where there is none.
+    The GPU of this process, from LOCAL_RANK, as set by `accelerate launch` and torchrun; the CPU without a GPU.
 
     More processes than GPUs share them.
 
     Raises
     ------
     ValueError
-        If it is no number.
+        If it is not a number.
     """
     number = os.environ.get("LOCAL_RANK", "0")
     if not number.isdecimal():
@@ -226,12 +225,12 @@ def process_device() -> torch.device:
 
 def named_device(name: str) -> torch.device:
     """
-    A device by its name: cpu, cuda, cuda:N, or auto for that of this process (`process_device`).
+    A device by name: cpu, cuda, cuda:N, or auto for that of this process (`process_device`).
 
     Raises
     ------
     ValueError
-        If there is none of that name.
+        If it does not exist.
     """
     if name == "auto":
         return process_device()
@@ -250,17 +249,17 @@ def describe_device(device: torch.device) -> str:
 
 class ShardPredictor:
     """
-    Predictions of shards, each in its file: `predictor(shard)`.
+    Predict shards, each into its own file: `predictor(shard)`.
 
     Parameters
     ----------
     model, tokenizer : SpectraFMForPrediction, SpectraFMTokenizer
     output : path
-        Folder; made where there is none.
+        Folder; created if missing.
     training_range : TrainingRange, optional
-        Flags what lies outside.
+        Flags stars outside this range.
     batch_size : int, optional
-        Default: as `batches_of` has it.
+        Default: that of `batches_of`.
     reading : mapping
         Arguments of `read_spectra`.
     """
@@ -279,7 +278,7 @@ class ShardPredictor:
         self.names = list(tokenizer.requests or tokenizer.label_names)
         self.measures = self.reading.get("radial_velocity") == MEASURE
         self.columns = [*self.names, *([VELOCITY] if self.measures else [])]
-        # What changes an answer, beside the spectra; the size of a batch does not.
+        # Everything that changes predictions, besides the spectra; the batch size does not.
         config = {name: value for name, value in model.config.to_dict().items() if name not in NO_SETTINGS}
         limits = None if training_range is None else asdict(training_range)
         table = self.reading.get("scalar_table")
@@ -289,15 +288,15 @@ class ShardPredictor:
         self._own_state = hashlib.sha256((fingerprint(model) + text).encode()).hexdigest()
 
     def path(self, shard: Shard) -> Path:
-        """Where the predictions of a shard are."""
+        """Path of the predictions of a shard."""
         return self.output / f"{shard.name}.parquet"
 
     def is_done(self, shard: Shard) -> bool:
-        """Whether they are there, of these spectra and this model."""
+        """Whether the predictions of these spectra by this model exist."""
         return self.failures(shard) is not None
 
     def failures(self, shard: Shard) -> list[Failure] | None:
-        """What could not be read of a shard that is done; None if it is not. A file that is cut off has no end."""
+        """Failures of a finished shard; None if it is not finished. A truncated file has no footer."""
         try:
             metadata = pq.read_metadata(self.path(shard)).metadata or {}
         except (OSError, pa.ArrowInvalid):
@@ -307,7 +306,7 @@ class ShardPredictor:
         return [Failure(Path(file), cause) for file, cause in json.loads(metadata.get(FAILURES, b"[]"))]
 
     def flagged(self, shard: Shard) -> Flagged:
-        """How many stars of a shard that is done have which flags."""
+        """Number of stars with each flag in a finished shard."""
         return Flagged(**json.loads(pq.read_metadata(self.path(shard)).metadata[FLAGS]))
 
     def _made_of(self, shard: Shard) -> bytes:
@@ -320,21 +319,21 @@ class ShardPredictor:
         Parameters
         ----------
         progress : callable
-            Called with the number of stars that were done.
+            Called with the number of stars of each batch.
 
         Returns
         -------
         list of Failure
-            Of many files, those that hold what cannot be read. Each has a row with the reason, as has a
-            star that cannot be predicted. They stand in the metadata of the file, too.
+            The files that cannot be read, if there are several files. Each has a row with the reason, as has a star
+            that cannot be predicted. They are in the metadata of the output, too.
 
         Raises
         ------
         ValueError
             If the only file of the shard cannot be read. Nothing of the shard is written then.
         OSError
-            If the disk is full, or a file on the hub cannot be had. The same. `UnreadableNow` if the system does not
-            give one of many files: to write its star as one that has no labels would settle it for good.
+            If the disk is full, or a file on the hub is not available; nothing is written. `UnreadableNow` if the
+            system cannot read one of several files now: a row without labels would be final.
         """
         failures: list[Failure] = []
         path = self.path(shard)
@@ -388,7 +387,7 @@ class ShardPredictor:
         return failures
 
     def outcome(self, shard: Shard, progress: Callable[[int], Any] = lambda stars: None) -> Outcome:
-        """Predict a shard, and say so where that cannot be done: the other shards of a survey can do without it."""
+        """Predict a shard; an error becomes a part of the result, so that other shards continue."""
         counts: list[int] = []
 
         def count(stars: int) -> None:

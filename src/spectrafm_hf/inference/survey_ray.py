@@ -1,8 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""A survey on a cluster that runs Ray: Ray Data hands out the shards, each is predicted and written as on one machine.
+"""A survey on a Ray cluster: Ray Data distributes the shards, each is predicted and written as on one machine.
 
-What Ray sends between its processes (it pickles) are names: those of the shards, of the checkpoint and of the folder,
-which all machines have to see. Spectra and weights are read by the process that needs them.
+Ray pickles what it sends between processes; here these are only names of shards, checkpoint and folder, which all
+machines have to see. Spectra and weights are read by the process that needs them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ except ImportError as error:
 
 
 class ShardActor:
-    """Predictor of shards in a process of Ray's, for which it loads the checkpoint once; see [`predict_on_ray`]."""
+    """Predictor of shards in a Ray process; it loads the checkpoint once. See [`predict_on_ray`]."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ def predict_on_ray(
     Parameters
     ----------
     shards : sequence of Shard
-        Those of `list_shards` that are not done; their files are where all machines see them.
+        Unfinished shards of `list_shards`, with files that all machines see.
     model : str
         A bundled checkpoint, a folder that all machines see, or a name on the hub.
     output : path
@@ -89,26 +89,26 @@ def predict_on_ray(
     reading : mapping
         Arguments of `read_spectra`.
     address : str, optional
-        Of the cluster, as `ray.init` takes it. Default: RAY_ADDRESS, one that runs on this machine, or a new
-        one on this machine.
+        Address of the cluster, as in `ray.init`. Default: RAY_ADDRESS, a cluster on this machine, or a new one on this
+        machine.
     requests : sequence of str, optional
         Labels; default: those of the checkpoint.
     progress : callable
-        Called with the number of stars that were done.
+        Called with the number of stars of each batch.
 
     Yields
     ------
     Outcome
-        As they are done.
+        In the order in which they finish.
 
     Raises
     ------
     ConnectionError
-        If there is no cluster at the address.
+        If no cluster runs at the address.
     """
     if not shards:
         return
-    # Paths have another meaning in the folders that Ray's processes start in.
+    # Ray processes start in other folders, so paths have to be absolute.
     shards = [
         shard if shard.repository else replace(shard, files=tuple(map(os.path.abspath, shard.files)))
         for shard in shards
@@ -133,7 +133,7 @@ def predict_on_ray(
         outcomes = ray.data.from_items(names, override_num_blocks=len(names)).map(
             ShardActor,  # type: ignore[arg-type]  # Ray takes classes, too
             fn_constructor_kwargs=arguments,
-            # One shard at a time: the others wait for whoever is free first.
+            # One shard at a time; the next one goes to the first idle process.
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(names), max_tasks_in_flight_per_actor=1),
             num_gpus=1 if ray.cluster_resources().get("GPU") else None,
         )

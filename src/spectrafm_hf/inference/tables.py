@@ -24,28 +24,28 @@ from ..files import temporary_name
 TABLE_SUFFIXES = (".csv", ".parquet", ".fits")
 
 
-#: A Parquet file of many small groups of rows is slow to open. These are 4 MB of labels.
+#: Rows in a row group: many small groups are slow to open. These are 4 MB of labels.
 ROW_GROUP = 2**16
 
 
 class PredictionWriter:
     """Write predictions batch after batch: `with PredictionWriter(path, names, units) as writer: writer.write(batch)`.
 
-    The file appears under its name when all is written; after an error nothing is left of it.
+    The file is written atomically.
 
     Parameters
     ----------
     path : path
-        Ends in .csv, .parquet or .fits. A file of this name is replaced.
+        Ends in .csv, .parquet or .fits. An existing file is replaced.
     label_names : sequence of str
     label_units : mapping of str to str
-        For the columns of a FITS file.
+        Units of the columns in a FITS file.
     metadata : mapping of bytes to bytes
-        For the schema of a Parquet file.
+        Metadata of the schema of a Parquet file.
     files : bool
-        Whether to add the file of each spectrum, as object_ids may repeat.
+        Whether to add a column with the file of each spectrum, as object_ids may repeat.
     overwrite : bool
-        False refuses a `path` that is there.
+        If False, an existing file is an error.
 
     Raises
     ------
@@ -84,7 +84,7 @@ class PredictionWriter:
         self._waiting: list[pa.Table] = []
 
     def __enter__(self) -> Self:
-        # FITS states the number of rows and the widths of texts ahead of them: Parquet keeps the rows until then.
+        # A FITS header needs the number of rows and the widths of texts first, so rows are collected in Parquet.
         if self.suffix == ".csv":
             options = pa_csv.WriteOptions(quoting_style="needed")
             self._writer = pa_csv.CSVWriter(str(self._temporary), self.schema, write_options=options)
@@ -94,7 +94,7 @@ class PredictionWriter:
 
     def write(self, batch: Mapping[str, NDArray[Any]]) -> None:
         """Append one batch of `predict_batches`."""
-        # Unknown values are empty: not all programs read NaN in text.
+        # Unknown values are left empty, because not all programs read NaN in text.
         columns = [
             pa.array(batch[column.name], column.type, from_pandas=self.suffix == ".csv") for column in self.schema
         ]
@@ -153,12 +153,12 @@ class PredictionWriter:
 
 
 def _ascii(text: str) -> bytes:
-    """FITS knows ASCII only."""
+    """Replace characters that are not ASCII, as FITS requires."""
     return text.encode("ascii", "backslashreplace")
 
 
 def _fits_unit(unit: str) -> str | None:
-    """A unit of the FITS standard, which "dex" is not: readers would complain about it."""
+    """A unit of the FITS standard; "dex" is left out, because readers would warn about it."""
     try:
         return units.Unit(unit, format="fits").to_string("fits") or None
     except ValueError:

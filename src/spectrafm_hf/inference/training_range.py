@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The range of the training of a model of the published architecture, and flags of what lies outside."""
+"""Training range of a model of the published architecture, and flags of stars outside."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RANGE_FILE = "training_range.json"
 MIN_COVERAGE = 0.95
 
 
-#: A relative difference from a limit that is rounding (float32 wavelengths, spectra not shifted to the rest frame).
+#: Relative tolerance of the limits (float32 wavelengths, spectra not shifted to the rest frame).
 TOLERANCE = 2e-3
 
 
@@ -34,9 +34,9 @@ Pair = tuple[float, float]
 
 @dataclass(frozen=True)
 class TrainingRange:
-    """What the training spectra covered; beyond it a prediction is an extrapolation.
+    """Range of the training spectra; outside of it a prediction is an extrapolation.
 
-    It lies beside the weights in `training_range.json`, for example::
+    It is saved with the weights in `training_range.json`, for example::
 
         {"labels": {"teff": [3100.0, 7900.0], "logg": [-0.4, 5.1]},
          "wavelength": [3360.0, 10200.0], "wavelength_step": [20.0, 20.0]}
@@ -79,14 +79,14 @@ class TrainingRange:
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str], revision: str = "main") -> TrainingRange | None:
-        """The range of a checkpoint (a folder, or a name on the hub at a revision), None if it has none.
+        """Load the range of a checkpoint (a folder, or a name on the hub at a revision), None if it has none.
 
         Raises
         ------
         ValueError
             If the file is invalid.
         OSError
-            If neither the hub nor its cache knows whether there is one: without it, no star would be flagged.
+            If neither the hub nor its cache knows whether it exists: without it, no star would be flagged.
         """
         path = Path(name_or_path, RANGE_FILE)
         if os.path.isdir(name_or_path):
@@ -106,7 +106,7 @@ class TrainingRange:
             raise ValueError(f"{path}: expected labels, wavelength and wavelength_step, got {cause}") from error
 
     def flags(self, row: Mapping[str, Any], values: Mapping[str, float]) -> list[str]:
-        """What of a star lies outside.
+        """Flags of a star outside the range.
 
         Parameters
         ----------
@@ -120,7 +120,7 @@ class TrainingRange:
         list of str
             `"teff>6500"` or `"teff<3500"` for a label; `"wavelength"` for a spectrum that has pixels outside the range
             or covers less than 95 percent of it; `"wavelength_step"` for one that is sampled differently. Of several
-            instruments, that counts which the spectrum shares most wavelengths with.
+            instruments, the one that shares most wavelengths with the spectrum is used.
         """
         found = []
         for name, (low, high) in self.labels.items():
@@ -131,7 +131,7 @@ class TrainingRange:
         wavelength = np.asarray(row["wavelength"], np.float64)[valid_pixels(row)]
         if not wavelength.size:
             return found
-        if np.any(wavelength[1:] < wavelength[:-1]):  # sorting takes longer than to see that there is no need
+        if np.any(wavelength[1:] < wavelength[:-1]):  # checking is faster than sorting
             wavelength = np.sort(wavelength)
         first, last = wavelength[[0, -1]]
         ranges, steps = _pairs(self.wavelength), _pairs(self.wavelength_step)
@@ -145,20 +145,20 @@ class TrainingRange:
         if wavelength.size > 1 and steps:
             low, high = steps[instrument]
             spacing = np.diff(wavelength)
-            # The median lies outside where half of them do: to count takes less time than to find it.
+            # Equivalent to a check of the median, but faster.
             if 2 * max(np.sum(spacing < low * 0.99), np.sum(spacing > high * 1.01)) > spacing.size:
                 found.append("wavelength_step")
         return found
 
 
 def _on_the_hub(name: str, revision: str) -> str | None:
-    """Where the file of a repository is, which is fetched if the cache of the hub has it not; None if there is none."""
+    """Path of the file of a repository, downloaded if it is not cached; None if there is none."""
     try:
         return ask_twice(lambda: hf_hub_download(name, RANGE_FILE, revision=revision))
     except (OSError, HTTPError) as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None
-        # That there is none is remembered as well.
+        # The hub also caches that a file does not exist.
         if try_to_load_from_cache(name, RANGE_FILE, revision=revision) is _CACHED_NO_EXIST:
             return None
         cause = " ".join(str(error.__cause__ or error).split())[:200]

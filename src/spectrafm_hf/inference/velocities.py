@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Spectra at rest, with velocities measured from their lines."""
+"""Shift spectra to the rest frame by velocities measured from their lines."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..models.gate_spectrafm import FRAME_UNSTATED
 from ..models.velocity_spectrafm import VelocityMeter, measured, moved_to_rest, settled_row
 
 
-#: The columns of a velocity that was measured.
+#: Columns of measured velocities.
 VELOCITY, VELOCITY_UNIT = "radial_velocity", "km/s"
 
 
-#: Of each model: its templates, and those of the last grids, serve for all files and shards.
+#: Velocity meter of each model: it caches templates for all files and shards.
 _METERS: WeakKeyDictionary[SpectraFMForPrediction, VelocityMeter] = WeakKeyDictionary()
 
 
@@ -35,13 +35,13 @@ def at_measured_velocities(
     rows: Iterable[dict[str, Any]], model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
 ) -> Iterator[dict[str, Any]]:
     """
-    Rows; those whose `rest_frame` is not True are moved to rest by the velocity measured from their lines.
+    Shift rows whose `rest_frame` is not True to the rest frame, by the velocity measured from their lines.
 
     Yields
     ------
     dict
-        With `radial_velocity` and `radial_velocity_err` (km/s) where it was measured; with the reason in `refused`
-        where it is not significant.
+        Rows with `radial_velocity` and `radial_velocity_err` (km/s) if it was measured, with the reason in `refused` if
+        it is not significant.
 
     Raises
     ------
@@ -67,11 +67,11 @@ def settled(
     rows: Iterable[dict[str, Any]], model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
 ) -> Iterator[dict[str, Any]]:
     """
-    Rows; those without a stated frame or medium are moved to rest by the velocity of their lines, if it is significant.
+    Shift rows without a stated frame or medium to the rest frame, by the velocity of their lines, if it is significant.
 
     Otherwise they would be assumed to be at rest and in vacuum. Wavelengths in air would then be off by 83 km/s, which
-    changes temperatures by thousands of kelvin. A row that was moved has the flag `medium_measured` or
-    `velocity_measured`; one without a significant velocity keeps the flags of what is not stated.
+    changes temperatures by thousands of kelvin. A shifted row has the flag `medium_measured` or `velocity_measured`;
+    one without a significant velocity keeps the flags `medium_unstated` and `frame_unstated`.
 
     Yields
     ------
@@ -83,6 +83,6 @@ def settled(
 
 
 def velocity_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float32]]:
-    """What [`at_measured_velocities`] has found, for a table."""
+    """Columns of the velocities found by [`at_measured_velocities`], for a table."""
     names = (VELOCITY, f"{VELOCITY}_err")
     return {name: np.array([row.get(name, np.nan) for row in rows], np.float32) for name in names}

@@ -135,7 +135,7 @@ def as_columns(rows) -> Mapping[str, Any]:
 def pixel_columns(rows: Mapping[str, Any]) -> tuple:
     for name in ("wavelength", "flux"):
         if name not in rows:
-            raise ValueError(f"{name}: expected among the columns of the rows, got {list(rows)}")
+            raise ValueError(f"{name}: expected a column of this name in the rows, got {list(rows)}")
     return rows["wavelength"], rows["flux"], rows.get("flux_error"), rows.get("mask")
 
 

@@ -45,7 +45,7 @@ def flux_label(file: str | os.PathLike[str], format: str | None = None) -> str:
     try:
         unit = Unit(found.flux_unit).to_string("latex_inline")
     except ValueError:
-        unit = "units of the file" if found.flux_unit == "as given" else found.flux_unit
+        unit = "units of the file" if found.flux_unit == "as stated" else found.flux_unit
     return f"Flux [{unit}]".replace("1 \\times ", "")
 
 

@@ -119,7 +119,7 @@ HOSTILE = {
     no_rows: ("a.parquet", "expected at least one spectrum, got none"),
     half_a_parquet: ("a.parquet", "expected a Parquet file, got "),
     scattered_ids: ("a.csv", "expected the lines of a star together in .*, got 'a' again"),
-    latin_1: ("a.csv", "expected among the columns of .* got Wellenlänge, flux"),
+    latin_1: ("a.csv", "expected a column of this name in .* got Wellenlänge, flux"),
     a_link_to_nothing: ("a.csv", "got nothing of this name"),
 }
 

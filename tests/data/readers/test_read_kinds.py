@@ -223,8 +223,8 @@ def test_what_is_no_spectrum_is_told_so(tmp_path):
         "e.tex": "got a table for print",
         "f.md": "got a table for print",
         "a.txt": "expected columns of numbers, got JSON",
-        "b.npz": "got another zip archive, or a part of one",
-        "c.npz": "got another zip archive, or a part of one",
+        "b.npz": "got another zip archive .* or part of one",
+        "c.npz": "got another zip archive .* or part of one",
         "d.dat": "expected a FITS, Parquet, VOTable, NumPy or text file, got one of another kind",
     }.items():
         with pytest.raises(ValueError, match=words) as raised:

@@ -127,7 +127,7 @@ def test_a_third_column_without_a_name_may_be_no_error(tmp_path):
         only(path)
     assert is_the_star(only(path, columns={"wavelength": "1", "flux": "2"}), errors=False)
     np.save(tmp_path / "a.npy", [WAVELENGTH, FLUX, FLUX])
-    with pytest.raises(ValueError, match="a.npy: expected errors behind wavelength and flux"):
+    with pytest.raises(ValueError, match="a.npy: expected errors after wavelength and flux"):
         only(tmp_path / "a.npy")
     with pytest.raises(ValueError, match="a.fits: expected rows of wavelength, flux and error"):
         only(saved(tmp_path / "a.fits", image([WAVELENGTH, FLUX, FLUX], kind=fits.PrimaryHDU)))
@@ -262,7 +262,7 @@ def test_rows_of_fibres_have_the_names_in_their_table_and_the_sky_is_refused(tmp
     two = [image([values, values], name, kind, **GRID) for values, name, kind in
            ((FLUX, None, fits.PrimaryHDU), (ERROR**2, "VARIANCE", fits.ImageHDU))]  # fmt: skip
     star, sky = all_of(saved(tmp_path / "aaomega.fits", *two, fibres))
-    assert is_the_star(star) and star["object_id"] == "star A" and "stands for sky" in sky["refused"]
+    assert is_the_star(star) and star["object_id"] == "star A" and "means sky" in sky["refused"]
 
 
 def test_counts_of_weave_are_multiplied_by_the_sensitivity(tmp_path):
@@ -299,5 +299,5 @@ def test_arms_of_desi_that_are_joined(tmp_path):
 def test_rows_that_nobody_names_are_refused_with_what_to_do(tmp_path):
     cube = np.ones((11, 5, 400))
     cube[0], cube[1] = WAVELENGTH, FLUX
-    with pytest.raises(ValueError, match="11 x 5 x 400 pixels, which does not say what its rows are; save"):
+    with pytest.raises(ValueError, match="11 x 5 x 400 pixels without a description of its rows; save"):
         only(saved(tmp_path / "ceres.fits", image(cube, kind=fits.PrimaryHDU)))

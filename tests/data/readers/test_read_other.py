@@ -18,7 +18,7 @@ def test_every_format_states_what_its_spectra_are():
     assert len(names) == len(set(names))
     assert {"apogee-apstar", "gaia-xp", "lamost-lrs", "miles", "parquet", "text", "specutils"} <= set(names)
     for format in formats():
-        assert format.wavelength_medium in ("vacuum", "air", "as given")
+        assert format.wavelength_medium in ("vacuum", "air", "as stated")
         texts = (format.rest_frame, format.flux_unit, format.resolving_power, format.normalisation, format.note)
         assert all(texts), format.name
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Spectra out of files of any survey, star by star, as rows of the one schema.
+"""Read spectra from files of any survey, star by star, as rows of the schema.
 
-`find_files` makes files of what a person names, `read_spectra` rows of files. Nothing is read before it is asked for,
-so a file may be larger than the memory. Each format has a module of its own and states what its spectra are, in air or
-vacuum, at rest or not, in what units; `formats` lists them.
+`find_files` lists the files below some paths, `read_spectra` reads their rows. Rows are read lazily, so a file may be
+larger than the memory. Each format has its own module, which states the medium, the frame and the units of its spectra;
+`formats` lists them.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ __all__ = [
     "read_spectra",
 ]
 
-#: As a radial velocity: that of each star is to be measured.
+#: Value of `radial_velocity` that has the velocity of each star measured.
 MEASURE = "measure"
-#: In the order in which they are asked whether a file is theirs: those that look closest first.
+#: In the order in which they are tried on a file: the most specific first.
 _MODULES = (
     *(gaia_continuous, parquet, arrays, apogee, sdss, desi, galah, lamost, gaia, miles, other, tables, text),
     images,
@@ -74,24 +74,24 @@ _MODULES = (
 
 
 def formats() -> list[SpectrumFormat]:
-    """All formats that are known."""
+    """All file formats."""
     return [format for module in _MODULES for format in module.FORMATS]
 
 
 def find_files(
     paths: Iterable[str | os.PathLike[str]], split: str | None = None, failures: list[Failure] | None = None
 ) -> list[Path]:
-    """The files behind `paths`, all checked before the first is read.
+    """List the files of `paths`; all are checked before the first is read.
 
     Parameters
     ----------
     paths : iterable of path
-        Files; folders of data sets (`data/<split>-*.parquet`); any other folders, all files in and below them whose
-        names end as those of spectra do.
+        Files; folders of data sets (`data/<split>-*.parquet`); other folders, which are searched with all folders in
+        them for names that end like those of spectra.
     split : str, optional
-        Which split of the data sets. Default: all.
+        Split of the data sets. Default: all.
     failures : list of Failure, optional
-        Gets what is not there. Without it, that is an error.
+        Missing paths are appended to this list. Without it, they are an error.
 
     Returns
     -------
@@ -126,10 +126,10 @@ def _files_of(path: Path, split: str | None) -> list[Path]:
         return [shard for shard in shards if split in (None, _split_of(shard))]
     if split is not None:
         raise ValueError(f"split: expected a data set folder with data/*.parquet to take {split!r} from, got {path}")
-    # Hidden ones are other programs' business, such as builds that were interrupted.
+    # Hidden files belong to other programs or to interrupted builds.
     inside = (file for file in path.rglob("*") if "/." not in f"/{file.relative_to(path).as_posix()}")
     files = sorted(file for file in inside if file.is_file() and _looks_like_a_spectrum(file))
-    # What GaiaXPy writes beside its spectra is read with them.
+    # The sampling files of GaiaXPy are read with their spectra.
     stems = {file.name.partition(".")[0] for file in files}
     files = [
         file
@@ -150,7 +150,7 @@ def _split_of(shard: Path) -> str:
 
 
 def count_spectra(files: Iterable[Path]) -> int | None:
-    """How many spectra some files hold, where all are Parquet files, which tell it at once; else None."""
+    """Number of spectra in some Parquet files, from their metadata; None if another kind of file is among them."""
     total = 0
     for path in files:
         if path.suffix.lower() != ".parquet":
@@ -179,63 +179,65 @@ def read_spectra(
     scalars: Sequence[str] = (),
     scalar_table: str | os.PathLike[str] | None = None,
 ) -> Iterator[Row]:
-    """Spectra of some files, one after the other, in the schema of this project.
+    """Read the spectra of some files, one after the other, as rows of the schema.
 
     Parameters
     ----------
     files : iterable of path
         As `find_files` returns them.
     format : str, optional
-        Name out of `formats()`. Default: each file tells by its content.
+        One of the names in `formats()`. Default: detected from the content of each file.
     visits : bool
-        The visits or exposures of a star, where a file holds them beside their combination (apStar, LAMOST MRS).
+        Read single visits or exposures instead of their combination, where a file has both (apStar, LAMOST MRS).
     bad_bits : sequence of str, optional
-        Which flags of `APOGEE_PIXEL_BITS` mask a pixel of APOGEE. Default: `BAD_BITS`.
+        Flags of `APOGEE_PIXEL_BITS` that mask a pixel of APOGEE. Default: `BAD_BITS`.
     wavelength_unit : str
-        Unit of wavelengths that bring none; astropy knows it.
+        Unit of wavelengths in files that state none, as astropy writes it.
     wavelength_medium : {"vacuum", "air"}, optional
-        What wavelengths are measured in where neither file nor format states it. Default: vacuum, with the flag
-        `medium_unstated` where the difference shows.
+        Medium of the wavelengths where neither file nor format states it. Default: vacuum, with the flag
+        `medium_unstated` where the difference matters.
     grid : array of shape (pixels,), optional
-        Wavelengths of NumPy files that hold fluxes alone.
+        Wavelengths of NumPy files that hold only fluxes.
     radial_velocity : float or "measure", optional
-        km/s by which to shift to the rest frame, instead of what the files say. For spectra at rest it does nothing.
-        "measure" leaves all others where they are, with a `rest_frame` of False, to be measured behind.
+        Velocity in km/s by which to shift to the rest frame, instead of those in the files. It has no effect on
+        spectra at rest. With "measure" the others are not shifted and get `rest_frame` = False; the velocity is
+        measured later.
     radial_velocity_column : str, optional
         Column with the velocity of each star (km/s), which shifts it to the rest frame.
     at_rest : bool
-        Wavelengths are at rest where the file does not state the frame. Default: they are taken so, with the flag
-        `frame_unstated` where a velocity would show.
+        Wavelengths are at rest where the file does not state the frame. By default this is assumed too, with the flag
+        `frame_unstated` where a velocity would matter.
     resolving_power : float, optional
-        Wavelength / FWHM of all spectra, instead of what the files say.
+        Wavelength / FWHM of all spectra, instead of the values in the files.
     columns : mapping of str to str, optional
-        Names of columns by role, where they do not tell: `{"wavelength": "wave", "flux_error": "err"}`; "none" leaves
-        one out.
+        Names of columns by role, where they are not recognised: `{"wavelength": "wave", "flux_error": "err"}`; "none"
+        ignores a column.
     failures : list of Failure, optional
-        Gets the files that cannot be read, and the others go on. Without it, the first is an error.
+        Files that cannot be read are appended to this list and skipped. Without it, the first one is an error.
     keep_refused : bool
-        Yield what is no spectrum of a star too, with the reason in `refused`. Without it, that is a failure.
+        Also yield spectra that are not of stars, with the reason in `refused`. Without it, they are failures.
     scalars : sequence of str
-        Columns of numbers, one for each star, to be read too, as is `<name>_err`: of tables with a spectrum in a row.
+        Further columns to read, with one number for each star, and their `<name>_err`; from tables with one spectrum a
+        row.
     scalar_table : path, optional
-        Table with these columns, see `ScalarTable`: for spectra that do not bring them.
+        Table with these columns, see `ScalarTable`, for files that do not have them.
 
     Yields
     ------
     dict
-        `object_id` (where a file gives none: the name of the file, and the row if it has several), `survey` (may be
-        empty); `wavelength` (Angstrom, vacuum), `flux`, `flux_error` (one sigma, NaN where not known), float32, and
-        `mask` (True = bad), arrays of one length, if the file holds them so: the tokenizer says what it cannot use;
-        `snr`, `radial_velocity` (km/s, NaN if not known) and the scalars that the file tells, and the labels of a
-        Parquet file; `rest_frame`, False if the wavelengths are not at rest for want of a velocity, None if nobody
-        states the frame; `resolving_power` (NaN if not known), `normalised` (by a continuum; None if not known);
-        `flags`, a list of what was assumed and matters; `visit`, which of a star, whose `object_id` they share; `file`,
-        the path.
+        `object_id` (if the file has none, the name of the file, and the row if it has several); `survey` (may be
+        empty); `wavelength` (Angstrom, vacuum), `flux`, `flux_error` (one sigma, NaN if unknown), float32, and `mask`
+        (True = bad), arrays of one length if they are so in the file (the tokenizer checks them); `snr`,
+        `radial_velocity` (km/s, NaN if unknown), the scalars in the file, and the labels of a Parquet file;
+        `rest_frame`, False if the wavelengths are not at rest because the velocity is unknown, None if the frame is not
+        stated; `resolving_power` (NaN if unknown); `normalised` (by a continuum; None if unknown); `flags`, a list of
+        assumptions that matter; `visit`, the number of a visit (visits of a star share their `object_id`); `file`, the
+        path.
 
     Raises
     ------
     ValueError
-        Naming the file, what was expected and what was found.
+        Names the file, what was expected and what was found.
     """
     chosen = [known for known in formats() if format in (None, known.name)]
     if not chosen:
@@ -282,7 +284,7 @@ def _read(
     failures: list[Failure] | None,
     keep_refused: bool,
 ) -> Iterator[Row]:
-    """`read_spectra` with checked arguments."""
+    """`read_spectra` after its arguments were checked."""
     for path in map(Path, files):
         found = None
         try:
@@ -299,7 +301,7 @@ def _read(
                         _refuse(row, path, failures)
                     else:
                         yield {**row, "file": path}
-        except Exception as error:  # Files hold anything, and any of the many libraries may stumble over it.
+        except Exception as error:  # The libraries raise all kinds of errors on damaged files.
             _fail(path, error, failures, found)
 
 
@@ -311,14 +313,14 @@ def _refuse(row: Row, path: Path, failures: list[Failure] | None) -> None:
 
 
 def _fail(path: Path, error: Exception, failures: list[Failure] | None, format: SpectrumFormat | None = None) -> None:
-    """One line that names the file and the cause, kept or raised."""
+    """Raise an error of one line that names the file and the cause, or append it to `failures`."""
     cause = one_line(error) or type(error).__name__
     if isinstance(error, MemoryError):
-        said = f" ({cause})" if str(error) else ""
-        cause = f"{path}: expected a file whose arrays fit into the memory, got a header that states larger ones{said}"
+        detail = f" ({cause})" if str(error) else ""
+        cause = f"{path}: expected a file whose arrays fit into memory, got a header with larger ones{detail}"
     elif not (isinstance(error, ValueError) and str(path) in cause):
         known = isinstance(error, (ValueError, OSError))
-        what = "that can be read" if known or format is None else f"as those of {format.name} are"
+        what = "that can be read" if known or format is None else f"of the format {format.name}"
         cause = f"{path}: expected a file {what}, got {'' if known else f'{type(error).__name__}: '}{cause}"
     if failures is None:
         raise ValueError(cause) from error
@@ -327,8 +329,8 @@ def _fail(path: Path, error: Exception, failures: list[Failure] | None, format: 
 
 def _may_pass(error: BaseException | None) -> bool:
     """
-    Whether the system, not what is in the file, is at fault: only its errors have a number. One of them is that of a
-    place which a damaged file names and does not have.
+    Whether the operating system caused an error, not the content of the file. Only its errors have a number; EINVAL
+    also comes from damaged files that point outside themselves.
     """
     if error is None:
         return False
@@ -337,7 +339,7 @@ def _may_pass(error: BaseException | None) -> bool:
 
 
 def _at_least_one(rows: Iterator[Row], path: Path) -> Iterator[Row]:
-    """The rows; a file without any, or whose only one has no pixel that counts, is an error."""
+    """The rows; raises if there are none, or if the only one has no usable pixel."""
     first = next(rows, None)
     if first is None:
         raise ValueError(f"{path}: expected at least one spectrum, got none")

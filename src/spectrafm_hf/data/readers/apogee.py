@@ -1,8 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """APOGEE, DR10 to DR17 and SDSS-V: apStar, apVisit and aspcapStar files.
 
-Read by hand: specutils drops the pixel mask (or takes any set bit for a bad pixel), the gaps between the detectors, the
-visits of an apStar, all apVisits that do not name their survey, and stars of a single visit, whose arrays are flat.
+Not read by specutils, because it drops the pixel mask (or takes any set bit for a bad pixel), the gaps between the
+detectors, the visits of an apStar, apVisits that do not name their survey, and stars with a single visit (flat arrays).
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from .base import AT_REST, BY_VELOCITY, SDSS_FLUX, VACUUM, OpenFile, Options, Ro
 from .late import fits
 
 
-#: Errors from here on are those of pixels without data (1e10 in DR13).
+#: Larger errors mark pixels without data (1e10 in DR13).
 NO_DATA = 1e9
-#: Velocities of visits are noise where the peak of the cross-correlation is lower (usual are 0.3 to 1), where they are
-#: larger, or where the template is hotter than this: 32 of 36 wrong ones of DR13, of which one says 602 km/s while its
-#: apStar says 14.
+#: A visit velocity is noise if the peak of the cross-correlation is lower (usual: 0.3 to 1), the velocity larger,
+#: or the template hotter than this. In DR13 this finds 32 of 36 wrong velocities, such as 602 km/s for a star with 14.
 MIN_CORRELATION, MAX_VISIT_VELOCITY, HOT_TEMPLATE = 0.15, 400.0, 6000.0
 
 
@@ -50,7 +49,7 @@ def _wavelength(header: fits.Header, pixels: int) -> np.ndarray:
 
 
 def _trusted(velocity: float, correlation: float, template: float) -> float:
-    """A velocity of a visit, NaN where it is noise."""
+    """The velocity of a visit, NaN if it is noise."""
     good = correlation >= MIN_CORRELATION and abs(velocity) <= MAX_VISIT_VELOCITY and template < HOT_TEMPLATE
     return velocity if good else np.nan
 
@@ -63,11 +62,11 @@ def _about(header: fits.Header) -> Row:
 
 def read_ap_star(file: OpenFile, options: Options) -> Iterator[Row]:
     header = file.header
-    # A single visit may stand alone, without the dimension of the visits.
+    # A single visit may come without the dimension of visits.
     flux, flux_error, flags = (np.atleast_2d(file.hdus[i].data) for i in (1, 2, 3))
     object_id = header.get("OBJID", file.stem)
-    # Row 0 is the combination of the visits weighted by pixel, row 1 with one weight a visit, then come the visits;
-    # a single visit stands in row 0.
+    # Row 0 combines the visits with weights for each pixel, row 1 with one weight for each visit; then come the visits.
+    # A single visit is in row 0.
     visits = range(2, 2 + header["NVISITS"]) if header["NVISITS"] > 1 else [0]
     for i in visits if options.visits else [0]:
         row = {"object_id": object_id, **_about(header), "radial_velocity": header.get("VHELIO", np.nan)}
@@ -112,7 +111,7 @@ def read_aspcap_star(file: OpenFile, options: Options) -> Iterator[Row]:
         "wavelength": _wavelength(file.hdus[1].header, flux.size),
         "flux": flux,
         "flux_error": flux_error,
-        # Beside the detectors the file holds zeros.
+        # The file has zeros outside the detectors.
         "mask": (flux == 0) | (flux_error >= NO_DATA),
     }
 

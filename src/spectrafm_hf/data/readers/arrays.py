@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""NumPy and HDF5 files. Nothing is ever unpickled: a file that holds Python objects is refused."""
+"""NumPy and HDF5 files. Nothing is unpickled: files with Python objects are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...models.gate_spectrafm import MAX_WAVELENGTH, MIN_WAVELENGTH
-from .base import AS_GIVEN, OpenFile, Options, Row, SpectrumFormat
+from .base import AS_STATED, OpenFile, Options, Row, SpectrumFormat
 from .columns import find_columns
 from .tables import OF_STARS, are_no_errors, moving, spectrum_of
 
@@ -25,7 +25,7 @@ def _is_npz(file: OpenFile) -> bool:
 
 
 def _check_sizes(file: OpenFile) -> None:
-    """Refuse arrays that are larger, as they say, than what the archive holds, before memory is asked for."""
+    """Raise for arrays whose stated size exceeds that of the archive, before memory is allocated."""
     with zipfile.ZipFile(file.path) as archive:
         for member in archive.infolist():
             if not member.filename.endswith(".npy"):
@@ -37,17 +37,17 @@ def _check_sizes(file: OpenFile) -> None:
                 needed = math.prod(shape) * kind.itemsize
                 there = member.file_size - stream.tell()
             if needed > there and not kind.hasobject:
-                raise ValueError(f"{member.filename} of {needed:,} bytes, of which there are {there:,}")
+                raise ValueError(f"{member.filename} with {there:,} bytes instead of {needed:,}")
 
 
 def read_arrays(file: OpenFile, options: Options) -> Iterator[Row]:
     if file.kind == "npz" and not _is_npz(file):
         raise ValueError(
-            f"{file.path}: expected arrays of NumPy, got another zip archive, or a part of one, such as of an Excel "
-            "workbook; save the table as CSV"
+            f"{file.path}: expected NumPy arrays, got another zip archive (such as an Excel workbook) or part of one; "
+            "save the table as CSV"
         )
     try:
-        # A single array stays on disk, whatever its size.
+        # A single array is memory-mapped.
         content: Any = np.load(file.path, mmap_mode="r", allow_pickle=False)
         arrays = {"flux": content}
         if file.kind == "npz":
@@ -106,7 +106,7 @@ def _values(each: Any) -> np.ndarray:
 
 
 def _rows_of_numbers(file: OpenFile, array: np.ndarray, options: Options) -> dict[str, np.ndarray] | None:
-    """Two or three rows, or columns: the first rises or falls and has the size of wavelengths, then flux, error."""
+    """Two or three rows or columns: wavelengths (monotonic, and of their size), flux, and perhaps errors."""
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         return None
     for part in (array, array.T):
@@ -115,8 +115,8 @@ def _rows_of_numbers(file: OpenFile, array: np.ndarray, options: Options) -> dic
         if likely and first.min() >= MIN_WAVELENGTH and first.max() <= MAX_WAVELENGTH:
             if len(part) == 3 and are_no_errors(part[1], part[2]):
                 raise ValueError(
-                    f"{file.path}: expected errors behind wavelength and flux, got numbers as large as the flux; save "
-                    "the arrays with names, by numpy.savez"
+                    f"{file.path}: expected errors after wavelength and flux, got numbers as large as the flux; save "
+                    "the arrays with names by numpy.savez"
                 )
             return dict(zip(("wavelength", "flux", "flux_error"), part, strict=False))
     return None
@@ -141,7 +141,7 @@ def _stars(file: OpenFile, arrays: dict[str, Any], written: dict[str, Any], opti
         flux = flux.T
     for role in OF_STARS:
         if role in parts and parts[role].shape not in (flux.shape, flux.shape[-1:]) and parts[role].size == len(flux):
-            del parts[role]  # of a star, not of its pixels
+            del parts[role]  # one number for each star, not for each pixel
     names = [role for role in parts if role not in ("flux", "object_id", "radial_velocity", "redshift")]
     for role in names:
         if parts[role].shape not in (flux.shape, flux.shape[-1:]):
@@ -165,25 +165,25 @@ def _stars(file: OpenFile, arrays: dict[str, Any], written: dict[str, Any], opti
 
 _OWN = {
     "survey": "",
-    "wavelength_medium": AS_GIVEN,
-    "rest_frame": AS_GIVEN,
-    "flux_unit": "as given",
-    "resolving_power": "as given",
-    "normalisation": "as given",
+    "wavelength_medium": AS_STATED,
+    "rest_frame": AS_STATED,
+    "flux_unit": AS_STATED,
+    "resolving_power": AS_STATED,
+    "normalisation": AS_STATED,
 }
 FORMATS = (
     SpectrumFormat(
         name="numpy",
         **_OWN,
-        note=".npz with wavelength, flux and where known flux_error, mask, object_id; .npy with rows or columns of "
-        "wavelength, flux, error, or with fluxes and a grid",
+        note=".npz with wavelength, flux and optionally flux_error, mask, object_id; .npy with rows or columns of "
+        "wavelength, flux, error, or with fluxes and a separate grid",
         identify=lambda file: file.kind in ("npy", "npz"),
         read=read_arrays,
     ),
     SpectrumFormat(
         name="hdf5",
         **_OWN,
-        note="data sets of wavelength and flux, in one group or in one a star; needs h5py",
+        note="data sets wavelength and flux, in one group or in one group for each star; needs h5py",
         identify=lambda file: file.kind == "hdf5",
         read=read_hdf5,
     ),

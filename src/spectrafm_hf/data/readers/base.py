@@ -1,8 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What all formats share: how one states what its spectra are, an opened file, and the way from a file to the schema.
+"""Shared by all formats: the description of a format, an opened file, and the conversion of a row to the schema.
 
-A format yields spectra as its files hold them, and states what the files state: units, medium, frame, mask. `finish`
-passes them through the gate (`models.gate_spectrafm`), where all of that is treated, the same for every format.
+A format yields spectra unchanged, with the units, medium, frame and mask that the file states. `finish` passes them
+through the gate (`models.gate_spectrafm`), which converts all formats in the same way.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from .late import fits, units
 
 Row = dict[str, Any]
 
-VACUUM, AIR, AS_GIVEN = "vacuum", "air", "as given"
+VACUUM, AIR, AS_STATED = "vacuum", "air", "as stated"
 AT_REST = "at rest"
 BY_VELOCITY = "shifted by the velocity in the file"
 NOT_AT_REST = "not at rest, needs a velocity"
-TOO_COARSE = "not shifted, too coarse for it to matter"
+TOO_COARSE = "not shifted (low resolution)"
 SDSS_FLUX = "1e-17 erg s-1 cm-2 Angstrom-1"
 
-#: What is wrong with a pixel of APOGEE, by bit (APOGEE_PIXMASK, Holtzman et al. 2015, AJ 150, 148, table 12, and
+#: Flags of APOGEE pixels, by bit (APOGEE_PIXMASK, Holtzman et al. 2015, AJ 150, 148, table 12, and
 #: sdss.org/dr17/irspec/apogee-bitmasks).
 APOGEE_PIXEL_BITS = {
     "BADPIX": 0,
@@ -59,8 +59,8 @@ APOGEE_PIXEL_BITS = {
     "SIG_TELLURIC": 13,
     "NOT_ENOUGH_PSF": 14,
 }
-#: Those that mask a pixel unless others are named: it holds no measurement of the star, or is dominated by the sky.
-#: Persistence is left out: where it strikes, it marks up to two fifths of a spectrum.
+#: Flags that mask a pixel by default: no measurement of the star, or dominated by the sky. Persistence is left out,
+#: because it can flag up to 40 % of a spectrum.
 BAD_BITS = (
     *("BADPIX", "CRPIX", "SATPIX", "UNFIXABLE", "BADDARK", "BADFLAT", "BADERR", "NOSKY"),
     *("SIG_SKYLINE", "SIG_TELLURIC"),
@@ -69,12 +69,12 @@ BAD_BITS = (
 
 #: DO_NOT_USE of the data quality of JWST (jwst-pipeline.readthedocs.io, "data quality flags").
 JWST_DO_NOT_USE = 1
-#: Spectra of a table that are held at once: of 8,000 pixels they are 30 MB.
+#: Rows of a table in memory at a time: with 8,000 pixels they are 30 MB.
 CHUNK_ROWS = 256
 
 
 class Failure(NamedTuple):
-    """A file that could not be read, why, in one line, and whether the file itself may be all right."""
+    """A file that could not be read, the cause in one line, and whether a second try may work."""
 
     file: Path
     cause: str
@@ -83,34 +83,34 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What a caller may ask of the formats; each looks at what concerns it."""
+    """Options of `read_spectra`; a format uses those that apply to it."""
 
     visits: bool = False
     bad_bits: Sequence[str] = BAD_BITS
     angstrom: float = 1.0
-    """Angstrom per unit of wavelengths that bring none."""
+    """Angstrom per unit of wavelength, where the file states no unit."""
     grid: NDArray[np.float64] | None = None
-    """Wavelengths of arrays that bring none."""
+    """Wavelengths of arrays without any."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Which column is what, by role, where the names do not tell."""
+    """Names of columns by role, where they are not recognised."""
     wavelength_medium: str | None = None
     radial_velocity: float | None = None
     radial_velocity_column: str | None = None
     at_rest: bool = False
     resolving_power: float | None = None
-    """What settles medium and frame where a file does not state them; the resolving power counts in any case."""
+    """Medium and frame are used where a file does not state them; the resolving power always."""
     keep_refused: bool = False
-    """Hand on what is no spectrum of a star, with the reason."""
+    """Also return spectra that are not of stars, with the reason."""
     scalars: Sequence[str] = ()
-    """Further columns of numbers, one for each star, that are wanted."""
+    """Further columns to read, with one number for each star."""
 
     @property
     def wavelength_unit(self) -> units.UnitBase | None:
-        """Unit of wavelengths that bring none, where somebody has named it."""
+        """Unit of wavelengths in files that state none; None if the user named none."""
         return None if self.angstrom == 1 else units.Unit(self.angstrom * units.AA)
 
     def bad(self, pixel_flags: ArrayLike) -> NDArray[np.bool_]:
-        """Which pixels have one of the bad bits of APOGEE set, or flags that are no whole number, as NaN."""
+        """Pixels with one of the bad bits of APOGEE, or with flags that are not integers, such as NaN."""
         bits = sum(1 << APOGEE_PIXEL_BITS[name] for name in self.bad_bits)
         flags = np.asarray(pixel_flags)
         with np.errstate(invalid="ignore"):
@@ -120,27 +120,27 @@ class Options:
 
 @dataclass(frozen=True)
 class SpectrumFormat:
-    """What the spectra of a kind of file are, and how they are told and read.
+    """Description of a file format, with functions to recognise and read it.
 
     Attributes
     ----------
     name : str
         As in `read_spectra(format=...)`.
     survey : str
-        The `survey` of its rows, if they bring none.
-    wavelength_medium : {"vacuum", "air", "as given"}
-        What the wavelengths of the files are measured in; as given: by the file, else by the caller, else vacuum.
+        Default of the `survey` of its rows.
+    wavelength_medium : {"vacuum", "air", "as stated"}
+        Medium of the wavelengths; as stated: in the file, else by the caller, else vacuum.
     rest_frame : str
-        Whether the files hold wavelengths at rest, and if not, how they get there.
+        Whether wavelengths are at rest, and if not, how they are shifted.
     flux_unit, resolving_power, normalisation : str
-        For people. The flux is handed on as it is in the file.
+        Shown by `spectrafm formats`. The flux itself is not converted.
     note : str
         What is left out, masked or changed.
     identify : callable
-        `OpenFile -> bool`. Formats are asked in order; the first that says yes reads the file.
+        `OpenFile -> bool`. Formats are tried in order; the first that returns True reads the file.
     read : callable
-        `(OpenFile, Options) -> iterator of rows` as the file holds them: any number type and byte order, Angstrom, in
-        the medium and frame of the format. `flux_error` and `mask` may be left out.
+        `(OpenFile, Options) -> iterator of rows`, unconverted: any number type and byte order, Angstrom, in the medium
+        and frame of the format. `flux_error` and `mask` are optional.
     """
 
     name: str
@@ -160,7 +160,7 @@ _FIRST_BYTES |= {b"\x89HDF\r\n\x1a\n": "hdf5"}
 
 
 def _utf_16(head: bytes) -> str | None:
-    """The encoding of a text of programs on Windows, by its mark, or by every other byte being 0."""
+    """Variant of UTF-16 (text from Windows), by its mark or by zeros in every other byte; None for other text."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
     even, odd = head[:256:2], head[1:256:2]
@@ -169,11 +169,11 @@ def _utf_16(head: bytes) -> str | None:
     return None
 
 
-LARGEST = 2**62  # bytes, up to which a file can be looked for its end
+LARGEST = 2**62  # bytes; seeking further overflows
 
 
 class OpenFile(contextlib.ExitStack):
-    """A file that formats look at, opened once, and of the kind that its first bytes say, whatever its name."""
+    """A file that is opened once for all formats; its kind follows from its first bytes, not from its name."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ class OpenFile(contextlib.ExitStack):
                 return kind
         if b"<VOTABLE" in head:
             return "votable"
-        # Bytes that are in no text of any encoding.
+        # Text has none of these bytes in any encoding.
         return "unknown" if set(head) & {*range(9), *range(14, 32), 127} else "text"
 
     @cached_property
@@ -217,26 +217,26 @@ class OpenFile(contextlib.ExitStack):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 scaled = self._check_sizes()
-                # Scaled images cannot be left on disk; astropy reads what is asked for.
+                # Scaled images cannot be memory-mapped.
                 memmap = self.path.suffix != ".gz" and not scaled
                 hdus = self.enter_context(fits.open(self.path, memmap=memmap))
-                len(hdus)  # it opens the first one only
+                len(hdus)  # otherwise only the first one is opened
         except (OSError, EOFError, zlib.error, fits.VerifyError) as error:
             raise ValueError(f"{self.path}: expected a FITS file, got {error}") from error
-        # To astropy a file that ends too early is worth a warning.
+        # For a truncated file astropy only warns.
         if (cut := [str(warning.message) for warning in caught if "truncated" in str(warning.message)]) and self._cut:
             raise ValueError(f"{self.path}: expected a FITS file, got one that ends too early: {cut[0]}")
         return hdus
 
     def _check_sizes(self) -> bool:
-        """Refuse sizes that astropy would follow without end, forwards or back; whether an image is scaled."""
+        """Raise for impossible sizes, on which astropy would loop forever; return whether an image is scaled."""
         scaled = False
         self._cut = False
         with self.path.open("rb") as raw, gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw as stream:
             for number in itertools.count():
                 try:
                     header = fits.Header.fromfile(stream)
-                except (EOFError, OSError):  # the end, or what astropy says more about
+                except (EOFError, OSError):  # the end, or an error that astropy reports later
                     break
                 for name in ("NAXIS", "TFIELDS"):  # FITS 4.0, sections 4.4.1.1 and 7.2.1
                     if not (isinstance(count := header.get(name, 0), int) and 0 <= count <= 999):
@@ -248,22 +248,22 @@ class OpenFile(contextlib.ExitStack):
                     scaled |= not (plain and "BLANK" not in header)
                 needed = stream.tell() + header.data_size
                 padded = needed - header.data_size + header.data_size_padded
-                # Seeking goes past the end of a plain file, not of a compressed one.
+                # One can seek past the end of a plain file, not of a compressed one.
                 size = os.fstat(raw.fileno()).st_size if stream is raw else stream.seek(min(padded, LARGEST))
-                if size < needed:  # before memory is asked for
-                    what = f"HDU {number} is to end at byte {needed:,}, the file does at {size:,}"
+                if size < needed:  # before memory is allocated
+                    what = f"HDU {number} should end at byte {needed:,}, but the file ends at {size:,}"
                     raise ValueError(
                         f"{self.path}: expected a FITS file, got one that ends too early (truncated): {what}"
                     )
                 stream.seek(padded)
-                # Some programs do not fill up the last block. Where a part of the filling is missing, bytes were lost
-                # on the way, as from a file that is taken for text, and all numbers behind them are others.
+                # Some programs do not pad the last block. If a part of the padding is missing, bytes were lost (as by
+                # a transfer as text), and all numbers after them are wrong.
                 self._cut |= size < padded and size != needed
         return scaled
 
     @property
     def header(self) -> fits.Header:
-        """The first header; empty for what is no FITS file."""
+        """The first header; empty if this is not a FITS file."""
         return self.hdus[0].header if len(self.hdus) else fits.Header()
 
     @property
@@ -273,19 +273,19 @@ class OpenFile(contextlib.ExitStack):
     @cached_property
     def parquet(self) -> pq.ParquetFile:
         try:
-            # Neither what may be asked for next nor all of a group of rows is kept: both would grow with the file.
+            # Neither read ahead nor keep a whole row group in memory: both would grow with the file.
             return self.enter_context(pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20))
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{self.path}: expected a Parquet file, got {error}") from error
 
     @cached_property
     def encoding(self) -> str:
-        """That of a text: UTF-8, UTF-16, or the Latin-1 of older programs."""
+        """Encoding of a text: UTF-8, UTF-16, or the Latin-1 of older programs."""
         head = self.head
-        if "encoding" in self.__dict__:  # which looking at it has told
+        if "encoding" in self.__dict__:  # set by `head`
             return str(self.__dict__["encoding"])
         try:
-            # The last letter may be cut.
+            # The last character may be cut.
             head[:-3].decode("utf-8")
         except UnicodeDecodeError:
             return "latin-1"
@@ -299,7 +299,7 @@ class OpenFile(contextlib.ExitStack):
 
     @cached_property
     def first_lines(self) -> list[str]:
-        """Some lines of a text file, none for another kind."""
+        """The first lines of a text file; empty for another kind."""
         return self.head.decode("utf-8-sig", errors="ignore").splitlines() if self.kind == "text" else []
 
 
@@ -312,46 +312,47 @@ def angstrom_per(unit: Any, field: str = "wavelength_unit") -> float:
 
 
 def sigma(ivar: ArrayLike) -> NDArray[np.float64]:
-    """One-sigma errors of inverse variances; infinite for what was not measured."""
+    """One-sigma errors from inverse variances; infinite where these are not positive."""
     array = np.asarray(ivar, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(array > 0, array**-0.5, np.inf)
 
 
 def column_of(hdu: fits.BinTableHDU, rows: Any, name: str) -> NDArray[Any]:
-    """A column of some rows of a FITS table; NaN where whole numbers hold the null value, scaled or not."""
+    """A column of some rows of a FITS table; NaN where integers have the null value, scaled or not."""
     values, null = rows[name], hdu.columns[name].null
     if isinstance(hdu, fits.TableHDU) and values.dtype.kind in "fi":
-        # Of numbers as text, astropy makes zeros of those that are blank or stand for none.
+        # In ASCII tables, astropy turns blanks and null values into zeros.
         written = np.char.strip(rows.view(np.ndarray)[name])
         return np.where(np.isin(written, [b"", str(null or "").strip().encode()]), np.nan, values)
     if null is None or values.dtype == object:
         return values
-    # astropy's Table masks them in columns without a scale only, a FITS_rec in none.
+    # astropy's Table masks null values only in columns without a scale, a FITS_rec in none.
     missing = rows.view(np.ndarray)[name] == null
     return np.where(missing, np.nan, values) if missing.any() else values
 
 
-#: What a row may state to the gate beside its pixels.
+#: Statements that a row may make to the gate besides its pixels.
 STATEMENTS = [each.name for each in fields(Stated) if each.name not in PIXEL_COLUMNS]
-_FRAMES = {AT_REST: "rest", TOO_COARSE: "rest", BY_VELOCITY: "observed", NOT_AT_REST: "observed", AS_GIVEN: None}
+_FRAMES = {AT_REST: "rest", TOO_COARSE: "rest", BY_VELOCITY: "observed", NOT_AT_REST: "observed", AS_STATED: None}
 
 
 def finish(row: Row, format: SpectrumFormat, options: Options, *, stored: bool = True) -> Row:
     """
-    A spectrum as a file holds it -> a row of the schema: vacuum, at rest, the types and the masks of the schema.
-    Numbers are as the schema stores them, so that a file and a data set made of it give the same tokens; those of an
-    object in memory (`stored` is False) are as they are, so that it gives the tokens of its arrays.
+    Convert a row of a format to a row of the schema: vacuum, at rest, with the types and masks of the schema.
+
+    Numbers are rounded as in the schema, so that a file and a data set made from it give the same tokens. Those of an
+    object in memory (`stored` is False) are not rounded, so that it gives the tokens of its arrays.
     """
     rounded = _float32 if stored else np.asarray
     stated = {name: row.pop(name) for name in STATEMENTS if row.get(name) is not None}
-    if format.wavelength_medium != AS_GIVEN:
+    if format.wavelength_medium != AS_STATED:
         stated.setdefault("medium", format.wavelength_medium)
     frame = stated.pop("frame", format.rest_frame)
     if options.resolving_power is not None:
         stated["resolving_power"] = options.resolving_power
     resolving_power = stated.setdefault("resolving_power", _number(format.resolving_power))
-    if format.normalisation != AS_GIVEN:
+    if format.normalisation != AS_STATED:
         stated.setdefault("normalised", format.normalisation.startswith("the continuum"))
     velocity = options.radial_velocity
     if options.radial_velocity_column is not None:
@@ -375,8 +376,8 @@ def finish(row: Row, format: SpectrumFormat, options: Options, *, stored: bool =
         options.at_rest,
     )
     flux, mask = rounded(star.flux), star.mask
-    if np.shape(flux) == np.shape(mask):  # others are told of later
-        mask = mask | ~np.isfinite(flux)  # also what is too large for the type of the schema
+    if np.shape(flux) == np.shape(mask):  # a mismatch is reported later
+        mask = mask | ~np.isfinite(flux)  # also values too large for the type of the schema
     return {
         "survey": format.survey,
         "snr": np.nan,
@@ -395,7 +396,7 @@ def finish(row: Row, format: SpectrumFormat, options: Options, *, stored: bool =
 
 
 def _number(text: str) -> float | None:
-    """The resolving power of a format that has one."""
+    """The resolving power of a format, if it is one number."""
     try:
         return float(text.replace(",", ""))
     except ValueError:
@@ -403,12 +404,12 @@ def _number(text: str) -> float | None:
 
 
 def _float32(values: Any) -> NDArray[np.float32]:
-    # What becomes infinite is masked; NaN of every kind may be converted.
+    # Infinite values are masked later; signalling NaN may be converted.
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(values).astype(np.float32, copy=False)
 
 
 def usable(row: Row) -> bool:
-    """Whether a row has a pixel that counts."""
+    """Whether a row has an unmasked pixel."""
     same = len({np.shape(row[name]) for name in PIXEL_COLUMNS}) == 1
     return not same or bool((~row["mask"]).any())

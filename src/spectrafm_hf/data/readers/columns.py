@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Which column is what, and in which unit, by the names and units that people write: one rule for all tables."""
+"""Recognise columns and their units by the names that people write, with the same rules for all tables."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import numpy as np
 from .late import units
 
 
-#: Names of columns without case, blanks and punctuation, those that say most first. `ln_wavelength` is not among them:
-#: nobody writes it.
+#: Names of columns without case, blanks and punctuation, the most specific ones first.
 _NAMES: dict[str, tuple[str, ...]] = {
     "wavelength": (
         *(
@@ -51,7 +50,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         *("flux", "fluxes", "spec", "spectrum", "flam", "fluxlambda", "flambda", "fluxdensity", "f", "fnu", "fluxnu"),
         *("fluxreduced", "fluxcal", "fluxcalibrated"),
         *("normflux", "fluxnorm", "normalizedflux", "normalisedflux", "fluxnormalized", "intensity", "counts", "fun"),
-        # The last ones are those of SPIRou.
+        # The last two are of SPIRou.
         *("fluxnormalised", "signal", "fluxabtellucorrected", "fluxab"),
     ),
     "flux_error": (
@@ -79,7 +78,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     ),
     "ivar": ("ivar", "fluxivar", "ivarflux", "invvar", "inversevariance", "specivar", "fluxinvvar"),
     "variance": ("variance", "var", "fluxvar", "fluxvariance", "specvar", "specvariance"),
-    # Of each pixel: where there are no errors, they follow from it.
+    # For each pixel: errors are derived from it if there are none.
     "snr": ("snr", "sn", "sovern", "signaltonoise", "signaltonoiseratio", "signalnoise", "snratio", "fluxsnr", "s2n"),
     "mask": (
         *("mask", "bad", "badpixels", "pixelmask", "andmask", "dq", "qual", "quality", "pixmask", "flags"),
@@ -107,13 +106,13 @@ _NAMES: dict[str, tuple[str, ...]] = {
     ),
     "redshift": ("z", "redshift", "zbest"),
 }
-#: Before or behind the name of a flux, such as in `e_fnu` and `fnu_ivar`.
+#: Words before or after the name of a flux, as in `e_fnu` and `fnu_ivar`.
 _OF_FLUX = {
     "flux_error": ("e", "err", "error", "sigma", "sig", "unc", "uncertainty", "std", "d", "u", "delta"),
     "ivar": ("ivar", "invvar"),
     "variance": ("var", "variance"),
 }
-#: What `--columns ROLE=NAME` may name.
+#: Roles in `--columns ROLE=NAME`.
 ROLES = tuple(_NAMES)
 _HEADING = re.compile(r"^\s*(.*?)\s*(?:\[([^\]]*)\]|\(([^)]*)\))\s*$")
 _IN_A_MEDIUM = re.compile(r"(?<=.)(in)?(air|vac(uum)?)$")
@@ -123,12 +122,12 @@ _SUFFIX = re.compile(
     r"([unm]?jy|MJy|w_m2_(?:um|nm)|ergs?_s_cm2_(?:aa?|angstrom|hz))$",
     re.IGNORECASE,
 )
-#: What stands behind the name of a flux, as a unit.
+#: Suffixes of the name of a flux, and their units.
 _WRITTEN = {"w": "W m-2 {}-1", "erg": "erg s-1 cm-2 {}-1", "ergs": "erg s-1 cm-2 {}-1"}
 
 
 class Heading(NamedTuple):
-    """A heading such as `wavelength [nm]`, and what stands in its brackets."""
+    """A heading such as `wavelength [nm]`: the name, and the unit in brackets."""
 
     name: str
     unit: str
@@ -149,7 +148,7 @@ def plain(name: str) -> str:
 
 
 def pixel_names(role: str) -> tuple[str, ...]:
-    """What a column of this role is called, without case, blanks and punctuation."""
+    """Known names of a role, without case, blanks and punctuation."""
     return _NAMES[role]
 
 
@@ -157,29 +156,29 @@ def find_columns(
     file: Path, names: Iterable[str], wanted: Mapping[str, str] | None = None, *, demanded: bool = True
 ) -> dict[str, str]:
     """
-    Columns of a table by what they are.
+    Find the columns of a table by role.
 
     Parameters
     ----------
     file : path
-        For the message.
+        Used in messages.
     names : iterable of str
         Headings, with or without units.
     wanted : mapping of role to heading, optional
-        As `--columns` gives them: `{"wavelength": "wave", "mask": "none"}`.
+        As in `--columns`: `{"wavelength": "wave", "mask": "none"}`.
     demanded : bool
-        Whether wavelength and flux have to be there.
+        Whether wavelength and flux are required.
 
     Returns
     -------
     dict of role to heading
-        `flux_error`, `ivar`, `variance` and `snr` exclude one another, so do `wavelength` and `log_wavelength`, `mask`
-        and `good`, `radial_velocity` and `redshift`.
+        Has at most one of `flux_error`, `ivar`, `variance` and `snr`, one of `wavelength` and `log_wavelength`, one of
+        `mask` and `good`, and one of `radial_velocity` and `redshift`.
 
     Raises
     ------
     ValueError
-        With the option to type, where wavelength or flux is missing or ambiguous.
+        If wavelength or flux is missing or ambiguous; names the option to set.
     """
     names = list(names)
     wanted = dict(wanted or {})
@@ -193,7 +192,7 @@ def find_columns(
         same = same or [named for named in names if plain(named) == plain(name)]
         if not same:
             raise ValueError(
-                f"columns: expected {role} among the columns of {file}, got {name}; there are {_some(names)}"
+                f"columns: expected {role} among the columns of {file}, got {name}; the file has {_some(names)}"
             )
         found[role] = same[0]
     left = [name for name in names if name not in found.values()]
@@ -207,7 +206,7 @@ def find_columns(
         if not ranked:
             continue
         best = [left[i] for rank, i in ranked if rank == ranked[0][0]]
-        # flux and FLUX are one word to us; the spelling of the schema is meant where both are there.
+        # Case is ignored, unless both flux and FLUX exist: then the spelling of the schema wins.
         exact = [name for name in best if heading(name).name == role] or best
         if len(exact) > 1:
             raise ValueError(
@@ -236,7 +235,7 @@ def find_columns(
         for role in ("wavelength", "flux"):
             if role not in found and not (role == "wavelength" and "log_wavelength" in found):
                 raise ValueError(
-                    f"{role}: expected among the columns of {file}, got {_some(names)}; name it with "
+                    f"{role}: expected a column of this name in {file}, got {_some(names)}; name it with "
                     f"columns={{{role!r}: 'NAME'}}"
                 )
     return found
@@ -244,8 +243,8 @@ def find_columns(
 
 def groups(file: Path, names: Iterable[str]) -> dict[str, dict[str, str]]:
     """
-    Columns by role of each of several spectra beside one another, whose names begin or end alike, such as `OPT_WAVE`
-    and `OPT_FLAM` (PypeIt) or `01_01_WL` and `01_01_SPEC` (CRIRES+); by what they have in common.
+    Columns by role of each of several spectra in a table, by their common prefix or suffix, such as `OPT_WAVE` and
+    `OPT_FLAM` (PypeIt) or `01_01_WL` and `01_01_SPEC` (CRIRES+).
     """
     found: dict[str, dict[str, str]] = {}
     parts: dict[str, dict[str, str]] = {}
@@ -257,13 +256,13 @@ def groups(file: Path, names: Iterable[str]) -> dict[str, dict[str, str]]:
         roles = find_columns(file, own, demanded=False)
         if "flux" in roles and {"wavelength", "log_wavelength"} & roles.keys():
             found[common] = {role: own[name] for role, name in roles.items()}
-    # One spectrum, extracted twice: with and without weights.
+    # PypeIt extracts a spectrum twice, with and without weights; keep the first.
     if "OPT_" in found:
         found.pop("BOX_", None)
     return found
 
 
-#: Unified content descriptors and names of the spectral data model (IVOA), how they begin, of what column.
+#: A role, and how unified content descriptors and names of the spectral data model (IVOA) for it begin.
 _MEANINGS = (
     ("wavelength", ("em.wl", "em.freq", "em.energy", "em.wavenumber"), "spectralaxis.value"),
     ("flux_error", ("stat.error;phot", "stat.error;arith"), "fluxaxis.accuracy.staterror"),
@@ -273,7 +272,7 @@ _MEANINGS = (
 
 def by_meaning(fields: Iterable[tuple[str, str, str]]) -> dict[str, str]:
     """
-    Columns by role, of their names, UCDs and utypes: what the virtual observatory says a column is, whatever its name.
+    Columns by role from their UCDs and utypes (Virtual Observatory), independent of their names.
     """
     found: dict[str, str] = {}
     for name, ucd, utype in fields:
@@ -285,7 +284,7 @@ def by_meaning(fields: Iterable[tuple[str, str, str]]) -> dict[str, str]:
 
 
 def known_name(names: Iterable[str]) -> bool:
-    """Whether one of some words names a wavelength or a flux."""
+    """Whether one of some words is a name of a wavelength or a flux."""
     known = {*_NAMES["wavelength"], *_NAMES["log_wavelength"], *_NAMES["flux"]}
     return any(plain(name) in known for name in names)
 
@@ -296,13 +295,13 @@ def _some(names: Sequence[str]) -> str:
 
 
 def medium_of(name: str) -> str | None:
-    """What a name such as `wave_air` says of the medium."""
+    """The medium in a name such as `wave_air`."""
     word = plain(name)
     return "air" if "air" in word or word == "awav" else "vacuum" if "vac" in word else None
 
 
 def medium_beside(name: str, names: Iterable[str]) -> str | None:
-    """What `wavelength` is in, where a column `wavelength_air` stands beside it (ESPRESSO), or one in vacuum."""
+    """The medium of `wavelength` if the table also has `wavelength_air` (ESPRESSO) or `wavelength_vac`."""
     beside = {medium_of(other) for other in names if _IN_A_MEDIUM.sub("", plain(other)) == plain(name) != plain(other)}
     return None if medium_of(name) or len(beside) != 1 else {"air": "vacuum", "vacuum": "air"}[str(beside.pop())]
 
@@ -321,7 +320,7 @@ _WORDS = {
     "angstrom": "Angstrom",
     "ang": "Angstrom",
     "aa": "Angstrom",
-    "a": "Angstrom",  # to astropy an ampere
+    "a": "Angstrom",  # an ampere in astropy
     "å": "Angstrom",
     "microns": "um",
     "micron": "um",
@@ -351,9 +350,9 @@ _NOTHING = {
 
 def unit_of(text: Any) -> units.UnitBase | None:
     """
-    The unit that a text means, as loosely as people write it; None where it is no unit.
+    Parse a unit in the loose notations that people use; None if it is not a unit.
 
-    Of a flux whose unit cannot be read, it still matters whether it is per frequency, in photons or a magnitude.
+    If the unit of a flux cannot be parsed, a similar one is returned: per frequency, in photons, or a magnitude.
     """
     if text is None or (hasattr(text, "physical_type") and not _is_misread(text)):
         return None if text is None or text == units.one else text
@@ -394,32 +393,32 @@ def unit_of(text: Any) -> units.UnitBase | None:
 
 
 def _is_misread(unit: Any) -> bool:
-    """Whether astropy did not know a unit, or took an Angstrom for an ampere, as tables do that it reads itself."""
+    """Whether astropy did not know a unit, or took A for ampere, as it does in tables."""
     return isinstance(unit, units.UnrecognizedUnit) or units.A in getattr(unit, "bases", ())
 
 
 def logarithm(text: Any) -> tuple[float, str] | None:
-    """Base of a logarithm and the unit inside, of `log(Angstrom)`; None for another unit."""
+    """Base and inner unit of `log(Angstrom)`; None for other units."""
     match = re.match(r"^\s*(log10|log|lg|dex|ln)\s*[(\[ ]\s*(.*?)\s*[)\]]?\s*$", str(text or ""), re.IGNORECASE)
     return None if match is None else (math.e if match[1].lower() == "ln" else 10.0, match[2])
 
 
-#: ln of wavelengths in Angstrom; their common logarithm is below 5.5.
+#: Range of ln of wavelengths in Angstrom; their log10 is below 5.5.
 _NATURAL = (6.9, 12.7)
 
 
 def from_logarithm(values: Any, base: float | None = None) -> np.ndarray:
-    """Wavelengths of their logarithms, whose base their size tells where nobody says it."""
+    """Wavelengths from their logarithms; the base follows from their size if it is not stated."""
     array = np.asarray(values, np.float64)
     real = array[np.isfinite(array)]
-    if base in (None, 10.0):  # log is the natural one to some: 10 ** 6.9 Angstrom are no light
+    if base in (None, 10.0):  # some write log for ln; 10 ** 6.9 Angstrom is impossible
         base = math.e if real.size and _NATURAL[0] <= real.min() and real.max() <= _NATURAL[1] else 10.0
-    with np.errstate(over="ignore"):  # the tokenizer judges it
+    with np.errstate(over="ignore"):  # the tokenizer checks it
         return np.asarray(base**array)
 
 
 def velocity_factor(text: Any) -> float:
-    """km/s per unit of a column of velocities, which are in km/s where it says none."""
+    """km/s per unit of a column of velocities; 1 if the column states no unit."""
     unit = unit_of(text)
     if unit is None:
         return 1.0
@@ -430,7 +429,7 @@ def velocity_factor(text: Any) -> float:
 
 
 def length_unit(text: Any, field: str = "wavelength_unit") -> units.UnitBase | None:
-    """The unit of wavelengths, frequencies or energies; None where there is none."""
+    """The unit of wavelengths, frequencies or energies; None if there is none."""
     unit = unit_of(text)
     if unit is not None and not any(unit.is_equivalent(each) for each in (units.AA, units.Hz, units.eV, 1 / units.cm)):
         raise ValueError(f"{field}: expected a unit of length, got {str(text)!r}")

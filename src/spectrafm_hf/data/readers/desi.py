@@ -26,7 +26,7 @@ def read_desi(file: OpenFile, options: Options) -> Iterator[Row]:
     wavelength, pixel = np.unique(np.round(np.concatenate(grids), 3), return_inverse=True)
 
     def of_all_arms(part: str, i: int) -> np.ndarray:
-        # Of a scaled image one row at a time.
+        # One row at a time, because the image may be scaled.
         return np.concatenate([np.asarray(file.hdus[f"{name}_{part}"].data[i], np.float64) for name in names])
 
     for i, target in enumerate(table["TARGETID"]):
@@ -53,7 +53,7 @@ FORMATS = (
         flux_unit="1e-17 erg s-1 cm-2 Angstrom-1",
         resolving_power="2,000 to 5,500",
         normalisation="none",
-        note="heliocentric; velocities are in the files of Redrock and of the Milky Way Survey, not in these",
+        note="heliocentric; velocities are in the files of Redrock and the Milky Way Survey, not in these",
         identify=lambda file: "FIBERMAP" in file.hdu_names and bool(_arms(file)),
         read=read_desi,
     ),

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Images with a row for each fibre, and a table that says what each fibre was pointed at.
+"""Images with a row for each fibre, and a table of the targets of the fibres.
 
 2dfdr of AAOmega and HERMES (FIBRES), L1 files of WEAVE (FIBTABLE; the flux is counts times SENSFUNC), the frames of
 DESI (FIBERMAP), and spPlate of SDSS (PLUGMAP), whose extensions have no names: inverse variance, AND mask, OR mask.
@@ -19,13 +19,13 @@ from .late import fits
 from .sdss import BAD_PIXELS
 
 
-#: Columns that say what a fibre was pointed at, and what is written there for one that was on no target.
+#: Columns with the target of a fibre, and their values for fibres without one.
 _KINDS = {"objtype": {"SKY", "BAD", "NA"}, "targuse": {"S"}, "type": {"S", "N", "U", "F"}}
 _NAMES = ("cname", *pixel_names("object_id"))
 
 
 def fibres(file: OpenFile, n_rows: int) -> list[Row] | None:
-    """What the table of fibres says of each of `n_rows` spectra: identifier, reason to refuse; None without a table."""
+    """Identifier of each of `n_rows` spectra, and why it is refused, from the table of fibres; None without a table."""
     tables = [hdu for hdu in file.hdus if isinstance(hdu, fits.BinTableHDU) and hdu.header["NAXIS2"] == n_rows]
     for hdu in tables:
         words = {plain(name): name for name in hdu.columns.names if hdu.columns.dtype[name].shape == ()}
@@ -39,13 +39,13 @@ def fibres(file: OpenFile, n_rows: int) -> list[Row] | None:
                 row["object_id"] = text
             found = "" if kind is None else str(hdu.data[words[kind]][i]).strip().upper()
             if kind is not None and found in _KINDS[kind]:
-                row["refused"] = f"{words[kind]}: expected a target, got {found}, which stands for sky or no target"
+                row["refused"] = f"{words[kind]}: expected a target, got {found}, which means sky or no target"
         return rows
     return None
 
 
 def beside_fibres(flux: Any, images: Sequence[Any], values: np.ndarray) -> Row:
-    """Flux, error and mask of all fibres, from images that are named after that of the flux, or stand behind it."""
+    """Flux, error and mask of all fibres, from images named after that of the flux, or following it."""
     before = re.sub("(data|flux)$", "", plain(flux.name))
     same = {
         plain(hdu.name).removeprefix(before): hdu for hdu in images if hdu is not flux and hdu.shape == values.shape
@@ -68,5 +68,5 @@ def beside_fibres(flux: Any, images: Sequence[Any], values: np.ndarray) -> Row:
 
 
 def row_of(parts: Row, i: int) -> Row:
-    """Those of one fibre."""
+    """Flux, error and mask of one fibre."""
     return {name: value[i] if getattr(value, "ndim", 0) == 2 else value for name, value in parts.items()}

@@ -1,10 +1,10 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Gaia DR3: sampled XP spectra and RVS spectra, as the archive hands them out (DataLink, or its bulk files).
+"""Gaia DR3: sampled XP spectra and RVS spectra from the archive (DataLink or bulk files).
 
 The archive writes VOTable, FITS, CSV and ECSV, in three structures. INDIVIDUAL and COMBINED have one pixel a row and
 the columns wavelength (nm), flux, flux_error; the star is named in the header of the table, in a column, or in the name
-of the file only ("XP_SAMPLED-Gaia DR3 30343944744320.csv"). RAW, and the bulk files (XpSampledMeanSpectrum_*.csv.gz),
-have one star a row, its fluxes as an array, or as text in brackets, and no wavelengths: the two grids are fixed.
+of the file only ("XP_SAMPLED-Gaia DR3 30343944744320.csv"). RAW and the bulk files (XpSampledMeanSpectrum_*.csv.gz)
+have one star a row, with fluxes as an array or as text in brackets, and no wavelengths, because the grids are fixed.
 
 Data model: gea.esac.esa.int/archive/documentation/GDR3, 20.12.1 (rvs_mean_spectrum) and 20.12.4
 (xp_sampled_mean_spectrum). Gaia measures in space, in vacuum.
@@ -40,7 +40,7 @@ def _is(product: str, file: OpenFile) -> bool:
         return False
     if re.search(_NAMES[product], file.name):
         return True
-    # Under another name, the grid tells.
+    # If the file was renamed, the grid identifies it.
     if file.kind == "text":
         lines = [line for line in file.first_lines if line.strip() and not line.startswith("#")][:2]
         names = split_heading(lines[0]) if len(lines) == 2 else []
@@ -62,12 +62,12 @@ def _is(product: str, file: OpenFile) -> bool:
 
 
 def is_gaiaxpy(file: OpenFile) -> bool:
-    """What GaiaXPy writes: source_id, flux, flux_error as vectors, and the sampling in the file or beside it."""
+    """Output of GaiaXPy: source_id, flux, flux_error as vectors, and the sampling in the file or in a second one."""
     return not re.search("|".join(_NAMES.values()), file.name) and bool(_gaiaxpy_columns(file))
 
 
 def _gaiaxpy_columns(file: OpenFile) -> list[str]:
-    """Columns of what may be a file of GaiaXPy; none of another."""
+    """Columns of a file that may be of GaiaXPy; none for other files."""
     names: list[str] = []
     if file.kind == "text" and b"source_id" in file.head:
         header, first = [*itertools.islice(_content(file), 2), "", ""][:2]
@@ -87,7 +87,7 @@ def _content(file: OpenFile) -> Iterator[str]:
 
 
 def _sampling(file: OpenFile) -> np.ndarray | None:
-    """nm, or pseudo-wavelengths; None where nobody says."""
+    """The sampling in nm or in pseudo-wavelengths; None if there is none."""
     text = None
     if file.kind == "fits":
         text = str(file.hdus[1].header.get("Sampling"))
@@ -101,7 +101,7 @@ def _sampling(file: OpenFile) -> np.ndarray | None:
         if text is None and beside.is_file():
             with beside.open(encoding="utf-8") as lines:
                 text = "".join(line for line in lines if not line.startswith("#"))
-    # Under NumPy 2 it writes np.float64(336.0).
+    # Under NumPy 2 GaiaXPy writes np.float64(336.0).
     plain = re.sub(r"np\.float\d+\(([^)]*)\)", r"\1", text or "")
     found = re.search(r"[\[(]([^\])]*)[\])]", plain)
     return None if found is None else _array(found[1])
@@ -110,19 +110,19 @@ def _sampling(file: OpenFile) -> np.ndarray | None:
 def read_gaiaxpy(file: OpenFile, options: Options) -> Iterator[Row]:
     if "xp" in _gaiaxpy_columns(file):
         raise ValueError(
-            f"{file.path}: expected spectra in wavelengths, got output of gaiaxpy.convert, in pseudo-wavelengths of "
-            "BP and RP apart; use gaiaxpy.calibrate"
+            f"{file.path}: expected spectra in wavelengths, got output of gaiaxpy.convert, in pseudo-wavelengths; use "
+            "gaiaxpy.calibrate"
         )
     sampling = _sampling(file)
     grid = options.grid * options.angstrom if options.grid is not None else None if sampling is None else sampling * 10
     if grid is None:
         raise ValueError(
-            f"wavelength: expected the sampling that gaiaxpy writes with {file.path}, as {file.stem}_sampling.csv, "
-            "got none; put it there, or give the wavelengths (Angstrom) with grid=WAVELENGTHS"
+            f"wavelength: expected {file.stem}_sampling.csv, which gaiaxpy writes, in the folder of {file.path}, got "
+            "none; copy it there, or give the wavelengths (Angstrom) with grid=WAVELENGTHS"
         )
     same = grid.size == XP_GRID.size and np.allclose(grid, XP_GRID)
     for row in _scaled(_read("xp", np.round(grid, 3), file)):
-        # On another grid it is no survey that a checkpoint was trained on.
+        # No checkpoint was trained on another grid.
         yield row if same else {**row, "survey": "gaia-xp-resampled"}
 
 
@@ -167,7 +167,7 @@ def tables_of(file: OpenFile) -> Iterator[Table]:
     from astropy.io import votable
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on details of the standard
+        warnings.simplefilter("ignore")  # about details of the standard
         for parsed in votable.parse(str(file.path)).iter_tables():
             table = parsed.to_table(use_names_over_ids=True)
             parameters = {parameter.name: parameter.value for parameter in parsed.params}
@@ -177,14 +177,14 @@ def tables_of(file: OpenFile) -> Iterator[Table]:
 
 
 def _stars_of_lines(file: OpenFile) -> Iterator[tuple[str, dict[str, Any]]]:
-    # The bulk files are gigabytes: line by line. Their lines are longer than the module allows by default.
+    # The bulk files have gigabytes, so they are read line by line. Their lines exceed the default limit of the module.
     csv.field_size_limit(1 << 24)
     lines: Iterable[str] = (line for line in file.text() if not line.startswith("#"))
     header = next(iter(lines), "")
     names = split_heading(header)
     for name in ("flux", "flux_error"):
         if name not in names:
-            raise ValueError(f"{name}: expected among the columns of {file.path}, got {names}")
+            raise ValueError(f"{name}: expected a column of this name in {file.path}, got {names}")
     # ECSV may have blanks between its columns.
     reader = csv.DictReader(lines, names, delimiter="," if "," in header else " ")
     for object_id, rows in itertools.groupby(reader, lambda row: row.get("source_id") or _named(file)):
@@ -223,7 +223,7 @@ def _read(product: str, grid: np.ndarray, file: OpenFile) -> Iterator[Row]:
             raise ValueError(
                 f"flux: expected {grid.size} values in {file.path}, got {len(columns['flux'])} ({object_id})"
             )
-        with np.errstate(over="ignore"):  # an infinite one is refused
+        with np.errstate(over="ignore"):  # an infinite median is refused
             wavelength = grid if wavelength is None else np.round(wavelength * 10, 3)
         yield {"object_id": object_id, **columns, "wavelength": wavelength}
 
@@ -235,10 +235,10 @@ def read_xp(file: OpenFile, options: Options) -> Iterator[Row]:
 def _scaled(rows: Iterator[Row]) -> Iterator[Row]:
     for row in rows:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # on nothing but NaN
+            warnings.simplefilter("ignore", RuntimeWarning)  # about spectra of NaN
             median = np.nanmedian(row["flux"])
-        # As the data set gaia-xp, which the bundled checkpoint was trained on.
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # is masked
+        # As in the data set gaia-xp, on which the bundled checkpoint was trained.
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # such pixels are masked
             row["flux"], row["flux_error"] = row["flux"] / median, row["flux_error"] / median
         yield {**row, "medflux": float(median)}
 
@@ -280,7 +280,7 @@ FORMATS = (
         flux_unit="1",
         resolving_power="11,500",
         normalisation="the continuum of the pipeline",
-        note="mean spectra of DR3; pixels that no transit covers are masked",
+        note="mean spectra of DR3; pixels without transits are masked",
         identify=lambda file: _is("rvs", file),
         read=read_rvs,
     ),

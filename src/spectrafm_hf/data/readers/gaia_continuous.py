@@ -1,10 +1,10 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Gaia DR3: XP spectra as coefficients of basis functions, as most people have them.
+Gaia DR3: XP spectra as coefficients of basis functions, the most common form.
 
-The archive hands them out by DataLink (RAW) as CSV, ECSV, FITS and VOTable, one star a row, and in bulk as
-`XpContinuousMeanSpectrum_*.csv.gz`. Arrays are columns, or text in brackets. What is behind here is a sampled spectrum
-like any other, on the grid of the archive's own.
+The archive provides them by DataLink (RAW) as CSV, ECSV, FITS and VOTable, one star a row, and in bulk as
+`XpContinuousMeanSpectrum_*.csv.gz`. Arrays are columns, or text in brackets. They are converted to sampled spectra on
+the grid of the archive.
 
 Data model: gea.esac.esa.int/archive/documentation/GDR3, 20.12.3 (xp_continuous_mean_spectrum).
 """
@@ -27,7 +27,7 @@ from .gaia import XP_GRID, split_heading, tables_of
 from .late import fits
 
 
-#: Stars that are dealt with at once: their covariances are 800 kB.
+#: Stars per batch: the covariances of a star have 800 kB.
 CHUNK_ROWS = 64
 BLOCK_BYTES = 1 << 20
 _KINDS = {
@@ -35,19 +35,19 @@ _KINDS = {
     "coefficient_errors": N_COEFFICIENTS,
     "coefficient_correlations": N_CORRELATIONS,
 }
-#: How many numbers each column has for a star.
+#: Numbers of a star in each column.
 COLUMNS = {f"{band}_{kind}": size for band in BANDS for kind, size in _KINDS.items()}
-#: Of a spectrum without one of the bands.
+#: Flags of spectra without one of the bands.
 NO_BAND = {band: f"no_{band}" for band in BANDS}
-_GRID = XP_GRID.astype(np.float32)  # exactly
+_GRID = XP_GRID.astype(np.float32)  # exact
 _MISSING = (b"", b"null", b"nan", b"NaN", b"None", b"[]", b"()", b"--")
 
-#: Of one star: identifier, and for each column its numbers, text in brackets, or None.
+#: A star: identifier, and for each column its numbers, text in brackets, or None.
 Line = tuple[str, Sequence[Any]]
 
 
 def is_continuous(file: OpenFile) -> bool:
-    """Coefficients of XP spectra instead of the spectra."""
+    """Whether a file has coefficients of XP spectra."""
     if file.kind == "parquet":
         return "bp_coefficients" in map(str.lower, file.parquet.schema_arrow.names)
     if file.kind == "fits":
@@ -57,7 +57,7 @@ def is_continuous(file: OpenFile) -> bool:
         return file.kind in ("text", "votable")
     if not all(line.startswith("#") for line in file.first_lines):
         return False
-    # The description of the columns is longer than what is looked at.
+    # The description of the columns is longer than `head`.
     return "bp_coefficients" in next((line for line in file.text() if not line.startswith("#")), "").lower()
 
 
@@ -73,10 +73,10 @@ def _rows(
 ) -> Iterator[Row]:
     bands = {band: Band(*columns[3 * i : 3 * i + 3]) for i, band in enumerate(BANDS)}
     flux, error = basis.sample(bands)
-    # As spectra that the archive has sampled.
+    # As for sampled spectra of the archive.
     median = _median(flux)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # is masked
-        # As the schema has them: to convert all at once takes less time than star by star.
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # such pixels are masked
+        # In the types of the schema: converting all stars at once is faster.
         scaled, sigma = ((values / median[:, None]).astype(np.float32) for values in (flux, error))
     known = {band: bands[band].known for band in BANDS}
     for i, object_id in enumerate(identifiers):
@@ -84,14 +84,14 @@ def _rows(
         row: Row = {"object_id": object_id, "wavelength": _GRID, "flux": scaled[i], "flux_error": sigma[i]}
         row["medflux"] = float(median[i])
         if causes[i] or len(missing) == len(BANDS):
-            row["refused"] = causes[i] or "bp_coefficients, rp_coefficients: expected those of a band, got none"
+            row["refused"] = causes[i] or "bp_coefficients, rp_coefficients: expected at least one of them, got none"
         elif missing:
             row["flags"] = [NO_BAND[band] for band in missing]
         yield row
 
 
 def _median(flux: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(stars, pixels) -> (stars,), over the pixels that are there; NaN without any."""
+    """(stars, pixels) -> (stars,), over the finite pixels; NaN without any."""
     median = np.median(flux, axis=1)
     for i in np.flatnonzero(np.isnan(median)):
         there = flux[i][np.isfinite(flux[i])]
@@ -99,12 +99,12 @@ def _median(flux: NDArray[np.float64]) -> NDArray[np.float64]:
     return median
 
 
-#: Identifiers, the six columns (stars, numbers) with NaN where a band is missing, and why a star cannot be used, if so.
+#: Identifiers, the six columns (stars, numbers) with NaN where a band is missing, and the reason if a star is unusable.
 Chunk = tuple[Sequence[str], list[NDArray[np.float64]], list[str]]
 
 
 def _chunk(identifiers: Sequence[str], columns: dict[str, Any]) -> Chunk:
-    """Arrays (stars, numbers), or lists of numbers, one a star, whose lengths are still to be checked."""
+    """Arrays (stars, numbers) from arrays or from lists of numbers, whose lengths are checked here."""
     causes = [""] * len(identifiers)
     found = []
     for name, size in COLUMNS.items():
@@ -131,7 +131,7 @@ def _of_text(file: OpenFile) -> Iterator[Chunk]:
     header = next((line for line in lines if line and not line.startswith(b"#")), b"").decode(file.encoding)
     names = split_heading(header.removeprefix("\ufeff").lower())
     if absent := [name for name in ("source_id", *COLUMNS) if name not in names]:
-        raise ValueError(f"{absent[0]}: expected among the columns of {file.path}, got {', '.join(names)}")
+        raise ValueError(f"{absent[0]}: expected a column of this name in {file.path}, got {', '.join(names)}")
     delimiter = b"," if "," in header else b" "
     where = [names.index(name) for name in ("source_id", *COLUMNS)]
     batch = []
@@ -146,7 +146,7 @@ def _of_text(file: OpenFile) -> Iterator[Chunk]:
 
 
 def _lines(file: OpenFile) -> Iterator[bytes]:
-    """By blocks: what the standard library reads of a compressed file at once is shorter than a line here."""
+    """Read in large blocks: those of the standard library are shorter than a line of these files."""
     rest = b""
     with _opened(file) as stream:
         while block := stream.read(BLOCK_BYTES):
@@ -171,7 +171,7 @@ def _opened(file: OpenFile) -> Any:
 
 
 def _fields(line: bytes, n_fields: int, delimiter: bytes, where: Sequence[int], file: OpenFile) -> list[bytes]:
-    """Those fields of a line that count: arrays are in quotes, and none has quotes within."""
+    """The needed fields of a line: arrays are in quotes and contain none."""
     fields: list[bytes] = []
     parts = line.rstrip(b"\r").split(b'"')
     last = len(parts) - 1
@@ -179,7 +179,7 @@ def _fields(line: bytes, n_fields: int, delimiter: bytes, where: Sequence[int], 
         if i % 2:
             fields.append(part)
             continue
-        # The delimiters beside quotes belong to them.
+        # Delimiters next to quotes are split off with them.
         part = part[(i > 0) : len(part) - (i < last)] if part else part
         if part or (i in (0, last) and last == 0):
             fields += part.split(delimiter)
@@ -214,9 +214,9 @@ def _parsed(lines: Sequence[Sequence[bytes]]) -> Chunk:
 
 def arrays_of(texts: Sequence[bytes]) -> list[NDArray[np.float64]]:
     """
-    Numbers of texts such as `[1.5, -2E-3]`, in brackets of any kind or none; what is no number is NaN.
+    Parse texts such as `[1.5, -2E-3]`, with any brackets or none; words that are not numbers become NaN.
 
-    simdjson, of the extra `gaia`, takes a third of the time of [`decimals`] for what is JSON, as nearly all of it is.
+    simdjson (extra `gaia`) is three times as fast as [`decimals`], but reads only JSON, as nearly all of these are.
     """
     try:
         import simdjson
@@ -239,10 +239,9 @@ def arrays_of(texts: Sequence[bytes]) -> list[NDArray[np.float64]]:
 
 def decimals(text: bytes) -> NDArray[np.float64]:
     """
-    Numbers between commas, all at once; brackets and blanks are passed over, what is no number is NaN.
+    Parse numbers between commas, all at once; brackets and blanks are skipped, words become NaN.
 
-    Of what reads numbers out of text, Arrow is the fastest: it gets them as an array of strings, which takes no copy of
-    each.
+    Arrow is the fastest parser here: it gets one array of strings without a copy of each.
     """
     plain = text.translate(None, b" []()\r\t")
     commas = np.flatnonzero(np.frombuffer(plain, np.uint8) == ord(","))
@@ -268,7 +267,7 @@ def _number(text: bytes) -> float:
 def _of_parquet(file: OpenFile) -> Iterator[Chunk]:
     names = {name.lower(): name for name in file.parquet.schema_arrow.names}
     if absent := [name for name in ("source_id", *COLUMNS) if name not in names]:
-        raise ValueError(f"{absent[0]}: expected among the columns of {file.path}, got {', '.join(names)}")
+        raise ValueError(f"{absent[0]}: expected a column of this name in {file.path}, got {', '.join(names)}")
     for batch in file.parquet.iter_batches(CHUNK_ROWS, columns=[names[name] for name in ("source_id", *COLUMNS)]):
         identifiers = list(map(str, batch.column(names["source_id"]).to_pylist()))
         yield _chunk(identifiers, {name: _lists(batch.column(names[name]), size) for name, size in COLUMNS.items()})
@@ -289,7 +288,7 @@ def _of_fits(file: OpenFile) -> Iterator[Chunk]:
         if "bp_coefficients" not in names:
             continue
         if absent := [name for name in ("source_id", *COLUMNS) if name not in names]:
-            raise ValueError(f"{absent[0]}: expected among the columns of {file.path}, got {', '.join(names)}")
+            raise ValueError(f"{absent[0]}: expected a column of this name in {file.path}, got {', '.join(names)}")
         heap = _heap(file, hdu)
         for start in range(0, hdu.header["NAXIS2"], CHUNK_ROWS):
             rows = hdu.data[start : start + CHUNK_ROWS]
@@ -307,7 +306,7 @@ def _heap(file: OpenFile, hdu: fits.BinTableHDU) -> NDArray[np.uint8] | None:
 
 
 def _vectors(rows: fits.FITS_rec, column: fits.Column, heap: NDArray[np.uint8] | None) -> Any:
-    """A column of some rows; from where it lies, as astropy makes an array of each star by itself."""
+    """A column of some rows, read directly, because astropy makes an array for each star."""
     kind = re.fullmatch(r"[PQ]([DE])(\(\d*\))?", str(column.format))
     if heap is None or kind is None or column.bscale not in (None, "", 1) or column.bzero not in (None, "", 0):
         return rows[column.name]
@@ -320,7 +319,7 @@ def _of_votable(file: OpenFile) -> Iterator[Chunk]:
     for table in tables_of(file):
         names = {name.lower(): name for name in table.colnames}
         if absent := [name for name in ("source_id", *COLUMNS) if name not in names]:
-            raise ValueError(f"{absent[0]}: expected among the columns of {file.path}, got {', '.join(names)}")
+            raise ValueError(f"{absent[0]}: expected a column of this name in {file.path}, got {', '.join(names)}")
         for start in range(0, len(table), CHUNK_ROWS):
             rows = table[start : start + CHUNK_ROWS]
             identifiers = [str(number) for number in rows[names["source_id"]].tolist()]
@@ -336,7 +335,7 @@ CONTINUOUS = SpectrumFormat(
     resolving_power="30 to 100",
     normalisation="the median over the pixels",
     note="coefficients of DR3 (CSV, ECSV, FITS, VOTable, Parquet, and the bulk files), sampled at 336 to 1020 nm as "
-    "gaiaxpy.calibrate does; without BP or RP the flags say so. Needs GaiaXPy: pip install 'spectrafm_hf[gaia]'",
+    "by gaiaxpy.calibrate; flagged if BP or RP is missing. Needs GaiaXPy: pip install 'spectrafm_hf[gaia]'",
     identify=is_continuous,
     read=read_continuous,
 )

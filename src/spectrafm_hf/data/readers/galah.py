@@ -1,9 +1,9 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""GALAH: one file for each of the four cameras of HERMES, in air, as the arc lines of IRAF are.
+"""GALAH: one file for each of the four cameras of HERMES, in air, like the arc lines of IRAF.
 
 To DR3 (docs.datacentral.org.au/galah/dr3/galah-dr3-spectra) the extensions are the spectrum, its relative error, both
-before the sky was taken off, and the normalised spectrum, which is at rest and has a grid of its own. In reduction 6.0,
-of DR4, they have names, all share one grid, and the velocity stands in the header (RVCOM, RV).
+before sky subtraction, and the normalised spectrum, which is at rest and has its own grid. In reduction 6.0 (DR4) they
+have names and share one grid, and the velocity is in the header (RVCOM, RV).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read_galah(file: OpenFile, options: Options) -> Iterator[Row]:
         flux, relative = (hdus[name] for name in ("NORMALIZED", "RELATIVE_ERROR"))
         row |= {"radial_velocity": _velocity(file), "frame": "observed", "normalised": True}
     elif len(hdus) > 4:
-        # The error stands on the grid of the spectrum that is not at rest, pixel by pixel.
+        # The error is on the grid of the spectrum that is not at rest, pixel by pixel.
         flux, relative = hdus[4], hdus[1]
         row |= {"frame": "rest", "normalised": True}
     else:
@@ -52,7 +52,7 @@ def read_galah(file: OpenFile, options: Options) -> Iterator[Row]:
 
 
 def _velocity(file: OpenFile) -> float:
-    """km/s in the frame of the Sun, of all cameras where that was found."""
+    """Heliocentric velocity (km/s), of all cameras together if there is one."""
     for name, good in (("RVCOM", "RVCOM_OK"), ("RV", "RV_OK")):
         velocity = file.header.get(name)
         if isinstance(velocity, int | float) and file.header.get(good, 1) in (1, True):
@@ -69,7 +69,7 @@ FORMATS = (
         flux_unit="1",
         resolving_power="28,000",
         normalisation="the continuum of the pipeline (counts where there is none)",
-        note="one camera a file; at rest to DR3, shifted by RVCOM since; counts are as observed",
+        note="one camera a file; at rest up to DR3, shifted by RVCOM since DR4; counts are as observed",
         identify=is_galah,
         read=read_galah,
     ),

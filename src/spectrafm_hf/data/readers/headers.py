@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What FITS headers state of a spectrum: medium, frame, resolving power, normalisation."""
+"""Medium, frame, resolving power and normalisation of a spectrum from its FITS headers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .base import Row
 from .late import fits
 
 
-#: Instruments whose pipelines give air wavelengths, where a header does not say (their pipeline manuals); those of
-#: HARPS-N, SOPHIE and CORALIE are that of HARPS.
+#: Instruments whose pipelines use air wavelengths, if the header does not say (from their manuals). HARPS-N, SOPHIE and
+#: CORALIE use the pipeline of HARPS.
 IN_AIR = {
     "XSHOOTER",
     "UVES",
@@ -26,17 +26,17 @@ IN_AIR = {
     "ESPADONS",
     "NARVAL",
 }
-#: How SPECSYS begins of wavelengths as they are observed (FITS 4.0, table 27), and in the frame of the star.
+#: SPECSYS begins with one of these for observed wavelengths (FITS 4.0, table 27), and for those in the star's frame.
 OBSERVED = ("TOPOC", "GEOC", "BARY", "HELIO", "LSR", "GALACTO", "LOCALGR", "CMBDIP", "OBSERV")
 REST = ("SOURCE", "REST")
 
 
-#: Cards that say air or vacuum.
+#: Cards with the medium, air or vacuum.
 MEDIUM = ("AIRORVAC", "WAVEMED", "WAVTYPE", "WAVETYPE", "AIRVAC", "VACAIR", "MEDIUM", "WAVSYS")
 
 
 def medium_in_words(text: str) -> str | None:
-    """What remarks say of the medium of wavelengths; None where they say nothing, or both, or tell of a conversion."""
+    """The medium of wavelengths named in remarks; None if they name none or both, or mention a conversion."""
     if re.search(r"\b(convert|correct|transform)|\bto\s+(air|vac)", text, re.IGNORECASE):
         return None
     found = re.findall(r"\bwavelengths?(?:\s+\w+){0,2}\s+in\s+(?:the\s+)?(air|vac)(?:uum)?\b", text, re.IGNORECASE)
@@ -46,14 +46,14 @@ def medium_in_words(text: str) -> str | None:
 
 def about(headers: Sequence[fits.Header], wavelength_column: int | None = None) -> Row:
     """
-    What is stated, and nothing else.
+    Statements of the headers; keys are left out where they state nothing.
 
     Parameters
     ----------
     headers : sequence of Header
-        The primary one first; later ones count more.
+        The primary one first; later ones take precedence.
     wavelength_column : int, optional
-        Of a table, from 0.
+        Index of the column in a table, from 0.
     """
 
     def card(*names: str) -> Any:
@@ -79,7 +79,7 @@ def about(headers: Sequence[fits.Header], wavelength_column: int | None = None) 
         row["medium"] = "air"
     if "medium" not in row and str(card("TELESCOP") or "").strip().upper() in ("HST", "JWST"):
         row["medium"] = "vacuum"
-    if "medium" not in row and card("PYP_SPEC") is not None:  # PypeIt, unless it is told otherwise
+    if "medium" not in row and card("PYP_SPEC") is not None:  # the default of PypeIt
         row["medium"] = "vacuum"
     remarks = " ".join(
         str(line) for header in headers for name in ("HISTORY", "COMMENT") for line in header.get(name, [])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import AS_GIVEN, OpenFile, Options, Row, SpectrumFormat
+from .base import AS_STATED, OpenFile, Options, Row, SpectrumFormat
 from .columns import from_logarithm, length_unit, logarithm, plain, unit_of
 from .fibres import beside_fibres, fibres, row_of
 from .headers import about
@@ -39,12 +39,12 @@ _ERROR = {
     **dict.fromkeys(("var", "variance", "scivar", "scivariance", "stat"), "variance"),
 }
 _MASK = {"mask", "qual", "dq", "quality", "andmask", "qualdata"}
-#: Spectra of a triplet of rows: wavelength, flux, error, and perhaps flags.
+#: Numbers of rows of a spectrum: wavelength, flux, and perhaps error and flags.
 _ROWS = (2, 3, 4)
 
 
 def _images(file: OpenFile) -> list[Any]:
-    """HDUs of images that hold numbers, whose header says how many."""
+    """Image HDUs with numeric data."""
     return [
         hdu
         for hdu in file.hdus
@@ -88,7 +88,7 @@ def read_image(file: OpenFile, options: Options) -> Iterator[Row]:
     if not rows:
         raise ValueError(f"wavelength: expected positive wavelengths in {file.path}, got none")
     for row in rows:
-        # Floats that are exactly 0 are where nothing was measured: gaps between detectors, and ends.
+        # Floats that are exactly 0 mark pixels without data: gaps between detectors, and ends.
         values = np.asarray(row["flux"])
         if values.dtype.kind == "f" and row.get("mask") is None:
             row["mask"] = values == 0
@@ -104,7 +104,7 @@ def _spectra(
     stated: Row,
     options: Options,
 ) -> list[Row]:
-    """Rows of all spectra in an image, whichever way it holds them."""
+    """Rows of all spectra in an image, in any layout."""
     system = attributes(header, 0).get("system", "")
     if system == "multispec" or str(header.get("CTYPE1", "")).startswith("MULTISPE"):
         return list(apertures(file, data, header, stated))
@@ -156,16 +156,16 @@ def _spectra(
     size, first = " x ".join(map(str, data.shape)), np.diff(data.reshape(-1, data.shape[-1])[0])
     if first.size and (np.all(first > 0) or np.all(first < 0)):
         raise ValueError(
-            f"{file.path}: expected rows of wavelength, flux and error, got an image of {size} pixels, which does not "
-            "say what its rows are; save wavelength, flux and error as a table"
+            f"{file.path}: expected rows of wavelength, flux and error, got an image of {size} pixels without a "
+            "description of its rows; save wavelength, flux and error as a table"
         )
     raise ValueError(f"{file.path}: expected a spectrum, got an image of {size} pixels; extract spectra from it first")
 
 
 def _pair(images: Sequence[Any]) -> list[Any] | None:
     """
-    A flux and its companions, where extensions are named in pairs such as FluxAB and WaveAB, GREEN_SCI_FLUX1 and
-    GREEN_SCI_WAVE1; renamed. None where a name alone says what is the flux.
+    Flux, wavelength and so on, renamed, where extensions are named in pairs such as FluxAB and WaveAB, GREEN_SCI_FLUX1
+    and GREEN_SCI_WAVE1. None where the usual names identify the flux.
     """
     names = {plain(hdu.name): hdu for hdu in images}
     if names.keys() & _FLUX:
@@ -182,7 +182,7 @@ def _pair(images: Sequence[Any]) -> list[Any] | None:
 
 
 def _labelled_rows(header: fits.Header, data: np.ndarray) -> tuple[int, int | None] | None:
-    """Which row is the flux, which the error, where cards ARRAY1, ARRAY2, ... say so (UVES_popler)."""
+    """Rows of flux and error by the cards ARRAY1, ARRAY2, ... (UVES_popler)."""
     words = [str(header.get(f"ARRAY{number}", "")).lower() for number in range(1, data.shape[0] + 1)]
     flux = next((number for number, word in enumerate(words) if "flux" in word), None)
     error = next((number for number, word in enumerate(words) if "error" in word and "expected" not in word), None)
@@ -190,7 +190,7 @@ def _labelled_rows(header: fits.Header, data: np.ndarray) -> tuple[int, int | No
 
 
 def _along_first_axis(data: np.ndarray, header: fits.Header) -> np.ndarray:
-    """One spectrum that lies along another axis, as in a cube of one place, with the cards of that axis in `header`."""
+    """One spectrum along another axis, as in a cube of 1 x 1 spaxels, with the cards of that axis in `header`."""
     axis = data.ndim - int(np.argmax(data.shape))
     if axis == 1 or data.size != max(data.shape):
         return data
@@ -240,7 +240,7 @@ def _one(
 
 
 def _lookup(file: OpenFile, header: fits.Header, pixels: int) -> tuple[np.ndarray, Any] | None:
-    """Wavelengths in a table that the axis names (FITS 4.0, section 8.4.2); None for another axis."""
+    """Wavelengths from the table named by the axis (FITS 4.0, section 8.4.2); None for another kind of axis."""
     if str(header.get("CTYPE1", ""))[4:8] != "-TAB":
         return None
     table = next((hdu for hdu in file.hdus if hdu.name == header.get("PS1_0")), None)
@@ -297,7 +297,7 @@ def _grid_beside(images: Sequence[Any], stated: Row, options: Options) -> tuple[
 def _beside(
     file: OpenFile, data: np.ndarray, flux: Any, images: Sequence[Any], stated: Row, wavelength: np.ndarray, unit: Any
 ) -> Iterator[Row]:
-    """Spectra whose wavelengths, errors and masks stand in extensions; of several rows each is one."""
+    """Spectra with wavelengths, errors and masks in other extensions; each row is a spectrum."""
     if data.shape[-1] != wavelength.shape[-1] or data.ndim > 2:
         raise ValueError(
             f"wavelength: expected the pixels of flux, {data.shape}, in {file.path}, got {wavelength.shape}"
@@ -311,7 +311,7 @@ def _beside(
 
 
 def _triplets(data: np.ndarray) -> list[np.ndarray] | None:
-    """Parts of shape (2 to 4, pixels) whose first row is a wavelength, whichever way the image lies."""
+    """Parts of shape (2 to 4, pixels) whose first row is a wavelength, from an image or its transpose."""
     cube = data if data.ndim == 3 else data[None]
     for part in (cube, np.swapaxes(cube, 1, 2)):
         if part.shape[1] in _ROWS and part.shape[2] > _ROWS[-1]:
@@ -325,12 +325,12 @@ def _triplets(data: np.ndarray) -> list[np.ndarray] | None:
 
 
 def dispersion(header: fits.Header, pixels: int) -> tuple[np.ndarray, Any] | None:
-    """Wavelengths of the pixels by the header, and their unit where it says one; None without any."""
+    """Wavelengths of the pixels from the header, and their unit if stated; None if there are none."""
     i = np.arange(pixels, dtype=np.float64)
     if "COEFF0" in header and "COEFF1" in header:
         return 10 ** (float(header["COEFF0"]) + float(header["COEFF1"]) * i), length_unit("Angstrom")
     step = header.get("CDELT1", header.get("CD1_1"))
-    if header.get("CDELT1") == 1 and header.get("CD1_1", 1) != 1:  # astronomers' programs fill in both
+    if header.get("CDELT1") == 1 and header.get("CD1_1", 1) != 1:  # some programs write a default CDELT1 beside CD1_1
         step = header["CD1_1"]
     if "CD1_1" not in header and step:
         step *= header.get("PC1_1", 1)
@@ -355,13 +355,13 @@ def dispersion(header: fits.Header, pixels: int) -> tuple[np.ndarray, Any] | Non
 
 
 def _nonlinear(header: fits.Header, pixels: int) -> tuple[np.ndarray, Any]:
-    """An axis that is linear in another quantity than in its own (FITS 4.0, section 8.4)."""
-    from astropy.wcs import WCS  # it takes an eighth of a second, for few files
+    """An axis that is linear in another quantity, such as frequency (FITS 4.0, section 8.4)."""
+    from astropy.wcs import WCS  # slow to import, needed by few files
 
     own = ("CTYPE1", "CUNIT1", "CRVAL1", "CDELT1", "CD1_1", "PC1_1", "CRPIX1", "RESTFRQ", "RESTWAV")
     axis = fits.Header([(name, header[name]) for name in (*own, *(f"PV1_{i}" for i in range(7))) if name in header])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on units and dates that are put right
+        warnings.simplefilter("ignore")  # about units and dates that it corrects
         wcs = WCS(axis, naxis=1)
         return wcs.wcs_pix2world(np.arange(1, pixels + 1)[:, None], 1)[:, 0], length_unit(str(wcs.wcs.cunit[0]))
 
@@ -370,11 +370,11 @@ FORMATS = (
     SpectrumFormat(
         name="fits-image",
         survey="",
-        wavelength_medium=AS_GIVEN,
-        rest_frame=AS_GIVEN,
-        flux_unit="as given",
-        resolving_power="as given",
-        normalisation="as given",
+        wavelength_medium=AS_STATED,
+        rest_frame=AS_STATED,
+        flux_unit=AS_STATED,
+        resolving_power=AS_STATED,
+        normalisation=AS_STATED,
         note="linear, logarithmic and IRAF dispersions; rows of wavelength, flux, error; or an extension for each. "
         "Apertures that cover different wavelengths are orders of one star",
         identify=is_image,

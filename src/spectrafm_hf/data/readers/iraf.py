@@ -19,7 +19,7 @@ from .late import fits
 def attributes(header: fits.Header, axis: int) -> dict[str, str]:
     """Attributes of an axis in IRAF's cards, which cut one text into pieces of 68 letters."""
     cards = sorted(name for name in header if re.fullmatch(rf"WAT{axis}_\d\d\d", name))
-    # Blanks at the end of a card are lost, but for those in its middle: pieces are as long as a card takes.
+    # Trailing blanks of a card are lost, so each piece is padded to the length of a card.
     text = "".join(str(header[name]).ljust(68) for name in cards[:-1]) + "".join(
         str(header[name]) for name in cards[-1:]
     )
@@ -28,7 +28,7 @@ def attributes(header: fits.Header, axis: int) -> dict[str, str]:
 
 
 def errors_among(header: fits.Header, n_bands: int) -> int | None:
-    """Which band holds the errors; the first is the spectrum, and the last of four the errors where no card says so."""
+    """Index of the band with the errors: by its card, else the last of four. The first band is the spectrum."""
     names = [str(header.get(f"BANDID{number + 1}", "")).lower() for number in range(n_bands)]
     error = next((number for number, name in enumerate(names) if name.startswith("sigma")), None)
     return 3 if error is None and n_bands == 4 and not any(names) else error
@@ -58,7 +58,7 @@ def iraf_wavelengths(text: str, pixels: int) -> np.ndarray:
     """
     Wavelengths of an aperture, from "ap beam dtype w1 dw nw z aplow aphigh [functions]".
 
-    NaN beyond the pixels that the dispersion is given for. Of several functions the weighted sum counts.
+    NaN outside the pixels of the dispersion. Several functions are added with their weights.
     """
     # IRAF writes 1.E-5 and 1.D-5 alike, and leaves out blanks before a sign.
     numbers: Sequence[float] = [float(word.upper().replace("D", "E")) for word in text.split()]
@@ -77,7 +77,7 @@ def iraf_wavelengths(text: str, pixels: int) -> np.ndarray:
     else:
         raise ValueError(f"a dispersion of type {kind}")
     if kind == 2 and not abs(wavelength[0] - start) < 0.05 * abs(start):
-        # What the functions give is not what is stated beside them: such an aperture has no wavelengths.
+        # The functions contradict the stated w1 and dw: this aperture has no valid wavelengths.
         return np.full(pixels, np.nan)
     wavelength = wavelength / (1 + redshift)
     return np.where(pixel <= count, wavelength, np.nan)

@@ -1,9 +1,9 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """LAMOST, low and medium resolution (www.lamost.org, "data production description" of each release).
 
-Low resolution: up to DR7 one image with the rows flux, inverse variance, wavelength (in DR1 a continuum: COEFF0 and
-COEFF1 tell), AND mask, OR mask; since DR8 a table COADD with one row of vectors FLUX, IVAR, WAVELENGTH, ANDMASK,
-ORMASK, NORMALIZATION.
+Low resolution: up to DR7 one image with the rows flux, inverse variance, wavelength (in DR1 a continuum, with COEFF0
+and COEFF1 in the header), AND mask, OR mask; since DR8 a table COADD with one row of vectors FLUX, IVAR, WAVELENGTH,
+ANDMASK, ORMASK, NORMALIZATION.
 Medium resolution: a table for each arm, COADD_B and COADD_R, and one for each exposure, B-... and R-...; with LOGLAM
 and one pixel a row up to DR7, with vectors and WAVELENGTH later.
 """
@@ -21,7 +21,7 @@ from .images import dispersion
 from .sdss import classified
 
 
-#: Bits of ANDMASK: all but the fourth, which says that the sky was bright (www.lamost.org, "ANDMASK").
+#: Bits of ANDMASK that mask a pixel: all but the fourth, a bright sky (www.lamost.org, "ANDMASK").
 BAD = ~(1 << 3)
 
 
@@ -48,14 +48,14 @@ def _about(file: OpenFile) -> Row:
     redshift = header.get("Z", np.nan)
     kind = str(header.get("CLASS", ""))
     row = {"object_id": str(name).strip(), **classified(kind, float(redshift) if redshift != "" else np.nan)}
-    # Of what is too faint to be classified, the redshift is none.
+    # The redshift of an unclassified spectrum is meaningless.
     return row | ({"redshift": np.nan} if kind.strip().upper() == "UNKNOWN" else {})
 
 
 def _columns(table: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Pixels of a table, whichever way it lies, and its flags."""
+    """Pixels of a table, in rows or vectors, and its flags."""
     columns = {name.upper(): np.ravel(table[name]) for name in table.names}
-    with np.errstate(over="ignore"):  # the tokenizer judges it
+    with np.errstate(over="ignore"):  # the tokenizer checks it
         wavelength = columns["WAVELENGTH"] if "WAVELENGTH" in columns else 10 ** columns["LOGLAM"].astype(np.float64)
     flags = next((columns[name] for name in ("ANDMASK", "PIXMASK") if name in columns), np.zeros(wavelength.shape))
     return {"wavelength": wavelength, "flux": columns["FLUX"], "flux_error": sigma(columns["IVAR"])}, flags
@@ -101,7 +101,7 @@ FORMATS = (
         flux_unit="relative",
         resolving_power="1,800",
         normalisation="none",
-        note="heliocentric, shifted by Z; masked by ANDMASK (bad in all exposures), but for a bright sky; quasars and "
+        note="heliocentric, shifted by Z; masked by ANDMASK (bad in all exposures) except a bright sky; quasars and "
         "galaxies are refused",
         identify=is_low_resolution,
         read=read_low_resolution,

@@ -1,8 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """The MILES library of stars (Sanchez-Blazquez et al. 2006, MNRAS 371, 703; Falcon-Barroso et al. 2011, A&A 532, A95).
 
-FITS images with a linear grid, as the library and packages that carry it hand them out, or its text files of two
-columns without names, wavelength and flux. It knows no errors.
+FITS images with a linear grid, from the library or packages that contain it, or text files with two unnamed columns,
+wavelength and flux. There are no errors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from .base import AIR, AT_REST, OpenFile, Options, Row, SpectrumFormat
 
 
-#: Names of the library: m0001V in version 9, s0001 before.
+#: File names of the library: m0001V in version 9, s0001 before.
 _NAME = re.compile(r"(?<![A-Za-z0-9])(m\d{4}V|s\d{4})(?![A-Za-z0-9])")
 
 
@@ -31,7 +31,7 @@ def read_miles(file: OpenFile, options: Options) -> Iterator[Row]:
     if file.kind == "fits":
         header, flux = file.header, np.ravel(file.hdus[0].data)
         step = header.get("CDELT1", header.get("CD1_1"))
-        with np.errstate(over="ignore", invalid="ignore"):  # the tokenizer judges it
+        with np.errstate(over="ignore", invalid="ignore"):  # the tokenizer checks it
             wavelength = header["CRVAL1"] + step * (np.arange(flux.size) + 1 - header.get("CRPIX1", 1))
     else:
         wavelength, flux = np.loadtxt(file.text(), unpack=True)
@@ -39,7 +39,7 @@ def read_miles(file: OpenFile, options: Options) -> Iterator[Row]:
         "object_id": name.group() if name else file.stem,
         "wavelength": wavelength,
         "flux": flux,
-        # Ends that were not observed.
+        # Unobserved ends.
         "mask": flux == 0,
     }
 

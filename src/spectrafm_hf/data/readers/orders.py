@@ -10,12 +10,12 @@ import numpy as np
 from .base import Row
 
 
-#: Neighbouring echelle orders share at most about half of their wavelengths; two stars, or two exposures, nearly all.
+#: Neighbouring echelle orders overlap by at most about half; spectra of two stars or exposures nearly completely.
 SHARED = 0.7
 
 
 def are_orders(wavelengths: Sequence[np.ndarray]) -> bool:
-    """Whether each covers other wavelengths than those beside it, as orders and arms do."""
+    """Whether neighbouring spectra cover different wavelengths, as orders and arms do."""
     real = [wavelength[np.isfinite(wavelength) & (wavelength > 0)] for wavelength in wavelengths]
     if len(real) < 2 or any(part.size < 2 for part in real):
         return False
@@ -24,14 +24,14 @@ def are_orders(wavelengths: Sequence[np.ndarray]) -> bool:
         min(high, end) - start <= SHARED * min(high - low, end - start)
         for (low, high), (start, end) in zip(spans, spans[1:], strict=False)
     ]
-    # One that an order was extracted twice is no other star.
+    # Tolerates an order that was extracted twice.
     return sum(beside) >= 0.8 * len(beside)
 
 
 def as_one_or_each(rows: Sequence[Row], stem: str) -> Iterator[Row]:
     """
-    Rows of a file without identifiers: one star if they are its orders, else one star each, under the names that they
-    have, or `stem` where there is one only.
+    Rows of a file without identifiers: joined if they are orders of one star, else one star each. The identifier is
+    `stem`, with the number of the row if there are several stars.
     """
     if len(rows) < 2:
         yield from ({**row, "object_id": stem} for row in rows)
@@ -44,7 +44,7 @@ def as_one_or_each(rows: Sequence[Row], stem: str) -> Iterator[Row]:
         key for key in ("wavelength", "flux", "flux_error", "mask") if any(row.get(key) is not None for row in rows)
     ]
     parts = {key: [_pixels(row, key) for row in rows] for key in keys}
-    # Each as it is: the tokenizer cuts where they overlap.
+    # Overlaps are kept: the tokenizer splits the spectrum there.
     yield {**rows[0], **{key: np.concatenate(values) for key, values in parts.items()}, "object_id": stem}
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""JWST, of which more is known than its files say; and, by name only, whatever specutils reads."""
+"""JWST, whose files do not state everything; and all formats of specutils, only on request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import AS_GIVEN, NOT_AT_REST, VACUUM, OpenFile, Options, Row, SpectrumFormat
+from .base import AS_STATED, NOT_AT_REST, VACUUM, OpenFile, Options, Row, SpectrumFormat
 from .tables import read_fits_table
 
 
@@ -18,9 +18,9 @@ def read_with_specutils(file: OpenFile, options: Options) -> Iterator[Row]:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about header cards that play no part here
+            warnings.simplefilter("ignore")  # about header cards that are not used
             spectra = list(SpectrumList.read(file.path))
-    except Exception as error:  # whatever one of the many loaders stumbles over
+    except Exception as error:  # loaders raise all kinds of errors
         reason = " ".join(str(error).split())[:100]
         raise ValueError(f"{file.path}: expected a spectrum that specutils recognises, got {reason}") from error
     rows = [row for spectrum in spectra for row in _rows(spectrum)]
@@ -29,7 +29,7 @@ def read_with_specutils(file: OpenFile, options: Options) -> Iterator[Row]:
 
 
 def _rows(spectrum: Any) -> Iterator[Row]:
-    """Rows without an identifier; a two-dimensional flux holds several."""
+    """Rows without an identifier; a two-dimensional flux has several spectra."""
     columns = {"flux": np.asarray(spectrum.flux.value, np.float64)}
     from astropy.nddata import StdDevUncertainty, UnknownUncertainty
 
@@ -40,7 +40,7 @@ def _rows(spectrum: Any) -> Iterator[Row]:
         columns["mask"] = np.asarray(spectrum.mask, bool)
     stated: Row = {"wavelength": spectrum.spectral_axis.value, "wavelength_unit": spectrum.spectral_axis.unit}
     stated["flux_unit"] = spectrum.flux.unit
-    # FITS writes "air wavelength" so; specutils passes it by.
+    # FITS name of an air wavelength, which specutils ignores.
     if str(spectrum.meta.get("header", {}).get("CTYPE1", "")).startswith("AWAV"):
         stated["medium"] = "air"
     for star in np.ndindex(columns["flux"].shape[:-1]):
@@ -65,12 +65,12 @@ FORMATS = (
     SpectrumFormat(
         name="specutils",
         survey="",
-        wavelength_medium=AS_GIVEN,
-        rest_frame=AS_GIVEN,
-        flux_unit="as given",
-        resolving_power="as given",
-        normalisation="as given",
-        note="all formats of specutils, only with --format: trying all of its loaders takes seconds",
+        wavelength_medium=AS_STATED,
+        rest_frame=AS_STATED,
+        flux_unit=AS_STATED,
+        resolving_power=AS_STATED,
+        normalisation=AS_STATED,
+        note="all formats of specutils, only with --format, because trying all of its loaders takes seconds",
         identify=lambda file: False,
         read=read_with_specutils,
     ),

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 
 from ...models.gate_spectrafm import FRAME_UNSTATED
 from ..schema import PIXEL_COLUMNS, SCALAR_UNITS, from_multimodal_universe, label_names_of, with_errors
-from .base import AS_GIVEN, AT_REST, BY_VELOCITY, CHUNK_ROWS, VACUUM, OpenFile, Options, Row, SpectrumFormat
+from .base import AS_STATED, AT_REST, BY_VELOCITY, CHUNK_ROWS, VACUUM, OpenFile, Options, Row, SpectrumFormat
 from .columns import find_columns, heading, length_unit, unit_of
 
 
-#: Of spectra with more than 8,000 pixels, fewer are held at once.
+#: Fewer rows are read at once if spectra have more than 8,000 pixels.
 CHUNK_VALUES = CHUNK_ROWS * 8000
 
 
@@ -31,7 +31,7 @@ def columns_of(file: pq.ParquetFile) -> Iterator[Any]:
 
 
 def _chunk_rows(file: pq.ParquetFile) -> int:
-    """How many rows to read at once, by the longest lists that a group of rows has on average."""
+    """Number of rows to read at once, from the longest mean length of lists in a row group."""
     groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
     longest = [
         max(group.column(j).num_values for j in range(group.num_columns)) / group.num_rows
@@ -44,7 +44,7 @@ def _chunk_rows(file: pq.ParquetFile) -> int:
 def _has_spectrum(file: OpenFile) -> bool:
     if file.kind != "parquet" or "spectrum" not in file.parquet.schema_arrow.names:
         return False
-    # Structs of other makers are read as if their parts were columns.
+    # Other structs are read as if their fields were columns.
     kind = file.parquet.schema_arrow.field("spectrum").type
     return not pa.types.is_struct(kind) or "lambda" in [part.name for part in kind] or not _parts(kind)
 
@@ -58,7 +58,7 @@ def _parts(kind: pa.DataType) -> bool:
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """A table whose struct of a spectrum has become columns."""
+    """Replace the struct of a spectrum by its fields as columns."""
     for name in [field.name for field in table.schema if _parts(field.type)][:1]:
         column = table[name].combine_chunks()
         others = table.drop_columns(name)
@@ -69,7 +69,7 @@ def _flat(table: pa.Table) -> pa.Table:
     return table
 
 
-#: A table with all of these is in the schema of this project, whose wavelengths are in vacuum and at rest.
+#: A table with all of these is in the schema of this project: wavelengths in vacuum and at rest.
 _SCHEMA = {"object_id", *PIXEL_COLUMNS}
 
 
@@ -81,7 +81,7 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
     schema = _flat(whole.empty_table()).schema
     roles = find_columns(file.path, schema.names, options.columns)
     own = set(schema.names) >= _SCHEMA and not options.columns
-    # A velocity under another name than the schema's was not shifted by as the schema demands.
+    # A velocity under another name has not been applied, unlike that of the schema.
     own &= "redshift" not in roles and roles.get("radial_velocity", "radial_velocity") == "radial_velocity"
     for role in ("snr", "mask", "good"):
         if (
@@ -89,7 +89,7 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
             and role not in options.columns
             and _is_list(schema, roles["flux"]) > _is_list(schema, roles[role])
         ):
-            del roles[role]  # of a star, not of its pixels
+            del roles[role]  # one number for each star, not for each pixel
     pixel_roles = [role for role in roles if role not in ("object_id", "radial_velocity", "redshift")]
     kinds = {role: schema.field(roles[role]).type for role in pixel_roles}
     if all(
@@ -133,7 +133,7 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
                 row["flags"] = [flag for flag in str(assumed).split(";") if flag != FRAME_UNSTATED]
             if own and "rest_frame" in about:
                 row |= {"frame": {True: "rest", False: "observed"}.get(at_rest), "medium": "vacuum"}
-                # What it was shifted by, or could not be.
+                # The velocity that was or could not be applied.
                 if at_rest is False:
                     row["radial_velocity"] = np.nan
             elif own:
@@ -147,7 +147,7 @@ def _one_chunk(column: Any) -> pa.Array:
 
 
 def _pixel_by_pixel(file: OpenFile, roles: Mapping[str, str], options: Options) -> Iterator[Row]:
-    """A table with one pixel a row, as of one star or of some."""
+    """A table with one pixel a row, of one or several stars."""
     from .tables import by_star, moving, pixels_of, spectrum_of
 
     table = file.parquet.read(columns=list(roles.values()))
@@ -172,7 +172,7 @@ def _units(roles: Mapping[str, str], options: Options) -> Row:
 
 
 def _numbers(schema: pa.Schema, scalars: Sequence[str]) -> list[str]:
-    """Signal-to-noise ratio, scalars that are known or wanted, and labels with their errors."""
+    """Signal-to-noise ratio, known and requested scalars, and labels with their errors."""
     names = dict.fromkeys(["snr", *SCALAR_UNITS, *with_errors(label_names_of(schema.names)), *scalars])
     return [name for name in names if name in schema.names and pa.types.is_floating(schema.field(name).type)]
 
@@ -190,7 +190,7 @@ def read_multimodal_universe(file: OpenFile, options: Options) -> Iterator[Row]:
         table = pa.Table.from_batches([batch])
         names = {name.lower(): name for name in table.column_names}
         stated: dict[str, list[Any]] = {}
-        # SDSS and DESI have Z and are as observed; APOGEE has radial_velocity and says by restframe.
+        # SDSS and DESI have Z and observed wavelengths; APOGEE has radial_velocity and restframe.
         for role in ("restframe", "z", "zwarning", "class", "spectype"):
             if role in names:
                 stated[role] = table[names[role]].to_pylist()
@@ -204,7 +204,7 @@ def read_multimodal_universe(file: OpenFile, options: Options) -> Iterator[Row]:
         others: dict[str, list[Any]] = {name: table[name].to_pylist() for name in ("object_id", "survey", *numbers)}
         for i in range(len(table)):
             row = {name: column[i] for name, column in (others | pixels).items()}
-            # Some of the published sets were made from bytes.
+            # Some of the published sets have identifiers like "b'...'".
             row["object_id"] = re.sub(r"^b'(.*)'$", r"\1", row["object_id"])
             if flags is not None:
                 row["mask"] = row["mask"] | flags[i]
@@ -226,7 +226,7 @@ def _pixel_flags(table: pa.Table, options: Options) -> list[np.ndarray] | None:
     spectrum = table["spectrum"].combine_chunks()
     if pa.types.is_struct(spectrum.type) and spectrum.type.get_field_index("pix_bitmask") >= 0:
         wavelength, flags = (_lists(pc.struct_field(spectrum, part)) for part in ("lambda", "pix_bitmask"))
-        # Padding is cut off there as well.
+        # This also removes padding.
         return [options.bad(bits)[where > 0] for where, bits in zip(wavelength, flags, strict=True)]
     return None
 
@@ -234,8 +234,8 @@ def _pixel_flags(table: pa.Table, options: Options) -> list[np.ndarray] | None:
 PARQUET = SpectrumFormat(
     name="parquet",
     survey="",
-    wavelength_medium=AS_GIVEN,
-    rest_frame=AS_GIVEN,
+    wavelength_medium=AS_STATED,
+    rest_frame=AS_STATED,
     flux_unit="as in the data set's card",
     resolving_power="as in the card",
     normalisation="as in the card",

@@ -15,15 +15,15 @@ from .late import fits
 #: Bits of SPPIXMASK that mask a pixel: FULLREJECT, NOSKY, NODATA, COMBINEREJ and BADFLUXFACTOR (sdss.org/dr17,
 #: "bitmasks"). Others, such as BRIGHTSKY, BADSKYCHI and LOWFLAT, are set in thousands of good pixels.
 BAD_PIXELS = sum(1 << bit for bit in (18, 22, 24, 25, 26))
-#: Bits of ZWARNING that say that no star was observed (SKY, UNPLUGGED, BAD_TARGET, NODATA), and that the redshift is
-#: not to be trusted (LITTLE_COVERAGE, SMALL_DELTA_CHI2, NEGATIVE_MODEL, Z_FITLIMIT). Bright stars have MANY_OUTLIERS.
+#: Bits of ZWARNING for spectra that are not of stars (SKY, UNPLUGGED, BAD_TARGET, NODATA), and for unreliable
+#: redshifts (LITTLE_COVERAGE, SMALL_DELTA_CHI2, NEGATIVE_MODEL, Z_FITLIMIT). Bright stars have MANY_OUTLIERS.
 NO_STAR, NO_REDSHIFT = (0, 7, 8, 9), (1, 2, 3, 5)
 
 
 def is_spec(file: OpenFile) -> bool:
     tables = [hdu for hdu in file.hdus[1:3] if isinstance(hdu, fits.BinTableHDU)]
     columns = [{name.lower() for name in hdu.columns.names} for hdu in tables] or [set()]
-    # Those of Las Campanas and of SDSS-V name other telescopes; what the pipeline found stands in the second table.
+    # Files of Las Campanas and SDSS-V name other telescopes; results of the pipeline are in the second table.
     ours = "SDSS" in str(file.header.get("TELESCOP", "")).upper() or {"class", "z"} <= columns[-1]
     return ours and {"flux", "loglam", "ivar"} <= columns[0]
 
@@ -37,7 +37,7 @@ def read_spec(file: OpenFile, options: Options) -> Iterator[Row]:
         if isinstance(hdu, fits.BinTableHDU) and len(hdu.data)
         for name in hdu.columns.names
     }
-    # OR_MASK has what was wrong in any exposure; those pixels were left out of the sum. SDSS-V calls AND_MASK so too.
+    # OR_MASK flags pixels that were bad in any exposure and left out of the sum. SDSS-V also has an AND_MASK.
     mask = next((columns[name] for name in ("and_mask", "andmask", "mask") if name in columns), None)
     yield {
         "object_id": file.stem,
@@ -52,7 +52,7 @@ def read_spec(file: OpenFile, options: Options) -> Iterator[Row]:
 
 
 def classified(kind: str, redshift: float, warning: Any = 0) -> Row:
-    """What a pipeline states of an object: its class, and a redshift as far as that is to be trusted."""
+    """Class and reliable redshift of an object from its pipeline, and why it is refused if it is not a star."""
     try:
         bits = int(warning)
     except (TypeError, ValueError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import AS_GIVEN, CHUNK_ROWS, JWST_DO_NOT_USE, OpenFile, Options, Row, SpectrumFormat, column_of
+from .base import AS_STATED, CHUNK_ROWS, JWST_DO_NOT_USE, OpenFile, Options, Row, SpectrumFormat, column_of
 from .columns import (
     by_meaning,
     find_columns,
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 
 PIXELS = ("wavelength", "log_wavelength", "flux", "flux_error", "ivar", "variance", "snr", "mask", "good")
-#: Errors without a name are smaller than this, over the flux: what is larger may be a continuum, or another flux.
+#: An unnamed third column holds errors if it is smaller than this times the flux; else it may be a continuum.
 LARGEST_ERROR = 0.5
-#: Columns that number the orders of a star: what else is numbered there is no identifier.
+#: Columns with the number of an order; a table with one of them has no identifiers of stars.
 _ORDERS = {"order", "orders", "sporder", "echelleorder", "orderno"}
-#: Columns that stars may have as well as pixels.
+#: Columns that may have one value for each star or for each pixel.
 OF_STARS = ("snr", "mask", "good")
-#: More rows of a table without identifiers than an instrument has orders are stars.
+#: A table without identifiers and with more rows than this holds stars, not orders.
 MOST_ORDERS = 512
 
 
@@ -51,7 +51,7 @@ _NOT_IN_A_MEDIUM = {
     **dict.fromkeys(("wavenumber", "wavenumbers"), "cm-1"),
     **dict.fromkeys(("energy", "photonenergy"), "eV"),
 }
-#: Of columns that state no unit: iSpec knows no other than nm.
+#: Default units of columns that state none (waveobs is the column of iSpec).
 _OWN_UNIT = {"waveobs": "nm", **_NOT_IN_A_MEDIUM}
 
 
@@ -59,21 +59,21 @@ def spectrum_of(
     columns: Mapping[str, Any], names: Mapping[str, str], unit_names: Mapping[str, Any], options: Options
 ) -> Row:
     """
-    One spectrum with what its columns state.
+    One spectrum, with the statements of its columns.
 
     Parameters
     ----------
     columns : mapping of role to array of shape (pixels,)
     names : mapping of role to heading
-    unit_names : mapping of role to unit, or what is written for one
-        Beside the headings, which may hold units as well.
+    unit_names : mapping of role to unit or text
+        Takes precedence over units in the headings.
     options : Options
     """
 
     def unit(role: str) -> Any:
         return unit_names.get(role) or heading(names[role]).unit
 
-    if np.ndim(columns["flux"]) == 1:  # what is one number for a star says nothing of its pixels
+    if np.ndim(columns["flux"]) == 1:  # drop columns with one number for each star
         columns = {role: part for role, part in columns.items() if role not in OF_STARS or np.ndim(part)}
     row: Row = {"flux": columns["flux"], "flux_unit": unit_of(unit("flux"))}
     where = "wavelength" if "wavelength" in columns else "log_wavelength"
@@ -110,7 +110,7 @@ def spectrum_of(
         row["normalised"] = True
     if name in ("fnu", "fluxnu") and row["flux_unit"] is None:
         row["flux_unit"] = units.Jy
-    # Rows of a table are equally long: shorter spectra are filled up with NaN or zeros.
+    # Rows of a table have one length: shorter spectra are padded with NaN or zeros.
     wavelength = np.asarray(row["wavelength"])
     if wavelength.dtype.kind == "f" and wavelength.ndim == 1:
         real = np.isfinite(wavelength)
@@ -123,7 +123,7 @@ def spectrum_of(
 
 
 def _good_or_bad(row: Row, name: str) -> str:
-    """Why a mask of zeros and ones seems to say the opposite: it leaves no pixel that was measured, only others."""
+    """Why a mask of zeros and ones seems to be inverted: it masks all pixels with data and none without."""
     mask, flux = np.asarray(row["mask"]), np.asarray(row["flux"])
     if mask.shape != flux.shape or flux.dtype.kind not in "fiu" or not np.isin(mask, (0, 1)).all() or not mask.any():
         return ""
@@ -142,14 +142,14 @@ def _good_or_bad(row: Row, name: str) -> str:
 
 
 def are_no_errors(flux: Any, third: Any) -> bool:
-    """Whether what stands behind wavelength and flux, without a name, is too large for the errors of the flux."""
+    """Whether the unnamed column after wavelength and flux is too large for errors of the flux."""
     flux, third = np.abs(np.asarray(flux, np.float64)), np.abs(np.asarray(third, np.float64))
     real = np.isfinite(flux) & np.isfinite(third) & (flux > 0)
     return bool(real.any() and np.median(third[real] / flux[real]) > LARGEST_ERROR)
 
 
 def _of_snr(flux: Any, snr: Any) -> np.ndarray:
-    """One-sigma errors; infinite where the signal is not above the noise at all, or the ratio is unknown."""
+    """One-sigma errors from signal-to-noise ratios; infinite where the ratio is not positive or unknown."""
     flux, snr = np.asarray(flux, np.float64), np.asarray(snr, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where((snr > 0) & (flux != 0), np.abs(flux / snr), np.inf)
@@ -206,13 +206,13 @@ def read_votable(file: OpenFile, options: Options) -> Iterator[Row]:
     from astropy.io import votable
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on details of the standard
+        warnings.simplefilter("ignore")  # about details of the standard
         tables = list(votable.parse(str(file.path)).iter_tables())
     for parsed in tables:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             table = parsed.to_table(use_names_over_ids=True)
-        # Units that astropy does not know come back as none: what is written is read once more.
+        # Units unknown to astropy are lost, so their text is read again.
         written = {each.name: each._unit if hasattr(each, "_unit") else each.unit for each in parsed.fields}
         roles = find_columns(file.path, table.colnames, options.columns, demanded=False)
         wanted = options
@@ -229,7 +229,7 @@ def _is_sampling(file: OpenFile) -> bool:
 def rows_of_table(
     file: OpenFile, table: Table, options: Options, written: Mapping[str, str] | None = None
 ) -> Iterator[Row]:
-    """Spectra of a table of astropy: vectors, or one pixel a row. Of the file no more is read than its name."""
+    """Spectra of an astropy table: vectors, or one pixel a row. Only the name of the file is used."""
     roles = find_columns(file.path, table.colnames, options.columns, demanded=False)
     if "flux" not in roles and len(table.colnames) == 2 and options.columns == {}:
         first, second = table.colnames
@@ -295,7 +295,7 @@ def _is_table(file: OpenFile) -> bool:
         return False
     try:
         return bool(spectrum_tables(file, {}))
-    except ValueError:  # ambiguous, which reading says better
+    except ValueError:  # ambiguous; reading raises a better message
         return True
 
 
@@ -330,7 +330,7 @@ def _has_vectors(hdu: fits.BinTableHDU) -> bool:
 
 
 def _columns(file: OpenFile, hdu: fits.BinTableHDU, options: Options) -> list[dict[str, str]]:
-    """Columns by role, of each spectrum that stands beside others in a table."""
+    """Columns by role of each of several spectra in a table."""
     roles = find_columns(file.path, hdu.columns.names, options.columns, demanded=False)
     if not options.columns and not ("flux" in roles and {"wavelength", "log_wavelength"} & roles.keys()):
         several = [*groups(file.path, hdu.columns.names).values()]
@@ -358,7 +358,7 @@ def _rows(file: OpenFile, hdu: fits.BinTableHDU, roles: dict[str, str], options:
     orders = any(plain(name) in _ORDERS for name in hdu.columns.names)
     classes = next((name for name in hdu.columns.names if plain(name) in ("class", "spectype")), None)
     for start in range(0, n_rows, step):
-        # Rows before columns: a column as a whole would be converted, and kept.
+        # Slice rows first: a whole column would be converted and cached.
         chunk = hdu.data[start : start + step]
         columns = {role: column_of(hdu, chunk, name) for role, name in roles.items()}
         for i in range(1 if one_pixel_a_row else len(chunk)):
@@ -366,7 +366,7 @@ def _rows(file: OpenFile, hdu: fits.BinTableHDU, roles: dict[str, str], options:
             part = {role: np.array(values if one_pixel_a_row else values[i]) for role, values in columns.items()}
             pixels = pixels_of(part)
             if step_name is not None and "wavelength" in pixels and np.ndim(pixels["wavelength"]) == 0:
-                # IUE: where the first pixel lies, and how far they are apart.
+                # IUE: the first wavelength and the step.
                 count = np.arange(np.size(pixels["flux"]))
                 pixels["wavelength"] = pixels["wavelength"] + float(chunk[step_name][i]) * count
             if lengths is not None and not one_pixel_a_row:
@@ -378,7 +378,7 @@ def _rows(file: OpenFile, hdu: fits.BinTableHDU, roles: dict[str, str], options:
             if classes is not None and not one_pixel_a_row:
                 row["object_class"] = str(chunk[classes][i])
             named = "object_id" in roles and not one_pixel_a_row and not orders
-            if one_pixel_a_row and hdu.name.startswith("SPAT"):  # a slit of PypeIt; its orders are called otherwise
+            if one_pixel_a_row and hdu.name.startswith("SPAT"):  # a slit of PypeIt; orders have other names
                 object_id, named = f"{file.stem}:{hdu.name}", True
             elif one_pixel_a_row:
                 object_id = file.stem
@@ -388,7 +388,7 @@ def _rows(file: OpenFile, hdu: fits.BinTableHDU, roles: dict[str, str], options:
 
 
 def _serious(hdu: fits.BinTableHDU, file: OpenFile, roles: Mapping[str, str]) -> int | None:
-    """Which bits of a data quality matter: the header of HST says it, the manual of JWST."""
+    """Bits of a data quality column that mask a pixel: from the header (HST) or the manual (JWST)."""
     if "mask" not in roles:
         return None
     if str(file.header.get("TELESCOP", "")).strip() == "JWST":
@@ -398,11 +398,11 @@ def _serious(hdu: fits.BinTableHDU, file: OpenFile, roles: Mapping[str, str]) ->
 
 AS_STATED = {
     "survey": "",
-    "wavelength_medium": AS_GIVEN,
-    "rest_frame": AS_GIVEN,
-    "flux_unit": "as given",
-    "resolving_power": "as given",
-    "normalisation": "as given",
+    "wavelength_medium": AS_STATED,
+    "rest_frame": AS_STATED,
+    "flux_unit": AS_STATED,
+    "resolving_power": AS_STATED,
+    "normalisation": AS_STATED,
 }
 
 ECSV = SpectrumFormat(
@@ -416,7 +416,7 @@ FORMATS = (
     SpectrumFormat(
         name="fits-table",
         **AS_STATED,
-        note="columns of wavelength and flux, and where known of error, mask, object_id: vectors, or one pixel a row",
+        note="columns of wavelength and flux, and optionally error, mask, object_id: vectors, or one pixel a row",
         identify=_is_table,
         read=read_fits_table,
     ),

@@ -20,23 +20,22 @@ from .late import units
 from .tables import AS_STATED, PIXELS, are_no_errors, by_star, moving, rows_of_table, spectrum_of
 
 
-#: Words that stand for no number; Fortran prints stars for one that is too large.
+#: Words for missing numbers; Fortran prints stars for a number that is too large.
 NULLS = [
     *("", "nan", "NaN", "NAN", "null", "NULL", "None", "none", "--", "-", "N/A", "NA", "n/a", "INDEF", "..."),
     *("*" * width for width in range(3, 25)),
 ]
-#: A row of numbers as LaTeX ends it, or with bars at both ends.
+#: A row of numbers that ends as in LaTeX, or has bars at both ends (Markdown).
 _FOR_PRINT = re.compile(r"^\s*(-?\d[^&]*(&[^&]*)+\\\\|\|\s*-?\d[^|]*(\|[^|]*)+\|\s*$)")
 #: A line between headings and numbers.
 _RULE = re.compile(r"[\s;,\t|+]*-[-=\s;,\t|+]*")
-#: How many lines of text, such as the cards of a header, may stand above the numbers, and how many lines of numbers
-#: have to be alike behind them.
+#: Most lines of text above the numbers, such as header cards, and how many lines of numbers after them have to agree.
 MOST_TITLES, ALIKE = 1000, 3
 _COMMENT = re.compile(r"^\s*(#|%|!|;|//|\\|\|)")
 
 
 def _header(file: OpenFile) -> tuple[list[str], str, int]:
-    """Column names, what is between the columns, and how many lines come before the numbers."""
+    """Column names, the delimiter, and the number of lines before the numbers."""
     comments: list[str] = []
     text = None
     for line in file.text():
@@ -52,7 +51,7 @@ def _header(file: OpenFile) -> tuple[list[str], str, int]:
         return found  # how many lines come
     if text is not None and not (numbers and all(numbers)) and not (numbers and numbers[0] and numbers.count(True) > 1):
         return _below(file, cells, delimiter, len(comments) + 1)
-    # NumPy writes its header behind a "# ": a comment that has a name for each column.
+    # NumPy writes its header after "# ": a comment with a name for each column.
     for comment in reversed(comments):
         named = _cells(re.sub(r"^[\s#%!;/\\|]+", "", comment), delimiter)
         named = (
@@ -66,7 +65,7 @@ def _header(file: OpenFile) -> tuple[list[str], str, int]:
 
 
 def _below(file: OpenFile, cells: list[str], delimiter: str, n_before: int) -> tuple[list[str], str, int]:
-    """A heading with the line below it, which may hold units; titles above a heading or above numbers are none."""
+    """A heading, with units from the line below if it holds any; titles are skipped."""
     if not known_name(cells):
         return _below_titles(file, n_before - 1) or (cells, delimiter, n_before)
     second = next(itertools.islice(file.text(), n_before, None), "")
@@ -81,8 +80,8 @@ def _below(file: OpenFile, cells: list[str], delimiter: str, n_before: int) -> t
 
 def _below_titles(file: OpenFile, n_before: int) -> tuple[list[str], str, int] | None:
     """
-    A heading below some lines of text, or two or three columns of numbers below them; None where neither comes. A line
-    of as many words as there are numbers below it is a heading, whose names nobody knows.
+    A heading below some lines of text, or two or three columns of numbers below them; None if there is neither. A line
+    with as many words as there are numbers below it is a heading, even if its names are unknown.
     """
     lines = list(itertools.islice(file.text(), n_before, n_before + MOST_TITLES))
     for number, line in enumerate(lines[1:], 1):
@@ -100,7 +99,7 @@ def _below_titles(file: OpenFile, n_before: int) -> tuple[list[str], str, int] |
 
 
 def _are_units(names: Sequence[str], below: Sequence[str]) -> bool:
-    """Whether what stands below the name of a wavelength is a unit of it."""
+    """Whether the word below the name of a wavelength is its unit."""
     for name, text in zip(names, below, strict=True):
         if known_name([name]):
             try:
@@ -111,7 +110,7 @@ def _are_units(names: Sequence[str], below: Sequence[str]) -> bool:
 
 
 def _between(file: OpenFile) -> str:
-    """What may lie between columns; no comma where that is in numbers, as in 4861,3."""
+    """The possible delimiters; no comma if it is the decimal sign, as in 4861,3."""
     line = next((line for line in reversed(file.first_lines[:-1]) if line.strip()), "")
     # IPAC has bars around its headings, others between columns.
     bars = "|" if re.match(r"\s*[^|\s][^|]*\|", line) else ""
@@ -134,7 +133,7 @@ _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eEdD][+-]?\d+)?|[+-]?(nan|inf
 
 
 def _text_columns(file: OpenFile, names: list[str], options: Options) -> dict[str, str]:
-    """Columns by role; of two or three without names, wavelength, flux and error."""
+    """Columns by role; two or three unnamed ones are wavelength, flux and error."""
     if names == [str(number) for number in range(1, len(names) + 1)] and not options.columns:
         if len(names) not in (2, 3):
             raise ValueError(
@@ -171,7 +170,7 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
         (b"version https://git-lfs", "a pointer of Git LFS, not the file itself"),
     ):
         if file.head.lstrip().lower().startswith(start):
-            raise ValueError(f"{file.path}: expected columns of numbers, got {what}; download it once more")
+            raise ValueError(f"{file.path}: expected columns of numbers, got {what}; download it again")
     if re.match(rb"\s*[\[{]\s*[\[{\"']", file.head):
         raise ValueError(f"{file.path}: expected columns of numbers, got JSON; write them as CSV")
     if any(map(_FOR_PRINT.match, file.first_lines)):
@@ -192,7 +191,7 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
     if delimiter == " ":
         where = {role: names.index(roles[role]) for role in wanted if role != "object_id"}
         columns: dict[str, Any] = dict(zip(where, _loadtxt(file, n_before, [*where.values()]), strict=True))
-        if "object_id" in roles:  # 007 is no number
+        if "object_id" in roles:  # keep leading zeros
             cells = np.loadtxt(file.text(), str, skiprows=n_before, usecols=names.index(roles["object_id"]), ndmin=1)
             columns["object_id"] = cells
         for object_id, part in by_star(columns, file.stem):
@@ -211,7 +210,7 @@ def read_text(file: OpenFile, options: Options) -> Iterator[Row]:
             decimal_point="," if "," not in _between(file) else ".",
         ),
     )
-    # The lines of a star may lie in several blocks; `pieces` are those of the star that is being read.
+    # The lines of a star may span several blocks; `pieces` are those of the current star.
     seen: set[str] = set()
     current = ""
     pieces: list[pa.RecordBatch] = []
@@ -249,21 +248,21 @@ def _machine_readable(file: OpenFile, options: Options) -> Iterator[Row]:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on units
+            warnings.simplefilter("ignore")  # about units
             table = Table.read(file.text().read(), format="ascii.mrt")
-    except Exception as error:  # whatever the description leads it to
+    except Exception as error:  # a damaged description raises all kinds of errors
         cause = " ".join(str(error).split())[:200]
         raise ValueError(f"{file.path}: expected a machine-readable table, got {cause}") from error
     yield from rows_of_table(file, table, options)
 
 
 def _remark(line: Any) -> str:
-    """Comments may stand below the numbers too."""
+    """A line without its comment; there may be comments below the numbers."""
     return "skip" if _COMMENT.match(line.text or "") else "error"
 
 
 def _comments(file: OpenFile) -> Row:
-    """What the comments before the numbers state of the wavelengths."""
+    """Statements about the wavelengths in the comments before the numbers."""
     text = " ".join(line for line in file.first_lines[:60] if _COMMENT.match(line)).lower()
     if re.search(r"\b(convert|correct|transform)", text):
         return {}
@@ -273,7 +272,7 @@ def _comments(file: OpenFile) -> Row:
 
 
 def _text_mask(texts: np.ndarray) -> np.ndarray:
-    """A mask as text; what is missing or no number says nothing good."""
+    """A mask from text; missing or invalid values mask the pixel."""
     words = {"false": 0, "f": 0, "no": 0, "0": 0, "true": 1, "t": 1, "yes": 1, "1": 1}
 
     def number(text: Any) -> int:
@@ -293,7 +292,7 @@ def _loadtxt(file: OpenFile, n_before: int, where: Sequence[int]) -> np.ndarray:
         return np.nan if text in NULLS else re.sub("[dD]", "E", text)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # on a file without numbers
+        warnings.simplefilter("error")  # about a file without numbers
         try:
             return np.loadtxt(file.text(), skiprows=n_before, usecols=where, ndmin=2, comments=("#", "%", "!")).T
         except (ValueError, UserWarning) as error:
@@ -325,7 +324,7 @@ def _one_star(
     if own.size > 1 and not own.size % 2 and bool((own[: own.size // 2] == own[own.size // 2 :]).all()):
         raise ValueError(
             f"{file.path}: expected each wavelength once, got all {own.size // 2} twice, as of two stars; add a column "
-            "object_id, or write each star to a file of its own"
+            "object_id, or write each star to its own file"
         )
     row = {**spectrum_of(pixels, roles, {}, options), **moving(columns, roles, {})}
     return {**row, "medium": row["medium"] or stated.get("medium")}
