@@ -1,13 +1,13 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""How large the errors of a base model in the optical are: a checkpoint with the same weights and other errors.
+"""Calibrate the errors of a base model in the optical: writes a checkpoint with the same weights and other errors.
 
     spectrafm data miles --out miles
     python scripts/calibrate_survey.py spectrafm-base --miles miles --output runs/calibrated
 
-Validation stars of MILES as they are, cut to the ranges of surveys and as other instruments would see them, and
-synthetic stars through surveys and instruments at random, to which the difference of observed stars is added: factors
-of the errors as a function of T_eff and of how little of a spectrum is known (`rung_error_curves`). Before they are
-written, they are fitted to one half of the stars and tried on the other: a table of error/sigma.
+The result is factors of the errors as a function of T_eff and of the missing information (`rung_error_curves`). They
+are fitted to validation stars of MILES (unchanged, cut to the ranges of surveys, and as seen by other instruments) and
+to synthetic stars through random surveys and instruments, with residuals of observed stars added. First the factors are
+cross-checked, by a fit to one half of the stars and a table of error/sigma for the other half.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from spectrafm_hf.synthesis.survey_spectra import DrawnSpectra, observed_spectra
 
 Array = NDArray[Any]
 OBSERVED_DRAWS, SYNTHETIC_STARS, SYNTHETIC_DRAWS = 20, 1_000, 60
-#: That each group of spectra counts for, whatever its number: observed, of surveys, and of instruments at random.
+#: Total weight of each group of spectra: observed, of surveys, and of random instruments.
 STARS = 300.0
-#: Of the likely variance of a published label, what is not taken for an error of the model. No one knows these errors
-#: well, and labels are compared with published ones.
+#: Fraction of the likely variance of a published label that is not attributed to the model. Errors of published labels
+#: are poorly known.
 LABEL_SHARE = 0.5
 UNKNOWN_BINS = (-6.0, -1.5, -1.0, -0.6, -0.4, -0.2, -0.1, -0.04, 0.0)
 TEFF_BINS = (3_000.0, 4_000.0, 4_500.0, 5_000.0, 5_500.0, 6_000.0, 7_000.0, 8_000.0)
@@ -47,7 +47,7 @@ LEAST_IN_BIN = 30
 
 
 def answers_of(model: Any, tokenizer: Any, number: int, drawn: DrawnSpectra) -> dict[str, Array]:
-    """Columns (spectra, labels) of what the network says, of a rung."""
+    """Columns (spectra, labels) of the predictions of the network, for a rung."""
     names = list(model.config.network_labels)
     parts = []
     for batch in batches_of(drawn.rows, tokenizer):
@@ -72,7 +72,7 @@ def answers_of(model: Any, tokenizer: Any, number: int, drawn: DrawnSpectra) -> 
 
 
 def sample(model: Any, tokenizer: Any, number: int, folder: Path, seed: int) -> dict[str, Array]:
-    """Columns of all spectra that are answered within the range of the training."""
+    """Columns of all spectra with predictions within the training range."""
     generator, grid = np.random.default_rng(seed), survey_grid()
     like = LikeObserved(tokenizer.basis, folder)
     parts = [
@@ -90,7 +90,7 @@ def sample(model: Any, tokenizer: Any, number: int, folder: Path, seed: int) -> 
 
 
 def counts_of(columns: dict[str, Array]) -> Array:
-    """(spectra,): how much each counts. Stars of a group count the same, however many spectra there are of each."""
+    """(spectra,): weights. All stars of a group have the same weight, whatever their number of spectra."""
     keys = np.stack([columns["star"], columns["group"]])
     _, which, number = np.unique(keys, axis=1, return_inverse=True, return_counts=True)
     counts = 1.0 / number[which.ravel()]
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="a bundled checkpoint, or a folder")
     parser.add_argument("--miles", type=Path, required=True, metavar="DIR", help="made by `spectrafm data miles`")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the checkpoint to write")
-    parser.add_argument("--table", type=Path, metavar="FILE.md", help="write the table of the cross-check here as well")
+    parser.add_argument("--table", type=Path, metavar="FILE.md", help="also write the table of the cross-check here")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     model, tokenizer = load_checkpoint(arguments.model)

@@ -1,9 +1,9 @@
-"""Pre-train SpectraFM on evidence in fixed intervals: the H band on instruments at random, and observed Gaia XP stars.
+"""Pre-train SpectraFM on evidence: the H band on random instruments, and observed Gaia XP stars.
 
     python scripts/pretrain.py scripts/recipes/base.yaml
 
-A run is resumed with `--resume`. The directions of the intervals are computed the first time and
-are in the folder of the run, in `basis.safetensors`.
+A run is resumed with `--resume`. The directions of the intervals are computed once and saved in the folder of the run,
+in `basis.safetensors`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MEASURED_STARS = 8000  # observed ones, for the directions of the intervals
 
 
 class Collator:
-    """Columns of stars that share their wavelengths -> inputs, with requests of what the network answers."""
+    """Columns of stars that share their wavelengths -> inputs, with requests of the labels of the network."""
 
     def __init__(self, basis: SpectrumBasis, config: SpectraFMConfig, with_star_labels: bool = True):
         self.basis, self.config = basis, config
@@ -83,7 +83,7 @@ class Run(Task):
 
 
 def load_basis(path: Path, observed: Any) -> SpectrumBasis:
-    """The basis of a run, computed where it is not there."""
+    """The basis of a run, computed if it is missing."""
     if not path.is_file():
         stars = observed.with_format("numpy")[:MEASURED_STARS]
         whole = ~stars["mask"].any(axis=1) & np.isfinite(stars["flux"]).all(axis=1)
@@ -114,7 +114,7 @@ def error_curves(
 ) -> tuple[float, list[list[float]]]:
     """
     A factor, and ln of further ones at the knots of each part of the design, by which `sigma` (stars,) is multiplied so
-    that the median of |residual| over all errors is that of a Gaussian, whatever the star.
+    that the median of |residual| over all errors is that of a Gaussian, for all stars.
 
     Each part of the design is (stars, knots). Near a knot with few stars the factor is drawn to one. `counts` (stars,)
     is how much each spectrum counts, 1 by default: less where there are several of one star.
@@ -140,7 +140,7 @@ def error_curves(
 
 
 def error_floor(residual: np.ndarray, sigma: np.ndarray) -> float:
-    """What has to be added to `sigma` (stars,) in quadrature so that the median of |residual| is that of a Gaussian."""
+    """The term to add to `sigma` (stars,) in quadrature so that the median of |residual| is that of a Gaussian."""
     known = np.isfinite(residual)
     size, sigma = np.abs(residual[known]), sigma[known]
     low, high = 0.0, 10.0 * float(np.median(size)) + 1e-9
@@ -155,8 +155,8 @@ def calibrate(
     model: SpectraFMForPrediction, collator: Collator, stars: Sequence[Any], with_curves: bool = True
 ) -> None:
     """
-    From validation stars of each rung, whole and as they are: the factors of the errors that the network gives, as a
-    function of T_eff and of how little is known, and how little stars may look like those of the training.
+    Calibrate with complete validation stars of each rung: factors of the predicted errors, as a function of T_eff and
+    of the missing information, and limits for spectra unlike the training stars.
     """
     config = model.config
     names = list(config.network_labels)
@@ -214,7 +214,7 @@ def calibrate(
                     )
                 else:
                     floors[-1][name] = error_floor(residual[:, i], np.hypot(sigma[:, i], label_error[:, i]))
-        if floors[-1]:  # labels that are known of no observed star are no better off than the others
+        if floors[-1]:  # labels without observed stars get the floor of the others
             scale = dict(zip(config.label_names, config.label_scales, strict=True))
             worst = max(floor / scale[name] for name, floor in floors[-1].items())
             floors[-1] = {name: floors[-1].get(name, round(worst * scale[name], 6)) for name in names}
@@ -313,9 +313,9 @@ def main(
 ) -> int:
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
-    parser.add_argument("--max-steps", type=int, metavar="N", help="instead of those of the recipe")
-    parser.add_argument("--output-dir", metavar="DIR", help="instead of that of the recipe")
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint of the run")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="instead of those in the recipe")
+    parser.add_argument("--output-dir", metavar="DIR", help="instead of that in the recipe")
     arguments = parser.parse_args(argv)
     settings = yaml.safe_load(arguments.recipe.read_text(encoding="utf-8"))
     if arguments.output_dir:

@@ -1,12 +1,12 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Train the rung of the optical of a base model: spectra of surveys at medium resolution.
+"""Train the optical rung of a base model: spectra of surveys at medium resolution.
 
     spectrafm data miles --out miles
     python scripts/pretrain_survey.py scripts/recipes/base-survey.yaml
 
-Only what belongs to this rung is trained: it is added to a model that has none, and replaces that of one that has, such
-as the bundled `spectrafm-base`; all other weights stay as they are. A run is resumed with `--resume`; directions of the
-intervals and the coefficients of the synthetic stars are computed the first time and kept in the folder of the run.
+Only this rung is trained: it is added to the model, or replaces an existing one as in the bundled `spectrafm-base`; all
+other weights are unchanged. A run is resumed with `--resume`; directions of the intervals and coefficients of the
+synthetic stars are computed once and saved in the folder of the run.
 Then `calibrate_survey.py` calibrates the errors of this rung.
 """
 
@@ -49,7 +49,7 @@ N_DESIGNS = 48
 WHOLE_GRIDS, GRIDS_WITH_GAPS = 0.6, 0.2
 #: Settings with an entry for each rung that follow from calibrations of it.
 OF_RUNG = ("evidence_limits", "rung_error_factors", "rung_error_floors", "rung_error_knots", "rung_error_curves")
-LEAST_INTERVALS = 2  # with information, at least, of a grid
+LEAST_INTERVALS = 2  # with information in each grid
 #: First and last wavelength (Angstrom, vacuum) of the windows of spectrographs of higher resolving powers: GALAH, RVS.
 WINDOWS = RANGES["galah"], RANGES["rvs"]
 
@@ -102,8 +102,8 @@ def random_designs(
 
 class Sources:
     """
-    Synthetic stars that are shifted to how observed ones look, and observed stars, as tokens: one source of each for
-    each class of resolving powers.
+    Synthetic stars with the residuals of observed ones, and observed stars, as tokens: one source of each for each
+    class of resolving powers.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Sources:
             self.strange.append(SurveyStars(rung, others, known_of, *designs, faults=faults))
 
     def good(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Coefficients and their reliability of synthetic stars that are seen as a whole, with little noise."""
+        """Coefficients and their reliability of complete synthetic stars with little noise."""
         low, high = np.log(self.rung.range)
         parts = []
         for source, (_, _, power, share) in zip(self.synthetic, CLASSES, strict=True):
@@ -179,9 +179,9 @@ def with_rung(
     model: SpectraFMForPrediction, rung: Rung, components: int | None = None
 ) -> tuple[SpectraFMForPrediction, int]:
     """
-    The same model with one more rung, or with a new network of this number of components for an existing one; without a
-    number, training of the existing network continues. And the number of this rung. Its weights alone are
-    trained; all others stay as they are.
+    The model with one more rung, or with a new network of this number of components for an existing one; without a
+    number, training of the existing network continues. Also returns the number of this rung. Only its weights are
+    trained.
     """
     settings = model.config.to_dict()
     own = [rung.first_interval, rung.first_interval + rung.n_intervals]
@@ -215,7 +215,7 @@ def placed(values: Sequence[Any], number: int, value: Any) -> list[Any]:
 
 
 def basis_with(old: SpectrumBasis, path: Path) -> tuple[SpectrumBasis, Rung]:
-    """The basis of a model with the rung of the optical, which is computed where neither has it, and kept in a file."""
+    """The basis of a model with the optical rung, which is computed and saved if the model and `path` lack it."""
     for rung in old.rungs:
         if rung.guesses_power:
             return old, rung

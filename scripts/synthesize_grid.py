@@ -77,7 +77,7 @@ def parse_range(text: str) -> tuple[str, tuple[float, float, float, float, str]]
 
 
 def make_source(settings: GridSettings) -> Synthesizer:
-    """What synthesises a grid of these settings."""
+    """The synthesiser for these settings."""
     return Synthesizer(
         settings.wavelength_min,
         settings.wavelength_max,
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="RANGE",
         help=f"{', '.join(RANGES)} or MIN-MAX in Angstrom (vacuum, 3300-25000)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder, or one to go on with")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder, or one to resume")
     parser.add_argument("--native", action="store_true", help="keep the steps of the synthesis in hband and optical")
     parser.add_argument(
         "--step",
@@ -148,10 +148,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="ANGSTROM",
         help="of the synthesis (default: 0.05, optical 0.06; survey-optical: 4e-6, of ln wavelength)",
     )
-    parser.add_argument("--no-loggf-corrections", action="store_true", help="oscillator strengths as linemake has them")
+    parser.add_argument("--no-loggf-corrections", action="store_true", help="use the oscillator strengths of linemake")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shard-size", type=int, default=20, metavar="STARS", help="what a killed run may lose")
+    parser.add_argument(
+        "--shard-size",
+        type=int,
+        default=20,
+        metavar="STARS",
+        help="a killed run loses one",
+    )
     arguments = parser.parse_args(argv)
     try:
         synthesize(arguments)

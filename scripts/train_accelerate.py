@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Train SpectraFM from a recipe, in a plain loop with Accelerate: what `scripts/train.py` does, with nothing hidden.
+Train SpectraFM from a recipe in a plain loop with Accelerate; equivalent to `scripts/train.py`.
 
     python scripts/train_accelerate.py scripts/recipes/gaia-xp-ak.yaml [--output_dir DIR] ...
     accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/train_accelerate.py RECIPE ...
@@ -48,18 +48,18 @@ from spectrafm_hf.training.trainer import (
 )
 
 
-STATE_FILE = "trainer_state.json"  # as the Trainer calls it
+STATE_FILE = "trainer_state.json"  # name in the Trainer
 
 
 @dataclass
 class Progress:
-    """What is known of a run besides weights, optimizer and schedule."""
+    """State of a run besides weights, optimizer and schedule."""
 
     step: int = 0
     unlogged_loss: float = 0.0
     unlogged_steps: int = 0
     best_step: int = 0
-    best_metric: float = math.inf  # the less the better
+    best_metric: float = math.inf  # lower is better
     worse: int = 0  # evaluations since the best
     log_history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -71,7 +71,7 @@ class Progress:
 
 
 def evaluate(accelerator: Accelerator, model, loader: DataLoader, compute_metrics):
-    """Metrics with the loss, and what `calibrate_errors` takes: mean, log-variance, (labels, their errors)."""
+    """Metrics with the loss, and the input of `calibrate_errors`: mean, log-variance, (labels, their errors)."""
     model.eval()
     answers = []
     for batch in loader:
@@ -95,7 +95,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     accelerator = Accelerator(
         cpu=args.use_cpu,
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
-        # A model uses its embeddings of scalars only where there are scalars.
+        # Embeddings of scalars are unused in batches without scalars.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     if recipe.ema_decay and accelerator.distributed_type == DistributedType.FSDP:
@@ -103,7 +103,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     task = set_up(recipe, args, train_set, validation_set)
     whole = copy.deepcopy(task.model)  # `prepare` may cut the weights into shards
 
-    # ------------------------------------------------------------------------------------------- what takes part
+    # ------------------------------------------------------------------------------------------ model, data, optimizer
     def load(stars, batch_size: int, collator, sampler=None) -> Any:
         return accelerator.prepare(
             DataLoader(
@@ -128,7 +128,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     accumulation = args.gradient_accumulation_steps
     steps_per_epoch = math.ceil(len(loader) / accumulation)
     max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
-    # Not prepared, which would have it take as many steps at a time as there are processes.
+    # Not prepared: a prepared scheduler takes one step for each process.
     scheduler = get_scheduler(
         args.lr_scheduler_type,
         optimizer.optimizer,
@@ -155,7 +155,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     if args.resume_from_checkpoint:
         load_state(args.resume_from_checkpoint)
 
-    # --------------------------------------------------------------------------------------- what is done at times
+    # ------------------------------------------------------------------------------------- evaluation, saving, logging
     def due(strategy: str, every: float, at_end: bool = True) -> bool:
         if strategy == "epoch":
             return progress.step % steps_per_epoch == 0
@@ -187,7 +187,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
         folder = output / f"checkpoint-{progress.step}"
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         accelerator.save_state(str(unfinished))
-        accelerator.wait_for_everyone()  # each process writes a file of its own into it
+        accelerator.wait_for_everyone()  # each process writes its own file into it
         if accelerator.is_main_process:
             if ema is not None:
                 save_file(ema.state_dict(), unfinished / EMA_FILE)
@@ -207,7 +207,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
     while progress.step < max_steps and not stopped:
         epoch, done = divmod(progress.step, steps_per_epoch)
         loader.set_epoch(epoch)
-        task.draws.set_epoch(epoch)  # which the line above does not reach where the loader is one of several
+        task.draws.set_epoch(epoch)  # the line above does not do this for several loaders
         batches = iter(skip_first_batches(loader, done * accumulation) if done else loader)
         while not stopped and progress.step < max_steps and (group := list(itertools.islice(batches, accumulation))):
             seed_step(args.seed, progress.step, accelerator.process_index)
@@ -222,7 +222,7 @@ def train(recipe: Recipe, args: TrainingArguments, train_set, validation_set) ->
                 loss += part.detach()
                 demand_finite(part.detach(), [batch], args, progress.step, "loss")
             gradient_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm or math.inf)
-            # Half precision has such gradients now and then, and its scaler passes over their steps.
+            # In half precision such gradients occur, and the scaler skips their steps.
             if accelerator.scaler is None:
                 demand_finite(torch.as_tensor(gradient_norm), group, args, progress.step, "norm of the gradient")
             rate = scheduler.get_last_lr()[0]

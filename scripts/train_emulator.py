@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Fit an emulator to a grid of synthetic spectra, measure it on stars that were held out, and save both.
+"""Fit an emulator to a grid of synthetic spectra, evaluate it on held-out stars, and save both.
 
     python scripts/train_emulator.py GRID --output DIR [--held-out 100] [--resolving-power 22500]
     python scripts/train_emulator.py GRID --output DIR --intervals [--hold-out-every 10] [--learning-curve 100 200]
                                      [--derivatives 3]
 
 GRID is a folder made by scripts/synthesize_grid.py, complete or not, or an .npz file (see
-spectrafm_hf.synthesis.emulation.read_grid). The last stars of the grid are held out, or every n-th; the emulator that
-is saved is the one that is measured. --intervals is for long spectra at high resolution (see
+spectrafm_hf.synthesis.emulation.read_grid). The last stars of the grid are held out, or every n-th; the evaluated
+emulator is saved. --intervals is for long spectra at high resolution (see
 spectrafm_hf.synthesis.emulation.fit_interval_emulator) and measures at R = 2,000 and 20,000, by Teff and range.
 --derivatives compares those of held-out stars with the synthesis, which it runs. DIR gets the checkpoint, accuracy.json
 and README.md.
@@ -176,7 +176,7 @@ def split(grid: Grid, arguments: argparse.Namespace) -> tuple[Grid, Grid]:
 
 
 def fit(fitted: Grid, held_out: Grid, arguments: argparse.Namespace) -> tuple[SpectrumEmulator, list[dict]]:
-    """The emulator, and the errors of others that were fitted to fewer stars."""
+    """The emulator, and the errors of emulators fitted to fewer stars."""
     settings = (arguments.components, arguments.resolving_power, arguments.steps)
     if not arguments.intervals:
         return fit_emulator(fitted, *settings), []
@@ -216,11 +216,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--hold-out-every", type=int, metavar="N", help="every N-th star instead")
     parser.add_argument("--resolving-power", type=float, default=0.0, metavar="R")
     parser.add_argument("--components", type=int, nargs="+", default=[8, 32, 110], metavar="N", help="in groups")
-    parser.add_argument("--steps", type=int, default=250, help="of the fit of each group")
-    parser.add_argument("--intervals", action="store_true", help="with a basis for each interval of the spectrum")
-    parser.add_argument("--directions", type=int, default=48, help="of the basis of an interval")
-    parser.add_argument("--learning-curve", type=int, nargs="*", default=[], metavar="N", help="fit to so many, too")
-    parser.add_argument("--derivatives", type=int, default=0, metavar="STARS", help="compare those of so many stars")
+    parser.add_argument("--steps", type=int, default=250, help="steps of the fit of a group (default: 250)")
+    parser.add_argument("--intervals", action="store_true", help="use a basis for each interval")
+    parser.add_argument("--directions", type=int, default=48, help="of an interval (default: 48)")
+    parser.add_argument(
+        "--learning-curve", type=int, nargs="*", default=[], metavar="N", help="also fit to these numbers of stars"
+    )
+    parser.add_argument(
+        "--derivatives", type=int, default=0, metavar="STARS", help="compare derivatives of this number of stars"
+    )
     arguments = parser.parse_args(argv)
     try:
         grid = read_grid(arguments.grid)

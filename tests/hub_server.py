@@ -193,9 +193,9 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _goes_wrong(self, what: str) -> bool:
-        asked = f"{self.command} {self.path}"
+        request = f"{self.command} {self.path}"
         for fault in self.hub.faults:
-            if fault.what == what and fault.times > 0 and re.search(fault.pattern, asked):
+            if fault.what == what and fault.times > 0 and re.search(fault.pattern, request):
                 fault.times -= 1
                 self.close_connection = True
                 return True
@@ -294,20 +294,20 @@ class _Handler(BaseHTTPRequestHandler):
     # brings the small ones and the names of all.
 
     def create(self):
-        asked = json.loads(self._body())
-        name = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
-        repo = name if asked["type"] == "model" else f"{asked['type']}s/{name}"
+        request = json.loads(self._body())
+        name = f"{request.get('organization') or 'somebody'}/{request['name']}"
+        repo = name if request["type"] == "model" else f"{request['type']}s/{name}"
         if repo in self.hub.repositories:
             self._send(409, json.dumps({"url": f"{self.hub.url}/{repo}"}).encode())
             return
         self.hub.commit_files(repo, {})
-        private = self.hub.repositories[repo].private = asked.get("visibility") == "private"
+        private = self.hub.repositories[repo].private = request.get("visibility") == "private"
         self._send_json({"url": f"{self.hub.url}/{repo}", "id": name, "private": private})
 
     def branch(self, kind: str, repo: str, branch: str):
-        asked = json.loads(self._body() or b"{}")
+        request = json.loads(self._body() or b"{}")
         repo = repo if kind == "models" else f"{kind}/{repo}"
-        commit, _ = self._files(repo, asked.get("startingPoint", "main"))
+        commit, _ = self._files(repo, request.get("startingPoint", "main"))
         refs = self.hub.repositories[repo].refs
         if branch in refs:
             self._send(409)
@@ -372,9 +372,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Files and folders among the paths that are asked for."""
         _, files = self._files(repo if kind == "models" else f"{kind}/{repo}", revision)
         body = self._body().decode()
-        asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body).get("paths", [])
+        request = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body).get("paths", [])
         found: list[dict[str, Any]] = []
-        for path in asked:
+        for path in request:
             if path in files:
                 oid = hashlib.sha1(files[path]).hexdigest()
                 found.append({"type": "file", "path": path, "size": len(files[path]), "oid": oid})

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What the bundled `spectrafm-base` promises: the same star gives the same answer on any grid, whatever is missing."""
+"""The bundled `spectrafm-base`: predictions do not depend on the grid or on missing pixels, and errors are right."""
 
 from itertools import islice
 from pathlib import Path
@@ -102,7 +102,7 @@ def test_another_grid_and_missing_pixels_change_answers_by_less_than_their_error
     assert (other["reason"] == "").all()
 
 
-def test_the_h_band_is_answered_to_its_noise_with_all_abundances(base, h_band):
+def test_h_band_predictions_are_noise_limited_with_all_abundances(base, h_band):
     model, tokenizer = base
     names = answered_labels(model, tokenizer, h_band[0])
     assert {"mg_fe", "ni_fe", "vmicro", "alpha_m"} <= set(names)
@@ -127,7 +127,7 @@ def test_detectors_alone_and_flux_that_is_not_normalised_agree_with_the_whole(ba
             assert robust_scatter((other[name] - whole[name]) / sigma) < 1.2, name
 
 
-def test_what_a_spectrum_does_not_tell_is_empty_with_a_reason(base, xp):
+def test_labels_that_a_spectrum_does_not_constrain_are_empty_with_a_reason(base, xp):
     model, tokenizer = base
     assert answered_labels(model, tokenizer, xp[0]) == NETWORK
     found = predict(base, xp[:3], ["teff", "mg_fe"])
@@ -135,13 +135,13 @@ def test_what_a_spectrum_does_not_tell_is_empty_with_a_reason(base, xp):
     assert found["reason"].tolist() == [f"{NO_ANSWER}: mg_fe"] * 3
 
 
-def test_wavelengths_that_are_no_numbers_give_no_warning(base):
+def test_wavelengths_that_are_not_finite_give_no_warning(base):
     for wavelength in (np.zeros(50), np.full(50, np.nan), np.full(50, 5000.0)):
         row = {"wavelength": wavelength, "flux": np.ones(50), "flux_error": np.ones(50), "mask": np.zeros(50, bool)}
         assert answered_labels(*base, row) == NETWORK
 
 
-def test_a_prism_that_sees_far_into_the_infrared_is_not_gaia(base, xp):
+def test_a_prism_spectrum_far_into_the_infrared_is_not_taken_for_gaia(base, xp):
     far = np.arange(10_250.0, 25_500.0, 50.0)
     rows = [
         {
@@ -158,12 +158,12 @@ def test_a_prism_that_sees_far_into_the_infrared_is_not_gaia(base, xp):
     assert sum("unlike_training" in flag for flag in known) <= 1
 
 
-def test_noise_is_no_star(base, xp):
+def test_noise_is_flagged_as_unlike_a_star(base, xp):
     noise = changed(xp, lambda w, f, e, m, g: (w, np.abs(g.normal(1.0, 0.3, len(w))).astype("f4"), e, m))
     assert np.mean([bool(flags) for flags in predict(base, noise)["flags"]]) > 0.95
 
 
-def test_the_air_says_nothing_of_a_star_in_the_optical(base, optical):
+def test_telluric_bands_are_not_used_in_the_optical(base, optical):
     def absorbed(w, f, e, m, g):
         bands = ((6_868, 6_960), (7_165, 7_345), (7_594, 7_715), (8_120, 8_370), (8_930, 9_860))
         inside = np.any([(w > low) & (w < high) for low, high in bands], axis=0)
@@ -182,7 +182,7 @@ def test_a_resolving_power_that_is_wrong_by_a_fifth_moves_answers_within_their_e
             assert np.median(np.abs(wrong[name] - right[name]) / right[f"{name}_err"]) < 0.7, name
 
 
-def test_what_has_no_lines_of_a_star_in_the_optical_is_flagged_and_stars_are_not(base, optical):
+def test_optical_spectra_without_stellar_lines_are_flagged_and_stars_are_not(base, optical):
     found = predict(base, optical)["flags"]
     assert np.mean(["edge" in flags or "unlike_training" in flags for flags in found]) < 0.05
     generator = np.random.default_rng(0)
@@ -221,7 +221,7 @@ def test_halves_of_two_stars_disagree_and_those_of_one_do_not(base, optical):
     assert not any("disagree" in flags for flags in predict(base, lone)["flags"])
 
 
-def test_a_sharp_spectrum_of_the_optical_says_what_a_smooth_one_does(base):
+def test_predictions_of_sharp_and_smoothed_optical_spectra_agree(base):
     wavelength = np.exp(np.arange(np.log(4_500.0), np.log(6_800.0), 1.0 / 20_000.0 / 2.5))
     emulator = load_emulator("emulator-optical").eval()
     labels = {name: np.full(12, 0.0) for name in emulator.config.label_names}
@@ -252,7 +252,7 @@ def test_a_sharp_spectrum_of_the_optical_says_what_a_smooth_one_does(base):
             assert np.median(z) < most, name
 
 
-def test_the_pipeline_answers_both(xp, h_band):
+def test_the_pipeline_predicts_both_instruments(xp, h_band):
     labels = pipeline("stellar-labels", model=bundled("spectrafm-base"))
     names = ("wavelength", "flux", "flux_error", "mask")
     of_xp, of_h = (labels(tuple(row[name] for name in names), flags=True) for row in (xp[0], h_band[0]))
@@ -260,7 +260,7 @@ def test_the_pipeline_answers_both(xp, h_band):
     assert "vmicro" in of_h and abs(of_h["teff"] - h_band[0]["teff"]) < 5 * of_h["teff_err"]
 
 
-def test_a_batch_of_refused_spectra_gives_reasons_alone(base, xp):
+def test_a_batch_of_refused_spectra_gives_only_reasons(base, xp):
     refused = [{**row, "refused": "object_class: expected a star, got QSO"} for row in xp[:3]]
     found = predict(base, refused)
     assert set(found["reason"]) == {"object_class: expected a star, got QSO"} and np.isnan(found["teff"]).all()

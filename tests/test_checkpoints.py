@@ -1,4 +1,4 @@
-"""Saving and loading a checkpoint as a whole."""
+"""Saving and loading checkpoints."""
 
 import json
 import shutil
@@ -132,7 +132,7 @@ SAVE_AND_FAIL = """
 @pytest.mark.parametrize(
     "failure", ["raise KeyboardInterrupt", "raise OSError('no')", "os.kill(os.getpid(), signal.SIGKILL)"]
 )
-def test_what_ends_a_save_between_its_last_two_steps_loses_nothing(checkpoint, tiny_tokenizer, failure):
+def test_a_save_killed_between_its_last_two_steps_loses_nothing(checkpoint, tiny_tokenizer, failure):
     (checkpoint / "README.md").write_text("A card that a person wrote.")
     before = contents(checkpoint)
     run = run_forked(SAVE_AND_FAIL.format(failure=failure), checkpoint)
@@ -147,7 +147,7 @@ def test_what_ends_a_save_between_its_last_two_steps_loses_nothing(checkpoint, t
     assert not checkpoint.with_name(".checkpoint.old").exists()
 
 
-def test_saving_over_a_link_replaces_what_it_leads_to(checkpoint, tiny_tokenizer):
+def test_saving_over_a_link_replaces_its_target(checkpoint, tiny_tokenizer):
     link = checkpoint.with_name("link")
     link.symlink_to(checkpoint)
     save_checkpoint(make_tiny_model(seed=1), tiny_tokenizer, link)
@@ -176,7 +176,7 @@ def test_a_truncated_weight_file_is_a_clear_error(checkpoint, kept):
         AutoModelForTimeSeriesPrediction.from_pretrained(checkpoint)
 
 
-def test_a_setting_without_end_is_an_error_of_one_short_line_that_names_it(checkpoint):
+def test_a_very_long_setting_is_an_error_of_one_short_line_that_names_it(checkpoint):
     settings = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(settings | {"flux_softening": ["nan", *[10**400] * 40]}))
     with pytest.raises(ValueError, match="checkpoint '.*': .*flux_softening") as error:
@@ -184,7 +184,7 @@ def test_a_setting_without_end_is_an_error_of_one_short_line_that_names_it(check
     assert "\n" not in str(error.value) and len(str(error.value)) < 1200
 
 
-def test_a_weight_file_with_a_name_without_end_is_an_error_of_one_short_line(checkpoint):
+def test_a_weight_file_with_a_very_long_name_is_an_error_of_one_short_line(checkpoint):
     header = json.dumps({"T" * 100_000: {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}).encode()
     (checkpoint / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(ValueError, match=r"checkpoint '.*': the weight file is truncated or damaged") as error:
@@ -263,7 +263,7 @@ def test_a_checkpoint_without_a_tokenizer_is_an_error_that_names_the_file(checkp
         load_checkpoint(checkpoint)
 
 
-def test_a_name_that_is_no_checkpoint_is_an_error_that_says_what_would_be_one(tmp_path):
+def test_an_unknown_checkpoint_name_is_an_error_with_the_possible_names(tmp_path):
     for name in ("spectrafm-huge", str(tmp_path / "nowhere"), tmp_path / "nowhere"):
         with pytest.raises(
             ValueError, match="expected one of the bundled .*, a folder, or a hub repository owner/name"
@@ -291,7 +291,7 @@ def test_weights_that_are_not_finite_are_an_error(checkpoint):
 
 
 @pytest.mark.parametrize("index", ["[]", "{}", '{"metadata": {}, "weight_map": 5}'])
-def test_an_index_of_shards_that_is_none_is_an_error_of_one_line(checkpoint, index):
+def test_an_invalid_index_of_shards_is_an_error_of_one_line(checkpoint, index):
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ValueError, match="expected the files of a checkpoint, got ") as error:
@@ -300,7 +300,7 @@ def test_an_index_of_shards_that_is_none_is_an_error_of_one_line(checkpoint, ind
 
 
 @pytest.mark.parametrize("name", ["spectrafm-apogee", "spectrafm-gaia-xp-small"])
-def test_a_checkpoint_of_before_is_that_which_has_taken_its_place_and_says_so(name):
+def test_an_old_checkpoint_name_loads_its_replacement_with_a_warning(name):
     with pytest.warns(FutureWarning, match=f"{name} was replaced by spectrafm-base, which is loaded instead"):
         model, _ = load_checkpoint(name)
     assert model.config.token_embedding == "basis"

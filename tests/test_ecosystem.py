@@ -1,4 +1,4 @@
-"""What people bring from the libraries around it works as it is: pipelines over data sets, the Trainer, own loops.
+"""Use with other libraries: pipelines over data sets, the Trainer, custom loops.
 
 No class of this project is subclassed here, and no helper of its training is used but the collator and the metrics.
 """

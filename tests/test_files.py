@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files are written atomically."""
 
 from spectrafm_hf.files import complete_file
 

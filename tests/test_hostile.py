@@ -1,4 +1,4 @@
-"""Broken, strange and missing files, through the real command line: one clear line each, and the others go on."""
+"""Broken, strange and missing files on the command line: one clear line each, and the others are predicted."""
 
 import csv
 import os
@@ -140,7 +140,7 @@ def test_a_batch_of_broken_files_is_listed_and_the_others_are_predicted(tmp_path
 
 
 @pytest.mark.slow
-def test_a_data_set_is_made_of_what_can_be_used(tmp_path, good, hostile):
+def test_a_data_set_is_made_of_the_usable_files(tmp_path, good, hostile):
     (tmp_path / "labels.csv").write_text("id,teff,teff_err\n星,5000,50\n星,1,1\nHD 2,4000,50\n", encoding="utf-8")
     arguments = ("--out", "set", "--labels", "labels.csv", "--split-by", "none")
     result = spectrafm("data", "from-files", *among(good, hostile), *arguments, folder=tmp_path)
@@ -189,7 +189,7 @@ def test_nothing_but_broken_files_is_exit_code_2_and_a_table_of_them(tmp_path, h
     assert not (tmp_path / "set").exists()
 
 
-def test_a_star_whose_lines_are_scattered_over_a_csv_is_told(tmp_path, star, capsys, monkeypatch):
+def test_a_star_with_scattered_lines_in_a_csv_is_refused(tmp_path, star, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["wavelength", "flux", "flux_error"]
     lines = ["object_id,wavelength,flux,flux_error"]

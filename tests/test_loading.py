@@ -194,7 +194,7 @@ def test_everything_loads_by_the_name_of_a_bundled_checkpoint(tmp_path, tiny_mod
 
 
 @pytest.mark.parametrize("name", bundled_names("spectrafm"))
-def test_each_bundled_checkpoint_is_whole_and_saves_to_the_same_bytes(tmp_path, name):
+def test_each_bundled_checkpoint_is_complete_and_saves_to_the_same_bytes(tmp_path, name):
     model, tokenizer = load_checkpoint(name)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     save_checkpoint(model, tokenizer, tmp_path / name)

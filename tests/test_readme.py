@@ -72,11 +72,11 @@ ELSEWHERE = {
     "spectrafm predict --gaia-ids": "tests/data/test_gaia_archive.py::test_the_command_line_predicts_them",
     "python3 -m venv": ".ci/run",
     'pip install ".[': ".ci/run",
-    "spectrafm plot": "tests/cli/test_cli_files.py::test_plot_draws_the_star_and_the_range_that_are_asked_for",
+    "spectrafm plot": "tests/cli/test_cli_files.py::test_plot_draws_the_selected_star_and_range",
     "spectrafm spectrum": "tests/cli/test_cli_spectrum.py::test_a_file_gives_spectra_on_the_pixels_of_an_instrument",
     "accelerate launch": "tests/inference/test_survey.py::test_processes_share_the_shards",
     "spectrafm predict survey/ --output labels --ray": "tests/inference/test_survey_ray.py"
-    "::test_ray_writes_the_files_that_one_process_writes_and_goes_on_with_them",
+    "::test_ray_writes_the_same_files_as_one_process_and_resumes",
     "spectrafm predict hf://": "tests/inference/test_survey.py"
     "::test_a_data_set_on_the_hub_is_read_shard_by_shard_and_not_kept",
     "spectrafm data miles": "tests/data/test_miles.py"
@@ -84,19 +84,19 @@ ELSEWHERE = {
     "python scripts/calibrate_survey.py": "tests/scripts/test_calibrate_survey.py"
     "::test_the_command_changes_errors_of_the_optical_and_nothing_else",
     "python scripts/pretrain": "tests/scripts/test_pretrain.py::test_both_commands_make_a_checkpoint_that_answers",
-    "spectrafm data gaia-xp": "tests/data/test_gaia_xp.py::test_the_data_set_holds_what_the_source_holds",
+    "spectrafm data gaia-xp": "tests/data/test_gaia_xp.py::test_the_data_set_has_the_values_of_the_source",
     "spectrafm finetune": "tests/cli/test_cli_finetune.py::test_a_group_gets_a_checkpoint_that_predicts",
     "spectrafm predict others/": "tests/cli/test_cli_finetune.py::test_a_scalar_that_helps_is_needed_by_predict",
     "spectrafm app": "tests/show/test_app_browser.py::test_an_example_shows_labels_pictures_and_neighbours",
     "python scripts/benchmarks/benchmark.py": "tests/scripts/benchmarks/test_benchmark.py"
-    "::test_it_prints_a_table_and_keeps_the_figures_of_each_round",
+    "::test_it_prints_a_table_and_saves_the_figures_of_each_round",
     "python scripts/benchmarks/benchmark_survey.py": "tests/scripts/benchmarks/test_benchmark_survey.py"
     "::test_the_memory_of_a_survey_is_that_of_a_quarter_of_it",
     "python scripts/checks/fault_table.py": "tests/scripts/checks/test_fault_table.py"
-    "::test_it_prints_what_the_tests_have_tried_and_ends_as_they_do",
+    "::test_it_prints_the_tested_faults_and_returns_the_exit_code_of_pytest",
     "python scripts/checks/fuzz.py": "tests/scripts/checks/test_fuzz.py::test_each_target_has_no_fault_in_a_few_inputs",
     "python scripts/synthesize_grid.py": ".ci/run",
-    "python scripts/train_emulator.py": "tests/synthesis/test_emulation.py::test_the_script_measures_what_it_saves",
+    "python scripts/train_emulator.py": "tests/synthesis/test_emulation.py::test_the_script_measures_the_saved_one",
     "python scripts/train.py": "tests/scripts/test_train_accelerate.py"
     "::test_both_scripts_give_the_same_curves_and_the_same_weights_to_the_last_bit",
     "python scripts/paper/evaluate.py": "tests/scripts/paper/test_evaluate.py"
@@ -108,9 +108,9 @@ ELSEWHERE = {
     "python scripts/convert_original_checkpoint.py": "tests/hub/test_conversion.py"
     "::test_the_command_converts_a_fixture",
     "spectrafm push CHECKPOINT OWNER/NAME --private": "tests/hub/test_upload.py"
-    "::test_the_command_line_pushes_and_predicts_with_what_it_pulls",
+    "::test_the_command_line_pushes_pulls_and_predicts",
     "spectrafm predict spectra/ --model OWNER/NAME": "tests/hub/test_upload.py"
-    "::test_the_command_line_pushes_and_predicts_with_what_it_pulls",
+    "::test_the_command_line_pushes_pulls_and_predicts",
     "python scripts/benchmarks/compare_dtypes.py": "tests/scripts/benchmarks/test_compare_dtypes.py"
     "::test_the_bundled_checkpoint_changes_by_a_tenth_of_its_errors_at_most",
     "python scripts/benchmarks/check_gpu.py": "tests/scripts/benchmarks/test_check_gpu.py"
@@ -172,7 +172,7 @@ def test_an_option_that_a_script_does_not_have_is_seen(read_arguments):
         read_arguments("scripts/train.py", "scripts/recipes/gaia-xp-ak.yaml", "--output_dri", "runs/mine")
 
 
-def test_every_command_that_is_run_elsewhere_is():
+def test_every_command_that_is_run_elsewhere_is_named_there():
     for begin, where in ELSEWHERE.items():
         assert any(command.startswith(begin) for command in commands()), begin
         file, _, test = where.partition("::")
@@ -202,7 +202,7 @@ def test_every_command_that_is_left_to_ci_is_run_there():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_other_commands_run_one_after_the_other_as_they_stand(tmp_path, monkeypatch, capsys):
+def test_the_other_commands_run_in_order(tmp_path, monkeypatch, capsys):
     """In a folder with what they name: spectra, a data set, a checkpoint, a recipe and an evaluation."""
     stars = pq.read_table(DEMO_STARS)
     for name, begin, end in (

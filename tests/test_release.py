@@ -1,4 +1,4 @@
-"""What is released says of itself what it is."""
+"""Version and metadata of a release."""
 
 import importlib.metadata
 import re

@@ -1,4 +1,4 @@
-"""The package is a column of rooms: a module imports only from its own room and from those below."""
+"""The package has layers ("rooms"): a module imports only from its own and from those below."""
 
 import ast
 import importlib
@@ -71,7 +71,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 @pytest.mark.parametrize("old", moved.MOVED)
-def test_an_import_by_an_old_name_works_and_says_the_new_one(old):
+def test_an_import_by_an_old_name_works_with_a_warning(old):
     sys.modules.pop(f"spectrafm_hf.{old}", None)
     with pytest.warns(FutureWarning, match=f"spectrafm_hf.{old} is called spectrafm_hf.{moved.MOVED[old][0]}.* now"):
         module = importlib.import_module(f"spectrafm_hf.{old}")
@@ -83,7 +83,7 @@ def test_an_import_by_an_old_name_works_and_says_the_new_one(old):
         module.nothing  # noqa: B018
 
 
-def test_what_was_one_module_is_a_package_that_has_its_names():
+def test_old_modules_are_packages_with_the_same_names():
     from spectrafm_hf.hub import push, upload
     from spectrafm_hf.training import Recipe, recipe, train, trainer
 
@@ -98,12 +98,12 @@ MOST_LINES, MOST_LINES_OF_FUNCTION = 500, 80
 SOURCES = [*PACKAGE.rglob("*.py"), *Path(spectrafm_cli.__file__).parent.rglob("*.py")]
 
 
-def test_no_file_is_longer_than_a_sitting():
+def test_no_file_is_longer_than_500_lines():
     lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     assert {name for name, lines in lengths.items() if lines > MOST_LINES} <= LONG_FILES
 
 
-def test_no_function_is_longer_than_a_screen():
+def test_no_function_is_longer_than_80_lines():
     """Without its docstring."""
     long = []
     for path in SOURCES:
@@ -117,7 +117,7 @@ def test_no_function_is_longer_than_a_screen():
 
 
 @pytest.mark.parametrize("package", ["spectrafm_hf", "spectrafm_hf.models", "spectrafm_hf.data"])
-def test_names_that_are_imported_late_are_there(package):
+def test_lazily_imported_names_exist(package):
     module = importlib.import_module(package)
     assert len(module.__all__) > 5
     assert all(hasattr(module, name) for name in module.__all__)

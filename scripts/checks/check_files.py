@@ -1,13 +1,12 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Whether observed files are read as what they are: a table of all files of a folder, in Markdown.
+"""Check the reading of observed files: a table of all files of a folder, in Markdown.
 
     python scripts/checks/check_files.py FOLDER [--output docs/files.md]
 
-For each file: its format and instrument, how many spectra, the identifier of the first, what is stated of medium and
-frame, and two checks that need no catalogue. Strong lines of stars (NIST; vacuum): the velocity at which they are
-deepest together, how many there are, and the median distance, in Angstrom, of each from where that velocity puts it.
-And the scatter from pixel to pixel over the stated error, in the quietest part: 1 where errors are what they say, less
-where pixels were resampled. A file that is refused is in the table with its reason, and the time that took.
+For each file: format, instrument, number of spectra, identifier of the first one, medium, frame, and two checks without
+a catalogue. (1) Strong stellar lines (NIST; vacuum): the velocity at which they are deepest together, their number, and
+their median distance in Angstrom from that velocity. (2) The scatter from pixel to pixel over the stated error, in the
+quietest part: 1 for right errors, less for resampled pixels. Refused files are listed with the reason and the time.
 """
 
 from __future__ import annotations
@@ -45,15 +44,15 @@ LINES = {
 INTRODUCTION = """\
 Made by `python scripts/checks/check_files.py FOLDER --output docs/files.md`. Wavelengths are in vacuum.
 
-- `lines`: velocity of strong lines, how many there are, and how far they lie from it (median). A star at rest, in air
-  that nobody states to be air, is at -83 km/s here; it has the flag `medium_unstated`.
-- `scatter / error`: 1 where errors are what they say, less where pixels were resampled.
-- `read`: refused files have the reason, and the time that took."""
+- `lines`: velocity of strong lines, their number, and their median distance from it. A star at rest with unstated air
+  wavelengths is at -83 km/s; it has the flag `medium_unstated`.
+- `scatter / error`: 1 for right errors, less for resampled pixels.
+- `read`: for refused files the reason and the time."""
 SPEED_OF_LIGHT = 299_792.458
 
 
 def lines(wavelength: NDArray[Any], flux: NDArray[Any], fastest: float) -> tuple[float, int, float] | None:
-    """Velocity (km/s, at most `fastest`) of the lines, how many there are, their median distance from it (Angstrom)."""
+    """Velocity (km/s, at most `fastest`) of the lines, their number, and their median distance from it (Angstrom)."""
     step = float(np.median(np.diff(np.log(wavelength)))) * SPEED_OF_LIGHT
     if not 0 < step < 800:
         return None
@@ -161,7 +160,7 @@ def main() -> int:
     ]
     text = [f"| {' | '.join(line.get(name, '').replace('|', '/') for name in names)} |" for line in table]
     lines_of_text = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}", *text]
-    lines_of_text = ["# Observed files, each as it is read", "", INTRODUCTION, "", *lines_of_text]
+    lines_of_text = ["# Observed files", "", INTRODUCTION, "", *lines_of_text]
     if arguments.output:
         arguments.output.write_text("\n".join(lines_of_text) + "\n", encoding="utf-8")
     else:

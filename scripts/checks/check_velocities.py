@@ -1,14 +1,13 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Velocities that `--radial-velocity measure` finds: on observed files, and on synthetic stars against the bound.
+"""Check `--radial-velocity measure`: on observed files, and on synthetic stars against the Cramer-Rao bound.
 
     python scripts/checks/check_velocities.py FOLDER [FOLDER ...] --output docs/velocities.md
 
-Of observed spectra those are measured whose velocity a survey states: where they have been put at rest by it, zero is
-right. Of the others, whose velocity nobody states, what is found stands beside the velocity of strong lines
-(`check_files.py`). Synthetic stars, FGKM, move by up to 300 km/s, have two and a half pixels in a FWHM, noise, and a
-continuum that waves by a fifth. The bound is that of Cramer and Rao for a star and a continuum that are known: no
-method does better. Templates are of the same grids as the stars: of observed stars, no template is exact.
+Observed spectra that were shifted to rest by a published velocity should have a measured velocity of zero. Spectra
+without one are compared with the velocity of strong lines (`check_files.py`). Synthetic FGKM stars have velocities of
+up to 300 km/s, 2.5 pixels in a FWHM, noise, and a continuum that varies by 20 %. The Cramer-Rao bound is for a known
+star and continuum. Templates come from the same grids as the synthetic stars; for observed stars no template is exact.
 """
 
 from __future__ import annotations
@@ -48,15 +47,15 @@ Made by `python scripts/checks/check_velocities.py FOLDER ... --output docs/velo
 
 ## Synthetic stars
 
-{n} FGKM stars in each row, moving by up to 300 km/s. `off`: median of measured minus true; `scatter`: half of the 68 %
-around it; `bound`: of Cramer and Rao, for a star and a continuum that are known, median over the stars; `off / error`:
-the same scatter in units of the stated errors, 1 where they are right."""
+{n} FGKM stars in each row, with velocities of up to 300 km/s. `off`: median of measured minus true; `scatter`: half of
+the central 68 %; `bound`: Cramer-Rao bound for a known star and continuum, median over the stars; `off / error`: the
+scatter in units of the stated errors, 1 for right errors."""
 OBSERVED = """\
 ## Observed spectra
 
-`stated` is the velocity that the survey or observatory states, by which the file was put at rest; then `left` should be
-zero. Where nobody states one, `left` should be what strong lines say (`lines`, as in [observed files](files.md); -83 is
-a star at rest in air that nobody states to be air)."""
+`stated` is the published velocity by which the file was shifted to rest; `left` should then be zero. Otherwise `left`
+should agree with strong lines (`lines`, as in [observed files](files.md); -83 is a star at rest with air
+wavelengths that are not stated)."""
 
 
 def stars_of(emulator: SpectrumEmulator, n: int, generator: np.random.Generator) -> dict[str, Any]:
@@ -115,7 +114,7 @@ def synthetic(meter: VelocityMeter, name: str, snr: float, n: int, seed: int = 0
 
 
 def observed(meter: VelocityMeter, folders: list[Path]) -> Iterator[dict[str, Any]]:
-    """Rows of the table, of each spectrum with lines of a range that is known."""
+    """Rows of the table, for each spectrum in a range with templates."""
     for path in find_files(folders):
         failures: list[Failure] = []
         seen: set[tuple[Any, Any]] = set()
@@ -153,15 +152,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = Parser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="*", help="of observed files")
+    parser.add_argument("folder", type=Path, nargs="*", help="folder of observed files")
     parser.add_argument("--output", type=Path, help="a Markdown file; default: the terminal")
-    parser.add_argument("--stars", type=int, default=60, help="synthetic, in each row")
+    parser.add_argument("--stars", type=int, default=60, help="synthetic stars in each row (default: 60)")
     arguments = parser.parse_args()
     model, tokenizer = load_checkpoint(MODEL)
     basis: Any = tokenizer.basis
     meter = VelocityMeter(basis, model)
     rows = [synthetic(meter, name, snr, arguments.stars) for name in KINDS for snr in SNRS]
-    text = ["# Velocities that lines tell", "", INTRODUCTION.format(n=arguments.stars), "", table(rows), ""]
+    text = ["# Velocities from lines", "", INTRODUCTION.format(n=arguments.stars), "", table(rows), ""]
     if arguments.folder:
         seen = list(observed(meter, arguments.folder))
         off = np.array([row["_off"] for row in seen])

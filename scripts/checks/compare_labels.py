@@ -1,12 +1,12 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-r"""Which of several sets of labels an observed spectrum of the optical fits best, without the network.
+r"""Find which of several sets of labels fits an observed optical spectrum best, without the network.
 
     python scripts/checks/compare_labels.py sdss-dr10-lite-spec-3128-54776-0008.fits --miles miles \
         --labels 5704 4.05 -0.64 --labels 5083 2.92 -1.41
 
-Synthetic spectra of `emulator-optical` with these Teff, log g and [Fe/H], and abundances that are usual for them, to
-which the mean difference of the training stars of MILES is added; chi^2 per pixel in windows, each with a polynomial as
-its continuum. The errors are at least 1 % of the flux, as models are not better.
+Synthetic spectra of `emulator-optical` with these Teff, log g and [Fe/H] and typical abundances, plus the mean residual
+of the training stars of MILES, are compared by chi^2 per pixel in windows, each with a polynomial continuum. Errors are
+at least 1 % of the flux, the accuracy of the models.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from spectrafm_hf.synthesis.survey_observed import LABELS, LikeObserved
 
 
 Array = NDArray[Any]
-POWER, HIGHEST = 1_900.0, 5_000.0  # of a file that states none; what is higher is smoothed to `POWER`
+POWER, HIGHEST = 1_900.0, 5_000.0  # of a file that states none; higher ones are smoothed to `POWER`
 EDGES = np.arange(3_900.0, 6_850.0, 250.0)  # Angstrom, of the windows
 DEGREE, LEAST_ERROR, LEAST_PIXELS = 3, 0.01, 30
 
 
 def models_of(labels: Array, wavelength: Array, power: float, like: LikeObserved) -> Array:
-    """Spectra over their continuum (sets of labels, pixels), as observed stars have them."""
+    """Spectra over their continuum (sets of labels, pixels), corrected for the residuals of observed stars."""
     grid = survey_grid()
     known, covered = likely_labels(grid, dict(zip(LABELS, labels.T, strict=True)))
     if not covered.all():
@@ -48,7 +48,7 @@ def models_of(labels: Array, wavelength: Array, power: float, like: LikeObserved
 
 
 def chi2(wavelength: Array, flux: Array, error: Array, model: Array) -> Array:
-    """chi^2 per pixel in each window, NaN for one with hardly a pixel."""
+    """chi^2 per pixel in each window, NaN for windows with too few pixels."""
     found = np.full(len(EDGES) - 1, np.nan)
     for i, (low, high) in enumerate(zip(EDGES[:-1], EDGES[1:], strict=True)):
         own = (wavelength > low) & (wavelength < high)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--labels", type=float, nargs=3, action="append", required=True, metavar=("TEFF", "LOGG", "FE_H")
     )
-    parser.add_argument("--radial-velocity", type=float, metavar="KM/S", help="of a file that states none")
+    parser.add_argument("--radial-velocity", type=float, metavar="KM/S", help="if the file states none")
     arguments = parser.parse_args(argv)
     reading = {} if arguments.radial_velocity is None else {"radial_velocity": arguments.radial_velocity}
     row = next(iter(read_spectra([arguments.file], **reading)))

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Run all tests of faults (tests/faults), the slow ones too, and print what they show as a Markdown table.
+"""Run all tests of faults (tests/faults), including the slow ones, and print a Markdown table of the results.
 
 python scripts/checks/fault_table.py            # some minutes
 """
@@ -17,7 +17,7 @@ from spectrafm_cli.arguments import Parser
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="fault_table.py", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("-k", metavar="EXPRESSION", default="", help="only tests with such names, as pytest takes it")
+    parser.add_argument("-k", metavar="EXPRESSION", default="", help="only tests that match, as in pytest")
     arguments = parser.parse_args(argv)
     options = ["-k", arguments.k, "-m", "slow or not slow"]
     root = Path(__file__).parents[2]

@@ -1,24 +1,21 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Hostile inputs by the ten thousand, for a nightly run: a clear error or an answer, and no NaN without a flag.
+"""Nightly fuzzing: each input must give a clear error or a result, and no NaN without a flag.
 
-    python scripts/checks/fuzz.py --inputs 10000 --output fuzz                     # all: JSON, a table, what fails
+    python scripts/checks/fuzz.py --inputs 10000 --output fuzz                     # all: JSON, a table, the faults
     python scripts/checks/fuzz.py --output fuzz --targets readers --engines hypothesis --inputs 100
     python scripts/checks/fuzz.py --output fuzz --replay fuzz/faults/readers-1-a.fits  # one that failed
 
-Targets: `tokenizer` (calls with arrays, lists, tensors and quantities, a tiny model behind it), `readers` (files of
-every format that the tests of the readers write, changed, and predicted), `statements` (a known star in files that
-state unit, medium and frame at random, or do not: what is read is the star, flagged or refused), `config` (every file
-of settings: of a model, a tokenizer, a training range, shards of weights, an emulator, a recipe, an instrument),
-`safetensors` (weights). Two
-engines make inputs: hypothesis by the structure of the data, atheris (`pip install atheris`) by the branches of the
-package that a change of bytes reaches. Each runs in a process of its own, so that one that dies or hangs is counted,
-and the next goes on behind it.
+Targets: `tokenizer` (calls with arrays, lists, tensors and quantities, then a tiny model), `readers` (changed files of
+every format in the tests of the readers, then predictions), `statements` (a known star in files with random units,
+medium and frame, stated or not: it must be read right, flagged or refused), `config` (all files of settings: model,
+tokenizer, training range, index of shards, emulator, recipe, instrument), `safetensors` (weights). Two engines make
+inputs: hypothesis from the structure of the data, atheris (`pip install atheris`) from the code coverage of changed
+bytes. Each runs in its own process, so that a crash or a hang is counted and the run continues.
 
-An input is refused with a clear error where that is a ValueError (or, of files, an OSError) of one line that names
-field or file. All else is a fault: other exceptions, running out of memory (even where a reader names the file), dying,
-hanging; warnings of the package's arithmetic or a flood of others; an answer that is NaN without a flag. The exit code
-is 1 where there is any.
+A clear error is a ValueError (or, for files, an OSError) of one line that names field or file. Faults are other
+exceptions, running out of memory (even if the reader names the file), crashes and hangs, arithmetic warnings of the
+package or a flood of others, and results of NaN without a flag. The exit code is 1 if there is a fault.
 """
 
 from __future__ import annotations
@@ -86,29 +83,29 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = str(ROOT / "src" / "spectrafm_hf")
 TARGETS = ("tokenizer", "readers", "statements", "config", "safetensors")
 ENGINES = ("hypothesis", "atheris")
-#: An input that takes longer hangs, seconds.
+#: Seconds after which an input counts as hanging.
 HANG = 20.0
-#: What a process may use beside what it has at the start: an input of some kB needs no more.
+#: Memory that a process may use in addition to that at its start; inputs have only some kB.
 MEMORY = 4 * 2**30
-#: Warnings of an input that are a flood.
+#: Number of warnings of an input that counts as a flood.
 FLOOD = 20
-#: A message longer than that is not read.
+#: Longest acceptable message.
 MESSAGE = 2000
-#: Larger seeds are left out: most changes would strike pixels.
+#: Larger seeds are left out, because most changes would only affect pixels.
 SEED_BYTES = 150_000
 STARS = 20
 NAN, INF = float("nan"), float("inf")
 
 
 class Case(NamedTuple):
-    """One input: a file. Its name says what it is, and it can be replayed."""
+    """One input: a file whose name states its kind, for replay."""
 
     name: str
     content: bytes
 
 
 class Fault(Exception):
-    """An answer that is none."""
+    """An invalid result."""
 
 
 # ---------------------------------------------------------------------------------------------- what is tried on them
@@ -128,7 +125,7 @@ def tiny() -> tuple[Any, Any]:
 
 
 def decoded(value: Any) -> Any:
-    """What JSON cannot say: arrays, tensors, quantities, masked arrays."""
+    """Values that JSON cannot express: arrays, tensors, quantities, masked arrays."""
 
     if isinstance(value, list):
         return [decoded(item) for item in value]
@@ -201,7 +198,7 @@ def try_statements(case: Case, folder: Path) -> None:
 
 
 def answer(rows: Sequence[Mapping[str, Any]], model: Any = None, tokenizer: Any = None) -> None:
-    """Labels of some stars; each is a number, or the star has a flag or a reason."""
+    """Labels of some stars; each must be finite, or the star must have a flag or a reason."""
 
     if model is None:
         model, tokenizer = tiny()
@@ -294,13 +291,13 @@ TRY: dict[str, Callable[[Case, Path], None]] = {
 
 
 def own_frame(error: BaseException) -> str:
-    """The last line of the package that an exception went through."""
+    """The last line of the package in a traceback."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(PACKAGE)]
     return f"{Path(frames[-1].filename).name}:{frames[-1].name}:{frames[-1].lineno}" if frames else ""
 
 
 def unclear(error: BaseException) -> str:
-    """What is wrong with an error; "" if it is clear."""
+    """Why an error is not clear; "" if it is."""
     if not isinstance(error, ValueError | OSError):
         return type(error).__name__
     text = str(error)
@@ -374,7 +371,7 @@ def strategies(target: str, seeds: Sequence[Case]) -> Any:
         return dice.flatmap(lambda n: strange if n == 7 else usual)
 
     def pixels(draw: Any, usual: Any, units: Sequence[str] = ("",), types: str = "f4 f8 >f4 i4 f2 u1 i8") -> Any:
-        """An array like `usual`, in some type and container, with values and a shape that nobody expects."""
+        """An array like `usual`, in some type and container, with unexpected values and shape."""
         if draw(dice) == 7:
             return draw(junk)
         array = np.array(usual)
@@ -475,7 +472,7 @@ def strategies(target: str, seeds: Sequence[Case]) -> Any:
         """A real file with some bytes changed, cut out, doubled, or put from another file."""
         name, content = draw(st.sampled_from(seeds))
         data = bytearray(content)
-        # What says what is what lies at the start, but for Parquet and npz, where it lies at the end.
+        # Headers are at the start, except in Parquet and npz, where they are at the end.
         reach = draw(st.sampled_from([64, 512, 4096, len(data)]))
         for _ in range(draw(st.integers(1, 4))):
             if not data:
@@ -523,7 +520,7 @@ def strategies(target: str, seeds: Sequence[Case]) -> Any:
 
     @st.composite
     def tables(draw: Any) -> Case:
-        """Files that hold columns as they should be, of strange numbers and shapes."""
+        """Files with the right columns, but unusual numbers and shapes."""
 
         usual = {
             "wavelength": 5000.0 + np.arange(40),
@@ -582,7 +579,7 @@ def strategies(target: str, seeds: Sequence[Case]) -> Any:
 
     @st.composite
     def documents(draw: Any) -> Case:
-        """A file of settings with some of them changed, taken away or new."""
+        """A file of settings with some of them changed, removed or added."""
 
         name, content = draw(st.sampled_from(seeds))
         if draw(st.integers(0, 9)) == 0:

@@ -1,9 +1,9 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Spectra whose headers and units state what they are, at random, for `fuzz.py`: what is read must be the star.
+"""Spectra with random units, medium and frame, for `fuzz.py`: they must be read right.
 
-The star is known: a flux per wavelength, in vacuum, at rest. It is written in the form, unit, medium and frame that a
-statement draws, and the file says so, or does not. What comes through the gate is the star again, or it has the flag of
-what nobody said, or a refusal; a number that is another one without a flag is a fault.
+The star is known: a flux per wavelength, in vacuum, at rest. It is written with a random form, unit, medium and frame,
+which the file states or not. After the gate it must be the same star, or have a flag for missing statements, or be
+refused; a wrong number without a flag is a fault.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from spectrafm_hf.models.gate_spectrafm import (
 
 
 PIXELS = 300
-#: How wavelengths are written -> that of an Angstrom, and whether it is a logarithm (10, e) of that.
+#: Unit of wavelengths as written -> an Angstrom in it, and whether it is a logarithm (10, e).
 WAVELENGTH_UNITS: dict[str, tuple[str, float]] = {
     **{"Angstrom": ("Angstrom", 0), "ANGSTROMS": ("Angstrom", 0), "A": ("Angstrom", 0), "0.1nm": ("Angstrom", 0)},
     **{"nm": ("nm", 0), "micron": ("um", 0), "um": ("um", 0), "m": ("m", 0), "": ("Angstrom", 0)},
     **{"log(Angstrom)": ("Angstrom", 10), "log10(nm)": ("nm", 10), "ln(Angstrom)": ("Angstrom", np.e)},
     **{"GHz": ("GHz", 0), "Hz": ("Hz", 0), "cm-1": ("cm-1", 0)},
 }
-#: How fluxes are written -> a unit of astropy, None for one that has no absolute scale.
+#: Unit of fluxes as written -> unit of astropy, None for one without an absolute scale.
 FLUX_UNITS: dict[str, str | None] = {
     **{"": None, "ct": None, "adu": None, "DN": None, "erg/s/cm2/A": "erg s-1 cm-2 Angstrom-1"},
     **{"10^-17 erg/s/cm^2/A": "1e-17 erg s-1 cm-2 Angstrom-1", "W m-2 um-1": "W m-2 um-1"},
@@ -51,7 +51,7 @@ ERRORS = {"sigma": "error", "ivar": "ivar", "variance": "variance"}
 
 
 class Wrong(Exception):
-    """What was read is another star, and nothing says so."""
+    """A spectrum was read wrong, without a flag."""
 
 
 def star() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -63,7 +63,7 @@ def star() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def written(said: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, str]]:
-    """Columns as the statement has them: values, and what is written for the unit."""
+    """Columns of a statement: values, and the text of the unit."""
     rest, flux, sigma = star()
     observed = to_rest(rest, -said["velocity"])
     own = vacuum_to_air(observed) if said["air"] else observed
@@ -150,7 +150,7 @@ def _row(values: np.ndarray, name: str, vector: bool) -> np.ndarray:
 
 
 def said_of(said: Mapping[str, Any]) -> tuple[bool, str | None]:
-    """Whether the file says the medium, and the frame that it says."""
+    """Whether the file states the medium, and the stated frame."""
     in_header = said["form"].startswith("fits")
     medium = bool(said["suffix"]) and said["form"] != "fits-image"
     medium |= in_header and any(card in said["cards"] for card in ("AIRORVAC", "COMMENT"))
@@ -183,7 +183,7 @@ def check(said: Mapping[str, Any], folder: Path) -> None:
         raise Wrong(f"wavelength: off by {off:.1f} km/s with the flags {sorted(flags)}")
     is_said, frame = said_of(said)
     if is_said and MEDIUM_UNSTATED in flags:
-        raise Wrong("medium: it is stated, and passed over")
+        raise Wrong("medium: it is stated, but ignored")
     if frame == "rest" and row["rest_frame"] is not True or frame == "observed" and row["rest_frame"] is None:
         raise Wrong(f"frame: {frame} is stated, and rest_frame is {row['rest_frame']}")
     ratio = got["flux"][~bad] / flux[~bad]
@@ -197,7 +197,7 @@ def check(said: Mapping[str, Any], folder: Path) -> None:
 
 
 def statements(st: Any) -> Any:
-    """A strategy of hypothesis: what files say of themselves."""
+    """A strategy of hypothesis for statements of files."""
     pick = st.sampled_from
 
     @st.composite

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Run the tests that transformers has for all of its models on ours, and list what passes, fails and does not apply.
+"""Run the common model tests of transformers on ours, and list which pass, fail or do not apply.
 
     python scripts/checks/shared_tests.py                     # some minutes
     python scripts/checks/shared_tests.py -k test_save_load   # some of them
 
-They are in the source distribution of the installed transformers, which is fetched, with `parameterized`, into a
-temporary folder. What that distribution lacks (the tests of generation and of its exporters) is left out.
+They are in the source distribution of the installed transformers, which is downloaded with `parameterized` into a
+temporary folder. Tests that are missing there (generation and exporters) are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 import transformers
 
 
-#: In place of modules that the tests import and the distribution lacks.
+#: Replacements for modules that the tests import, but which the distribution lacks.
 STUBS = {
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",

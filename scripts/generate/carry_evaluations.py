@@ -1,12 +1,12 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Say of evaluations that they are of a new checkpoint, where all that answered is the same to the last bit.
+"""Update the checksums in evaluations of an unchanged rung to those of a new checkpoint.
 
     python scripts/generate/carry_evaluations.py OLD NEW --rung 0 EVALUATION.json [EVALUATION.json ...]
 
-A training of one rung (`scripts/pretrain_survey.py`) changes nothing for the spectra of the others, but the checksum of
-the file of the weights. OLD and NEW are folders of checkpoints; `--rung` is the one that the spectra of the evaluations
-belong to: 0 of Gaia XP, 1 of the H band. Weights, settings and directions that play a part in its answers are compared,
-and where one differs, nothing is written.
+A training of one rung (`scripts/pretrain_survey.py`) does not change predictions of the others, but changes the
+checksum of the weights. OLD and NEW are folders of checkpoints; `--rung` is the rung of the evaluated spectra: 0 for
+Gaia XP, 1 for the H band. All weights, settings and directions that affect its predictions have to be identical;
+otherwise nothing is written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COUNTS = ("num_intervals", "transformers_version", "_name_or_path")
 
 
 def differences(old: tuple[Any, Any], new: tuple[Any, Any], rung: int) -> list[str]:
-    """Names of weights, settings and directions that the answers of a rung depend on and that differ."""
+    """Names of different weights, settings and directions that affect the predictions of a rung."""
     found = []
     weights = [model.state_dict() for model, _ in (old, new)]
     for name in sorted(set(weights[0]) | set(weights[1])):
@@ -62,7 +62,7 @@ def differences(old: tuple[Any, Any], new: tuple[Any, Any], rung: int) -> list[s
 
 
 def carry(path: Path, old: dict[str, str], new: dict[str, str]) -> None:
-    """Write the new checksums in place of the old ones, which have to be there."""
+    """Replace the old checksums, which have to be there, by the new ones."""
     text = path.read_text(encoding="utf-8")
     for name, value in old.items():
         if value not in text:

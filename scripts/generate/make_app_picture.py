@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The picture of the page that `spectrafm app` serves, with an example, for the documentation.
+"""Make a screenshot of `spectrafm app` with an example, for the documentation.
 
     python scripts/generate/make_app_picture.py --output model_cards/pictures/app.png
 

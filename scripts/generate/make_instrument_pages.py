@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-A page for each instrument: what is read, how good the answers are, and a star with the spectrum that fits it best.
+A page for each instrument: formats, accuracy, and a star with its best-fit spectrum.
 
     python scripts/generate/make_instrument_pages.py --output docs/instruments
 
-The figures are those of the evaluations of spectrafm-base; the stars of the pictures are synthetic, but for Gaia XP.
+The figures come from the evaluations of spectrafm-base; the stars of the pictures are synthetic, except for Gaia XP.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from spectrafm_hf.synthesis.synthetic import SyntheticStars
 
 
 EVALUATIONS = Path(__file__).parents[2] / "model_cards" / "evaluations"
-#: Title, formats that it is read from, and evaluations with rows of it, with how these begin.
+#: Title, file formats, and evaluations of it, with the beginning of their rows.
 PAGES: dict[str, tuple[str, Sequence[str], dict[str, str]]] = {
     "gaia-xp": (
         "Gaia XP",
@@ -54,12 +54,12 @@ PAGES: dict[str, tuple[str, Sequence[str], dict[str, str]]] = {
 #: A giant, for the pictures.
 RANGES = {"teff": (4700.0, 4900.0), "logg": (2.3, 2.7), "fe_h": (-0.6, -0.3)}
 REMARKS = {
-    "galah": "Spectra are smoothed to R = 2,200, that of the observed training stars. What the finest lines tell is "
+    "galah": "Spectra are smoothed to R = 2,200, that of the observed training stars. Information in finer lines is "
     "lost.",
-    "gaia-rvs": "240 Å at R = 11,500, smoothed to 2,200, tell little. The errors of T<sub>eff</sub> are a quarter too "
-    "small.",
-    "apogee": "The figures are of synthetic stars of the emulator that the model fits with. Of observed stars, errors "
-    "grow with what they differ from it by (`other_errors`).",
+    "gaia-rvs": "240 Å at R = 11,500, smoothed to 2,200, have little information. The errors of T<sub>eff</sub> are a "
+    "quarter too small.",
+    "apogee": "The figures are of synthetic stars from the emulator that the model fits. For observed stars, errors "
+    "grow with their difference from it (`other_errors`).",
 }
 
 
@@ -112,7 +112,7 @@ def page(name: str) -> str:
             for one in known
         ]
         parts.append("\n".join(table))
-    parts += [f"![A star with the spectrum that fits it best](../pictures/{name}.png)"]
+    parts += [f"![A star and its best-fit spectrum](../pictures/{name}.png)"]
     parts += [f"Synthetic stars of it: `spectrafm data synthetic --instrument {name} --n 1000`.", "## How good"]
     for evaluation, start in evaluations.items():
         text = "\n".join(rows_of(evaluation, start)).strip()
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (folder / f"{name}.md").write_text(page(name), encoding="utf-8")
         print(f"written: {folder / name}.md")
     listed = "\n".join(PAGES)
-    head = "# Instruments\n\nOne model answers for all of them, and for others on grids of their own.\n\n"
+    head = "# Instruments\n\nOne model predicts all of them, and spectra of other instruments on any grid.\n\n"
     (folder / "index.md").write_text(head + "```{toctree}\n:maxdepth: 1\n\n" + listed + "\n```\n", encoding="utf-8")
     return 0
 

@@ -3,10 +3,10 @@
 
     python scripts/generate/make_line_list.py
 
-A line is a minimum of the emulated spectrum of one of three stars (`STARS`). Whose it is, the emulator says, by the
-abundance that changes its depth most, and the synthesis list which transition it is: the strongest of that species
-within half a resolution element. What no abundance accounts for goes to iron and the elements that the emulator does
-not vary. Downloads the line list (20 MB) the first time, and takes a minute.
+A line is a minimum of the emulated spectrum of one of three stars (`STARS`). Its element is that whose abundance
+changes its depth most in the emulator; its transition is the strongest of that species within half a resolution element
+in the line list. Lines that depend on no abundance are assigned to iron and elements that the emulator does not vary.
+Downloads the line list (20 MB) the first time, and takes a minute.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ STARS: tuple[dict[str, Any], ...] = (
 )
 #: Emulator -> how many lines.
 EMULATORS = {"emulator-hband": 120, "emulator-optical": 60}
-#: Pixels of the optical emulator in one: R = 2,000, the resolving power of most surveys. Without a line spread function
-#: all strong lines are about as deep.
+#: Pixels of the optical emulator that are averaged: R = 2,000, as in most surveys. At full resolution all strong lines
+#: have a similar depth.
 BINNED = 24
-#: Angstrom: below, every such pixel holds several strong lines.
+#: Angstrom: at shorter wavelengths every such pixel has several strong lines.
 LOWEST = 4000.0
 STEP = 0.1  # dex
 #: Line shares by elements that change a line: carbon and nitrogen make CN, carbon alone CO or, in hot stars, C I.
 MOLECULES = {"n_fe": (607,), "c_fe": (608, 6), "o_fe": (108,)}
 ATOMS = {"mg_fe": 12, "si_fe": 14, "al_fe": 13, "ca_fe": 20, "ti_fe": 22, "mn_fe": 25, "ni_fe": 28}
-#: The other elements with lines worth the name, and log abundances (Grevesse, Asplund & Sauval 2007).
+#: The other elements with significant lines, and log abundances (Grevesse, Asplund & Sauval 2007).
 OTHERS = {26: 7.45, 11: 6.17, 19: 5.08, 23: 4.00, 24: 5.64, 27: 4.92, 29: 4.21, 16: 7.14, 21: 3.17, 38: 2.92, 56: 2.17}
 SYMBOLS = {
     6: "C I", 11: "Na I", 12: "Mg I", 13: "Al I", 14: "Si I", 16: "S I", 19: "K I", 20: "Ca I", 21: "Sc I", 22: "Ti I",
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def strongest_lines(emulator: SpectrumEmulator, number: int, known: list[float]) -> list[str]:
-    """Rows of the table for the deepest minima that are not near a line that is known already."""
+    """Rows of the table for the deepest minima that are not near a known line."""
     wavelength, _ = emulator.synthesize(**STARS[0])
     width = float(np.median(np.diff(wavelength)))
     if emulator.config.resolving_power:

@@ -1,24 +1,24 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Write the card of a checkpoint from its weights, its recipe and its evaluations, so that no figure is typed by hand.
+Write the card of a checkpoint from its weights, its recipe and its evaluations, without figures typed by hand.
 
     python scripts/generate/make_model_card.py CHECKPOINT RECIPE.yaml EVALUATION.json [EVALUATION.json ...]
-    python scripts/generate/make_model_card.py CHECKPOINT    # again, with what the first command left in the folder
+    python scripts/generate/make_model_card.py CHECKPOINT    # again, with the files that the first command wrote
 
-It goes to CHECKPOINT/README.md, with .eval_results, recipe.yaml and evaluation.json beside it: what `spectrafm push`
-asks for. An evaluation is what `scripts/paper/evaluate.py --output` writes; the first is the most important, and one of
-other models on the same stars adds their rows. The bundled card, of which model_cards/spectrafm-base.md is a copy, was
-made in model_cards/evaluations by
+It writes CHECKPOINT/README.md, .eval_results, recipe.yaml and evaluation.json, which `spectrafm push` needs.
+Evaluations are written by `scripts/paper/evaluate.py --output`; the first one is the main table, and one of other
+models on the same stars adds their rows. The bundled card, of which model_cards/spectrafm-base.md is a copy, was made
+in model_cards/evaluations by
 
     python ../../scripts/generate/make_model_card.py ../../src/spectrafm_hf/resources/checkpoints/spectrafm-base \
         ../../scripts/recipes/base.yaml spectrafm-base.json
 
-An evaluation says of which weights and which settings it is (`spectrafm_hf.hub.cards.checksums`). Settings that had no
-part in any answer have gone since; `settings_sha256` of the bundled evaluations is that of the settings that are left.
+An evaluation has checksums of weights and settings (`spectrafm_hf.hub.cards.checksums`). Some settings without an
+effect on predictions were removed later; `settings_sha256` of the bundled evaluations is that of the remaining ones.
 
-What a person adds stands between `<!-- free text: NAME -->` and `<!-- end of free text -->`, and stays when the card is
-written again; of a bundled checkpoint, edit either copy (of two that differ the younger counts) and run the command. It
-warns where that text was written for other weights.
+Text between `<!-- free text: NAME -->` and `<!-- end of free text -->` is kept when the card is written again. For a
+bundled checkpoint, edit either copy (the newer one wins) and run the command. It warns if the text was written for
+other weights.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CARDS = ROOT / "model_cards"
 
 
 def bring_together(card: Path, copy: Path) -> None:
-    """Give `card` the free texts of both; of two that differ, that of the younger file."""
+    """Give `card` the free texts of both; of two that differ, that of the newer file."""
     if not copy.exists():
         return
     text = copy.read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("recipe", type=Path, nargs="?")
     parser.add_argument("evaluations", type=Path, nargs="*")
-    parser.add_argument("--license", metavar="ID", help="of the weights [what the card states already]")
+    parser.add_argument("--license", metavar="ID", help="licence of the weights [default: that in the card]")
     arguments = parser.parse_args()
     card = arguments.checkpoint.resolve() / "README.md"
     copy = CARDS / f"{card.parent.name}.md" if card.parent.parent == BUNDLED else None

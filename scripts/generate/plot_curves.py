@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Draw the loss and the validation figures of one or several runs, one after the other.
+Plot the loss and the validation figures of one or several consecutive runs.
 
     python scripts/generate/plot_curves.py OUTPUT.png CURVES.csv [CURVES.csv ...]
 
-CURVES.csv is what training writes beside its checkpoint: `curves.csv` of a run, `scripts/recipes/*.curves.csv`.
+CURVES.csv is written by a training: `curves.csv` in the folder of a run, or `scripts/recipes/*.curves.csv`.
 """
 
 import csv
@@ -38,7 +38,7 @@ def read_curves(paths: list[Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def plot(path: Path, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """The loss at the top, then the scatter of each validation figure over its last one."""
+    """The loss at the top; below, the scatter of each validation figure over its final value."""
     figure = Figure(figsize=(9, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     for name, (steps, values) in curves.items():

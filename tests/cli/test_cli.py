@@ -1,4 +1,4 @@
-"""The command line as people use it, on real files."""
+"""The command line on real files."""
 
 import csv
 import io
@@ -149,7 +149,7 @@ def test_the_same_star_gives_the_same_labels_from_parquet_csv_and_fits(run, tmp_
     np.testing.assert_allclose(results[1:], [results[0]] * 2, rtol=1e-5)
 
 
-def test_flags_say_what_lies_outside_the_training_range_and_what_cannot_be_used(run, tmp_path, checkpoint):
+def test_flags_name_stars_outside_the_training_range_and_unusable_ones(run, tmp_path, checkpoint):
     rows = pq.read_table(DEMO_STARS).slice(0, 3).to_pylist()
     rows[1]["mask"] = [True] * 343
     rows[2] = {**rows[2], **{name: rows[2][name][:100] for name in ("wavelength", "flux", "flux_error", "mask")}}
@@ -219,8 +219,8 @@ def test_names_of_the_first_stars_only_are_remembered(run, tmp_path, monkeypatch
     monkeypatch.setattr("spectrafm_cli.summary.OVERVIEW_STARS", 64)
     assert "came before" not in run("predict", DEMO_STARS, DEMO_STARS, "--batch-size", 64)[1]
     monkeypatch.setattr("spectrafm_cli.summary.OVERVIEW_STARS", 67)
-    told = run("predict", DEMO_STARS, DEMO_STARS, "--batch-size", 64)[1]
-    assert "rows whose object_id came before: 3, of the first 67 (rows" in told
+    summary = run("predict", DEMO_STARS, DEMO_STARS, "--batch-size", 64)[1]
+    assert "rows whose object_id came before: 3, of the first 67 (rows" in summary
 
 
 def test_a_file_whose_every_star_fails_is_flagged_among_others_and_an_error_alone(run, tmp_path):
@@ -245,7 +245,7 @@ def test_a_file_whose_every_star_fails_is_flagged_among_others_and_an_error_alon
     assert not list(tmp_path.glob("*labels*"))
 
 
-def test_a_wavelength_in_another_unit_is_refused_until_the_unit_is_given(run, tmp_path):
+def test_a_wavelength_in_another_unit_is_refused_until_the_unit_is_stated(run, tmp_path):
     # Not the grid of the Gaia archive, which is known by itself.
     lines = [f"{w},1.{w % 7},0.1" for w in range(337, 1020, 2)]
     (tmp_path / "nm.csv").write_text("\n".join(["wavelength,flux,flux_error", *lines]))
@@ -288,7 +288,7 @@ def test_demo_compares_with_apogee_and_draws_a_picture(run, tmp_path):
     assert [path.name for path in (tmp_path / "new folder").iterdir()] == ["spectrafm-demo.png"]
 
 
-def test_data_says_in_one_line_what_is_wrong_with_the_source(run, tmp_path):
+def test_data_reports_a_bad_source_in_one_line(run, tmp_path):
     (tmp_path / "other.whl").write_bytes(b"no archive")
     code, _, errors = run("data", "gaia-xp", "--out", tmp_path / "set", "--source", tmp_path / "other.whl")
     assert code == 2
@@ -315,7 +315,7 @@ def test_only_the_first_of_many_failures_are_printed_and_all_are_kept(run, tmp_p
     assert (tmp_path / "here" / "failed.csv").read_text() == "my notes"
 
 
-def test_each_kind_of_a_folder_of_bad_files_is_told_with_its_number(run, tmp_path):
+def test_bad_files_of_a_folder_are_counted_by_kind(run, tmp_path):
     (tmp_path / "bad").mkdir()
     for number in range(7):
         (tmp_path / "bad" / f"{number}.csv").write_text("a,b\n1,2\n3,4\n")

@@ -1,4 +1,4 @@
-"""`spectrafm explain`, `embed` and `similar` as people use them, with the bundled model on real stars."""
+"""`spectrafm explain`, `embed` and `similar` with the bundled model on real stars."""
 
 import csv
 import re
@@ -88,7 +88,7 @@ def test_a_star_without_pixels_is_listed_and_the_others_explained(run, few, tmp_
         (["--labels", "teff", "mg_fe"], "no answer from this spectrum: mg_fe"),
     ],
 )
-def test_what_is_not_there_is_one_line_and_writes_nothing(run, tmp_path, arguments, message):
+def test_missing_input_is_one_line_and_writes_nothing(run, tmp_path, arguments, message):
     code, _, errors = run("explain", DEMO_STARS, "--output", "why", *arguments)
     assert code == 2
     assert message in errors
@@ -133,7 +133,7 @@ def test_a_comma_in_an_identifier_makes_no_column(run, tmp_path):
     assert all(None not in row for row in near)
 
 
-def test_similar_goes_on_without_a_star_that_cannot_be_used(run, few):
+def test_similar_skips_unusable_stars(run, few):
     code, printed, errors = run("similar", few, "--to", DEMO_STARS, "-n", 1)
     assert code == 1
     assert "no valid pixel" in errors

@@ -1,4 +1,4 @@
-"""`spectrafm predict`, `plot` and `data from-files` on real files of every kind that can be had here."""
+"""`spectrafm predict`, `plot` and `data from-files` on real files of all available kinds."""
 
 import re
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_predict_plot_and_from_files_run_on(inputs, kind, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("inputs", ["apVisit"], indirect=True)
-def test_a_velocity_brings_a_visit_to_rest(inputs, tmp_path, monkeypatch, capsys):
+def test_a_visit_is_shifted_to_rest_by_its_velocity(inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["predict", str(inputs[0]), "--radial-velocity", "10"]) == 0
     assert "not_at_rest" not in capsys.readouterr().out
@@ -120,7 +120,7 @@ def test_formats_states_air_or_vacuum_rest_frame_and_flux_of_each(capsys):
     assert "flux in 1e-17 erg s-1 cm-2 Angstrom-1; normalised by: none" in printed
 
 
-def test_plot_draws_the_star_and_the_range_that_are_asked_for(tmp_path, monkeypatch, capsys):
+def test_plot_draws_the_selected_star_and_range(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     second = pq.read_table(DEMO_STARS)["object_id"][1].as_py()
     assert main(["plot", str(DEMO_STARS), "--object-id", second, "--range", "6000", "7000"]) == 0

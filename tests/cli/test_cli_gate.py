@@ -1,4 +1,4 @@
-"""The command line and the gate: mixed folders, reasons in the table, options that settle what files do not state."""
+"""The command line and the gate: mixed folders, reasons in the table, options for missing statements of files."""
 
 import csv
 
@@ -37,7 +37,7 @@ def write_h_band(path, **cards):
     hdu.writeto(path)
 
 
-def test_each_spectrum_of_a_mixed_folder_is_asked_for_what_it_tells(tmp_path, monkeypatch, capsys):
+def test_a_mixed_folder_is_predicted_with_the_labels_of_each_spectrum(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     write_h_band(tmp_path / "in" / "b.fits")
@@ -55,7 +55,7 @@ def test_each_spectrum_of_a_mixed_folder_is_asked_for_what_it_tells(tmp_path, mo
     assert "c.fits: c: object_class: expected a star, got GALAXY" in errors
 
 
-def test_options_settle_what_a_file_does_not_state(tmp_path, tiny_base, capsys):
+def test_options_replace_missing_statements_of_a_file(tmp_path, tiny_base, capsys):
     write_h_band(tmp_path / "a.fits")
     for options, expected in (
         ([], "medium_unstated;frame_unstated"),
@@ -78,7 +78,7 @@ def test_columns_are_named_as_the_message_shows_it(tmp_path, tiny_base, capsys):
     assert "--columns: expected ROLE=NAME" in capsys.readouterr().err
 
 
-def test_what_is_there_is_not_overwritten(tmp_path, tiny_base, capsys):
+def test_existing_files_are_not_overwritten(tmp_path, tiny_base, capsys):
     (tmp_path / "labels.csv").write_text("mine")
     (tmp_path / "failed.csv").write_text("mine too")
     write_h_band(tmp_path / "a.fits")
@@ -115,13 +115,13 @@ def test_a_velocity_column_that_a_file_cannot_have_is_refused(tmp_path, capsys):
     assert "radial_velocity_column: expected a table with rv, got a file of the format fits-image" in error
 
 
-def test_the_resolving_power_of_what_is_read_is_an_option_of_every_verb(tmp_path, monkeypatch, capsys):
+def test_the_resolving_power_of_the_input_is_an_option_of_every_verb(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_h_band(tmp_path / "a.fits")
-    asked = []
+    powers = []
 
     def read(files, **how):
-        asked.append(how["resolving_power"])
+        powers.append(how["resolving_power"])
         raise ValueError("enough")
 
     monkeypatch.setattr("spectrafm_hf.data.readers.read_spectra", read)
@@ -134,6 +134,6 @@ def test_the_resolving_power_of_what_is_read_is_an_option_of_every_verb(tmp_path
     ):
         option = "--input-resolving-power" if verb == "spectrum" else "--resolving-power"
         assert main([verb, "a.fits", option, "1800", *options]) == 2
-    assert asked == [1800.0] * len(asked) and len(asked) >= 5
+    assert powers == [1800.0] * len(powers) and len(powers) >= 5
     with pytest.raises(SystemExit):
         main(["predict", "a.fits", "--resolving-power", "sharp"])

@@ -15,8 +15,8 @@ LABELS = "teff=4800,logg=2.5,fe_h=-0.2"
 
 def test_labels_give_a_spectrum_and_a_picture(tmp_path, capsys):
     table, picture = tmp_path / "giant.csv", tmp_path / "giant.png"
-    given = ["--labels", LABELS, "--errors", "teff=50", "--wavelength", "15200:15400:0.5"]
-    assert spectrafm_cli.main(["spectrum", *given, "--output", str(table), "--plot", str(picture)]) == 0
+    options = ["--labels", LABELS, "--errors", "teff=50", "--wavelength", "15200:15400:0.5"]
+    assert spectrafm_cli.main(["spectrum", *options, "--output", str(table), "--plot", str(picture)]) == 0
     wavelength, flux, error = np.loadtxt(table, delimiter=",", skiprows=1, unpack=True)
     np.testing.assert_allclose(wavelength, np.arange(15200, 15400.1, 0.5))
     assert 0.5 < flux.min() < 0.9

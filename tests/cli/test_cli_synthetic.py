@@ -1,4 +1,4 @@
-"""`spectrafm data synthetic` as people use it."""
+"""`spectrafm data synthetic`."""
 
 import pyarrow.parquet as pq
 import pytest

@@ -1,4 +1,4 @@
-"""APOGEE DR17 from a small mirror of the archive: served on localhost with its faults, and as a folder."""
+"""APOGEE DR17 from a small mirror of the archive: served on localhost with faults, and as a folder."""
 
 import contextlib
 import http.server
@@ -111,17 +111,17 @@ def cache(tmp_path, monkeypatch) -> Path:
 @contextlib.contextmanager
 def archive(root: Path, *, failures: int = 0, cut_off: str = "", status: int = 503) -> Iterator[tuple[str, Counter]]:
     """A server of `root`; each file fails so many times before it comes, one breaks off in the middle at first."""
-    asked: Counter[str] = Counter()
+    requests: Counter[str] = Counter()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments):
             super().__init__(*arguments, directory=str(root))
 
         def do_GET(self):
-            asked[self.path] += 1
-            if asked[self.path] <= failures:
+            requests[self.path] += 1
+            if requests[self.path] <= failures:
                 self.send_error(status)
-            elif cut_off and cut_off in self.path and asked[self.path] == failures + 1:
+            elif cut_off and cut_off in self.path and requests[self.path] == failures + 1:
                 content = Path(self.translate_path(self.path)).read_bytes()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))
@@ -137,7 +137,7 @@ def archive(root: Path, *, failures: int = 0, cut_off: str = "", status: int = 5
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requests
     finally:
         server.shutdown()
         thread.join()
@@ -156,7 +156,7 @@ def rows_of(folder: Path) -> dict[str, dict]:
 
 
 def test_the_data_set_holds_the_chosen_stars_of_the_archive_with_their_labels(mirror, tmp_path):
-    with archive(mirror) as (address, asked):
+    with archive(mirror) as (address, requests):
         out = build_apogee_dr17(tmp_path / "out", source=address, shard_rows=4)
     loaded, streamed = load(out, tmp_path / "hf"), load(out, tmp_path / "hf", streaming=True)
     assert {split: len(loaded[split]) for split in loaded} == {"train": 9, "test": 3}
@@ -181,7 +181,7 @@ def test_the_data_set_holds_the_chosen_stars_of_the_archive_with_their_labels(mi
             assert np.isnan(row["k"]), "99.99 stands for no magnitude"
     assert sorted(rows_of(out)) == [f"2M{i:08d}+1234567" for i in range(GOOD)]
     assert rows_of(out)["2M00000000+1234567"]["field"] == "000+02", "the better of two spectra"
-    assert max(asked.values()) == 1
+    assert max(requests.values()) == 1
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real files of APOGEE beside the checkout")
@@ -218,17 +218,15 @@ def test_a_server_that_fails_twice_and_breaks_off_once_gives_the_same_files_in_t
     small = {"n": 2, "seed": 1}
     whole = build_apogee_dr17(tmp_path / "whole", source=mirror, **small)
     name = next(iter(rows_of(whole)))
-    with archive(mirror, failures=2, cut_off=name) as (address, asked):
+    with archive(mirror, failures=2, cut_off=name) as (address, requests):
         out = build_apogee_dr17(tmp_path / "out", source=address, **small)
-    assert sorted(asked.values()) == [3, 3, 4]
+    assert sorted(requests.values()) == [3, 3, 4]
     assert [path.read_bytes() for path in sorted((out / "data").iterdir())] == [
         path.read_bytes() for path in sorted((whole / "data").iterdir())
     ]
 
 
-def test_a_server_that_goes_on_failing_stops_the_build_which_goes_on_when_it_is_back(
-    mirror, tmp_path, cache, monkeypatch
-):
+def test_a_failing_server_stops_the_build_which_resumes_later(mirror, tmp_path, cache, monkeypatch):
     monkeypatch.setattr(apogee, "RETRIES", 0)
     with archive(mirror) as (address, _):
         build_apogee_dr17(tmp_path / "n", source=address, n=4)  # the catalogue and some stars are in the cache
@@ -239,14 +237,14 @@ def test_a_server_that_goes_on_failing_stops_the_build_which_goes_on_when_it_is_
     ):
         build_apogee_dr17(tmp_path / "out", source=address, shard_rows=3)
     assert not (tmp_path / "out").exists()
-    with archive(mirror) as (address, asked):
+    with archive(mirror) as (address, requests):
         out = build_apogee_dr17(tmp_path / "out", source=address, shard_rows=3)
     assert len(rows_of(out)) == GOOD
-    assert len(asked) == GOOD - 4, "what is in the cache is not asked for again"
+    assert len(requests) == GOOD - 4, "what is in the cache is not asked for again"
     assert len(cached) == 5
 
 
-def test_a_killed_build_goes_on_after_its_last_whole_file(mirror, tmp_path, monkeypatch):
+def test_a_killed_build_resumes_after_its_last_complete_file(mirror, tmp_path, monkeypatch):
     calls = []
 
     def write_and_fail(path, tables, features):
@@ -273,12 +271,12 @@ def test_a_star_that_the_archive_lacks_or_cannot_be_read_is_left_out_and_counted
     first, second = sorted(damaged.rglob("aspcapStar-dr17-2M0000000[12]*"))
     first.unlink()
     second.write_bytes(second.read_bytes()[:30_000])
-    with archive(damaged) as (address, asked), caplog.at_level(logging.WARNING):
+    with archive(damaged) as (address, requests), caplog.at_level(logging.WARNING):
         out = build_apogee_dr17(tmp_path / "out", source=address)
     assert len(rows_of(out)) == GOOD - 2
     assert f"left out: {tmp_path}" in caplog.text
     assert "2 stars were left out" in (out / "README.md").read_text()
-    assert max(asked.values()) == 1, "what is not there is not asked for again"
+    assert max(requests.values()) == 1, "what is not there is not asked for again"
 
 
 def test_synthetic_spectra_are_the_best_fits_of_the_same_stars_in_the_same_splits(mirror, tmp_path):

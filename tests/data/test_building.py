@@ -1,4 +1,4 @@
-"""Writing data sets: whole or not there, in constant memory, with a card, and loaded back as they were written."""
+"""Writing data sets: atomically, in constant memory, with a card, and loaded back unchanged."""
 
 import logging
 import signal
@@ -62,7 +62,7 @@ def load(folder: Path, cache: Path, **options):
     return datasets.load_dataset(str(folder), cache_dir=str(cache), **options)
 
 
-def test_what_is_loaded_and_streamed_equals_what_was_written(tmp_path):
+def test_loaded_and_streamed_rows_equal_the_written_ones(tmp_path):
     written = {"train": stars(25), "test": stars(7, 25)}
     out = write(tmp_path / "out", written.items(), shard_rows=10)
     loaded, streamed = load(out, tmp_path / "cache"), load(out, tmp_path / "cache", streaming=True)
@@ -136,7 +136,7 @@ def test_a_table_that_breaks_the_schema_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_null_among_the_pixels_is_refused_as_files_hold_none(tmp_path):
+def test_a_null_among_the_pixels_is_refused(tmp_path):
     for position, name in enumerate(("wavelength", "flux", "flux_error", "mask"), start=2):
         lists = stars(2)[name].to_pylist()
         lists[1][3] = None
@@ -146,7 +146,7 @@ def test_a_null_among_the_pixels_is_refused_as_files_hold_none(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stream_that_fails_after_whole_shards_leaves_nothing_that_the_next_run_would_take(tmp_path):
+def test_a_failed_stream_leaves_no_shards_for_the_next_run(tmp_path):
     def failing():
         yield "train", stars(25)
         raise OSError("the disk is gone")
@@ -204,7 +204,7 @@ def test_a_folder_with_other_files_is_never_touched(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_failed_run_that_finished_shards_is_gone_on_from_and_one_of_other_settings_is_not(tmp_path):
+def test_a_failed_run_is_resumed_only_with_the_same_settings(tmp_path):
     def fill(folder: Path) -> None:
         seen.append(sorted(path.name for path in (folder / "data").iterdir()))
         for number in range(2):
@@ -240,7 +240,7 @@ def test_a_file_appears_when_it_is_complete(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_card_tells_what_the_files_hold_and_what_the_builder_knows(tmp_path):
+def test_the_card_describes_the_files_and_their_source(tmp_path):
     out = write(tmp_path / "out", [("train", stars(3)), ("test", stars(2, 3))])
     card = DatasetCard.load(out / "README.md")
     assert card.data.pretty_name == "Stars of a test"

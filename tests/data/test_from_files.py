@@ -1,4 +1,4 @@
-"""Data sets of anybody's files: what they hold, how they are split, what they are labelled with."""
+"""Data sets from user files: columns, splits and labels."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_the_split_of_a_star_depends_on_its_name_alone():
     assert abs(splits.count("validation") - 1000) < 100
 
 
-def test_labels_are_joined_with_their_errors_and_scalars_and_what_matches_nothing_is_told(tmp_path, files):
+def test_labels_are_joined_with_errors_and_scalars_and_unmatched_stars_are_reported(tmp_path, files):
     (tmp_path / "labels.csv").write_text(
         "ID,Teff,e_Teff,fe_h,J,remark,split\n"
         "star-0,5000,50,-1,10.5,x,test\nstar-1,,,,,,\nstar-1,1,1,1,1,,train\nstar-9,1,1,1,1,,train\nstar-3,4000,40,0,11,,validation\n"
@@ -123,7 +123,7 @@ def test_spectra_that_the_schema_cannot_hold_fail_alone(tmp_path, stars):
         build_from_files([tmp_path / "stars.parquet"], tmp_path / "other")
 
 
-def test_scalars_that_the_files_tell_are_kept(tmp_path):
+def test_scalars_of_the_files_are_kept(tmp_path):
     wavelength = np.arange(336, 1021, 2)
     flux = 1e-17 * (2 + np.sin(wavelength / 50))
     lines = "\n".join(f"{w},{f},1e-19" for w, f in zip(wavelength, flux, strict=True))
@@ -133,7 +133,7 @@ def test_scalars_that_the_files_tell_are_kept(tmp_path):
     np.testing.assert_allclose(np.array(row["flux"]) * row["medflux"], flux, rtol=1e-5)
 
 
-def test_labels_that_a_data_set_brings_are_kept_and_those_of_the_person_go_first(tmp_path, files):
+def test_labels_of_the_user_take_precedence_over_those_of_the_data_set(tmp_path, files):
     table = pq.read_table(files[0])
     n = len(table)
     for name, value in {"teff": 4500.0, "teff_err": 50.0, "mg_fe": 0.1, "mg_fe_err": 0.02}.items():

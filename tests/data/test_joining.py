@@ -1,4 +1,4 @@
-"""Tables of labels: what is read of them, which of their rows belongs to which spectrum, and how stars are split."""
+"""Tables of labels: reading, matching with spectra, and splits."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from spectrafm_hf.data.joining import join, read_label_table, split_stars
 
 
-def test_units_stand_in_headings_and_capitals_stay(tmp_path):
+def test_units_are_read_from_headings_and_capitals_are_kept(tmp_path):
     (tmp_path / "a.csv").write_text(
         "object_id,[Fe/H],age [Gyr],age_err,ra\nx,-0.1,4,0.2,10\ny,0.1,5,-1,11\nz,0.2,-9999,1,12\n"
     )

@@ -132,7 +132,7 @@ def test_tables_of_labels_are_the_same_from_all_formats(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "ecsv", "parquet"])
-def test_a_unit_in_a_heading_is_kept_beside_the_name(tmp_path, suffix):
+def test_a_unit_in_a_heading_is_separated_from_the_name(tmp_path, suffix):
     headings = [
         "ID",
         "vsini[km/s]",
@@ -180,7 +180,7 @@ def test_bad_tables_of_labels_are_one_clear_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_the_join_finds_rows_and_reports_what_matches_nothing_or_twice():
+def test_the_join_finds_rows_and_reports_unmatched_and_repeated_ones():
     labels = pa.table({"APOGEE_ID".lower(): ["a", " b ", "c", "b", None, "ü"], "teff": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
     joined = join_labels(["b", "x", "ü", "b"], labels)
     assert joined.index.tolist() == [1, -1, 5, 1]
@@ -189,10 +189,10 @@ def test_the_join_finds_rows_and_reports_what_matches_nothing_or_twice():
     assert joined.duplicates == ["b"]
 
 
-@pytest.mark.parametrize("given", [[GAIA_ID], [str(GAIA_ID)], [f"Gaia DR3 {GAIA_ID}"], [np.int64(GAIA_ID)]])
+@pytest.mark.parametrize("stated", [[GAIA_ID], [str(GAIA_ID)], [f"Gaia DR3 {GAIA_ID}"], [np.int64(GAIA_ID)]])
 @pytest.mark.parametrize("kept", [[GAIA_ID], [str(GAIA_ID)], [f"Gaia EDR3 {GAIA_ID}"]])
-def test_gaia_identifiers_match_as_numbers_and_texts(given, kept):
-    assert join_labels(given, pa.table({"source_id": kept})).index.tolist() == [0]
+def test_gaia_identifiers_match_as_numbers_and_texts(stated, kept):
+    assert join_labels(stated, pa.table({"source_id": kept})).index.tolist() == [0]
 
 
 def test_identifiers_that_lost_their_digits_and_missing_columns_are_refused():
@@ -234,7 +234,7 @@ def test_the_unit_of_a_heading_counts_in_the_same_way(tmp_path):
     assert heading_units(table)["age"] == "Gyr" and heading_units(table)["teff"] == "K"
 
 
-def test_an_error_in_a_unit_that_is_none_of_the_label_is_refused(tmp_path):
+def test_a_label_error_in_a_wrong_unit_is_refused(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("object_id,age [Gyr],e_age [km/s]\na,4.5,1\n")
     with pytest.raises(ValueError, match=r"labels.csv: age_err: expected an error in the unit of age, Gyr, got km/s"):

@@ -1,4 +1,4 @@
-"""The MILES data set, from a package made small and from the real one."""
+"""The MILES data set, from a small package and from the real one."""
 
 import io
 import zipfile

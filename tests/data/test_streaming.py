@@ -1,4 +1,4 @@
-"""A streamed training set: which star a draw is depends on nothing but its number, and each shard has one reader."""
+"""A streamed training set: the star of a draw depends only on its number, and each shard has one reader."""
 
 import json
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_processes_share_the_batches_of_one_and_each_shard_is_read_by_one_of_the
         assert len(set().union(*read)) == 8
 
 
-def test_a_run_that_goes_on_finds_the_stars_that_it_would_have_seen(open_stars):
+def test_a_resumed_run_continues_with_the_same_stars(open_stars):
     whole = open_stars(30, 30, 30, batch_size=10)
     seen = names(whole, range(180))
     assert names(open_stars(batch_size=10), range(130, 180)) == seen[130:]
@@ -105,7 +105,7 @@ def test_a_run_that_goes_on_finds_the_stars_that_it_would_have_seen(open_stars):
     assert names(whole, range(40, 50)) == seen[40:50]
 
 
-def test_of_shards_of_different_lengths_none_is_left_out_and_all_epochs_are_as_long(open_stars):
+def test_shards_of_different_lengths_are_all_used_and_epochs_have_one_length(open_stars):
     stars = open_stars(40, 10, 20, CHUNK + 8, 1, batch_size=60)  # four lanes
     assert len(stars) == (40 + 10 + 20 + CHUNK + 8 + 1) // 60 * 60
     drawn = [names(stars, range(epoch * len(stars), (epoch + 1) * len(stars))) for epoch in range(3)]
@@ -113,7 +113,7 @@ def test_of_shards_of_different_lengths_none_is_left_out_and_all_epochs_are_as_l
     assert drawn[0] == names(open_stars(batch_size=60), range(len(stars)))
 
 
-def test_as_many_stars_as_are_asked_for_make_an_epoch(open_stars):
+def test_an_epoch_has_the_requested_number_of_stars(open_stars):
     assert len(open_stars(50, 50, batch_size=8, n_stars=30)) == 24
 
 
@@ -126,7 +126,7 @@ def test_fewer_stars_than_a_batch_has_are_refused(open_stars):
         open_stars(5, 4, batch_size=10)
 
 
-def test_what_is_no_streamed_data_set_is_refused(tmp_path):
+def test_data_sets_that_are_not_streamed_are_refused(tmp_path):
     write(tmp_path, 5)
     recipe = Recipe(data=str(tmp_path), streaming=True)
     with pytest.raises(ValueError, match=r"expected Parquet files of \['validation'\], got some of \['train'\]"):

@@ -1,4 +1,4 @@
-"""The arrays of the paper, made small, become a data set."""
+"""A data set from small copies of the arrays of the paper."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def source(tmp_path) -> Path:
     return folder
 
 
-def test_the_data_set_holds_what_the_arrays_hold(source, tmp_path):
+def test_the_data_set_has_the_values_of_the_arrays(source, tmp_path):
     out = build_original_zenodo(tmp_path / "out", source, shard_rows=10)
     loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
     streamed = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"), streaming=True)
@@ -89,7 +89,7 @@ def test_an_array_with_a_program_in_it_is_refused_and_the_program_does_not_run(s
     assert not (tmp_path / "exploded").exists()
 
 
-def test_what_is_missing_or_does_not_fit_is_named(source, tmp_path):
+def test_missing_and_wrong_columns_are_named(source, tmp_path):
     def refused(message: str) -> None:
         with pytest.raises(ValueError, match=message):
             build_original_zenodo(tmp_path / "out", source)

@@ -1,4 +1,4 @@
-"""What the tests of faults have seen, for `scripts/checks/fault_table.py`: a line of JSON for each fault."""
+"""Records tested faults as lines of JSON, for `scripts/checks/fault_table.py`."""
 
 import contextlib
 import json

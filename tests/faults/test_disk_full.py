@@ -1,4 +1,4 @@
-"""A disk that is full (a real one, of a megabyte or less): one line, nothing half under its name, and on from there."""
+"""A full disk (a real one, of at most a megabyte): one line, no incomplete file, and runs resume."""
 
 import subprocess
 from pathlib import Path
@@ -45,7 +45,7 @@ def visible(folder: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_predictions_and_data_sets_go_on_when_there_is_space(forked, tmp_path, disk):
+def test_predictions_and_data_sets_resume_when_there_is_space(forked, tmp_path, disk):
     survey = build(tmp_path / "survey", train=100)
     save_checkpoint(make_tiny_model(), SpectraFMTokenizer(), tmp_path / "tiny")
     predict = ["spectrafm", "predict", survey, "--model", tmp_path / "tiny", "--output"]
@@ -71,7 +71,7 @@ def test_predictions_and_data_sets_go_on_when_there_is_space(forked, tmp_path, d
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_from_the_last_checkpoint_that_is_whole(forked, tmp_path, disk):
+def test_a_training_resumes_from_the_last_complete_checkpoint(forked, tmp_path, disk):
     (tmp_path / "data").mkdir()
     for split in ("train", "validation"):
         make_stars(64, 1).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")

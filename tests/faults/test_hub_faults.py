@@ -1,4 +1,4 @@
-"""A hub that answers 500, stalls, or cuts what it sends, and a damaged cache: right in the end, or one line."""
+"""A hub that returns 500, stalls or truncates files, and a damaged cache: a retry works, or an error of one line."""
 
 import re
 import time
@@ -53,7 +53,7 @@ def one_line(capsys, verb: str, *mentioned: str) -> None:
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("what", FAULTS)
 @pytest.mark.parametrize("times", [1, float("inf")])
-def test_a_checkpoint_is_pulled_whole_or_not_at_all(hub, tiny, impatient, tmp_path, capsys, what, times, file):  # noqa: F811
+def test_a_checkpoint_is_pulled_completely_or_not_at_all(hub, tiny, impatient, tmp_path, capsys, what, times, file):  # noqa: F811
     often = "once" if times == 1 else "always"
     lost = "nothing" if times == 1 else "nothing; one line, the next run loads it"
     with tried(f"the hub {FAULTS[what]} ({often}): a checkpoint", lost, 1):
@@ -116,16 +116,16 @@ def test_a_damaged_file_in_the_cache_of_the_hub_is_fetched_again(hub, tiny, tmp_
         assert is_right("somebody/tiny") and len(hub.downloads()) == before, "and only then"
 
 
-@pytest.mark.parametrize(("what", "asked"), [*((what, SHARD) for what in FAULTS), ("500", "GET /api/datasets")])
-def test_a_survey_on_the_hub_loses_no_shard_for_good(hub, tiny, impatient, tmp_path, capsys, what, asked):  # noqa: F811
+@pytest.mark.parametrize(("what", "pattern"), [*((what, SHARD) for what in FAULTS), ("500", "GET /api/datasets")])
+def test_a_survey_on_the_hub_recovers_every_shard(hub, tiny, impatient, tmp_path, capsys, what, pattern):  # noqa: F811
     with tried(f"the hub {FAULTS[what]} (always): a survey", "nothing; the next run predicts the shard", 1):
         survey = build(tmp_path / "survey", train=30)
         hub.commit("datasets/somebody/survey", survey)
-        hub.fail(asked, what)
+        hub.fail(pattern, what)
         command = ["predict", "hf://datasets/somebody/survey", "--model", str(tiny), "--output"]
         command.append(str(tmp_path / "labels"))
         code = spectrafm_cli.main(command)
-        if "resolve" in asked:
+        if "resolve" in pattern:
             assert code == 1 and "2 of 3 shards" in capsys.readouterr().out
             assert len(pq.read_table(tmp_path / "labels")) == 20
         else:
@@ -137,11 +137,11 @@ def test_a_survey_on_the_hub_loses_no_shard_for_good(hub, tiny, impatient, tmp_p
 
 
 @pytest.mark.parametrize(
-    "asked", ["POST /api/repos/create", pytest.param("PUT /lfs", marks=pytest.mark.slow), "POST .*/commit/"]
+    "pattern", ["POST /api/repos/create", pytest.param("PUT /lfs", marks=pytest.mark.slow), "POST .*/commit/"]
 )
-def test_a_push_is_one_commit_or_none(hub, checkpoint, impatient, capsys, asked):  # noqa: F811
+def test_a_push_is_one_commit_or_none(hub, checkpoint, impatient, capsys, pattern):  # noqa: F811
     with tried("the hub answers 500 (always): a push", "nothing: no commit, the next push makes it", 1):
-        hub.fail(asked, "500")
+        hub.fail(pattern, "500")
         assert spectrafm_cli.main(["push", str(checkpoint), "somebody/pushed"]) == 2
         one_line(capsys, "push", "somebody/pushed", "/lfs/", "/api/repos/create", "model.safetensors")
         repository = hub.repositories.get("somebody/pushed")

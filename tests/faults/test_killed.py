@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, again and again: whoever begins anew gets what an undisturbed run would have made."""
+"""SIGKILL at random moments: a resumed run ends like an uninterrupted one."""
 
 import csv
 import random
@@ -83,7 +83,7 @@ SYNTHETIC = ["synthetic", "--instrument", "gaia-xp", "--n", 200, "--shard-rows",
 
 
 @pytest.mark.parametrize(("builder", "kills"), [(FROM_FILES, 4), pytest.param(SYNTHETIC, 20, marks=pytest.mark.slow)])
-def test_a_data_set_whose_building_is_killed_is_whole_or_not_there(forked, tmp_path, builder, kills):
+def test_a_killed_build_leaves_a_complete_data_set_or_none(forked, tmp_path, builder, kills):
     build(tmp_path / "survey", train=200)
     arguments = ["data", *builder]
     assert forked.run(tmp_path, "spectrafm", *arguments, "--out", "whole") == 0, (tmp_path / "log").read_text()

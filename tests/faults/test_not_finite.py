@@ -1,4 +1,4 @@
-"""A loss or a gradient that is no number stops the training, and leaves what is needed to see why and to go on."""
+"""A loss or a gradient that is not finite stops the training; the batch and the last checkpoint are saved."""
 
 import runpy
 from pathlib import Path
@@ -48,7 +48,7 @@ def finite(checkpoint) -> bool:
     return all(torch.isfinite(weight).all() for weight in load_file(checkpoint / "model.safetensors").values())
 
 
-def test_a_gradient_that_is_not_finite_is_not_followed_and_the_only_checkpoint_stays_good(tmp_path):
+def test_a_gradient_that_is_not_finite_is_not_applied_and_the_checkpoint_stays_valid(tmp_path):
     class Break(TrainerCallback):
         """The loss of the sixth step is finite, its gradient is not; a checkpoint would be saved after it."""
 

@@ -184,7 +184,7 @@ def with_pickles(path: Path, poison: bytes) -> Path:
     return path
 
 
-def test_pickles_beside_good_spectra_are_left_alone(tmp_path, poison):
+def test_pickles_next_to_good_spectra_are_ignored(tmp_path, poison):
     (row,) = read_spectra([with_pickles(tmp_path / "a.parquet", poison)])
     np.testing.assert_allclose(row["flux"], PIXELS["flux"], rtol=1e-6)
     columns = [fits.Column(name, "D", array=values) for name, values in PIXELS.items()]
@@ -277,7 +277,7 @@ def put_pickles(folder: Path, poison: bytes) -> None:
         (folder / name).write_bytes(poison)
 
 
-def test_pickles_beside_the_weights_are_left_alone(checkpoint, poison):
+def test_pickles_next_to_the_weights_are_ignored(checkpoint, poison):
     put_pickles(checkpoint, poison)
     model, _ = load_checkpoint(checkpoint)
     assert all(a.equal(b) for a, b in zip(model.parameters(), make_tiny_model().parameters(), strict=True))
@@ -334,7 +334,7 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_plain_loop_resumes_without_what_accelerate_would_unpickle(tmp_path, trace, poison, monkeypatch):
+def test_the_plain_loop_resumes_without_the_pickles_of_accelerate(tmp_path, trace, poison, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import train_accelerate
 
@@ -407,7 +407,7 @@ def expected_code(kind: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", bundled_names())
-def test_a_bundled_checkpoint_brings_no_code_nor_says_where_it_would_be(name):
+def test_a_bundled_checkpoint_has_no_code_and_no_reference_to_code(name):
     assert digests(Path(bundled(name))) == {} and (Path(bundled(name)) / "config.json").is_file()
     for file in Path(bundled(name)).glob("*config.json"):
         assert not {"auto_map", "custom_pipelines"} & json.loads(file.read_text()).keys()
@@ -460,14 +460,14 @@ def loads_code(path: Path) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
-            name, given = dotted(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            name, named = dotted(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
             unsafe = (
                 name in ("eval", "exec", "__import__")
                 or name in ("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load")
                 or name.endswith((".read_pickle", ".register_for_checkpointing", ".add_safe_globals"))
-                or (name == "torch.load" and given.get("weights_only") != "True")
-                or given.get("allow_pickle", "False") != "False"
-                or given.get("trust_remote_code", "False") != "False"
+                or (name == "torch.load" and named.get("weights_only") != "True")
+                or named.get("allow_pickle", "False") != "False"
+                or named.get("trust_remote_code", "False") != "False"
             )
             found += [f"{name} in line {node.lineno}"] if unsafe else []
         elif isinstance(node, ast.Attribute) and dotted(node.value) == "pickle":
@@ -488,7 +488,7 @@ def test_no_module_unpickles_or_evaluates_what_a_file_holds():
     assert {name: names for name, names in found.items() if names} == allowed
 
 
-def test_the_search_of_the_source_text_finds_what_it_looks_for(tmp_path):
+def test_the_search_of_the_source_text_works(tmp_path):
     lines = ["eval(x)", "exec(x)", "yaml.load(x)", "torch.load(x)", "torch.load(x, weights_only=False)"]
     lines += ["np.load(x, allow_pickle=True)", "pickle.load(x)", "import joblib", "a.register_for_checkpointing(x)"]
     for line in lines:

@@ -1,4 +1,4 @@
-"""Too large a batch for the memory that there is: real, by a limit on the address space of a process."""
+"""Batches too large for memory, by a limit on the address space of a process."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ SCRIPT = """
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS and /proc")
 @pytest.mark.parametrize(("free", "halved"), [(400, True), pytest.param(4000, False, marks=pytest.mark.slow)])
-def test_a_batch_that_is_too_large_goes_through_in_parts(free, halved, pytestconfig):
+def test_a_batch_that_is_too_large_is_split(free, halved, pytestconfig):
     with tried("batch too large for the memory", "nothing: half of it at a time", int(halved)):
         run = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(SCRIPT), str(free)],

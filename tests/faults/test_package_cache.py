@@ -1,4 +1,4 @@
-"""A file in the cache of package files that was damaged: its hash is checked, it is fetched again."""
+"""A damaged file in the cache of package files: its hash is checked, and it is downloaded again."""
 
 import pytest
 from fault_table import tried

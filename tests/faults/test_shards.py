@@ -1,4 +1,4 @@
-"""A shard that is truncated, deleted or closed: the others are used, or one line names it; mended, all goes on."""
+"""A truncated, deleted or unreadable shard: the others are used, or one line names it; repaired, runs resume."""
 
 import shutil
 from pathlib import Path
@@ -38,7 +38,7 @@ def stars_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("spoil", [truncate, close, Path.unlink])
-def test_a_shard_of_a_survey_that_cannot_be_read_is_told_and_predicted_once_it_can(forked, tmp_path, spoil):
+def test_an_unreadable_shard_is_reported_and_predicted_later(forked, tmp_path, spoil):
     survey = build(tmp_path / "survey", train=50)
     save_checkpoint(make_tiny_model(), SpectraFMTokenizer(), tmp_path / "tiny")
     shard = sorted((survey / "data").iterdir())[2]
@@ -103,7 +103,7 @@ def data(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_truncated_shard_of_training_data_is_told_by_its_name_before_the_training(data, streaming):
+def test_a_truncated_shard_of_training_data_is_named_before_the_training(data, streaming):
     shard = data / "train-00002-of-00004.parquet"
     with tried("shard of training data truncated", "nothing: told before the training", 1):
         truncate(shard)
@@ -113,9 +113,7 @@ def test_a_truncated_shard_of_training_data_is_told_by_its_name_before_the_train
 
 
 @pytest.mark.slow
-def test_a_shard_that_goes_while_it_is_streamed_stops_the_training_which_goes_on_from_its_checkpoint(
-    data, forked, tmp_path
-):
+def test_a_shard_deleted_while_streaming_stops_the_training_which_resumes_from_its_checkpoint(data, forked, tmp_path):
     settings = {"per_device_train_batch_size": 32, "max_steps": 16, "report_to": "none", "save_strategy": "steps",
                 "save_steps": 2, "logging_steps": 1, "disable_tqdm": True, "use_cpu": True}  # fmt: skip
     recipe = {**vars(recipe_from_nothing(data=str(data.parent), streaming=True)), **settings}

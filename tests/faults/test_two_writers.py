@@ -1,4 +1,4 @@
-"""Two processes that write the same output: it is whole and right, or the second is told that there is a first."""
+"""Two processes that write the same output: it is complete and right, or the second process is refused."""
 
 import shutil
 
@@ -33,17 +33,17 @@ def both(two, folder, *command) -> list[int]:
 @pytest.mark.parametrize(
     "output", [pytest.param("labels", marks=pytest.mark.slow), "labels.csv", "labels.parquet", "labels.fits"]
 )
-def test_two_that_predict_the_same_leave_it_whole(two, tmp_path, output):
+def test_two_simultaneous_predictions_leave_a_complete_file(two, tmp_path, output):
     survey = build(tmp_path / "survey", train=200)
     save_checkpoint(make_tiny_model(), SpectraFMTokenizer(), tmp_path / "tiny")
     command = ["spectrafm", "predict", survey, "--model", tmp_path / "tiny", "--output"]
     with tried("two processes predict into the same output", "nothing", 3):
         assert two[0].run(tmp_path, *command, f"one-{output}") == 0
         for _ in range(3):
-            codes, said = both(two, tmp_path, *command, output), (tmp_path / "log").read_text()
+            codes, printed = both(two, tmp_path, *command, output), (tmp_path / "log").read_text()
             # One that begins when the other has ended finds its output, and refuses to replace it.
-            late = sorted(codes) == [0, 2] and "which exists; --overwrite replaces it" in said
-            assert late or codes == [0, 0], said
+            late = sorted(codes) == [0, 2] and "which exists; --overwrite replaces it" in printed
+            assert late or codes == [0, 0], printed
             one, found = tmp_path / f"one-{output}", tmp_path / output
             if found.is_dir():
                 assert pq.read_table(found).equals(pq.read_table(one))
@@ -54,7 +54,7 @@ def test_two_that_predict_the_same_leave_it_whole(two, tmp_path, output):
                 found.unlink()
 
 
-def test_of_two_that_build_the_same_data_set_one_is_told(two, tmp_path):
+def test_the_second_build_of_the_same_data_set_is_refused(two, tmp_path):
     command = [
         "spectrafm",
         "data",
@@ -79,7 +79,7 @@ def test_of_two_that_build_the_same_data_set_one_is_told(two, tmp_path):
         assert not (tmp_path / ".set.partial").exists()
 
 
-def test_of_two_that_train_into_the_same_folder_one_is_told(two, tmp_path):
+def test_the_second_training_into_the_same_folder_is_refused(two, tmp_path):
     (tmp_path / "data").mkdir()
     for split in ("train", "validation"):
         make_stars(64, 1).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
@@ -103,7 +103,7 @@ def test_a_folder_is_free_again_when_its_writer_is_done_or_dead(tmp_path):
         pass
 
 
-def test_what_a_person_wrote_outlives_a_build_that_is_killed_between_its_last_two_steps(tmp_path):
+def test_free_text_survives_a_build_killed_between_its_last_two_steps(tmp_path):
     folder = build(tmp_path / "stars", train=3)
     card = folder / "README.md"
     card.write_text(card.read_text().replace(free_part("notes"), free_part("notes", "Mind the third star.")))

@@ -45,7 +45,7 @@ def test_of_two_processes_that_share_a_survey_one_may_be_killed(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_where_a_process_that_makes_batches_is_killed_the_training_goes_on_from_its_last_checkpoint(tmp_path):
+def test_the_training_resumes_after_a_worker_was_killed(tmp_path):
     (tmp_path / "data").mkdir()
     for split, size, seed in (("train", 256, 1), ("validation", 32, 2)):
         make_stars(size, seed).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")

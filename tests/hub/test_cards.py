@@ -1,4 +1,4 @@
-"""Cards of checkpoints: figures from the evaluation, free text from people, and those that are bundled."""
+"""Cards of checkpoints: figures from evaluations, free text, and the bundled ones."""
 
 import copy
 import json
@@ -60,7 +60,7 @@ def checkpoint(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", bundled_names("spectrafm"))
-def test_the_finished_cards_are_what_the_generator_gives_with_the_free_text_kept(tmp_path, name):
+def test_the_cards_agree_with_the_generator_and_keep_the_free_text(tmp_path, name):
     original = Path(bundled(name))
     folder = tmp_path / name
     shutil.copytree(original, folder)
@@ -102,18 +102,18 @@ def test_a_card_has_the_figures_where_people_and_the_hub_read_them(checkpoint):
     assert (entry.dataset_id, entry.value) == ("gaia-xp", 0.125)
     assert entry.notes == f"1.4826 MAD of logg [dex]; 30 test stars, {MAIN}"
     assert yaml.safe_load((checkpoint / "recipe.yaml").read_text()) == RECIPE
-    told = checksums_of_card(card.read_text())
-    assert told == checksums(*load_checkpoint(checkpoint))
-    assert told["model_sha256"] == sha256(checkpoint / "model.safetensors")
+    found_in_card = checksums_of_card(card.read_text())
+    assert found_in_card == checksums(*load_checkpoint(checkpoint))
+    assert found_in_card["model_sha256"] == sha256(checkpoint / "model.safetensors")
     assert "\n\n\n" not in written.text
 
 
-def test_what_fails_is_told_from_the_tables(checkpoint):
+def test_failures_are_reported_separately_from_the_tables(checkpoint):
     evaluation = make_evaluation(checkpoint)
     evaluation["results"][POOR]["tiny"]["teff"] |= {"robust_z": 1.4, "rmse": 500.0}
     text = write_model_card(checkpoint, recipe=RECIPE, evaluations=[evaluation]).read_text()
-    told = text.partition("## Known failures")[2].partition("<!--")[0].strip()
-    assert told == (
+    found_in_card = text.partition("## Known failures")[2].partition("<!--")[0].strip()
+    assert found_in_card == (
         f"- Gaia XP x APOGEE DR17, {POOR} (4 stars): scatter relative to the stars with {MAIN}: logg 4.0; errors too "
         "small (error/sigma above 1) or too large: teff 1.40; outliers beyond their errors, RMSE "
         "(scatter): teff 500.0 (50.0)."
@@ -224,7 +224,7 @@ def test_the_settings_of_a_checkpoint_have_a_checksum_that_new_defaults_do_not_c
 
 
 @pytest.mark.parametrize("missing", ["training_range.json", "model.safetensors"])
-def test_a_checkpoint_that_is_not_whole_gets_no_card(checkpoint, missing):
+def test_an_incomplete_checkpoint_gets_no_card(checkpoint, missing):
     evaluation = make_evaluation(checkpoint)
     (checkpoint / missing).unlink()
     with pytest.raises((ValueError, OSError), match=missing):
@@ -232,7 +232,7 @@ def test_a_checkpoint_that_is_not_whole_gets_no_card(checkpoint, missing):
     assert not (checkpoint / "README.md").exists()
 
 
-def test_data_come_with_their_terms_also_those_of_ones_own(checkpoint, tmp_path):
+def test_cards_state_the_terms_of_use_of_bundled_and_own_data(checkpoint, tmp_path):
     own = tmp_path / "mine"
     own.mkdir()
     (own / "README.md").write_text(
@@ -251,7 +251,7 @@ def test_data_come_with_their_terms_also_those_of_ones_own(checkpoint, tmp_path)
     assert str(tmp_path) not in text.partition("recipe.yaml")[0]
 
 
-def test_a_licence_and_data_that_nobody_has_stated_are_not_in_the_card(checkpoint):
+def test_unknown_licence_and_data_are_not_in_the_card(checkpoint):
     def write(**settings) -> ModelCard:
         evaluations = [make_evaluation(checkpoint)]
         return ModelCard.load(write_model_card(checkpoint, recipe={"data": None}, evaluations=evaluations, **settings))

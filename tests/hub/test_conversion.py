@@ -1,4 +1,4 @@
-"""From original checkpoints to ours: the same answers, whole folders or nothing, clear errors."""
+"""Conversion of original checkpoints: the same predictions, atomic folders, clear errors."""
 
 import json
 import shutil
@@ -213,7 +213,7 @@ def test_an_empty_output_folder_and_missing_parents_are_fine(original, tmp_path)
         assert (target / "model.safetensors").is_file()
 
 
-def test_a_failure_while_writing_leaves_nothing_behind(original, tmp_path, monkeypatch):
+def test_a_failure_while_writing_leaves_no_file(original, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("No space left on device")
 
@@ -287,7 +287,7 @@ class RunsCode:
         ),
     ],
 )
-def test_a_spoilt_checkpoint_is_an_error_that_says_what_is_wrong(original, tmp_path, capsys, spoil, message):
+def test_a_damaged_checkpoint_is_an_error_with_the_reason(original, tmp_path, capsys, spoil, message):
     wavelengths = wavelengths_of(original)
     spoil(original)
     with pytest.raises(ValueError, match=message):
@@ -354,7 +354,7 @@ def test_the_command_converts_a_fixture(tmp_path, run_script):
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_the_command_says_what_is_wrong_in_one_line_with_exit_code_2(tmp_path, run_script):
+def test_bad_input_is_one_line_with_exit_code_2(tmp_path, run_script):
     code, printed, errors = run_script(SCRIPT, FIXTURES / "original_tiny", tmp_path / "out")
     assert (code, printed) == (2, "")
     assert errors.startswith("error: wavelengths: expected those of the 40 pixels")

@@ -1,4 +1,4 @@
-"""Checkpoints as ONNX: ONNX Runtime answers as the model does, whatever is asked of it."""
+"""Checkpoints as ONNX: predictions of ONNX Runtime agree with the model."""
 
 import contextlib
 import io
@@ -90,7 +90,7 @@ def test_a_label_that_the_network_does_not_answer_and_a_star_without_pixels_are_
     np.testing.assert_array_equal(np.isfinite(errors), [[True, False], [False, False]])
 
 
-def test_the_command_line_says_what_was_found(exported):
+def test_the_command_line_prints_the_result(exported):
     path, printed = exported
     found = re.fullmatch(
         rf"written: {re.escape(str(path))} \(ONNX, opset 20\); ONNX Runtime's answers to 128 spectra differ "
@@ -102,7 +102,7 @@ def test_the_command_line_says_what_was_found(exported):
     assert found and 0 < float(found[1]) < TOLERANCE
 
 
-def test_the_file_is_whole_valid_and_says_what_it_answers(exported):
+def test_the_file_is_complete_and_valid_and_states_its_outputs(exported):
     path, _ = exported
     assert list(path.parent.iterdir()) == [path]
     model = onnx.load(path)
@@ -168,7 +168,7 @@ def test_an_output_that_cannot_be_is_one_line_and_exit_code_2(output, message, t
     assert error.startswith(f"spectrafm export: --{message}") and error.count("\n") == 1
 
 
-def test_a_checkpoint_that_is_none_is_one_line_and_exit_code_2(tmp_path, capsys):
+def test_an_invalid_checkpoint_is_one_line_and_exit_code_2(tmp_path, capsys):
     assert spectrafm_cli.main(["export", "no-such-model", "--output", str(tmp_path / "model.onnx")]) == 2
     assert "checkpoint: expected one of the bundled" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -187,14 +187,14 @@ def test_a_checkpoint_whose_tokens_are_pixels_is_refused(tiny_model, tiny_tokeni
         export_onnx(tmp_path / "tiny", tmp_path / "model.onnx")
 
 
-def test_a_spectrum_without_a_pixel_that_counts_is_an_error_that_says_so(tmp_path, demo):
+def test_a_spectrum_without_a_usable_pixel_is_a_clear_error(tmp_path, demo):
     rows = [demo[0], {**demo[1], "flux": np.full_like(demo[1]["flux"], np.nan)}]
     with pytest.raises(ValueError, match="flux: expected at least one valid pixel in each spectrum, got none in spec"):
         export_onnx(BASE_CHECKPOINT, tmp_path / "model.onnx", rows)
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_extra_the_command_says_what_to_install(monkeypatch, tmp_path, capsys):
+def test_without_an_extra_the_message_names_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.delitem(sys.modules, "spectrafm_hf.hub.export")
     assert spectrafm_cli.main(["export", BASE_CHECKPOINT, "--output", str(tmp_path / "model.onnx")]) == 2

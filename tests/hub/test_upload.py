@@ -1,4 +1,4 @@
-"""Models and data sets go to a hub and come back: the real client against a hub on localhost."""
+"""Push and pull of models and data sets: the real client with a hub on localhost."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 # -------------------------------------------------------------------------------------------------------------- models
 
 
-def test_a_checkpoint_goes_to_the_hub_in_one_commit_and_comes_back_whole(hub, checkpoint, stars, caplog):
+def test_a_checkpoint_is_pushed_in_one_commit_and_pulled_unchanged(hub, checkpoint, stars, caplog):
     left_out = ("optimizer.pt", "secret.json", "evil_spectrafm.py", ".git/config")
     (checkpoint / ".git").mkdir()
     for name in left_out:
@@ -164,7 +164,7 @@ def test_a_revision_is_a_branch_of_its_own_and_is_pulled_by_its_name(hub, checkp
         assert all(value.equal(expected[name]) for name, value in model.state_dict().items())
 
 
-def test_what_is_private_is_seen_with_the_token_alone(hub, checkpoint, monkeypatch, capsys):
+def test_private_repositories_need_the_token(hub, checkpoint, monkeypatch, capsys):
     push_checkpoint(checkpoint, "somebody/tiny", private=True)
     monkeypatch.setenv("HF_TOKEN", "hf_another")
     with pytest.raises(OSError, match="somebody/tiny"):
@@ -203,7 +203,7 @@ def test_data_of_any_name_make_metadata_that_the_hub_takes(hub, checkpoint):
     assert yaml.safe_load(results)[0]["dataset"]["id"] == "My-stars-2026-part-2"
 
 
-def test_metadata_that_the_hub_does_not_take_are_told_in_one_line(hub, checkpoint, capsys):
+def test_metadata_refused_by_the_hub_are_one_line(hub, checkpoint, capsys):
     write_model_card(checkpoint, recipe=RECIPE, evaluations=[make_evaluation(checkpoint)], license="as-you-like")
     assert spectrafm_cli.main(["push", str(checkpoint), "somebody/tiny"]) == 2
     error = capsys.readouterr().err
@@ -226,7 +226,7 @@ def pushed_texts(hub: Hub, repo: str, ref: str = "main") -> dict[str, str]:
 
 
 @pytest.mark.parametrize("revision", [None, "bright/v2"])
-def test_what_a_person_wrote_into_the_card_on_the_hub_outlives_a_push(hub, checkpoint, capsys, revision):
+def test_free_text_in_the_card_on_the_hub_survives_a_push(hub, checkpoint, capsys, revision):
     ref = revision or "main"
     command = ["push", str(checkpoint), "somebody/tiny", "--private", *(["--revision", revision] if revision else [])]
     assert spectrafm_cli.main(command) == 0
@@ -253,7 +253,7 @@ def test_a_new_branch_has_the_texts_of_the_main_one(hub, checkpoint):
     assert pushed_texts(hub, "somebody/tiny", "v2")["uses"] == "Written on the hub."
 
 
-def test_of_two_texts_none_is_lost_unless_it_is_said_which(hub, checkpoint, capsys):
+def test_of_two_texts_none_is_lost_unless_one_is_chosen(hub, checkpoint, capsys):
     push_checkpoint(checkpoint, "somebody/tiny")
     write_on_the_hub(hub, "somebody/tiny", "uses", "Written on the hub.")
     card = checkpoint / "README.md"
@@ -288,7 +288,7 @@ def test_a_card_that_is_all_of_a_person_is_not_replaced(hub, checkpoint, tmp_pat
     assert list(pushed_files(hub, f"{kind}somebody/tiny")) == ["README.md"]
 
 
-def test_what_a_person_commits_during_a_push_is_not_lost(hub, checkpoint, capsys, monkeypatch):
+def test_commits_made_during_a_push_are_not_lost(hub, checkpoint, capsys, monkeypatch):
     push_checkpoint(checkpoint, "somebody/tiny")
     create_commit = HfApi.create_commit
 
@@ -305,7 +305,7 @@ def test_what_a_person_commits_during_a_push_is_not_lost(hub, checkpoint, capsys
     assert pushed_texts(hub, "somebody/tiny")["uses"] == "Written meanwhile."
 
 
-def test_a_dry_run_without_the_hub_shows_the_card_of_the_folder_and_says_so(hub, checkpoint, monkeypatch, capsys):
+def test_a_dry_run_offline_shows_the_card_of_the_folder_with_a_note(hub, checkpoint, monkeypatch, capsys):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert spectrafm_cli.main(["push", str(checkpoint), "somebody/tiny", "--dry-run"]) == 0
     shown = capsys.readouterr()
@@ -316,7 +316,7 @@ def test_a_dry_run_without_the_hub_shows_the_card_of_the_folder_and_says_so(hub,
     assert shown.err.count("\n") == 1
 
 
-def test_pictures_go_with_the_card_that_shows_them(checkpoint):
+def test_pictures_are_pushed_with_their_card(checkpoint):
     for name in ("shown.png", "other.png"):
         (checkpoint / name).write_bytes(b"picture")
     card = checkpoint / "README.md"
@@ -380,7 +380,7 @@ def other_code(folder: Path) -> None:
         (other_figures, "evaluation: expected the figures of evaluation.json in "),
     ],
 )
-def test_what_is_not_whole_or_not_true_is_refused_in_one_line(checkpoint, spoil, message, capsys):
+def test_incomplete_or_wrong_folders_are_refused_in_one_line(checkpoint, spoil, message, capsys):
     if callable(spoil):
         spoil(checkpoint)
     else:
@@ -397,7 +397,7 @@ def test_a_repository_has_an_owner_and_a_name(checkpoint, repo):
         push_checkpoint(checkpoint, repo)
 
 
-def test_a_hub_that_cannot_be_reached_is_told_in_one_line(checkpoint, hub, monkeypatch, capsys):
+def test_an_unreachable_hub_is_one_line(checkpoint, hub, monkeypatch, capsys):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert spectrafm_cli.main(["push", str(checkpoint), "somebody/tiny"]) == 2
     error = capsys.readouterr().err
@@ -414,7 +414,7 @@ COMMANDS = """
 
 
 @pytest.mark.timeout(300)
-def test_the_command_line_pushes_and_predicts_with_what_it_pulls(checkpoint, tmp_path):
+def test_the_command_line_pushes_pulls_and_predicts(checkpoint, tmp_path):
     spectra = build(tmp_path / "stars", test=3)
     columns = ["object_id", "teff", "teff_err", "logg", "logg_err"]
     tables = {name: tmp_path / f"{name}.csv" for name in ("here", "hub")}
@@ -502,7 +502,7 @@ def test_a_data_set_is_loaded_and_streamed_from_the_hub_as_it_was_written(tmp_pa
             np.testing.assert_equal(rows[split], written[split].to_list())
 
 
-def test_a_push_of_fewer_shards_takes_the_old_ones_away_and_leaves_what_others_put_there(hub, tmp_path):
+def test_a_push_of_fewer_shards_deletes_old_shards_and_keeps_other_files(hub, tmp_path):
     many, few = build(tmp_path / "many", train=25, test=4), build(tmp_path / "few", train=15)
     hub.commit_files("datasets/somebody/stars", {"LICENSE": b"free"})
     push_dataset(many, "somebody/stars")
@@ -517,7 +517,7 @@ def test_a_push_of_fewer_shards_takes_the_old_ones_away_and_leaves_what_others_p
     ]
 
 
-def test_what_is_no_part_of_a_data_set_stays_at_home_and_is_told(hub, tmp_path, caplog):
+def test_files_that_are_not_part_of_a_data_set_are_not_pushed_and_listed(hub, tmp_path, caplog):
     folder = build(tmp_path / "stars", train=3)
     (folder / ".git").mkdir()
     for name in (".git/config", "notes.txt", "data/notes.txt", "instrument.yaml", "labels.png"):
@@ -537,7 +537,7 @@ def test_what_is_no_part_of_a_data_set_stays_at_home_and_is_told(hub, tmp_path, 
     )
 
 
-def test_what_a_person_wrote_into_the_card_of_a_data_set_on_the_hub_outlives_a_push(hub, tmp_path):
+def test_free_text_in_the_card_of_a_data_set_on_the_hub_survives_a_push(hub, tmp_path):
     push_dataset(build(tmp_path / "stars", train=3), "somebody/stars", private=True)
     write_on_the_hub(hub, "datasets/somebody/stars", "notes", "Mind the third star.")
     push_dataset(build(tmp_path / "more", train=4), "somebody/stars", private=True)
@@ -562,7 +562,7 @@ def test_a_dry_run_of_a_data_set_sends_nothing(hub, tmp_path, capsys):
     assert hub.repositories == {}
 
 
-def test_a_folder_that_holds_no_build_or_another_than_its_card_says_is_not_pushed(tmp_path):
+def test_a_folder_without_a_build_or_with_the_wrong_card_is_not_pushed(tmp_path):
     (tmp_path / "README.md").write_text("# Mine")
     with pytest.raises(ValueError, match="folder: expected a built data set, got "):
         push_dataset(tmp_path, "somebody/stars")
@@ -572,7 +572,7 @@ def test_a_folder_that_holds_no_build_or_another_than_its_card_says_is_not_pushe
         push_dataset(folder, "somebody/stars")
 
 
-def test_what_a_person_wrote_into_the_card_of_a_data_set_outlives_a_new_build(tmp_path):
+def test_free_text_in_the_card_of_a_data_set_survives_a_new_build(tmp_path):
     folder = build(tmp_path / "stars", train=3)
     card = folder / "README.md"
     card.write_text(card.read_text().replace(free_part("notes"), free_part("notes", "Mind the third star.")))

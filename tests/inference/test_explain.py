@@ -1,4 +1,4 @@
-"""What a model looks at: the sums over stars against each one's, the statistics against what is planted."""
+"""Explanations: sums over stars against single stars, statistics against planted lines."""
 
 import csv
 
@@ -85,7 +85,7 @@ def test_the_mean_is_over_the_stars_that_have_the_pixel(tiny_evidence, quiet_sta
     np.testing.assert_allclose(most.gradient[0, 0], alone.explanations()["all"].gradient[0, 0], rtol=1e-3)
 
 
-def test_a_star_of_other_wavelengths_is_told(tiny_evidence, quiet_stars):
+def test_a_star_with_other_wavelengths_is_reported(tiny_evidence, quiet_stars):
     explainer = Explainer(*tiny_evidence)
     far = {**quiet_stars[1], "wavelength": quiet_stars[1]["wavelength"] + 60}
     empty = {**quiet_stars[2], "mask": np.ones(33, bool)}
@@ -99,7 +99,7 @@ def test_a_star_of_other_wavelengths_is_told(tiny_evidence, quiet_stars):
     assert explainer.explanations()["all"].n_stars == 1
 
 
-def test_a_label_that_is_not_answered_is_told(tiny_evidence, quiet_stars):
+def test_a_label_without_a_prediction_is_reported(tiny_evidence, quiet_stars):
     model, tokenizer = tiny_evidence
     model.config.network_labels = ["teff"]
     explainer = Explainer(model, tokenizer, ["teff", "fe_h"])
@@ -112,7 +112,7 @@ def test_a_model_whose_tokens_are_pixels_is_refused(tiny_model, tiny_tokenizer):
         Explainer(tiny_model, tiny_tokenizer)
 
 
-def test_stars_are_told_apart_by_their_own_labels_and_else_by_the_predicted():
+def test_the_type_of_a_star_follows_its_own_or_its_predicted_labels():
     assert star_types({"teff": 4500.0, "logg": 2.0}, {"teff": 6000.0, "logg": 4.5}) == ["all", "giants", "cool"]
     assert star_types({"teff": np.nan}, {"teff": 6000.0, "logg": 4.5}) == ["all", "dwarfs", "hot"]
     assert star_types({}, {"fe_h": 0.0}) == ["all"]
@@ -196,7 +196,7 @@ def test_the_p_value_is_right_for_lines_that_cluster():
     assert np.mean(np.array(values) < 0.05) < 0.15
 
 
-def test_tables_hold_what_was_found(tiny_evidence, quiet_stars, tmp_path):
+def test_tables_hold_the_explanation(tiny_evidence, quiet_stars, tmp_path):
     explainer = Explainer(*tiny_evidence, ["teff", "fe_h"])
     explainer.add([quiet_stars[1]])
     found = explainer.explanations()

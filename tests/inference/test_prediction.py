@@ -1,4 +1,4 @@
-"""Predictions in batches, their flags, and the tables they are written into."""
+"""Predictions in batches, their flags, and their tables."""
 
 import copy
 import json
@@ -93,7 +93,7 @@ def test_bad_stars_get_nan_and_a_reason_and_leave_the_others_alone(tiny_model, t
             np.testing.assert_allclose(predicted[column][[0, 4]], expected[column], rtol=1e-5)
 
 
-def test_a_spectrum_that_is_not_at_rest_is_flagged_whatever_the_training_range_says(tiny_model, tiny_tokenizer, stars):
+def test_a_spectrum_that_is_not_at_rest_is_flagged_within_any_training_range(tiny_model, tiny_tokenizer, stars):
     stars[1]["rest_frame"], stars[2]["rest_frame"] = False, True
     for training_range, before in ((None, ""), (TrainingRange({"teff": (1e6, 2e6)}), "teff<1e+06")):
         flags = predict(tiny_model, tiny_tokenizer, stars, training_range=training_range)["flags"].tolist()
@@ -130,7 +130,7 @@ def test_a_prediction_that_is_not_finite_is_flagged(tiny_model, tiny_tokenizer, 
 @pytest.mark.parametrize(
     "limits", [((3360.0, 10200.0), (20.0, 20.0)), (((3360.0, 10200.0), (15152.0, 16960.0)), ((20.0, 20.0), (0.2, 0.3)))]
 )
-def test_the_training_range_survives_its_file_and_is_none_without_one(tmp_path, limits):
+def test_the_training_range_is_saved_and_loaded_and_is_none_without_a_file(tmp_path, limits):
     assert TrainingRange.load(tmp_path) is None
     training_range = TrainingRange({"teff": (3000.0, 8000.0)}, *limits)
     assert training_range.save(tmp_path).name == "training_range.json"
@@ -138,7 +138,7 @@ def test_the_training_range_survives_its_file_and_is_none_without_one(tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["training_range.json"]
 
 
-def test_offline_the_cache_of_the_hub_says_whether_there_is_a_training_range(hub, tmp_path, monkeypatch):  # noqa: F811
+def test_offline_the_cache_of_the_hub_is_used_for_the_training_range(hub, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "some").mkdir()
     training_range = TrainingRange({"teff": (3000.0, 8000.0)})
     training_range.save(tmp_path / "some")
@@ -150,12 +150,12 @@ def test_offline_the_cache_of_the_hub_says_whether_there_is_a_training_range(hub
     assert TrainingRange.load("somebody/none") is None
     hf_hub_download("somebody/unknown", "config.json")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    asked = len(hub.log)
+    n_requests = len(hub.log)
     assert TrainingRange.load("somebody/some") == training_range
     assert TrainingRange.load("somebody/none") is None
     with pytest.raises(OSError, match=r"^somebody/unknown: expected the hub, or its cache, to know .*, got .*offline"):
         TrainingRange.load("somebody/unknown")
-    assert len(hub.log) == asked
+    assert len(hub.log) == n_requests
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def star_at(wavelength) -> dict:
     return {"object_id": "x", "wavelength": wavelength, "flux": ones, "flux_error": ones, "mask": ones == 0}
 
 
-def test_flags_name_what_lies_outside_the_training_range():
+def test_flags_name_labels_outside_the_training_range():
     training_range = TrainingRange(
         {"teff": (3500.0, 6500.0), "logg": (0.0, 5.0)}, wavelength=(4000.0, 5000.0), wavelength_step=(2.0, 2.0)
     )
@@ -373,7 +373,9 @@ def test_a_saved_range_is_plain_json(tmp_path):
 
 def test_a_first_batch_of_few_stars_does_not_make_the_next_ones_smaller(tiny_model, tiny_tokenizer, stars):
     sizes = []
-    tiny_model.register_forward_pre_hook(lambda module, args, given: sizes.append(len(given["flux"])), with_kwargs=True)
+    tiny_model.register_forward_pre_hook(
+        lambda module, args, inputs: sizes.append(len(inputs["flux"])), with_kwargs=True
+    )
     list(predict_batches(tiny_model, tiny_tokenizer, [stars[:1], stars, stars[:2]]))
     assert sorted(sizes) == [1, 2, 5]
 
@@ -389,7 +391,7 @@ def given_shapes(model):
     """Shapes of the fluxes that the model gets, in a list that grows."""
     shapes = []
     model.register_forward_pre_hook(
-        lambda module, args, given: shapes.append(tuple(given["flux"].shape)), with_kwargs=True
+        lambda module, args, inputs: shapes.append(tuple(inputs["flux"].shape)), with_kwargs=True
     )
     return shapes
 
@@ -413,9 +415,9 @@ def test_one_bad_star_is_found_by_halves(tiny_model, tiny_tokenizer):
     assert sum(n for n, *_ in shapes) == 63 and len(shapes) == 6
 
 
-def test_a_star_that_is_too_large_for_the_memory_is_flagged_and_the_others_go_on(tiny_model, tiny_tokenizer, stars):
-    def allocate(module, args, given):
-        if given["flux"].shape[1] > 1000:
+def test_a_star_that_does_not_fit_into_memory_is_flagged_and_others_are_predicted(tiny_model, tiny_tokenizer, stars):
+    def allocate(module, args, inputs):
+        if inputs["flux"].shape[1] > 1000:
             torch.empty(2**50)  # what the allocator says of it is real
 
     tiny_model.register_forward_pre_hook(allocate, with_kwargs=True)
@@ -469,8 +471,8 @@ def test_batches_side_by_side_come_in_their_order_and_leave_the_threads_as_they_
 
 
 def test_an_error_in_one_of_several_threads_is_an_error(tiny_model, tiny_tokenizer, two_threads):
-    def stumble(module, args, given):
-        if len(given["flux"]) == 2:
+    def stumble(module, args, inputs):
+        if len(inputs["flux"]) == 2:
             raise RuntimeError("stumbled")
 
     tiny_model.register_forward_pre_hook(stumble, with_kwargs=True)
@@ -528,7 +530,7 @@ def optical_row(wavelength, flags, rest_frame=None):
         (lambda true: true, [MEDIUM_UNSTATED, FRAME_UNSTATED], None, []),
     ],
 )
-def test_what_nobody_says_of_frame_and_medium_is_told_by_lines(base, wavelength, flags, rest_frame, expected):
+def test_unstated_frame_and_medium_are_measured_from_lines(base, wavelength, flags, rest_frame, expected):
     row = optical_row(wavelength, flags, rest_frame)
     (found,) = settled([row], *base)
     assert found["flags"] == expected
@@ -540,7 +542,7 @@ def test_what_nobody_says_of_frame_and_medium_is_told_by_lines(base, wavelength,
     assert set(expected) <= set(batch["flags"][0].split(";")) if expected else batch["flags"][0] == ""
 
 
-def test_what_is_stated_is_not_measured_and_what_has_no_lines_stays_as_it_is(base):
+def test_stated_frames_are_not_measured_and_spectra_without_lines_are_not_changed(base):
     stated = optical_row(vacuum_to_air, [], True)
     assert next(settled([stated], *base)) is stated
     empty = optical_row(vacuum_to_air, [MEDIUM_UNSTATED])

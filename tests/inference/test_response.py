@@ -1,4 +1,4 @@
-"""How answers move with the flux of each pixel: against finite differences of the whole path from flux to label."""
+"""Derivatives of predictions by the flux of each pixel, against finite differences from flux to label."""
 
 from itertools import islice
 from pathlib import Path
@@ -79,7 +79,7 @@ def assert_near(base, row, names, within, step=1.0):
 
 
 @pytest.mark.parametrize("part", ["optical", "H band"])
-def test_the_response_of_a_network_is_what_more_flux_does(tiny_evidence, stars, part):
+def test_the_response_of_a_network_is_its_finite_difference(tiny_evidence, stars, part):
     row = {**stars[1], "flux_error": np.full(57, 0.1)}  # as they scatter: none is clipped
     if part == "H band":
         wavelength = np.exp(np.log(15_000.0) + 2e-5 * np.arange(900))
@@ -90,13 +90,13 @@ def test_the_response_of_a_network_is_what_more_flux_does(tiny_evidence, stars, 
 
 
 @pytest.mark.parametrize("star", [0, 20, 40])
-def test_the_response_of_an_observed_star_is_what_more_flux_does(base, star):
+def test_the_response_of_an_observed_star_is_its_finite_difference(base, star):
     row = list(read_spectra([DEMO_STARS]))[star]
     # The prior's pull changes with the level of an interval, which counts as given.
     assert_near(base, row, ["teff", "logg", "fe_h", "alpha_m"], 0.06)
 
 
-def test_the_response_of_a_fit_is_what_more_flux_does(base):
+def test_the_response_of_a_fit_is_its_finite_difference(base):
     """Of a fit that ends at the peak of the likelihood; its hyper-parameters count as given."""
     ranges = {"teff": (4200.0, 5800.0), "fe_h": (-0.8, 0.5)}
     for row in islice(SyntheticStars("apogee", seed=8, label_ranges=ranges), 2):
@@ -129,7 +129,7 @@ def test_pixels_that_do_not_count_have_no_response(base):
     assert found.variance[0][101] == 0 and found.variance[0][102] > 0
 
 
-def test_the_model_learns_nothing_of_its_own_when_it_is_asked_for_derivatives(base):
+def test_derivatives_leave_no_gradients_in_the_model(base):
     """Predictions are the same with and without."""
     row = next(iter(SyntheticStars("apogee", seed=8)))
     inputs = tokens(base[1], [row], ["teff", "mg_fe"])

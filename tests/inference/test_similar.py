@@ -1,4 +1,4 @@
-"""Neighbours: against a plain search, on files that are whole, and nearer in label than chance."""
+"""Neighbours: against a plain search, from files, and nearer in labels than random stars."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -89,7 +89,7 @@ def test_a_model_whose_tokens_are_pixels_is_refused(tiny_model, tiny_tokenizer):
         Embedder(tiny_model, tiny_tokenizer)
 
 
-def test_a_star_seen_with_holes_is_nearest_to_itself_seen_whole(demo):
+def test_a_star_with_holes_is_nearest_to_its_complete_spectrum(demo):
     """30 percent of the pixels and a fifth of the range masked: more often than not, among 64 stars."""
     embedder = Embedder(*load_checkpoint("spectrafm-base"))
     random = np.random.default_rng(0)
@@ -116,7 +116,7 @@ def test_neighbours_are_those_of_a_plain_search():
     np.testing.assert_allclose(similarity, -np.sort(-cosine, axis=1)[:, :7], atol=1e-5)
 
 
-def test_a_star_is_not_its_own_neighbour_and_what_is_missing_is_minus_one():
+def test_a_star_is_not_its_own_neighbour_and_missing_ones_are_minus_one():
     stars = made_up(4, 2)
     index, similarity = neighbours(stars, stars, 5)
     assert all(set(row[:3]) == {0, 1, 2, 3} - {i} for i, row in enumerate(index.tolist()))
@@ -185,7 +185,7 @@ def test_embeddings_of_another_model_are_a_clear_error(tmp_path, tiny_evidence):
         read_embeddings(path, other)
 
 
-def test_a_file_of_spectra_is_none_of_embeddings(tiny_evidence):
+def test_a_file_of_spectra_is_not_taken_for_embeddings(tiny_evidence):
     assert read_embeddings(DEMO_STARS, tiny_evidence[0]) is None
 
 

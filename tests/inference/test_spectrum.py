@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Labels in, spectrum out."""
+"""Prediction of spectra."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_on_its_own_pixels_it_is_the_emulator():
     assert found.error[flux < 0.9].mean() > 1.5 * found.error[flux > 0.98].mean()
 
 
-def test_a_lower_resolving_power_is_what_smoothing_makes_of_it():
+def test_a_lower_resolving_power_equals_smoothing():
     emulator = load_emulator("emulator-hband")
     wavelength, flux = emulator.synthesize(**GIANT)
     inside = slice(4000, 4400)
@@ -73,11 +73,11 @@ def test_errors_of_labels_go_through_the_derivatives_of_the_flux():
     assert np.median(own.error) < np.median(wrong.error)
 
 
-def test_alpha_m_stands_for_its_elements():
+def test_alpha_m_is_the_mean_of_its_elements():
     predictor = SpectrumPredictor()
-    given = predictor.from_labels({**GIANT, "alpha_m": 0.2}, wavelength=RED)
+    with_alpha = predictor.from_labels({**GIANT, "alpha_m": 0.2}, wavelength=RED)
     each = dict.fromkeys(("o_fe", "mg_fe", "si_fe", "ca_fe", "ti_fe"), 0.2)
-    np.testing.assert_allclose(given.flux, predictor.from_labels({**GIANT, **each}, wavelength=RED).flux)
+    np.testing.assert_allclose(with_alpha.flux, predictor.from_labels({**GIANT, **each}, wavelength=RED).flux)
     emulator = load_emulator("emulator-hband")
     known = {name: np.array([value]) for name, value in {**GIANT, "alpha_m": 0.2}.items()}
     labels, directions = with_usual_labels(emulator, known, {"alpha_m": np.array([0.05])})
@@ -138,7 +138,7 @@ def test_leaving_a_star_out_needs_no_second_fit():
     assert float(found.std() / expected.std()) == pytest.approx(1.0, abs=0.15)
 
 
-def test_what_was_given_is_filled_in_where_it_lies_and_made_of_labels_elsewhere(predictor, xp):
+def test_spectra_are_filled_in_within_their_range_and_predicted_elsewhere(predictor, xp):
     within = predictor.from_spectra([xp])
     assert within.unit == AS_GIVEN
     z = (within.flux[0] - xp["flux"]) / xp["flux_error"]
@@ -171,7 +171,7 @@ def test_a_predicted_abundance_beyond_the_grid_gives_the_spectrum_of_its_limit(p
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".fits", ".csv"])
-def test_what_is_written_is_read_again(predictor, xp, tmp_path, suffix):
+def test_a_written_instrument_is_read_again(predictor, xp, tmp_path, suffix):
     spectra = predictor.from_spectra([xp])
     path = tmp_path / f"star{suffix}"
     with SpectrumWriter(path) as writer:

@@ -1,4 +1,4 @@
-"""A survey is predicted shard by shard: whole, once, by any number of processes, and gone on with."""
+"""Surveys are predicted shard by shard: atomically, once, by any number of processes, and resumed."""
 
 import gc
 import json
@@ -71,14 +71,14 @@ def test_each_shard_gets_a_table_and_together_they_are_those_of_one_run(predict,
     pd.testing.assert_frame_equal(together, one, check_exact=False, rtol=1e-5)
 
 
-def test_each_run_tells_how_many_stars_of_the_survey_are_flagged(predict, survey, checkpoint):
+def test_each_run_reports_the_number_of_flagged_stars(predict, survey, checkpoint):
     assert "flagged" not in predict(survey)[1]
     TrainingRange({}, (1000.0, 2000.0)).save(checkpoint)
     assert "37 of 37 stars flagged: wavelength (37)\n" in predict(survey, output="again")[1]
     assert "37 of 37 stars flagged: wavelength (37)\n" in predict(survey, output="again")[1]
 
 
-def test_a_second_run_leaves_alone_what_is_done_and_mends_the_rest(predict, survey, tmp_path):
+def test_a_second_run_keeps_finished_shards_and_repairs_the_others(predict, survey, tmp_path):
     predict(survey)
     folder = tmp_path / "labels"
     before = written(folder)
@@ -167,7 +167,7 @@ def test_of_many_small_files_one_that_is_broken_has_its_reason_in_the_table(pred
     assert "expected a FITS" in table["reason"][2] and np.isnan(table["teff"][2]) and np.isfinite(table["teff"][0])
 
 
-def test_a_broken_file_is_told_of_in_each_run_until_it_is_mended(predict, small_files, tmp_path):
+def test_a_broken_file_is_reported_in_each_run_until_it_is_repaired(predict, small_files, tmp_path):
     content = (small_files / "1.csv").read_bytes()
     (small_files / "1.csv").write_bytes(b"\x00" * 100)
     first, second = predict(small_files), predict(small_files)
@@ -254,7 +254,7 @@ def test_a_data_set_on_the_hub_is_read_shard_by_shard_and_not_kept(survey, check
 
 
 @pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "0")])
-def test_a_process_number_that_is_none_is_refused(monkeypatch, rank, size):
+def test_an_invalid_process_number_is_refused(monkeypatch, rank, size):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", size)
     with pytest.raises(ValueError, match="RANK, WORLD_SIZE: expected"):
@@ -282,10 +282,10 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, rank, gpus,
     assert process_device() == torch.device(expected)
 
 
-def test_the_command_line_puts_the_model_on_the_device_of_the_process_and_says_so(monkeypatch, checkpoint, capsys):
+def test_the_command_line_uses_and_prints_the_device_of_the_process(monkeypatch, checkpoint, capsys):
     monkeypatch.setattr("spectrafm_hf.inference.survey.process_device", lambda: torch.device("meta"))
-    for asked, place in (("auto", "meta"), ("cpu", "cpu")):
-        model, _ = spectrafm_cli.loading.load(str(checkpoint), device=asked)
+    for choice, place in (("auto", "meta"), ("cpu", "cpu")):
+        model, _ = spectrafm_cli.loading.load(str(checkpoint), device=choice)
         assert model.device == torch.device(place)
         spectrafm_cli.loading.say_device(model)
         assert capsys.readouterr().out == f"device: {place}\n"
@@ -340,7 +340,7 @@ def test_after_an_error_nothing_of_a_shard_is_left(survey, tiny_model, tmp_path,
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't allocate memory"), MemoryError()])
-def test_what_torch_or_the_memory_does_not_give_ends_one_shard_only(survey, tiny_model, tmp_path, error):
+def test_out_of_memory_fails_one_shard_only(survey, tiny_model, tmp_path, error):
     predictor = ShardPredictor(tiny_model, SpectraFMTokenizer(), tmp_path / "labels")
     first, second = list_shards([survey], "test")
 

@@ -1,4 +1,4 @@
-"""A survey on Ray, a real one on this machine: the same files as without, whatever happens to its processes."""
+"""A survey on Ray (on this machine): the same files as without Ray, even if processes are killed."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def tables(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_ray_writes_the_files_that_one_process_writes_and_goes_on_with_them(checkpoint, tmp_path, monkeypatch, capsys):
+def test_ray_writes_the_same_files_as_one_process_and_resumes(checkpoint, tmp_path, monkeypatch, capsys):
     """Paths are relative, and Ray's processes start elsewhere; a shard is broken, and mended for one process."""
     monkeypatch.chdir(tmp_path)
     build(tmp_path / "survey", train=25, test=12)
@@ -103,7 +103,7 @@ def test_a_shard_whose_process_is_killed_is_predicted_by_another(checkpoint, tmp
     )
 
 
-def test_what_ray_has_no_use_for_is_refused(tmp_path, monkeypatch, capsys):
+def test_options_that_ray_does_not_use_are_refused(tmp_path, monkeypatch, capsys):
     assert spectrafm_cli.main(["predict", "x", "--output", str(tmp_path / "labels.csv"), "--ray"]) == 2
     assert "--ray: expected a folder as the output" in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")

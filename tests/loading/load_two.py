@@ -27,5 +27,5 @@ def load(folder: str, stars: list[dict]) -> dict:
 
 if __name__ == "__main__":
     sys.modules["spectrafm_hf"] = None  # type: ignore[assignment]  # also where it happens to be installed
-    given = json.loads(sys.stdin.read())
-    print(json.dumps([load(folder, given["stars"]) for folder in given["folders"]]))
+    request = json.loads(sys.stdin.read())
+    print(json.dumps([load(folder, request["stars"]) for folder in request["folders"]]))

@@ -1,4 +1,4 @@
-"""Coefficients of fixed intervals: what they are on any grid, and that their errors are right."""
+"""Coefficients of fixed intervals: independent of the grid, with right errors."""
 
 from dataclasses import replace
 
@@ -138,7 +138,7 @@ def test_when_a_spectrum_is_less_resolved_then_it_is_compared_with_what_is_smoot
     assert spread(right) < 1.3 < 3.0 < spread(wrong)
 
 
-def test_when_pixels_are_wild_then_they_are_left_out_and_told(basis):
+def test_when_pixels_are_wild_then_they_are_left_out_and_counted(basis):
     flux = stars(50, seed=7)
     noisy, weight = observed(flux)
     wild = noisy.copy()
@@ -238,7 +238,7 @@ def survey():
     return SpectrumBasis([rung(over_continuum=False, counts_level=False, guesses_power=True)])
 
 
-def test_levels_and_slopes_say_nothing_where_they_are_not_counted():
+def test_levels_and_slopes_have_no_information_where_they_are_not_used():
     flux, weight = observed(stars(20, seed=3))
     tilted = np.exp(np.random.default_rng(0).normal(0, 0.2, (20, 1)) * np.linspace(-1, 1, N))
     basis = survey()
@@ -323,7 +323,7 @@ def test_pixels_that_are_wider_than_any_interval_are_refused_in_one_line(tiny_ev
         tokenizer([1000.0, 5100.0, 299_000.0], np.ones(3), np.full(3, 0.1))
 
 
-def test_spectra_that_are_brought_down_go_on_to_the_resolving_power_of_the_observed_stars():
+def test_smoothed_spectra_get_the_resolving_power_of_the_observed_stars():
     fine = SpectrumBasis([rung(guesses_power=True, over_continuum=False)])
     further = SpectrumBasis([rung(guesses_power=True, over_continuum=False, observed_power=8_000.0)])
     wavelength = np.exp(np.arange(START + 0.001, START + 0.058, 1.0 / 60_000.0 / 2.5))
@@ -346,7 +346,7 @@ def test_spectra_that_are_brought_down_go_on_to_the_resolving_power_of_the_obser
     )
 
 
-def test_pixels_that_lie_nearer_than_numbers_tell_have_a_width(basis):
+def test_pixels_closer_than_rounding_have_a_width(basis):
     wavelength = np.sort(np.append(GRID[100:200], np.nextafter(GRID[150], np.inf)))
     assert (half_widths(wavelength) > 0).all()
     flux = np.ones((1, len(wavelength)))

@@ -117,12 +117,12 @@ def test_labels_have_ids_after_padding_and_flux():
         ({"label_centers": [0.0, 0.0, float("nan"), 0.0]}, "label_centers: expected finite numbers"),
     ],
 )
-def test_a_field_that_cannot_be_is_an_error_that_names_it(fields, message):
+def test_an_impossible_field_is_an_error_that_names_it(fields, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         SpectraFMConfig(**fields)
 
 
-def test_curves_of_a_checkpoint_of_before_are_those_of_its_first_rung():
+def test_curves_of_an_older_checkpoint_belong_to_its_first_rung():
     settings = SpectraFMConfig(**{**BASIS, "rung_intervals": [[0, 1], [1, 2]], "rung_components": [3, 3]}).to_dict()
     del settings["rung_error_knots"], settings["rung_error_curves"]
     settings |= {"network_labels": ["teff"], "label_error_knots": [[4000.0], [-1.0]]}
@@ -141,7 +141,7 @@ def test_a_field_of_the_wrong_type_is_an_error_that_names_it():
         SpectraFMConfig(hidden_size="wide")
 
 
-def test_a_field_that_there_is_not_is_refused_by_name(config):
+def test_an_unknown_field_is_refused_by_name(config):
     with pytest.raises(
         ValueError, match=r"fields: expected those of SpectraFMConfig, got \['hiden_size', 'patch_size'\]"
     ):
@@ -149,7 +149,7 @@ def test_a_field_that_there_is_not_is_refused_by_name(config):
     assert SpectraFMConfig.from_dict(config.to_dict(), attn_implementation="eager").to_dict() == config.to_dict()
 
 
-def test_transformers_finds_what_it_asks_every_config_for(config):
+def test_the_config_has_the_attributes_that_transformers_expects(config):
     assert config.is_encoder_decoder == (config.token_embedding == "value")
     assert config.num_attention_heads == config.encoder_attention_heads[0]
     assert config.num_hidden_layers == len(config.encoder_ffn_dim)
@@ -157,10 +157,10 @@ def test_transformers_finds_what_it_asks_every_config_for(config):
     assert config.label2id["teff"] == list(config.label_names).index("teff")
 
 
-def test_the_code_of_a_checkpoint_says_of_which_version_it_is():
+def test_the_code_of_a_checkpoint_states_its_version():
     assert __version__ == PACKAGE_VERSION
 
 
-def test_what_a_file_holds_beside_the_fields_is_kept(config):
+def test_unknown_content_of_a_config_file_is_kept(config):
     loaded = SpectraFMConfig.from_dict({**config.to_dict(), "rms_norm_eps": 0.5})
     assert loaded.rms_norm_eps == 0.5 and loaded.hidden_size == config.hidden_size

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""A mixture of Gaussians as a prior, against the same by numerical integration and by drawn stars."""
+"""A mixture of Gaussians as a prior, against numerical integration and drawn stars."""
 
 import numpy as np
 import pytest

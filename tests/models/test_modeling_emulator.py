@@ -1,4 +1,4 @@
-"""The emulator: labels -> synthetic spectrum, loadable by the Auto classes, with clear limits."""
+"""The emulator: labels -> synthetic spectrum, loadable by the Auto classes, with checked limits."""
 
 import subprocess
 import sys
@@ -108,7 +108,7 @@ def test_labels_that_it_cannot_know_are_errors_that_name_label_range_and_value(h
         hband.synthesize(**labels)
 
 
-def test_covers_tells_which_stars_may_be_asked_for(hband):
+def test_covers_returns_which_stars_are_within_the_grid(hband):
     table = hband.label_table({"teff": [5777, 9000, 6500], "logg": [4.44, 4.0, 0.5], "fe_h": 0.0})
     assert hband.covers(table).tolist() == [True, False, False]
 

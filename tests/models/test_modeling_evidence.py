@@ -1,4 +1,4 @@
-"""The model on evidence of intervals: what does not count changes nothing, what goes in is checked, and it learns."""
+"""The model on evidence: masked tokens have no effect, inputs are checked, and it learns."""
 
 import doctest
 
@@ -110,7 +110,7 @@ def test_when_both_rungs_are_seen_then_the_answer_lies_between_theirs(model):
     assert ((both >= low - 1e-3) & (both <= high + 1e-3)).all()
 
 
-def test_what_members_say_is_weighed_by_how_sure_they_are():
+def test_predictions_of_members_are_weighted_by_their_errors():
     mean = torch.tensor([[[1.0], [4.0], [torch.nan]]])
     variance = torch.tensor([[[1.0], [2.0], [torch.nan]]])
     value, log_variance = combined(mean, variance.log())
@@ -132,14 +132,14 @@ def test_when_requests_are_fewer_then_the_answers_are_the_same(model):
 
 def test_when_a_label_is_added_then_the_other_answers_stay_but_for_rounding(model):
     inputs = tokens()
-    asked = {**inputs, "request_ids": torch.tensor([[2, 3, 4]]).expand(4, -1)}
-    before = answers(model, asked)
+    requested = {**inputs, "request_ids": torch.tensor([[2, 3, 4]]).expand(4, -1)}
+    before = answers(model, requested)
     model.add_label("mg_fe", "dex", 0.0, 0.1)
-    torch.testing.assert_close(answers(model, asked), before, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(answers(model, requested), before, rtol=1e-6, atol=1e-6)
     assert answers(model, inputs).shape == (4, 4)
 
 
-def test_a_completion_fills_in_what_was_not_seen():
+def test_a_completion_fills_in_unobserved_intervals():
     """Two intervals that always agree: one tells of the other, and as well as it is known itself."""
     model = SpectraFMForPrediction(config())
     completion = model.model.rungs[1].completion  # three intervals
@@ -196,18 +196,18 @@ def test_a_rung_with_pixels_sees_asinh_of_the_flux_of_the_completed_spectrum():
         assert abs(np.corrcoef(seen[:, column].numpy(), projected[:, column])[0, 1]) > 0.99
 
 
-def test_what_is_not_known_of_an_interval_is_told_on_a_logarithmic_scale(model):
+def test_missing_information_of_an_interval_is_logarithmic(model):
     """Ten times the variance is one and the same step, however well the interval is known."""
     completion = model.model.rungs[1].completion
     steps = []
     for unknown in (1e-1, 1e-2, 1e-3, 1e-4):
-        given = torch.full((1, 3, N_COEFFICIENTS), 1.0 - unknown)
-        steps.append(completion(torch.zeros_like(given), given, IDS)[0][0, -3:])
+        filled = torch.full((1, 3, N_COEFFICIENTS), 1.0 - unknown)
+        steps.append(completion(torch.zeros_like(filled), filled, IDS)[0][0, -3:])
     np.testing.assert_allclose(np.diff(steps, n=2, axis=0), 0.0, atol=0.02 * np.abs(np.diff(steps, axis=0)).max())
     assert (np.diff(steps, axis=0) < 0).all()
 
 
-def test_errors_follow_curves_of_temperature_and_of_what_is_not_known():
+def test_errors_follow_curves_of_temperature_and_missing_information():
     torch.manual_seed(0)
     curves = {"logg": [[0.0, 1.0], [0.5, 0.0]]}
     knots = [[4000.0, 6000.0], [-4.0, -1.0]]
@@ -250,7 +250,7 @@ def test_errors_follow_curves_of_temperature_and_of_what_is_not_known():
 
 
 @pytest.mark.parametrize("kind", [SpectraFMModel, SpectraFMForPrediction])
-def test_the_example_of_the_class_runs_and_prints_what_it_says(kind):
+def test_the_example_of_the_class_runs_and_prints_its_output(kind):
     [example] = doctest.DocTestFinder(recurse=False).find(kind)
     assert len(example.examples) > 8
     assert doctest.DocTestRunner().run(example).failed == 0
@@ -259,11 +259,11 @@ def test_the_example_of_the_class_runs_and_prints_what_it_says(kind):
 STARS, INTERVALS, ASKED = (torch.export.Dim(name, min=2) for name in ("stars", "intervals", "asked"))
 
 
-def asked_tokens(n=5, intervals=(1, 2, 4, 7), asked=3, seed=0):
+def asked_tokens(n=5, intervals=(1, 2, 4, 7), requested=3, seed=0):
     inputs = tokens(n, intervals, seed)
     inputs["attention_mask"][1, 0] = False
     inputs["reliability"][2, intervals.index(4) :] = 0.0
-    return {**inputs, "request_ids": torch.arange(2, 2 + asked).expand(n, -1)}
+    return {**inputs, "request_ids": torch.arange(2, 2 + requested).expand(n, -1)}
 
 
 def dimensions(inputs):
@@ -341,7 +341,7 @@ def test_wrong_input_is_an_error_that_names_it(model, change, message):
         model(**{**tokens(), **change})
 
 
-def test_it_learns_what_the_coefficients_say():
+def test_it_learns_from_the_coefficients():
     """Labels that are sums of coefficients are found nearly as well as the noise allows."""
     torch.manual_seed(1)
     model = SpectraFMForPrediction(config(hidden_size=64, initializer_range=0.05, rung_components=[20, 5]))
@@ -448,7 +448,7 @@ def test_when_stars_lie_on_grids_of_their_own_then_each_gets_what_it_would_alone
     assert not together["attention_mask"][1, 2] and together["attention_mask"][0].all()
 
 
-def test_when_errors_are_unknown_then_they_are_what_the_misfit_says(checkpoint):
+def test_when_errors_are_unknown_then_they_follow_the_misfit(checkpoint):
     _, tokenizer = load_checkpoint(checkpoint)
     waves = 0.05 * np.sin(np.arange(N) / 11.0)
     noisy = 1.0 + waves + 0.03 * np.random.default_rng(3).normal(size=N)
@@ -463,7 +463,7 @@ def test_wrong_resolving_power_is_an_error(checkpoint):
         tokenizer(*spectra(), resolving_power=-5)
 
 
-def test_what_has_to_be_exact_is_made_in_full_precision_whatever_the_default(tiny_evidence):
+def test_exact_parts_are_created_in_full_precision_whatever_the_default(tiny_evidence):
     config = tiny_evidence[0].config
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float16)

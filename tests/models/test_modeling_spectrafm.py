@@ -1,4 +1,4 @@
-"""What transformers asks of a model, and what SpectraFM promises beyond, for the published architecture."""
+"""The published architecture: requirements of transformers, and those of SpectraFM."""
 
 import copy
 import math
@@ -228,7 +228,7 @@ def test_hidden_states_and_attentions_have_the_documented_shapes(inputs):
 
 @pytest.mark.parametrize("where", ["argument", "config"])
 @pytest.mark.parametrize("part", ["head", "base"])
-def test_the_tuple_holds_what_the_output_holds_in_its_order(where, part, inputs):
+def test_the_tuple_has_the_fields_of_the_output_in_order(where, part, inputs):
     model = make_model(attn_implementation="eager")
     if part == "base":
         model, inputs = model.model, model_inputs(inputs)
@@ -265,7 +265,7 @@ def test_values_and_errors_are_mean_and_variance_in_physical_units(model, inputs
         torch.testing.assert_close(outputs.prediction_errors[:, column], sigma * scale)
 
 
-def test_without_requests_all_labels_are_asked_for(model, inputs):
+def test_without_requests_all_labels_are_predicted(model, inputs):
     everything = make_inputs(requests=list(model.config.label_names))
     bare = {key: value for key, value in everything.items() if key != "request_ids"}
     with torch.no_grad():
@@ -293,9 +293,9 @@ def test_outputs_have_their_old_names_for_one_version_and_the_methods_of_diction
         assert outputs["values"] is outputs.predictions
     with pytest.warns(FutureWarning, match=r"outputs\['errors'\] is called 'prediction_errors' now"):
         assert outputs["errors"] is outputs.prediction_errors
-    with pytest.warns(FutureWarning, match=r"outputs.errors is called prediction_errors now") as told:
+    with pytest.warns(FutureWarning, match=r"outputs.errors is called prediction_errors now") as warned:
         assert outputs.errors is outputs.prediction_errors
-    assert told[0].filename == __file__
+    assert warned[0].filename == __file__
     assert list(outputs.values()) == list(outputs.to_tuple()) and "values" not in outputs
     with pytest.raises(KeyError):
         outputs["value"]
@@ -317,7 +317,7 @@ def test_a_star_alone_is_answered_as_in_a_padded_batch(model, inputs):
             torch.testing.assert_close(got.log_variance[0], together.log_variance[star], rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_masked_never_reaches_the_answers(model, inputs):
+def test_masked_pixels_never_change_predictions(model, inputs):
     with torch.no_grad():
         expected = model(**inputs)
         tokens = ~inputs["attention_mask"]
@@ -449,8 +449,8 @@ def test_a_new_label_leaves_all_other_answers_bit_by_bit_and_after_a_load_but_fo
 
         tokenizer.add_label("ca_fe")
         assert tokenizer.label_names == list(loaded.config.label_names)
-        asked = tokenizer(*make_spectra(), scalars={"ca_fe": [0.3, 0.1, np.nan]}, requests=["teff", "ca_fe"])
-        answers, again = model(**asked), loaded(**asked)
+        requested = tokenizer(*make_spectra(), scalars={"ca_fe": [0.3, 0.1, np.nan]}, requests=["teff", "ca_fe"])
+        answers, again = model(**requested), loaded(**requested)
     assert_same_outputs(again, answers, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(answers.predictions[:, 1], answers.mean[:, 1] * 0.2 + 0.1)
     assert not torch.isclose(answers.mean[:, 0], answers.mean[:, 1]).any()
@@ -484,7 +484,7 @@ def test_a_label_that_cannot_be_added_is_a_clear_error_and_changes_nothing(argum
     assert model.config.to_dict() == before
 
 
-def test_resizing_the_vocabulary_by_number_is_refused_with_what_to_do_instead(model):
+def test_resizing_the_vocabulary_by_number_is_refused_with_the_alternative(model):
     for part in (model, model.model):
         with pytest.raises(NotImplementedError, match="add_label"):
             part.resize_token_embeddings(20)
@@ -629,7 +629,7 @@ def test_a_wrong_shape_is_an_error_that_names_the_field(field, change):
         ("flux", "coefficients: expected them, or flux, got neither"),
     ],
 )
-def test_a_spectrum_that_is_not_given_is_an_error_that_says_so(model, inputs, missing, message):
+def test_a_missing_spectrum_is_a_clear_error(model, inputs, missing, message):
     with pytest.raises(ValueError, match=message):
         model(**{name: values for name, values in inputs.items() if name != missing})
 
@@ -656,7 +656,7 @@ def test_half_precision_runs_and_answers_nearly_the_same_in_float32(dtype, input
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_tells_apart_wavelengths_that_it_cannot_hold(model, dtype):
+def test_half_precision_keeps_wavelengths_distinct(model, dtype):
     wavelength = torch.tensor([[15987.3, 15988.3]])
     assert torch.tensor(15987.3).bfloat16() == torch.tensor(15988.3).bfloat16() == 16000
     encoding = model.model.embeddings.wavelength_encoding
@@ -785,9 +785,9 @@ def test_the_exporters_of_transformers_give_the_same_answers_for_any_number_of_s
     kinds = {"dynamo": (DynamoExporter, DynamoConfig), "onnx": (OnnxExporter, OnnxConfig)}
     exporter, settings = kinds[format]
     exported = exporter().export(model, inputs, config=settings(dynamic=True, dynamic_shapes=free))
-    for given in (inputs, other):
+    for spectra in (inputs, other):
         with torch.no_grad():
-            expected, found = model(**given), exported(**given)
+            expected, found = model(**spectra), exported(**spectra)
         off = (torch.as_tensor(found["predictions"]) - expected.predictions) / expected.prediction_errors
         assert off.abs().max() < 1e-3
 

@@ -50,7 +50,7 @@ def test_a_row_gives_each_label_with_its_error(predict, tiny_model, tiny_tokeniz
     assert [answer[f"{name}_err"] for name in names] == outputs.prediction_errors[0].tolist()
 
 
-def test_the_answer_does_not_depend_on_how_stars_are_given_or_batched(either, stars):
+def test_predictions_do_not_depend_on_the_form_of_the_input_or_the_batch(either, stars):
     expected = [either(star) for star in stars]
     assert same(either(stars), expected)
     assert same(either(stars, batch_size=2), expected)
@@ -98,7 +98,7 @@ def test_the_requests_that_a_tokenizer_names_are_the_default(predict, stars):
     assert list(predict(stars[0])) == ["object_id", "logg", "logg_err"]
 
 
-def test_scalars_of_the_rows_are_given_to_the_model(predict, stars):
+def test_scalars_of_the_rows_are_inputs_of_the_model(predict, stars):
     rows = [{**star, "teff": teff} for star, teff in zip(stars, (4000.0, np.nan, 5000.0, 4500.0, 6000.0), strict=True)]
     answers = predict(rows, scalars=["teff"], requests=["logg"], batch_size=5)
     without = predict(rows, requests=["logg"])
@@ -128,7 +128,7 @@ def test_a_bad_spectrum_in_a_list_is_an_error_that_names_the_field(predict, star
 
 
 @pytest.mark.parametrize("give", [list, iter, lambda stars: (star for star in stars)])
-def test_an_error_says_which_spectrum_of_many_it_is(predict, stars, give):
+def test_an_error_names_the_spectrum(predict, stars, give):
     stars[3]["flux"] = np.full_like(stars[3]["flux"], np.nan)
     with pytest.raises(ValueError, match=r"flux: expected .* got none \(star-3\)$"):
         list(predict(give(stars), batch_size=2, on_error="raise"))
@@ -144,7 +144,7 @@ def test_a_pipeline_without_a_tokenizer_is_an_error(tiny_model):
         pipeline("stellar-labels", model=tiny_model, device="cpu")
 
 
-def test_a_model_that_was_loaded_brings_the_tokenizer_of_its_checkpoint(predict, stars, tmp_path):
+def test_a_loaded_model_finds_the_tokenizer_of_its_checkpoint(predict, stars, tmp_path):
     predict.save_pretrained(tmp_path / "saved")
     model = SpectraFMForPrediction.from_pretrained(tmp_path / "saved")
     assert pipeline("stellar-labels", model=model, device="cpu")(stars[0]) == predict(stars[0])
@@ -159,13 +159,13 @@ def test_a_saved_pipeline_is_a_checkpoint(predict, stars, tmp_path):
     assert pipeline("stellar-labels", model=str(tmp_path / "saved"), device="cpu")(stars[0]) == predict(stars[0])
 
 
-def test_an_answer_that_is_no_number_is_an_error(predict, tiny_model, stars):
+def test_a_prediction_that_is_not_finite_is_an_error(predict, tiny_model, stars):
     with torch.no_grad():
         tiny_model.readout.mean.weight.fill_(3e38)
-    with pytest.raises(ValueError, match=r"teff: expected a finite answer, got .* \(star-0\)"):
+    with pytest.raises(ValueError, match=r"teff: expected a finite prediction, got .* \(star-0\)"):
         predict(stars[0])
     answers = predict(stars)
-    assert all(answer["reason"].startswith("teff: expected a finite answer") for answer in answers)
+    assert all(answer["reason"].startswith("teff: expected a finite prediction") for answer in answers)
     assert all(np.isnan(answer["teff"]) for answer in answers)
 
 
@@ -185,7 +185,7 @@ def test_a_bad_spectrum_among_others_is_a_row_with_the_reason_and_the_others_sta
             same([answer], [other])
 
 
-def test_what_becomes_of_errors_is_a_choice_of_the_pipeline_or_of_a_call(tiny_evidence, stars):
+def test_on_error_is_an_option_of_the_pipeline_or_of_a_call(tiny_evidence, stars):
     model, tokenizer = tiny_evidence
     bad = {**stars[0], "flux": np.full_like(stars[0]["flux"], np.nan)}
     predict = pipeline("stellar-labels", model=model, tokenizer=tokenizer, device="cpu", on_error="raise")
@@ -200,7 +200,7 @@ def test_what_becomes_of_errors_is_a_choice_of_the_pipeline_or_of_a_call(tiny_ev
         predict(stars, on_error="ignore")
 
 
-def test_what_is_asked_for_in_vain_is_an_error_and_no_row(either, stars):
+def test_an_unknown_request_is_an_error_and_not_a_row(either, stars):
     for wrong, message in (
         ({"requests": ["age"]}, "requests: expected names out of"),
         ({"requests": [10.0]}, "requests: expected"),
@@ -211,7 +211,7 @@ def test_what_is_asked_for_in_vain_is_an_error_and_no_row(either, stars):
             either(stars, **wrong)
 
 
-def test_spectra_of_different_instruments_go_through_in_one_batch(tiny_evidence, stars):
+def test_spectra_of_different_instruments_share_a_batch(tiny_evidence, stars):
     """Those that the model does not take together it takes one after the other."""
     model, tokenizer = tiny_evidence
     predict = pipeline("stellar-labels", model=model, tokenizer=tokenizer, device="cpu")
@@ -223,7 +223,7 @@ def test_spectra_of_different_instruments_go_through_in_one_batch(tiny_evidence,
     assert same(predict(mixed, batch_size=4, flags=True), [predict(star, flags=True) for star in mixed])
 
 
-def test_a_model_whose_weights_are_on_the_disk_answers_as_well(tiny_evidence, stars, tmp_path):
+def test_a_model_with_weights_on_disk_predicts_too(tiny_evidence, stars, tmp_path):
     model, tokenizer = tiny_evidence
     save_checkpoint(model, tokenizer, tmp_path / "checkpoint")
     away = SpectraFMForPrediction.from_pretrained(
@@ -235,7 +235,7 @@ def test_a_model_whose_weights_are_on_the_disk_answers_as_well(tiny_evidence, st
     assert away.hf_device_map == {"": "disk"}
 
 
-def test_noise_is_told_from_a_faint_star():
+def test_noise_is_distinguished_from_a_faint_star():
     model, tokenizer = load_checkpoint("spectrafm-base")
     predict = pipeline("stellar-labels", model=model, tokenizer=tokenizer, device="cpu")
     star = next(read_spectra([DEMO_STARS]))
@@ -249,7 +249,7 @@ def test_noise_is_told_from_a_faint_star():
         assert ("no_signal" in found["flags"]) is flagged
 
 
-def test_a_keyword_that_is_not_known_is_named_with_those_that_are(predict, stars):
+def test_an_unknown_keyword_is_named_with_the_known_ones(predict, stars):
     expected = "keywords: expected names out of requests, .*, on_error, batch_size, num_workers, got nonsense"
     with pytest.raises(TypeError, match=expected):
         predict(stars[0], nonsense=1)

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Products by another library are the same products, with the same derivatives."""
+"""Products by oneDNN agree with those of torch, with the same derivatives."""
 
 import pytest
 import torch
@@ -21,13 +21,13 @@ def random(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_a_large_product_is_that_of_torch_with_its_derivatives(with_bias):
     left, right, bias = random(300, 150), random(200, 150), random(200) if with_bias else None
-    given = [tensor for tensor in (left, right, bias) if tensor is not None]
+    inputs = [tensor for tensor in (left, right, bias) if tensor is not None]
     assert products_spectrafm._suits(left, right)
     found, expected = product(left, right, bias), left @ right.T + (0.0 if bias is None else bias)
     assert torch.allclose(found, expected, atol=1e-4)
     weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
     for one, other in zip(
-        torch.autograd.grad((found * weight).sum(), given), torch.autograd.grad((expected * weight).sum(), given),
+        torch.autograd.grad((found * weight).sum(), inputs), torch.autograd.grad((expected * weight).sum(), inputs),
         strict=True,
     ):  # fmt: skip
         assert torch.allclose(one, other, atol=1e-3)
@@ -40,7 +40,7 @@ def test_products_of_members_are_those_of_each(n_rows):
     assert torch.allclose(products(left.expand(3, -1, -1), right), left @ right, atol=1e-4)
 
 
-def test_what_is_not_in_single_precision_goes_the_usual_way():
+def test_other_precisions_use_torch():
     left, right = random(300, 150).detach(), random(200, 150).detach()
     assert product(left.double(), right.double()).equal(left.double() @ right.double().T)
     assert not products_spectrafm._suits(left.bfloat16(), right.bfloat16())
@@ -49,7 +49,7 @@ def test_what_is_not_in_single_precision_goes_the_usual_way():
         assert product(left, right).dtype == torch.bfloat16
 
 
-def test_on_processors_of_intel_all_goes_the_usual_way(monkeypatch):
+def test_on_intel_processors_mkl_is_used(monkeypatch):
     left, right = random(300, 150).detach(), random(200, 150).detach()
     assert products_spectrafm._suits(left, right)
     monkeypatch.setattr(products_spectrafm, "is_intel", lambda: True)

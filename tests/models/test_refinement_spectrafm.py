@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The fit that refines answers, against the emulator and the bound of what spectra hold; and its flags."""
+"""The fit that refines predictions, against the emulator and the Cramer-Rao bound; and its flags."""
 
 import copy
 
@@ -94,7 +94,7 @@ class Stars:
         quality = {name: inputs.pop(name) for name in QUALITY}
         start = self.truth + START * np.random.default_rng(2).standard_normal(self.truth.shape)
         wanted = self.star_model.standardise(torch.from_numpy(start))
-        handle = self.model.start.register_forward_hook(lambda module, given, output: wanted[:, None])
+        handle = self.model.start.register_forward_hook(lambda module, args, output: wanted[:, None])
         with torch.no_grad():
             outputs = self.model(**inputs)
         handle.remove()
@@ -122,7 +122,7 @@ def test_derivatives_of_the_star_model_are_those_of_its_weights(stars):
         assert torch.allclose(slopes[:, label], expected, atol=2e-2 * float(expected.abs().max()))
 
 
-def test_what_is_kept_of_the_star_model_changes_with_it(stars):
+def test_the_cache_of_the_star_model_is_renewed(stars):
     star = copy.deepcopy(stars.star_model)
     labels = star.standardise(torch.from_numpy(stars.truth[:4]))
     before = star.weights(labels)
@@ -195,7 +195,7 @@ def test_stars_that_differ_from_the_model_get_larger_errors(stars):
     assert robust_scatter(((strange.labels.numpy() - stars.truth) / errors_of(strange)).ravel()) < 1.6
 
 
-def test_the_model_answers_with_the_fit_and_what_follows_from_it(stars):
+def test_the_model_predicts_the_fit_and_derived_labels(stars):
     flux, error = stars.noisy(100)
     outputs, flags = stars.answer(flux, error)
     found = outputs.refined
@@ -236,7 +236,7 @@ def test_wild_pixels_and_other_things_than_stars_are_flagged(stars):
     assert np.mean([bool({"unlike_training", "bad_pixels", "other_errors"} & set(star)) for star in flags]) > 0.95
 
 
-def test_what_the_network_was_not_trained_for_is_no_number(stars):
+def test_labels_that_the_network_was_not_trained_for_are_nan(stars):
     """Without an interval of the star model, as in Gaia XP."""
     inputs = stars.tokenizer(stars.wavelength, *(array[0] for array in stars.noisy(100)))
     outside = {name: inputs[name] for name in ("coefficients", "reliability", "interval_ids", "attention_mask")}
@@ -253,12 +253,12 @@ def test_the_fit_stays_in_full_precision(stars, tmp_path):
     assert half.to(torch.bfloat16).refinement.star_model.components.dtype == torch.float32
 
 
-def test_every_flag_says_what_it_means_and_what_to_do():
+def test_every_flag_has_a_meaning_and_an_action():
     assert all(len(text) == 2 and all(part.endswith((".", "?")) for part in text) for text in FLAGS.values())
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_the_pipeline_gives_flags_and_leaves_out_what_nobody_asked_for(stars, batch_size, tmp_path):
+def test_the_pipeline_returns_flags_and_only_requested_labels(stars, batch_size, tmp_path):
     save_checkpoint(stars.model, stars.tokenizer, tmp_path / "checkpoint")
     predict = pipeline("stellar-labels", model=str(tmp_path / "checkpoint"))
     flux, error = (array[:3] for array in stars.noisy(100))

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Whole spectra from what was seen of them: observed stars of Gaia XP, and stars of the emulator in the H band."""
+"""Complete spectra from parts of them: observed stars of Gaia XP, and stars of the emulator in the H band."""
 
 import copy
 from dataclasses import replace
@@ -123,7 +123,7 @@ def test_a_lower_resolving_power_is_smoother(base, hband):
     assert np.mean(coarse) == pytest.approx(np.mean(fine), abs=3e-3)
 
 
-def test_what_is_not_known_is_refused(base, hband):
+def test_unknown_ranges_and_resolving_powers_are_refused(base, hband):
     model, tokenizer = base
     for wavelength, power, expected in (
         (np.arange(4000.0, 4100.0), None, r"wavelength: expected 15,1.* Angstrom, got 4,000.0"),
@@ -143,7 +143,7 @@ def test_the_best_fit_of_a_star_leaves_noise_alone(base, hband):
     assert np.nanstd(fit.residual) == pytest.approx(1.0, abs=0.05)
 
 
-def test_what_no_star_has_is_no_noise(base, hband):
+def test_features_that_no_star_has_are_significant(base, hband):
     wavelength, _, row = hband
     wrong = (wavelength > 16_000) & (wavelength < 16_012)
     fit = fit_of(base, {**row, "flux": row["flux"] - 0.05 * wrong})
@@ -164,7 +164,7 @@ def test_noise_is_no_discovery_and_a_step_is():
     assert sigma > STRANGE_SIGMA
 
 
-def test_the_pipeline_shows_the_fit_beside_the_labels(xp):
+def test_the_pipeline_returns_the_fit_with_the_labels(xp):
     predict = pipeline("stellar-labels", model=bundled("spectrafm-base"))
     with_fit = predict(xp[:3], spectrum=True, batch_size=2)
     assert [len(answer["spectrum"].wavelength) for answer in with_fit] == [343] * 3
@@ -176,7 +176,7 @@ def test_the_pipeline_shows_the_fit_beside_the_labels(xp):
     assert "spectrum" not in predict(xp[0])
 
 
-def test_nothing_is_said_of_bands_of_the_air(base):
+def test_nothing_is_predicted_in_telluric_bands(base):
     """The line of the sky at 5,577 A, to which the rung of the optical is blind: no flux of zero, no misfit."""
     wavelength = np.arange(5400.0, 5800.0, 0.5)
     emulator = load_emulator("emulator-optical")

@@ -106,14 +106,14 @@ def test_a_spectrum_of_one_pixel_is_one_token():
     assert inputs["wavelength"].tolist() == [[5000.0]] and inputs["flux"].tolist() == [[1.5]]
 
 
-def test_what_is_padded_is_zero_and_false():
+def test_padding_is_zero_and_false():
     inputs = raw_tokens()([[5000.0, 5001.0], [5000.0]], [[1.0, 2.0], [3.0]])
     assert inputs["attention_mask"].tolist() == [[True, True], [True, False]]
     assert inputs["flux"].tolist() == [[1.0, 2.0], [3.0, 0.0]]
     assert inputs["wavelength"].tolist() == [[5000.0, 5001.0], [5000.0, 0.0]]
 
 
-def test_shared_wavelengths_give_what_each_spectrum_gives_alone():
+def test_shared_wavelengths_give_the_same_tokens_as_single_spectra():
     wavelength, flux, error = spectrum(4, 50)
     mask = np.random.default_rng(1).random(flux.shape) < 0.3
     together = SpectraFMTokenizer()(wavelength, flux, error, mask, return_tensors="np")
@@ -230,7 +230,7 @@ def test_float32_and_integers_are_read_as_they_are():
 
 
 @both_kinds
-def test_single_precision_gives_what_double_precision_gives_and_what_was_given_stays(make):
+def test_single_and_double_precision_agree_and_inputs_are_not_changed(make):
     wavelength, flux, error = spectrum(3, 140)
     flux[0, 7], error[1, 9], error[2] = np.nan, 0.0, np.nan
     given = [(wavelength, flux.astype(kind), error.astype(kind)) for kind in ("f8", "f4", ">f4")]
@@ -265,7 +265,7 @@ def test_one_wavelength_error_and_mask_serve_for_many_spectra(make):
     same(one, many)
 
 
-def test_one_error_for_many_spectra_that_is_negative_is_told():
+def test_a_negative_shared_error_is_refused():
     wavelength, flux, error = spectrum(3)
     error[0, 2] = -0.25
     with pytest.raises(ValueError, match=r"flux_error: expected positive numbers, got -0\.25"):
@@ -395,7 +395,7 @@ def test_an_error_that_is_infinite_marks_a_bad_pixel_and_errors_that_are_all_nan
 
 
 @pytest.mark.parametrize(("kind", "tiny"), [("f4", 1e-40), ("f8", 1e-20), ("f8", 1e-200)])
-def test_tiny_errors_are_as_good_as_none(kind, tiny):
+def test_tiny_errors_are_treated_as_zero(kind, tiny):
     found, expected = (
         evidence_tokens()(WAVELENGTH, FLUX.astype(kind), np.full(6, error, kind)) for error in (tiny, 1e-8)
     )
@@ -403,7 +403,7 @@ def test_tiny_errors_are_as_good_as_none(kind, tiny):
     assert torch.isfinite(found["information"]).all()
 
 
-def test_valid_flux_masks_what_lies_outside():
+def test_valid_flux_masks_pixels_outside():
     flux = np.array([0.04, 0.06, 1.0, 1.19, 1.21, 1.0])
     inputs = raw_tokens(valid_flux=[0.05, 1.2])(WAVELENGTH, flux)
     np.testing.assert_allclose(inputs["flux"][0], [0.06, 1.0, 1.19, 1.0], rtol=1e-6)
@@ -495,7 +495,7 @@ def test_stars_without_a_spectrum_have_only_scalars(tiny_model):
     assert outputs.predictions.shape == (2, 2) and torch.all(torch.isfinite(outputs.predictions))
 
 
-def test_all_labels_are_asked_for_unless_the_tokenizer_or_the_call_says_otherwise():
+def test_all_labels_are_requested_by_default():
     arguments = spectrum(2)
     assert SpectraFMTokenizer()(*arguments)["request_ids"].tolist() == [[2, 3, 4, 5]] * 2
     tokenizer = SpectraFMTokenizer(requests=["fe_h", "teff"])
@@ -523,14 +523,14 @@ def test_requests_can_differ_between_stars():
     ],
     ids=["list", "tuple", "array", "tensor", "quantity", "mixed", "lists", "2-d array"],
 )
-def test_flux_can_be_asked_for_in_any_form(requests):
+def test_flux_can_be_requested_in_any_form(requests):
     inputs = SpectraFMTokenizer()(*spectrum(2), requests=requests)
     assert inputs["request_ids"].tolist() == [[1, 1]] * 2
     np.testing.assert_allclose(inputs["request_wavelength"], [[5003.0, 5020.0]] * 2, rtol=1e-7)
 
 
 @pytest.mark.parametrize("wavelength_medium", ["vacuum", "air"])
-def test_flux_center_and_scale_lead_back_to_the_units_given(wavelength_medium):
+def test_flux_center_and_scale_convert_to_the_input_units(wavelength_medium):
     wavelength, flux, _ = spectrum(2, 100, start=15000.0)
     flux = 1e-3 * flux
     tokenizer = raw_tokens(
@@ -557,7 +557,7 @@ def test_labels_become_the_requests_and_nan_is_unknown(tiny_model):
     assert torch.isfinite(tiny_model(**inputs).loss)
 
 
-def test_labels_follow_the_requests_where_both_are_given():
+def test_labels_follow_the_order_of_the_requests():
     inputs = SpectraFMTokenizer()(
         *spectrum(2), labels={"logg": [2.0, 3.0]}, requests=[["teff", "logg"], [5003.0, "logg"]]
     )
@@ -565,7 +565,7 @@ def test_labels_follow_the_requests_where_both_are_given():
     assert torch.as_tensor(inputs["label_errors"]).isnan().all()
 
 
-def test_a_label_that_is_added_can_be_asked_for():
+def test_an_added_label_can_be_requested():
     tokenizer = SpectraFMTokenizer()
     tokenizer.add_label("mg_fe")
     assert tokenizer(*spectrum())["request_ids"].tolist() == [[2, 3, 4, 5, 6]]
@@ -660,7 +660,7 @@ def test_save_load_save_is_byte_equal(tmp_path):
     assert [tmp_path / "first" / name for name in first if name.endswith(".json")] == [*map(type(tmp_path), files)]
 
 
-def test_both_files_say_where_each_auto_class_finds_the_tokenizer(tmp_path):
+def test_both_files_name_the_tokenizer_for_each_auto_class(tmp_path):
     for file in SpectraFMTokenizer().save_pretrained(tmp_path):
         with open(file) as stream:
             saved = json.load(stream)
@@ -1059,7 +1059,7 @@ def test_a_scalar_of_any_size_gives_finite_answers(value, tiny_model):
     assert torch.isfinite(output.predictions).all() and torch.isfinite(output.prediction_errors).all()
 
 
-def test_what_is_printed_of_a_tokenizer_is_short(tiny_evidence):
+def test_the_repr_of_a_tokenizer_is_short(tiny_evidence):
     grid = np.arange(1000.0, 9000.0)
     tokenizer = SpectraFMTokenizer(
         standardize_wavelength=grid, standardize_center=grid, standardize_scale=grid, max_length=7

@@ -1,4 +1,4 @@
-"""Velocities that lines tell, of synthetic stars, and of what has no lines."""
+"""Velocities from lines, of synthetic stars and of spectra without lines."""
 
 import numpy as np
 import pandas as pd
@@ -62,7 +62,7 @@ def test_masked_pixels_and_their_order_play_no_part(meter, stars):
     assert meter(wavelength, flux, np.full(flux.shape, np.nan), mask).value == pytest.approx(VELOCITIES[4], abs=0.6)
 
 
-def test_what_has_no_lines_has_no_velocity(meter, stars):
+def test_spectra_without_lines_have_no_velocity(meter, stars):
     wavelength, rng = stars[0], np.random.default_rng(1)
     for level in (0.01, 0.1):
         noise = 1 + level * rng.normal(size=wavelength.size)
@@ -112,8 +112,8 @@ def test_the_command_line_measures_them_and_takes_a_column(table, tmp_path, caps
     np.testing.assert_allclose(measured["radial_velocity"][:5], VELOCITIES, atol=0.6)
     assert (measured["radial_velocity_err"][:5] < 1).all() and measured["teff"].notna().tolist() == [True] * 5 + [False]
     assert spectrafm_cli.main([*command, "--radial-velocity-column", "rv", "--output", str(tmp_path / "b.csv")]) == 1
-    given = pd.read_csv(tmp_path / "b.csv")
-    assert (np.abs(measured["teff"] - given["teff"]) < measured["teff_err"])[:5].all()
+    stated = pd.read_csv(tmp_path / "b.csv")
+    assert (np.abs(measured["teff"] - stated["teff"]) < measured["teff_err"])[:5].all()
     capsys.readouterr()
     assert spectrafm_cli.main(["plot", str(table), "--radial-velocity", "measure"]) == 2
     assert "--radial-velocity: expected km/s for spectrafm plot, got measure" in capsys.readouterr().err
@@ -130,10 +130,10 @@ def test_a_survey_has_the_velocities_too(base, table, tmp_path):
 def test_the_pipeline_takes_a_velocity_for_each_star_or_measures_it(base, stars):
     predict = pipeline("stellar-labels", model=base[0], tokenizer=base[1], device="cpu")
     measured = predict(stars, radial_velocity="measure")
-    given = predict(stars, radial_velocity=VELOCITIES)
+    stated = predict(stars, radial_velocity=VELOCITIES)
     one = predict((stars[0], stars[1][4], stars[2][4]), radial_velocity=VELOCITIES[4])
-    assert one == given[4] and "radial_velocity" not in one
-    for answer, other, velocity in zip(measured, given, VELOCITIES, strict=True):
+    assert one == stated[4] and "radial_velocity" not in one
+    for answer, other, velocity in zip(measured, stated, VELOCITIES, strict=True):
         assert answer["radial_velocity"] == pytest.approx(velocity, abs=0.6)
         assert answer["teff"] == pytest.approx(other["teff"], abs=other["teff_err"])
     assert measured.to_pandas().attrs["units"]["radial_velocity"] == "km/s"

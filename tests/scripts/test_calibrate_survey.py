@@ -1,4 +1,4 @@
-"""How large the errors of the optical are: fitted where they are known, and written without a change of weights."""
+"""Calibration of errors in the optical: fitted to known errors, and written without a change of weights."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Notebooks run from their first cell to their last, in a kernel; that of fine-tuning on few stars and steps."""
+"""Notebooks run from the first to the last cell; that of fine-tuning with few stars and steps."""
 
 import json
 from pathlib import Path

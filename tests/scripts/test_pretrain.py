@@ -1,4 +1,4 @@
-"""Pre-training: both commands with a few stars and steps, and what they find out about errors in the end."""
+"""Pre-training: both commands with few stars and steps, and the calibration of errors."""
 
 import dataclasses
 import subprocess
@@ -73,14 +73,14 @@ def test_one_rung_is_replaced_and_all_else_stays_to_the_last_bit(survey):
     assert survey.placed([1, 2, 3], 1, 7) == [1, 7, 3] and survey.placed([1], 1, 7) == [1, 7]
 
 
-def test_a_network_that_is_not_there_cannot_go_on(survey):
+def test_a_missing_network_cannot_be_resumed(survey):
     base, tokenizer = load_checkpoint("spectrafm-base")
     rung = dataclasses.replace(tokenizer.basis.rungs[2], first_interval=500)
     with pytest.raises(ValueError, match="components: expected their number"):
         survey.with_rung(base, rung)
 
 
-def test_grids_have_gaps_and_windows_and_always_tell_something(survey):
+def test_grids_have_gaps_and_windows_and_always_some_pixels(survey):
     rung = load_checkpoint("spectrafm-base")[1].basis.rungs[2]
     wavelength = np.exp(np.arange(*np.log(rung.range), 2e-4))
     shares = [survey.what_there_is(wavelength, np.random.default_rng(i)).mean() for i in range(200)]

@@ -77,7 +77,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(script, tmp_path, capsys, mo
         ({"teff": [], "logg": []}, "labels: expected at least one star, got none"),
     ],
 )
-def test_a_bad_table_of_labels_is_refused_by_what_is_wrong(script, tmp_path, columns, message):
+def test_a_bad_table_of_labels_is_refused_with_the_reason(script, tmp_path, columns, message):
     pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
     with pytest.raises(ValueError, match=message):
         script.read_labels(tmp_path / "labels.parquet", None)

@@ -1,4 +1,4 @@
-"""The two training scripts: alike on one process, alike on two, and alike after having been killed."""
+"""The two training scripts agree on one process, on two, and after a kill."""
 
 import csv
 import os
@@ -153,7 +153,7 @@ def test_both_scripts_give_the_same_curves_and_the_same_weights_to_the_last_bit(
     assert sorted(path.name for path in (folder / "loop").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
 
 
-def test_a_recipe_that_makes_no_sense_is_told_in_one_line(folder, run_script, monkeypatch):
+def test_an_invalid_recipe_is_one_line(folder, run_script, monkeypatch):
     monkeypatch.chdir(folder)
     for script in ("train.py", "train_accelerate.py"):
         code, _, err = run_script(script, "plain.yaml", "--output_dir", "out", "--early_stopping_patience", "2")
@@ -188,7 +188,7 @@ def test_a_batch_in_two_parts_gives_the_curve_of_the_whole_where_labels_are_not_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "train_accelerate.py"])
-def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(folder, script):
+def test_a_run_killed_at_any_moment_resumes_exactly(folder, script):
     options = ("--num_train_epochs", "6", "--save_steps", "5")
     run(folder, script, "random", f"{script}-whole", *options)
     output = folder / f"{script}-killed"

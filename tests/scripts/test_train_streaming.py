@@ -1,4 +1,4 @@
-"""Training on a stream of shards: the curve of one process by two, and of a run that was interrupted."""
+"""Training on a stream of shards: the same curve with one and two processes, and after an interruption."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_two_processes_give_the_curve_of_one_and_so_do_both_scripts(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "train_accelerate.py"])
-def test_a_run_goes_on_in_the_middle_of_an_epoch_as_if_it_had_not_stopped(folder, script):
+def test_a_run_resumes_in_the_middle_of_an_epoch(folder, script):
     run(folder, script, "random", f"{script}-whole", "--save_total_limit", "9")
     before = str(folder / f"{script}-whole" / "checkpoint-12")
     run(folder, script, "random", f"{script}-resumed", "--resume_from_checkpoint", before)

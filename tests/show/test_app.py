@@ -94,7 +94,7 @@ def test_nothing_is_left_of_a_star_while_a_file_is_read_or_where_it_cannot_be(pa
         ({"columns": "wave"}, "Columns: expected wavelength=NAME, flux=NAME, got 'wave'"),
     ],
 )
-def test_what_is_typed_wrongly_is_named(chosen, expected):
+def test_invalid_entries_are_named(chosen, expected):
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         app.Request(**chosen).reading()
 
@@ -127,7 +127,7 @@ def test_every_control_has_a_label_and_no_function_is_open_to_programs(workbench
     assert all(part["api_visibility"] != "public" for part in config["dependencies"])
 
 
-def test_a_mistake_of_the_program_is_told_as_such_and_logged(page, capsys, monkeypatch):
+def test_an_internal_error_is_reported_as_such_and_logged(page, capsys, monkeypatch):
     monkeypatch.setattr(page.workbench, "example", lambda name: 1 / 0)
     *_, last = page.guarded(None, 0, None, "", "", EXAMPLES[0], *FILE)
     assert "not a fault of the file" in last[page.summary] and "Traceback" not in last[page.summary]
@@ -142,28 +142,28 @@ def free_port() -> int:
 
 
 def test_serving_the_page_reaches_no_other_machine(monkeypatch, capsys):
-    asked = []
+    hosts = []
     connect = socket.socket.connect
 
     def watched(self, address):
-        asked.append(address[0] if isinstance(address, tuple) else "local")
+        hosts.append(address[0] if isinstance(address, tuple) else "local")
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", watched)
-    monkeypatch.setattr(socket, "getaddrinfo", _local_only(asked, socket.getaddrinfo))
+    monkeypatch.setattr(socket, "getaddrinfo", _local_only(hosts, socket.getaddrinfo))
     page = in_a_loop(lambda: app.launch(port=free_port(), block=False))
     try:
         content = urllib.request.urlopen(page.local_url).read().decode()
     finally:
         page.close()
     assert "Stellar labels from a spectrum" in content
-    assert asked and set(asked) <= {"127.0.0.1", "localhost", "local"}
+    assert hosts and set(hosts) <= {"127.0.0.1", "localhost", "local"}
     assert page.local_url in capsys.readouterr().out
 
 
-def _local_only(asked, look_up):
+def _local_only(hosts, look_up):
     def answer(host, *arguments, **options):
-        asked.append(host if isinstance(host, str) else "127.0.0.1")
+        hosts.append(host if isinstance(host, str) else "127.0.0.1")
         return look_up(host, *arguments, **options)
 
     return answer
@@ -179,7 +179,7 @@ def test_a_port_that_is_taken_is_one_line(capsys):
     assert error.startswith("spectrafm app: ") and str(port) in error and error.count("\n") == 1
 
 
-def test_without_gradio_the_command_says_how_to_get_it(monkeypatch, capsys):
+def test_without_gradio_the_message_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "spectrafm_hf.show.app")
     monkeypatch.delattr("spectrafm_hf.show.app")
@@ -190,7 +190,7 @@ def test_without_gradio_the_command_says_how_to_get_it(monkeypatch, capsys):
     )
 
 
-def test_the_space_asks_for_what_the_package_needs():
+def test_the_space_requires_the_dependencies_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = (ROOT / "scripts" / "space" / "requirements.txt").read_text().splitlines()
     assert [line for line in lines if not line.startswith("#")] == project["dependencies"]

@@ -1,4 +1,4 @@
-"""The page in a real browser, as a visitor uses it: slow, and skipped where there is no Chromium."""
+"""The page in a real browser: slow, and skipped without Chromium."""
 
 import contextlib
 import csv
@@ -166,7 +166,7 @@ def test_an_upload_is_read_predicted_and_shown_with_its_masked_pixels(visit, tmp
     assert page.locator("table.labels").inner_text() == before
 
 
-def test_the_box_of_the_velocity_stays_empty_and_what_is_typed_counts(visit, tmp_path):
+def test_the_velocity_box_starts_empty_and_its_value_is_used(visit, tmp_path):
     page = visit()
     wavelength = np.arange(15_160.0, 16_940.0, 0.2)
     flux = 1 - 0.3 * np.exp(-0.5 * ((wavelength % 20 - 10) / 0.4) ** 2)
@@ -194,7 +194,7 @@ def test_the_box_of_the_velocity_stays_empty_and_what_is_typed_counts(visit, tmp
     assert warning.count() == 0
 
 
-def test_while_a_file_is_read_the_star_before_is_gone_and_the_page_says_what_it_does(visit, tmp_path):
+def test_while_a_file_is_read_the_previous_star_is_hidden_with_a_note(visit, tmp_path):
     page = visit()
     save_spectrum(tmp_path / "slow.csv")
     (tmp_path / "slow.csv").write_text(f"#{' ' * 1_000_000}\n{(tmp_path / 'slow.csv').read_text()}")
@@ -212,7 +212,7 @@ def test_while_a_file_is_read_the_star_before_is_gone_and_the_page_says_what_it_
     assert any("Reading slow.csv" in text or "Predicting the labels of the spectrum in slow" in text for text in texts)
 
 
-def test_of_stars_that_are_chosen_one_after_the_other_the_last_is_shown_as_a_whole(visit):
+def test_the_last_of_several_selected_stars_is_shown_completely(visit):
     page = visit()
     for name in (*EXAMPLES[1:], SECOND):
         page.get_by_text(name, exact=True).click()
@@ -239,7 +239,7 @@ def test_of_a_file_with_many_spectra_each_can_be_looked_at(visit, tmp_path):
     assert len(waiting.value.path().read_text().splitlines()) == 4
 
 
-def test_a_bad_file_is_answered_in_words_and_the_page_goes_on(visit, tmp_path):
+def test_a_bad_file_gives_a_message_and_the_page_still_works(visit, tmp_path):
     page = visit()
     (tmp_path / "notes.fits").write_bytes(bytes(range(256)) * 10)
     upload(page, tmp_path / "notes.fits")

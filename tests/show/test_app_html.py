@@ -19,7 +19,7 @@ def text(page: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
 
 
-def test_of_too_many_spectra_the_first_are_used_and_the_page_says_so(workbench, demo_file, monkeypatch):
+def test_of_too_many_spectra_the_first_are_shown_with_a_note(workbench, demo_file, monkeypatch):
     assert not workbench.read(demo_file(3)).more
     for part in (module, app_html):
         monkeypatch.setattr(part, "MAX_SPECTRA", 2)
@@ -31,22 +31,22 @@ def test_of_too_many_spectra_the_first_are_used_and_the_page_says_so(workbench, 
 def test_labels_of_another_kind_of_spectrum_are_not_to_be_used(workbench, text_file):
     reading = workbench.read(text_file(15_200.0, 16_900.0, 0.4, 100.0 / 6.28, 0.2))  # waves, no star
     assert "unlike_training" in reading.flags(0)
-    said = text(app_html.summary_html(reading, 0))
-    assert "Do not use these labels." in said and "No star of the training looks like this spectrum" in said
-    assert "no answer from this spectrum: c_fe, " in said and "unknown" not in app_html.labels_html(reading, 0)
+    shown = text(app_html.summary_html(reading, 0))
+    assert "Do not use these labels." in shown and "No training star looks like this spectrum" in shown
+    assert "no answer from this spectrum: c_fe, " in shown and "unknown" not in app_html.labels_html(reading, 0)
 
 
-def test_flags_say_what_to_do_on_this_page(workbench, demo_file):
+def test_flags_on_the_page_have_an_action(workbench, demo_file):
     reading = workbench.read(demo_file())
     assert "alert" not in app_html.summary_html(reading, 0)
     reading.prediction["flags"][0] = "not_at_rest;frame_unstated;medium_unstated;medium;velocity;bad_pixels"
-    said = text(app_html.summary_html(reading, 0))
-    assert "No radial velocity of this star is known" in said and "vacuum is assumed" in said
-    assert said.count("under “How to read the file”") == 5 and "--air" not in said
-    assert "More than one percent of the pixels were left out" in said
+    shown = text(app_html.summary_html(reading, 0))
+    assert "No radial velocity of this star is known" in shown and "vacuum is assumed" in shown
+    assert shown.count("under “How to read the file”") == 5 and "--air" not in shown
+    assert "More than 1 % of the pixels were left out" in shown
 
 
-def test_a_label_at_the_end_of_the_training_range_is_marked_beside_its_range(workbench, demo_file):
+def test_a_label_at_the_limit_of_the_training_range_is_marked(workbench, demo_file):
     reading = workbench.read(demo_file())
     assert "outside" not in app_html.labels_html(reading, 0)
     low, _ = reading.loaded.training_range.labels["teff"]
@@ -57,13 +57,13 @@ def test_a_label_at_the_end_of_the_training_range_is_marked_beside_its_range(wor
         assert "or beyond: Teff." in text(app_html.summary_html(reading, 0))
 
 
-def test_the_table_of_labels_has_values_errors_ranges_and_what_the_file_says(workbench, demo_file):
+def test_the_table_of_labels_has_values_errors_ranges_and_labels_of_the_file(workbench, demo_file):
     reading = workbench.read(demo_file())
-    said = text(app_html.labels_html(reading, 0))
+    shown = text(app_html.labels_html(reading, 0))
     low, high = reading.loaded.training_range.labels["teff"]
     teff, error = (reading.prediction[name][0] for name in ("teff", "teff_err"))
-    assert f"T eff [K] {teff:.0f} ± {error:.0f} {low:.0f} to {high:.0f} {reading.rows[0]['teff']:.0f}" in said
-    assert "[α/M] [dex]" in said and "log g [dex]" in said
+    assert f"T eff [K] {teff:.0f} ± {error:.0f} {low:.0f} to {high:.0f} {reading.rows[0]['teff']:.0f}" in shown
+    assert "[α/M] [dex]" in shown and "log g [dex]" in shown
 
 
 def test_masked_pixels_are_counted_and_a_star_without_valid_ones_has_its_reason(workbench, demo_file):

@@ -1,4 +1,4 @@
-"""Pictures: that they are made whole, and that what they show is what was given."""
+"""Plots: they are complete and show the data."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_labels_are_written_as_astronomers_write_them(label, expected):
     assert symbol(label) == expected
 
 
-def test_axes_say_quantity_and_unit():
+def test_axes_have_quantity_and_unit():
     assert axis_label("fe_h", {"fe_h": "dex"}, "APOGEE ") == "APOGEE [Fe/H] [dex]"
     assert axis_label("age", {}) == "age"
 

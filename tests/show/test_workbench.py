@@ -1,4 +1,4 @@
-"""What the page computes: spectra of a file, labels, what the model looks at, known stars."""
+"""Computations of the page: spectra of a file, labels, explanations, neighbours."""
 
 import dataclasses
 import gzip
@@ -51,13 +51,13 @@ def test_the_star_that_fits_is_found_once_and_shown_in_words_and_pictures(workbe
     assert "significant in 2 places, strongest at 15,600 Å, 15,700 to 15,710 Å" in fit_html(reading, 0, wrong)
 
 
-def test_the_table_to_download_is_what_predict_writes(workbench, demo_file, tmp_path, capsys):
+def test_the_downloaded_table_equals_that_of_predict(workbench, demo_file, tmp_path, capsys):
     reading = workbench.read(demo_file(3))
     assert spectrafm_cli.main(["predict", str(demo_file(3)), "--output", str(tmp_path / "labels.csv")]) == 0
     assert reading.table.read_bytes() == (tmp_path / "labels.csv").read_bytes()
 
 
-def test_the_table_goes_with_the_reading(workbench, demo_file):
+def test_the_table_is_deleted_with_the_reading(workbench, demo_file):
     reading = workbench.read(demo_file())
     table = reading.table
     assert table.is_file()
@@ -77,9 +77,7 @@ def test_the_table_goes_with_the_reading(workbench, demo_file):
         (b"\x1f\x8b\x08\0\0\0\0\0\0\0" + 99 * b"no deflated data", "expected a file that can be read"),
     ],
 )
-def test_a_bad_file_is_answered_in_words_that_do_not_say_where_the_server_keeps_it(
-    workbench, tmp_path, content, expected
-):
+def test_the_message_about_a_bad_file_hides_its_path_on_the_server(workbench, tmp_path, content, expected):
     (tmp_path / "bad.fits").write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(expected)) as caught:
         workbench.read(tmp_path / "bad.fits")
@@ -147,8 +145,8 @@ def test_a_small_parquet_file_of_very_many_pixels_takes_no_memory(tmp_path):
     assert path.stat().st_size < 10_000
     run = subprocess.run([sys.executable, "-c", BOMB, path], capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
-    said, refused, read = run.stdout.splitlines()
-    assert said == "expected at most 250 MB when unpacked, got more"
+    message, refused, read = run.stdout.splitlines()
+    assert message == "expected at most 250 MB when unpacked, got more"
     assert float(refused) < 100 and float(read) < 300, run.stdout  # MB
 
 
@@ -158,7 +156,7 @@ def test_a_spectrum_that_is_too_long_is_refused(workbench, text_file, monkeypatc
         workbench.read(text_file())
 
 
-def test_a_bare_table_is_read_as_the_visitor_says(workbench, text_file):
+def test_a_table_without_units_is_read_with_the_settings_of_the_visitor(workbench, text_file):
     path = text_file(500.0, 700.0, 0.1)
     row = workbench.rows(path, wavelength_unit="nm")[0][0]
     assert row["wavelength"][0] == 5000.0 and row["flags"] == ["medium_unstated", "frame_unstated"]
@@ -199,7 +197,7 @@ def tiny_checkpoint(tmp_path, tiny_evidence) -> Path:
     return tmp_path / "tiny"
 
 
-def test_a_model_of_another_instrument_knows_no_stars_unless_it_is_given_some(tiny_checkpoint, stars, tmp_path):
+def test_a_model_of_another_instrument_has_no_neighbours_by_default(tiny_checkpoint, stars, tmp_path):
     bench = Workbench(str(tiny_checkpoint))
     (row,) = stars[:1]
     reading = bench.predict([row], more=False)

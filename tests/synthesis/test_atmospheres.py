@@ -4,7 +4,7 @@ import pytest
 from spectrafm_hf.synthesis.atmospheres import MarcsGrid, _parse, effective_metallicity
 
 
-def test_a_node_is_given_back_as_it_is(tiny_grid):
+def test_a_node_of_the_grid_is_returned_unchanged(tiny_grid):
     star = tiny_grid.interpolate(5000, 2, 0)
     assert star.temperature == pytest.approx(5000 * (0.8 + 0.1 * np.arange(4)))
     assert star.log_pg == pytest.approx(4 + np.arange(4))

@@ -1,4 +1,4 @@
-"""Emulators with wider pixels: the same spectra through the instruments they are for."""
+"""Emulators with wider pixels give the same spectra through their instruments."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_the_narrower_line_spread_function_counts_where_two_overlap():
     np.testing.assert_allclose(fwhm_of(xp)[at], 106 * (6400 / 8000) ** 2.3, rtol=1e-6)
 
 
-def test_what_has_no_intervals_or_another_number_of_pixels_is_left_or_refused(optical):
+def test_models_without_intervals_are_kept_and_wrong_sizes_refused(optical):
     hband = load_emulator("emulator-hband")
     assert emulator_for(hband, Instrument.load("apogee")) == (hband, None)
     for emulator, pixels in ((optical, 7), (optical, 0), (hband, 2)):

@@ -1,4 +1,4 @@
-"""The Cramer-Rao bound: right where it is known in closed form, and derivatives that agree with differences."""
+"""The Cramer-Rao bound: against closed forms, and derivatives against finite differences."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_no_estimate_of_a_linear_model_is_better_and_least_squares_reach_it():
     np.testing.assert_allclose(found.std(axis=1), bound, rtol=0.05)
 
 
-def test_a_prior_is_what_is_left_where_the_pixels_say_nothing():
+def test_without_information_in_the_pixels_the_bound_is_the_prior():
     covariance = cramer_rao(np.array([[1.0, 0.0], [0.0, 0.0]]), [4.0, 4.0], [0.5, 7.0])
     np.testing.assert_allclose(covariance, np.diag([1 / (4 + 4), 49.0]))
 
@@ -66,7 +66,7 @@ def test_masked_pixels_take_information_away():
         ({"jacobian": [[1.0, np.nan], [0.0, 1.0]]}, "jacobian: expected finite numbers"),
     ],
 )
-def test_what_is_no_bound_is_refused(change, message):
+def test_an_infinite_bound_is_refused(change, message):
     arguments = {"jacobian": np.eye(2), "ivar": [1.0, 1.0], "prior": [1.0, 1.0], **change}
     with pytest.raises(ValueError) as refused:
         cramer_rao(**arguments)

@@ -1,4 +1,4 @@
-"""Synthetic stars with the labels of a catalogue and the residuals of observed stars."""
+"""Synthetic stars with labels of a catalogue and residuals of observed stars."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_stars_have_the_labels_of_the_catalogue_and_rare_metallicities_come_more
     np.testing.assert_allclose(np.median(stars["mg_fe"]), 0.1, atol=0.02)
 
 
-def test_what_observed_stars_have_in_common_is_found_again(catalogue, observed):
+def test_common_residuals_of_observed_stars_are_recovered(catalogue, observed):
     columns, shared, _ = observed
     stars = CalibratedStars("gaia-xp", catalogue, columns)
     found = stars.coefficients[0, 50:]
@@ -63,7 +63,7 @@ def test_what_observed_stars_have_in_common_is_found_again(catalogue, observed):
     assert 0.8 < np.std(found) / np.std(shared[50:]) < 1.2
 
 
-def test_what_comes_and_goes_comes_and_goes_in_the_stars_that_are_drawn(catalogue, observed):
+def test_variable_features_vary_in_the_drawn_stars(catalogue, observed):
     columns, _, own = observed
     stars = CalibratedStars("gaia-xp", catalogue, columns)
     factors = np.log(stars._factors(stars.catalogue[:300], np.random.default_rng(5)))[:, 50:]
@@ -124,7 +124,7 @@ def test_a_catalogue_without_stars_in_range_is_named(catalogue):
         CalibratedStars("gaia-xp", {**catalogue, "teff": catalogue["teff"] + 9000})
 
 
-def test_a_small_catalogue_is_extended_to_iron_poor_stars_of_its_kind(catalogue):
+def test_a_small_catalogue_is_extended_to_metal_poor_stars(catalogue):
     rich = {name: column[catalogue["fe_h"] > -1][:100] for name, column in catalogue.items()}
     wide = extended_catalogue(rich, 5000, lowest=-2.0)
     assert wide["fe_h"].min() < -1.99 and wide["fe_h"].max() < rich["fe_h"].max()
@@ -151,7 +151,7 @@ def test_without_alpha_and_extinction_stars_have_the_mean_of_the_one_and_none_of
 
 
 @pytest.mark.parametrize("name", ["miles", "apogee"])
-def test_what_is_wrong_with_other_instruments_is_found_too(catalogue, name):
+def test_errors_of_other_instruments_are_found_too(catalogue, name):
     few = {label: catalogue[label][:40] for label in ("teff", "logg", "fe_h")}
     plain = CalibratedStars(name, few, flatness=0.0)
     _, table, covered = plain._table(plain.catalogue)
@@ -171,7 +171,7 @@ def test_what_is_wrong_with_other_instruments_is_found_too(catalogue, name):
     assert np.isfinite(stars.draw(20, np.random.default_rng(3))["flux"]).all()
 
 
-def test_by_depth_iron_poor_stars_have_less_of_what_lines_have_wrong(catalogue):
+def test_scaling_by_depth_gives_metal_poor_stars_smaller_line_errors(catalogue):
     rich = {label: catalogue[label][catalogue["fe_h"] > -1][:40] for label in ("teff", "logg", "fe_h")}
     plain = CalibratedStars("miles", rich, flatness=0.0)
     _, table, _ = plain._table(plain.catalogue)

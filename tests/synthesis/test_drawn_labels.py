@@ -67,7 +67,7 @@ def test_narrower_ranges_are_kept_to_without_a_heap_at_their_edges():
     assert np.unique(labels["fe_h"]).size == 2000
 
 
-def test_no_stars_is_an_answer():
+def test_drawing_zero_stars_works():
     assert all(values.shape == (0,) for values in draw_labels(0, np.random.default_rng(0)).values())
 
 
@@ -124,6 +124,6 @@ def test_stars_that_are_refused_are_drawn_again():
         (1, {"teff": (9000, 9001)}, "ranges: expected some that hold stars, got {'teff'"),
     ],
 )
-def test_what_cannot_be_drawn_is_named(n, ranges, message):
+def test_labels_that_cannot_be_drawn_are_named(n, ranges, message):
     with pytest.raises(ValueError, match=message):
         draw_labels(n, np.random.default_rng(0), ranges)

@@ -135,7 +135,7 @@ def test_errors_at_a_resolving_power_are_those_of_a_gaussian():
     assert errors[0, 1] == pytest.approx(0.1 / np.sqrt(2 * np.sqrt(np.pi) * sigma * 400), rel=1e-4)
 
 
-def test_the_script_measures_what_it_saves(tmp_path, run_script):
+def test_the_script_measures_the_saved_one(tmp_path, run_script):
     grid = make_grid(260)
     np.savez(
         tmp_path / "grid.npz",

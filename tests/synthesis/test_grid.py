@@ -1,4 +1,4 @@
-"""Writing a grid. The spectra come from a source of a few lines: what is tested is what a run leaves on disk."""
+"""Writing a grid: the files of a run, with spectra from a short fake synthesiser."""
 
 import json
 import os
@@ -114,14 +114,14 @@ def test_a_shard_in_which_all_stars_fail_does_not_keep_the_rest_from_loading(tmp
     assert source.calls == 0  # nor is it tried again
 
 
-def test_a_grid_without_any_star_has_a_card_that_says_so(tmp_path):
+def test_the_card_of_a_grid_without_stars_states_it(tmp_path):
     labels, ids = stars(2)
     labels["teff"][:] = 3500.0
     assert list(write_grid(tmp_path, labels, ids, BlackBodies(), SETTINGS)) == [(2, 2)]
     assert "2 of 2." in (tmp_path / "README.md").read_text()
 
 
-def test_a_run_goes_on_where_it_stopped_and_ends_with_the_same_rows(tmp_path):
+def test_a_resumed_run_ends_with_the_same_rows(tmp_path):
     labels, ids = stars(8)
     first = BlackBodies()
     run = write_grid(tmp_path / "stopped", labels, ids, first, SETTINGS)
@@ -174,7 +174,7 @@ for done, failed in write_grid(sys.argv[1], labels, ids, BlackBodies(seconds=0.0
 
 
 @pytest.mark.slow
-def test_a_killed_run_loses_one_shard_and_leaves_none_that_is_incomplete(tmp_path):
+def test_a_killed_run_loses_one_shard_and_leaves_no_incomplete_one(tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         for line in run.stdout:

@@ -1,4 +1,4 @@
-"""Instruments: their files, and that what they do to a spectrum is what the files say."""
+"""Instruments: their files, and their effects on spectra."""
 
 import copy
 from pathlib import Path
@@ -112,10 +112,10 @@ def test_apogee_takes_the_pixels_of_the_emulator_as_they_are():
 
 
 @pytest.mark.parametrize("name", ["apogee", "miles"])
-def test_the_resolution_that_is_asked_for_is_reached(name):
+def test_the_requested_resolution_is_reached(name):
     instrument = Instrument.load(name)
-    asked = instrument.line_spread[0](instrument.wavelength)
-    np.testing.assert_allclose(instrument.reached_fwhm(native(name), RESOLVING_POWER[name]), asked, rtol=0.01)
+    wanted = instrument.line_spread[0](instrument.wavelength)
+    np.testing.assert_allclose(instrument.reached_fwhm(native(name), RESOLVING_POWER[name]), wanted, rtol=0.01)
 
 
 def test_lines_far_narrower_than_a_bin_come_out_of_miles_in_their_places_and_as_wide_as_they_should():
@@ -148,7 +148,7 @@ def test_gaia_xp_blends_its_two_spectra_where_they_overlap():
 
 
 @pytest.mark.parametrize("name", ["apogee", "gaia-xp", "miles"])
-def test_the_noise_has_the_size_that_the_errors_say(name):
+def test_the_noise_has_the_size_of_the_errors(name):
     instrument = Instrument.load(name)
     wavelength = native(name)
     flux = (1 - 0.5 * np.sin(wavelength / 300) ** 8) * np.ones((300, 1))
@@ -179,7 +179,7 @@ def test_gaia_xp_is_normalised_as_the_real_spectra_are():
     np.testing.assert_allclose(np.median(columns["flux"], axis=1), 1, rtol=1e-6)
 
 
-def test_extinction_reddens_and_is_told():
+def test_extinction_reddens_and_is_recorded():
     instrument = small(
         wavelength={"detectors": [{"start": 4000, "step": 20, "last": 200}]}, extinction=2.0, noise={"snr": 1e6}
     )
@@ -189,7 +189,7 @@ def test_extinction_reddens_and_is_told():
     np.testing.assert_allclose(columns["ak_targ"], 2.0 * 0.10655, rtol=1e-3)
 
 
-def test_a_tilt_is_smooth_and_of_the_size_given():
+def test_a_tilt_is_smooth_and_has_the_requested_size():
     instrument = small(tilt={"amplitude": 0.1, "degree": 2}, noise={"snr": 1e6})
     clean = np.log(instrument.apply(BINS, np.ones((2000, 2800)), np.random.default_rng(0))["clean"])
     x = np.linspace(-1, 1, clean.shape[1])
@@ -221,7 +221,7 @@ def test_the_same_generator_gives_the_same_stars():
         ({"quantiles": {0: 5, 0.5: 50, 1: 60}}, 5, 50, 60),
     ],
 )
-def test_the_signal_to_noise_ratio_is_drawn_from_the_distribution_given(snr, low, median, high):
+def test_the_signal_to_noise_ratio_is_drawn_from_its_distribution(snr, low, median, high):
     columns = small(noise={"snr": snr}).apply(BINS, np.ones((4000, 2800)), np.random.default_rng(0))
     drawn = columns["snr"]
     assert low * 0.999 <= drawn.min() <= drawn.max() <= high * 1.001
@@ -320,7 +320,7 @@ def test_a_file_that_is_no_yaml_is_refused(tmp_path):
         Instrument.load(tmp_path / "a.yaml")
 
 
-def test_a_file_of_ones_own_is_read_and_a_number_without_a_point_is_a_number(tmp_path):
+def test_a_user_file_is_read_and_1e5_is_a_number(tmp_path):
     settings = copy.deepcopy(SMALL)
     settings["wavelength"]["detectors"] = [{"log10_start": 3.7, "log10_step": "5e-5", "last": 99}]
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(settings).replace("'", ""))

@@ -46,7 +46,7 @@ def test_lines_are_sorted_and_those_outside_the_range_left_out():
     assert parsed(100, 200) == {}
 
 
-def test_47_tio_stands_in_for_48_tio():
+def test_47_tio_replaces_48_tio():
     assert parsed()["822.000000", 0].loggf == pytest.approx([-1 + np.log10(0.8116)])
 
 

@@ -1,4 +1,4 @@
-"""Stars on instruments at random: they are what they say, and tokens drawn without pixels are those of pixels."""
+"""Stars on random instruments: columns agree, and tokens drawn without pixels agree with those of pixels."""
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def test_when_stars_are_drawn_then_the_columns_fit_together(basis, high):
         np.testing.assert_allclose(inputs["labels"][:, 3], alpha, rtol=1e-5)
 
 
-def test_when_noise_is_added_then_its_size_is_the_error_and_the_snr_is_that_asked_for():
+def test_when_noise_is_added_then_its_size_is_the_error_and_the_snr_is_as_requested():
     flux = np.ones((200, 500), np.float32)
     noisy, error = add_noise(flux, np.full(200, 50.0, np.float32), np.random.default_rng(0))
     assert np.std((noisy - flux) / error) == pytest.approx(1.0, abs=0.02)

@@ -88,7 +88,7 @@ def test_labels_that_are_not_known_are_the_usual_ones(survey_grid):
     np.testing.assert_allclose(found["teff"], [5000.0, 5000.0])
 
 
-def test_what_coefficients_add_to_the_flux(survey_grid, survey_labels, survey_basis):
+def test_the_change_of_flux_by_coefficients(survey_grid, survey_labels, survey_basis):
     rung, (pixels, matrix) = (
         survey_basis.rungs[0],
         fit_matrices(survey_basis.rungs[0], survey_grid.wavelength, SURVEY_POWER)[1],

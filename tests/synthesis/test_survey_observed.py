@@ -1,4 +1,4 @@
-"""How observed stars differ from synthetic ones: what was put into them is found again."""
+"""Differences of observed and synthetic stars: planted differences are found."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_stars_have_labels_errors_and_a_temperature_that_can_be_taught(folder):
+def test_stars_have_labels_errors_and_a_temperature_in_range(folder):
     stars = observed_stars(folder, "train", np.inf)
     assert np.isfinite(stars["teff"]).all() and stars["teff"].max() == BEYOND
     hot = stars["teff"] == BEYOND

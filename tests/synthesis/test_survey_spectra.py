@@ -1,4 +1,4 @@
-"""Spectra of stars of known labels through surveys and instruments at random."""
+"""Spectra of stars with known labels through random surveys and instruments."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_a_drawn_window_lies_between_its_limits_and_is_as_likely_narrow_as_wide(
     assert np.mean(width < middle) == pytest.approx(0.5, abs=0.08)
 
 
-def test_observed_stars_are_seen_whole_in_the_ranges_of_surveys_and_by_other_instruments(stars):
+def test_observed_stars_are_used_complete_in_the_ranges_of_surveys_and_as_by_other_instruments(stars):
     drawn = list(survey_spectra.observed_spectra(stars, 8, np.random.default_rng(1)))
     names = [each.name for each in drawn]
     assert names[:5] == ["whole", "lamost", "galah", "desi b", "desi r"]  # nothing of the others is in the library
@@ -83,7 +83,7 @@ class AsModels:
         return np.zeros((len(labels["teff"]), len(wavelength)))
 
 
-def test_synthetic_stars_go_through_every_survey_and_other_instruments():
+def test_synthetic_stars_are_observed_by_every_survey_and_other_instruments():
     drawn = list(survey_spectra.synthetic_spectra(survey_grid(), AsModels(), 6, 3, np.random.default_rng(4)))
     surveys = {each.name: each for each in drawn if each.name != "drawn"}
     assert list(surveys) == list(survey_spectra.SURVEYS)

@@ -1,4 +1,4 @@
-"""Tokens of stars of the optical that are drawn without pixels, and what is wrong with them."""
+"""Tokens of optical stars drawn without pixels, and their faults."""
 
 import numpy as np
 from conftest import SEEN_POWER, SURVEY_EDGE, SURVEY_INTERVALS, SURVEY_POWER, make_survey_rung
@@ -13,7 +13,7 @@ from spectrafm_hf.synthesis.survey_stars import (
 )
 
 
-def test_tokens_are_spread_as_they_say(survey_grid, survey_labels, survey_basis):
+def test_the_scatter_of_tokens_agrees_with_their_reliability(survey_grid, survey_labels, survey_basis):
     """Drawn tokens less what they would be without noise, over their own errors."""
     rung = survey_basis.rungs[0]
     one = {name: np.repeat(values[:1], 4000) for name, values in survey_labels.items()}
@@ -33,7 +33,7 @@ def test_tokens_are_spread_as_they_say(survey_grid, survey_labels, survey_basis)
     assert np.array_equal(drawn["interval_ids"][0], np.arange(SURVEY_INTERVALS))
 
 
-def test_some_intervals_are_missing_and_say_nothing(survey_grid, survey_labels, survey_basis):
+def test_missing_intervals_have_no_information(survey_grid, survey_labels, survey_basis):
     raw = coefficients_of(survey_grid, survey_basis.rungs[0], survey_labels, SEEN_POWER)
     wavelength = np.exp(np.arange(np.log(5_000.0), np.log(5_700.0), 1.0 / SEEN_POWER / 2.5))
     stars = SurveyStars(
@@ -116,7 +116,7 @@ def test_a_mismatch_is_found_and_added():
     assert found.spread.shape == (4, 10) and 0.03 < np.sqrt((found.spread**2).sum(axis=0)).mean() < 0.07
 
 
-def test_where_no_star_was_observed_a_mismatch_is_as_large_as_beside():
+def test_a_mismatch_without_observed_stars_is_extrapolated():
     generator = np.random.default_rng(0)
     stars = {"teff": generator.uniform(4000, 7000, 300), "logg": generator.uniform(1, 5, 300)}
     stars["fe_h"] = generator.uniform(-1, 0.4, 300)

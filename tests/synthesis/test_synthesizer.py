@@ -20,7 +20,7 @@ def test_labels_left_out_are_solar_and_of_usual_microturbulence():
     assert all(star[name] == 0 for name in LABEL_NAMES if name not in ("teff", "logg", "mg_fe", "vmicro"))
 
 
-def test_labels_of_more_elements_are_kept_where_they_are_given():
+def test_labels_of_more_elements_are_kept_if_present():
     star = check_labels({"teff": 4600, "logg": 2.2, "li_fe": 2.5, "eu_fe": 0.3})
     assert tuple(star) == (*LABEL_NAMES, "li_fe", "eu_fe")
     assert star["li_fe"] == 2.5

@@ -154,7 +154,7 @@ def killed_at_the_second_shard(out: Path) -> None:
     assert run.returncode == -signal.SIGKILL, run.stderr
 
 
-def test_a_killed_run_loses_one_shard_and_the_next_goes_on(built, tmp_path):
+def test_a_killed_run_loses_one_shard_and_is_resumed(built, tmp_path):
     out = tmp_path / "out"
     killed_at_the_second_shard(out)
     assert not out.exists()
@@ -168,13 +168,13 @@ def test_a_killed_run_loses_one_shard_and_the_next_goes_on(built, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_a_killed_run_of_other_settings_left_is_not_used(tmp_path):
+def test_shards_of_a_killed_run_with_other_settings_are_not_used(tmp_path):
     killed_at_the_second_shard(tmp_path / "out")
     build(tmp_path / "out", seed=1)
     assert contents(tmp_path / "out") == contents(build(tmp_path / "fresh", seed=1))
 
 
-def test_a_complete_build_is_kept_unless_told_otherwise(tmp_path):
+def test_a_complete_build_is_kept_by_default(tmp_path):
     out = build(tmp_path / "out", 20)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert build(out, 20) == out
@@ -194,7 +194,7 @@ def test_a_folder_with_other_files_is_never_touched(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_the_card_says_how_the_stars_were_made(built):
+def test_the_card_describes_how_the_stars_were_made(built):
     card = (built / "README.md").read_text()
     for sentence in (
         "| train | 96 |",
@@ -225,7 +225,7 @@ def test_the_card_shows_pictures_of_the_stars_that_a_caller_draws(tmp_path):
     assert "![Distribution of the labels](labels.png)" in (out / "README.md").read_text()
 
 
-def test_the_instrument_beside_the_card_makes_the_same_stars(built, tmp_path):
+def test_the_instrument_file_of_a_data_set_makes_the_same_stars(built, tmp_path):
     own = Instrument.load(built / "instrument.yaml")
     assert contents(build(tmp_path / "own", instrument=own)) == contents(built)
 
@@ -237,7 +237,7 @@ def test_every_instrument_makes_spectra_of_its_emulator(name, tmp_path):
     assert len(table["flux"][0]) == len(Instrument.load(name).wavelength)
 
 
-def test_a_range_keeps_the_stars_within_it_and_the_card_tells(tmp_path):
+def test_a_range_selects_stars_and_is_stated_in_the_card(tmp_path):
     out = build(tmp_path / "cool", 20, label_ranges={"teff": (4000, 4200)})
     teff = pq.read_table(out / "data")["teff"].to_numpy()
     assert 4000 <= teff.min() <= teff.max() <= 4200
@@ -327,7 +327,7 @@ def test_processes_of_a_distributed_run_share_them_too(tmp_path):
     assert [run.communicate()[0].strip() for run in runs] == ["synthetic-gaia-xp-0-2-0", "synthetic-gaia-xp-0-3-0"]
 
 
-def test_a_stream_goes_on_where_its_state_was_taken():
+def test_a_stream_resumes_from_its_state():
     stream = SyntheticStars("gaia-xp", seed=4)
     rows = take(stream, BATCH)
     state = stream.state_dict()

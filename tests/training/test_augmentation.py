@@ -1,4 +1,4 @@
-"""Augmentation of single spectra does what it says, in numbers."""
+"""Augmentation of single spectra has the stated size."""
 
 import numpy as np
 import pytest
@@ -87,14 +87,14 @@ def test_detectors_are_not_mixed_and_what_is_masked_does_not_spread():
 
 
 @pytest.mark.parametrize("function, argument", [(shift, 5.0), (smooth, 1.5), (rebin, 2)])
-def test_unknown_errors_stay_unknown_and_a_spectrum_without_a_good_pixel_stays_masked(function, argument):
+def test_unknown_errors_stay_unknown_and_masked_spectra_stay_masked(function, argument):
     wavelength, flux, error, mask = line()
     assert np.isnan(function((wavelength, flux, np.full_like(error, np.nan), mask), argument)[2]).all()
     nothing = function((wavelength, np.full_like(flux, np.nan), error, ~mask), argument)
     assert nothing[3].all() and np.isfinite(nothing[1]).all()
 
 
-def test_a_degraded_spectrum_has_the_signal_to_noise_that_was_asked_for_and_says_so():
+def test_a_degraded_spectrum_has_and_states_the_requested_signal_to_noise():
     generator = np.random.default_rng(1)
     truth = np.linspace(0.5, 1.5, 4000).astype(np.float32)
     error = (0.01 * np.sqrt(truth)).astype(np.float32)

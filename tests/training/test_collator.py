@@ -76,7 +76,7 @@ def test_noise_has_the_size_of_the_errors_and_is_new_at_each_call():
     assert not np.array_equal(first["flux"], second["flux"])
 
 
-def test_correlated_noise_keeps_its_size_and_fades_over_the_given_width():
+def test_correlated_noise_keeps_its_size_and_fades_over_the_stated_width():
     noise = gaussian_noise(np.random.default_rng(0), (4000, 60), 1.5)
     assert noise.dtype == np.float32 and noise.shape == (4000, 60)
     # At the ends of the spectrum as in the middle.
@@ -170,7 +170,7 @@ def test_a_cut_keeps_one_window_for_all_stars_and_every_star_keeps_some():
     assert min(sizes) >= 4 and max(sizes) <= 40 and len(set(sizes)) > 5
 
 
-def test_a_star_of_which_a_cut_leaves_no_flux_stays_whole():
+def test_a_star_that_would_lose_all_flux_is_not_cut():
     rows = make_rows()
     rows[2]["flux"][:20] = -0.1
     torch.manual_seed(0)
@@ -238,7 +238,7 @@ def test_the_draws_of_the_stars_decide_their_augmentation_and_nothing_else_does(
 PIXELS = ("wavelength", "flux", "flux_error", "mask")
 
 
-def test_a_batch_in_parts_is_augmented_as_the_whole_is():
+def test_a_split_batch_is_augmented_like_the_whole():
     rows = {**Dataset.from_list(make_rows()).with_format("numpy")[:], "draw": np.arange(12, 18)}
     settings = {
         **{"noise": 1.0, "noise_correlation": 1.5, "pixel_dropout": 0.2, "error_dropout": 0.5, "reddening": 0.1},
@@ -267,7 +267,7 @@ def test_a_part_whose_spectra_have_one_length_is_augmented_as_within_a_batch_of_
         np.testing.assert_array_equal(whole[name][2:], part[name])
 
 
-def test_a_model_on_evidence_is_told_the_resolving_power_and_what_is_normalised(tiny_evidence, stars):
+def test_a_model_on_evidence_gets_resolving_power_and_normalisation(tiny_evidence, stars):
     model, tokenizer = tiny_evidence
     rows = [{**star, "resolving_power": 1000.0 + 100.0 * i, "teff": 5000.0} for i, star in enumerate(stars)]
     batch = SpectraFMCollator(tokenizer, ["teff"])(rows)

@@ -108,7 +108,7 @@ def test_a_selection_by_index_or_a_missing_label_is_an_error():
         table_metrics(values, errors, labels, {"teff": label_errors["teff"]})
 
 
-def test_a_formatted_table_has_a_row_for_each_model_and_says_what_it_cannot_compare():
+def test_a_formatted_table_has_a_row_for_each_model_and_notes_missing_comparisons():
     teff = {"n": 1234, "robust_scatter": 54.32, "bias": -1.26, "rmse": 101.0, "robust_z": 0.931}
     fe_h = {"n": 1200, "robust_scatter": 0.09312, "bias": 0.001, "rmse": 0.2, "robust_z": 1.0}
     lines = format_table({"ridge": {"teff": teff, "fe_h": fe_h}, "Cannon": {"teff": teff}}, {"teff": "K"}).splitlines()
@@ -162,7 +162,7 @@ def test_batches_and_single_stars_add_up_to_the_figures_of_all(load_metric):
     assert expected["n"] == 59
 
 
-def test_the_metric_combines_with_others_and_says_what_it_needs(load_metric):
+def test_the_metric_combines_with_others_and_names_missing_inputs(load_metric):
     predictions, references, errors, _ = make_stars()
     both = evaluate.combine([load_metric(), load_metric()], force_prefix=True)
     assert len(both.compute(predictions=predictions, references=references)) == 8

@@ -1,4 +1,4 @@
-"""What a recipe trains: the standardisation measured on training stars, and checkpoints with what they lack."""
+"""Preparation of training: standardisation from training stars, and labels added to checkpoints."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_labels_and_scalars_have_their_median_scatter_and_range():
     assert torch.isfinite(model(**tokenizer(sample["wavelength"][:3], sample["flux"][:3])).predictions).all()
 
 
-def test_what_is_masked_or_nan_does_not_count_and_pixels_without_stars_lie_between_their_neighbours():
+def test_masked_pixels_are_ignored_and_pixels_without_stars_are_interpolated():
     sample = make_sample()
     expected = prepare_model(RECIPE, [sample])[1]
     sample["flux"][:500, 3], sample["mask"][:500, 3] = 99.0, True
@@ -187,7 +187,7 @@ def test_a_checkpoint_takes_other_dropout_and_requests_and_no_other_setting(chec
             prepare_checkpoint(Recipe(**known, **{field: settings}), [sample])
 
 
-def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_still_does_not(checkpoint):
+def test_a_checkpoint_without_a_training_range_still_has_none(checkpoint):
     folder, _ = checkpoint
     (folder / "training_range.json").unlink()
     recipe = Recipe(checkpoint=str(folder), labels=["teff"], units=["K"])
@@ -206,7 +206,7 @@ def test_the_rung_of_samples_is_the_one_that_reads_all_of_them(tiny_evidence, ti
 # ------------------------------------------------------------------------------------------------------------ freezing
 
 
-def test_what_is_frozen_is_not_trained_and_the_rest_is(tiny_model, tiny_evidence):
+def test_frozen_parts_are_not_trained_and_the_others_are(tiny_model, tiny_evidence):
     evidence, _ = tiny_evidence
     for model, parts in ((tiny_model, ["decoder", "encoder.layers.0.mlp"]), (evidence, ["rungs.0", "model.rungs.1"])):
         freeze(model, parts)
@@ -215,7 +215,7 @@ def test_what_is_frozen_is_not_trained_and_the_rest_is(tiny_model, tiny_evidence
             assert parameter.requires_grad != name.startswith(tuple(names)), name
 
 
-def test_parts_that_are_none_and_a_model_without_anything_to_train_are_refused(tiny_model):
+def test_unknown_parts_and_a_model_without_trainable_weights_are_refused(tiny_model):
     with pytest.raises(ValueError, match=r"freeze: expected modules .*'encoder.layers.0'.* got 'encoder.layers.7'"):
         freeze(tiny_model, ["encoder.layers.7"])
     with pytest.raises(ValueError, match=r"freeze: expected something to be left to train, got \['model', 'readout'\]"):

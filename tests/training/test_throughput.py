@@ -1,4 +1,4 @@
-"""How fast a run is: counted where it can be known."""
+"""Throughput: operations are counted exactly."""
 
 import time
 
@@ -51,17 +51,17 @@ def test_attention_on_a_cpu_counts():
     assert throughput.operations == (2 + 5) * 2 * (2 * 3) * 16 * 16 * 8
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_products_by_onednn_count_as_others_do(given):
-    values = torch.randn(512, 192, requires_grad=given)
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_products_by_onednn_count_as_others_do(with_gradient):
+    values = torch.randn(512, 192, requires_grad=with_gradient)
     weight = torch.randn(384, 192, requires_grad=True)
     throughput = Throughput()
     with throughput.batch({"flux": values, "attention_mask": torch.ones(512, 1)}):
         product(values, weight).sum().backward()
-    assert throughput.operations == (2 + given) * 2 * 512 * 192 * 384
+    assert throughput.operations == (2 + with_gradient) * 2 * 512 * 192 * 384
 
 
-def test_pauses_and_what_comes_before_the_first_batch_take_no_time():
+def test_pauses_and_the_time_before_the_first_batch_are_not_counted():
     throughput = Throughput()
     time.sleep(0.2)
     with throughput.paused():

@@ -187,7 +187,7 @@ def test_the_errors_of_the_trained_model_are_right_on_the_validation_stars(train
         assert metrics[f"eval_{name}_robust_z"] == pytest.approx(1.0, abs=0.02)
 
 
-def test_a_resumed_run_ends_with_the_loss_and_the_weights_of_one_in_one_go(trained, stars, make_recipe, tmp_path):
+def test_a_resumed_run_ends_with_the_loss_and_weights_of_an_uninterrupted_one(trained, stars, make_recipe, tmp_path):
     whole, folder = trained
     resumed = train(
         make_recipe(),
@@ -205,7 +205,7 @@ def losses_of(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_a_run_resumed_within_an_epoch_goes_on_as_if_it_had_not_been_interrupted(stars, make_recipe, tmp_path):
+def test_a_run_resumed_within_an_epoch_equals_an_uninterrupted_one(stars, make_recipe, tmp_path):
     recipe = make_recipe(pixel_dropout=0.1, error_dropout=0.5, tilt=0.05)
     settings = {"save_strategy": "steps", "save_steps": 5, "num_train_epochs": 2, "eval_strategy": "no"}
     whole = train(recipe, make_arguments(tmp_path / "a", **settings), stars["train"], stars["validation"])
@@ -260,7 +260,7 @@ def test_half_the_batch_accumulated_twice_is_the_whole_batch(stars, make_recipe,
     assert losses_of(runs[1]) == pytest.approx(losses_of(runs[0]), rel=1e-5, abs=1e-6)
 
 
-def test_with_the_plain_trainer_too_half_the_batch_twice_is_the_whole_batch_where_labels_are_missing(
+def test_with_the_plain_trainer_half_the_batch_twice_is_the_whole_batch_with_missing_labels(
     stars, make_recipe, tmp_path
 ):
     ends = []
@@ -309,7 +309,7 @@ def test_gradients_are_clipped_before_either_optimizer_sees_them(stars, make_rec
 
 
 @pytest.mark.slow
-def test_what_is_kept_at_the_end_is_the_running_mean_of_the_best_evaluation(stars, make_recipe, tmp_path):
+def test_the_running_mean_of_the_best_evaluation_is_saved(stars, make_recipe, tmp_path):
     # So large a rate that the evaluations go up and down.
     recipe = make_recipe(muon_learning_rate=0.2, early_stopping_patience=1)
     arguments = make_arguments(

@@ -2,10 +2,10 @@
 """
 A spectrum on any grid -> coefficients in fixed intervals of ln wavelength.
 
-In each interval a stellar spectrum is a mean and a few directions, in which labels change the flux and stars differ.
-Generalised least squares, with the inverse variances of the pixels and a prior, gives their coefficients. It accounts
-for sampling, missing pixels and their widths before any trained weight: on every grid a star has the same coefficients,
-apart from what was not observed.
+In each interval a stellar spectrum is a mean plus a few directions in which stars differ. Generalised least squares,
+with the inverse variances of the pixels and a prior, gives their coefficients. It accounts for sampling, missing pixels
+and their widths before any trained weight, so a star has the same coefficients on every grid, except for unobserved
+parts.
 
 A model of an interval is `level * (mean + slope * x * mean + sum of coefficient * direction)`, with x from -1 to 1.
 """
@@ -34,14 +34,14 @@ from .rungs_spectrafm import (
 )
 
 
-STARS_AT_ONCE = 256  # whose matrices of an interval a cache holds
+STARS_AT_ONCE = 256  # their matrices of an interval fit into a cache
 KEPT = 8  # grids whose designs are kept
 MODEL_ERROR = 5e-4  # of the flux: residuals of the directions, and a lower limit of errors
 LEVELS = (0.2, 5.0)  # limits of the level of an interval over its first estimate
 MIN_LEVEL = 0.02  # of the level of the star: lower limit of that of an interval
 NEAR_ONE = 0.15  # of ln level: normalised spectra of all stars are within this of 1, averaged over many lines
-# A spectrum that is unlike stars: chi^2 per degree of freedom, fraction of clipped pixels. Then velocities in km/s are
-# tried; one must raise the correlation with the mean of stars by this much, at this resolving power or a higher one.
+# Velocities (km/s) are tried for a spectrum unlike stars, by chi^2 per degree of freedom or the fraction of clipped
+# pixels. One must raise the correlation with the mean of stars by this much, at this resolving power or a higher one.
 STRANGE_MISFIT, STRANGE_CLIPPED = 1.3, 0.01
 SHIFT_LIMIT, SHIFT_STEP, SHIFT_GAIN, LEAST_POWER = 150.0, 5.0, 0.15, 5_000.0
 #: Types in a file; others are kept as they are.
@@ -61,27 +61,27 @@ class Evidence:
     coefficients : float array of shape (B, T, K)
         Posterior means in units of the prior: ln of the level over that of the star, slope, directions.
     reliability : float array of shape (B, T, K)
-        1 - posterior variance / prior variance: 0 = nothing was seen, 1 = known exactly.
+        1 - posterior variance / prior variance: 0 = no information, 1 = known exactly.
     seen : bool array of shape (B, T)
-        Intervals with pixels that count.
+        Intervals with usable pixels.
     misfit : float array of shape (B, T)
         chi^2 per degree of freedom of the residuals from the directions, without clipped pixels; NaN without errors.
     clipped : bool array of shape (B, pixels)
     scale : float array of shape (B,)
         The level of the star: 1 where spectra are normalised.
     estimate : float array of shape (B, T, K)
-        Level, slope and directions as they add up to the spectrum, in units of the prior, where flux is over the
-        continuum; elsewhere over the level of the interval.
+        Most likely level, slope and directions in units of the prior, for flux over the continuum; otherwise also over
+        the level of the interval.
     whole_information : float array of shape (B, intervals of the rung, K, K)
-        Inverse covariance of these that the pixels alone give, of all intervals of the rung: zeros without pixels.
+        Inverse covariance of these from the pixels alone, for all intervals of the rung: zeros without pixels.
     place : int array of shape (T,)
-        Which intervals of the rung `intervals` are.
+        Places of `intervals` among those of the rung.
     pull : float array of shape (B, T, K)
-        Derivative of the likelihood of the pixels at `estimate`, which the prior keeps from its peak.
+        Derivative of the likelihood of the pixels at `estimate`, which is not its peak because of the prior.
     level : float array of shape (B, T)
         Center of the prior of the level, in the unit of the flux.
     unit : float array of shape (B, T)
-        By which `estimate` is over the least squares in units of `level`.
+        Factor from the least squares in units of `level` to `estimate`.
     """
 
     intervals: np.ndarray
@@ -113,7 +113,7 @@ class SpectrumBasis:
     Parameters
     ----------
     rungs : sequence of Rung
-        With intervals that do not share numbers.
+        With distinct numbers of intervals.
     """
 
     def __init__(self, rungs: Sequence[Rung]):
@@ -146,7 +146,7 @@ class SpectrumBasis:
     # -------------------------------------------------------------------------------------------------------- files
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a file of safetensors holds; most of it in half precision, whose errors are far below any noise."""
+        """Arrays for a safetensors file; most are in half precision, whose errors are far below any noise."""
         found = {}
         for number, rung in enumerate(self.rungs):
             for field in fields(rung):
@@ -178,8 +178,8 @@ class SpectrumBasis:
 
     def rung_for(self, wavelength: np.ndarray, resolving_power: float | np.ndarray | None = None) -> Rung | None:
         """
-        The rung that a spectrum belongs to: of those that share wavelengths with it, the finest one that its resolving
-        power reaches. Where that is unknown, it is taken for 2.5 pixels in a FWHM.
+        The rung of a spectrum: of those that share wavelengths with it, the finest one that its resolving power
+        reaches. An unknown resolving power is assumed to be 2.5 pixels in a FWHM.
 
         Parameters
         ----------
@@ -231,7 +231,7 @@ class SpectrumBasis:
                     + (" in pixels wider than an interval" if kept else "")
                 )
             if len(self._designs) >= KEPT:
-                self._designs = dict(list(self._designs.items())[-KEPT // 2 :])  # threads may share it
+                self._designs = dict(list(self._designs.items())[-KEPT // 2 :])  # threads may share the old one
             self._designs[key] = kept
         return kept
 
@@ -239,8 +239,8 @@ class SpectrumBasis:
         self, wavelength: np.ndarray, flux: np.ndarray, inverse_variance: np.ndarray, resolving_power: float | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float | None]:
         """
-        The same spectra (stars, pixels), or, where their resolving power is higher than that of a rung which wants it,
-        smoothed spectra on a grid of their own, see [`degraded`]; and the resolving power.
+        Spectra (stars, pixels), smoothed to the resolving power of the rung on a new grid (see [`degraded`]) if theirs
+        is higher and the rung requires it; and the resolving power.
         """
         rung = self.rung_for(wavelength, resolving_power)
         if rung is None or not rung.guesses_power:
@@ -254,8 +254,8 @@ class SpectrumBasis:
         self, wavelength: np.ndarray, flux: np.ndarray, inverse_variance: np.ndarray, resolving_power: float | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float | None] | None:
         """
-        Spectra that were brought down, at the resolving power that observed stars of the training have; None where
-        there is nothing to do. How observed and synthetic stars differ is known at that one alone.
+        Smoothed spectra, at the resolving power of the observed training stars, the only one at which the difference
+        between observed and synthetic stars is known; None if nothing has to be done.
         """
         rung = self.rung_for(wavelength, resolving_power)
         if rung is None or not rung.observed_power or resolving_power != rung.resolving_power:
@@ -282,15 +282,15 @@ class SpectrumBasis:
         flux : array of shape (stars, pixels)
             Finite.
         inverse_variance : array of shape (stars, pixels)
-            0 where a pixel does not count.
+            0 for unused pixels.
         resolving_power : float, or array of shape (pixels,), optional
             See [`SpectrumBasis.design`].
         normalised : bool, or array of shape (stars,), optional
-            Whether the flux is over the continuum: then its level is compared with 1, otherwise with that of the star.
-            Default, and where it is NaN: where the level of the star is near 1. In rungs of low resolving powers it
-            plays no part.
+            Whether the flux is divided by the continuum: then its level is compared with 1, otherwise with that of the
+            star. Default, and where it is NaN: if the level of the star is near 1. Not used in rungs of low resolving
+            powers.
         clip : bool
-            Whether to leave out pixels that no star of the basis could have.
+            Whether to leave out pixels with a flux that no star of the basis has.
 
         Raises
         ------
@@ -381,7 +381,7 @@ class SpectrumBasis:
 
     @staticmethod
     def strange(evidence: Evidence, clipped: np.ndarray) -> np.ndarray:
-        """(stars,): where the directions leave more than errors explain, or many pixels are left out."""
+        """(stars,): whether residuals from the directions exceed the errors, or many pixels are left out."""
         misfit = np.where(np.isfinite(evidence.misfit), evidence.misfit, 1.0)
         return (np.median(misfit, axis=1) > STRANGE_MISFIT) | (clipped > STRANGE_CLIPPED)
 
@@ -400,8 +400,8 @@ class SpectrumBasis:
         resolving_power: float | np.ndarray | None = None,
     ) -> np.ndarray:
         """
-        The velocity in km/s, of steps of `SHIFT_STEP`, at which spectra go along best with the mean of stars; 0 where
-        none is much better than rest. Arguments as in [`SpectrumBasis.evidence`]; returns (stars,).
+        Velocity in km/s, in steps of `SHIFT_STEP`, with the best correlation with the mean of stars; 0 if none is much
+        better than rest. Arguments as in [`SpectrumBasis.evidence`]; returns (stars,).
         """
         design = self.design(wavelength, resolving_power)
         velocities = np.arange(-SHIFT_LIMIT, SHIFT_LIMIT + SHIFT_STEP, SHIFT_STEP)
@@ -413,7 +413,7 @@ class SpectrumBasis:
             total = np.maximum(weight.sum(axis=1, keepdims=True), 1e-30)
             level = (weight * flux[:, pixels]).sum(axis=1, keepdims=True) / total
             lines = flux[:, pixels] / np.where(level > 0, level, 1.0) - 1.0
-            # The same weight for pixels of all intervals, and none for what was not seen.
+            # The same weight for pixels of all intervals, and none for unobserved ones.
             weight = weight * level**2
             together = together + (weight * lines) @ template.T
             stars = stars + (weight * lines**2).sum(axis=1, keepdims=True)
@@ -428,9 +428,8 @@ class SpectrumBasis:
 
 def over_level(mean, variance, level):
     """
-    Posterior means and variances (..., K) with a prior of 1, divided by the level of each star (..., 1), with a
-    prior of 1 again: of an interval that is fainter than it was taken for, little is known of its shape. The first is
-    the level itself, and only divided.
+    Posterior means and variances (..., K) with a prior of 1, divided by the level of each star (..., 1), with a prior
+    of 1 again, because the shape of a faint interval is poorly known. The first is the level itself, and only divided.
     """
     mean, variance = mean / level, variance / level**2
     again = 1.0 / (1.0 / variance[..., 1:] - level**2 + 1.0)

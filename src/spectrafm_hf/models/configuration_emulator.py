@@ -25,13 +25,13 @@ class SpectrumEmulatorConfig(PreTrainedConfig):
     label_minimum, label_maximum : list[float]
         Their range in the grid; the emulator refuses values outside it.
     num_stars : int
-        Synthetic stars that it remembers.
+        Synthetic stars of its grid.
     num_pixels : int
         Pixels of a spectrum.
     component_groups : list[int]
         Numbers of principal components that share a covariance function.
     fluxed : bool
-        If true it also knows the continuum, in `flux_unit`.
+        Whether it also predicts the continuum, in `flux_unit`.
     flux_unit : str
         Unit of the continuum, as astropy writes it.
     resolving_power : float
@@ -47,7 +47,7 @@ class SpectrumEmulatorConfig(PreTrainedConfig):
     continuum_components : int
         Components of the continuum, which share a covariance function of their own.
     regime_teff : list[float]
-        Teff (K) that part the regimes, rising. Each has components and covariance functions of its own.
+        Teff (K) of the borders between regimes, increasing. Each regime has its own components and covariances.
     regime_overlap : float
         Spectra of two regimes are blended this far (K) to either side of their border.
     regime_stars : list[list[int]]

@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig
 
 
 if TYPE_CHECKING:
-    # transformers copies a file into a checkpoint, and out of it, where it sees a relative import of it. This one is
-    # never run; it makes the pipeline travel with the config that names it.
+    # transformers copies files that are imported relatively into checkpoints. This import is never run; it makes
+    # transformers copy the pipeline with the config that names it.
     from .pipeline_spectrafm import StellarLabelsPipeline  # noqa: F401
 
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PADDING_ID = 0
 FLUX_ID = 1
 FIRST_LABEL_ID = 2
-# What the inputs of a correction may be, see `SpectraFMCorrection`.
+# Possible inputs of a correction, see `SpectraFMCorrection`.
 PIXEL_GROUPS = ("pixels", "scaled")
 SCALAR_GROUPS = ("scalars", "known")  # scalars alone, and answers with them
 CORRECTION_GROUPS = ("answers", "shape", "coefficients", *PIXEL_GROUPS, *SCALAR_GROUPS)
@@ -86,32 +86,32 @@ class SpectraFMConfig(PreTrainedConfig):
         For `token_embedding="basis"`: labels that the network was trained to answer by itself; none: all. Others follow
         from the star model, or are NaN.
     evidence_limits : list[list[float]]
-        For each rung, the cost of the completion and chi^2 per degree of freedom beyond which no star of the training
-        looks like a spectrum; none: not known. See [`star_flags`].
+        For each rung, the cost of the completion and chi^2 per degree of freedom above which a spectrum is unlike all
+        training stars; none: unknown. See [`star_flags`].
     label_ranges : list[dict[str, list[float]]]
-        For each rung, lowest and highest value of labels among the stars of the training; none: not known.
+        For each rung, lowest and highest value of labels among the training stars; none: unknown.
     rung_error_factors : list[dict[str, float]]
-        For each rung, factors of the errors that the network gives of labels, found on validation stars of that rung;
-        none, or a label that is not there: 1.
+        For each rung, factors of the predicted errors of labels, calibrated on validation stars of that rung; 1 for
+        labels without one.
     rung_error_floors : list[dict[str, float]]
-        For each rung, errors of labels, in their units, of observed stars, which are added to those of the network:
-        they are added in quadrature. None, or a label that is not there: 0.
+        For each rung, errors of labels of observed stars, in their units, which are added to those of the network in
+        quadrature; 0 for labels without one.
     star_labels : list[str]
-        Labels of the [`SpectraFMStarModel`] with which answers are refined, the effective temperature first; none:
-        they stay as the network gives them.
+        Labels of the [`SpectraFMStarModel`] that refines predictions, the effective temperature first; none: the
+        predictions of the network are not refined.
     star_combinations : dict[str, list[str]]
         Labels that are the mean of some of `star_labels`.
     star_components : list[int]
         Its components, by the Gaussian processes that they share.
     star_intervals : list[int]
-        The first interval that it knows, and the first after them that it does not.
+        Its first interval, and the one after its last.
     num_stars : int
-        Stars that its Gaussian processes go through.
+        Training stars of its Gaussian processes.
     corrections : list[dict]
-        Labels that were learnt from labelled stars on top of the frozen model, see [`SpectraFMCorrection`]: for spectra
-        of its `rung`, each takes the place of the answer for its `label`, or the weighted mean of several does.
+        Labels learnt from labelled stars on top of the frozen model, see [`SpectraFMCorrection`]: for spectra of its
+        `rung`, each replaces the prediction of its `label`; of several, their weighted mean does.
     pixel_sets : list[list[int]]
-        Of each [`SpectraFMPixels`] that they use: the first column of its grid, its pixels, and its components.
+        For each [`SpectraFMPixels`] that they use: first column of its grid, number of pixels, number of components.
     scalar_names : list[str]
         Scalars that they use, such as a parallax, in the order of the input `scalars`.
     hidden_act, dropout, attention_dropout, layer_norm_eps, initializer_range
@@ -125,11 +125,9 @@ class SpectraFMConfig(PreTrainedConfig):
         A label's value is standardised as (value - center) / scale.
     degrees_of_freedom : float
         0: the loss is the likelihood of a Gaussian (the paper). Otherwise of Student's t with this number of degrees of
-        freedom: labels that are plainly wrong, of which every catalogue has some, then do not teach much. The errors
-        are those of its core.
+        freedom, which is robust to wrong labels in a catalogue. The errors are those of its core.
     label_error_factors : list[float]
-        The errors that the network gives of a label are multiplied by its factor, found after training on validation
-        stars; none: 1 for all.
+        Factors of the predicted errors, calibrated on validation stars after training; none: 1 for all.
     rung_error_knots : list[list[list[float]]]
         With `rung_error_curves`, for each rung: effective temperatures in K, and numbers for the missing information of
         a spectrum (`unknown` of [`SpectraFMModelOutput`]), in order. Empty for a rung without curves.
@@ -198,8 +196,8 @@ class SpectraFMConfig(PreTrainedConfig):
     @classmethod
     def original(cls, **kwargs) -> "SpectraFMConfig":
         """
-        The published architecture (11.87 million parameters there, of which 3.85 million are embedding rows that are
-        never used and have no counterpart here).
+        The published architecture (11.87 million parameters, 3.85 million of them unused embedding rows that are left
+        out here).
 
         Parameters
         ----------
@@ -220,8 +218,8 @@ class SpectraFMConfig(PreTrainedConfig):
     _pipeline_is_registered = False
 
     def __post_init__(self, **kwargs):
-        # transformers.pipeline wants trust_remote_code of every config that has custom pipelines, even where it need
-        # not run code from the checkpoint. It also changes the dictionary: hence a copy.
+        # transformers.pipeline requires trust_remote_code for every config with custom pipelines, even if no code of
+        # the checkpoint is run. It also changes the dictionary, hence a copy.
         if unknown := sorted(key for key in kwargs if key not in FOREIGN_FIELDS and not key.startswith("_")):
             raise ValueError(f"fields: expected those of SpectraFMConfig, got {unknown}")
         kwargs["custom_pipelines"] = {} if self._pipeline_is_registered else copy.deepcopy(CUSTOM_PIPELINES)
@@ -247,7 +245,7 @@ class SpectraFMConfig(PreTrainedConfig):
         return found
 
     def name_labels(self) -> None:
-        """Tell transformers of the labels as it knows them, by their numbers; after a change of `label_names`."""
+        """Update the label maps of transformers after a change of `label_names`."""
         self.id2label = dict(enumerate(self.label_names))
         self.label2id = {name: number for number, name in self.id2label.items()}
 
@@ -264,7 +262,7 @@ class SpectraFMConfig(PreTrainedConfig):
 
     @property
     def num_network_labels(self) -> int:
-        """Rows of the heads: labels, but for those that corrections alone answer, which come last."""
+        """Rows of the heads: labels, except those predicted by corrections only, which come last."""
         return len(self.label_names) - len({each["label"] for each in self.corrections if each["new"]})
 
     def label_ids(self, names) -> list[int]:
@@ -276,7 +274,7 @@ class SpectraFMConfig(PreTrainedConfig):
         return [FLUX_ID if name == "flux" else FIRST_LABEL_ID + known.index(name) for name in names]
 
     def scalars_of(self, names) -> list[str]:
-        """Scalars that labels are predicted from, beside the spectrum."""
+        """Scalars from which labels are predicted, in addition to the spectrum."""
         own = [each.get("scalars", ()) for each in self.corrections if each["label"] in names]
         return list(dict.fromkeys(name for scalars in own for name in scalars))
 

@@ -1,15 +1,15 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The network on evidence: the evidence of all intervals of a spectrum is completed to that of the whole star.
+The network on evidence: the evidence of a spectrum is completed to all intervals, and mapped to labels.
 
-Neighbouring intervals of a star go together. Principal components of stars, over all intervals of a rung, and their
-spread among stars are a prior; with each coefficient and its reliability, the most likely amplitude of each component
-follows by least squares. An interval without pixels is filled in from the others, as far as they are correlated.
-Where flux spans decades within a spectrum, as in Gaia XP, the completed spectrum is put on one grid, and the network
-sees principal components of its asinh: dust, a factor, then adds.
+The intervals of a star are correlated. The prior is the principal components of stars over all intervals of a rung, and
+their spread; with the coefficients and their reliability, the most likely amplitude of each component follows by least
+squares. An interval without pixels is filled in from the others, as far as they are correlated.
+Where flux spans decades within a spectrum, as in Gaia XP, the completed spectrum is computed on one grid, and the
+network sees principal components of its asinh, in which extinction is additive.
 
-Then some small networks, the members, each with weights of its own, go from these amplitudes to labels. Their answers
-are averaged. Attention between the few intervals of a spectrum was tried in their place: see the model card.
+Several small networks with different weights, the members, map these amplitudes to labels, and their predictions are
+averaged. The model card describes a test with attention between intervals instead.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ from .products_spectrafm import product, products
 
 
 MOST_RELIABLE = 0.9999
-# Columns of a Cholesky factor that are found together, of small ones and of those that are larger than the third
-# number: of 110 columns by 32, seven tenths of the time by 16. And stars whose factors a cache holds.
+# Block sizes of a Cholesky factor, for small matrices and for those larger than the third number (110 columns by 32
+# take 70 % of the time by 16), and the number of stars whose factors fit into a cache.
 PANEL, LARGE_PANEL, SMALL, STARS_AT_ONCE = 16, 32, 64, 256
-LARGE = 4.0  # of the spread of an amplitude: beyond, it counts less and less
+LARGE = 4.0  # of the spread of an amplitude: larger ones are compressed
 LEAST_UNKNOWN = 1e-5  # of the prior variance of a coefficient
 MEAN_FLUX = 0.01  # of the level of the star, at least
 BRIGHTEST = 5.0  # of ln of the level of an interval over that of the star
@@ -57,7 +57,7 @@ class SpectraFMCompletion(InFullPrecision):
     Coefficients of any intervals of a rung -> amplitudes of the principal components of stars, and from them, with
     `config.rung_pixels`, principal components of asinh of the completed flux.
 
-    Nothing of it is trained: `bases.fill_completion` computes it.
+    It is not trained: `bases.fill_completion` computes it.
     """
 
     center: torch.Tensor
@@ -98,8 +98,7 @@ class SpectraFMCompletion(InFullPrecision):
 
     def _directions(self, own: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """
-        Coefficients of each component, (N, C), of some intervals, and their [`pairs`]: kept, as they take as long as
-        some stars do.
+        Coefficients of each component, (N, C), of some intervals, and their [`pairs`]; cached.
         """
         parts = self.components, self.metric
         usual = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
@@ -127,8 +126,8 @@ class SpectraFMCompletion(InFullPrecision):
         self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        (B, T, K) twice, numbers of intervals of this rung (T,) -> amplitudes (B, components), and what the fit leaves
-        and the prior costs, per coefficient and component, (B,): about 1 or less for a star.
+        (B, T, K) twice, numbers of intervals of this rung (T,) -> amplitudes (B, components), and the cost (chi^2 of
+        the fit plus the prior term, per coefficient and component), (B,): about 1 or less for a star.
         """
         own = intervals - self.first
         directions, products = self._directions(own)
@@ -172,8 +171,8 @@ class SpectraFMCompletion(InFullPrecision):
         self, coefficients: torch.Tensor, reliability: torch.Tensor, intervals: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        As [`amplitudes`]; inputs of the network (B, num_features), scaled, the cost, and the mean of ln of what is not
-        known over all intervals of the rung (B,).
+        As [`amplitudes`]; inputs of the network (B, num_features), scaled, the cost, and the mean of ln(1 -
+        reliability) over all intervals of the rung (B,).
         """
         found, unknown, cost = self.summary(coefficients, reliability, intervals)
         scaled = (found - self.middle) / self.scale
@@ -184,7 +183,7 @@ class SpectraFMCompletion(InFullPrecision):
 
 
 def pairs(directions: torch.Tensor) -> list[torch.Tensor]:
-    """Products of each two directions (N, C), by panels of columns of what they add up to, (pairs, N) each."""
+    """Products of each pair of directions (N, C), by panels of columns of their sum, (pairs, N) each."""
     size = directions.shape[1]
     width = PANEL if size <= SMALL else LARGE_PANEL
     return [
@@ -205,9 +204,9 @@ def solve_normal_equations(
     prior (C,), right sides (B, C) -> (directions^T weight directions + precision)^-1 right, (B, C). The [`pairs`] of
     the directions are optional.
 
-    A Cholesky factor by panels of columns, of many stars at once; LAPACK, which goes from star to star, takes three
-    times as long for matrices of this size. Then one step of refinement in double precision, so
-    that the last digits do not depend on the processor or the runtime.
+    Uses a Cholesky factorisation by panels of columns, for many stars at once; LAPACK, star by star, takes three times
+    as long for matrices of this size. One step of refinement in double precision follows, so that the last digits do
+    not depend on the processor or the runtime.
     """
     width = PANEL if len(precision) <= SMALL else LARGE_PANEL
     products = pairs(directions) if products is None else products
@@ -216,7 +215,7 @@ def solve_normal_equations(
     def solve(weight, right):
         factor = _factor_by_panels(weight, products, prior)
         found = _solve_by_panels(factor, right)
-        if found.device.type == "mps":  # which has no double precision
+        if found.device.type == "mps":  # has no double precision
             return found
         wide, exact = found.double(), directions.double()
         left = right - precision * wide - (weight * (wide @ exact.T)) @ exact
@@ -261,7 +260,7 @@ def _solve_by_panels(factor: tuple[list[torch.Tensor], list[torch.Tensor]], righ
 
 
 class SpectraFMMemberLinear(nn.Module):
-    """A linear layer with weights of its own for each member: (M, B, in_features) -> (M, B, out_features)."""
+    """A linear layer with separate weights for each member: (M, B, in_features) -> (M, B, out_features)."""
 
     def __init__(self, num_members: int, in_features: int, out_features: int):
         super().__init__()
@@ -329,7 +328,7 @@ class SpectraFMMemberHead(InFullPrecision):
         self.bias = nn.Parameter(torch.zeros(config.num_members, rows))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # Half precision would round an answer to several Kelvin.
+        # Half precision would round a temperature to several Kelvin.
         with torch.autocast(hidden_states.device.type, enabled=False):
             return torch.einsum("bmh,mhr->bmr", hidden_states.float(), self.weight) + self.bias
 

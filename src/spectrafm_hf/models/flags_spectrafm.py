@@ -1,8 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-What speaks against the answers for a star: one table of flags, and one function that finds them.
+Flags of predictions: a table of their meanings, and a function that sets them.
 
-The command line, the pipeline (`flags=True`) and surveys all take them from here.
+The command line, the pipeline (`flags=True`) and surveys share them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,54 +11,54 @@ from typing import Any
 import torch
 
 
-#: A spectrum that was moved to rest by its own lines, because the frame or the medium is not stated.
+#: Flags of a spectrum that was shifted to rest by its lines, because the frame or the medium is not stated.
 VELOCITY_MEASURED, MEDIUM_MEASURED = "velocity_measured", "medium_measured"
 #: Name of each flag -> what it means, and what to do.
 FLAGS = {
     "unlike_training": (
-        "No star of the training looks like this spectrum: it differs from the nearest by more than errors explain.",
-        "Look at the spectrum. Is it a star, and alone? Are continuum and resolution as stated?",
+        "No training star looks like this spectrum: it differs from the nearest one by more than its errors.",
+        "Look at the spectrum. Is it a single star? Are continuum and resolution as stated?",
     ),
     "no_signal": (
         "The mean flux is below its noise: the predictions are those of an average star.",
-        "Do not use the answers.",
+        "Do not use the predictions.",
     ),
     "bad_pixels": (
-        "More than one percent of the pixels were left out, as no star could have them.",
-        "Mask what the pipeline of the instrument marks as bad. These pixels were not used.",
+        "More than 1 % of the pixels were left out, because no star has such a flux.",
+        "Mask the pixels that the pipeline of the instrument flags. The pixels left out were not used.",
     ),
     "velocity": (
-        "The lines are not at rest, although the wavelengths are stated to be: the answers are wrong.",
+        "The lines are not at rest, although the wavelengths are stated to be: the predictions are wrong.",
         "Give the radial velocity, or shift the wavelengths to the rest frame.",
     ),
     "medium": (
-        "The lines lie where wavelengths in air have them, although vacuum is stated: the answers are wrong.",
+        "The lines are at their wavelengths in air, although vacuum is stated: the predictions are wrong.",
         "State the medium: `--air`, or `wavelength_medium` of the tokenizer.",
     ),
     VELOCITY_MEASURED: (
-        "Neither rest nor a velocity is stated. The velocity was measured from the lines and removed.",
-        "Nothing, if the velocity is plausible for a star. Give the velocity if you know it better.",
+        "Neither the frame nor a velocity is stated. The velocity was measured from the lines and corrected.",
+        "Nothing, if the velocity is plausible for a star. Otherwise state the velocity.",
     ),
     MEDIUM_MEASURED: (
-        "Nobody states the medium. The lines lie where air has them, so the wavelengths were converted to vacuum.",
+        "The medium is not stated. The lines are at their wavelengths in air, which were converted to vacuum.",
         "Nothing. `--air` or `--vacuum` states the medium.",
     ),
     "disagree": (
-        "Parts of the spectrum ask for different stars, by more than their errors.",
-        "Compare the answers from each part; a bad continuum, a second star or bad errors are usual reasons.",
+        "Parts of the spectrum lead to different labels, by more than their errors.",
+        "Compare the predictions from each part. Common causes: a bad continuum, a second star, wrong errors.",
     ),
     "edge": (
-        "An answer lies beyond the range of the training, or within one sigma of its end.",
-        "Take the answer for a limit.",
+        "A prediction is outside the training range, or within one sigma of its limit.",
+        "Treat the prediction as a limit.",
     ),
     "scalar_unknown": (
         "A scalar that a label is predicted from is unknown, or far from those of the labelled stars: that label is "
         "predicted from the spectrum alone.",
-        "Give the scalar, if it is known.",
+        "State the scalar, if it is known.",
     ),
     "other_errors": (
-        "The pixels scatter by much more than their errors, or differ from all stars. Sigmas are increased.",
-        "Check the errors of the spectrum. Of bright observed stars it is usual: models of stars are not perfect.",
+        "The pixels scatter by much more than their errors, or differ from all stars. The errors were increased.",
+        "Check the errors of the spectrum. For bright stars it is usual, because models of stars are not perfect.",
     ),
 }
 #: Outputs of the tokenizer for the flags, which the model does not use.
@@ -72,11 +72,11 @@ MOVED, MOVED_SIGMA = 1.5, 5.0  # km/s, and in units of the error
 # Wavelengths in air are shorter by 83 km/s in the optical, by 82 in the H band.
 AIR, AIR_TOLERANCE = -82.0, 8.0
 DISAGREE = 4.0  # standard deviations of chi^2
-#: Sigma, between the answers from the two halves of what was seen, of a rung without a star model. Those of 88
-#: validation stars of MILES differ by 1.9 at most.
+#: Sigma between the predictions from two halves of the observed intervals, for a rung without a star model. Those of 88
+#: validation stars of MILES differ by at most 1.9.
 HALVES_DISAGREE = 3.5
 LABELS_OF_HALVES = ("teff", "logg", "fe_h")
-LEAST_RELIABLE = 0.02  # that an interval counts as seen from
+LEAST_RELIABLE = 0.02  # of an interval that counts as observed
 LEAST_INTERVALS = 2  # of each half
 
 
@@ -95,7 +95,7 @@ def star_flags(
     quality : mapping of str to array of shape (stars,)
         `clipped`, `shift`, `signal` and `outside` of the tokenizer (`return_quality=True`).
     names : sequence of str
-        Of the requests.
+        Names of the requests.
 
     Returns
     -------

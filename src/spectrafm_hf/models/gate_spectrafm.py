@@ -1,6 +1,6 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The one gate that every spectrum passes, whether it comes from a file, a table, a data set or an object in memory.
+The gate that every spectrum passes, whether it comes from a file, a table, a data set or an object in memory.
 
 Readers only pass on what their input states (`Stated`). `admit` converts it to Angstrom in vacuum at rest, to flux per
 wavelength with one-sigma errors and a mask; it refuses spectra that are not of a star, and flags statements that are
@@ -17,16 +17,16 @@ SPEED_OF_LIGHT = 299_792.458  # km/s
 MIN_WAVELENGTH, MAX_WAVELENGTH = 1_000.0, 300_000.0  # Angstrom
 AIR_ABOVE = 2_000.0  # Angstrom; below it wavelengths are by convention in vacuum
 ANGSTROM_PER_UNIT = {"Angstrom": 1.0, "nm": 10.0, "um": 1e4, "mm": 1e7, "cm": 1e8, "m": 1e10}
-# No star of the Galaxy is known to move faster; a larger redshift is that of a galaxy.
+# No star of the Galaxy is known to move faster; larger redshifts are of galaxies.
 MAX_VELOCITY = 3_000.0  # km/s
 # Pixels wider than this, in ln wavelength, hide the velocity of a star and most of the 80 km/s between air and vacuum.
 COARSE = 1e-3
 FRAME_UNSTATED, MEDIUM_UNSTATED = "frame_unstated", "medium_unstated"
-#: Of a spectrum that could not be shifted to the rest frame, as no velocity is known.
+#: Flag of a spectrum that could not be shifted to the rest frame, because its velocity is unknown.
 NOT_AT_REST = "not_at_rest"
 PER_WAVELENGTH = "1e-17 erg s-1 cm-2 Angstrom-1"
 NOT_STARS = ("QSO", "QUASAR", "GALAXY", "GAL", "AGN")
-# Written for a flux that was not measured.
+# Placeholders for fluxes that were not measured.
 PLACEHOLDERS = (-999.0, -9999.0, -99999.0)
 # Minimum number of pixels of an arm or order; shorter runs are wavelengths that are not sorted.
 MIN_ARM = 8
@@ -76,7 +76,7 @@ def to_rest(wavelength, velocity):
 @dataclass
 class Stated:
     """
-    What an input states of one spectrum. What it does not state is None, and is never guessed by a reader.
+    The statements of an input about one spectrum; None if it makes none. Readers never guess.
 
     Parameters
     ----------
@@ -90,12 +90,12 @@ class Stated:
         Plain wavelengths are Angstrom. An error without a unit has that of the flux.
     error_kind : {"sigma", "variance", "ivar"}
     null : number, optional
-        Stands for no measurement in flux and error.
+        Placeholder for missing values in flux and error.
     medium : {"vacuum", "air"}, optional
     frame : {"rest", "observed"}, optional
-        Whether the wavelengths are those that the star itself would see.
+        Whether the wavelengths are in the rest frame of the star.
     radial_velocity, redshift : float, optional
-        Of the star, in the frame of the wavelengths. Either is enough; km/s.
+        Velocity (km/s) or redshift of the star in the frame of the wavelengths; one is enough.
     object_class : str
         As the survey classifies the object: STAR, QSO, GALAXY, ...
     resolving_power : float, optional
@@ -125,7 +125,7 @@ class Stated:
 @dataclass
 class Admitted:
     """
-    A spectrum behind the gate.
+    A spectrum after the gate.
 
     `wavelength` (Angstrom, vacuum; at rest where `rest_frame` is True), `flux` (per wavelength), `flux_error` (one
     sigma, NaN where unknown) and `mask` (True is bad), of shape (pixels,). `rest_frame` is None where the frame
@@ -149,22 +149,22 @@ def admit(
     stated: Stated, medium: str | None = None, radial_velocity: float | None = None, at_rest: bool = False
 ) -> Admitted:
     """
-    Bring a spectrum into the form that everything behind the gate relies on.
+    Convert a spectrum to the form that all later steps rely on.
 
     Parameters
     ----------
     stated : Stated
     medium : {"vacuum", "air"}, optional
-        Settles what the wavelengths are measured in where the input does not state it.
+        Medium of the wavelengths, if the input does not state it.
     radial_velocity : float, optional
         km/s, instead of what the input states. A spectrum that is stated to be at rest is not shifted.
     at_rest : bool
-        Settles the frame where the input does not state it.
+        Wavelengths are at rest, if the input does not state the frame.
 
     Raises
     ------
     ValueError
-        Naming field, expectation, value and what to do: for units that are not of wavelength, flux or error.
+        For units that are not of wavelength, flux or error; names field, expectation, value and what to do.
     """
     wavelength = in_angstrom(stated.wavelength, stated.wavelength_unit)
     flux, error = _numbers(stated.flux), None if stated.flux_error is None else _numbers(stated.flux_error)
@@ -174,7 +174,7 @@ def admit(
     mask = _bad_pixels(stated, flux.shape)
     placeholders = np.logical_or.reduce([flux == number for number in PLACEHOLDERS])
     if error is not None and stated.error_kind != "ivar" and error.size and not np.any(error):
-        error = None  # zero for all pixels, where nobody knows the errors
+        error = None  # zero for all pixels: the errors are unknown
     if error is None:
         error = np.full(flux.shape, np.nan)
     else:
@@ -186,7 +186,7 @@ def admit(
     if flux.shape == error.shape == mask.shape:
         mask = mask | ~(np.isfinite(flux) & ~(error <= 0) & (error != np.inf)) | placeholders
         if stated.wavelength_unit is not None and wavelength.shape == flux.shape:
-            # Model spectra reach further. Without a unit, they may be nanometres: the tokenizer asks.
+            # Model spectra reach further. Without a unit, they may be nanometres: the tokenizer raises.
             inside = (wavelength >= MIN_WAVELENGTH) & (wavelength <= MAX_WAVELENGTH)
             if (inside & ~mask).any():
                 mask = mask | ~inside
@@ -197,7 +197,7 @@ def admit(
     unsettled = stated.medium is medium is None or stated.frame is None
     coarse = unsettled and _is_coarse(wavelength, stated.resolving_power)
     if (stated.medium or medium) == "air":
-        # What is no wavelength stays what it is: the tokenizer judges it.
+        # Invalid wavelengths are not changed: the tokenizer checks them.
         real = np.isfinite(wavelength) & (wavelength > 0)
         wavelength = np.where(real, air_to_vacuum(np.where(real, wavelength, 1.0)), wavelength)
     elif stated.medium is None and medium is None and not coarse:
@@ -242,8 +242,8 @@ def sigma_of(error, kind: str):
 
 def per_wavelength(unit, wavelength):
     """
-    What turns a flux in `unit` into one per wavelength, at each wavelength (Angstrom); None for one that is so already,
-    for counts, and where there is no unit. The shape of a spectrum differs by the square of its wavelengths.
+    Factor from a flux in `unit` to one per wavelength, at each wavelength (Angstrom); None if it is already per
+    wavelength, in counts, or without a unit. Flux per frequency differs by the square of the wavelength.
 
     Raises
     ------
@@ -366,7 +366,7 @@ def _in_unit_of_flux(sigma, stated: Stated, wavelength):
 
 
 def _is_coarse(wavelength: np.ndarray, resolving_power: float | None) -> bool:
-    """Whether neither the velocity of a star nor the index of air shows, by the resolution, else by the pixels."""
+    """Whether the resolution (else the pixel size) is too low for the velocity of a star or the medium to matter."""
     if resolving_power is not None and resolving_power > 0:
         return resolving_power * COARSE < 0.5
     real = np.sort(wavelength[np.isfinite(wavelength) & (wavelength > 0)].astype(np.float64).ravel())
@@ -405,7 +405,7 @@ def overlaps(wavelength: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     wavelength : array of shape (pixels,)
-        Each arm increasing, or each decreasing; NaN and infinite ones are passed over.
+        Each arm increasing, or each decreasing; NaN and infinite ones are skipped.
 
     Returns
     -------
@@ -438,7 +438,7 @@ def overlaps(wavelength: np.ndarray) -> np.ndarray:
 
 
 def _interleave(wavelength, first, second, low: float, high: float) -> bool:
-    """Whether pixels of two arms take turns between two wavelengths; parts of one spectrum do not."""
+    """Whether pixels of two arms alternate in a range; those of one spectrum do not."""
     inside = [arm[(wavelength[arm] >= low) & (wavelength[arm] <= high)] for arm in (first, second)]
     both = np.concatenate(inside)
     whose = np.repeat([0, 1], [len(part) for part in inside])

@@ -1,8 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The many forms in which spectra, scalars and requests are given -> arrays, for the tokenizer.
+Convert the supported forms of spectra, scalars and requests to arrays, for the tokenizer.
 
-A function names the field that it reads in what it raises.
+Errors name the field that was read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from .objects_spectrafm import (
 )
 
 
-# Numbers beyond count as infinite: the model computes in float32.
+# Larger numbers are treated as infinite: the model computes in float32.
 HUGE = 1e30
 
 
@@ -58,7 +58,7 @@ def plain_numbers(field: str, values):
 
 
 def number_table(field: str, values):
-    """Settings: a finite number, or an array of such, which stays one, as a list takes longer to read than to use."""
+    """Settings: a finite number or an array, which stays an array because long lists are slow."""
     found = plain_numbers(field, values)
     return np.array(found) if isinstance(found, list) else found
 
@@ -81,7 +81,7 @@ def random_generator(generator) -> np.random.Generator:
 
 
 def label_columns(field: str, names, rows: Mapping[str, Any]):
-    """A list of names -> these columns; values that were given stay."""
+    """A list of names -> these columns; values are not changed."""
     if names is None or isinstance(names, Mapping):
         return names
     names = distinct_names(field, names)
@@ -195,8 +195,8 @@ def unit_of(values):
 
 def numbers(field: str, values, unit: Any = "", factor: float = 1.0) -> np.ndarray:
     """
-    Numbers of any kind in `unit` (plain ones times `factor`) -> float64, NaN where masked; bool for a mask. Flux of
-    single precision stays so: it takes half the time. It may be what was given itself, and is not to be written to.
+    Numbers of any kind in `unit` (plain ones times `factor`) -> float64, NaN where masked; bool for a mask. Flux in
+    single precision is not converted, which saves half the time. The result may be the input: do not write to it.
     """
     if isinstance(values, Sequence) and not isinstance(values, str | bytes):
         values = list(values)
@@ -216,7 +216,7 @@ def numbers(field: str, values, unit: Any = "", factor: float = 1.0) -> np.ndarr
     try:
         array = np.asarray(values)
         if isinstance(values, list) and array.dtype == object:
-            # Data sets give missing numbers as None.
+            # Missing numbers in data sets are None.
             array = np.asarray([np.nan if value is None else value for value in values])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{field}: expected an array of numbers, got {type(values).__name__} ({error})") from error
@@ -271,7 +271,7 @@ def padded(field: str, values, unit: Any = "", factor: float = 1.0) -> tuple[np.
             and first.ndim == 1
             and all(type(row) is np.ndarray and row.shape == first.shape and row.dtype == first.dtype for row in values)
         ):
-            return padded(field, np.stack(values), unit, factor)  # at once, as each by itself takes longer
+            return padded(field, np.stack(values), unit, factor)  # faster than one by one
         rows = [numbers(field, row, unit, factor) for row in values]
         shapes = {row.shape for row in rows}
         if any(len(shape) != 1 for shape in shapes):
@@ -316,8 +316,8 @@ def first_if_equal(rows: list) -> Any:
 
 def read_errors(error: np.ndarray, valid: np.ndarray, error_type: str) -> tuple[np.ndarray, np.ndarray]:
     """
-    Sigma or inverse variance -> sigma (0 = unknown), and `valid` without pixels that are bad by their error; at
-    pixels that are not valid sigma is anything.
+    Sigma or inverse variance -> sigma (0 = unknown), and `valid` without pixels that have bad errors; it is arbitrary
+    at invalid pixels.
     """
     if not np.min(error) >= 0 and np.any(valid & (error < 0)):
         raise ValueError(f"flux_error: expected positive numbers, got {np.where(valid, error, 0.0).min():g}")
@@ -336,7 +336,7 @@ def read_errors(error: np.ndarray, valid: np.ndarray, error_type: str) -> tuple[
 
 
 def check_range(field: str, wavelength: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Which wavelengths (Angstrom) have the right size; all that count must have it."""
+    """Which wavelengths (Angstrom) are within the limits; raises if a valid one is not."""
     in_range = (wavelength >= MIN_WAVELENGTH) & (wavelength <= MAX_WAVELENGTH)
     wrong = np.asarray(counts & ~in_range)
     if wrong.any():
@@ -365,13 +365,13 @@ def read_pixels(columns: tuple, units: tuple[str, float, str], radial_velocity: 
     -------
     dict
         `flux`, `flux_error` (0 = unknown) and `valid`; where not valid, flux and error are 0. `wavelength` has one row
-        if it serves for all stars. A pixel that is absent has an infinite wavelength.
+        if all stars share it. Padding has an infinite wavelength.
     """
     (wavelength, flux, flux_error, mask), (error_type, unit, medium) = columns, units
     for field, value in (("wavelength", wavelength), ("flux", flux)):
         if value is None:
             raise ValueError(
-                f"{field}: expected as many numbers as in the other of wavelength and flux, got None; a spectrum is "
+                f"{field}: expected an array for a spectrum, got None; a spectrum is "
                 "(wavelength, flux), a row or table with both, or a path"
             )
     flux_unit = unit_of(flux)
@@ -431,7 +431,7 @@ def read_pixels(columns: tuple, units: tuple[str, float, str], radial_velocity: 
 
 
 def sort_pixels(pixels: dict[str, np.ndarray]):
-    """By wavelength, in place, absent pixels last; of several at one wavelength only one may be valid, and stays."""
+    """Sort by wavelength, in place, padding last; of several pixels at one wavelength at most one may be valid."""
     wavelength = pixels["wavelength"]
     if np.all((wavelength[:, 1:] > wavelength[:, :-1]) | (wavelength[:, 1:] == np.inf)):
         return

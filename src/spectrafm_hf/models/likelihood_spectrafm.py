@@ -76,7 +76,7 @@ class Kinds:
 
 class Likelihood:
     """
-    The likelihood of the pixels, as far as it does not depend on how much stars differ from their model.
+    The parts of the likelihood of the pixels that do not depend on the misfit of the star model.
 
     With the information L, and R R^T the covariance of the differences from a star, the information about the star is
     (L^-1 + R R^T)^-1 = L - L R (1 + R^T L R)^-1 R^T L: the inverse is that of a positive matrix of 1 and more.
@@ -113,7 +113,7 @@ class Likelihood:
 
     def solve(self, unexplained, level, *, whole: bool = True):
         """
-        With the sizes (B,) of what the model of stars leaves, and of the continuum.
+        Solve for given sizes (B,) of the misfit of the star model and of the continuum.
 
         Posterior mean and fit (B, T, K), covariance (B, T, K, K), number of parameters (B,), amplitudes (B, A); level
         and slope of each interval in units of their prior, with variances, (B, T, 2) each. Not `whole`: mean and
@@ -142,7 +142,7 @@ class Likelihood:
 
 
 def _differing(size, factor, along_left):
-    """Most likely parts of what differs from a star, in units of their prior."""
+    """Most likely deviations from the star model, in units of their prior."""
     return times(factor.mT, times(factor, size * along_left))
 
 

@@ -4,12 +4,11 @@ An emulator of synthetic stellar spectra: labels -> spectrum, without radiative 
 
 Spectra of a grid are sums of principal components; the weight of each is a Gaussian process over the stellar labels,
 of which only the mean is kept (the emulator of Czekala et al. 2015, ApJ 812, 128, with other covariance functions).
-That is a fixed set of matrices: no more than two products with them and one exponential make a spectrum, and its
-derivatives.
+A spectrum and its derivatives therefore need only two products with fixed matrices and one exponential.
 
-A long spectrum at high resolution is cut into intervals (`config.interval_pixels`). Each has a basis of its own, and
-what the Gaussian processes give are the coefficients in all of these. Cool and warm stars, whose spectra have little in
-common, have Gaussian processes of their own, and the spectra are blended where they meet.
+A long spectrum at high resolution is cut into intervals (`config.interval_pixels`), each with its own basis, and the
+Gaussian processes predict the coefficients in all of these. Cool and warm stars, whose spectra differ strongly, have
+separate Gaussian processes, and their spectra are blended at the border.
 """
 
 from collections.abc import Mapping
@@ -24,13 +23,13 @@ from .configuration_emulator import SpectrumEmulatorConfig
 
 
 REFERENCE_TEFF = 5040.0
-CHUNK = 1024  # stars at once: the memory does not grow with their number
+CHUNK = 1024  # stars per batch, to limit memory
 
 
 def default_vmicro(teff: ArrayLike, logg: ArrayLike) -> np.ndarray:
     """
-    Usual microturbulence in km/s, in the shape of Teff (K) and log g: a cubic in log g for giants (log g below 3.5;
-    a fit of APOGEE DR13, Holtzman et al. 2018, AJ 156, 125), a plane for dwarfs, at least 0.3.
+    Typical microturbulence in km/s for Teff (K) and log g, in their shape: a cubic in log g for giants (log g < 3.5; a
+    fit of APOGEE DR13, Holtzman et al. 2018, AJ 156, 125), a plane for dwarfs, at least 0.3.
     """
     teff, logg = np.asarray(teff, dtype=np.float64), np.asarray(logg, dtype=np.float64)
     giants = 10 ** (0.226 - 0.0228 * logg + 0.0297 * logg**2 - 0.0113 * logg**3)
@@ -43,7 +42,7 @@ class CovarianceGroup(nn.Module):
     The mean of Gaussian processes that share one covariance function, given their stars.
 
     k(a, b) = s_0 a.P.b + s_1 (a.P.b + 1)^2 + s_2 exp(-|a - b|_Q^2 / 2) with diagonal P and Q: a smooth trend with each
-    label, and what deviates from it.
+    label, and local deviations from it.
     """
 
     def __init__(self, num_labels: int, num_stars: int, num_components: int):
@@ -54,7 +53,7 @@ class CovarianceGroup(nn.Module):
         self.weight = nn.Parameter(torch.zeros(num_stars, num_components))
 
     def as_buffers(self) -> "CovarianceGroup":
-        """The same as a part of a model that trains nothing of it: numbers that are never offloaded."""
+        """The same as a module without trainable parameters, which is never offloaded."""
         for name, value in list(self.named_parameters()):
             delattr(self, name)
             self.register_buffer(name, value.detach())
@@ -110,7 +109,7 @@ class Coefficients(nn.Module):
 
 class SpectrumEmulator(PreTrainedModel):
     """
-    Labels -> synthetic spectrum; [`SpectrumEmulator.synthesize`] is the way in.
+    Labels -> synthetic spectrum; use [`SpectrumEmulator.synthesize`].
 
     Parameters
     ----------
@@ -236,7 +235,7 @@ class SpectrumEmulator(PreTrainedModel):
         return flux, spectrum(self.continuum_regimes, self.continuum_basis[intervals], mean[1]).exp()
 
     def _blend(self, regimes, labels: torch.Tensor, features: torch.Tensor, intervals: slice) -> torch.Tensor:
-        """Coefficients (n, intervals, directions), each star by the regimes whose share of it is not zero."""
+        """Coefficients (n, intervals, directions), from the regimes with a weight above zero for each star."""
         parts, rows = [], []
         for share, regime, (first, last) in zip(
             self.shares(labels[:, 0]).T, regimes, self.config.regime_stars, strict=True
@@ -284,12 +283,12 @@ class SpectrumEmulator(PreTrainedModel):
         Parameters
         ----------
         normalized : bool, optional
-            Divide by the continuum; by default unless the emulator knows the continuum.
+            Divide by the continuum; by default only if the emulator has no continuum.
         wavelength_range : (float, float), optional
             Lowest and highest wavelength (Angstrom, vacuum): only these pixels, faster. By default all.
         **labels : float or array of shape (n,)
-            `teff`, `logg` and `fe_h`, and any other of `config.label_names`. Abundances left out are solar ratios,
-            `vmicro` left out is the usual one ([`default_vmicro`]).
+            `teff`, `logg` and `fe_h`, and any other of `config.label_names`. Default: solar abundance ratios, and
+            `vmicro` from [`default_vmicro`].
 
         Returns
         -------
@@ -306,7 +305,7 @@ class SpectrumEmulator(PreTrainedModel):
         if normalized is None:
             normalized = not self.config.fluxed
         if not normalized and not self.config.fluxed:
-            raise ValueError("normalized: expected True, as this emulator does not know the continuum, got False")
+            raise ValueError("normalized: expected True, because this emulator has no continuum, got False")
         table = self.label_table(labels)
         self.check(table)
         parts = []
@@ -318,7 +317,7 @@ class SpectrumEmulator(PreTrainedModel):
         return self.wavelength[self.pixels(wavelength_range)].cpu().double().numpy(), np.concatenate(parts)
 
     def label_table(self, labels: Mapping[str, ArrayLike]) -> np.ndarray:
-        """Labels by name -> (n, labels) in the order of the config, what was left out filled in; `ValueError`."""
+        """Labels by name -> (n, labels) in the order of the config, with defaults filled in; raises ValueError."""
         names = list(self.config.label_names)
         if unknown := [name for name in labels if name not in names]:
             raise ValueError(f"labels: expected names out of {names}, got {unknown}")

@@ -155,10 +155,10 @@ class SpectraFMWavelengthEncoding(nn.Module):
 
 class SpectraFMValueEmbedding(InFullPrecision):
     """
-    The paper's embedding of one number: GELU(E[id] * value + b[id]), with one row of E and b for each quantity.
+    The paper's embedding of a number: GELU(E[id] * value + b[id]), with one row of E and b for each quantity.
 
-    A request for the quantity is E[id] alone. In float32 whatever the dtype of the model, as what is measured has more
-    digits than half precision.
+    A request for the quantity is E[id] alone. Always in float32, because measurements have more digits than half
+    precision.
     """
 
     def __init__(self, config: SpectraFMConfig):
@@ -228,7 +228,7 @@ class SpectraFMAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        # One more key and value, which are learnt.
+        # An additional, learnt key and value.
         self.extra_key = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.extra_value = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
 
@@ -262,7 +262,7 @@ class SpectraFMAttention(nn.Module):
 
 
 def dtype_of_layers(layers: nn.ModuleList, default: torch.dtype) -> torch.dtype:
-    """That of their weights, or where these are integers of what goes with them."""
+    """Dtype of their weights, or of their scales if the weights are integers."""
     return next((weight.dtype for weight in layers.parameters() if weight.is_floating_point()), default)
 
 
@@ -271,7 +271,7 @@ def _is_flash(implementation: str | None) -> bool:
 
 
 def make_attention_mask(config: SpectraFMConfig, hidden_states, key_value_states, attention_mask):
-    """(B, keys) boolean, or None -> the mask in the form that the chosen attention wants, with the extra key."""
+    """(B, keys) boolean, or None -> the mask that the attention implementation needs, with the extra key."""
     if attention_mask is not None:
         attention_mask = nn.functional.pad(attention_mask.bool(), (0, 1), value=True)
         if _is_flash(config._attn_implementation):
@@ -330,14 +330,14 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
     main_input_name = "flux"
     input_modalities = ["time"]
     supports_gradient_checkpointing = True
-    # The Trainer counts the labels of all batches of a step, and takes the sum over that number for their loss.
+    # The Trainer divides the sum of the losses by the number of labels in all batches of a step.
     accepts_loss_kwargs = True
     _no_split_modules = [
         "SpectraFMEmbeddings",
         "SpectraFMLayer",
         "SpectraFMRung",
     ]
-    # Linear algebra, the first layer and the read-out: answers are found to a part in a thousand there.
+    # Linear algebra, the first layer and the read-out need full precision: labels are known to one part in 1,000.
     _full_precision = (
         *("completion", "rungs.*.embedding", "value_embedding", "means", "log_variances", "start", "refinement"),
         *("corrections", "readout"),
@@ -350,20 +350,20 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: to the weights, or where they are brought to for their use, if they are offloaded."""
+        """Device of the inputs: that of the weights, or that on which offloaded weights are used."""
         place = getattr(getattr(self, "_hf_hook", None), "execution_device", None)
         return super().device if place is None else torch.device(place)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights that are not kept in float32."""
+        """Dtype of the weights that are not kept in float32."""
         full = {
             id(weight) for part in self.modules() if isinstance(part, InFullPrecision) for weight in part.parameters()
         }
         return next((w.dtype for w in self.parameters() if w.is_floating_point() and id(w) not in full), torch.float32)
 
     def post_init(self):
-        """As everywhere, after what has to stay in full precision is so, whatever the default dtype."""
+        """As in the base class, after restoring full precision where it is needed, whatever the default dtype."""
         names = list(self.state_dict())
         for module in self.modules():
             if isinstance(module, InFullPrecision):
@@ -387,7 +387,7 @@ class SpectraFMPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
             init.zeros_(module.bias)
         elif isinstance(module, SpectraFMMemberBlock):
-            # At first, a block adds little to what it is given.
+            # At first, a block changes its input little.
             init.normal_(module.fc2.weight, std=self.config.initializer_range)
         elif isinstance(module, SpectraFMMemberHead):
             init.normal_(module.weight, std=0.5 * self.config.initializer_range)
@@ -462,8 +462,8 @@ def standardisation(config: SpectraFMConfig, ids: torch.Tensor, flux_center=None
     """
     Centre and scale of the quantities `ids`, float32, in the shape of `ids`.
 
-    They are read from the config at each call, so that no change of the model's dtype can round them. Flux is on the
-    tokenizer's standardised scale unless `flux_center` and `flux_scale` lead back from it.
+    They are read from the config at each call, so that the dtype of the model cannot round them. Flux stays
+    standardised unless `flux_center` and `flux_scale` are set.
     """
     table = torch.tensor(
         [[0.0, 1.0]] * FIRST_LABEL_ID
@@ -495,7 +495,7 @@ def check_shapes(shape, **tensors: torch.Tensor | None):
 
 
 def check_together(**tensors: torch.Tensor | None):
-    """`ValueError` where only some of the tensors are given."""
+    """Raise ValueError if only some of the tensors are set."""
     missing = [field for field, tensor in tensors.items() if tensor is None]
     if 0 < len(missing) < len(tensors):
         raise ValueError(f"{missing[0]}: expected a tensor, as {', '.join(tensors)} go together, got None")
@@ -503,8 +503,8 @@ def check_together(**tensors: torch.Tensor | None):
 
 class SpectraFMModel(SpectraFMPreTrainedModel):
     """
-    Embeddings, encoder and decoder, without a head: one hidden state for each request. On evidence, one of each member
-    for each instrument that the star was seen with.
+    Embeddings, encoder and decoder, without a head: one hidden state for each request. For models on evidence, one for
+    each member and each instrument that observed the star.
 
     Examples
     --------
@@ -545,15 +545,15 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
     @torch.no_grad()
     def add_label(self, name: str, unit: str = "", center: float = 0.0, scale: float = 1.0):
         """
-        Add a stellar label or scalar to the vocabulary. All answers to other requests stay as they are: bit by bit,
-        and in a model on evidence but for rounding.
+        Add a stellar label or scalar to the vocabulary. Predictions of other labels do not change, in a model on
+        evidence up to rounding.
 
         Parameters
         ----------
         name, unit : str
             Its name (APOGEE's column in lower case where there is one) and unit.
         center, scale : float
-            Its usual value and spread over the training set; values are standardised with them.
+            Its mean and spread over the training set; values are standardised with them.
 
         Raises
         ------
@@ -635,10 +635,10 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         Parameters
         ----------
         flux, wavelength : torch.FloatTensor of shape (B, T)
-            For `token_embedding="value"`: standardised flux of each pixel, and where it is, in Angstrom, vacuum, rest
+            For `token_embedding="value"`: standardised flux of each pixel, and its wavelength in Angstrom, vacuum, rest
             frame, float32 or better.
         attention_mask : torch.BoolTensor of shape (B, T), optional
-            True where a token counts; all by default.
+            True for real tokens; by default all.
         scalar_ids : torch.LongTensor of shape (B, S), optional
             Rows of the vocabulary; 0 is padding.
         scalar_values : torch.FloatTensor of shape (B, S), optional
@@ -648,9 +648,9 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         request_wavelength : torch.FloatTensor of shape (B, R), optional
             Wavelengths of the requested flux; read only for requests of flux.
         coefficients, reliability : torch.FloatTensor of shape (B, T, num_coefficients)
-            For `token_embedding="basis"`, in place of all of flux and wavelength: see [`Evidence`].
+            For `token_embedding="basis"`, instead of flux and wavelength: see [`Evidence`].
         interval_ids : torch.LongTensor of shape (B, T)
-            Which interval each token is; the same for all stars, of which some may have nothing in it.
+            Interval of each token; the same for all stars, although some may have no pixels in it.
 
         Raises
         ------
@@ -704,8 +704,8 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
         check_shapes(coefficients.shape[:2], interval_ids=interval_ids, attention_mask=attention_mask)
         if not torch.compiler.is_exporting() and bool((interval_ids != interval_ids[:1]).any()):
             raise ValueError(
-                "interval_ids: expected the same for all stars, as the tokenizer makes them for spectra that it is "
-                "given together, got others"
+                "interval_ids: expected the same for all stars (tokenize the spectra of a batch in one call), got "
+                "others"
             )
         seen = (reliability > 0).any(dim=-1)
         if attention_mask is not None:
@@ -736,7 +736,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
     def _of_all_rungs(
         self, coefficients: torch.Tensor, reliability: torch.Tensor, interval_ids: torch.Tensor
     ) -> SpectraFMModelOutput:
-        """For exports, where no branch depends on what is in tensors: intervals in their places, all rungs answer."""
+        """For exports, in which no branch may depend on values: all intervals in their places, and all rungs."""
         place = torch.arange(self.config.num_intervals, device=interval_ids.device) == interval_ids[..., None]
         coefficients, reliability = (
             place.to(part.dtype).transpose(1, 2) @ part for part in (coefficients, reliability)
@@ -770,8 +770,7 @@ class SpectraFMReadout(InFullPrecision):
     """
     MLP shared by all requests, then one linear head for the mean and one for the log-variance.
 
-    It stays in float32 whatever the dtype of the model: bfloat16 would round a mean of one and a half to 1/128, several
-    Kelvin.
+    It stays in float32 whatever the dtype of the model: bfloat16 would round a mean of 1.5 to 1/128, several Kelvin.
     """
 
     def __init__(self, config: SpectraFMConfig):
@@ -841,7 +840,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
 
     @torch.no_grad()
     def add_pixels(self, first: int, pixels: int, components: int) -> SpectraFMPixels:
-        """Make room for the principal components of a grid of pixels, see [`SpectraFMPixels`]; still to be filled."""
+        """Add an empty module for the principal components of a grid of pixels, see [`SpectraFMPixels`]."""
         new = SpectraFMPixels(first, pixels, components).to(self.device)
         self.pixel_sets.append(new)
         self.config.pixel_sets = [*self.config.pixel_sets, [first, pixels, components]]
@@ -852,8 +851,8 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         self, entries: Sequence[Mapping[str, Any]], unit: str = "", center: float = 0.0, scale: float = 1.0
     ) -> list[SpectraFMCorrection]:
         """
-        Make room for the corrections of a label, whose weighted mean is the answer, in place of those for the same
-        label and rung. The answers for all other labels, and for spectra of other rungs, stay as they are, bit by bit.
+        Add empty corrections of a label, whose weighted mean is the prediction; they replace those for the same label
+        and rung. Predictions of all other labels, and for spectra of other rungs, stay the same to the last bit.
 
         Parameters
         ----------
@@ -865,7 +864,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         Returns
         -------
         list of SpectraFMCorrection
-            With buffers that are still to be filled.
+            Their buffers have to be filled.
         """
         config, label, rung = self.config, entries[0]["label"], entries[0]["rung"]
         if config.token_embedding != "basis":
@@ -893,7 +892,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         return new
 
     def drop_corrections(self) -> None:
-        """Back to the network and the star model, without the labels that corrections alone answer."""
+        """Remove all corrections, and the labels that only they predict."""
         config, kept = self.config, self.config.num_network_labels
         for field in ("names", "units", "centers", "scales", "error_factors"):
             setattr(config, f"label_{field}", list(getattr(config, f"label_{field}"))[:kept])
@@ -936,15 +935,15 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         Parameters of [`SpectraFMModel.forward`], and:
 
         flux_center, flux_scale : torch.FloatTensor of shape (B, R), optional
-            For requests of flux: value = mean * flux_scale + flux_center in the units of the spectrum that the
-            tokenizer was given. Without them `values` of flux stay standardised.
+            For requests of flux: value = mean * flux_scale + flux_center in the units of the tokenized spectrum.
+            Without them predicted fluxes stay standardised.
         labels : torch.FloatTensor of shape (B, R), optional
             True values in physical units; NaN is unknown and ignored.
         label_errors : torch.FloatTensor of shape (B, R), optional
             Their one-sigma errors; NaN counts as 0.
         estimate, information, pull, misfit : torch.FloatTensor, optional
-            For a model with `config.star_labels`: the likelihood of the pixels, see [`Evidence`]. Answers are refined
-            with it.
+            For a model with `config.star_labels`: the likelihood of the pixels, see [`Evidence`], which refines the
+            predictions.
         star_targets : torch.FloatTensor of shape (B, len(config.star_labels)), optional
             True labels of the star model in physical units, NaN where unknown: the first estimate adds to the loss.
         pixels : torch.FloatTensor of shape (B, pixels), optional
@@ -954,8 +953,8 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
             Values and one-sigma errors, NaN where unknown: a label that needs one is then predicted from the spectrum
             alone. A request of such a label without `scalars` is an error.
         num_items_in_batch : int, optional
-            Of labels, in all batches of a step: the loss is the sum over the known labels over this number, in place of
-            their mean, so that the losses of the batches add up.
+            Number of labels in all batches of a step: the loss is the sum over known labels divided by this number
+            instead of their mean, so that the losses of the batches add up.
         """
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         spectrum = flux if coefficients is None else coefficients
@@ -1036,7 +1035,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         )
 
     def _loss(self, mean, log_variance, target, sigma, num_items_in_batch) -> torch.Tensor:
-        """The loss of each member by itself, (B, members, R), against standardised labels (B, R)."""
+        """The loss of each member, (B, members, R), against standardised labels (B, R)."""
         unknown = mean.isnan()
         target = torch.where(unknown, math.nan, target[:, None])
         sigma = None if sigma is None else sigma[:, None].expand_as(mean)
@@ -1054,7 +1053,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         ----------
         tokenizer : SpectraFMTokenizer
         *spectra, **settings
-            As it takes them: spectra that share their wavelengths.
+            Arguments of the tokenizer: spectra that share their wavelengths.
         wavelength : array of shape (pixels,), optional
             Angstrom, vacuum, rest frame, increasing; by default those of the spectra.
         resolving_power : float, optional
@@ -1069,8 +1068,8 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         Raises
         ------
         ValueError
-            For wavelengths outside of the range of the instrument, or a resolving power that is too high; and as the
-            tokenizer does.
+            For wavelengths outside the range of the instrument, or a resolving power that is too high; and errors of
+            the tokenizer.
         """
         grids = tokenizer(*spectra, **settings, return_grids=True).get("grids")
         if grids is None or len(grids) != 1:
@@ -1108,8 +1107,8 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
 
     def _corrected(self, outputs, refined, request_ids, kept, found, evidence):
         """
-        Values, errors, means and log-variances (B, R): those that were `found` for the columns that are `kept`, and
-        those of `corrections` where they are requested.
+        Values, errors, means and log-variances (B, R): `found` for the columns `kept`, and those of `corrections` for
+        requested labels.
         """
         coefficients, reliability, interval_ids, attention_mask, pixels, scalars = evidence
         intervals = interval_ids[0]
@@ -1188,7 +1187,7 @@ class SpectraFMForPrediction(SpectraFMPreTrainedModel):
         exporting = torch.compiler.is_exporting()
         if not exporting and bool((request_ids == FLUX_ID).any()):
             raise ValueError(
-                "request_ids: expected labels, as this model has no answer for flux, got a request of flux"
+                "request_ids: expected labels, because this model does not predict flux, got a request of flux"
             )
         states, seen = outputs.last_hidden_state, outputs.rung_seen
         assert states is not None and seen is not None
@@ -1332,8 +1331,8 @@ def prediction_loss(
 
 def combined(mean: torch.Tensor, log_variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Answers of members, (B, M, R) twice, NaN for none -> their mean, each weighed by its inverse variance, and the
-    log-variance of one that is as sure as they are on average, (B, R). They saw the same: together they know no more.
+    Predictions of members, (B, M, R) twice, NaN for none -> their mean weighted by inverse variance, and the log of
+    their mean variance, (B, R), which is not reduced by their number because they share the same data.
     """
     weight = torch.exp(-log_variance).nan_to_num(nan=0.0)
     total = weight.sum(dim=1)
@@ -1351,7 +1350,7 @@ def start_loss(first: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 SpectraFMModel.register_for_auto_class("AutoModel")
-# The nearest of the library's classes to "numbers out of a measured sequence".
+# The closest auto class in transformers.
 SpectraFMForPrediction.register_for_auto_class("AutoModelForTimeSeriesPrediction")
 
 __all__ = ["SpectraFMForPrediction", "SpectraFMModel", "SpectraFMPreTrainedModel"]

@@ -15,7 +15,7 @@ from .gate_spectrafm import air_to_vacuum, in_angstrom, sigma_of, to_rest
 
 
 class GatedRow(dict):
-    """A row behind the gate: Angstrom, vacuum, one-sigma errors, whatever a tokenizer is set to."""
+    """A row after the gate: Angstrom, vacuum, one-sigma errors, whatever the settings of the tokenizer."""
 
 
 def is_table(value) -> bool:
@@ -29,9 +29,9 @@ def is_table(value) -> bool:
 
 def rows_of_table(value, keep_refused: bool = False, scalars: Sequence[str] = ()) -> tuple[list[GatedRow], bool]:
     """
-    Rows in the project's schema, with some scalars where the object has them, and whether it is one spectrum: by the
-    installed package, which knows files and names of columns, with or without those that are refused. A checkpoint that
-    is loaded without it takes arrays, mappings and spectra of specutils.
+    Rows in the project's schema, with some scalars if the object has them, and whether it is one spectrum. Uses the
+    installed package, which knows files and names of columns. A checkpoint loaded without the package takes arrays,
+    mappings and spectra of specutils.
     """
     try:
         objects = importlib.import_module("spectrafm_hf.data.objects")
@@ -45,7 +45,7 @@ def rows_of_table(value, keep_refused: bool = False, scalars: Sequence[str] = ()
 
 
 def is_spectrum(value) -> bool:
-    """A `specutils.Spectrum`, or what looks so."""
+    """Whether this is a `specutils.Spectrum` or similar."""
     return hasattr(value, "spectral_axis") and hasattr(value, "flux")
 
 
@@ -60,7 +60,7 @@ def read_spectrum(spectrum, medium: str = "vacuum", shift: bool = True) -> tuple
     medium : {"vacuum", "air"}
         Medium of the returned wavelengths, where the WCS states air.
     shift : bool
-        False where a velocity is given that counts instead.
+        False if another velocity is used instead.
     """
     from astropy import units
 
@@ -75,7 +75,7 @@ def read_spectrum(spectrum, medium: str = "vacuum", shift: bool = True) -> tuple
                 f"flux_error: expected an uncertainty of type std, var or ivar, got {uncertainty.uncertainty_type}"
             )
         kind, power = kinds[uncertainty.uncertainty_type]
-        # A collection of spectra does not tell its uncertainty the unit.
+        # The uncertainty of a collection of spectra has no unit.
         unit = uncertainty.unit if uncertainty.unit is not None else flux.unit ** (1 / power)
         sigma = sigma_of(np.asarray(uncertainty.array), kind) * unit**power
     axis = getattr(spectrum, "spectral_axis_index", None)
@@ -105,7 +105,7 @@ def are_tables(value) -> bool:
 
 
 def rows_of_tables(value, scalars: Sequence[str] = ()) -> list[GatedRow]:
-    """Those columns of all rows that count here."""
+    """The needed columns of all rows."""
     tables = value if isinstance(value, list) else [value]
     found = [row for each in tables for row in rows_of_table(each, scalars=scalars)[0]]
     names = set.intersection(*(set(row) for row in found))

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The task `stellar-labels` of `transformers.pipeline`: spectra in, labels with one-sigma errors out."""
+"""The task `stellar-labels` of `transformers.pipeline`: labels with one-sigma errors from spectra."""
 
 import importlib.util
 import inspect
@@ -22,10 +22,10 @@ from .tokenization_spectrafm import NO_BASIS, SpectraFMTokenizer
 from .velocity_spectrafm import VelocityMeter, settled_row
 
 
-# What passes by the model.
+# Keys that do not go through the model.
 ABOUT = ("object_id", "names", "spectrum", "chosen", "measured", "fit", "flags", "reason")
 ON_ERROR = ("reason", "raise")
-# Of a data set that is streamed.
+# Rows read at a time from a streamed data set.
 ROWS_AT_ONCE = 256
 
 
@@ -39,8 +39,7 @@ class _Numbered(NamedTuple):
 
 class Answer(dict):
     """
-    Labels of a star and their errors, by name. Numbers are not rounded; only the printed text is, to two digits of the
-    error.
+    Labels of a star and their errors, by name. Numbers are rounded only when printed, to two digits of the error.
     """
 
     def __init__(self, values=(), units: Mapping[str, str] | None = None):
@@ -69,11 +68,11 @@ class Answers(list):
     """Answers of several stars."""
 
     def _columns(self) -> tuple[dict[str, list], dict[str, str]]:
-        """Columns of all names, NaN where a star has no answer, and the units of those that have one."""
+        """Columns of all names, NaN for missing labels, and the units of those that have one."""
         names = list(dict.fromkeys(name for answer in self for name in answer))
         texts = ("object_id", "reason")
         columns = {name: [answer.get(name, "" if name in texts else np.nan) for answer in self] for name in names}
-        columns.pop("spectrum", None)  # no number
+        columns.pop("spectrum", None)  # not a number
         if "flags" in columns:
             columns["flags"] = [";".join(flags) if isinstance(flags, list) else "" for flags in columns["flags"]]
         units: dict[str, str] = {}
@@ -109,7 +108,7 @@ class Answers(list):
 
 
 def decimals(error: float) -> int:
-    """Digits behind the dot that show an error with two digits."""
+    """Number of decimals that shows an error with two digits."""
     return max(0, 1 - math.floor(math.log10(abs(error)))) if error and math.isfinite(error) else 2
 
 
@@ -119,10 +118,10 @@ class StellarLabelsPipeline(Pipeline):
 
     One spectrum is a row of a data set in the project's schema (a mapping with `wavelength`, `flux` and where known
     `flux_error`, `mask` and `object_id`), a tuple (wavelength, flux[, flux_error[, mask]]), a `specutils.Spectrum`, a
-    row of a pandas DataFrame or an astropy Table, or a table of one that has a pixel in each row. Tables with a
-    spectrum in each row (pandas, astropy, Arrow), paths, tuples with fluxes (stars, pixels) and lists of all these give
-    a list of answers; a data set or a generator is streamed and gives an iterator. Answers are dictionaries; they and
-    their lists have `to_pandas()` and `to_table()`.
+    row of a pandas DataFrame or an astropy Table, or a table of one spectrum with a pixel in each row. Tables with a
+    spectrum in each row (pandas, astropy, Arrow), paths, tuples with fluxes (stars, pixels) and lists of all these
+    return a list of results; a data set or a generator is streamed and returns an iterator. Results are dictionaries;
+    they and their lists have `to_pandas()` and `to_table()`.
 
     Examples
     --------
@@ -132,8 +131,8 @@ class StellarLabelsPipeline(Pipeline):
     {'teff': 4801.2, 'teff_err': 43.0, 'logg': 2.61, 'logg_err': 0.11, ...}
     """
 
-    # The tokenizer is loaded as a feature extractor: of a "tokenizer" the batching of the base class expects a text
-    # tokenizer's padding token, and of a "processor" its base class.
+    # The tokenizer is loaded as a feature extractor: for a "tokenizer" the base class expects a padding token, and for
+    # a "processor" its own base class.
     _load_feature_extractor = None
     _load_tokenizer: Any = False
     _load_processor: Any = False
@@ -158,52 +157,50 @@ class StellarLabelsPipeline(Pipeline):
         ----------
         inputs : see the class
         requests : sequence of names or wavelengths, optional
-            Requests; by default all labels, or those that the checkpoint names. A number is a wavelength in
-            the tokenizer's unit, at which the flux is predicted.
+            Labels to predict; by default those of the checkpoint. For a number, the flux at this wavelength (in the
+            unit of the tokenizer) is predicted.
         scalars : sequence of str, optional
             Columns of the rows that are inputs of the model in addition to the spectrum.
         flags : bool, optional
-            Whether to add `flags`, a list of what speaks against the answers of a star, see `FLAGS`; for a model on
-            evidence. Labels that the spectrum does not constrain are then NaN, not an error.
+            Whether to add `flags`, a list of warnings about a star, see `FLAGS`; for a model on evidence. Labels that
+            the spectrum does not constrain are then NaN, not an error.
         spectrum : bool, optional
-            Whether to add `spectrum`, a [`BestFit`]: the data, the star that fits them best, chi^2, and where the
-            residual is no noise; for a model on evidence.
+            Whether to add `spectrum`, a [`BestFit`]: the data, the best-fit star, chi^2, and ranges with significant
+            residuals; for a model on evidence.
         radial_velocity : float, sequence of float or "measure", optional
-            km/s of all stars, or of each, by which the spectra are moved to the rest frame; or, for a model on
-            evidence, that measured from its lines, which is then added as `radial_velocity` with its error.
+            Velocity in km/s of all stars, or of each, by which spectra are shifted to the rest frame. With "measure"
+            (for a model on evidence) it is measured from the lines and added as `radial_velocity` with its error.
         resolving_power : float, optional
-            Wavelength / FWHM of all spectra, instead of what they state; for a model on evidence.
+            Wavelength / FWHM of all spectra, instead of their own; for a model on evidence.
         on_error : {"reason", "raise"}, optional
-            What becomes of a spectrum that cannot be answered: a row whose labels are NaN, with the `reason`, which
-            no other row has; or an error. By default an error for a spectrum that is given alone, and a row with the
-            reason for one of several.
+            For a spectrum that cannot be predicted: return a row with labels of NaN and a `reason`, or raise an error.
+            Default: an error for a single spectrum, and a row with the reason for one of several.
         batch_size : int, optional
-            Spectra that go through the model together; 1 by default.
+            Batch size; 1 by default.
         num_workers : int, optional
-            Processes that tokenize; by default none but this one.
+            Additional processes that tokenize; 0 by default.
 
         Returns
         -------
         dict, list of dict, or iterator of dict
-            For each star `object_id`, where it was given, and of each request its value and error in physical units,
-            as `teff` and `teff_err`; a flux at 15000 Angstrom as `flux_15000` and `flux_15000_err`.
+            For each star `object_id`, if known, and value and error of each request in physical units, as `teff` and
+            `teff_err`; a flux at 15000 Angstrom as `flux_15000` and `flux_15000_err`.
 
         Raises
         ------
         ValueError
-            Naming an unknown request; and, where errors are raised, the field of the spectrum that is
-            wrong, or the request whose answer is no number, the expectation and the value; and the spectrum, by its
-            `object_id` or its place among the inputs, from 0.
+            For an unknown request; and, if errors are raised, for a bad spectrum or a prediction that is not finite.
+            Names the field, the expectation, the value, and the spectrum by `object_id` or index (from 0).
         """
         if isinstance(inputs, list) and not inputs:
             return Answers()
         if not hasattr(inputs, "with_format"):
             inputs = _spectra_of(inputs, getattr(self.feature_extractor, "scalar_names", None) or ())
         if hasattr(inputs, "with_format"):
-            # The base class would take a data set of the library `datasets` for one input.
+            # The base class would treat a Dataset as one input.
             inputs = _rows_of_data_set(inputs)
         elif isinstance(inputs, Iterator):
-            # Of iterators it knows generators only.
+            # The only iterators it supports are generators.
             inputs = (row for row in inputs)
         if isinstance(inputs, list | Generator | Dataset):
             kwargs.setdefault("on_error", self._preprocess_params.get("on_error", "reason"))
@@ -245,7 +242,7 @@ class StellarLabelsPipeline(Pipeline):
     def get_iterator(
         self, inputs: Any, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
     ) -> Any:
-        """As in the base class; the stars of a batch stay apart until [`_forward`], which knows what goes together."""
+        """As in the base class; the stars of a batch are joined in [`_forward`], which knows their shapes."""
         if isinstance(inputs, Sized):
             stars: Any = PipelineDataset(inputs, self.preprocess, preprocess_params)
         else:  # of which each process would read all
@@ -313,7 +310,7 @@ class StellarLabelsPipeline(Pipeline):
                 *arguments, **settings, return_quality=bool(flags) or measures, return_grids=bool(spectrum)
             )
         except ValueError as error:
-            # To the tokenizer it is the only one.
+            # For the tokenizer it is a single spectrum.
             cause = str(error).removesuffix(" in spectrum 0")
             if on_error == "reason":
                 return {**about, "reason": cause}
@@ -336,13 +333,13 @@ class StellarLabelsPipeline(Pipeline):
         return tokenizer.velocity_meter
 
     def _settled(self, spectrum: Any) -> Any:
-        """A spectrum of a file as `spectrafm predict` takes it; numbers in memory are what they are said to be."""
+        """Shift a spectrum from a file as `spectrafm predict` does; the frame of arrays in memory is as stated."""
         if not (isinstance(spectrum, GatedRow) and "file" in spectrum):
             return spectrum
         return GatedRow(settled_row(self._velocity_meter(), spectrum))
 
     def _forward(self, model_inputs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """One star, or a list of some: the model answers together those that it takes together."""
+        """One star, or a list, which is batched by shape."""
         if not isinstance(model_inputs, list):
             return {name: value[0] for name, value in self._forward([model_inputs]).items()}
         none = {"values": None, "errors": None}
@@ -392,7 +389,7 @@ class StellarLabelsPipeline(Pipeline):
             if not chosen and any(known) and not math.isfinite(value):
                 continue  # the spectrum does not constrain it, and it was not requested
             if flags is None and not (math.isfinite(value) and math.isfinite(error)):
-                cause = f"{name}: expected a finite answer, got {value} with the error {error}"
+                cause = f"{name}: expected a finite prediction, got {value} with the error {error}"
                 if on_error == "raise":
                     which = f" ({spectrum})" if (spectrum := model_outputs["spectrum"]) is not None else ""
                     raise ValueError(f"{cause}{which}")
@@ -416,7 +413,7 @@ def _stated_flags(spectrum: Any) -> list[str]:
 
 
 def _tokenizer_of(model: Any) -> SpectraFMTokenizer:
-    """That of the checkpoint that a model was loaded from."""
+    """The tokenizer of the checkpoint from which a model was loaded."""
     try:
         if not model.name_or_path:
             raise OSError
@@ -454,8 +451,8 @@ def _spectra_of(inputs, scalars=()):
 
 def _rows_of_data_set(data) -> Iterator:
     """
-    Rows of a data set of the library `datasets`, streamed, as those of its table; with its other columns, which may be
-    scalars. Not in its format "numpy", which has single precision.
+    Rows of a Dataset, streamed, with its other columns, which may be scalars. Its format "numpy" is not used, because
+    it has single precision.
     """
     if importlib.util.find_spec("spectrafm_hf") is None:
         yield from data.with_format("numpy")

@@ -1,11 +1,11 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Matrix products in single precision on a CPU, by the library that is the fastest there.
+Matrix products in single precision on a CPU, by the fastest library there.
 
-PyTorch takes those of float32 to MKL, which on processors of AMD uses half of their vector units. oneDNN, which PyTorch
-brings along for half precision, uses them all: large products take 0.5 of the time on an AMD EPYC of the fifth
-generation (230 against 105 GFLOP/s with one thread). On processors of Intel MKL is the faster one, by a third on a Xeon
-of the fifth generation (150 against 115), and there it stays.
+PyTorch uses MKL for float32, which uses half of the vector units of AMD processors. oneDNN, which PyTorch includes for
+half precision, uses all of them: large products take half the time on an AMD EPYC of the fifth generation (230 against
+105 GFLOP/s with one thread). On Intel processors MKL is faster, by a third on a Xeon of the fifth generation (150
+against 115), and is kept.
 """
 
 import functools
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 
-#: Operations of a product below which going over to oneDNN and back takes longer than it saves.
+#: Operations of a product below which the conversion for oneDNN costs more than it saves.
 LEAST_OPERATIONS = 8e6
 LEAST_ROWS = 160
 
@@ -24,8 +24,8 @@ def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None =
     """
     `left @ right.T + bias`, of (N, K), (M, K) and (M,) -> (N, M).
 
-    Derivatives are passed on. What is not in single precision on a CPU, is small, or is recorded for another runtime,
-    goes the usual way.
+    Differentiable. Products that are small, traced for an export, not on a CPU, or not in single precision are computed
+    by PyTorch as usual.
     """
     if _suits(left, right):
         # A product of a tensor in the layout of oneDNN is done by it.
@@ -35,7 +35,7 @@ def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None =
 
 def products(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`left @ right + bias` of each of some members: (members, N, K), (members, K, M), (members, 1, M)."""
-    # oneDNN turns each matrix around first, for which there have to be many rows.
+    # oneDNN first transposes each matrix, which pays only for many rows.
     # The number of rows comes last: an export must not fix it.
     if right.dtype == torch.float32 and _suits(left[0], right[0].mT) and left.shape[1] >= LEAST_ROWS:
         biases = [None] * len(right) if bias is None else bias[:, 0].unbind()
@@ -63,14 +63,14 @@ def _suits(left: torch.Tensor, right: torch.Tensor) -> bool:
     return plain and large and bool(torch.backends.mkldnn.enabled) and torch.backends.mkldnn.is_available()
 
 
-#: Rows of a matrix that LAPACK factorises; larger ones are divided.
+#: Largest matrix for LAPACK; larger ones are divided.
 SMALL = 16
 
 
 def inverse_factor(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Inverses of the lower Cholesky factors of matrices (stars, K, K), whose inverse is `factor^T factor`; and of which
-    there is none, (stars,). By halves, which are products of matrices: LAPACK is slow with those that are small.
+    Inverses of the lower Cholesky factors of matrices (stars, K, K), so that their inverse is `factor^T factor`; and
+    whether that failed, (stars,). Computed recursively by halves, because LAPACK is slow for small matrices.
     """
     size = matrix.shape[-1]
     if size <= SMALL:

@@ -1,14 +1,14 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-From a first estimate of a star to the most likely one: Gauss-Newton steps with a model of stars.
+Refine a first estimate of labels to the most likely ones, by Gauss-Newton steps with a model of stars.
 
-A network learns slowly how each line depends on each label, and never as well as the model that made its training
-spectra. So the network predicts a start, and a few steps of least squares follow: labels -> coefficients of all
-intervals, compared with those of the spectrum, weighted by its errors.
+A network learns the dependence of lines on labels slowly, and less well than the model that made its training spectra.
+So the network predicts a starting point, and a few steps of least squares follow: the coefficients of all intervals, as
+a function of labels, are fitted to those of the spectrum, weighted by its errors.
 
-Properties of a spectrum other than labels are part of the fit: a residual velocity, a line spread function that is a
-little wider than stated, levels and slopes of the continuum, whose sizes are found for each spectrum. Where stars
-differ from the model by more than the errors of their flux, the errors of the labels grow with it.
+The fit has nuisance parameters: a residual velocity, a slightly wider line spread function, and levels and slopes of
+the continuum, whose variances are found for each spectrum. If a star differs from the model by more than the errors of
+its flux, the errors of the labels are increased.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -23,8 +23,8 @@ from .products_spectrafm import inverse_factor
 from .star_model_spectrafm import SpectraFMStarModel, Sums
 
 
-# Steps of all stars at once, derivatives of the first of these only, as the others are small; and how often those go on
-# that have not found their end.
+# Steps of all stars together, number of these with new derivatives (later steps are small), and how often unconverged
+# stars continue.
 STEPS, DERIVATIVES, ROUNDS = 4, 2, 3
 LARGEST_STEP = 1.5  # in standard deviations of the labels among the stars of the model
 # sigma: after a larger last step the fit continues, or, at the end, has failed.
@@ -33,13 +33,13 @@ SETTLED, CONVERGED = 0.3, 0.5
 FIRST_LEVEL, LEAST_LEVEL, FREE_LEVEL = 3e-3, 1e-5, 0.5
 # Of the velocity in km/s and of the width of the line spread function, in the steps of the star model.
 NUISANCE_SIGMA = (10.0, 2.0)
-# Where a star differs from the model, lines that are wrong are wrong together: the variance of labels grows by so much
-# more than that of the flux. Found on 336 observed windows of APOGEE DR12 and three whole spectra, whose labels of the
-# survey would otherwise be off by 1.7 to 6 sigma.
+# Errors of the star model are correlated between lines, so the variance of labels grows by this factor more than that
+# of the flux. Calibrated on 336 observed windows of APOGEE DR12 and three whole spectra, whose labels of the survey
+# would otherwise differ by 1.7 to 6 sigma.
 COHERENT = 10.0
 LARGE = 16.0  # of the mean square of deviations: an upper limit
-PARTS = 3  # of the intervals, whose agreement is tested
-BEYOND = 0.1  # of the range of each label: how far a fit may leave it
+PARTS = 3  # groups of intervals, whose agreement is tested
+BEYOND = 0.1  # of the range of each label: how far a fit may exceed it
 
 
 def combinations(config: SpectraFMConfig) -> torch.Tensor:
@@ -59,7 +59,7 @@ def combinations(config: SpectraFMConfig) -> torch.Tensor:
 @dataclass
 class Refined:
     """
-    What the fit found. B stars, P labels of the star model.
+    Result of the fit. B stars, P labels of the star model.
 
     Attributes
     ----------
@@ -67,15 +67,14 @@ class Refined:
         In physical units.
     covariance : torch.FloatTensor of shape (B, P, P)
     velocity, velocity_error : torch.FloatTensor of shape (B,)
-        km/s that the lines are away from rest.
+        Residual velocity of the lines, km/s.
     mismatch : torch.FloatTensor of shape (B,)
-        What differs from the model by more than the errors of the flux, over what there is of lines: 0 to about 1.
+        Residuals beyond the errors of the flux, relative to the strength of the lines: 0 to about 1.
     error_factor : torch.FloatTensor of shape (B,)
-        By which the errors of the labels are larger than those of the flux alone would have them, as the star differs
-        from the model or the errors are too small; at least 1.
+        Factor of the errors of the labels because the star differs from the model or the flux errors are too small; at
+        least 1.
     disagreement : torch.FloatTensor of shape (B,)
-        chi^2 of the labels that thirds of the spectrum would have by themselves, less what is expected, in standard
-        deviations.
+        chi^2 of the labels from each third of the spectrum minus its expectation, in standard deviations.
     converged : torch.BoolTensor of shape (B,)
     slope : torch.FloatTensor of shape (B, P, T, K)
         Derivative of the labels with respect to `pull` of the evidence, on request.
@@ -118,18 +117,18 @@ class SpectraFMRefinement(InFullPrecision):
         Parameters
         ----------
         start : torch.FloatTensor of shape (B, P)
-            Standardised labels to begin with.
+            Standardised labels of the starting point.
         estimate, information, pull : see [`Evidence`]
             (B, T, K), (B, T, K, K), (B, T, K), of intervals of the star model alone.
         intervals : torch.LongTensor of shape (T,)
         level_known : torch.BoolTensor of shape (B,)
-            Whether flux is over the continuum.
+            Whether the flux is divided by the continuum.
         misfit : torch.FloatTensor of shape (B, T), optional
-            chi^2 per degree of freedom of the residuals from the coefficients, NaN where unknown: where the stated
-            errors are too small for it, they count as larger.
+            chi^2 per degree of freedom of the residuals from the coefficients, NaN where unknown: stated errors that
+            are too small for it are increased.
 
-        Labels have a derivative with respect to `pull`, where that requires one: not of each step, but of the end,
-        where the likelihood has its peak. Nothing else has.
+        If `pull` requires a gradient, labels have one, computed at the peak of the likelihood, not through the steps.
+        Other outputs have none.
         """
         wanted = torch.is_grad_enabled() and pull.requires_grad
         with torch.no_grad():
@@ -165,7 +164,7 @@ class SpectraFMRefinement(InFullPrecision):
     def _fit(
         self, found, pixels: "_Pixels", intervals, sums: Sums, rows, wanted
     ) -> tuple[Refined, torch.Tensor, torch.Tensor]:
-        """`STEPS` steps from labels, velocity and width (B, P + 2); where they lead, and the size of the last one."""
+        """`STEPS` steps from labels, velocity and width (B, P + 2); the result, and the size of the last step."""
         star = self.star_model
         n_labels = found.shape[1] - 2
         low, high = star.limits()

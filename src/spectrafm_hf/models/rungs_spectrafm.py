@@ -1,6 +1,6 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Intervals of ln wavelength with the mean and the directions of stars, and what they are on the pixels of any grid.
+Intervals of ln wavelength with the mean and the directions of stars, and their design matrices on any grid.
 """
 
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from .products_spectrafm import inverse_factor, product
 
 
 FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # in sigma, of a Gaussian
-TAPS = 6  # edges that the cumulative flux is interpolated through
+TAPS = 6  # points of the interpolation of the cumulative flux
 NARROWEST = 1e-8  # of its wavelength, half of a pixel: closer pixels are not distinct in floating point
 PIXELS = 2.5  # in a FWHM, where the resolving power is unknown
 WIDEST_STEP = 2.5  # of the usual distance of pixels: a wider one is a gap
 NATIVE_TOLERANCE = 1.03  # resolving powers that differ by less count as the same
 CLIPPED_AT = 6.0  # sigma, from the fit of the directions
 ROUNDS = 3  # of clipping
-FLOOR = 0.01  # of the flux: a deviation that models of stars have anyway, and that no pixel is clipped for
+FLOOR = 0.01  # of the flux: error of models of stars, for which no pixel is clipped
 
 
 @dataclass
 class Rung:
     """
-    Intervals of one width and what stars look like in them, for spectra of some range of resolving powers.
+    Intervals of one width, with the mean and the directions of stars, for a range of resolving powers.
 
     Attributes
     ----------
@@ -39,32 +39,32 @@ class Rung:
     start, step : float
         ln of the middle of the first pixel of its own grid, which is even in ln wavelength.
     resolving_power : float
-        Wavelength / FWHM of its own grid; spectra of a lower one are compared with what it is smoothed to.
+        Wavelength / FWHM of its own grid; it is smoothed for spectra of a lower one.
     lowest_resolving_power : float
         Spectra of a lower one belong to another rung.
     mean : array of shape (pixels,)
     offset : array of shape (intervals,)
-        Own pixel at which the directions of each interval begin; they go on for some pixels beyond it on both sides.
+        First pixel of the directions of each interval, which extend beyond the interval on both sides.
     directions : array of shape (intervals, coefficients, pixels of an interval)
     prior : array of shape (intervals, coefficients)
         Standard deviation of the coefficients among stars.
     level_prior, slope_prior : float
         Standard deviation of ln level and of slope among stars.
     over_continuum : bool
-        Whether spectra of this rung may be over the continuum, so that their level has information.
+        Whether spectra of this rung may be divided by the continuum, so that their level has information.
     counts_level : bool
         Whether levels and slopes have information about a star: not where flux calibrations are unreliable.
     guesses_power : bool
         Whether an unknown resolving power is taken for `PIXELS` in a FWHM, rather than for that of the rung, and
         spectra of a higher one than that of the rung are to be brought down to it.
     blind : array of shape (bands, 2)
-        First and last wavelength in Angstrom of bands that nothing is taken from: those of the air.
+        First and last wavelength in Angstrom of bands that are not used (telluric).
     observed_power : float
         Resolving power of the observed training stars. Spectra of a higher one than that of the rung are predicted at
         this resolving power; 0 for that of the rung.
     kind_shares : array of shape (kinds,)
-        Stars are a mixture of Gaussians in the space of some directions of all coefficients; here, how many are of
-        each. Only whole spectra need it; without, they are one Gaussian.
+        Weights of a mixture of Gaussians for stars, in the space of some directions of all coefficients. Only used for
+        whole spectra; empty: one Gaussian.
     kind_center : array of shape (intervals, coefficients)
     kind_directions : array of shape (intervals, coefficients, amplitudes)
     kind_means : array of shape (kinds, amplitudes)
@@ -149,7 +149,7 @@ class Rung:
 
 @dataclass
 class Design:
-    """What the pixels of one grid are compared with, for each interval that it has pixels in."""
+    """Model of the pixels of one grid, for each interval with pixels."""
 
     rung: Rung
     intervals: np.ndarray  # numbers of the intervals
@@ -158,7 +158,7 @@ class Design:
     products: list[torch.Tensor]  # (pairs, pixels): products of pairs of rows
     pairs: torch.Tensor  # (2 + coefficients, 2 + coefficients): which pair each is
     prior_of_pairs: torch.Tensor  # (pairs,): 1 of those of a row with itself
-    blind: np.ndarray  # (pixels of the grid,), bool: those in bands that nothing is taken from
+    blind: np.ndarray  # (pixels of the grid,), bool: those in unused bands
     templates: list[np.ndarray] | None = None  # (velocities, pixels): the shifted mean, computed on first use
 
 
@@ -192,9 +192,8 @@ def degraded(
     wavelength: np.ndarray, flux: np.ndarray, inverse_variance: np.ndarray, power: float, lower_power: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    Spectra (stars, pixels) of a resolving power as they would be at a lower one, on a grid with `PIXELS` pixels in a
-    FWHM. Pixels without weight are left out of the means; each new one counts as much as the old ones in it did, as
-    smoothing does not change wider structure.
+    Smooth spectra (stars, pixels) to a lower resolving power, on a grid with `PIXELS` pixels in a FWHM. Pixels without
+    weight are left out of the means; the weight of a new pixel is the sum of those of the old ones in it.
 
     Returns
     -------
@@ -354,8 +353,8 @@ def fit_interval(
     design: Design, i: int, values: torch.Tensor, weight: torch.Tensor, clipped: torch.Tensor | None
 ) -> tuple[Any, ...]:
     """
-    (stars, pixels) twice -> what [`_solve`] finds, chi^2, and whether a weight has changed. With `clipped`, of the same
-    shape, pixels that no star could have are marked there, and get no weight.
+    (stars, pixels) twice -> result of [`_solve`], chi^2, and whether a weight has changed. Pixels with a flux that no
+    star has are marked in `clipped`, of the same shape, and get no weight.
     """
     found = _solve(design, i, values, weight)
     squared, fit = _squared(design, i, values, weight, found[0])
@@ -372,7 +371,7 @@ def fit_interval(
         if not wild.any():
             break
         stars, deviation, worst, changed = stars[wild], deviation[wild], worst[wild], True
-        # Of several, those that are not much nearer to the fit than the worst, which may have bent it.
+        # Only clip pixels nearly as far from the fit as the worst one, which may have biased it.
         bad = deviation > (0.1 * worst[:, None]).clamp(min=CLIPPED_AT**2)
         weight[stars] = weight[stars].masked_fill(bad, 0.0)
         clipped[stars] |= bad
@@ -439,7 +438,7 @@ def mean_flux(flux: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def level_of_star(level: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """(stars, intervals) -> (stars,): the median level of what was seen, or the highest where that is not positive."""
+    """(stars, intervals) -> (stars,): the median level of observed intervals, or the highest if it is not positive."""
     ordered = np.sort(np.where(seen, level, np.inf), axis=1)
     count = np.maximum(seen.sum(axis=1), 1)
     stars = np.arange(len(level))

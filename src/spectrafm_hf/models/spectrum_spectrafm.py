@@ -20,9 +20,9 @@ from .refinement_spectrafm import FIRST_LEVEL, FREE_LEVEL, LEAST_LEVEL, NUISANCE
 from .rungs_spectrafm import NATIVE_TOLERANCE, Design, Rung, design_of_rung
 
 
-#: Of Gauss-Newton, where flux is not linear in the coefficients; the kind of a star is found before the second.
+#: Gauss-Newton steps, where flux is not linear in the coefficients; the kind of a star is chosen before the second.
 STEPS, KINDS_STEP = 5, 2
-STARS_AT_ONCE, MATRICES_AT_ONCE = 64, 8  # in the network; whose matrices fit into a cache
+STARS_AT_ONCE, MATRICES_AT_ONCE = 64, 8  # stars per batch of the network; those whose matrices fit into a cache
 #: Misfit of a coefficient in units of its prior, by the model of stars. Those of components and of kinds of stars were
 #: found on validation stars of Gaia XP; the first is a guess that agrees with held-out stars of the H band.
 UNEXPLAINED = {"star_model": 0.03, "components": 0.03, "kinds": 0.015}
@@ -31,7 +31,7 @@ LARGEST_EXCESS = 0.5  # of the misfit, found from a spectrum
 FREE_SCALE, SLOPE_OVER_LEVEL = 3.0, 5.0  # of ln of the level of a star; of slopes, over the continuum
 ROUNDS, WELL_KNOWN = 2, 4.0
 DRIFT = 0.05  # of ln of the level from interval to interval, where fluxes are not calibrated
-# Of residuals that are no noise: least deviation of a mean, and of how many pixels.
+# Significant residuals: least deviation of a mean, and of how many pixels.
 STRANGE_SIGMA, STRANGE_PIXELS = 6.0, (1, 3, 9, 27)
 
 
@@ -44,7 +44,7 @@ class WholeSpectra:
     ----------
     rung : Rung
     mean, fit : array of shape (B, T, K)
-        Of the rows of a [`Design`], over `level`: most likely flux; and that of a star of the model alone.
+        Coefficients of the rows of a [`Design`], over `level`: most likely flux, and flux of the star model alone.
     covariance : array of shape (B, T, K, K)
         Of `mean` - truth.
     level : array of shape (B, T)
@@ -93,7 +93,7 @@ class WholeSpectra:
     def fitted(
         self, wavelength: np.ndarray, resolving_power: float | None = None, design: Design | None = None
     ) -> np.ndarray:
-        """Flux of a star of the model alone, as in [`at`]; `design` is that of these wavelengths, if it is known."""
+        """Flux of the star model alone, as in [`at`]; `design` is that of these wavelengths, if known."""
         return self._flux(self.fit, wavelength, resolving_power, design)[1]
 
     def _flux(
@@ -127,15 +127,15 @@ class BestFit:
     Attributes
     ----------
     wavelength, flux, error : array of shape (pixels,)
-        The data; the error is NaN where a pixel does not count, the flux where there is none.
+        The data; the error is NaN for unused pixels, the flux for missing ones.
     model : array of shape (pixels,)
         NaN outside of the range of the model, and in telluric bands.
     chi2 : float
-        Of the pixels that count.
+        chi^2 of the used pixels.
     degrees_of_freedom : float
         Number of pixels less fitted parameters.
     no_noise : list of (low, high, sigma)
-        Ranges (Angstrom) whose residual is no noise, with the largest deviation, data - model; strongest first.
+        Ranges (Angstrom) with significant residuals, and their largest deviation, data - model; strongest first.
     resolving_power : float
         Wavelength / FWHM of the model.
     """
@@ -154,7 +154,7 @@ class BestFit:
 
     @property
     def residual(self) -> np.ndarray:
-        """(pixels,), in units of the error; NaN where a pixel does not count."""
+        """(pixels,), in units of the error; NaN for unused pixels."""
         return (self.flux - self.model) / self.error
 
 
@@ -221,7 +221,7 @@ def best_fits(model: Any, basis: SpectrumBasis, grids: Sequence[Any]) -> list[Be
 
 
 def not_noise(wavelength: np.ndarray, residual: np.ndarray) -> list[tuple[float, float, float]]:
-    """Ranges where a residual in units of its error, (pixels,), is no noise, see [`BestFit`]; NaN: does not count."""
+    """Ranges with significant residuals in units of their error, (pixels,), see [`BestFit`]; NaN is not used."""
     counts = np.isfinite(residual)
     position, values = wavelength[counts], residual[counts]
     largest = np.zeros(len(values))
@@ -230,7 +230,7 @@ def not_noise(wavelength: np.ndarray, residual: np.ndarray) -> list[tuple[float,
         if width > len(values):
             continue
         means = (total[width:] - total[:-width]) / np.sqrt(width)
-        if max(means.max(), -means.min()) <= STRANGE_SIGMA:  # of most, which takes less time to see
+        if max(means.max(), -means.min()) <= STRANGE_SIGMA:  # true for most, and faster
             continue
         for start in np.flatnonzero(np.abs(means) > STRANGE_SIGMA):
             part = slice(start, start + width)
@@ -386,7 +386,7 @@ def _components(completion: Any, rung: Rung, observed) -> tuple[torch.Tensor, to
         amplitudes = (completed - center).flatten(1) @ torch.linalg.pinv(components.flatten(0, 1)).T
         shares, means, factors = (torch.from_numpy(part) for part in rung.kinds())
     if rung.counts_level:
-        # What the level of the star is taken for depends on what was seen of it.
+        # The estimated level of the star depends on its observed intervals.
         scale = torch.zeros_like(components[..., :1])
         scale[:, 0] = 1.0 / rung.level_prior
         components = torch.cat((components, scale), dim=2)
@@ -410,7 +410,7 @@ def _drift(rung: Rung, evidence, stars, chosen, flux: torch.Tensor) -> torch.Ten
 
 
 def _posterior(linear: Stars, information, right, level_known, *, errors: bool):
-    """[`Likelihood.solve`], with the continuum and the misfit of the star model found from the spectrum."""
+    """[`Likelihood.solve`], with the continuum and the misfit of the star model estimated from the spectrum."""
     unexplained, level = torch.full_like(linear.level, UNEXPLAINED["star_model"]), linear.level
     known = information.diagonal(dim1=2, dim2=3)[..., 2:]
     counts, seen = known > WELL_KNOWN, information.flatten(2).any(dim=2)

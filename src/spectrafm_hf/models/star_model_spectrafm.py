@@ -18,7 +18,7 @@ class SpectraFMStarModel(InFullPrecision):
     Labels -> coefficients of the intervals, with derivatives: an emulator of spectra, in the basis of the tokens.
 
     The weights of spectral components are Gaussian processes over the labels, as in [`SpectrumEmulator`]; coefficients
-    are linear in them. Nothing of it is trained. `bases.fill_star_model` computes it.
+    are linear in them. It is not trained: `bases.fill_star_model` computes it.
     """
 
     center: torch.Tensor
@@ -42,15 +42,15 @@ class SpectraFMStarModel(InFullPrecision):
         self.register_buffer("stars", torch.zeros(config.num_stars, n_labels))
         self.register_buffer("low", torch.zeros(n_labels))
         self.register_buffer("high", torch.zeros(n_labels))
-        # Of the labels of stars: mean and inverse covariance, standardised.
+        # Mean and inverse covariance of the labels of stars, standardised.
         self.register_buffer("population", torch.zeros(n_labels))
         self.register_buffer("precision", torch.eye(n_labels))
-        # Spectrum, its change with velocity and with the width of lines; the last component is the mean spectrum.
-        # A velocity makes lines wider as well, in second order: in that unit, the square of it over this one's.
+        # Spectrum and its derivatives by velocity and line width; the last component is the mean spectrum.
+        # To second order a velocity also widens lines: velocity^2 times this, in the unit of the width.
         self.register_buffer("velocity_of_width", torch.ones(()))
         shape = (3, last - first, config.num_coefficients, n_components + 1)
         self.register_buffer("components", torch.zeros(shape))
-        # Of the coefficients among stars, in flux: the unit in which they are given.
+        # Unit of the coefficients: their spread among stars, in flux.
         self.register_buffer("spread", torch.ones(shape[1:3]))
         self.groups = nn.ModuleList(
             CovarianceGroup(n_labels, config.num_stars, size).as_buffers() for size in config.star_components
@@ -86,11 +86,11 @@ class SpectraFMStarModel(InFullPrecision):
         return Processes(self, labels, self.sums() if sums is None else sums)
 
     def sums(self) -> "Sums":
-        """What the processes at any labels have in common; kept, as it takes as long as some stars do."""
+        """Sums that do not depend on the labels; cached."""
         tensors = [*self.buffers(), *self.parameters()]
         if torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
             return self._made_sums()
-        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]  # another one after each change
+        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]  # changes with any tensor
         if self._kept is None or self._kept[0] != state:
             with torch.inference_mode(False), torch.no_grad():
                 self._kept = state, self._made_sums()
@@ -147,7 +147,7 @@ class SpectraFMStarModel(InFullPrecision):
         the [`slopes`].
         """
         spectrum = (self.rows(intervals) if rows is None else rows)[: len(intervals), :-1]
-        # What is not of labels is written over: to copy the derivatives to where there is room takes longer.
+        # The other rows are overwritten, which is faster than copying the derivatives.
         padded = nn.functional.pad(slopes, (0, 0, 0, 2))
         found = torch.bmm(padded.flatten(0, 1).expand(len(intervals), -1, -1), spectrum)
         found = found.unflatten(1, padded.shape[:2])
@@ -175,8 +175,8 @@ class Sums:
 
 class Processes:
     """
-    Gaussian processes of a star model at some labels: weights of its components, and their derivatives. In float64, as
-    large terms cancel; derivatives need be less exact.
+    Gaussian processes of a star model at some labels: weights of its components, and their derivatives. In float64,
+    because large terms cancel; derivatives need less precision.
     """
 
     def __init__(self, star: SpectraFMStarModel, labels: torch.Tensor, sums: Sums):

@@ -3,11 +3,11 @@
 The spectrum tokenizer: (wavelength, flux, flux error) of any instrument -> tokens of SpectraFM.
 
 It is not a text tokenizer, but has the same role and loads through the same Auto classes. All spectra of a
-call are handled together, as padded (stars, pixels) arrays; what depends on wavelength alone is computed once where
-the stars share their wavelengths.
+call are handled together, as padded (stars, pixels) arrays; for stars with the same wavelengths, everything that
+depends only on wavelength is computed once.
 
-Settings and their files come first, then a call. What turns the many forms of input into arrays is in
-`inputs_spectrafm`, what makes tokens of them in `tokens_spectrafm`.
+Settings and their files come first, then a call. `inputs_spectrafm` converts the forms of input to arrays, and
+`tokens_spectrafm` converts these to tokens.
 """
 
 import copy
@@ -83,13 +83,13 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     label_names : list[str]
         The vocabulary of the checkpoint, in the order of its config.
     requests : list[str], optional
-        Requests of a call without any; all labels by default.
+        Default requests of a call; by default all labels.
     wavelength_unit : {"Angstrom", "nm", "um", "mm", "cm", "m"}
-        Unit of plain numbers; quantities bring their own.
+        Unit of plain numbers; quantities have their own.
     wavelength_medium : {"vacuum", "air"}
-        What the wavelengths given are measured in; air ends at 2,000 Angstrom.
+        Medium of the input wavelengths; below 2,000 Angstrom they are always in vacuum.
     error_type : {"sigma", "ivar"}
-        What `flux_error` holds: one-sigma errors, or inverse variances (0 = masked).
+        Kind of `flux_error`: one-sigma errors, or inverse variances (0 = masked).
     valid_flux : [low, high], optional
         Pixels with a flux outside are masked.
     standardize_wavelength, standardize_center, standardize_scale : list[float] or float
@@ -100,19 +100,19 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     max_length : int, optional
         Maximum number of pixels, chosen by `sampling`.
     sampling : {"even", "random"}
-        Spread evenly over the spectrum, or drawn at random.
+        Keep pixels evenly spread over the spectrum, or at random.
     seed : int
-        For random sampling, where a call brings no generator; every call draws anew.
+        Seed of random sampling, for calls without a generator; every call draws new pixels.
     basis_file : str, optional
         Name of the file of a [`SpectrumBasis`] in the folder of the settings. With one, tokens are the coefficients of
-        fixed intervals of ln wavelength, and the settings from `valid_flux` to `seed` play no part.
+        fixed intervals of ln wavelength, and the settings from `valid_flux` to `seed` are not used.
     basis : SpectrumBasis, optional
-        That basis itself; it is no setting, but saved in its file.
+        The basis itself, which is saved in its own file.
     pixel_wavelength : list[list[float]], optional
-        With a basis: grids in Angstrom, increasing, on which the fluxes themselves are given to the model as well, for
-        labels that were learnt from them.
+        With a basis: grids in Angstrom, increasing, on which fluxes are additional inputs of the model, for labels
+        learnt from them.
     scalar_names : list[str], optional
-        With a basis: scalars, such as a parallax, that labels were learnt from as well.
+        With a basis: scalars, such as a parallax, that are inputs of some labels.
 
     Raises
     ------
@@ -166,7 +166,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         if pixel_wavelength is not None:
             self.pixel_wavelength = [number_table("pixel_wavelength", grid) for grid in pixel_wavelength]
         self._check_settings()
-        #: What measures velocities; a pipeline sets one with the templates of its model.
+        #: Measures velocities; a pipeline sets one with the templates of its model.
         self.velocity_meter: VelocityMeter | None = None
         self._generator = np.random.default_rng(self.seed)
 
@@ -201,7 +201,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         return [FIRST_LABEL_ID + self.label_names.index(name) for name in names]
 
     def add_label(self, name: str):
-        """Make a label known that was added to the model with `add_label`."""
+        """Add a label that was added to the model with `add_label`."""
         if name in self.label_names:
             raise ValueError(f"name: expected a name not yet in {self.label_names}, got {name!r}")
         self.label_names = [*self.label_names, name]
@@ -274,7 +274,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             "AutoProcessor": this_class,
             "AutoTokenizer": [this_class, None],
         }
-        # By these names the Auto classes find the installed class, which then needs no trust_remote_code.
+        # With these names the Auto classes find the installed class, without trust_remote_code.
         names = dict.fromkeys(("feature_extractor_type", "processor_class", "tokenizer_class"), type(self).__name__)
         settings = {**self.to_dict(), **names, "auto_map": auto_map}
         files = ["preprocessor_config.json", "tokenizer_config.json"]
@@ -312,26 +312,26 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
         return_grids: bool = False,
     ) -> BatchFeature:
         """
-        Tokenize one spectrum or a batch. What comes back goes into the model as `model(**inputs)`.
+        Tokenize one spectrum or a batch, for `model(**inputs)`.
 
         Parameters
         ----------
         wavelength : array of shape (pixels,) or (stars, pixels), list of arrays, astropy quantity
             In any order. Or rows of a data set in the project's schema (a mapping, or a list of mappings) with
-            `wavelength`, `flux`, and where known `flux_error`, `mask`, `resolving_power` and `normalised`; or a
+            `wavelength`, `flux`, and optionally `flux_error`, `mask`, `resolving_power` and `normalised`; or a
             `specutils.Spectrum`, a pandas DataFrame or row, an astropy Table or Row, an Arrow table, a Dataset, a path,
-            or a list of these. Then the next three stay None. None for stars with scalars alone.
+            or a list of these. Then the next three stay None. None for stars with scalars only.
         flux : like `wavelength`
-            One `wavelength` serves for many spectra. Quantities may have any unit.
+            Many spectra may share one `wavelength`. Quantities may have any unit.
         flux_error : like `flux`, optional
-            In the unit of flux, or a quantity. Where a spectrum has no known error (None, or NaN at all its valid
-            pixels) errors are unknown to the model.
+            In the unit of flux, or a quantity. Without errors (None, or NaN at all valid pixels of a spectrum) they are
+            unknown to the model.
         mask : like `flux`, of bool or int, optional
             True or not 0 where a pixel is bad. Pixels with NaN or infinite flux, and those with zero, infinite or
             single NaN errors, count as masked as well.
         scalars : mapping of name to number or array of shape (stars,)
             Known values in physical units, NaN where unknown; with rows, a list of column names. With `scalar_names`
-            these, with errors as `<name>_err` where they are known; by default the columns of the rows.
+            these scalars, and `<name>_err` for known errors; by default the columns of the rows.
         requests : sequence of names or wavelengths
             Labels, or wavelengths of fluxes (in `wavelength_unit`, or quantities; in the rest frame). The same for
             every star, or a list for each star.
@@ -339,7 +339,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             True values for the loss, NaN where unknown; with rows, a list of column names, errors in `<name>_err`.
             They are the default of `requests`.
         radial_velocity : float, array of shape (stars,), quantity or "measure"
-            km/s, positive for a star that recedes; the spectrum is moved to the rest frame. With a basis it can be
+            km/s, positive for a receding star; the spectrum is shifted to the rest frame. With a basis it can be
             measured from the lines of each spectrum.
         max_length : int, optional
             Replaces the setting.
@@ -353,11 +353,11 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             near 1.
         return_quality : bool
             With a basis: whether to add the input of [`star_flags`], (stars,) each: `clipped`, the share of pixels
-            left out because no star has such fluxes; `signal`, the mean flux over its error; `shift`, the km/s between
-            lines and rest where the spectrum does not look like a star, else 0; and where they are measured,
-            `radial_velocity` and `radial_velocity_err`. The model does not take them.
+            left out because no star has such fluxes; `signal`, the mean flux over its error; `shift`, the velocity of
+            the lines in km/s if the spectrum does not look like a star, else 0; and measured `radial_velocity` and
+            `radial_velocity_err`, if any. They are not inputs of the model.
         return_grids : bool
-            With a basis: whether to add `grids`, the list of [`EvidenceOnGrid`]. The model does not take it.
+            With a basis: whether to add `grids`, a list of [`EvidenceOnGrid`]. It is not an input of the model.
 
         Returns
         -------
@@ -366,10 +366,9 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
             `information` (stars, intervals, coefficients, coefficients), `misfit`, `interval_ids` and `attention_mask`
             (stars, intervals), see [`Evidence`]; with `pixel_wavelength` the fluxes there over their median, `pixels`,
             and with `scalar_names` values and errors, `scalars`. Without one `flux`, `wavelength` and `attention_mask`.
-            `request_ids` (stars, requests), and where there is need for them `request_wavelength`,
-            `flux_center`, `flux_scale`, `labels`, `label_errors` in its shape;
-            `scalar_ids`, `scalar_values` (stars, scalars). Wavelengths are Angstrom, vacuum, rest frame. An answer
-            to a request of flux is `mean * flux_scale + flux_center` in the units given.
+            `request_ids` (stars, requests), and if needed `request_wavelength`, `flux_center`, `flux_scale`, `labels`,
+            `label_errors` in its shape; `scalar_ids`, `scalar_values` (stars, scalars). Wavelengths are Angstrom,
+            vacuum, rest frame. A predicted flux is `mean * flux_scale + flux_center` in the units of the input.
 
         Raises
         ------
@@ -458,7 +457,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
     # ----------------------------------------------------------------------------------------- scalars and requests
 
     def _requests(self, requests, n_stars: int) -> dict[str, np.ndarray]:
-        """Ids of the requests; for flux also where, and how to come back to the units given."""
+        """Ids of the requests; for flux also the wavelength, and center and scale in the units of the input."""
         if requests is None:
             requests = self.label_names if self.requests is None else self.requests
         rows = request_rows(requests, n_stars)
@@ -491,7 +490,7 @@ class SpectraFMTokenizer(FeatureExtractionMixin):
 
 
 def _write_atomically(path: Path, text: str):
-    """Write to a temporary name, then rename: never half a file."""
+    """Write atomically: to a temporary name, then rename."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

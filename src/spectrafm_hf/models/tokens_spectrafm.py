@@ -16,7 +16,7 @@ from .rungs_spectrafm import Rung, interpolated
 
 # Unknown errors are first set to this fraction of the level, then to the residuals of the fit.
 UNKNOWN_ERROR = 0.02
-LARGE = 1e12  # of a standardised flux the model needs the square, in float32
+LARGE = 1e12  # of a standardised flux, whose square must fit into float32
 
 
 # ------------------------------------------------------------------------------------------------------------ evidence
@@ -34,11 +34,11 @@ class EvidenceOnGrid:
     wavelength : array of shape (pixels,)
         Angstrom, vacuum, rest frame, increasing.
     flux, inverse_variance : array of shape (B, pixels)
-        In the unit given; 0 where a pixel does not count.
+        In the unit of the input; 0 for unused pixels.
     resolving_power : float, optional
     evidence : Evidence
     finer : EvidenceOnGrid, optional
-        The same stars at a higher resolving power, where there is one: lines that are not at rest show there.
+        The same stars at a higher resolving power, if there is one, to detect lines that are not at rest.
     """
 
     stars: np.ndarray
@@ -112,7 +112,7 @@ def evidence_on_grids(
 def evidence_inputs(
     basis: SpectrumBasis, found: list[EvidenceOnGrid], pixels: dict[str, np.ndarray], return_quality: bool = False
 ) -> dict[str, np.ndarray]:
-    """Inputs of the model: coefficients of all intervals in which any of the stars has pixels; and what flags need."""
+    """Inputs of the model (coefficients of all intervals in which any star has pixels) and of the flags."""
     error, valid = pixels["flux_error"], pixels["valid"]
     n_stars = len(valid)
     # All intervals of a rung, so that stars with different missing ones can be stacked.
@@ -225,7 +225,7 @@ class Standardisation:
     Raises
     ------
     ValueError
-        Naming the setting of the tokenizer, the expectation and the value.
+        Names the setting of the tokenizer, the expectation and the value.
     """
 
     wavelength: Any
@@ -263,10 +263,9 @@ def flux_inputs(
     rng: np.random.Generator | None,
 ) -> dict[str, np.ndarray]:
     """
-    Inputs of the model, (stars, tokens) each: standardised fluxes, without those that do not count.
+    Inputs of the model, (stars, tokens) each: standardised fluxes of usable pixels.
 
-    Of more than `max_length` pixels some are left out: drawn at random, or without `rng` those between others evenly
-    spread.
+    At most `max_length` pixels are kept, at random, or without `rng` evenly spread.
     """
     wavelength, flux, valid = pixels["wavelength"], pixels["flux"], pixels["valid"]
     if valid_flux is not None:
@@ -334,7 +333,7 @@ def scalar_inputs(scalars: Mapping[str, Any], ids: np.ndarray, n_stars: int) -> 
 
 
 def scalars_with_errors(scalars: Mapping[str, Any], names: Sequence[str], n_stars: int) -> dict[str, np.ndarray]:
-    """`scalars` (stars, names, 2), values and errors, NaN where unknown; nothing where none is given."""
+    """`scalars` (stars, names, 2), values and errors, NaN where unknown; empty if there are none."""
     columns = {column: name for name in names for column in (name, f"{name}_err")}
     if missing := [name for name in names if name not in scalars]:
         if not scalars:
@@ -363,6 +362,6 @@ def label_inputs(
                 expected = "finite numbers" if field == "labels" else "positive numbers"
                 raise ValueError(f"{field}[{name!r}]: expected {expected} or NaN, got {column[wrong][0]:g}")
             table[:, ids[name]] = column
-        # Errors too where none are known: the Trainer evaluates what has all labels that `forward` names.
+        # Always with errors: the Trainer evaluates only batches with all labels of `forward`.
         outputs[field] = np.take_along_axis(table, request_ids, axis=1).astype(np.float32)
     return outputs

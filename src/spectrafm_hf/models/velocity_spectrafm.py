@@ -2,12 +2,11 @@
 """
 The radial velocity of a star from its spectrum, by correlation with templates.
 
-Templates are stars of a few temperatures, gravities and metallicities: those of the star model of a rung, in the
-optical those of the emulator of the installed package, otherwise the mean star of the rung. At each trial
-velocity the lines of a template are compared with those of the spectrum, with a straight line for the continuum of
-each piece of it. The velocity is where they go along best; its error follows from how sharp that peak is, with errors
-of the flux that are as large as the misfit says, and from how far parts of the spectrum differ. It counts where the
-peak stands out.
+Templates are stars of a few temperatures, gravities and metallicities, from the star model of a rung, in the optical
+from the emulator of the installed package, otherwise the mean star of the rung. At each trial velocity a template is
+correlated with the spectrum, with a linear continuum for each piece. The velocity is at the peak of the correlation;
+its error follows from the width of the peak, with flux errors scaled by the misfit, and from the scatter among parts
+of the spectrum. It is significant if the peak stands out.
 """
 
 import functools
@@ -26,17 +25,17 @@ from .gate_spectrafm import FRAME_UNSTATED, MEDIUM_UNSTATED, SPEED_OF_LIGHT, to_
 from .rungs_spectrafm import Rung
 
 
-LIMIT = 600.0  # km/s that are tried
-STEPS_OF_FWHM = 3.0  # of the trial velocities
-PIECE = 0.004  # in ln wavelength: over it the continuum is a straight line
-FLOOR = 0.02  # of the flux: what templates are wrong by anyway
-CLIPPED_AT = 5.0  # sigma: pixels beyond in the first fit play no part in the second
+LIMIT = 600.0  # km/s, largest trial velocity
+STEPS_OF_FWHM = 3.0  # trial velocities in a FWHM
+PIECE = 0.004  # in ln wavelength: length over which the continuum is linear
+FLOOR = 0.02  # of the flux: error of the templates
+CLIPPED_AT = 5.0  # sigma: pixels beyond this in the first fit are left out of the second
 # Minimum height of a peak in units of the noise of the correlation, and maximum relative height of the second one.
 LEAST_HEIGHT, HIGHEST_SECOND = 7.5, 0.6
-# And where lines are seen at all, by so many sigma of the misfit, and the velocity is known to a part of a FWHM.
+# Minimum significance of the lines in sigma of the misfit, and maximum error of the velocity in FWHM.
 LEAST_SIGNIFICANCE, GREATEST_ERROR = 7.0, 0.15
 AWAY = 3.0  # resolution elements
-LEAST_ERROR, ERROR_OF_FWHM = 0.1, 0.01  # km/s, and share of a FWHM, that templates are wrong by anyway
+LEAST_ERROR, ERROR_OF_FWHM = 0.1, 0.01  # km/s, and share of a FWHM, error of the templates
 FEWEST_PIXELS, FEWEST_OF_PIECE = 100, 20
 #: Teff, logg and metallicity of templates.
 TEMPLATES = (
@@ -53,11 +52,11 @@ TEMPLATES = (
 KEPT = 4  # grids whose templates are kept
 KEPT_BYTES = 2**26  # of a grid
 N_PARTS = 8  # whose velocities are compared
-#: In the optical: no coarser spectrum has narrow lines; to this power they are searched for first; and the emulator
-#: knows no narrower ones. Minimum number of resolution elements of a piece; templates have no wider structure.
+#: In the optical: lowest resolving power with narrow lines; that of the first search; and that of the emulator, which
+#: has no narrower lines. Minimum number of resolution elements of a piece; templates have no wider structure.
 LEAST_POWER, SEARCH_POWER, HIGHEST_POWER = 1_000.0, 5_000.0, 20_000.0
 ELEMENTS_OF_PIECE, CONTINUUM = 40.0, 0.04
-#: There the noise of the correlation is that of other lines of the star more than that of the flux.
+#: The noise of the correlation there comes from other lines of the star more than from the flux.
 LEAST_EMULATED_HEIGHT = 4.5
 
 
@@ -70,9 +69,9 @@ class Velocity:
     Attributes
     ----------
     value, error : float
-        km/s, positive for a star that recedes, in the frame of the wavelengths; NaN where it is not significant.
+        km/s, positive for a receding star, in the frame of the wavelengths; NaN if it is not significant.
     cause : str
-        Why there is none; "" where there is one.
+        Why it is not significant; "" if it is.
     """
 
     value: float = np.nan
@@ -88,7 +87,7 @@ class VelocityMeter:
     ----------
     basis : SpectrumBasis
     model : SpectraFMForPrediction, optional
-        Whose star model gives templates, if it has one.
+        Its star model, if it has one, provides templates.
     """
 
     def __init__(self, basis: SpectrumBasis, model: Any = None) -> None:
@@ -344,8 +343,8 @@ class _Pieces:
 
     def correlation(self, templates: np.ndarray) -> np.ndarray:
         """
-        Of templates (several, pixels), each with its best depth of lines and with a straight line beside it in each
-        piece: (several,). The square of it is what chi^2 is less with the template; negative for lines upside down.
+        Significance of templates (several, pixels), each with its best depth of lines and a linear continuum in each
+        piece: (several,). Its square is the decrease of chi^2 by the template; negative for inverted lines.
         """
         together, power = np.zeros(len(templates)), np.zeros(len(templates))
         for part in self.slices:
@@ -356,8 +355,8 @@ class _Pieces:
 
     def disagreement(self, templates: np.ndarray, offsets: np.ndarray, most: float) -> float:
         """
-        By how much more than their errors velocities of parts of the spectrum scatter, at least 1: templates that are
-        not of this star pull each part elsewhere.
+        Scatter of the velocities of parts of the spectrum over their errors, at least 1: templates of another type of
+        star shift each part differently.
         """
         values, weights = [], []
         for slices in np.array_split(np.arange(len(self.slices)), min(N_PARTS, len(self.slices))):
@@ -383,7 +382,7 @@ class _Pieces:
         return templates @ (weight * self.flux[part]) - own @ inverse @ flux, np.maximum(squares, 0.0)
 
     def clip(self, template: np.ndarray) -> None:
-        """Leave out what the template is far from, such as residuals of the sky."""
+        """Mask pixels far from the template, such as residuals of the sky."""
         products = [self._across(template[None, part], part) for part in self.slices]
         depth = sum(both[0] for both, _ in products) / max(sum(own[0] for _, own in products), 1e-30)
         for part in self.slices:
@@ -412,7 +411,7 @@ def _emulated() -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _emulated_lines(number: int, width: float) -> np.ndarray:
-    """One of them, of lines as wide as a FWHM of `width` in ln wavelength, over what is left of it without lines."""
+    """A template with a line width of FWHM `width` in ln wavelength, divided by its continuum."""
     _, step, stars = _emulated()
     flux = stars[number].astype(np.float64)
     box = round(CONTINUUM / step)
@@ -478,8 +477,8 @@ def moved_to_rest(row: Mapping[str, Any], velocity: float, flags: list[str]) -> 
 
 def settled_row(meter: VelocityMeter, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """
-    A row; if its frame or medium is not stated, as measured from its lines, with the flag
-    `velocity_measured` or `medium_measured` where it was moved. Without a significant measurement it is unchanged.
+    If its frame or medium is not stated, shift a row by the velocity of its lines, with the flag `velocity_measured` or
+    `medium_measured`. Without a significant velocity it is unchanged.
     """
     flags = list(row.get("flags") or ())
     unstated = {FRAME_UNSTATED, MEDIUM_UNSTATED} & set(flags)

@@ -207,7 +207,7 @@ def emulate(
     derivatives : bool
         They are exact (automatic differentiation): there is no step size to choose.
     normalized : bool
-        Divide by the continuum; an emulator that does not know the continuum does so in any case.
+        Divide by the continuum; always the case for an emulator without a continuum.
     wavelength_range : (float, float), optional
         Angstrom, vacuum: only these pixels.
 

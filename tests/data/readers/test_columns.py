@@ -1,4 +1,4 @@
-"""Names and units of columns as people write them, each against the spectrum that was written."""
+"""Names and units of columns as people write them, compared with the written spectrum."""
 
 import numpy as np
 import pyarrow as pa
@@ -90,7 +90,7 @@ def test_units_of_flux_give_the_shape_per_wavelength(tmp_path, unit, power):
         ("STMAG", r"flux: expected .*, got magnitudes \(mag"),
     ],
 )
-def test_what_is_no_flux_is_refused(tmp_path, unit, expected):
+def test_units_that_are_not_of_flux_are_refused(tmp_path, unit, expected):
     path = fits_table(tmp_path / "a.fits", {"flux": unit}, wave=WAVELENGTH, flux=FLUX, err=ERROR)
     with pytest.raises(ValueError, match=expected):
         one(path)
@@ -211,7 +211,7 @@ def test_numbers_may_have_the_exponents_of_fortran(tmp_path):
     same_shape(one(tmp_path / "a.txt"))
 
 
-def test_comments_may_stand_below_the_numbers(tmp_path):
+def test_comments_below_the_numbers_are_skipped(tmp_path):
     lines = [f"{x},{y},{z}" for x, y, z in zip(WAVELENGTH, FLUX, ERROR, strict=True)]
     (tmp_path / "a.csv").write_text("\n".join(["wavelength,flux,flux_error", *lines, "# made by hand"]))
     same_shape(one(tmp_path / "a.csv"))
@@ -224,7 +224,7 @@ def test_comments_may_stand_below_the_numbers(tmp_path):
     ("remark", "flagged"),
     [("# wavelengths in air", False), ("# air wavelengths converted to vacuum", True), ("# medium: vacuum", False)],
 )
-def test_a_remark_says_the_medium_but_not_where_it_tells_of_a_conversion(tmp_path, remark, flagged):
+def test_a_remark_states_the_medium_unless_it_mentions_a_conversion(tmp_path, remark, flagged):
     np.savetxt(tmp_path / "a.txt", np.transpose([WAVELENGTH, FLUX]), header=f"{remark[2:]}\nwave flux")
     row = one(tmp_path / "a.txt")
     assert ("medium_unstated" in row["flags"]) == flagged

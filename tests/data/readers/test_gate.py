@@ -1,4 +1,4 @@
-"""The gate, kind by kind: what an input states counts, whatever form it has, and what it does not state is flagged."""
+"""The gate: statements of an input are used, whatever its form, and missing ones are flagged."""
 
 import gzip
 import struct
@@ -76,7 +76,7 @@ def test_units_are_read_as_people_write_them(text, unit):
 
 
 @pytest.mark.parametrize("text", ["", "NONE", "Relative Flux", "DN of the year", None])
-def test_what_is_no_unit_is_none(text):
+def test_text_that_is_not_a_unit_gives_none(text):
     assert unit_of(text) is None
 
 
@@ -85,14 +85,14 @@ def test_other_densities_become_flux_per_wavelength(unit):
     kind = u.Unit("W m-2 nm-1 sr-1") if "sr" in unit else u.Unit("W m-2 nm-1")
     # Surface brightness has the same shape.
     target = u.Unit(unit) * (u.sr if "sr" in unit else 1)
-    given = (FLUX * u.Unit("W m-2 nm-1")).to(target, u.spectral_density(WAVELENGTH * u.AA)).value
-    star = admit(Stated(WAVELENGTH, given, flux_unit=u.Unit(unit), wavelength_unit=u.AA))
+    changed = (FLUX * u.Unit("W m-2 nm-1")).to(target, u.spectral_density(WAVELENGTH * u.AA)).value
+    star = admit(Stated(WAVELENGTH, changed, flux_unit=u.Unit(unit), wavelength_unit=u.AA))
     np.testing.assert_allclose(star.flux / star.flux[0], FLUX / FLUX[0], rtol=1e-9)
     assert per_wavelength(kind, WAVELENGTH) is None
 
 
 @pytest.mark.parametrize("unit", [u.ABmag, u.mag, u.STmag, u.AB * u.mag])
-def test_magnitudes_are_refused_with_what_to_do(unit):
+def test_magnitudes_are_refused_with_the_conversion(unit):
     with pytest.raises(ValueError, match=r"^flux: expected a flux density.*got magnitudes.*convert them first"):
         per_wavelength(unit, WAVELENGTH)
 
@@ -115,7 +115,7 @@ def test_an_error_comes_into_the_unit_of_the_flux(tmp_path, name, values, unit):
     np.testing.assert_allclose(row["flux_error"] / row["flux"], ERROR / FLUX, rtol=1e-5)
 
 
-def test_an_error_in_a_unit_that_is_none_of_a_flux_is_refused(tmp_path):
+def test_a_flux_error_in_a_wrong_unit_is_refused(tmp_path):
     path = table(tmp_path / "a.fits", wavelength=WAVELENGTH, flux=(FLUX, "Jy"), err=(ERROR, "km/s"))
     with pytest.raises(ValueError, match=r"flux_error: expected the unit of flux, Jy, got km / s"):
         one(path)
@@ -171,12 +171,12 @@ def test_blank_integers_are_masked_in_columns_and_images(tmp_path, scaled):
 
 
 def test_the_null_of_a_statement_counts_in_flux_and_error():
-    given = np.where(np.arange(WAVELENGTH.size) == 3, -9999.0, FLUX)
-    star = admit(Stated(WAVELENGTH, given, null=-9999.0))
+    changed = np.where(np.arange(WAVELENGTH.size) == 3, -9999.0, FLUX)
+    star = admit(Stated(WAVELENGTH, changed, null=-9999.0))
     assert np.flatnonzero(star.mask).tolist() == [3]
 
 
-def test_the_bits_of_hst_and_jwst_mask_what_their_headers_and_manuals_say(tmp_path):
+def test_quality_bits_of_hst_and_jwst_mask_pixels_as_documented(tmp_path):
     flags = np.zeros(WAVELENGTH.size, int)
     flags[3], flags[5] = 16, 512  # HST: 16 is not serious here
     path = table(tmp_path / "x1d.fits", WAVELENGTH=(WAVELENGTH, "Angstroms"), FLUX=FLUX, ERROR=ERROR, DQ=flags)
@@ -230,7 +230,7 @@ def image(path, **cards):
         ({"CTYPE1": "LINEAR"}, None),
     ],
 )
-def test_air_is_what_the_header_says_and_unstated_is_flagged(tmp_path, cards, medium):
+def test_the_medium_follows_the_header_and_an_unstated_one_is_flagged(tmp_path, cards, medium):
     row = one(image(tmp_path / "a.fits", **cards), at_rest=True)
     expected = air_to_vacuum(WAVELENGTH) if medium == "air" else WAVELENGTH
     np.testing.assert_allclose(row["wavelength"], expected, rtol=1e-7)
@@ -246,8 +246,8 @@ def test_a_coarse_spectrum_needs_neither_medium_nor_velocity(tmp_path):
     row = one(table(tmp_path / "a.fits", wavelength=(coarse, "Angstrom"), flux=star(coarse)))
     assert (row["flags"], row["rest_frame"]) == ([], None)
     # At R = 22,500 both matter, whatever the sampling.
-    given = Stated(coarse, star(coarse), resolving_power=22_500.0)
-    assert admit(given).flags == ["medium_unstated", "frame_unstated"]
+    changed = Stated(coarse, star(coarse), resolving_power=22_500.0)
+    assert admit(changed).flags == ["medium_unstated", "frame_unstated"]
 
 
 @pytest.mark.parametrize("name", ["RV", "VHELIO", "radial_velocity", "z"])
@@ -310,7 +310,7 @@ def write_sdss(path, kind="STAR", redshift=5e-4, warning=0):
     return path
 
 
-def test_an_sdss_star_is_shifted_and_what_is_none_is_refused(tmp_path):
+def test_an_sdss_star_is_shifted_and_other_objects_are_refused(tmp_path):
     row = one(write_sdss(tmp_path / "spec.fits"))
     assert line(row) == pytest.approx(H_ALPHA, abs=0.3) and not row["mask"].any()
     assert one(write_sdss(tmp_path / "spec.fits", warning=1 << 4))["rest_frame"] is True  # many outliers
@@ -335,8 +335,8 @@ def test_names_of_columns_are_found_in_any_spelling(tmp_path):
     assert find_columns(tmp_path, ["lambda (nm)", "Flux [Jy]", "e_flux"])["flux_error"] == "e_flux"
     with pytest.raises(ValueError, match=r"name it with columns=\{'flux': 'NAME'\}"):
         find_columns(tmp_path, ["wave", "brightness"])
-    asked = {"flux": "brightness", "flux_error": "none"}
-    assert find_columns(tmp_path, ["wave", "brightness", "err"], asked) == {"flux": "brightness", "wavelength": "wave"}
+    wanted = {"flux": "brightness", "flux_error": "none"}
+    assert find_columns(tmp_path, ["wave", "brightness", "err"], wanted) == {"flux": "brightness", "wavelength": "wave"}
     with pytest.raises(ValueError, match="columns: expected wavelength, "):
         find_columns(tmp_path, ["wave", "flux"], {"color": "wave"})
 
@@ -353,7 +353,7 @@ def test_text_without_names_is_wavelength_flux_and_error(tmp_path, header, delim
     np.testing.assert_allclose(row["flux_error"], 0.03, rtol=1e-6)
 
 
-def test_text_with_more_columns_without_names_shows_what_to_type(tmp_path):
+def test_unnamed_columns_are_refused_with_the_option_to_use(tmp_path):
     np.savetxt(tmp_path / "a.txt", np.column_stack([WAVELENGTH, FLUX, ERROR, ERROR]))
     with pytest.raises(
         ValueError, match=r"expected names of the 4 columns .*columns=\{'wavelength': '1', 'flux': '2'\}"
@@ -475,7 +475,7 @@ def test_logarithmic_dispersions_are_read(tmp_path, cards):
     np.testing.assert_allclose(one(tmp_path / "a.fits")["wavelength"], wavelength, rtol=1e-6)
 
 
-def test_dispersions_of_iraf_give_what_they_say():
+def test_dispersions_of_iraf_give_their_wavelengths():
     pixel = np.arange(1, 101.0)
     np.testing.assert_allclose(iraf_wavelengths("1 1 0 5000. 0.5 100 0. 1 2", 100), 5000 + 0.5 * (pixel - 1))
     np.testing.assert_allclose(iraf_wavelengths("1 1 1 3.7 1e-4 100 0. 1 2", 100), 10 ** (3.7 + 1e-4 * (pixel - 1)))
@@ -523,7 +523,7 @@ def test_arrays_may_be_transposed_and_several_stars_share_a_grid(tmp_path):
     np.testing.assert_allclose(second["flux"], 2 * first["flux"])
 
 
-def test_hdf5_is_read_or_says_what_is_missing(tmp_path):
+def test_hdf5_is_read_or_h5py_is_named(tmp_path):
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for name in ("HD1", "HD2"):
@@ -578,7 +578,7 @@ def test_reduced_spectra_of_espadons_and_narval_are_in_nm_and_air(tmp_path, colu
     assert np.isfinite(row["flux_error"]).all() == (columns > 2)
 
 
-def test_a_table_may_say_where_the_first_pixel_lies_and_how_far_they_are_apart(tmp_path):
+def test_a_table_may_state_the_first_wavelength_and_the_step(tmp_path):
     columns = [fits.Column("WAVELENGTH", "E", array=[6400.0], unit="ANGSTROM"), fits.Column("DELTAW", "E", array=[0.5])]
     columns += [fits.Column("FLUX", f"{WAVELENGTH.size}E", array=[FLUX])]
     fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "mxlo.fits")
@@ -686,7 +686,7 @@ def test_desi_masks_that_are_scaled_integers_need_no_memory_map(tmp_path):
 
 
 @pytest.mark.parametrize("step", [2.0, 1.0])
-def test_what_gaiaxpy_writes_has_the_sampling_beside_it(tmp_path, step):
+def test_output_of_gaiaxpy_is_read_with_its_sampling_file(tmp_path, step):
     sampling = 400 + step * np.arange(343)
     flux = 1e-16 * star(10 * sampling)
     texts = [f'"({", ".join(map(repr, values.tolist()))})"' for values in (flux, flux / 30)]
@@ -737,7 +737,7 @@ def test_gaiaxpy_writes_its_sampling_into_other_files_with_the_types_of_numpy(tm
     assert row["object_id"] == "7"
 
 
-def test_spectra_of_gaiaxpys_convert_are_refused_with_what_to_do(tmp_path):
+def test_spectra_of_gaiaxpy_convert_are_refused_with_what_to_do(tmp_path):
     (tmp_path / "b.csv").write_text('source_id,xp,flux,flux_error\n1,BP,"(1.0, 2.0)","(1.0, 2.0)"\n')
     with pytest.raises(ValueError, match="pseudo-wavelengths"):
         one(tmp_path / "b.csv")
@@ -746,7 +746,7 @@ def test_spectra_of_gaiaxpys_convert_are_refused_with_what_to_do(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- arms
 
 
-def test_arms_are_cut_in_the_middle_of_what_they_share():
+def test_arms_are_cut_in_the_middle_of_their_overlap():
     first, second = np.arange(5000.0, 5100.0), np.arange(5060.3, 5160.0)
     left = overlaps(np.concatenate([first, second]))
     kept = np.concatenate([first, second])[~left]
@@ -790,7 +790,7 @@ def test_a_block_that_is_not_filled_up_at_the_end_loses_nothing(tmp_path):
 
 @pytest.mark.parametrize("length", [10**10, 10**18])
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_header_that_states_more_than_the_file_holds_is_refused_before_memory_is_asked_for(tmp_path, length, packed):
+def test_a_header_larger_than_the_file_is_refused_before_memory_is_allocated(tmp_path, length, packed):
     content = image(tmp_path / "a.fits", CUNIT1="Angstrom").read_bytes()
     place = content.index(b"NAXIS1  =")
     content = content[:place] + f"NAXIS1  = {length:>20}".encode().ljust(80) + content[place + 80 :]
@@ -804,7 +804,7 @@ def test_a_header_that_states_more_than_the_file_holds_is_refused_before_memory_
     assert time.perf_counter() - start < 1
 
 
-def test_arrays_that_no_memory_holds_are_said_to_be_so(tmp_path, monkeypatch):
+def test_arrays_too_large_for_memory_are_a_clear_error(tmp_path, monkeypatch):
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }".ljust(117) + b"\n"
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         for name in ("wavelength", "flux"):

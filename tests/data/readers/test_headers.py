@@ -1,4 +1,4 @@
-"""What FITS headers state of medium and frame, and dispersions of images, each against the wavelengths written."""
+"""Medium, frame and dispersions in FITS headers, compared with the written wavelengths."""
 
 import numpy as np
 import pytest
@@ -64,14 +64,14 @@ START = {"CRVAL1": 4800.0, "CDELT1": 1.0, "CRPIX1": 1.0}
         ),
     ],
 )  # fmt: skip
-def test_dispersions_give_what_they_say(tmp_path, cards, wavelength):
+def test_dispersions_give_their_wavelengths(tmp_path, cards, wavelength):
     if wavelength is None:
         wavelength = LIGHT * 10 / (cards["CRVAL1"] + cards["CDELT1"] * PIXEL)
     row = one(image(tmp_path / "a.fits", CRPIX1=1.0, **cards))
     assert row["wavelength"] == pytest.approx(wavelength, rel=1e-6)
 
 
-def test_wavelengths_may_stand_in_a_table_that_the_axis_names(tmp_path):
+def test_wavelengths_are_read_from_a_table_named_by_the_axis(tmp_path):
     uneven = LINEAR + 0.3 * np.sin(PIXEL)
     column = fits.Column("lambda", "601D", array=uneven[None], unit="Angstrom", dim="(1,601)")
     beside = fits.BinTableHDU.from_columns([column], name="WCS-TABLE")
@@ -90,7 +90,7 @@ def test_a_spectrum_along_the_third_axis_of_a_cube_has_the_cards_of_that_axis(tm
     assert "medium_unstated" not in row["flags"]
 
 
-def test_the_variance_of_muse_is_none_of_its_errors(tmp_path):
+def test_the_variance_of_muse_is_not_taken_for_errors(tmp_path):
     flux = np.linspace(1.0, 2.0, 601)
     parts = [fits.ImageHDU(flux, name="DATA"), fits.ImageHDU((0.02 * flux) ** 2, name="STAT")]
     for part, unit in zip(
@@ -116,11 +116,11 @@ def test_the_variance_of_muse_is_none_of_its_errors(tmp_path):
         ({}, None),
     ],
 )
-def test_the_frame_is_what_the_header_says(tmp_path, cards, rest_frame):
+def test_the_frame_follows_the_header(tmp_path, cards, rest_frame):
     assert one(image(tmp_path / "a.fits", **START, **cards))["rest_frame"] is rest_frame
 
 
-def test_the_redshift_of_the_source_shifts_what_is_as_observed(tmp_path):
+def test_the_redshift_of_the_source_shifts_observed_wavelengths(tmp_path):
     row = one(image(tmp_path / "a.fits", **START, SPECSYS="BARYCENT", ZSOURCE=1e-3))
     assert row["wavelength"][0] == pytest.approx(4800 / 1.001, abs=1e-3)
     with pytest.raises(ValueError, match="redshift: expected a star, with one below 0.01, got 0.3"):
@@ -138,7 +138,7 @@ def test_the_redshift_of_the_source_shifts_what_is_as_observed(tmp_path):
     ],
 )
 @pytest.mark.parametrize("card", ["COMMENT", "HISTORY"])
-def test_remarks_say_the_medium_where_they_are_plain(tmp_path, card, remark, medium):
+def test_clear_remarks_state_the_medium(tmp_path, card, remark, medium):
     row = one(image(tmp_path / "a.fits", **START, **{card: remark}))
     assert ("medium_unstated" in row["flags"]) == (medium is None)
     assert row["wavelength"][0] == pytest.approx(4801.34 if medium == "air" else 4800.0, abs=0.01)

@@ -1,4 +1,4 @@
-"""APOGEE, on observed files of DR13 and DR17, and on small ones in the same layout where those are not here."""
+"""APOGEE, on observed files of DR13 and DR17, or on small ones in the same layout if those are missing."""
 
 import numpy as np
 import pytest
@@ -120,7 +120,7 @@ def test_an_observed_visit_is_shifted_to_rest_by_its_velocity(package_members, r
     np.testing.assert_allclose(other["wavelength"] / row["wavelength"] - 1, -67.472 / SPEED_OF_LIGHT, rtol=2e-3)
 
 
-def test_a_visit_whose_velocity_is_noise_is_not_shifted_and_says_so(apogee_fits, read):
+def test_a_visit_with_a_noise_velocity_is_not_shifted_and_flagged(apogee_fits, read):
     # DR13 says 602 km/s where the combined spectrum has 7; the peak of its cross-correlation is 0.03.
     (row,) = read(apogee_fits / "apVisit-2M00452143+1634446-0.fits")
     assert row["rest_frame"] is False
@@ -130,7 +130,7 @@ def test_a_visit_whose_velocity_is_noise_is_not_shifted_and_says_so(apogee_fits,
     assert row["radial_velocity"] == 13.63
 
 
-def test_flags_that_are_no_whole_numbers_mask_their_pixels_in_silence():
+def test_flags_that_are_not_integers_mask_their_pixels_without_a_warning():
     flags = np.array([0.0, np.nan, 1e30, 1.0, 0.5, 2.0**9])
     assert Options().bad(flags).tolist() == [False, True, True, True, True, False]
     assert Options().bad(np.array([0, 1, 2**9], ">i2")).tolist() == [False, True, False]

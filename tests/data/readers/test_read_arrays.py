@@ -1,4 +1,4 @@
-"""NumPy files, and that nothing in them is ever run."""
+"""NumPy files; nothing in them is executed."""
 
 import pickle
 
@@ -31,7 +31,7 @@ def test_numbers_of_the_other_byte_order_are_read_as_what_they_are(tmp_path, rea
     np.testing.assert_array_equal(row["flux"], FLUX[0])
 
 
-def test_a_single_array_takes_the_grid_that_is_given(tmp_path, read):
+def test_a_single_array_takes_the_grid_of_the_caller(tmp_path, read):
     np.save(tmp_path / "fluxes.npy", FLUX)
     rows = read(tmp_path / "fluxes.npy", grid=WAVELENGTH / 10, wavelength_unit="nm", wavelength_medium="air")
     assert [row["object_id"] for row in rows] == ["fluxes:0", "fluxes:1"]

@@ -1,4 +1,4 @@
-"""Gaia XP and RVS spectra in the formats and structures in which the archive hands them out."""
+"""Gaia XP and RVS spectra in the formats and structures of the archive."""
 
 import gzip
 

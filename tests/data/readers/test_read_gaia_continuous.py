@@ -204,7 +204,7 @@ def test_a_file_that_is_cut_off_or_lacks_a_column_is_one_line(tmp_path):
         list(read_spectra([write(rows, tmp_path / "b.csv")]))
 
 
-def test_without_gaiaxpy_it_is_said_what_to_install(tmp_path, monkeypatch):
+def test_without_gaiaxpy_the_message_names_the_extra(tmp_path, monkeypatch):
     def absent(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -217,7 +217,7 @@ def test_without_gaiaxpy_it_is_said_what_to_install(tmp_path, monkeypatch):
     assert "pip install 'spectrafm_hf[gaia]'" in failures[0].cause
 
 
-def test_the_matrices_are_asked_for_once_and_again_where_their_file_is_damaged(tmp_path, monkeypatch, calibrated):
+def test_the_matrices_are_downloaded_once_and_again_if_the_file_is_damaged(tmp_path, monkeypatch, calibrated):
     monkeypatch.setenv("SPECTRAFM_CACHE", str(tmp_path / "cache"))
     calls, ask = [], module._ask_gaiaxpy
     monkeypatch.setattr(module, "_ask_gaiaxpy", lambda: calls.append(1) or ask())

@@ -1,4 +1,4 @@
-"""What people and disks do to files: each gives one line that names file and cause, and the others go on."""
+"""Damaged and unusual files: each gives one line with file and cause, and the others are read."""
 
 import gzip
 
@@ -125,7 +125,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
-def test_a_bad_file_is_one_line_and_the_others_go_on(tmp_path, make):
+def test_a_bad_file_gives_one_line_and_the_others_are_read(tmp_path, make):
     name, cause = HOSTILE[make]
     bad, good = tmp_path / name, [tmp_path / "m0001V.fits", tmp_path / "m0002V.fits"]
     make(tmp_path, bad)

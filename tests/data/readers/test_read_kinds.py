@@ -1,4 +1,4 @@
-"""Layouts of other instruments and programs, each made here: what is read is what was written."""
+"""Files in the layouts of other instruments and programs: values are read as written."""
 
 import gzip
 import json
@@ -123,11 +123,11 @@ def test_errors_count_more_than_a_ratio_and_a_ratio_of_the_star_is_none_of_pixel
 
 def test_columns_that_only_the_observatory_names(tmp_path):
     table = Table({"a": WAVELENGTH * 1e-10 * u.m, "b": FLUX * u.Unit("W m-2 um-1"), "c": ERROR * u.Unit("W m-2 um-1")})
-    given = from_table(table)
+    file = from_table(table)
     utypes = ("spec:Data.SpectralAxis.Value", "spec:Data.FluxAxis.Value", "spec:Data.FluxAxis.Accuracy.StatError")
-    for field, utype in zip(given.resources[0].tables[0].fields, utypes, strict=True):
+    for field, utype in zip(file.resources[0].tables[0].fields, utypes, strict=True):
         field.utype = utype
-    given.to_xml(str(tmp_path / "a.xml"))
+    file.to_xml(str(tmp_path / "a.xml"))
     assert is_the_star(only(tmp_path / "a.xml"))
     found = by_meaning(
         [("x", "em.wl;obs.atmos", ""), ("y", "phot.flux.density", ""), ("z", "stat.error;phot.flux", "")]
@@ -208,7 +208,7 @@ def test_sdss_v_without_a_ratio(tmp_path):
     assert is_the_star(row) and np.isnan(row["snr"]) and row["object_id"] == "123"
 
 
-def test_what_is_no_spectrum_is_told_so(tmp_path):
+def test_files_without_a_spectrum_are_refused(tmp_path):
     numbers = {"wavelength": WAVELENGTH.tolist(), "flux": FLUX.tolist()}
     (tmp_path / "a.txt").write_text(json.dumps(numbers))
     (tmp_path / "b.npz").write_bytes(b"PK\x03\x04 no archive")

@@ -1,4 +1,4 @@
-"""Layouts of instruments, pipelines and archives, after their documentation: what is read is what was written."""
+"""Files in the documented layouts of instruments, pipelines and archives: values are read as written."""
 
 import numpy as np
 import pyarrow as pa
@@ -94,7 +94,7 @@ def test_slits_of_pypeit_are_stars_of_their_own_with_the_weighted_extraction(tmp
 
 
 @pytest.mark.parametrize("mask", [np.ones(400, int), (np.arange(400) > 4).astype(int)])
-def test_a_mask_that_leaves_nothing_that_was_measured_is_refused_with_what_to_type(tmp_path, mask):
+def test_a_mask_of_all_measured_pixels_is_refused_with_the_option_to_use(tmp_path, mask):
     ivar = np.where(mask, ERROR**-2.0, 0)
     path = saved(tmp_path / "a.fits", table(wave=WAVELENGTH, flux=FLUX, ivar=ivar, pixel_mask=mask))
     assert "columns={'good': 'pixel_mask'}" in only(path)["refused"]
@@ -145,7 +145,7 @@ def test_more_names_of_errors(tmp_path, name):
 # ------------------------------------------------------------------------------------------------- columns and tables
 
 
-def test_a_wavelength_beside_one_in_air_is_in_vacuum(tmp_path):
+def test_a_wavelength_next_to_one_in_air_is_in_vacuum(tmp_path):
     pixels = {"wavelength": WAVELENGTH, "wavelength_air": vacuum_to_air(WAVELENGTH), "flux": FLUX, "error": ERROR}
     row = only(saved(tmp_path / "ESPRE_S1D_A.fits", table(**pixels)))
     assert is_the_star(row) and "medium_unstated" not in row["flags"]
@@ -218,7 +218,7 @@ def test_titles_cards_and_rules_above_the_numbers(tmp_path, above):
     assert is_the_star(only(written(tmp_path / "a.dat", *above, *PLAIN)))
 
 
-def test_a_heading_in_words_that_nobody_knows_is_no_title(tmp_path):
+def test_an_unknown_heading_is_not_a_title(tmp_path):
     with pytest.raises(ValueError, match="got Wellenlaenge, Fluss, Fehler; name it with"):
         only(written(tmp_path / "a.dat", "Wellenlaenge Fluss Fehler", *PLAIN))
 
@@ -231,7 +231,7 @@ def test_a_heading_in_words_that_nobody_knows_is_no_title(tmp_path):
         ([*PLAIN, "", "", *PLAIN], "all 400 twice, as of two stars"),
     ],
 )
-def test_what_is_no_file_of_one_spectrum_is_said_to_be_so(tmp_path, lines, what):
+def test_files_without_exactly_one_spectrum_are_refused(tmp_path, lines, what):
     with pytest.raises(ValueError, match=f"a.fits: expected.*{what}"):
         only(written(tmp_path / "a.fits", *lines))
 
@@ -273,7 +273,7 @@ def test_counts_of_weave_are_multiplied_by_the_sensitivity(tmp_path):
     assert [row["object_id"] for row in rows] == ["a", "b", "c"] and all(map(is_the_star, rows))
 
 
-def test_a_plate_of_sdss_has_inverse_variance_and_mask_behind_the_flux(tmp_path):
+def test_a_plate_of_sdss_has_inverse_variance_and_mask_after_the_flux(tmp_path):
     logs = np.log10(5000.0) + 1e-4 * np.arange(400)
     flux = image([FLUX] * 2, kind=fits.PrimaryHDU, COEFF0=logs[0], COEFF1=1e-4)
     others = [image([ERROR**-2.0] * 2), image(np.zeros((2, 400)))]
@@ -296,7 +296,7 @@ def test_arms_of_desi_that_are_joined(tmp_path):
     assert is_the_star(row) and (row["survey"], row["object_id"]) == ("desi", "39627")
 
 
-def test_rows_that_nobody_names_are_refused_with_what_to_do(tmp_path):
+def test_rows_without_names_are_refused_with_what_to_do(tmp_path):
     cube = np.ones((11, 5, 400))
     cube[0], cube[1] = WAVELENGTH, FLUX
     with pytest.raises(ValueError, match="11 x 5 x 400 pixels without a description of its rows; save"):

@@ -13,7 +13,7 @@ WAVELENGTH = np.arange(5000.0, 5020.0)
 FLUX = np.linspace(1.0, 2.0, 20)
 
 
-def test_every_format_states_what_its_spectra_are():
+def test_every_format_states_medium_and_frame():
     names = [format.name for format in formats()]
     assert len(names) == len(set(names))
     assert {"apogee-apstar", "gaia-xp", "lamost-lrs", "miles", "parquet", "text", "specutils"} <= set(names)
@@ -36,7 +36,7 @@ def test_options_that_cannot_be_are_refused(tmp_path, options):
         next(read_spectra([tmp_path / "a.csv"], **options))
 
 
-def test_an_ecsv_table_brings_its_units(tmp_path, read):
+def test_units_of_an_ecsv_table_are_used(tmp_path, read):
     table = Table({"wavelength": WAVELENGTH / 10 * units.nm, "flux": FLUX, "flux_error": FLUX / 10})
     table.meta["object_id"] = "HD 1"
     table.write(tmp_path / "a.ecsv", format="ascii.ecsv")
@@ -96,7 +96,7 @@ def test_an_extracted_spectrum_of_jwst_is_in_vacuum_and_not_at_rest(tmp_path, re
     np.testing.assert_allclose(row["flux_error"] / row["flux"], 0.1, rtol=1e-6)
 
 
-def test_a_velocity_that_is_given_moves_what_is_not_known_to_be_at_rest(tmp_path, read):
+def test_the_velocity_of_the_caller_shifts_spectra_not_known_to_be_at_rest(tmp_path, read):
     (tmp_path / "a.csv").write_text("wavelength,flux\n5000,1\n5001,1\n")
     (row,) = read(tmp_path)
     assert (row["rest_frame"], row["wavelength"][0]) == (None, 5000)

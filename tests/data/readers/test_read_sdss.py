@@ -40,7 +40,7 @@ def test_an_optical_spectrum_is_shifted_to_rest_by_its_redshift(tmp_path, read, 
     np.testing.assert_allclose(row["flux_error"][~row["mask"]], 0.2, rtol=1e-6)
 
 
-def test_a_redshift_that_stands_for_unknown_leaves_the_spectrum_as_it_is(tmp_path, read):
+def test_a_placeholder_redshift_does_not_shift_the_spectrum(tmp_path, read):
     (row,) = read(write_spec(tmp_path / "spec.fits", redshift=-9999.0))
     assert row["rest_frame"] is False
     np.testing.assert_allclose(row["wavelength"], 10**LOGLAM, rtol=1e-6)

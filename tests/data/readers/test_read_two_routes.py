@@ -1,4 +1,4 @@
-"""A star read from its file, and from a data set that was made of it, gives the same tokens, bit for bit."""
+"""A star gives the same tokens from its file and from a data set made from it, bit for bit."""
 
 from importlib.resources import files
 

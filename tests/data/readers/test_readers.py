@@ -1,4 +1,4 @@
-"""Readers, on files written here by the libraries that people write them with."""
+"""Readers, on files written by common libraries."""
 
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def test_parquet_without_flux_or_with_another_type_names_column_and_file(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.fits"])
-def test_a_file_of_another_kind_than_its_name_says_is_a_clear_error(tmp_path, name):
+def test_a_file_with_the_wrong_suffix_is_a_clear_error(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20)
     with pytest.raises(ValueError, match=name):
         list(read_spectra([tmp_path / name]))
@@ -128,7 +128,7 @@ def test_a_data_set_folder_gives_all_splits_or_one(tmp_path):
         find_files([tmp_path], "validation")
 
 
-def test_what_is_no_input_is_refused_before_anything_is_read(tmp_path):
+def test_invalid_inputs_are_refused_before_reading(tmp_path):
     good = write_parquet(tmp_path / "good.parquet")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"nowhere.fits: expected a file or a folder, got nothing of this name"):
@@ -225,7 +225,7 @@ def test_a_fits_table_with_one_pixel_a_row_is_one_star(tmp_path):
     np.testing.assert_array_equal(row["flux"], FLUX.astype(np.float32))
 
 
-def test_a_fits_image_in_air_goes_into_vacuum(tmp_path):
+def test_a_fits_image_in_air_is_converted_to_vacuum(tmp_path):
     image = fits.PrimaryHDU(FLUX.astype(np.float32))
     image.header.update(CTYPE1="AWAV", CRVAL1=5000.0, CDELT1=1.0, CRPIX1=1, CUNIT1="Angstrom")
     image.writeto(tmp_path / "air.fits")
@@ -248,7 +248,7 @@ def test_a_spectrum_that_specutils_wrote_is_read_with_its_inverse_variance(tmp_p
     np.testing.assert_allclose(row["flux_error"] / row["flux"], 0.2 / FLUX, rtol=1e-6)
 
 
-def test_a_fits_file_without_a_spectrum_says_what_was_expected(tmp_path):
+def test_a_fits_file_without_a_spectrum_is_refused_with_the_expectation(tmp_path):
     write_fits_table(tmp_path / "table.fits", {"ra": ("D", np.ones(3), None), "FLUX": ("D", np.ones(3), None)})
     with pytest.raises(
         ValueError, match=r"table.fits: expected a table with columns wavelength and flux.*got the columns ra, FLUX"
@@ -256,7 +256,7 @@ def test_a_fits_file_without_a_spectrum_says_what_was_expected(tmp_path):
         list(read_spectra([tmp_path / "table.fits"]))
 
 
-def test_bare_wavelengths_take_the_unit_and_medium_that_are_given(tmp_path):
+def test_wavelengths_without_a_unit_take_the_unit_and_medium_of_the_caller(tmp_path):
     file = write_csv(tmp_path / "a.csv", "wavelength,flux", [(500, 1), (501, 1)])
     (row,) = read_spectra([file], wavelength_unit="nm", wavelength_medium="air")
     np.testing.assert_allclose(row["wavelength"], air_to_vacuum([5000.0, 5010.0]), rtol=1e-7)
@@ -272,12 +272,12 @@ def test_batches_hold_all_rows_in_order():
     assert [row for batch in batched(rows, 3) for row in batch] == rows
 
 
-def test_nothing_is_read_before_it_is_asked_for(tmp_path):
+def test_rows_are_read_lazily(tmp_path):
     rows = read_spectra([write_parquet(tmp_path / "a.parquet"), tmp_path / "not there.parquet"])
     assert next(rows)["object_id"] == "star 0"
 
 
-def test_a_header_of_another_make_and_names_without_end_are_one_line_that_says_which_format(tmp_path):
+def test_an_unusual_header_and_long_names_give_one_line_with_the_format(tmp_path):
     image = fits.PrimaryHDU(np.ones(40))
     image.header.update(TPLLIB="MILES", CRPIX1=1, CRVAL1="here", CDELT1=0.9)
     image.writeto(tmp_path / "m0001V.fits")

@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "benchmarks" / "benchmark.py"
 
 
 @pytest.mark.slow
-def test_it_prints_a_table_and_keeps_the_figures_of_each_round(tmp_path):
+def test_it_prints_a_table_and_saves_the_figures_of_each_round(tmp_path):
     command = [sys.executable, str(SCRIPT), "--rounds", "2", "--stars", "4"]
     run = subprocess.run([*command, "--output", str(tmp_path)], check=True, capture_output=True, text=True)
     content = json.loads((tmp_path / "benchmark.json").read_text())
@@ -30,7 +30,7 @@ def test_it_prints_a_table_and_keeps_the_figures_of_each_round(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_draws_what_a_star_costs_against_three_things(tmp_path):
+def test_it_draws_the_cost_of_a_star_against_three_quantities(tmp_path):
     command = [sys.executable, str(SCRIPT), "--curves", "--most-stars", "1000", "--output", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     curves = json.loads((tmp_path / "curves.json").read_text())["milliseconds_per_star"]

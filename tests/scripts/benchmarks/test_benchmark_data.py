@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "benchmarks" / "benchmark_data.
 
 
 @pytest.mark.slow
-def test_it_prints_a_table_and_keeps_the_figures(tmp_path):
+def test_it_prints_a_table_and_saves_the_figures(tmp_path):
     command = [sys.executable, str(SCRIPT), "--n", "100", "--json", str(tmp_path / "figures.json"), str(tmp_path)]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     assert [line.split()[:2] for line in run.stdout.splitlines()[1:5]] == [

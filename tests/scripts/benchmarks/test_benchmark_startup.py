@@ -1,4 +1,4 @@
-"""The table of start-up times measures what a process uses."""
+"""The table of start-up times measures CPU time."""
 
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a survey costs, measured on a small one."""
+"""The cost of a survey, measured on a small one."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What is tried on a GPU runs on the CPU, and a line that fails is told."""
+"""The checks of a GPU also run on the CPU, and failures are reported."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ def test_all_of_it_runs_on_the_cpu(script, capsys):
     assert all(any(reason in line for reason in reasons) for line in skipped), skipped
 
 
-def test_a_line_that_fails_is_told_and_the_others_go_on(script, monkeypatch, capsys):
+def test_a_failing_check_is_reported_and_the_others_run(script, monkeypatch, capsys):
     def fails(bench):
         raise RuntimeError("CUDA error:\n  of many lines")
 
@@ -56,7 +56,7 @@ def test_a_line_that_fails_is_told_and_the_others_go_on(script, monkeypatch, cap
 
 def test_answers_that_changed_too_much_fail(script, monkeypatch):
     right = {"XP": (np.array([[5000.0]]), np.array([[50.0]]))}
-    bench = SimpleNamespace(given={"XP": {}}, expected=right, here=lambda given: given)
+    bench = SimpleNamespace(inputs={"XP": {}}, expected=right, here=lambda inputs: inputs)
     for found, passes in (((5000.4, 50.0), True), ((5001.0, 50.0), False), ((5000.0, 51.0), False)):
         monkeypatch.setattr(script, "answers", lambda *_, found=found: {"XP": tuple(np.array([[x]]) for x in found)})
         if passes:
@@ -66,7 +66,7 @@ def test_answers_that_changed_too_much_fail(script, monkeypatch):
                 script.Bench.compared(bench, None, script.SAME)
 
 
-def test_a_device_that_is_not_there_is_one_line_and_exit_code_2(script, capsys, monkeypatch):
+def test_a_missing_device_is_one_line_and_exit_code_2(script, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as stop:
         script.main([])

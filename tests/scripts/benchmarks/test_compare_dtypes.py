@@ -39,7 +39,7 @@ def test_integers_are_counted_in_whatever_holds_them(script):
     assert script.n_integers(model) == 1 and script.megabytes(model) == pytest.approx((8 + 4 * (2 + 6)) / 1e6)
 
 
-def test_a_checkpoint_that_is_none_is_one_line_and_exit_code_2(script, capsys):
+def test_an_invalid_checkpoint_is_one_line_and_exit_code_2(script, capsys):
     with pytest.raises(SystemExit) as stop:
         script.main(["--model", "no-such-model"])
     assert stop.value.code == 2
@@ -98,7 +98,7 @@ def test_the_published_architecture_is_quantised_but_for_its_read_out(script, tm
 
 
 @pytest.mark.parametrize("name", ["bitsandbytes, 8 bit", "quanto, int8", "torchao, int8 weights"])
-def test_what_has_to_be_exact_is_not_quantised(name, script, tiny_model, tiny_evidence, tmp_path):
+def test_exact_parts_are_not_quantised(name, script, tiny_model, tiny_evidence, tmp_path):
     module, make = script.QUANTISED[name]
     if not script.installed(module):
         pytest.skip(f"{module} is not installed")

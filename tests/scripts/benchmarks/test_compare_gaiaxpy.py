@@ -1,4 +1,4 @@
-"""The comparison with GaiaXPy, on made-up sources and few stars."""
+"""The comparison with GaiaXPy, on fake sources and few stars."""
 
 import importlib.util
 import json

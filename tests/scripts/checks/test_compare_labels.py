@@ -1,4 +1,4 @@
-"""Of several sets of labels, the one that a spectrum was made with fits it best."""
+"""Of several sets of labels, the true one fits a spectrum best."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The nightly fuzzing, with few inputs, and that it finds what is planted."""
+"""The nightly fuzzing, with few inputs; it finds planted faults."""
 
 import importlib.util
 import json
@@ -44,7 +44,7 @@ def run(script: Path, folder: Path, *options: str) -> tuple[subprocess.Completed
     return done, json.loads((folder / "out" / "fuzz.json").read_text())["runs"]
 
 
-def test_planted_faults_are_told_from_answers_and_clear_errors(tmp_path, monkeypatch):
+def test_planted_faults_are_distinguished_from_predictions_and_clear_errors(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import fuzz
 
@@ -120,15 +120,28 @@ def test_each_target_has_no_fault_in_a_few_inputs(tmp_path):
         ({"flux_unit": "Jy", "error_unit": "mJy"}, None),
     ],
 )
-def test_a_statement_that_is_wrong_is_told_from_one_that_is_right(tmp_path, monkeypatch, changes, expected):
+def test_wrong_statements_are_distinguished_from_right_ones(tmp_path, monkeypatch, changes, expected):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import fuzz_statements
 
-    said = {"form": "fits-table", "air": False, "velocity": 0.0, "wavelength_unit": "nm", "wavelength_name": "wave"}
-    said |= {"suffix": "", "flux_unit": "", "flux_name": "flux", "error_unit": "", "error_kind": "sigma", "rv": False}
-    said |= {"rv_unit": "", "null": "-9999", "cards": {}, **changes}
+    statements = {
+        "form": "fits-table",
+        "air": False,
+        "velocity": 0.0,
+        "wavelength_unit": "nm",
+        "wavelength_name": "wave",
+    }
+    statements |= {
+        "suffix": "",
+        "flux_unit": "",
+        "flux_name": "flux",
+        "error_unit": "",
+        "error_kind": "sigma",
+        "rv": False,
+    }
+    statements |= {"rv_unit": "", "null": "-9999", "cards": {}, **changes}
     if expected is None:
-        fuzz_statements.check(said, tmp_path)
+        fuzz_statements.check(statements, tmp_path)
     else:
         with pytest.raises(fuzz_statements.Wrong, match=expected):
-            fuzz_statements.check(said, tmp_path)
+            fuzz_statements.check(statements, tmp_path)

@@ -1,4 +1,4 @@
-"""Evaluations of one rung outlive a training of another, and only that."""
+"""Evaluations of one rung stay valid after a training of another, and only then."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The pages of instruments say what the evaluations say, and are those that are kept."""
+"""The pages of instruments agree with the evaluations and with the generator."""
 
 import re
 import runpy
@@ -12,7 +12,7 @@ SCRIPT = runpy.run_path(str(ROOT / "scripts" / "generate" / "make_instrument_pag
 
 
 @pytest.mark.parametrize("name", SCRIPT["PAGES"])
-def test_a_page_is_what_the_evaluations_say_now(name):
+def test_each_page_agrees_with_the_evaluations(name):
     assert SCRIPT["page"](name) == (ROOT / "docs" / "instruments" / f"{name}.md").read_text(encoding="utf-8")
 
 

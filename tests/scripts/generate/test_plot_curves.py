@@ -1,4 +1,4 @@
-"""Curves of several runs, drawn as one."""
+"""Curves of several runs in one plot."""
 
 import numpy as np
 import pytest

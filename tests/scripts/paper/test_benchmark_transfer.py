@@ -1,4 +1,4 @@
-"""The bench of transfer tasks: what is learnt from whom, what is kept, and what its table says."""
+"""The benchmark of transfer tasks: samples, saved results, and its table."""
 
 import importlib
 import sys
@@ -41,10 +41,18 @@ def stars(bench):
     first, last = config.rung_intervals[0]
     coefficients = 0.1 * generator.standard_normal((N_STARS, last - first, config.num_coefficients))
     flux = 1.0 - depth[:, None] * np.exp(-(np.linspace(-2.0, 2.0, 30) ** 2))
-    said = np.tile([50.0, 0.02], (N_STARS, 1)), coefficients, np.ones_like(coefficients), flux, np.arange(30.0)
+    parts_of_states = (
+        np.tile([50.0, 0.02], (N_STARS, 1)),
+        coefficients,
+        np.ones_like(coefficients),
+        flux,
+        np.arange(30.0),
+    )
     parts = {"learnt": np.arange(40), "validation": np.arange(40, 50), "test": np.arange(50, N_STARS)}
     labels = {"logg": logg + 1.0, "depth": depth}
-    return bench.Pool(flux, np.full_like(flux, 0.01), States(["teff", "logg"], values.T, *said), labels, parts, 0)
+    return bench.Pool(
+        flux, np.full_like(flux, 0.01), States(["teff", "logg"], values.T, *parts_of_states), labels, parts, 0
+    )
 
 
 def test_all_take_part_and_finetune_is_measured_by_itself_the_same(bench, stars, monkeypatch):
@@ -59,7 +67,7 @@ def test_all_take_part_and_finetune_is_measured_by_itself_the_same(bench, stars,
     assert bench.measure(task, stars, 41, "test", 0, rivals=False) == [], "no more stars than there are"
 
 
-def test_a_sample_is_kept_whole(bench, stars, tmp_path):
+def test_a_sample_keeps_all_columns(bench, stars, tmp_path):
     stars.save(tmp_path / "stars.npz")
     again = bench.Pool.load(tmp_path / "stars.npz")
     assert again.states.inputs == stars.states.inputs and again.rung == 0
@@ -80,7 +88,7 @@ def test_types_of_dwarfs_are_numbers(bench):
     assert [bench._type(text) for text in ("", "galaxy", "G2V")] == [None] * 3
 
 
-def test_the_table_says_who_is_behind(bench):
+def test_the_table_names_the_worse_methods(bench):
     lines = [
         {
             "task": next(iter(bench.TASKS)),
@@ -101,7 +109,7 @@ def test_the_table_says_who_is_behind(bench):
     )
 
 
-def test_the_experiment_has_figures_of_all_and_of_iron_poor_stars(scripts):
+def test_the_experiment_has_figures_of_all_and_of_metal_poor_stars(scripts):
     _, paper_experiment = scripts
     figures = {"rmse": "0.1", "bias": "0.0", "robust_scatter": "0.1", "robust_z": "1.0"}
     lines = [

@@ -1,4 +1,4 @@
-"""Realism of synthetic spectra: what is fitted is found again where the answer is known."""
+"""Realism of synthetic spectra: known parameters are recovered."""
 
 import io
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_the_continuum_of_each_piece_is_found_whatever_invalid_pixels_hold(scrip
     assert np.isnan(found[140:160]).all()
 
 
-def test_reddening_and_a_change_of_temperature_are_told_apart(script):
+def test_reddening_is_distinguished_from_a_change_of_temperature(script):
     x = np.linspace(0.4, 1.0, 200)
 
     def model(change):
@@ -127,7 +127,7 @@ def test_the_card_shows_every_part_that_was_run_and_only_those(script):
         (["loggf"], "loggf left out: apogee: expected its results"),
     ],
 )
-def test_what_cannot_be_checked_is_one_line_on_stderr(script, tmp_path, capsys, arguments, message):
+def test_unusable_input_is_one_line_on_stderr(script, tmp_path, capsys, arguments, message):
     try:
         code = script.main([*arguments, "--out", str(tmp_path)])
     except SystemExit as error:

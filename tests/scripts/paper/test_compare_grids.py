@@ -64,7 +64,7 @@ def test_a_ready_grid_in_an_npz_is_read(script, grids, capsys):
 
 
 @pytest.mark.parametrize("reference", ["nothing", "other.npz", "disjoint"])
-def test_what_cannot_be_compared_is_one_line(script, grids, capsys, reference):
+def test_grids_that_cannot_be_compared_are_one_line(script, grids, capsys, reference):
     folder, labels = grids
     table = np.stack([labels[name] for name in LABEL_NAMES], axis=1)
     np.savez(folder / "other.npz", labels=table, norm_u16=np.ones((3, 9), np.uint16), wavelength=np.arange(9.0))

@@ -1,4 +1,4 @@
-"""One star through two instruments: what the table says of answers that agree, or do not."""
+"""One star through two instruments: the table of agreeing and disagreeing predictions."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def script():
     return load_script("paper/compare_instruments")
 
 
-def test_when_errors_are_right_then_z_is_one_and_a_shift_is_told(script):
+def test_when_errors_are_right_then_z_is_one_and_a_shift_is_reported(script):
     generator = np.random.default_rng(0)
     true, sigma = generator.uniform((4500, 2, -1), (6000, 4, 0), (4000, 3)), np.array([60.0, 0.1, 0.05])
     one, other = ((true + sigma * generator.standard_normal(true.shape), sigma * np.ones(true.shape)) for _ in range(2))

@@ -60,7 +60,7 @@ def test_windows_hold_each_pixel_of_a_star_once_and_the_first_ones_fill_the_last
     assert np.array_equal(np.concatenate([row["flux"] for row in star]), 2 * pixels)
 
 
-def test_a_table_tells_steps_and_time_and_a_second_run_trains_no_more(tmp_path, monkeypatch):
+def test_the_table_has_steps_and_time_and_a_second_run_does_not_train(tmp_path, monkeypatch):
     monkeypatch.setattr("spectrafm_hf.training.recipe.VALIDATION_STARS", 20)
     monkeypatch.setattr("spectrafm_hf.training.trainer.MEASURED_STARS", 500)
     settings = yaml.safe_load(RECIPE.read_text())

@@ -25,7 +25,7 @@ def small(tmp_path):
     return path
 
 
-def test_the_bound_of_an_instrument_of_ones_own(run_script, small, tmp_path):
+def test_the_bound_of_a_user_instrument(run_script, small, tmp_path):
     output = tmp_path / "bound.json"
     arguments = ("--instrument", small, "--stars", 5, "--snr", 50, 100, "--output", output)
     code, printed, error = run_script("paper/cramer_rao.py", *arguments)

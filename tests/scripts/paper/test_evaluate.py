@@ -195,14 +195,14 @@ def test_a_checkpoint_with_fewer_labels_gets_the_columns_it_has(evaluate, data, 
     assert list(json.loads(output.read_text())["results"][MAIN]["one"]) == ["logg"]
 
 
-def test_baselines_alone_say_that_validation_stars_calibrated_them(evaluate, data, recipe, capsys):
+def test_the_table_of_baselines_alone_states_their_calibration(evaluate, data, recipe, capsys):
     arguments = ["--model", "none", "--data", str(data), "--recipe", str(recipe), "--baselines", "ridge"]
     assert evaluate.main([*arguments, "--split", "validation"]) == 0
     printed = capsys.readouterr().out
     assert "validation stars" in printed and "here the same stars" in printed and "Cannon" not in printed
 
 
-def test_tuning_never_opens_the_test_split_and_goes_on_where_it_was(evaluate, data, tmp_path, monkeypatch, capsys):
+def test_tuning_never_opens_the_test_split_and_resumes(evaluate, data, tmp_path, monkeypatch, capsys):
     for file in (data / "data").glob("test-*.parquet"):
         file.write_bytes(b"reading this would fail")
     start = {"train_teff": None, "train_min_snr": 0, "transform": "raw", "alpha": 1e3}

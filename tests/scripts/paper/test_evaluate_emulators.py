@@ -1,4 +1,4 @@
-"""Emulators against a grid: means over its pixels, and what the table says of known differences."""
+"""Emulators against a grid: means over its pixels, and the table of known differences."""
 
 import numpy as np
 import pytest

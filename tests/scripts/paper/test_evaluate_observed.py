@@ -1,4 +1,4 @@
-"""Observed stars with published labels, and those that are spoilt as another instrument would spoil them."""
+"""Observed stars with published labels, also degraded as by other instruments."""
 
 import io
 import zipfile

@@ -1,4 +1,4 @@
-"""Each row of the table of robustness does what it says, and one command makes the table."""
+"""The rows of the table of robustness, and the command that makes it."""
 
 import json
 from pathlib import Path
@@ -303,7 +303,7 @@ def test_one_command_makes_the_table_and_files_of_it(run_script, checkpoint, dat
     assert again == 0 and json.loads(output.read_text()) == report
 
 
-def test_test_stars_are_read_only_when_they_are_asked_for(run_script, checkpoint, data):
+def test_test_stars_are_read_only_on_request(run_script, checkpoint, data):
     arguments = ("--model", checkpoint, "--data", data, "--stars", 8, "--split", "test")
     code, _, error = run_script("paper/evaluate_robustness.py", *arguments)
     assert code == 2 and "data: expected files" in error and "test-*.parquet" in error

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What spectra that come out are compared with."""
+"""Baselines for predicted spectra."""
 
 import runpy
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_figures_are_those_of_noise(script):
     assert script["figures"](found, truth, np.full(truth.shape, 0.02), noise) == "1.00 %; 0.50 (0.50)"
 
 
-def test_the_rivals_find_what_is_quadratic(script):
+def test_the_rivals_learn_a_quadratic_dependence(script):
     generator = np.random.default_rng(1)
     labels = generator.normal([4800.0, 2.5, -0.2], [400.0, 1.0, 0.3], (400, 3))
     x = (labels - [4800.0, 2.5, -0.2]) / [400.0, 1.0, 0.3]

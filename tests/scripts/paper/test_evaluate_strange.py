@@ -1,4 +1,4 @@
-"""What is no star: how kinds are told, and how models are seen through a spectrograph."""
+"""Objects that are not stars: their kinds, and models as seen by a spectrograph."""
 
 from pathlib import Path
 
