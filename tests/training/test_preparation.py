@@ -126,6 +126,14 @@ def test_stars_that_cannot_be_measured_are_refused():
         prepare_model(Recipe(labels=["c_fe"], units=["dex"], model=MODEL), [make_sample()])
 
 
+def test_scalars_that_are_not_there_or_are_labels_are_refused():
+    named = {"labels": ["teff"], "units": ["K"], "model": MODEL}
+    with pytest.raises(ValueError, match=r"scalars: expected columns of the data \(\[.*'bp_rp'.*\]\), got 'parallax'"):
+        prepare_model(Recipe(**named, scalars=["bp_rp", "parallax"]), [make_sample(50)])
+    with pytest.raises(ValueError, match=r"scalars: expected columns that are not labels .* as well, got \['teff'\]"):
+        prepare_model(Recipe(**named, scalars=["teff", "bp_rp"]), [make_sample(50)])
+
+
 def test_both_grids_of_apogee_are_one_range_of_wavelength():
     samples = [SyntheticStars(name).draw(20, np.random.default_rng(0)) for name in ("apogee", "apogee-apstar")]
     for order in (samples, samples[::-1]):
@@ -185,6 +193,20 @@ def test_a_checkpoint_takes_other_dropout_and_requests_and_no_other_setting(chec
     for field, settings in (("model", {"hidden_size": 32, "dropout": 0.1}), ("tokenizer", {"clip": 3.0})):
         with pytest.raises(ValueError, match=rf"{field}: expected only \(.*\) with a checkpoint, got \["):
             prepare_checkpoint(Recipe(**known, **{field: settings}), [sample])
+
+
+def test_checkpoints_on_evidence_refuse_scalars_and_name_the_command_for_them(checkpoint):
+    folder, before = checkpoint
+    recipe = Recipe(checkpoint=str(folder), labels=["teff"], units=["K"], scalars=["bp_rp"])
+    if before.config.token_embedding == "basis":
+        command = "`spectrafm finetune --scalars bp_rp` learns labels from spectra and scalars"
+        with pytest.raises(ValueError, match=rf"scalars: expected none .* got \['bp_rp'\] with .*; {command}"):
+            prepare_checkpoint(recipe, [make_sample(50)])
+        return
+    sample = make_sample(50)
+    model, tokenizer, _ = prepare_checkpoint(recipe, [sample])
+    assert tokenizer.label_names[-1] == "bp_rp" and tokenizer.requests == ["teff"]
+    assert model.config.label_centers[-1] == pytest.approx(np.median(sample["bp_rp"]))
 
 
 def test_a_checkpoint_without_a_training_range_still_has_none(checkpoint):

@@ -363,6 +363,29 @@ def test_a_label_that_a_checkpoint_lacks_is_added_as_the_data_have_it(trained, s
     assert training_range.labels.keys() == {"teff", "fe_h", "twice"} and training_range.labels["twice"][0] < 1.1
 
 
+def test_scalars_of_a_recipe_are_inputs_and_nan_is_unknown(stars, tmp_path):
+    coloured = {
+        split: data.add_column("bp_rp", np.where(np.arange(len(data)) % 4 == 0, np.nan, data["teff"][:]) / 5000)
+        for split, data in stars.items()
+    }
+    recipe, arguments = recipe_from_nothing(scalars=["bp_rp"]), make_arguments(tmp_path, max_steps=3)
+    task = set_up(recipe, arguments, coloured["train"], coloured["validation"])
+    for collator in (task.train_collator, task.collator):
+        batch = collator(coloured["train"].with_format("numpy")[:8])
+        assert batch["scalar_ids"].tolist() == [[0], [4], [4], [4]] * 2 and batch["request_ids"].shape == (8, 2)
+    start = task.model.model.embeddings.value_embedding.weight.weight[4].clone()
+    train(recipe, arguments, coloured["train"], coloured["validation"])
+    model, tokenizer = load_checkpoint(str(tmp_path / "final"))
+    assert not torch.equal(model.model.embeddings.value_embedding.weight.weight[4], start)
+    rows = coloured["validation"].with_format("numpy")[:8]
+    spectra = (rows["wavelength"], rows["flux"], rows["flux_error"])
+    with torch.no_grad():
+        found = model(**tokenizer(*spectra, scalars={"bp_rp": rows["bp_rp"]})).predictions
+        without = model(**tokenizer(*spectra)).predictions
+    same = torch.isclose(found, without, rtol=1e-5, atol=1e-5).all(dim=1)
+    assert same.tolist() == [True, False, False, False] * 2
+
+
 def test_a_recipe_changes_dropout_and_requests_of_a_checkpoint_and_nothing_else_of_it(trained, stars):
     rows, folder = stars["train"].with_format("numpy")[:], str(trained[1] / "final")
     changes = {"model": {"dropout": 0.5}, "tokenizer": {"requests": ["fe_h"]}}

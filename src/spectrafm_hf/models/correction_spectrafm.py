@@ -100,7 +100,7 @@ def variance_of_inputs(
 class SpectraFMPixels(InFullPrecision):
     """
     Fluxes on one grid, as a tokenizer with `pixel_wavelength` gives them -> principal components of the labelled stars:
-    of asinh of the flux, and of the same with each pixel in units of its own spread.
+    of asinh of the flux, and of the same with each pixel in units of its own spread, clipped, and weighted.
 
     Holes are filled from the components of the other pixels, so that the result is close to that of the complete
     spectrum.

@@ -19,6 +19,9 @@ FloatArray = NDArray[np.floating[Any]]
 MOST_COMPONENTS = 100
 LEAST_SHARE = 1e-9  # of the variance of the first component: less is rounding
 LEAST_SCALE = 1e-6  # of the size of the components
+#: Pixels count by their noise, which is what this many components leave (of at least so many stars each), and this
+#: share of their own variance.
+NOISE_COMPONENTS, STARS_PER_COMPONENT, OWN_SHARE = 10, 4, 0.01
 
 
 #: What [`SpectraFMPixels`] gives of stars, by group.
@@ -49,7 +52,9 @@ def fit_pixels(pixels: FloatArray) -> SpectraFMPixels:
         size, directions = _principal(some, n_components)
         some = filled(deviation, directions)
     scaled = (some / torch.from_numpy(spread)).clamp(-FARTHEST, FARTHEST)
-    scaled_size, scaled_directions = _principal(scaled, n_components)
+    weight = _weights_of_pixels(scaled)
+    scaled_size, scaled_directions = _principal(scaled * weight, n_components)
+    scaled_directions = weight[:, None] * scaled_directions
     unit = torch.stack([size, scaled_size]).clamp(min=LEAST_SCALE) / math.sqrt(len(flux))
     for name, tensor in {
         "middle": torch.from_numpy(middle), "spread": torch.from_numpy(spread), "directions": directions,
@@ -57,6 +62,17 @@ def fit_pixels(pixels: FloatArray) -> SpectraFMPixels:
     }.items():  # fmt: skip
         getattr(module, name).copy_(tensor)
     return module
+
+
+def _weights_of_pixels(scaled: torch.Tensor) -> torch.Tensor:
+    """
+    How much each pixel counts, (pixels,): from pixels in units of their spread, (stars, pixels). What the first
+    components leave is mostly noise; pixels with less of it say more.
+    """
+    number = max(min(NOISE_COMPONENTS, len(scaled) // STARS_PER_COMPONENT), 1)
+    _, directions = _principal(scaled, number)
+    noise = (scaled - (scaled @ directions) @ directions.T).pow(2).mean(dim=0)
+    return (OWN_SHARE + noise).rsqrt()
 
 
 def _principal(columns: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:

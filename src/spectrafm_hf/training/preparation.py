@@ -51,8 +51,8 @@ def prepare_model(
     Raises
     ------
     ValueError
-        If the recipe asks for a model on evidence, a label is in no sample, the spectra of one do not share a
-        wavelength grid, or two samples overlap.
+        If the recipe asks for a model on evidence, a label or scalar is in no sample, the spectra of one do not share
+        a wavelength grid, or two samples overlap.
     """
     if (kind := recipe.model.get("token_embedding", "value")) != "value":
         raise ValueError(f"model: expected token_embedding 'value', or a checkpoint to start from, got {kind!r}")
@@ -110,9 +110,16 @@ def prepare_checkpoint(
     Raises
     ------
     ValueError
-        If there is no such checkpoint, a label is in no sample, or the recipe wants the model to be another one.
+        If there is no such checkpoint, a label is in no sample, the recipe wants the model to be another one, or has
+        scalars for a checkpoint on evidence.
     """
     model, tokenizer = load_checkpoint(str(recipe.checkpoint))
+    if recipe.scalars and tokenizer.basis is not None:
+        raise ValueError(
+            f"scalars: expected none with a checkpoint on evidence, whose network reads spectra alone, got "
+            f"{recipe.scalars} with {recipe.checkpoint}; `spectrafm finetune --scalars {' '.join(recipe.scalars)}` "
+            "learns labels from spectra and scalars"
+        )
     for field, settings, known in (
         ("model", recipe.model, ("dropout",)),
         ("tokenizer", recipe.tokenizer, ("requests",)),
@@ -197,13 +204,16 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
 
 def _label_columns(recipe: Recipe, samples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """All values of the labels, then of the scalars, of the recipe."""
+    if both := [name for name in recipe.scalars if name in recipe.labels]:
+        raise ValueError(f"scalars: expected columns that are not labels of the recipe as well, got {both}")
     columns = {}
-    for name in [*recipe.labels, *recipe.scalars]:
-        parts = [np.asarray(sample[name], dtype=np.float64) for sample in samples if name in sample]
-        if not parts:
-            known = sorted({name for sample in samples for name in sample})
-            raise ValueError(f"labels: expected columns of the data ({known}), got {name!r}")
-        columns[name] = np.concatenate(parts)
+    for field, names in (("labels", recipe.labels), ("scalars", recipe.scalars)):
+        for name in names:
+            parts = [np.asarray(sample[name], dtype=np.float64) for sample in samples if name in sample]
+            if not parts:
+                known = sorted({name for sample in samples for name in sample})
+                raise ValueError(f"{field}: expected columns of the data ({known}), got {name!r}")
+            columns[name] = np.concatenate(parts)
     return columns
 
 

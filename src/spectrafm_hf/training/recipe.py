@@ -48,7 +48,9 @@ class Recipe:
     units : list[str]
         Their units.
     scalars : list[str]
-        Columns given to the model as known scalars.
+        Columns of the data, such as a colour or a parallax, that are inputs of a model of the published architecture
+        beside the spectrum; NaN is unknown, errors are not used. A checkpoint on evidence, such as the bundled one,
+        takes none here: `spectrafm finetune --scalars` learns labels from spectra and scalars, with errors.
     model, tokenizer : dict
         Settings of [`SpectraFMConfig`] and [`SpectraFMTokenizer`]; what depends on the training set is filled in.
     checkpoint : str
