@@ -14,6 +14,9 @@ if multiprocessing.parent_process() is None:  # those that it starts have its en
     os.environ["HF_HOME"] = _home.name
     os.environ["HF_HUB_OFFLINE"] = "1"
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # each process has one core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq

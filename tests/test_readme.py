@@ -56,7 +56,7 @@ def test_the_first_two_commands_install_and_run_the_demo_and_the_tests():
     first, second = (block.strip() for block in blocks("bash")[:2])
     assert "\n" not in first + second
     assert first.startswith("python3 -m venv") and first.endswith("spectrafm demo")
-    assert second.startswith("python3 -m venv") and second.endswith("pytest")
+    assert second.startswith("python3 -m venv") and second.endswith("pytest -n 2")
 
 
 def commands() -> list[str]:

@@ -72,8 +72,8 @@ with importlib.import_module("atheris").instrument_imports(["spectrafm_hf"]) if 
         load_checkpoint,
         save_checkpoint,
     )
-    from spectrafm_hf.data.readers import SUFFIXES, formats, read_spectra
-    from spectrafm_hf.files import complete_file
+    from spectrafm_hf.data.readers import formats, read_spectra
+    from spectrafm_hf.files import SPECTRUM_SUFFIXES, complete_file
     from spectrafm_hf.inference.prediction import predict_batches
     from spectrafm_hf.inference.training_range import TrainingRange
     from spectrafm_hf.synthesis.instruments import Instrument
@@ -660,7 +660,11 @@ def seed_files(target: str, folder: Path) -> list[Case]:
         small = {path.read_bytes(): path for path in files if 0 < path.stat().st_size <= SEED_BYTES}
 
         kept = [(path, content) for content, path in small.items()]
-        return [Case(p.name, content) for p, content in kept if p.name.lower().removesuffix(".gz").endswith(SUFFIXES)]
+        return [
+            Case(p.name, content)
+            for p, content in kept
+            if p.name.lower().removesuffix(".gz").endswith(SPECTRUM_SUFFIXES)
+        ]
     if target in ("tokenizer", "statements"):
         return []
     model = checkpoints() / "model"

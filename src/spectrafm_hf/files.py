@@ -23,6 +23,11 @@ Fetched = TypeVar("Fetched")
 #: Files that come with the package, and 64 real stars among them.
 RESOURCES = Path(__file__).parent / "resources"
 DEMO_STARS = RESOURCES / "gaia_xp_demo.parquet"
+#: Files in a folder with one of these endings, or with `.gz` after it, are spectra.
+SPECTRUM_SUFFIXES = (
+    *(".fits", ".fit", ".fts", ".fits.fz", ".parquet", ".csv", ".ecsv", ".tsv", ".tbl", ".xml", ".vot", ".votable"),
+    *(".txt", ".dat", ".ascii", ".asc", ".s", ".spec", ".npy", ".npz", ".h5", ".hdf5"),
+)
 
 
 def ask_twice(fetch: Callable[[], Fetched]) -> Fetched:
@@ -82,6 +87,13 @@ def temporary_name(path: str | os.PathLike) -> Path:
     """A hidden name beside `path` that nobody else has: containers that share a disk have the same process numbers."""
     path = Path(path)
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def spectrum_stem(file: str | os.PathLike[str]) -> str:
+    """Name of a file without folder and known suffix: `star.01` and `star.02` are two stars."""
+    name = Path(os.fspath(file).strip()).name
+    plain = name[:-3] if name.lower().endswith(".gz") else name
+    return next((plain[: -len(suffix)] for suffix in SPECTRUM_SUFFIXES if plain.lower().endswith(suffix)), plain)
 
 
 @contextlib.contextmanager

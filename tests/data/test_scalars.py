@@ -26,7 +26,15 @@ def test_attributes_of_a_spectrum_take_precedence(table):
     assert row["bp_rp"] == 0.9 and row["parallax"] == 2.5
 
 
-def test_missing_files_are_named(table, tmp_path):
+def test_only_known_suffixes_of_files_are_cut_off(tmp_path):
+    path = tmp_path / "scalars.csv"
+    path.write_text("file,parallax\nstar.01,1.0\nstar.02,2.0\nother.FITS.gz,3.0\n")
+    scalars = ScalarTable(path, ["parallax"])
+    found = [scalars.of({"object_id": "", "file": file})["parallax"] for file in ("star.02", "/x/other.dat", "star.03")]
+    assert found[:2] == [2.0, 3.0] and np.isnan(found[2])
+
+
+def test_missing_columns_and_identifiers_are_named(table, tmp_path):
     with pytest.raises(ValueError, match=r"scalar_table: expected columns of numbers called g_mag in .*, got bp_rp"):
         ScalarTable(table, ["g_mag"])
     other = tmp_path / "other.csv"

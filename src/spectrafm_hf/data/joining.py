@@ -15,7 +15,7 @@ import pyarrow as pa
 from datasets import Dataset, load_dataset
 from numpy.typing import NDArray
 
-from ..files import complete_file
+from ..files import complete_file, spectrum_stem
 from .from_files import build_from_files
 from .labels import (
     FILE_COLUMNS,
@@ -27,7 +27,7 @@ from .labels import (
     read_labels,
     stated_units,
 )
-from .readers import SUFFIXES, Failure
+from .readers import Failure
 from .schema import LABEL_UNITS, with_errors
 
 
@@ -174,12 +174,12 @@ def join(
     joined_by : str
         In words, with the number of rows that were not needed.
     """
-    keys = {"object_id": list(object_ids), "file": [_stem(file) for file in files]}
+    keys = {"object_id": list(object_ids), "file": [spectrum_stem(file) for file in files]}
     fits = []
     for column in join_columns(labels.table, id_column):
         texts = [None if key is None else str(key) for key in labels.table[column].to_pylist()]
         for by in keys:
-            own = pa.array([key and _stem(key) for key in texts] if by == "file" else texts, pa.string())
+            own = pa.array([key and spectrum_stem(key) for key in texts] if by == "file" else texts, pa.string())
             index = LabelIndex(pa.table({"id": own}), "id")
             fits.append((index.find(keys[by]), column, by, own, len(index.unmatched_labels)))
     rows, column, by, own, n_left = max(fits, key=lambda fit: int((fit[0] >= 0).sum()))
@@ -202,12 +202,6 @@ def join(
             for star, row in zip(stars, rows.tolist(), strict=True)
         ]
     return rows, stars, f"{by} = column {column}" + (f"; rows without a spectrum: {n_left:,}" if n_left else "")
-
-
-def _stem(file: str) -> str:
-    """Name of a file without folder and suffix."""
-    plain = Path(file.strip()).name.removesuffix(".gz")
-    return next((plain[: -len(suffix)] for suffix in SUFFIXES if plain.lower().endswith(suffix)), plain)
 
 
 # ---------------------------------------------------------------------------------------------- spectra with labels

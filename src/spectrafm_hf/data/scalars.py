@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from ..files import spectrum_stem
 from .labels import FILE_COLUMNS, ID_COLUMNS, LabelIndex, known_numbers, number_columns, read_labels
 from .schema import with_errors
 
@@ -50,12 +50,13 @@ class ScalarTable:
                 f"scalar_table: expected identifiers in {path}, in one of the columns {expected}, got none"
             )
         self._by_id = [LabelIndex(table.select([key]), key) for key in keys]
-        texts = [["" if text is None else _stem(str(text)) for text in table[key].to_pylist()] for key in keys]
+        texts = [["" if text is None else spectrum_stem(str(text)) for text in table[key].to_pylist()] for key in keys]
         self._by_file = [LabelIndex(pa.table({"id": column}), "id") for column in texts]
 
     def of(self, row: Any) -> dict[str, float]:
         """The scalars of a spectrum; NaN where the table has no row for it, or an empty one."""
-        for indices, key in ((self._by_id, str(row["object_id"])), (self._by_file, _stem(str(row.get("file", ""))))):
+        name = spectrum_stem(str(row.get("file", "")))
+        for indices, key in ((self._by_id, str(row["object_id"])), (self._by_file, name)):
             for index in indices:
                 if key and (place := int(index.find([key])[0])) >= 0:
                     return {name: float(values[place]) for name, values in self._values.items()}
@@ -68,8 +69,3 @@ def join_scalars(rows: Iterable[Any], names: Sequence[str], path: str | os.PathL
     for row in rows:
         own = {name: row[name] for name in with_errors(names) if np.isfinite(row.get(name, np.nan))}
         yield {**row, **table.of(row), **own}
-
-
-def _stem(file: str) -> str:
-    """Name of a file without folder and suffix."""
-    return Path(Path(file.strip()).name.removesuffix(".gz")).stem

@@ -37,7 +37,7 @@ from .weights import error_factor, weights_of_heads, winsorised
 
 FloatArray = NDArray[np.floating[Any]]
 ENDS = 5  # a fifth of the stars at either end of the range of a label
-SURE_OF_SCALARS = 2.0  # standard errors by which the loss is smaller with a scalar that is kept
+SURE = 2.0  # standard errors by which a loss is smaller, for scalars and for heads beyond the range
 LEAST_KNOWN = 20  # stars of which a scalar is known
 
 
@@ -118,7 +118,7 @@ def choose_heads(
 ) -> Choice:
     """
     Compare the heads for a label by cross-validation, and weigh them. Those of the scalars of the states without which
-    the loss is larger by `SURE_OF_SCALARS` standard errors are inputs too.
+    the loss is larger by `SURE` standard errors are inputs too.
 
     Parameters
     ----------
@@ -237,8 +237,9 @@ class _Comparison:
 
     def _weights_beyond(self, compared: Sequence[_Compared], weights: FloatArray) -> FloatArray:
         """
-        Weights beyond the range of the labels, where fitted heads may regress to the training stars. If they do so for
-        the stars with the lowest and highest labels, left out of the fit, the model with another zero point is used.
+        Weights beyond the range of the labels, where fitted heads regress to the training stars. The model with another
+        zero point is used there, unless the heads are clearly better for the stars with the lowest and highest labels,
+        left out of the fit.
         """
         order = np.argsort(self.target, kind="stable")
         size = max(len(self.target) // ENDS, 1)
@@ -249,8 +250,8 @@ class _Comparison:
             found = {i: self.without(compared[i].part, kept, left)[0] for i in np.flatnonzero(weights).tolist()}
             by_heads.append(sum(weights[i] * value for i, value in found.items()) - self.target[left])
             by_model.append(self.without(zero_point, kept, left)[0] - self.target[left])
-        model, learnt = (np.mean(np.concatenate(parts) ** 2) for parts in (by_model, by_heads))
-        if model >= learnt:
+        model, learnt = (np.concatenate(parts) ** 2 for parts in (by_model, by_heads))
+        if _is_better(learnt, model):
             return weights
         return np.array([float(each.part.head is ZERO_POINT) for each in compared])
 
@@ -304,7 +305,7 @@ def _with_scalars(comparison: _Comparison, plain: Sequence[_Compared], choice: C
 def _is_better(loss: FloatArray, other: FloatArray) -> bool:
     """Whether a loss is smaller by so much that it is hardly by chance."""
     gain = other - loss
-    return bool(gain.mean() > SURE_OF_SCALARS * gain.std(ddof=1) / np.sqrt(len(gain)))
+    return bool(gain.mean() > SURE * gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 __all__ = ["Choice", "choose_heads", "make_folds"]

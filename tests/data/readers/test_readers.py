@@ -111,6 +111,13 @@ def test_a_truncated_parquet_or_fits_file_is_a_clear_error(tmp_path):
         list(read_spectra([tmp_path / "half.fits"]))
 
 
+def test_files_that_differ_in_an_unknown_ending_are_two_stars(tmp_path):
+    paths = [tmp_path / "star.01", tmp_path / "star.02", tmp_path / "star.asc"]
+    for path in paths:
+        path.write_text("".join(f"{5000 + i}.0 1.0 0.01\n" for i in range(50)))
+    assert [row["object_id"] for row in read_spectra(paths)] == ["star.01", "star.02", "star"]
+
+
 def test_a_data_set_folder_gives_all_splits_or_one(tmp_path):
     (tmp_path / "data").mkdir()
     for split in ("train", "test"):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...files import one_line
+from ...files import SPECTRUM_SUFFIXES, one_line
 from ...models.gate_spectrafm import SPEED_OF_LIGHT
 from ..scalars import join_scalars
 from ..schema import with_errors
@@ -70,12 +70,6 @@ MEASURE = "measure"
 _MODULES = (
     *(gaia_continuous, parquet, arrays, apogee, sdss, desi, galah, lamost, gaia, miles, other, tables, text),
     images,
-)
-#: Names of spectrum files end like this.
-SUFFIXES = (
-    *(".fits", ".fit", ".parquet", ".csv", ".ecsv", ".txt", ".dat", ".ascii", ".xml", ".vot", ".votable"),
-    *(".tsv", ".tbl", ".s", ".spec", ".fits.fz"),
-    *(".npy", ".npz", ".h5", ".hdf5"),
 )
 
 
@@ -148,7 +142,7 @@ def _files_of(path: Path, split: str | None) -> list[Path]:
 
 
 def _looks_like_a_spectrum(file: Path) -> bool:
-    return file.name.lower().removesuffix(".gz").endswith(SUFFIXES)
+    return file.name.lower().removesuffix(".gz").endswith(SPECTRUM_SUFFIXES)
 
 
 def _split_of(shard: Path) -> str:

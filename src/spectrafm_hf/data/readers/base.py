@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from ...files import spectrum_stem
 from ...models.gate_spectrafm import Stated, admit
 from ..schema import PIXEL_COLUMNS
 from .columns import length_unit
@@ -178,7 +179,7 @@ class OpenFile(contextlib.ExitStack):
         super().__init__()
         self.path = path
         self.name = path.name.removesuffix(".gz")
-        self.stem = Path(self.name).stem
+        self.stem = spectrum_stem(path)
 
     @cached_property
     def head(self) -> bytes:
