@@ -1,16 +1,16 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a star costs: SpectraFM, the published model, and what a person would use instead, on the same spectra.
+"""Cost of a star: SpectraFM, the published model, and other methods, on the same spectra.
 
     python scripts/benchmarks/benchmark.py --output benchmark             # some minutes: JSON, and a table
     python scripts/benchmarks/benchmark.py --output benchmark --curves    # cost against stars, pixels, batch: pictures
     python scripts/benchmarks/benchmark.py --output benchmark --against CHECKOUT  # two versions in turn
 
-All are measured in turn, round after round, so that a machine that is busy for a while is so for all of them. A figure
-is the median of the rounds, a ratio the median of the ratios within each round. Shares are of the float32 matrix
-product of this machine, measured in the same round with the same threads; operations are those of
-`torch.utils.flop_counter`. Spectra go through in the batches that `spectrafm predict` makes of them. A training step is
-the forward and backward pass and the update by AdamW, on one such batch. What a whole run of pre-training reaches is in
-the last line of scripts/recipes/base.curves.csv.
+All are measured in turn in several rounds, so that other load on the machine affects all of them. A figure is the
+median of the rounds, a ratio the median of the ratios within each round. Shares are relative to the float32 matrix
+product of this machine, measured in the same round with the same threads; operations are counted by
+`torch.utils.flop_counter`. Batches are those of `spectrafm predict`. A training step is the forward and backward pass
+and the update by AdamW on one such batch. The throughput of a complete pre-training is in the last line of
+scripts/recipes/base.curves.csv.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ from spectrafm_hf.training.throughput import CPU_OPERATIONS, measure_peak
 
 LABELS = ("teff", "logg", "fe_h")
 PIXELS = ("wavelength", "flux", "flux_error", "mask")
-#: The published model sees this many pixels at once; a spectrum takes 15 such windows.
+#: Pixels in a window of the published model; a spectrum has 15 windows.
 WINDOW = 512
 MODEL = BASE_CHECKPOINT
 Columns = dict[str, NDArray[Any]]
@@ -77,7 +77,7 @@ Columns = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Measured:
-    """Work on some stars, again and again; operations are counted where matrix products are what it is made of."""
+    """Repeatable work on some stars; operations are counted if it consists of matrix products."""
 
     title: str
     stars: int
@@ -95,7 +95,7 @@ def spectra(instrument: str, n: int) -> Columns:
 
 
 def as_rows(instrument: str, n: int) -> list[dict[str, Any]]:
-    """The same as readers give them."""
+    """The same stars as rows of the readers."""
     stars = spectra(instrument, n)
     return [{"object_id": str(i), **{name: stars[name][i] for name in PIXELS}} for i in range(n)]
 
@@ -107,7 +107,7 @@ def counted(work: Callable[[], Any]) -> float:
 
 
 def of_the_model(instrument: str, n: int) -> list[Measured]:
-    """Tokenizing, the forward pass, both with all that prediction does beside, and a step of training."""
+    """Tokenizing, the forward pass, the complete prediction, and a training step."""
     model, tokenizer = load_checkpoint(MODEL)
     rows = as_rows(instrument, n)
     batches = list(batches_of(rows, tokenizer))
@@ -137,11 +137,11 @@ def of_the_model(instrument: str, n: int) -> list[Measured]:
 
 
 def of_other_runtimes(instrument: str, n: int, folder: Path) -> list[Measured]:
-    """The forward pass by `torch.compile` and by ONNX Runtime, with as many threads, as far as they are at hand."""
+    """The forward pass by `torch.compile` and by ONNX Runtime with as many threads, if available."""
     model, tokenizer = load_checkpoint(MODEL)
     tokens = [tokenizer(batch) for batch in batches_of(as_rows(instrument, n), tokenizer)]
     if len(tokens) > 1:
-        tokens = tokens[:-1]  # of one size, as another would be compiled anew
+        tokens = tokens[:-1]  # of one size, because another one would be recompiled
     n = sum(len(inputs["attention_mask"]) for inputs in tokens)
     found = []
     if shutil.which("c++") or shutil.which("g++"):
@@ -301,7 +301,7 @@ def as_markdown(content: Mapping[str, Any]) -> str:
 
 
 def curves(folder: Path, most_stars: int) -> dict[str, list[tuple[float, float]]]:
-    """Milliseconds a star against one thing after the other."""
+    """Milliseconds per star against several quantities."""
     found: dict[str, list[tuple[float, float]]] = {}
 
     def seconds(work: Callable[[], Any]) -> float:
@@ -371,8 +371,8 @@ def write_json(path: Path, content: Any) -> None:
 
 # ------------------------------------------------------------------------------------------------ two versions in turn
 
-#: Run by a process of its own, with the code of one version: spectra as arrays -> labels, tokens included. Of the time
-#: that the processor spends, which other programs on the machine change less than that of the clock.
+#: Run in a process with the code of one version: arrays of spectra -> labels, tokens included. Measures CPU time, which
+#: other programs affect less than wall time.
 DRIVER = """
 import json, sys, time
 import numpy as np
@@ -456,7 +456,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="of version 0.1.0, in place of the table")
     parser.add_argument("--curves", action="store_true", help="cost curves instead of the table")
     parser.add_argument(
-        "--most-stars", type=int, default=1_000_000, metavar="N", help="of the curves (default: 1000000)"
+        "--most-stars", type=int, default=1_000_000, metavar="N", help="largest number in the curves (default: 1000000)"
     )
     arguments = parser.parse_args(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""How fast a data set of spectra is written and read, and how much memory that takes.
+"""Speed and memory of writing and reading a data set of spectra.
 
-Spectra of 7,514 pixels with random flux and noise, as pyarrow tables, go through the writer of all builders and come
-back through `datasets.load_dataset(streaming=True)` as NumPy batches. Each figure comes from a process of its own, at N
-and at 4 N spectra: memory is flat if its peak is the same.
-On a machine that does other things as well, the spectra in a second of processor time say more than those in a second.
+Spectra of 7,514 pixels with random flux and noise, as pyarrow tables, are written by the writer of all builders and
+read through `datasets.load_dataset(streaming=True)` as NumPy batches. Each figure comes from a new process, for N and
+for 4 N spectra: memory is constant if its peak is the same.
+On a loaded machine, use the spectra per CPU second.
 
     python scripts/benchmarks/benchmark_data.py [--n 8000] [--json FILE]
 """
@@ -26,13 +26,13 @@ import pyarrow as pa
 
 
 PIXELS = 7514
-#: Spectra in a table that is handed to the writer, and in a batch that comes from the reader.
+#: Spectra in a table for the writer, and in a batch from the reader.
 TABLE, BATCH = 250, 64
 WANTED = {"written": 2000, "read": 5000}
 
 
 def tables(n: int) -> Iterator[tuple[str, pa.Table]]:
-    """One table again and again under new names: making random numbers is not what is measured."""
+    """One table repeatedly, with new names, because random numbers are slow."""
     from spectrafm_hf.data.schema import pixel_column
 
     random = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def measure(what: str, folder: Path, n: int) -> dict[str, Any]:
 
 
 def run_part(what: str, folder: Path, n: int) -> None:
-    import spectrafm_hf.data.building  # noqa: F401  # imports take seconds, and are not what is measured
+    import spectrafm_hf.data.building  # noqa: F401  # imports take seconds and are not measured
 
     usages = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
@@ -101,10 +101,10 @@ def run_part(what: str, folder: Path, n: int) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=8000, help="spectra; four times as many for the memory")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
+    parser.add_argument("--n", type=int, default=8000, help="number of spectra; four times as many for the memory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the figures")
     parser.add_argument("--part", choices=("write", "read"), help=argparse.SUPPRESS)
-    parser.add_argument("folder", nargs="?", type=Path, help="where the data sets go (default: a temporary one)")
+    parser.add_argument("folder", nargs="?", type=Path, help="folder of the data sets (default: a temporary one)")
     arguments = parser.parse_args(argv)
     if arguments.part:
         run_part(arguments.part, arguments.folder, arguments.n)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-How long commands take to start, beside the bare imports of what they stand on.
+Start-up times of commands, compared with the bare imports of torch and transformers.
 
     python scripts/benchmarks/benchmark_startup.py [--rounds 5]
 
-Each runs in a process of its own, in turn; the table has the medians of the processor's seconds, which other programs
-on the machine disturb least, and of those on the clock.
+Each runs in a new process, in turn; the table has the medians of CPU seconds, which other programs affect least, and of
+wall seconds.
 """
 
 import resource
@@ -35,7 +35,7 @@ PROGRAMS = {
 
 
 def seconds(program: list[str], folder: str) -> tuple[float, float]:
-    """Of the processor and on the clock, of one process."""
+    """CPU seconds and wall seconds of one process."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, *program], cwd=folder, check=False, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -49,7 +49,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         runs = [{name: seconds(program, folder) for name, program in PROGRAMS.items()} for _ in range(rounds)]
-    print("| program | seconds of the processor | seconds on the clock |")
+    print("| program | CPU seconds | wall seconds |")
     print("|---|---|---|")
     for name in PROGRAMS:
         used, clock = (statistics.median(run[name][i] for run in runs) for i in (0, 1))

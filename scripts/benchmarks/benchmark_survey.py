@@ -1,14 +1,13 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a survey costs: time and memory of `spectrafm predict FOLDER --output FOLDER`, Gaia XP spectra, as it is run.
+"""Cost of a survey: time and memory of `spectrafm predict FOLDER --output FOLDER` for Gaia XP spectra.
 
     python scripts/benchmarks/benchmark_survey.py --output survey  # 250,000 and 1,000,000 stars: JSON, table
     python scripts/benchmarks/benchmark_survey.py --output survey --stars 10000   # a try
 
-A shard of synthetic spectra is written once and stands in the folder under as many names as it takes (hard links), so
-that the disk holds one; the command reads them all, as it would others. Its process, which is a new one for each
-survey, is watched from outside: time from start to end, with loading the libraries and the model, and the greatest
-resident memory, as Linux counts it (VmHWM).
+A shard of synthetic spectra is written once and hard-linked under other names, to save disk space. The command runs in
+a new process for each survey. Measured are the time from start to end, with loading of libraries and model, and peak
+resident memory (VmHWM of Linux).
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ from spectrafm_hf.synthesis.synthetic import SyntheticStars
 
 
 MODEL = "spectrafm-base"
-#: Stars that are drawn at once.
+#: Stars per draw.
 DRAWN = 1000
-#: Between two looks at the memory, seconds.
+#: Seconds between two measurements of the memory.
 PAUSE = 0.1
 
 
@@ -64,7 +63,7 @@ def peak_memory(process: int) -> float:
 
 
 def survey(folder: Path, shard: Path, n_shards: int, batch_size: int) -> dict[str, Any]:
-    """Predict so many shards in a new process; what it took."""
+    """Predict this number of shards in a new process; returns time and memory."""
     spectra, labels = folder / "spectra", folder / "labels"
     spectra.mkdir()
     for number in range(n_shards):
@@ -108,7 +107,7 @@ def as_markdown(content: dict[str, Any]) -> str:
         )
     few, many = content["surveys"][0], content["surveys"][-1]
     if many["stars"] > few["stars"]:
-        # Of the stars that the one has more: without loading libraries and model.
+        # From the difference of two surveys: without loading of libraries and model.
         further = (many["stars"] - few["stars"]) / (many["seconds"] - few["seconds"])
         lines += ["", f"Each further star: {1000 / further:.3f} ms, {further:,.0f} stars a second."]
     return "\n".join([*lines, "", f"{MODEL}, {content['machine']['threads']} threads."])

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Whether all of this works on a GPU: five minutes, a line for each thing that is tried, pass or FAIL.
+"""Check the package on a GPU in five minutes: a line for each check, pass or FAIL.
 
     python scripts/benchmarks/check_gpu.py                  # on cuda:0
     python scripts/benchmarks/check_gpu.py --device cpu     # the same lines, fewer stars, without a compiler
 
-Answers are compared with those of the CPU in float32, in units of their errors. What cannot be tried here (a second
-GPU, a library that is not installed) is a line with skip and why. The exit code is 1 if a line fails.
+Predictions are compared with those of the CPU in float32, in units of their errors. Checks that need a second GPU or a
+missing library are skipped with the reason. The exit code is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ SAME, HALF = (0.01, 0.005), (0.1, 0.05)
 
 
 class Skip(Exception):
-    """Why something cannot be tried here."""
+    """Why a check is skipped."""
 
 
 @dataclass
 class Bench:
-    """A device, and what is tried on it."""
+    """A device, and the inputs of the checks."""
 
     device: torch.device
     folder: Path
@@ -101,7 +101,7 @@ def float32(bench: Bench) -> str:
 
 def tensor_float32(bench: Bench) -> str:
     if bench.device.type == "cpu":
-        raise Skip("products in TF32 are a thing of GPUs")
+        raise Skip("TF32 exists only on GPUs")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -158,7 +158,7 @@ def pipelined(bench: Bench) -> str:
 
 
 def command(bench: Bench) -> str:
-    """`spectrafm predict`, which says where it ran."""
+    """`spectrafm predict`, which prints its device."""
     import pyarrow.parquet as pq
 
     tables: list[Any] = []
@@ -196,7 +196,7 @@ def whole_spectrum(bench: Bench) -> str:
 
 
 def gradients(bench: Bench) -> str:
-    """Of the loss with respect to all weights, and a step of AdamW."""
+    """Gradients of the loss with respect to all weights, and a step of AdamW."""
     name = "XP"
     found = []
     for device in ("cpu", bench.device):
@@ -236,7 +236,7 @@ def two_gpus(bench: Bench) -> str:
 
 
 def quantised(bench: Bench, name: str) -> str:
-    """Of the published architecture, whose layers can be; a small model that has learnt little."""
+    """Quantisation of the layers of the published architecture, in a small, briefly trained model."""
     module, make = QUANTISED[name]
     if not installed(module):
         raise Skip(f"{module} is not installed")
@@ -251,7 +251,7 @@ def quantised(bench: Bench, name: str) -> str:
 
 
 def fast(bench: Bench) -> str:
-    """Stars a second from tokens on the device, of Gaia XP."""
+    """Gaia XP stars per second from tokens on the device."""
     inputs = bench.given["XP"]
     many = {key: value.repeat(16, *[1] * (value.ndim - 1)) for key, value in inputs.items()}
     rates = []
@@ -272,7 +272,7 @@ def _wait(device: Any) -> None:
         torch.cuda.synchronize(device)
 
 
-#: What is tried, by what the line says.
+#: Checks by name.
 CHECKS: dict[str, Callable[[Bench], str]] = {
     "float32": float32,
     "products in TF32": tensor_float32,
@@ -307,7 +307,7 @@ def run(bench: Bench, pattern: str = "") -> int:
             kind, text = "pass", check(bench)
         except Skip as why:
             kind, text = "skip", str(why)
-        except Exception as error:  # whatever it is, the other lines count as well
+        except Exception as error:  # the other checks have to run too
             kind, text = "FAIL", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             failed += 1
         print(f"{kind}  {name}: {text}", flush=True)
@@ -319,7 +319,7 @@ def run(bench: Bench, pattern: str = "") -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="check_gpu.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cuda", metavar="NAME", help="cuda, cuda:N or cpu (default: cuda)")
-    parser.add_argument("-k", default="", metavar="PATTERN", help="only the lines whose name it is found in")
+    parser.add_argument("-k", default="", metavar="PATTERN", help="only checks whose name contains it")
     arguments = parser.parse_args(argv)
     try:
         device = named_device(arguments.device)

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""How much the answers change with the dtype, under autocast, with quantised weights and with weights on the disk.
+"""Change of predictions with the dtype, under autocast, with quantised weights and with weights on disk.
 
     python scripts/benchmarks/compare_dtypes.py                   # the three rungs of spectrafm-base
     python scripts/benchmarks/compare_dtypes.py --published  # the published architecture, small
     python scripts/benchmarks/compare_dtypes.py --model DIR --device cuda
 
-For each instrument that the checkpoint reads, 64 stars: those of Gaia XP that come with the package, and synthetic ones
-(APOGEE, LAMOST). Printed are the largest change of any label in units of its error, and the largest change of any
-error, both against float32; how many layers hold integers; and the size of the weights. Libraries of quantisation that
-are not installed are named: pip install ".[quantization]" in a clone of the repository.
+For each instrument of the checkpoint, 64 stars: the Gaia XP stars in the package, and synthetic ones (APOGEE, LAMOST).
+The table has the largest change of any label in units of its error, and of any error, both relative to float32; the
+number of integer layers; and the size of the weights. Missing quantisation libraries are named: pip install
+".[quantization]" in a clone of the repository.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def installed(module: str) -> bool:
     """Whether a module can be imported."""
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # nor the package that it would be in
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 
@@ -93,7 +93,7 @@ def instruments() -> dict[str, list[dict[str, Any]]]:
 
 
 def batches(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, device: str = "cpu") -> Batches:
-    """Inputs of the stars of each instrument that the checkpoint reads, with requests for the labels it answers."""
+    """Inputs of the stars of each instrument of the checkpoint, with requests for its labels."""
     found = {}
     for name, rows in instruments().items():
         if tokenizer.basis is not None and not tokenizer.basis.rung_for(np.asarray(rows[0]["wavelength"], np.float64)):
@@ -138,24 +138,24 @@ def n_integers(model: torch.nn.Module) -> int:
 
 
 def megabytes(model: torch.nn.Module) -> float:
-    """Of all weights and constants."""
+    """Megabytes of all weights and constants."""
     tensors = [part for tensor in (*model.parameters(), *model.buffers()) for part in parts(tensor)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
 
 
 def ways(folder: Path, given: Batches, device: str, offload: Path) -> Iterator[tuple[str, Any]]:
     """
-    Name, and model with answers of each way to run a checkpoint, or why there is none, the first in float32.
+    Name, and model with predictions, for each way to run a checkpoint, or why it is missing; the first is float32.
 
     Parameters
     ----------
     folder : path
-        Of the checkpoint.
+        Folder of the checkpoint.
     given : mapping of str to inputs
         By instrument.
     device : str
     offload : path
-        Where weights go that are not kept in memory.
+        Folder for weights that are not kept in memory.
     """
 
     def load(**how: Any) -> Any:
@@ -173,7 +173,7 @@ def ways(folder: Path, given: Batches, device: str, offload: Path) -> Iterator[t
             yield f"autocast {name}", (whole, answers(whole, given))
     model = load(device_map={"": "disk"}, offload_folder=offload / "all")
     yield "all weights on the disk", (model, answers(model, given))
-    # Room for a part of the weights: the rest goes to the disk.
+    # Memory for a part of the weights: the rest is put on disk.
     size = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
     room = {0: size // 2, "cpu": 0} if device == "cuda" else {"cpu": size // 2}
     model = load(device_map="auto", max_memory=room, offload_folder=offload / "some")
@@ -192,7 +192,7 @@ def ways(folder: Path, given: Batches, device: str, offload: Path) -> Iterator[t
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the libraries say of each layer, and of a model without any."""
+    """Silence the messages of the libraries about single layers."""
     import logging
     import warnings
 
@@ -218,7 +218,7 @@ def table(folder: Path, tokenizer: SpectraFMTokenizer, device: str = "cpu") -> l
     -------
     list of dict
         `way`; `sigma` and `errors`, each the largest change by instrument; `integers`, layers with integer weights;
-        `megabytes` of the weights. Or `way` and `why` there is no answer.
+        `megabytes` of the weights. Or `way` and `why` it is missing.
     """
     reference = SpectraFMForPrediction.from_pretrained(folder).eval().to(device)  # type: ignore[arg-type]
     given = batches(reference, tokenizer, device)
@@ -286,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default=BASE_CHECKPOINT, metavar="CHECKPOINT", help="a bundled one, or a folder")
     parser.add_argument("--published", action="store_true", help="a small model of the published architecture instead")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the figures as JSON as well")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the figures")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: expected a GPU that this torch can use, got none")

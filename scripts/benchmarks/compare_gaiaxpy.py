@@ -1,17 +1,16 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Coefficients of Gaia XP spectra beside GaiaXPy: whether flux and error are equal, and how long each takes.
+"""Compare spectra from Gaia XP coefficients with GaiaXPy: flux, errors and speed.
 
     python scripts/benchmarks/compare_gaiaxpy.py XP_CONTINUOUS_RAW.fits --output docs/gaia.md       # 20,000 stars
     python scripts/benchmarks/compare_gaiaxpy.py XP_CONTINUOUS_RAW.fits --stars 500                 # a try
 
-The file is that of GaiaXPy's own tests (any other from the archive will do). Its sources, with both bands and without
-BP or RP, are written in every format that is read, and compared with `gaiaxpy.calibrate`. Then so many stars are made
-of them, whose numbers all differ and have as many digits. `gaiaxpy.calibrate` alone and all of this package, from the
-file to a table of labels, take turns, each in a process of its own with one thread: the time that the processor spends
-from the first byte to the last, without imports and loading the model, which other programs on the machine change
-little, and the greatest resident memory. GaiaXPy reads no .csv.gz: it gets the file uncompressed. Files of a survey are
-shared by as many processes as there are cores, so that two cores do twice as much; `calibrate` uses one.
+The file is from the tests of GaiaXPy (any other from the archive works). Its sources, with both bands and without BP or
+RP, are written in every format and compared with `gaiaxpy.calibrate`. For the speed, `--stars` stars with different
+numbers of as many digits are made from them. `gaiaxpy.calibrate` alone, and this package from the file to a table of
+labels, run in turn, each in a new process with one thread. Measured are CPU time (without imports and loading the
+model), which other programs affect little, and peak resident memory. GaiaXPy cannot read .csv.gz and gets uncompressed
+files. It uses one core; in a survey this package runs one process on each core.
 """
 
 from __future__ import annotations
@@ -51,9 +50,9 @@ MODEL = "spectrafm-base"
 ALL_STARS = 220_000_000
 FORMATS = ("csv", "ecsv", "csv.gz", "fits", "xml", "parquet")
 TIMED = ("csv.gz", "fits", "parquet")
-#: What `gaiaxpy.calibrate` reads, of the same stars.
+#: Format of the same stars for `gaiaxpy.calibrate`.
 FOR_GAIAXPY = {"csv.gz": "csv", "fits": "fits"}
-DRAWN = 500  # stars at once
+DRAWN = 500  # stars per batch
 CORES = 2
 
 
@@ -67,12 +66,12 @@ def sources(path: Path) -> list[Row]:
 
 
 def without(row: Row, band: str) -> Row:
-    """A source that Gaia has no spectrum of in one band."""
+    """A source without a spectrum in one band."""
     return {name: None if name.startswith(f"{band}_") else value for name, value in row.items()}
 
 
 def drawn(rows: list[Row], n: int, seed: int = 0) -> Iterator[Row]:
-    """Stars like these, each with numbers of its own; correlations shrink, as not all others can be those of noise."""
+    """Stars like these with different numbers; correlations are reduced, so that the matrices stay valid."""
     generator = np.random.default_rng(seed)
     for i in range(n):
         star = dict(rows[i % len(rows)], source_id=int(rows[i % len(rows)]["source_id"]) + i)
@@ -200,7 +199,7 @@ def equality(rows: list[Row], folder: Path) -> list[dict[str, Any]]:
 
 
 def timed(what: str, path: Path) -> dict[str, float]:
-    """In this process: how long it takes, and how much memory."""
+    """Time and memory in this process."""
     if what == "calibrate":
         from gaiaxpy import calibrate
 
@@ -244,7 +243,7 @@ def measured(what: str, path: Path) -> dict[str, Any]:
 
 
 def speed(folder: Path, formats: list[str], rounds: int) -> list[dict[str, Any]]:
-    """All in turn, the best round of each."""
+    """Run all in turn; the best round of each."""
     own = {format: FOR_GAIAXPY.get(format, "fits") for format in formats}  # that GaiaXPy reads
     runs = [("calibrate", format, format) for format in dict.fromkeys(own.values())]
     runs += [(what, format, format) for format in formats for what in ("read", "labels")]
@@ -276,21 +275,20 @@ def speed(folder: Path, formats: list[str], rounds: int) -> list[dict[str, Any]]
 # -------------------------------------------------------------------------------------------------------------- report
 
 INTRODUCTION = """\
-# Coefficients of Gaia XP spectra, beside GaiaXPy
+# Coefficients of Gaia XP spectra, compared with GaiaXPy
 
 Made by `python scripts/benchmarks/compare_gaiaxpy.py XP_CONTINUOUS_RAW.fits --output docs/gaia.md` with
 GaiaXPy {version}.
 
-Greatest relative differences from `gaiaxpy.calibrate`, on the sources of GaiaXPy's own tests, in every format that is
-read, with both bands and without one of them. Numbers are kept in single precision here.
+Largest relative differences from `gaiaxpy.calibrate`, for the sources in the tests of GaiaXPy, in every format, with
+both bands and without one of them. This package stores single precision.
 """
 SPEED = """\
-{stars:,} stars made of these sources, each with numbers of its own; what takes turns has a process of its own, with one
-thread. Speeds are of the time that the processor spends, without imports and loading the model, which other programs on
-the machine change little. GaiaXPy uses one core; the files of a survey are shared by as many processes as there are
-cores, so the speeds of this package are those of one process times {cores}. GaiaXPy reads no .csv.gz and no Parquet: it
-gets the first uncompressed, and the second is compared with FITS. Memory is the greatest that a process had, with
-Python and all libraries. Load of the machine at the start: {load:.1f}.
+{stars:,} stars with different numbers, made from these sources; each run in a new process with one thread. Speeds are
+per CPU time, without imports and loading the model. GaiaXPy uses one core; in a survey this package runs one process on
+each core, so its speeds are those of one process times {cores}. GaiaXPy cannot read .csv.gz and Parquet: it gets the
+first uncompressed, and the second is compared with FITS. Memory is the peak of a process with Python and all libraries.
+Load of the machine at the start: {load:.1f}.
 """
 
 
@@ -316,10 +314,10 @@ def main() -> int:
     parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("source", type=Path, help="FITS file of XP_CONTINUOUS_RAW spectra")
     parser.add_argument("--output", type=Path, help="a Markdown file; default: the terminal")
-    parser.add_argument("--json", type=Path, help="a file for all that was measured")
+    parser.add_argument("--json", type=Path, help="a file for all figures")
     parser.add_argument("--stars", type=int, default=20_000)
-    parser.add_argument("--formats", nargs="+", choices=TIMED, default=list(TIMED), help="that are timed")
-    parser.add_argument("--rounds", type=int, default=2, help="in each of which all take turns")
+    parser.add_argument("--formats", nargs="+", choices=TIMED, default=list(TIMED), help="formats that are timed")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds in which all run in turn (default: 2)")
     if sys.argv[1:2] == ["--timed"]:
         print(json.dumps(timed(sys.argv[2], Path(sys.argv[3]))))
         return 0

@@ -102,7 +102,7 @@ def page(name: str) -> str:
     parts = [
         f"# {title}",
         " ".join(instrument.description.split()),
-        f"`spectrafm-base` answers for it, as `spectrafm predict FILES` does. {low:,.0f} to {high:,.0f} Å in vacuum.",
+        f"`spectrafm predict FILES` predicts it with `spectrafm-base`, from {low:,.0f} to {high:,.0f} Å in vacuum.",
     ]
     parts += [REMARKS[name]] if name in REMARKS else []
     if known:
@@ -113,7 +113,7 @@ def page(name: str) -> str:
         ]
         parts.append("\n".join(table))
     parts += [f"![A star and its best-fit spectrum](../pictures/{name}.png)"]
-    parts += [f"Synthetic stars of it: `spectrafm data synthetic --instrument {name} --n 1000`.", "## How good"]
+    parts += [f"Synthetic stars of it: `spectrafm data synthetic --instrument {name} --n 1000`.", "## Accuracy"]
     for evaluation, start in evaluations.items():
         text = "\n".join(rows_of(evaluation, start)).strip()
         parts.append(re.sub(r"\n{3,}", "\n\n", text))

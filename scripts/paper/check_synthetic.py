@@ -1,15 +1,15 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-How real the synthetic spectra are: the bundled emulators against observed stars, and against the synthesis.
+Realism of synthetic spectra: the bundled emulators compared with observed stars and with the synthesis.
 
     python scripts/paper/check_synthetic.py [PART ...] --out DIR [--card]
 
 Parts: apogee (two DR17 stars), gaia-xp and miles (stars with published labels), loggf (the corrected oscillator
 strengths against the original ones) and derivatives (of the emulator against finite differences of the synthesis);
-all if none is named. The last two run Turbospectrum, loggf after apogee. DIR gets pictures and synthetic-realism.json,
-where what earlier runs found of other parts stays. --card writes model_cards/synthetic-realism.md from that file
-and from synthetic-realism.remarks.md.
+all by default. The last two run Turbospectrum; loggf needs the result of apogee. DIR gets pictures and
+synthetic-realism.json, which keeps the results of earlier runs of other parts. --card writes
+model_cards/synthetic-realism.md from that file and from synthetic-realism.remarks.md.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def continuum(flux: Array, model: Array, valid: Array, pieces: Sequence[slice], 
 
 
 def fit_reddened(flux: Array, model: Callable[[float], Array], curve: Array, fit_teff: bool) -> tuple[Array, Array]:
-    """Fit A(V), a factor and, if asked for, a change of Teff; returns (A(V), change in K) and flux / model - 1."""
+    """Fit A(V), a factor and optionally a change of Teff; returns (A(V), change in K) and flux / model - 1."""
 
     def residual(x):
         ratio = flux / (model(100 * x[1] if fit_teff else 0.0) * 10 ** (-0.4 * x[0] * curve))
@@ -141,8 +141,8 @@ def fit_labels(emulator: SpectrumEmulator, star: Star, offset: Array | float = 0
     """
     Labels of the synthetic spectrum nearest to an observed one, with velocity, broadening and continuum.
 
-    All pixels count alike, whatever their error: models deviate by more than noise. `offset` is added to the spectra
-    of the emulator.
+    All pixels have the same weight, because models deviate by more than noise. `offset` is added to the spectra of the
+    emulator.
     """
     low = np.array([*emulator.config.label_minimum, -20, 0.0])
     span = np.array([*emulator.config.label_maximum, 20, 15.0]) - low
@@ -365,7 +365,7 @@ def check_loggf(out: Path, results: dict[str, Any]) -> dict[str, Any]:
             synthesised = apstar(synthesizer.synthesize(dict(zip(names, x[:-2].tolist(), strict=True)))).flux
             with torch.no_grad():
                 emulated = emulator(torch.from_numpy(x[None, :-2]))[0][0].double().numpy()
-            # Each gets labels of its own; the emulator says how spectra change with them.
+            # Labels are fitted for each, with derivatives of the emulator.
             fit = fit_labels(emulator, star, synthesised - emulated, x)
             apart = (synthesised - emulated)[star.valid].std()
             figures = [*fit.figures(star.valid)[:3], float(apart)]

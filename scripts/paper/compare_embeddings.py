@@ -1,18 +1,18 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Which vector of a spectrum has the most similar stars for neighbours, also where the spectrum has holes.
+Compare embeddings of spectra by the labels of nearest neighbours, for complete spectra and for spectra with holes.
 
     python scripts/paper/compare_embeddings.py gaia-xp --split validation --labels teff logg fe_h alpha_m
     python scripts/paper/compare_embeddings.py synthetic-apogee --labels teff logg fe_h mg_fe c_fe n_fe
 
-For each vector stands how far the five nearest stars of the data set are in labels, as a share of how far random ones
-are (`label_distance`), and the scatter (1.4826 MAD) of the differences in each label. `holes` is the same for stars of
-which a fifth of the range and 30 percent of the other pixels are masked, among the others as they are. The vectors:
+For each embedding the table has the label distance of the five nearest stars of the data set relative to that of random
+stars (`label_distance`), and the scatter (1.4826 MAD) of the differences in each label. `holes` is the same for queries
+with a fifth of the range and 30 percent of the other pixels masked. The embeddings:
 
 - `states`: the mean of the states of the members, which `spectrafm embed` writes;
-- `amplitudes`: those of the components of stars, in units of their spread;
-- `labels`: what the network answers, in units of the scale of each label;
+- `amplitudes`: amplitudes of the components of stars, in units of their spread;
+- `labels`: predictions of the network, in units of the scale of each label;
 - `pixels`: 30 principal components of the flux over its median, of these stars; masked pixels are at the median star.
 """
 
@@ -90,7 +90,7 @@ def fluxes(rows: Rows) -> Array:
 
 
 def main() -> int:
-    parser = Parser(description="Which vector of a spectrum has the most similar stars for neighbours.")
+    parser = Parser(description="Compare embeddings of spectra by the labels of nearest neighbours.")
     parser.add_argument("input", type=Path, nargs="+", metavar="INPUT", help="a data set with labels, on one grid")
     parser.add_argument("--split")
     parser.add_argument("--labels", nargs="+", required=True, metavar="LABEL")

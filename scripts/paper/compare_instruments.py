@@ -1,15 +1,14 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Whether one star seen through two instruments gets the same labels, within their errors.
+"""Compare the predicted labels of one star through two instruments with their errors.
 
     spectrafm data miles --out miles
     python scripts/paper/compare_instruments.py --miles miles --output instruments.md
 
-Observed: stars that MILES and STELIB share; STELIB lies in the package that MILES comes from. With `--files`, two
-halves of one spectrum of X-shooter; and stars of MILES behind more dust. Synthetic: the same stars through Gaia XP,
-LAMOST, SDSS, DESI, GALAH, Gaia RVS and APOGEE in turn, as their files of `resources/instruments` have them. Those of
-the optical look as observed stars do, which is what the model was made for: the mean difference that training stars of
-MILES have from synthetic ones of their labels is added, and what varies from star to star, the same in all of them.
-Without `--miles` they are purely synthetic.
+Observed: stars in both MILES and STELIB (which is in the same package as MILES); with `--files`, two halves of an
+X-shooter spectrum; and stars of MILES with additional extinction. Synthetic: the same stars through Gaia XP, LAMOST,
+SDSS, DESI, GALAH, Gaia RVS and APOGEE (`resources/instruments`). Synthetic optical spectra get the residuals of
+observed training stars of MILES, for which the model was trained: the mean, and a variable part that is the same for
+all instruments. Without `--miles` they are purely synthetic.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from spectrafm_hf.synthesis.synthetic import load_emulator
 
 Array = NDArray[Any]
 SNR = 100.0
-EXCESSES, R_V = (0.3, 1.0), 3.1  # of dust that is put before stars of MILES
+EXCESSES, R_V = (0.3, 1.0), 3.1  # E(B-V) of additional extinction of stars of MILES
 
 
 def rows_of(instrument: Instrument, seen: Mapping[str, Array], **others: Any) -> list[dict[str, Any]]:
@@ -64,7 +63,7 @@ def with_noise(clean: Array, generator: np.random.Generator) -> dict[str, Array]
 
 
 def drawn_labels(n: int, generator: np.random.Generator) -> dict[str, Array]:
-    """Labels (n,) each that the emulators of all instruments cover."""
+    """Labels, (n,) each, within the grids of the emulators of all instruments."""
     emulators = [load_emulator(name).eval() for name in ("emulator-optical", "emulator-hband")]
 
     def covered(stars: Mapping[str, Array]) -> NDArray[np.bool_]:
@@ -93,7 +92,7 @@ def optical_stars(
 
 
 def other_stars(name: str, labels: dict[str, Array], seed: int) -> list[dict[str, Any]]:
-    """Rows of the same stars, purely synthetic, through an instrument beside those of the optical."""
+    """Rows of the same stars, purely synthetic, through an instrument outside the optical."""
     instrument = Instrument.load(name)
     emulator, generator = load_emulator(instrument.emulator).eval(), np.random.default_rng(seed)
     own = {label: labels[label] for label in emulator.config.label_names}
@@ -107,7 +106,7 @@ def other_stars(name: str, labels: dict[str, Array], seed: int) -> list[dict[str
 
 
 def reddened(rows: Sequence[dict[str, Any]], colour_excess: float) -> list[dict[str, Any]]:
-    """Rows behind dust of this E(B-V) in magnitudes, R(V) = 3.1."""
+    """Rows with additional extinction of this E(B-V) in magnitudes, R(V) = 3.1."""
     found = []
     for row in rows:
         curve = extinction_curve(np.asarray(row["wavelength"], float))
@@ -141,7 +140,7 @@ def comparison(names: str, one: tuple[Array, Array], other: tuple[Array, Array])
 
 
 def flags_of(name: str, blue: tuple[Array, Array, Array], red: tuple[Array, Array, Array]) -> str:
-    """What the flags of two halves say, beside their T_eff."""
+    """T_eff and flags of two halves."""
     parts = [
         f"{half} half {found[0, 0]:.0f} K, {flags[0]}" for half, (found, _, flags) in (("blue", blue), ("red", red))
     ]
@@ -178,8 +177,8 @@ def synthetic_lines(model: Any, tokenizer: Any, like: LikeObserved | None, n: in
 def report(arguments: argparse.Namespace) -> str:
     model, tokenizer = load_checkpoint(arguments.model)
     lines = [
-        f"Answers of {arguments.model} for one star through two instruments, {TEFF[0]:g}-{TEFF[1]:g} K: scatter "
-        "(1.4826 MAD) and median of the differences; robust z: 1.4826 times the median of their size over both errors.",
+        f"Predictions of {arguments.model} for one star through two instruments, {TEFF[0]:g}-{TEFF[1]:g} K: scatter "
+        "(1.4826 MAD) and median of the differences; robust z: 1.4826 median of |difference| / combined error.",
         "",
         "| instruments | n | label | scatter | median | robust z |",
         "|---|---|---|---|---|---|",
@@ -204,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="compare_instruments.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="spectrafm-base", help="a bundled checkpoint, or a folder")
     parser.add_argument("--miles", type=Path, metavar="DIR", help="made by `spectrafm data miles`")
-    parser.add_argument("--files", type=Path, metavar="DIR", help="observed spectra, one of X-shooter among them")
+    parser.add_argument("--files", type=Path, metavar="DIR", help="observed spectra, including one of X-shooter")
     parser.add_argument("--stars", type=int, default=100, help="synthetic ones")
     add_output(parser)
     arguments = parser.parse_args(argv)

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Train the published architecture from scratch, and compare it with a checkpoint on stars that neither has learnt from.
+Train the published architecture from scratch, and compare it with a checkpoint on stars held out from both.
 
     python scripts/paper/compare_original.py scripts/recipes/original-synthetic.yaml \
         scripts/recipes/original-synthetic.csv
 
 The recipe is trained as by `train.py`, from weights drawn as the published program draws them, and its curves.csv gets
-a column `cpu_seconds`. Then a spectrum is read as that program reads it: its pixels, shuffled, in windows of as many as
-the tokenizer keeps, of whose answers the mean counts. The figures are 1.4826 MAD on validation stars of 3,500-6,500 K
-of the one source. What is trained already is left as it is, and an interrupted training goes on.
+a column `cpu_seconds`. Spectra are read as by that program: shuffled pixels in windows of `max_length`, whose
+predictions are averaged. The figures are 1.4826 MAD on validation stars of 3,500-6,500 K of the one source. A finished
+training is not repeated, an interrupted one is resumed.
 """
 
 import csv
@@ -59,7 +59,7 @@ def initialise(model: nn.Module) -> None:
 
 
 class Start(TrainerCallback):
-    """The published weights to begin with, and the seconds of the processor since."""
+    """Initialise as in the published program, and record CPU seconds."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step == 0:
@@ -87,7 +87,7 @@ def windows(columns: Mapping[str, NDArray[Any]], size: int, seed: int = 0) -> It
 
 
 def answers(name: str | Path, columns: Mapping[str, NDArray[Any]], labels: list[str], size: int) -> NDArray[Any]:
-    """What a checkpoint says of each window, (stars, windows, labels)."""
+    """Predictions of a checkpoint for each window, (stars, windows, labels)."""
     model, tokenizer = load_checkpoint(str(name))
     stars = tqdm(windows(columns, size), total=len(columns["flux"]), delay=2)
     found = predict_batches(model, tokenizer, stars, labels)

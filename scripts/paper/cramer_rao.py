@@ -1,15 +1,15 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-The Cramer-Rao bound of stellar labels for any instrument, and how far a checkpoint is from it.
+The Cramer-Rao bound of stellar labels for any instrument, and comparison of a checkpoint with it.
 
     python scripts/paper/cramer_rao.py --instrument apogee --snr 50 100 200
     python scripts/paper/cramer_rao.py --instrument my.yaml --range 15860 16430         # only these pixels
     python scripts/paper/cramer_rao.py --instrument apogee --model spectrafm-base --stars 1000 --output bound.json
 
-No unbiased estimate scatters less than the bound; `spectrafm_hf.synthesis.bounds` says what counts as unknown. The
-stars are synthetic and held out: no training has drawn them, whatever its seed. Use another `--seed` for final figures
-than during development. With `--model`, the checkpoint predicts the same stars with noise, and the table has
+No unbiased estimate has a smaller scatter; see `spectrafm_hf.synthesis.bounds` for the unknown parameters. The stars
+are synthetic and held out: no training draws them, whatever its seed. Use another `--seed` for final figures than
+during development. With `--model`, the checkpoint predicts the same stars with noise, and the table has
 
 - `bound`: median over the stars of the bound of one star;
 - `scatter`: 1.4826 MAD of predicted - true; `bias`: the median of predicted - true;
@@ -18,7 +18,7 @@ than during development. With `--model`, the checkpoint predicts the same stars 
   where bounds differ from star to star ([N/Fe]: a fifth), so that a perfect model has a `ratio` below 1;
 - `error/sigma`: 1.4826 median of |predicted - true| / error, 1 where errors are right.
 
-A model that knows how labels are distributed can be better than the bound where the spectrum says little.
+A model that has learnt the distribution of labels can be better than the bound if the spectrum has little information.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def number(name: str, value: float, sign: str = "") -> str:
-    """No more decimals than a label has: of a temperature one."""
+    """Format with suitable decimals: one for temperatures."""
     return f"{value:{sign}.{1 if name == 'teff' else 4}f}"
 
 

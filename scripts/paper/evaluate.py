@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Compare a checkpoint with classical models on stars that none of them was fitted to, in one command.
+"""Compare a checkpoint with classical models on stars held out from all of them.
 
     python scripts/paper/evaluate.py                      # the final table: test stars of Gaia XP x APOGEE
     python scripts/paper/evaluate.py --split validation   # during development
@@ -8,9 +8,9 @@
 
 The baselines, one of them an MLP on the tokens of the checkpoint, are refitted to the training stars with the settings
 in scripts/recipes/baselines-gaia-xp.json, which `--tune` chose on validation stars; it holds everything that was tried.
-The factors that make the errors of the baselines honest (`Baseline.calibrate`) come from validation stars too. Test
-stars are read for the tables only. With baselines there is one more, without stars whose T_eff label contradicts their
-colours (`contradicts_colour`).
+The errors of the baselines are calibrated on validation stars too (`Baseline.calibrate`). Test stars are only read for
+the tables. With baselines there is another table, without stars whose T_eff label contradicts their colours
+(`contradicts_colour`).
 """
 
 import argparse
@@ -60,7 +60,7 @@ SPLIT_RULE = "(gaia_source_id // 128) % 10: 0 test, 1 validation, else train"
 MAIN = "3500 K < teff < 6500 K"
 AGREEING = f"{MAIN}, label and colours agree"
 N_BANDS = 6  # of as many pixels each, for colours
-TOKENS = "spectrafm-base"  # whose tokens the MLP sees where the checkpoint has none
+TOKENS = "spectrafm-base"  # source of the tokens for the MLP if the checkpoint has none
 CONTRADICTION = 5.0  # sigma of 5040 K / T_eff
 # A coordinate search for each baseline: from the first settings, each line in turn tries other values of one of them
 # and keeps the best. `train_teff` and `train_min_snr` choose training stars, the rest are arguments of the class.
@@ -192,7 +192,7 @@ class Stars:
         return self.spectra.labels[:, self.label_names.index(name)]
 
     def selections(self) -> dict[str, NDArray[np.bool_]]:
-        """What each table is about."""
+        """Selections of stars, by the title of their table."""
         teff, fe_h = self.label("teff"), self.label("fe_h")
         return {
             MAIN: (teff > 3500) & (teff < 6500),
@@ -202,7 +202,7 @@ class Stars:
 
 
 def basis_of(model_name: str) -> SpectrumBasis:
-    """Of the tokenizer of a checkpoint; of `TOKENS` where a checkpoint has none, or there is no checkpoint."""
+    """Basis of the tokenizer of a checkpoint, or of `TOKENS` if it has none or there is no checkpoint."""
     names = [name for name in (model_name, TOKENS) if name != "none"]
     folders = (bundled(name) if name in bundled_names() else name for name in names)
     found = (SpectraFMTokenizer.from_pretrained(folder).basis for folder in folders)
@@ -210,7 +210,7 @@ def basis_of(model_name: str) -> SpectrumBasis:
 
 
 def as_tokens(stars: Stars, basis: SpectrumBasis) -> Stars:
-    """The same stars with coefficients of the intervals for pixels, and what is not known of them for errors."""
+    """The same stars with coefficients of the intervals as pixels, and their missing information as errors."""
     spectra = stars.spectra
     good = np.isfinite(spectra.flux) & (spectra.flux_error > 0)
     flux, error = np.where(good, spectra.flux, 0.0), np.where(good, spectra.flux_error, 1.0)
@@ -227,11 +227,11 @@ def as_tokens(stars: Stars, basis: SpectrumBasis) -> Stars:
 
 def contradicts_colour(stars: Stars, train: Stars) -> NDArray[np.bool_]:
     """
-    Stars (stars,) whose label T_eff is far from what their colours say.
+    Stars (stars,) whose label T_eff is far from that of their colours.
 
     5040 K / T_eff is fitted to training stars of the main table as a quadratic function of the `N_BANDS` - 1 colours
-    between neighbouring bands of their own spectra, without those beyond 3 sigma; several colours tell dust from
-    temperature. Far is beyond `CONTRADICTION` times the robust scatter of the training stars.
+    between neighbouring bands of their own spectra, without those beyond 3 sigma; several colours separate extinction
+    from temperature. Far is beyond `CONTRADICTION` times the robust scatter of the training stars.
     """
 
     def terms(some: Stars) -> NDArray[Any]:
@@ -307,7 +307,7 @@ def fit_baseline(name: str, settings: Mapping[str, Any], train: Stars, validatio
 
 
 def tune(names: Sequence[str], basis: SpectrumBasis | None, train: Stars, validation: Stars, recipe_file: Path) -> None:
-    """Search the settings on validation stars. Each fit is written down at once; what is there is not done again."""
+    """Search the settings on validation stars. Each fit is saved at once and not repeated."""
     main = validation.selections()[MAIN]
     labels = validation.spectra[main].labels
     spread = [robust_scatter(column[np.isfinite(column)]) for column in labels.T]

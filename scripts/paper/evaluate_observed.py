@@ -1,15 +1,15 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-r"""Labels of observed stars on the grids of their own instruments, against what is published of them.
+r"""Compare predicted labels of observed stars, on the grids of their instruments, with published ones.
 
     spectrafm data miles --out miles
     python scripts/paper/evaluate_observed.py --miles miles --lamost lamost_dr1_labelled.npz --files FOLDER \
         --synthetic 3000 --output observed.md
 
 The stars of LAMOST come from a file of arrays: `wavelength` (pixels,), `flux` and `flux_error` (stars, pixels), and
-`labels` (stars, 3). Beside the model: ridge regression on the pixels of the same stars, in ten folds, and with
-`--synthetic` two networks that are trained on so many synthetic stars (`synthetic_rivals.py`). Beside MILES: the same
-stars with the air, with waves and noise, and a resolving power that is 20 % lower than it is said to be; and stars of
-STELIB. Of FOLDER, files of stars whose labels are published (`observed_samples.py`).
+`labels` (stars, 3). Baselines: ridge regression on the pixels of the same stars, in ten folds, and with `--synthetic`
+two networks trained on this number of synthetic stars (`synthetic_rivals.py`). Other samples: stars of MILES with
+telluric lines, continuum waves, noise, and a resolving power 20 % below the stated one; stars of STELIB; and files in
+FOLDER of stars with published labels (`observed_samples.py`).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from spectrafm_hf.training.baselines import RidgeBaseline
 
 Array = NDArray[Any]
 FOLDS = 10
-#: Of stars that are spoilt: resolving power, waves of the calibration, and bands of the air (first and last wavelength
-#: in Angstrom, mean depth).
+#: Degradation: resolving power, amplitude of continuum waves, and telluric bands (first and last wavelength in
+#: Angstrom, mean depth).
 POWER_SEEN, WAVES = 1_440.0, 0.015
 AIR = (
     (6_278.0, 6_325.0, 0.04),
@@ -49,7 +49,7 @@ PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 def spoilt(rows: Sequence[dict[str, Any]], seed: int = 1) -> list[dict[str, Any]]:
-    """Stars of MILES as an instrument like LAMOST would see them that is said to have a resolving power too high."""
+    """Stars of MILES as seen by an instrument like LAMOST with an overstated resolving power."""
     generator = np.random.default_rng(seed)
     found = []
     for row in rows:
@@ -97,7 +97,7 @@ def answers(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> tuple
 
 
 def ridge_in_folds(rows: Sequence[dict[str, Any]], labels: Array, seed: int = 0) -> Array:
-    """What ridge regression on the other folds says of each star (stars, 3); its penalty is chosen inside of those."""
+    """Predictions of ridge regression on the other folds (stars, 3); the penalty is chosen within those."""
     flux = np.stack([np.where(row["mask"], np.nan, row["flux"]) for row in rows])
     level = np.nanmedian(flux, axis=1, keepdims=True)
     flux = np.nan_to_num(flux / level, nan=1.0)
@@ -142,7 +142,7 @@ def report(arguments: argparse.Namespace) -> str:
     model, tokenizer = load_checkpoint(arguments.model)
     lines = [
         f"Stars of {TEFF[0]:g}-{TEFF[1]:g} K by their published labels; scatter: 1.4826 MAD; bias: median; r: "
-        "correlation; error/sigma: 1.4826 times the median of the absolute error over sigma, labels taken for exact.",
+        "correlation; error/sigma: 1.4826 median of |error| / sigma, with published labels as exact.",
         "",
         "| stars | n | label | scatter | bias | r | error/sigma |",
         "|---|---|---|---|---|---|---|",
@@ -181,8 +181,8 @@ def report(arguments: argparse.Namespace) -> str:
 
 
 def stars_of_files(model: Any, tokenizer: Any, folders: Sequence[Path]) -> Iterator[str]:
-    """A table of single stars: what is published, what is answered."""
-    yield "| file | star | published (Teff, log g, [Fe/H]) | answered | flags | source |"
+    """A table of single stars: published and predicted labels."""
+    yield "| file | star | published (Teff, log g, [Fe/H]) | predicted | flags | source |"
     yield "|---|---|---|---|---|---|"
     for known, row in zip(*published_files(folders), strict=True):
         found, errors, flags = answers(model, tokenizer, [row])
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="of MILES")
     parser.add_argument("--lamost", type=Path, metavar="FILE", help="arrays of labelled stars of LAMOST")
     parser.add_argument("--files", type=Path, nargs="+", metavar="DIR", help="files of stars with known labels")
-    parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="stars for networks beside the model")
+    parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="training stars of other networks")
     add_output(parser)
     arguments = parser.parse_args(argv)
     if not (arguments.miles or arguments.lamost):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-What a checkpoint answers when the same stars come on another grid, with pixels missing, or with faults.
+Predictions of a checkpoint for the same stars on other grids, with missing pixels, and with faults.
 
     python scripts/paper/evaluate_robustness.py --model spectrafm-base        # validation stars, during development
     python scripts/paper/evaluate_robustness.py --model NAME --split test --stars 10000 --output robustness.json
@@ -9,12 +9,12 @@ What a checkpoint answers when the same stars come on another grid, with pixels 
 
 Two kinds of input:
 
-- `gaia-xp`: observed stars of Gaia XP with labels of APOGEE, 3,500 K < teff < 6,500 K, of the split that is named.
+- `gaia-xp`: observed stars of Gaia XP with labels of APOGEE, 3,500 K < teff < 6,500 K, of the chosen split.
 - `apogee`: synthetic stars of the H band emulator, 4,000 K < teff < 6,000 K, [Fe/H] > -1, with the noise of the
-  instrument `apogee`. No training has drawn them. Validation and test stars are different ones here, too.
+  instrument `apogee`. No training draws them. Validation and test stars differ here, too.
 
 By default, the kinds in the training range of the checkpoint are evaluated. Each row of the table is one change.
-Every star gets its own (its own masked pixels, say), and one seed always gives the same ones.
+It differs from star to star (such as the masked pixels), and is the same for the same seed.
 
 How spectra get onto another grid:
 
@@ -23,7 +23,7 @@ How spectra get onto another grid:
   variances are multiplied with its square. The errors ignore correlations, as files of real instruments do: new pixels
   that are narrower than the old ones share noise. A new pixel that overlaps a masked one is masked.
 - Synthetic spectra are made on the new grid, with the line spread function of APOGEE and independent noise. The error
-  is proportional to 1 / sqrt(width of a pixel), so that no grid holds more information than another. Each detector
+  is proportional to 1 / sqrt(width of a pixel), so that all grids have the same information. Each detector
   has its own grid; pixels between detectors are absent unless a row says otherwise.
 
 Figures of each label:
@@ -32,8 +32,8 @@ Figures of each label:
 - error/sigma: 1.4826 median of |predicted - true| / error, 1 where errors are right. Errors of catalogue labels are
   added in quadrature;
 - the scatter over that of the first row;
-- in brackets, what the lost pixels explain of that: the ratio of the Cramer-Rao bounds (median over some stars, see
-  `spectrafm_hf.synthesis.bounds`). Rows with faults that take nothing away have none.
+- in brackets, the ratio expected from the lost pixels: that of the Cramer-Rao bounds (median over some stars, see
+  `spectrafm_hf.synthesis.bounds`). Rows with faults that remove no information have none.
 
 For these bounds, abundances and microturbulence have the spread of the stars as a prior, and wild pixels count as lost.
 Noise counts as independent; regridded spectra get errors that hold as much information as before. The bounds of Gaia XP
@@ -99,8 +99,8 @@ class Spectra(NamedTuple):
     """
     Some stars, each with as many pixels; masks are True for bad pixels.
 
-    `jacobian` holds the derivatives of the flux of the first stars, (some stars, parameters, pixels): what is done to
-    the flux is done to them, so that the bound of a changed spectrum follows.
+    `jacobian` has the derivatives of the flux of the first stars, (some stars, parameters, pixels). Changes of the flux
+    are also applied to them, for the bound of a changed spectrum.
     """
 
     wavelength: Array  # (stars, pixels) Angstrom, vacuum
@@ -269,7 +269,7 @@ def same(spectra: Spectra, generator: np.random.Generator) -> Spectra:
     return spectra
 
 
-#: The spectra of a row, and those with derivatives that its bound follows from: None where nothing is lost but trust.
+#: The spectra of a row, and those with derivatives for its bound; None if no information is lost.
 Row = tuple[Spectra, Spectra | None]
 
 
@@ -348,7 +348,7 @@ def synthetic_xp(snr: Array, seed: int, part: int) -> tuple[Spectra, tuple[str, 
 
 
 def priors(emulator: Any, table: Array) -> dict[str, float]:
-    """Spread of all labels but the first three, which the spectrum has to tell."""
+    """Spread of all labels except the first three, which have no prior."""
     return dict(zip(emulator.config.label_names[3:], table.std(axis=0)[3:].tolist(), strict=True))
 
 
@@ -411,9 +411,9 @@ class ApogeeStars:
         detectors : sequence of arrays
             Wavelengths that the table states.
         number : int
-            Of the row, for its noise.
+            Number of the row, for its noise.
         seen_at : sequence of arrays, optional
-            Wavelengths, in vacuum and at rest, of what these pixels really saw.
+            True wavelengths of these pixels, in vacuum and at rest.
         """
         instrument = dataclasses.replace(self.instrument, detectors=tuple(seen_at or detectors), _responses={})
         clean, slopes = self._observe(instrument)
@@ -496,7 +496,7 @@ def apogee(arguments: argparse.Namespace) -> Kind:
 
 
 class Checkpoint:
-    """A model as a user has it, flags included."""
+    """A model with its flags."""
 
     def __init__(self, name: str) -> None:
         self.model, self.tokenizer = load_checkpoint(name)
@@ -506,7 +506,7 @@ class Checkpoint:
             self.model.cuda()  # type: ignore[call-arg]  # transformers wraps it without its types
 
     def labels(self, asked: Sequence[str] | None) -> list[str]:
-        """What is asked for, or what the checkpoint answers if nothing is; `ValueError` for what it does not know."""
+        """The requested labels, by default those of the checkpoint; raises ValueError for unknown ones."""
         labels = list(asked or self.tokenizer.requests or self.tokenizer.label_names)
         self.tokenizer.label_ids(labels)
         return labels
@@ -637,7 +637,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """What is printed and written: for each kind of input the labels, three a table, then the flags."""
+    """The printed text: for each kind of input tables of three labels, then of the flags."""
     lines = [f"`{report['command']}`", ""]
     lines += ["Each cell: scatter (bias; error/sigma) scatter over that of the first row [the same of the bound].", ""]
     errors = [
@@ -679,7 +679,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0, or 2 for bad input (one line on stderr)."""
     parser = Parser(
         prog="evaluate_robustness.py",
-        description="What a checkpoint answers on other grids, with pixels missing, and with faults.",
+        description="Predictions of a checkpoint on other grids, with missing pixels, and with faults.",
     )
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_FOLDER")
     parser.add_argument("--inputs", nargs="+", choices=KINDS, help="default: those in the training range of the model")

@@ -1,21 +1,21 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-How good the spectra are that come out: of labels, of spectra with holes, of spectra in another range.
+Accuracy of predicted spectra: from labels, from spectra with holes, and from spectra in another range.
 
     python scripts/paper/evaluate_spectra.py --grids DIR --gaia-xp DIR --apogee apogee-demo \\
         --output spectrafm-base-spectra.md --pictures DIR
 
-DIR of --grids holds the grids that the emulators were fitted to, hband_grid_turbospectrum_marcs.npz and
-optical_grid_turbospectrum_marcs.npz, whose last 100 and 80 stars were held out. --gaia-xp is the data set of that name,
---apogee observed stars, such as `spectrafm data apogee-demo` has: that which fits best is drawn.
+DIR of --grids has the grids to which the emulators were fitted, hband_grid_turbospectrum_marcs.npz and
+optical_grid_turbospectrum_marcs.npz; their last 100 and 80 stars are held out. --gaia-xp is the data set of that name,
+--apogee observed stars, such as `spectrafm data apogee-demo`, of which the best fit is plotted.
 
 Error per pixel is the rms of (predicted - true) flux over the continuum, or over the mean flux of the star;
-error/sigma is its rms, each deviation counted as at most five sigma, and in brackets the robust one (1.4826 MAD). Of
-the held-out stars every other one is used; all of them have been looked at when constants were chosen (one factor of
-the errors in the optical, one guess in the H band), but those of Gaia XP are test stars. Rivals have the same stars:
-a Cannon (a quadratic polynomial of the labels for each pixel), and ridge regression, quadratic, from principal
-components of what is seen to those of what is asked for.
+error/sigma is its rms with deviations clipped at five sigma, and in brackets the robust one (1.4826 MAD). Every other
+held-out star is used. All of them were also used to choose constants (one factor of the errors in the optical, one
+guess in the H band), except for Gaia XP, where they are test stars. Baselines use the same stars: a Cannon (a quadratic
+polynomial of the labels for each pixel), and quadratic ridge regression from principal components of the observed
+pixels to those of the predicted pixels.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from spectrafm_hf.synthesis.synthetic import SyntheticStars
 Array = NDArray[Any]
 HELD_OUT = {"hband": 100, "optical": 80}
 SNR = 100.0
-#: Angstrom that are hidden.
+#: Ranges that are withheld, Angstrom.
 XP_HOLES = ((4000.0, 4800.0), (5200.0, 5800.0), (6300.0, 7300.0), (8000.0, 9200.0))
 H_HOLES = ((15600.0, 15800.0), (16200.0, 16800.0))
 TEFF = (3500.0, 6500.0)  # K, of the test stars of Gaia XP
@@ -106,7 +106,7 @@ def cannon(fitted: Grid, outputs: Array, labels: Array) -> Array:
 
 
 def by_components(seen: Array, hidden: Array, tested: Array) -> Array:
-    """What is hidden, from what is seen, by ridge regression between principal components, on training stars."""
+    """Predict withheld from observed pixels by ridge regression between principal components of training stars."""
     center, other = seen.mean(axis=0), hidden.mean(axis=0)
     directions = np.linalg.svd(seen - center, full_matrices=False)[2][:COMPONENTS]
     weights = (seen - center) @ directions.T
@@ -130,7 +130,7 @@ def by_components(seen: Array, hidden: Array, tested: Array) -> Array:
 
 
 def of_labels(grids: Path) -> list[str]:
-    lines = ["| labels in, spectrum out | stars | spectrafm: error; error/sigma | Cannon |", "|---|---|---|---|"]
+    lines = ["| spectrum from labels | stars | spectrafm: error; error/sigma | Cannon |", "|---|---|---|---|"]
     for name, emulator in (("hband", "emulator-hband"), ("optical", "emulator-optical")):
         grid = read_grid(grids / f"{name}_grid_turbospectrum_marcs.npz")
         fitted, held_out = grid[: -HELD_OUT[name]], grid[-HELD_OUT[name] :]
@@ -167,7 +167,7 @@ def of_labels(grids: Path) -> list[str]:
 
 
 def hband_stars(grids: Path, seed: int) -> tuple[Grid, list[dict[str, Any]], Array]:
-    """Held-out stars with noise, and which pixels are given."""
+    """Held-out stars with noise, and which pixels are observed."""
     held_out = read_grid(grids / "hband_grid_turbospectrum_marcs.npz")[-HELD_OUT["hband"] :]
     covered = SyntheticStars("apogee")._stars.emulator.covers(held_out.labels)
     covered &= np.arange(len(held_out)) % 2 == 1
@@ -196,7 +196,7 @@ def with_hole(rows: list[dict[str, Any]], low: float, high: float) -> tuple[list
 
 def of_holes(predictor: SpectrumPredictor, grids: Path, gaia_xp: Path) -> list[str]:
     lines = [
-        "| hole filled | stars | spectrafm: error; error/sigma | principal components | stated error of the data |",
+        "| filled hole | stars | spectrafm: error; error/sigma | principal components | stated error of the data |",
         "|---|---|---|---|---|",
     ]
     rows, flux, error = xp_stars(gaia_xp, "test", XP_TESTED)
@@ -227,7 +227,7 @@ def of_holes(predictor: SpectrumPredictor, grids: Path, gaia_xp: Path) -> list[s
     found = predictor.from_spectra(rows)
     truth = stars.flux[:, given].astype(float)
     lines.append(
-        f"| the same, what was seen, without noise | {len(rows)} | {figures(found.flux, truth, found.error)} | | "
+        f"| the same, observed pixels, denoised | {len(rows)} | {figures(found.flux, truth, found.error)} | | "
         f"{100 / SNR:.2f} % |"
     )
     return lines
@@ -328,7 +328,7 @@ def of_other_range(predictor: SpectrumPredictor, gaia_xp: Path) -> list[str]:
 def usable(
     predictor: SpectrumPredictor, rows: list[dict[str, Any]], wavelength: Any, power: float | None = None
 ) -> tuple[Array, Any]:
-    """Which stars have a spectrum elsewhere, as the emulator covers their labels, and these spectra."""
+    """Stars whose labels are within the grid of the emulator, and their spectra in another range."""
     assert predictor.model is not None and predictor.tokenizer is not None
     emulated = predictor._emulated(wavelength, power, True)
     names = [name for name in predictor.tokenizer.requests or [] if name in ("teff", "logg", "fe_h")]
@@ -385,7 +385,7 @@ def of_speed(predictor: SpectrumPredictor, grids: Path) -> list[str]:
         f"CPU time of one core, {len(rows)} H-band spectra of {given.sum():,} pixels at S/N {SNR:.0f}: {ours:.0f} best "
         f"fits a second (median chi^2 {chi2:,.0f}); scipy's least squares of the 14 labels of the same emulator, from "
         f"the median star: {scipy:.2f} a second (median chi^2 {np.median(costs):,.0f}), which is {ours / scipy:.0f} "
-        f"times slower. Of labels, {made:.0f} spectra a second with errors, {made / scipy:.0f} times as many."
+        f"times slower. From labels, {made:.0f} spectra a second with errors, {made / scipy:.0f} times as many."
     ]
 
 
@@ -432,8 +432,8 @@ def pictures(predictor: SpectrumPredictor, folder: Path, gaia_xp: Path, grids: P
 
 
 def draw_hole(axes, wavelength, flux, hole, grid, found, error, truth=None) -> None:
-    axes.plot(wavelength, np.where(hole, np.nan, flux), color=BLUE, lw=2.2, drawstyle="steps-mid", label="given")
-    label = "hidden" if truth is None else "true, hidden"
+    axes.plot(wavelength, np.where(hole, np.nan, flux), color=BLUE, lw=2.2, drawstyle="steps-mid", label="observed")
+    label = "withheld" if truth is None else "true, withheld"
     axes.plot(
         wavelength, np.where(hole, flux if truth is None else truth, np.nan), color=INK, lw=2.2, ls=":", label=label
     )
@@ -451,7 +451,7 @@ def draw_other_range(predictor: SpectrumPredictor, path: Path, row: dict[str, An
     truth = emulated(usual_labels(emulated, [row])).flux[0]
     figure = Figure(figsize=(11.5, 6.8), layout=ConstrainedLayoutEngine(hspace=0.05))
     top, middle, bottom = figure.subplots(3, height_ratios=[1.1, 1.6, 0.8])
-    top.plot(row["wavelength"], row["flux"], color=BLUE, lw=2, drawstyle="steps-mid", label="given: Gaia XP, observed")
+    top.plot(row["wavelength"], row["flux"], color=BLUE, lw=2, drawstyle="steps-mid", label="observed by Gaia XP")
     top.set_ylabel("Flux / median", fontsize=12)
     middle.plot(wavelength, truth, color=BLUE, lw=1.4, label="emulator at the labels of APOGEE")
     flux, error = found.flux[0], found.error[0]
@@ -479,7 +479,7 @@ def draw_other_range(predictor: SpectrumPredictor, path: Path, row: dict[str, An
 
 
 def main() -> int:
-    parser = Parser(description="How good the spectra are that come out.")
+    parser = Parser(description="Accuracy of predicted spectra.")
     parser.add_argument("--model", default=BASE_CHECKPOINT, metavar="NAME_OR_PATH")
     parser.add_argument("--grids", type=Path, required=True, metavar="DIR")
     parser.add_argument("--gaia-xp", type=Path, required=True, metavar="DIR")
@@ -510,10 +510,10 @@ def main() -> int:
 
 
 PARTS: dict[str, Callable[[SpectrumPredictor, argparse.Namespace], list[str]]] = {
-    "labels": lambda predictor, given: of_labels(given.grids),
-    "holes": lambda predictor, given: of_holes(predictor, given.grids, given.gaia_xp),
-    "range": lambda predictor, given: of_other_range(predictor, given.gaia_xp),
-    "speed": lambda predictor, given: of_speed(predictor, given.grids),
+    "labels": lambda _, arguments: of_labels(arguments.grids),
+    "holes": lambda predictor, arguments: of_holes(predictor, arguments.grids, arguments.gaia_xp),
+    "range": lambda predictor, arguments: of_other_range(predictor, arguments.gaia_xp),
+    "speed": lambda predictor, arguments: of_speed(predictor, arguments.grids),
 }
 
 

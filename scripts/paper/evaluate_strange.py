@@ -1,12 +1,12 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What is no star of the training: are its spectra refused, flagged, or answered as if nothing were wrong?
+"""Objects unlike the training stars: are their spectra refused, flagged, or predicted without a warning?
 
     spectrafm data miles --out miles
     python scripts/paper/evaluate_strange.py --miles miles --files FOLDER --output strange.md
 
-Prism spectra of SpeX (M to T dwarfs, giants, galaxies, quasars) lie in the package `splat`, models of DA white dwarfs
-in `corv`; both are read as data. Waves are a flat spectrum with a sine of up to 30 %. Hot and cool stars, and good ones
-that should not be flagged, are those of MILES. FOLDER has observed files: Vega of CALSPEC, a quasar of LAMOST.
+Prism spectra of SpeX (M to T dwarfs, giants, galaxies, quasars) are from the package `splat`, models of DA white dwarfs
+from `corv`; both are read as data. Waves are a flat spectrum with a sine of up to 30 %. Hot and cool stars, and good
+ones that should not be flagged, are from MILES. FOLDER has observed files: Vega of CALSPEC, a quasar of LAMOST.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ SPLAT = ("splat", "1.14", "398a1ab79c4d25466032c3aad777cc6d1d171dc7ebf17da609296
 CORV = ("corv", "0.2", "1caa0d707d6204d6a81d7911ec19f6a55c6d80e34e0db3efd145a233b5f8d1ab")
 SPEX_POWER, POWER, SNR = 120.0, 1_800.0, 100.0
 GRID = np.exp(np.arange(np.log(3_750.0), np.log(9_000.0), 1.0 / POWER / 2.5))
-#: Flags that say "do not believe this".
+#: Flags of unreliable predictions.
 WARNING_FLAGS = {"edge", "unlike_training"}
-SIGMAS = 2.0  # that an answer may be off
+SIGMAS = 2.0  # largest deviation of a right prediction
 VEGA = (9_500.0, 9_700.0)
 #: Teff in K of what SpeX saw: Pecaut & Mamajek 2013, ApJS 208, 9, of M dwarfs; else Kirkpatrick 2005, ARA&A 43, 195.
 SPEX_TEFF = {
@@ -58,7 +58,7 @@ AIR_FROM = 2_000.0  # Angstrom: where wavelengths of the models of white dwarfs 
 
 
 class Sample(NamedTuple):
-    """Rows of one kind, and between which effective temperatures (stars, 2) the truth lies; NaN for what has none."""
+    """Rows of one kind, and the range (stars, 2) of their true effective temperatures; NaN if they have none."""
 
     name: str
     rows: list[dict[str, Any]]
@@ -70,7 +70,7 @@ def of_any(name: str, rows: list[dict[str, Any]], limits: tuple[float, float] = 
 
 
 def row_of(wavelength: Array, flux: Array, error: Array, power: float) -> dict[str, Any]:
-    """One spectrum; what is not finite or has no error is masked."""
+    """One spectrum; pixels that are not finite or have no error are masked."""
     bad = ~(np.isfinite(flux) & np.isfinite(error) & (error > 0))
     return {
         "object_id": "",
@@ -89,7 +89,7 @@ def with_noise(flux: Array, generator: np.random.Generator) -> dict[str, Any]:
 
 
 def kind_of(source: Mapping[str, str]) -> str:
-    """What an object of splat is, as the table of this script has it; "" for what it has no line for."""
+    """Kind of an object of splat in the table of this script; "" if it is not in the table."""
     kind, spectral = source["OBJECT_TYPE"], source["OPT_TYPE"] or source["LIT_TYPE"]
     if kind in ("VLM", "STAR"):
         letter = spectral.strip().lstrip("sdeu/")[:1]
@@ -104,7 +104,7 @@ def kind_of(source: Mapping[str, str]) -> str:
 
 
 def spex(wheel: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the prism spectra of each kind, one an object: that of the highest signal."""
+    """Rows of the prism spectra of each kind, for each object the one with the highest signal."""
     found: dict[str, list[dict[str, Any]]] = {}
     with zipfile.ZipFile(wheel) as archive:
         tables = [
@@ -180,7 +180,7 @@ def of_files(folder: Path) -> Iterator[Sample]:
         name = Path(path).name
         if "alpha_lyr" in name:
             yield of_any(f"Vega, {name}", list(read_spectra([path])), VEGA)
-        if "cmost-lamost" in name:  # its header says what it is; here, it is to show by itself
+        if "cmost-lamost" in name:  # read without its header, which states that it is a quasar
             rows = [{**row, "refused": ""} for row in read_spectra([path], keep_refused=True)]
             yield of_any(f"a quasar, {name}", rows)
 
@@ -212,9 +212,9 @@ def report(arguments: argparse.Namespace) -> str:
     samples += of_miles(arguments.miles) if arguments.miles else []
     samples += of_files(arguments.files) if arguments.files else []
     lines = [
-        f"Spectra of what is no star of the training, and of stars, answered by {arguments.model}: refused (no label), "
-        f"flagged `edge` or `unlike_training`, or neither; then right (Teff within {SIGMAS:g} sigma of what it is) or "
-        "wrong, with the median Teff and sigma of the wrong ones. Of galaxies, quasars and waves any answer is wrong.",
+        f"Objects unlike the training stars, and stars, predicted by {arguments.model}: refused (no label), flagged "
+        f"`edge` or `unlike_training`, or neither; the latter are right (Teff within {SIGMAS:g} sigma) or wrong, with "
+        "the median Teff and sigma of the wrong ones. For galaxies, quasars and waves any prediction is wrong.",
         "",
         "| spectra | n | refused | flagged | right | wrong | Teff of the wrong ones [K] |",
         "|---|---|---|---|---|---|---|",

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Whether the labels of a checkpoint are read where the elements have their lines, by the windows of a survey.
+Check that abundances are measured from the lines of their elements, using the windows of a survey.
 
     python scripts/paper/explain_windows.py --windows apogee_windows_dr17.npz --picture windows.png
 
@@ -12,9 +12,9 @@ respect to the flux of each pixel (`spectrafm_hf.inference.explain`). Printed ar
 - `share`: of the squared response, summed with the weights of the windows over the highest weight;
 - `chance`: the mean of the same for the windows shifted along the pixels, around the ends, by each number of pixels
   that is at least `--least`; `ratio`: share / chance;
-- `best`: the ratio of the best possible estimate, whose errors are at the Cramer-Rao bound: other elements have lines
-  inside the windows too, and one that cannot be distinguished from them has to be measured elsewhere;
-- `p`: how many of these shifts give as large a share, counting no shift as one of them;
+- `best`: the ratio of the best possible estimate, with errors at the Cramer-Rao bound: windows contain lines of other
+  elements too, and an element that cannot be separated from them has to be measured elsewhere;
+- `p`: fraction of these shifts with as large a share, counting no shift as one of them;
 - `pixels`: the share of the pixels that has a weight.
 """
 

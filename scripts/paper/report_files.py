@@ -10,7 +10,7 @@ from spectrafm_hf.files import complete_file
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, metavar="FILE.md", help="write the table here as well")
+    parser.add_argument("--output", type=Path, metavar="FILE.md", help="also write the table here")
 
 
 def print_and_write(text: str, output: Path | None) -> int:

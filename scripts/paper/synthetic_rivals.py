@@ -1,9 +1,9 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """Two other methods, trained on the same kind of synthetic stars: for `evaluate_observed.py`.
 
-A multilayer perceptron on pixels and their principal components, and one on the tokens of the model. Both see synthetic
-stars on the grid of the observed ones, at their resolving power, with noise, which are shifted to how training stars of
-MILES look, as those are that the model was trained on.
+A multilayer perceptron on pixels and their principal components, and one on the tokens of the model. Both are trained
+on synthetic stars on the grid of the observed ones, at their resolving power, with noise and with the residuals of
+training stars of MILES, as in the training of the model.
 """
 
 from __future__ import annotations

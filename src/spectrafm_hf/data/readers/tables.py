@@ -396,7 +396,7 @@ def _serious(hdu: fits.BinTableHDU, file: OpenFile, roles: Mapping[str, str]) ->
     return hdu.header.get("SDQFLAGS", file.header.get("SDQFLAGS"))
 
 
-AS_STATED = {
+STATED_BY_FILES = {
     "survey": "",
     "wavelength_medium": AS_STATED,
     "rest_frame": AS_STATED,
@@ -407,7 +407,7 @@ AS_STATED = {
 
 ECSV = SpectrumFormat(
     name="ecsv",
-    **AS_STATED,
+    **STATED_BY_FILES,
     note="columns of wavelength and flux, with units",
     identify=is_ecsv,
     read=read_ecsv,
@@ -415,7 +415,7 @@ ECSV = SpectrumFormat(
 FORMATS = (
     SpectrumFormat(
         name="fits-table",
-        **AS_STATED,
+        **STATED_BY_FILES,
         note="columns of wavelength and flux, and optionally error, mask, object_id: vectors, or one pixel a row",
         identify=_is_table,
         read=read_fits_table,
@@ -423,7 +423,7 @@ FORMATS = (
     ECSV,
     SpectrumFormat(
         name="votable",
-        **AS_STATED,
+        **STATED_BY_FILES,
         note="columns of wavelength and flux, with units",
         identify=lambda file: file.kind == "votable",
         read=read_votable,

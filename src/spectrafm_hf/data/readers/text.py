@@ -17,7 +17,7 @@ from pyarrow import csv as arrow_csv
 from .base import OpenFile, Options, Row, SpectrumFormat
 from .columns import find_columns, heading, known_name, length_unit, medium_beside
 from .late import units
-from .tables import AS_STATED, PIXELS, are_no_errors, by_star, moving, rows_of_table, spectrum_of
+from .tables import PIXELS, STATED_BY_FILES, are_no_errors, by_star, moving, rows_of_table, spectrum_of
 
 
 #: Words for missing numbers; Fortran prints stars for a number that is too large.
@@ -346,7 +346,7 @@ def _runs(batch: pa.RecordBatch, id_column: str | None, default: str) -> Iterato
 FORMATS = (
     SpectrumFormat(
         name="text",
-        **AS_STATED,
+        **STATED_BY_FILES,
         note="one line a pixel; columns with names, or two or three without: wavelength, flux, error",
         identify=lambda file: file.kind == "text",
         read=read_text,
