@@ -1,11 +1,10 @@
 """Principal components of the pixels of labelled stars."""
 
 import numpy as np
-import pytest
 import torch
 
 from spectrafm_hf.models.correction_spectrafm import PIXEL_SOFTENING
-from spectrafm_hf.training.components import OWN_SHARE, fit_pixels
+from spectrafm_hf.training.components import NOISE_STARS, OWN_SHARE, fit_pixels
 
 
 N_PIXELS, CLEAN, NOISY = 60, 0.1, 1.0  # noise of the pixels, in units of what the stars differ by
@@ -32,8 +31,14 @@ def test_pixels_with_less_noise_count_more_in_the_scaled_components():
     torch.testing.assert_close(module.directions.T @ module.directions, torch.eye(N_PIXELS).double())
 
 
-@pytest.mark.parametrize("number", [20, 60])
-def test_the_first_scaled_components_see_through_the_noise(number):
+def test_few_stars_do_not_show_the_noise():
+    module = fit_pixels(draw_stars(NOISE_STARS - 1)[1])
+    found = module.scaled_directions[:, :20]
+    torch.testing.assert_close(found.T @ found, torch.eye(20).double())
+
+
+def test_the_first_scaled_components_see_through_the_noise():
+    number = NOISE_STARS
     differ, pixels = draw_stars(number)
     module = fit_pixels(pixels)
     others, asked = draw_stars(500, seed=1)

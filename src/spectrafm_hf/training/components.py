@@ -19,9 +19,9 @@ FloatArray = NDArray[np.floating[Any]]
 MOST_COMPONENTS = 100
 LEAST_SHARE = 1e-9  # of the variance of the first component: less is rounding
 LEAST_SCALE = 1e-6  # of the size of the components
-#: Pixels count by their noise, which is what this many components leave (of at least so many stars each), and this
-#: share of their own variance.
-NOISE_COMPONENTS, STARS_PER_COMPONENT, OWN_SHARE = 10, 4, 0.01
+#: Of so many stars or more, pixels count by their noise, which is what so many components leave, and this share of
+#: their own variance.
+NOISE_STARS, NOISE_COMPONENTS, OWN_SHARE = 60, 10, 0.01
 
 
 #: What [`SpectraFMPixels`] gives of stars, by group.
@@ -67,10 +67,11 @@ def fit_pixels(pixels: FloatArray) -> SpectraFMPixels:
 def _weights_of_pixels(scaled: torch.Tensor) -> torch.Tensor:
     """
     How much each pixel counts, (pixels,): from pixels in units of their spread, (stars, pixels). What the first
-    components leave is mostly noise; pixels with less of it say more.
+    components leave is mostly noise; pixels with less of it say more. Few stars do not show it.
     """
-    number = max(min(NOISE_COMPONENTS, len(scaled) // STARS_PER_COMPONENT), 1)
-    _, directions = _principal(scaled, number)
+    if len(scaled) < NOISE_STARS:
+        return torch.ones_like(scaled[0])
+    _, directions = _principal(scaled, NOISE_COMPONENTS)
     noise = (scaled - (scaled @ directions) @ directions.T).pow(2).mean(dim=0)
     return (OWN_SHARE + noise).rsqrt()
 
