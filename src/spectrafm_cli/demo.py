@@ -23,7 +23,6 @@ def add(verbs: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     import numpy as np
-    import pyarrow.parquet as pq
 
     from spectrafm_hf.data.readers import read_spectra
     from spectrafm_hf.data.schema import digits
@@ -37,12 +36,15 @@ def run(arguments: argparse.Namespace) -> None:
     names = answered_labels(model, tokenizer, rows[0])
     known = labels_of(model, tokenizer)[1]
     units = {name: known[name] for name in names}
-    table = pq.read_table(DEMO_STARS)
-    unknown = [name for name in names if name not in table.column_names]
+    unknown = [name for name in names if not any(name in row for row in rows)]
     if unknown:
         raise ValueError(f"model: expected one that predicts labels of the demo stars, got one that predicts {unknown}")
     (prediction,) = predict_batches(model, tokenizer, [rows], names)
-    catalogue = {name: table[name].to_numpy() for label in names for name in (label, f"{label}_err")}
+    catalogue = {
+        name: np.array([row.get(name, np.nan) for row in rows], np.float32)
+        for label in names
+        for name in (label, f"{label}_err")
+    }
 
     print(f"{len(rows)} stars that {arguments.model} was not trained on: Gaia DR3 XP spectra, APOGEE DR17 labels")
     header = ["object_id", *(text for name in names for text in (heading(name, units), "APOGEE"))]

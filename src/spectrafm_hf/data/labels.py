@@ -21,8 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from astropy.table import Table
-from astropy.table.meta import YamlParseError
 from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
 
@@ -106,18 +104,12 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
         elif name.endswith((".ecsv", ".fits", ".fit", ".fits.gz", ".xml", ".vot", ".votable")):
             if name.endswith((".fits", ".fit", ".fits.gz")) and _is_allstar(path):
                 return read_allstar(path)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about units and header cards that play no part here
-                kind = {"format": "votable"} if name.endswith((".xml", ".vot", ".votable")) else {}
-                stars = Table.read(path, **kind)
-            flat = [key for key in stars.colnames if stars[key].ndim == 1]
-            table = pa.table({key: arrow_column(stars[key]) for key in flat})
-            units = {key: str(stars[key].unit) for key in flat if getattr(stars[key], "unit", None) is not None}
+            table, units = _read_with_astropy(path)
         else:
             raise ValueError(
                 "expected a name that ends in .csv, .tsv, .txt, .dat, .ecsv, .fits, .parquet, .xml or .vot"
             )
-    except (OSError, ValueError, TypeError, pa.ArrowException, YamlParseError) as error:
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise ValueError(f"{path}: expected a table of labels that can be read, got: {_one_line(error)}") from error
     headings = [heading.strip() for heading in table.column_names]
     matches = [HEADING.match(heading) for heading in headings]
@@ -144,6 +136,23 @@ def read_labels(path: str | os.PathLike[str]) -> pa.Table:
         ]
     )
     return pa.Table.from_arrays([column for column, _ in columns_and_units], schema=schema)
+
+
+def _read_with_astropy(path: Path) -> tuple[pa.Table, dict[str, str]]:
+    """Columns of an ECSV, FITS or VOTable file with one value a row, and the stated units."""
+    from astropy.table import Table  # takes a second to import, which `predict` need not wait for
+    from astropy.table.meta import YamlParseError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about units and header cards that play no part here
+        kind = {"format": "votable"} if path.suffix.lower() in (".xml", ".vot", ".votable") else {}
+        try:
+            stars = Table.read(path, **kind)
+        except YamlParseError as error:
+            raise ValueError(str(error)) from error
+    flat = [key for key in stars.colnames if stars[key].ndim == 1]
+    units = {key: str(stars[key].unit) for key in flat if getattr(stars[key], "unit", None) is not None}
+    return pa.table({key: arrow_column(stars[key]) for key in flat}), units
 
 
 _COMMENT = re.compile(rb"^\s*[#%!]")

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import ArrayLike, NDArray
 from transformers.feature_extraction_utils import BatchFeature
 
@@ -326,6 +325,8 @@ def demand_scalars(model: SpectraFMForPrediction, names: Sequence[str], rows: It
 
 
 def is_out_of_memory(error: Exception) -> bool:
+    from accelerate.utils.memory import should_reduce_batch_size  # slow to import, rarely needed
+
     # The last is from oneDNN, on a CPU.
     return isinstance(error, MemoryError) or should_reduce_batch_size(error) or "could not create a" in str(error)
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # imports its parts when they are used
 import torch
-from scipy import interpolate, ndimage
 
 from .basis_spectrafm import SpectrumBasis
 from .flags_spectrafm import AIR, AIR_TOLERANCE, MEDIUM_MEASURED, MOVED, MOVED_SIGMA, VELOCITY_MEASURED
@@ -276,7 +276,7 @@ class VelocityMeter:
     def _spline(self, rung: Rung, number: int, power: float) -> Any:
         grid = rung.start + rung.step * np.arange(len(rung.mean))
         template = self._own(rung)[number]
-        return interpolate.CubicSpline(grid, _smoothed(template, rung, power))
+        return scipy.interpolate.CubicSpline(grid, _smoothed(template, rung, power))
 
     def _own(self, rung: Rung) -> np.ndarray:
         """(templates, pixels) on the grid of a rung: the mean star, and stars of the star model where there is one."""
@@ -415,18 +415,19 @@ def _emulated_lines(number: int, width: float) -> np.ndarray:
     _, step, stars = _emulated()
     flux = stars[number].astype(np.float64)
     box = round(CONTINUUM / step)
-    continuum = ndimage.uniform_filter1d(ndimage.uniform_filter1d(flux, box, mode="nearest"), box, mode="nearest")
+    once = scipy.ndimage.uniform_filter1d(flux, box, mode="nearest")
+    continuum = scipy.ndimage.uniform_filter1d(once, box, mode="nearest")
     return _blurred(flux, width / 2.3548 / step) / continuum
 
 
 @functools.lru_cache(maxsize=16)
 def _emulated_spline(number: int, width: float) -> Any:
     start, step, stars = _emulated()
-    return interpolate.CubicSpline(start + step * np.arange(stars.shape[1]), _emulated_lines(number, width))
+    return scipy.interpolate.CubicSpline(start + step * np.arange(stars.shape[1]), _emulated_lines(number, width))
 
 
 def _blurred(values: np.ndarray, sigma: float) -> np.ndarray:
-    return ndimage.gaussian_filter1d(values, sigma, mode="nearest") if sigma > 0.3 else values
+    return scipy.ndimage.gaussian_filter1d(values, sigma, mode="nearest") if sigma > 0.3 else values
 
 
 def _binned(wavelength, flux, sigma, good, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -78,7 +78,8 @@ _STATED = ("rest_frame", "resolving_power", "normalised", "reading_flags")
 
 def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
     whole = file.parquet.schema_arrow
-    schema = _flat(whole.empty_table()).schema
+    nested = any(_parts(field.type) for field in whole)
+    schema = _flat(whole.empty_table()).schema if nested else whole  # an empty table imports pandas
     roles = find_columns(file.path, schema.names, options.columns)
     own = set(schema.names) >= _SCHEMA and not options.columns
     # A velocity under another name has not been applied, unlike that of the schema.
@@ -113,7 +114,6 @@ def read_parquet(file: OpenFile, options: Options) -> Iterator[Row]:
 
     units = _units(roles, options)
     start = 0
-    nested = schema.names != whole.names
     for batch in file.parquet.iter_batches(_chunk_rows(file.parquet), columns=None if nested else wanted):
         if nested:
             batch = _flat(pa.Table.from_batches([batch])).combine_chunks()
@@ -180,9 +180,19 @@ def _numbers(schema: pa.Schema, scalars: Sequence[str]) -> list[str]:
 def _lists(column: pa.Array) -> list[np.ndarray]:
     """A list column as arrays; a missing list is empty, a missing number NaN, a missing bit of a mask True."""
     flat = pc.list_flatten(column)
-    flat = pc.fill_null(flat, True) if pa.types.is_boolean(flat.type) else flat
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    return np.split(flat.to_numpy(zero_copy_only=False), np.cumsum(lengths)[:-1])
+    flat = pc.fill_null(flat, True) if pa.types.is_boolean(flat.type) and flat.null_count else flat
+    lengths = pc.list_value_length(column)
+    lengths = pc.fill_null(lengths, 0) if lengths.null_count else lengths
+    return np.split(_numpy(flat), np.cumsum(_numpy(lengths))[:-1])
+
+
+def _numpy(column: pa.Array) -> np.ndarray:
+    """The values of a column; by `to_numpy`, which imports pandas (a second), only with nulls or of other types."""
+    if column.null_count or not len(column) or not (pa.types.is_boolean(column.type) or _is_number(column.type)):
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    if pa.types.is_boolean(column.type):  # a bit each
+        return np.from_dlpack(column.cast(pa.uint8())).view(bool)
+    return np.from_dlpack(column)
 
 
 def read_multimodal_universe(file: OpenFile, options: Options) -> Iterator[Row]:
