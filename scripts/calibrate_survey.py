@@ -85,7 +85,8 @@ def sample(model: Any, tokenizer: Any, number: int, folder: Path, seed: int) -> 
     ]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     low, high = model.config.label_ranges[number]["teff"]
-    kept = np.isfinite(columns["sigma"]).all(axis=1) & (columns["teff"] > low) & (columns["teff"] < high)
+    seen = np.isfinite(columns["sigma"]).all(axis=1) & np.isfinite(columns["unknown"])  # others are of another rung
+    kept = seen & (columns["teff"] > low) & (columns["teff"] < high)
     return {name: values[kept] for name, values in columns.items()}
 
 

@@ -176,12 +176,12 @@ class Sources:
 
 
 def with_rung(
-    model: SpectraFMForPrediction, rung: Rung, components: int | None = None
+    model: SpectraFMForPrediction, rung: Rung, components: int | None = None, ffn_dim: Sequence[int] = ()
 ) -> tuple[SpectraFMForPrediction, int]:
     """
     The model with one more rung, or with a new network of this number of components for an existing one; without a
     number, training of the existing network continues. Also returns the number of this rung. Only its weights are
-    trained.
+    trained. `ffn_dim`: widths of its blocks, if they differ from those of the other rungs.
     """
     settings = model.config.to_dict()
     own = [rung.first_interval, rung.first_interval + rung.n_intervals]
@@ -196,6 +196,9 @@ def with_rung(
     for name, value in {"intervals": own, "components": components, "pixels": 0, "features": 0}.items():
         old = settings[f"rung_{name}"]
         settings[f"rung_{name}"] = placed(old, number, value) if old else []
+    if ffn_dim:
+        widths = [model.config.ffn_dim_of(i) for i in range(len(before))]
+        settings["rung_ffn_dim"] = placed(widths, number, list(ffn_dim))
     for name in (*OF_RUNG, "label_ranges"):
         settings[name] = []
     larger = SpectraFMForPrediction(SpectraFMConfig.from_dict(settings))

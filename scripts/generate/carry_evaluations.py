@@ -39,13 +39,15 @@ def differences(old: tuple[Any, Any], new: tuple[Any, Any], rung: int) -> list[s
     found = []
     weights = [model.state_dict() for model, _ in (old, new)]
     for name in sorted(set(weights[0]) | set(weights[1])):
-        of_other = [name.startswith(f"{part}.") for part in ("model.rungs", "means", "log_variances")]
-        if any(of_other) and f".{rung}." not in name:
+        parts = [part for part in ("model.rungs", "means", "log_variances") if name.startswith(f"{part}.")]
+        if any(not name.startswith(f"{part}.{rung}.") for part in parts):
             continue
         values = [part.get(name) for part in weights]
         if any(value is None for value in values) or not torch.equal(*values):
             found.append(name)
     settings = [model.config.to_dict() for model, _ in (old, new)]
+    for own, (model, _) in zip(settings, (old, new), strict=True):
+        own["rung_ffn_dim"] = model.config.ffn_dim_of(rung)
     for name in sorted(set(settings[0]) | set(settings[1])):
         own = [part.get(name) for part in settings]
         if name in OF_RUNGS:

@@ -56,8 +56,8 @@ RANGES = {"teff": (4700.0, 4900.0), "logg": (2.3, 2.7), "fe_h": (-0.6, -0.3)}
 REMARKS = {
     "galah": "Spectra are smoothed to R = 2,200, that of the observed training stars. Information in finer lines is "
     "lost.",
-    "gaia-rvs": "240 Å at R = 11,500, smoothed to 2,200, have little information. The errors of T<sub>eff</sub> are a "
-    "quarter too small.",
+    "gaia-rvs": "A network of its own, trained on synthetic stars alone, reads spectra within 8,380 to 8,818 Å at "
+    "R = 5,200 to 11,500; finer ones are smoothed ([observed stars](../optical.md)).",
     "apogee": "The figures are of synthetic stars from the emulator that the model fits. For observed stars, errors "
     "grow with their difference from it (`other_errors`).",
 }

@@ -112,11 +112,13 @@ def shared_stars(folder: Path, splits: Sequence[str]) -> tuple[list[list[dict[st
     return [list(rows) for rows in zip(*pairs, strict=True)], np.array(labels)
 
 
-def published_files(folders: Sequence[Path]) -> tuple[list[Published], list[dict[str, Any]]]:
-    """Files of `PUBLISHED` in these folders, and a row of each."""
+def published_files(
+    folders: Sequence[Path], stars: Sequence[Published] = PUBLISHED
+) -> tuple[list[Published], list[dict[str, Any]]]:
+    """Files of some stars in these folders, and a row of each."""
     found, rows = [], []
     for path in sorted(find_files(list(folders))):
-        for known in PUBLISHED:
+        for known in stars:
             if known.file in Path(path).name:
                 found.append(known)
                 rows.append(next(read_spectra([path], **known.reading)))

@@ -307,6 +307,26 @@ def test_spectra_of_a_higher_resolving_power_are_brought_down():
     assert abs(np.median(found.reliability[:, 1:-1, 2]) - np.median(native.reliability[:, wide][:, 1:-1, 2])) < 0.03
 
 
+def test_a_rung_for_a_window_reads_nearly_all_of_its_spectra_in_it_and_no_others():
+    wide = rung(guesses_power=True, over_continuum=False)
+    window = rung(10, guesses_power=True, over_continuum=False)
+    window.least_inside = 0.9
+    window.lowest_resolving_power = 1.1 * wide.lowest_resolving_power
+    basis = SpectrumBasis([wide, window])
+    low, high = window.range
+    step = 1.0 / (2 * POWER) / 2.5
+    inside = np.exp(np.arange(np.log(low) + 1e-4, np.log(high) - 1e-4, step))
+    half = np.exp(np.arange(np.log(low), np.log(high) + np.log(high / low), step))
+    a_little = np.exp(np.arange(np.log(low), np.log(high) + 0.05 * np.log(high / low), step))
+    powers = 2 * POWER, 0.99 * window.lowest_resolving_power
+    assert basis.rung_for(inside, powers[0]) is basis.rung_for(a_little, powers[0]) is window
+    assert basis.rung_for(inside, powers[1]) is basis.rung_for(half, powers[0]) is wide
+    # Brought down, a spectrum has pixels in the window alone, and belongs to the same rung.
+    flux = np.ones((1, len(a_little)))
+    down = basis.brought_down(a_little, flux, flux, powers[0])
+    assert down[0][-1] < high * 1.001 and basis.rung_for(down[0], down[3]) is window
+
+
 def test_a_file_of_an_earlier_version_has_no_fields_that_came_later():
     arrays = survey().arrays()
     earlier = {name: array for name, array in arrays.items() if not name.endswith(("guesses_power", "counts_level"))}

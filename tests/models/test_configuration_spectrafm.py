@@ -85,6 +85,7 @@ def test_labels_have_ids_after_padding_and_flux():
         ({"label_error_factors": [1.0, 1.0, 0.0, 1.0]}, "label_error_factors: expected positive numbers"),
         ({"flux_softening": -1.0}, "flux_softening: expected 0 or more"),
         ({**BASIS, "rung_pixels": [9, 9]}, "rung_pixels: expected none or one number for each rung"),
+        ({**BASIS, "rung_ffn_dim": [[8], [8]]}, "rung_ffn_dim: expected none or a list for each rung"),
         ({**BASIS, "rung_pixels": [9]}, "rung_features: expected one number for each of rung_pixels, and not more"),
         (
             {**BASIS, "rung_pixels": [9], "rung_features": [9]},

@@ -60,7 +60,7 @@ def test_one_rung_is_replaced_and_all_else_stays_to_the_last_bit(survey):
     own = ("model.rungs.2.", "means.2.", "log_variances.2.")
     for components, fresh in ((40, True), (None, False)):
         model, number = survey.with_rung(base, rung, components)
-        assert number == 2 and model.config.rung_components == [110, 48, components or 96]
+        assert number == 2 and model.config.rung_components[:3] == [110, 48, components or 96]
         after = model.state_dict()
         assert set(after) == set(before)
         for name, values in after.items():
@@ -143,3 +143,19 @@ def test_both_commands_make_a_checkpoint_that_answers(tmp_path):
         wavelength = np.arange(low, high, step)
         outputs = model(**tokenizer(wavelength, np.ones_like(wavelength), np.full_like(wavelength, 0.01)))
         assert outputs.predictions[0, :4].isfinite().all() and (outputs.prediction_errors[0, :4] > 0).all()
+
+
+def test_the_rung_of_a_window_has_narrower_blocks_and_limits_from_warm_stars():
+    window = load_script("pretrain_window")
+    base, tokenizer = load_checkpoint("spectrafm-base")
+    basis, rung = window.basis_with(tokenizer.basis, ROOT / "is-not-written.safetensors")
+    assert basis is tokenizer.basis and rung is basis.rungs[3] and rung.least_inside == 0.9
+    before = {name: values.clone() for name, values in base.state_dict().items()}
+    model, number = window.with_rung(base, rung, 40, [16])
+    assert number == 3 and model.config.rung_ffn_dim == [[384, 384]] * 3 + [[16]]
+    assert model.state_dict()["model.rungs.3.blocks.0.fc1.weight"].shape == (8, 192, 16)
+    others = [name for name in before if ".3." not in name]
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in others)
+    stars = {"teff": np.array([3_500.0, 5_000.0]), "flux": np.ones((2, 9)), "wavelength": np.arange(9.0)}
+    warm = window.warm_of(stars | {"resolving_power": 11_500.0})
+    assert warm["teff"].tolist() == [5_000.0] and warm["flux"].shape == (1, 9) and len(warm["wavelength"]) == 9

@@ -173,8 +173,7 @@ class EmulatedSpectra:
     @torch.no_grad()
     def _spectra(self, table: Array) -> tuple[Array, Array]:
         """Flux on the grid, and the continuum there, 1 for flux over it; (stars, pixels) each."""
-        flux, continuum = self.emulator(torch.from_numpy(table), self.range)
-        flux = flux.clamp(min=0.0)
+        flux, continuum = self.emulator.positive(torch.from_numpy(table), self.range)
         if self.normalised or continuum is None:
             found = self._seen(flux.numpy())
             return found, np.ones_like(found)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from ..data.schema import PIXEL_COLUMNS
 from ..models import SpectraFMForPrediction, SpectraFMTokenizer
-from ..models.basis_spectrafm import MODEL_ERROR
 from ..models.rungs_spectrafm import Design, Rung
 from ..models.tokens_spectrafm import EvidenceOnGrid
 
@@ -87,7 +86,7 @@ def flux_response(design: Design, grid: EvidenceOnGrid, by_coefficients: Array, 
     for i, pixels in enumerate(design.pixels):
         rows = design.rows[i].double().numpy()
         level, unit = (part[:, i, None].astype(np.float64) for part in (evidence.level, evidence.unit))
-        weight = kept[:, pixels] / (1.0 + MODEL_ERROR**2 * kept[:, pixels] * level**2)
+        weight = kept[:, pixels] / (1.0 + design.rung.model_error**2 * kept[:, pixels] * level**2)
         weights[:, pixels] = weight
         # The least squares are in units of the level.
         gram = np.einsum("kp,bp,lp->bkl", rows, weight * level**2, rows)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from .rungs_spectrafm import (
+    MODEL_ERROR,
     NATIVE_TOLERANCE,
     Design,
     Rung,
@@ -36,7 +37,6 @@ from .rungs_spectrafm import (
 
 STARS_AT_ONCE = 256  # their matrices of an interval fit into a cache
 KEPT = 8  # grids whose designs are kept
-MODEL_ERROR = 5e-4  # of the flux: residuals of the directions, and a lower limit of errors
 LEVELS = (0.2, 5.0)  # limits of the level of an interval over its first estimate
 MIN_LEVEL = 0.02  # of the level of the star: lower limit of that of an interval
 NEAR_ONE = 0.15  # of ln level: normalised spectra of all stars are within this of 1, averaged over many lines
@@ -248,6 +248,9 @@ class SpectrumBasis:
         power = guessed_power(wavelength) if resolving_power is None else resolving_power
         if power <= rung.resolving_power * NATIVE_TOLERANCE:
             return wavelength, flux, inverse_variance, resolving_power
+        if rung.least_inside:  # so that the new grid is read by the same rung
+            low, high = np.searchsorted(wavelength, rung.range)
+            wavelength, flux, inverse_variance = wavelength[low:high], flux[:, low:high], inverse_variance[:, low:high]
         return *degraded(wavelength, flux, inverse_variance, power, rung.resolving_power), rung.resolving_power
 
     def brought_further(
@@ -321,7 +324,7 @@ class SpectrumBasis:
             start = begin[stars, i, None]
             values = all_values[stars, pixels] / start
             weight = all_weights[stars, pixels] * start**2
-            weight /= torch.add(one, weight, alpha=MODEL_ERROR**2)
+            weight /= torch.add(one, weight, alpha=design.rung.model_error**2)
             marked = clipped[stars, pixels] if clip else None
             found[stars, i], variance[stars, i], gram, chi2[stars, i], changed = fit_interval(
                 design, i, values, weight, marked

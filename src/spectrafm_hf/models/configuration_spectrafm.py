@@ -76,6 +76,8 @@ class SpectraFMConfig(PreTrainedConfig):
         flux_softening) of the completed spectrum; 0, or none: it sees the amplitudes of the components.
     rung_features : list[int]
         With `rung_pixels`: principal components of it that the network sees.
+    rung_ffn_dim : list[list[int]]
+        Widths of the blocks of the members of each rung; none: `encoder_ffn_dim` for all.
     flux_softening : float
         With `rung_pixels`: asinh is nearly linear below it, so that a line is as deep in a faint spectrum as in a
         bright one above.
@@ -164,6 +166,7 @@ class SpectraFMConfig(PreTrainedConfig):
     rung_components: list[int] | tuple[int, ...] = ()
     rung_pixels: list[int] | tuple[int, ...] = ()
     rung_features: list[int] | tuple[int, ...] = ()
+    rung_ffn_dim: list[list[int]] | tuple[list[int], ...] = ()
     flux_softening: float | int = 0.0
     num_members: int = 6
     network_labels: list[str] | tuple[str, ...] = ()
@@ -265,6 +268,10 @@ class SpectraFMConfig(PreTrainedConfig):
         """Rows of the heads: labels, except those predicted by corrections only, which come last."""
         return len(self.label_names) - len({each["label"] for each in self.corrections if each["new"]})
 
+    def ffn_dim_of(self, rung: int) -> list[int]:
+        """Widths of the blocks of the members of a rung."""
+        return list(self.rung_ffn_dim[rung] if self.rung_ffn_dim else self.encoder_ffn_dim)
+
     def label_ids(self, names) -> list[int]:
         """Rows of the vocabulary for `names` (`"flux"` is the flux itself); `ValueError` for an unknown name."""
         known = list(self.label_names)
@@ -295,6 +302,7 @@ class SpectraFMConfig(PreTrainedConfig):
             demand(len(pairs) >= 1 and inside, "rung_intervals", "two numbers of intervals for each rung, in order")
             demand(len(self.rung_components) == len(pairs), "rung_components", "one number for each rung")
             demand(len(self.rung_pixels) in (0, len(pairs)), "rung_pixels", "none or one number for each rung")
+            demand(len(self.rung_ffn_dim) in (0, len(pairs)), "rung_ffn_dim", "none or a list for each rung")
             fewer = all(few <= all_ for few, all_ in zip(self.rung_features, self.rung_pixels, strict=False))
             same = len(self.rung_features) == len(self.rung_pixels)
             demand(same and fewer, "rung_features", "one number for each of rung_pixels, and not more")

@@ -218,6 +218,15 @@ class SpectrumEmulator(PreTrainedModel):
         flux, log_continuum = outputs.chunk(2, dim=1)
         return flux, log_continuum.exp()
 
+    def positive(
+        self, labels: torch.Tensor, wavelength_range: tuple[float, float] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        As `forward`, without flux below zero: in some saturated lines it is smaller than the error of the emulator.
+        """
+        flux, continuum = self(labels, wavelength_range)
+        return flux.clamp(min=0.0), continuum
+
     def _of_intervals(self, labels: torch.Tensor, features: torch.Tensor, pixels: slice):
         size = self.config.interval_pixels
         intervals = slice(pixels.start // size, -(-pixels.stop // size))
@@ -311,8 +320,7 @@ class SpectrumEmulator(PreTrainedModel):
         parts = []
         for start in range(0, len(table), CHUNK):
             chunk = torch.from_numpy(table[start : start + CHUNK]).to(self.wavelength.device)
-            flux, continuum = self(chunk, wavelength_range)
-            flux = flux.clamp(min=0.0)  # the error of the emulator is larger than the flux of some saturated lines
+            flux, continuum = self.positive(chunk, wavelength_range)
             parts.append((flux if normalized or continuum is None else flux * continuum).float().cpu().numpy())
         return self.wavelength[self.pixels(wavelength_range)].cpu().double().numpy(), np.concatenate(parts)
 

@@ -22,6 +22,7 @@ WIDEST_STEP = 2.5  # of the usual distance of pixels: a wider one is a gap
 NATIVE_TOLERANCE = 1.03  # resolving powers that differ by less count as the same
 CLIPPED_AT = 6.0  # sigma, from the fit of the directions
 ROUNDS = 3  # of clipping
+MODEL_ERROR = 5e-4  # of the flux: residuals of the directions, and a lower limit of errors
 FLOOR = 0.01  # of the flux: error of models of stars, for which no pixel is clipped
 
 
@@ -62,6 +63,10 @@ class Rung:
     observed_power : float
         Resolving power of the observed training stars. Spectra of a higher one than that of the rung are predicted at
         this resolving power; 0 for that of the rung.
+    least_inside : float
+        Share of the pixels of a spectrum that have to be in its range; with fewer, another rung is taken.
+    model_error : float
+        Of the flux: what is added to errors in quadrature, as models of stars are not better.
     kind_shares : array of shape (kinds,)
         Weights of a mixture of Gaussians for stars, in the space of some directions of all coefficients. Only used for
         whole spectra; empty: one Gaussian.
@@ -90,6 +95,8 @@ class Rung:
     guesses_power: bool = False
     blind: Any = ()
     observed_power: float = 0.0
+    least_inside: float = 0.0
+    model_error: float = MODEL_ERROR
     kind_shares: Any = ()
     kind_center: Any = ()
     kind_directions: Any = ()
@@ -118,9 +125,10 @@ class Rung:
         return float(np.exp(self.start)), float(np.exp(self.start + self.step * (len(self.mean) - 1)))
 
     def covers(self, wavelength: np.ndarray) -> bool:
-        """Whether any of these wavelengths (Angstrom) are in its range."""
+        """Whether any of these wavelengths (Angstrom), and as many as it needs, are in its range."""
         low, high = self.range
-        return bool(np.any((wavelength > low) & (wavelength < high)))
+        inside = (wavelength > low) & (wavelength < high)
+        return bool(inside.any() and inside.mean() >= self.least_inside)
 
     def power_of(self, wavelength: np.ndarray, resolving_power: float | None = None) -> float:
         """Wavelength / FWHM at which pixels at these wavelengths are read: as stated, as guessed, or its highest."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .basis_spectrafm import MODEL_ERROR, SpectrumBasis
+from .basis_spectrafm import SpectrumBasis
 from .likelihood_spectrafm import Kinds, Likelihood, Stars, times
 from .refinement_spectrafm import FIRST_LEVEL, FREE_LEVEL, LEAST_LEVEL, NUISANCE_SIGMA, Refined
 from .rungs_spectrafm import NATIVE_TOLERANCE, Design, Rung, design_of_rung
@@ -88,7 +88,7 @@ class WholeSpectra:
             covariance = self.covariance[:, own].astype(np.float32)
             variance = ((table.T @ covariance) * table.T).sum(axis=2)
             error[:, pixels] = self.level[:, own, None] * np.sqrt(np.maximum(variance, 0.0))
-        return flux, np.hypot(error, MODEL_ERROR * flux)
+        return flux, np.hypot(error, self.rung.model_error * flux)
 
     def fitted(
         self, wavelength: np.ndarray, resolving_power: float | None = None, design: Design | None = None

@@ -51,6 +51,11 @@ SURVEY = {"edge": float(np.log(3302.0)), "width": 0.03, "n_intervals": 38}
 SURVEY_PIXELS, SURVEY_POWER, LEAST_SURVEY_POWER = 3, 5_000.0, 400.0
 SURVEY_VELOCITY, SURVEY_MARGIN = 12.0, 100
 OBSERVED_POWER = 2_200.0  # of MILES
+#: High resolution around the triplet of Ca II (Gaia RVS, RAVE): about sixty resolution elements. Nearly all pixels of a
+#: spectrum have to be there: others are read as optical spectra are, and so are those of a resolving power below.
+WINDOW = {"edge": float(np.log(8402.0)), "width": 0.0051, "n_intervals": 9}
+WINDOW_RANGE, WINDOW_POWER, LEAST_WINDOW_POWER = (8_380.0, 8_818.0), 11_500.0, 5_200.0
+WINDOW_INSIDE, WINDOW_ERROR, WINDOW_VELOCITY, WINDOW_MARGIN = 0.9, 0.01, 6.0, 40
 #: Bands of O2 and H2O, and the brightest line of the sky, a little wider than they are for stars that move.
 AIR = ((5572.0, 5586.0), (6862.0, 6970.0), (7155.0, 7355.0), (7588.0, 7722.0), (8110.0, 8380.0), (8925.0, 9870.0))
 #: APOGEE: about a hundred resolution elements.
@@ -223,7 +228,28 @@ def survey_grid() -> SurveyGrid:
 
 def survey_rung(first_interval: int, n_stars: int = 300, seed: int = 77, **settings: Any) -> Rung:
     """Intervals of the optical at medium resolution, from the bundled emulator; settings as in `make_rung`."""
-    grid = survey_grid()
+    settings = SURVEY | {"blind": AIR, "observed_power": OBSERVED_POWER, "margin": SURVEY_MARGIN} | settings
+    lowest = LEAST_SURVEY_POWER
+    return _rung_of(survey_grid(), first_interval, lowest, SURVEY_VELOCITY, n_stars, seed, **settings)
+
+
+def window_grid() -> SurveyGrid:
+    """The grid of [`window_rung`], with the emulator of its stars."""
+    return SurveyGrid("emulator-optical", 1, WINDOW_POWER, WINDOW_RANGE)
+
+
+def window_rung(first_interval: int, n_stars: int = 300, seed: int = 79, **settings: Any) -> Rung:
+    """Intervals of high resolution around the triplet of Ca II; settings as in `make_rung`."""
+    settings = WINDOW | {"margin": WINDOW_MARGIN} | settings
+    rung = _rung_of(window_grid(), first_interval, LEAST_WINDOW_POWER, WINDOW_VELOCITY, n_stars, seed, **settings)
+    rung.least_inside, rung.model_error = WINDOW_INSIDE, WINDOW_ERROR
+    return rung
+
+
+def _rung_of(
+    grid: SurveyGrid, first_interval: int, lowest: float, velocity: float, n_stars: int, seed: int, **settings: Any
+) -> Rung:
+    """Intervals of a grid of the optical, from `n_stars` of its emulator; settings as in `make_rung`."""
     labels = grid.labels(n_stars, np.random.default_rng(seed))
     config = grid.emulator.config
     variations = []
@@ -232,21 +258,18 @@ def survey_rung(first_interval: int, n_stars: int = 300, seed: int = 77, **setti
         sides = [grid.spectra({**labels, name: np.clip(labels[name] + sign * step, low, high)}) for sign in (1.0, -1.0)]
         variations.append((sides[0], sides[1], 0.5))
     flux = grid.spectra(labels).astype(np.float64)
-    variations += shift_and_blur(flux, grid.step, SURVEY_POWER, velocity=SURVEY_VELOCITY)
+    variations += shift_and_blur(flux, grid.step, grid.resolving_power, velocity=velocity)
     return make_rung(
         flux,
         variations,
         first_interval=first_interval,
         start=grid.start,
         step=grid.step,
-        resolving_power=SURVEY_POWER,
-        lowest_resolving_power=LEAST_SURVEY_POWER,
+        resolving_power=grid.resolving_power,
+        lowest_resolving_power=lowest,
         counts_level=False,
         guesses_power=True,
-        blind=AIR,
-        observed_power=OBSERVED_POWER,
-        margin=SURVEY_MARGIN,
-        **{**SURVEY, **settings},  # type: ignore[arg-type]
+        **settings,
     )
 
 

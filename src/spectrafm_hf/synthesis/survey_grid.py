@@ -39,12 +39,20 @@ class SurveyGrid:
         Of the emulator in one of this grid.
     resolving_power : float
         Wavelength / FWHM of a Gaussian line spread function; infinite for none.
+    wavelength_range : (float, float), optional
+        Lowest and highest wavelength (Angstrom, vacuum); by default all of the emulator.
     """
 
-    def __init__(self, emulator: str | SpectrumEmulator, pixels: int, resolving_power: float):
+    def __init__(
+        self,
+        emulator: str | SpectrumEmulator,
+        pixels: int,
+        resolving_power: float,
+        wavelength_range: tuple[float, float] | None = None,
+    ):
         self.emulator = load_emulator(emulator).eval()
-        self.pixels, self.resolving_power = pixels, resolving_power
-        native = self.emulator.wavelength.double().numpy()
+        self.pixels, self.resolving_power, self.wavelength_range = pixels, resolving_power, wavelength_range
+        native = self.emulator.wavelength[self.emulator.pixels(wavelength_range)].double().numpy()
         self.native_step = float(np.log(native[-1] / native[0]) / (len(native) - 1))
         self.size = len(native) // pixels
         self.step = pixels * self.native_step
@@ -70,7 +78,8 @@ class SurveyGrid:
         table = np.stack([labels[name] for name in self.emulator.config.label_names], axis=1)
         for start in range(0, len(table), AT_ONCE):
             with torch.no_grad():
-                flux = self.emulator(torch.from_numpy(table[start : start + AT_ONCE]))[0].numpy()
+                chosen = torch.from_numpy(table[start : start + AT_ONCE])
+                flux = self.emulator(chosen, self.wavelength_range)[0].numpy()
             if np.isfinite(self.resolving_power):
                 sigma = 1.0 / self.resolving_power / FWHM / self.native_step
                 flux = gaussian_filter1d(flux, sigma, axis=1, mode="nearest")

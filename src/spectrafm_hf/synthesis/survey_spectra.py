@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..data.mixture import Columns
@@ -40,6 +41,7 @@ RANGES: dict[str, Ranges] = {
 NO_SPREAD = 1e6  # resolving power of the emulator, which has no line spread function
 NARROWEST = 0.04  # ln of the last over the first wavelength of a window
 LEAST_PIXELS = 20
+AT_ONCE = 250  # spectra of the emulator
 SNR = (12.0, 300.0)
 COLOUR = 0.5  # of ln flux, per unit of ln wavelength, that calibrations and dust change it by
 COOLEST = 3_500.0  # K: of cooler stars the emulator has flux below zero
@@ -155,7 +157,6 @@ def synthetic_spectra(
     Synthetic stars that look as observed ones do: `n_stars` through each of the surveys, and as many for all of
     `n_drawn` other instruments together.
     """
-    emulator = load_emulator("emulator-optical").eval()
     first, each = 0, -(-n_stars // n_drawn)
 
     def stars(n: int) -> tuple[dict[str, Array], Columns]:
@@ -167,43 +168,53 @@ def synthetic_spectra(
 
     labels, known = stars(n_stars)
     first = len(known["teff"])
+    wavelength, lines, flux = spectra_of(labels)
     for name, power in SURVEYS.items():
-        rows = of_survey(Instrument.load(name), power, labels, like_observed(like, labels, generator), generator)
+        factor = factor_like(like, wavelength, lines, labels, generator)
+        rows = of_survey(Instrument.load(name), power, wavelength, lines, flux, factor, generator)
         yield DrawnSpectra("synthetic", name, rows, np.arange(first), known)
     for number in range(n_drawn):
         labels, known = stars(each)
-        factor = like_observed(like, labels, generator)
-        wavelength, flux = emulator.synthesize(normalized=False, **labels)
-        flux = np.asarray(flux) * factor
+        wavelength, lines, flux = spectra_of(labels)
+        flux = flux * factor_like(like, wavelength, lines, labels, generator)
         chosen = list(RANGES.values())[number // 3 % len(RANGES)]
         ranges = drawn_range((3_310.0, 10_290.0), generator) if number % 3 else chosen
-        args = np.asarray(wavelength), flux, np.zeros(flux.shape, bool), NO_SPREAD
+        args = wavelength, flux, np.zeros(flux.shape, bool), NO_SPREAD
         if rows := seen_at_random(*args, (420.0, 5_000.0), ranges, generator):
             yield DrawnSpectra("synthetic", "drawn", rows, first + np.arange(len(rows)), known)
         first += len(rows)
 
 
-def like_observed(like: LikeObserved, labels: Mapping[str, Array], generator: np.random.Generator) -> Array:
-    """(stars, pixels of the emulator): by which synthetic spectra are multiplied so that they look as observed ones."""
-    wavelength, lines = load_emulator("emulator-optical").eval().synthesize(normalized=True, **labels)
-    return factor_like(like, np.asarray(wavelength), np.asarray(lines), labels, generator)
+@torch.no_grad()
+def spectra_of(labels: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+    """Of the emulator: wavelengths (pixels,); spectra over their continuum, and with it, (stars, pixels) each."""
+    emulator = load_emulator("emulator-optical").eval()
+    table = torch.from_numpy(emulator.label_table(labels))
+    parts = [emulator.positive(part) for part in table.split(AT_ONCE)]
+    lines, flux = torch.cat([lines for lines, _ in parts]), torch.cat([lines * level for lines, level in parts])
+    return emulator.wavelength.double().numpy(), lines.float().numpy(), flux.float().numpy()
 
 
 def factor_like(
     like: LikeObserved, wavelength: Array, lines: Array, labels: Mapping[str, Array], generator: np.random.Generator
 ) -> Array:
-    """[`like_observed`] of spectra over their continuum that are there already."""
+    """(stars, pixels): by which synthetic spectra are multiplied so that they look as observed ones."""
     added = like.added(wavelength, labels, generator) / np.maximum(lines, 0.05)
     return np.maximum(1.0 + added, 0.05)
 
 
 def of_survey(
-    instrument: Instrument, power: float, labels: dict[str, Array], factor: Array, generator: np.random.Generator
+    instrument: Instrument,
+    power: float,
+    wavelength: Array,
+    lines: Array,
+    flux: Array,
+    factor: Array,
+    generator: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """Rows of synthetic stars through a survey."""
-    emulator = load_emulator("emulator-optical").eval()
-    wavelength, flux = emulator.synthesize(normalized=instrument.normalisation == "continuum", **labels)
-    clean = instrument.apply(np.asarray(wavelength), np.asarray(flux) * factor, generator)["clean"]
+    """Rows of synthetic stars through a survey, from spectra over their continuum and with it."""
+    flux = lines if instrument.normalisation == "continuum" else flux
+    clean = instrument.apply(wavelength, flux * factor, generator)["clean"]
     error = np.abs(clean) / drawn_snr(len(clean), generator)
     noisy = clean + error * generator.standard_normal(clean.shape)
     return rows_of(instrument.wavelength, noisy, error, instrument.mask, power)

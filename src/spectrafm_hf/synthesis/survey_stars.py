@@ -226,10 +226,11 @@ class Faults:
         return total
 
 
-def strange_spectra(wavelength: Array, n: int, generator: np.random.Generator) -> Array:
+def strange_spectra(wavelength: Array, n: int, generator: np.random.Generator, hydrogen: Array = BALMER) -> Array:
     """
     Spectra (n, pixels) over their continuum that are unlike the training stars: no or weak lines and waves of a
-    calibration, wide lines of hydrogen as of white dwarfs and hot stars, emission lines, a forest of anything.
+    calibration, wide lines of hydrogen as of white dwarfs and hot stars, emission lines, a forest of anything. The
+    lines of hydrogen are in Angstrom, vacuum, the strongest first.
     """
     position = np.log(wavelength)
     found = np.ones((n, len(wavelength)))
@@ -248,8 +249,8 @@ def strange_spectra(wavelength: Array, n: int, generator: np.random.Generator) -
                 spectrum *= 1.0 + min(size, 0.4) * wave
         if kind == 1:
             width = np.exp(generator.uniform(np.log(5e-4), np.log(1.5e-2)))
-            depth = generator.uniform(0.05, 0.9) * generator.uniform(0.6, 1.0) ** np.arange(len(BALMER))
-            spectrum *= 1.0 - depth @ shapes(BALMER, np.full(len(BALMER), width))
+            depth = generator.uniform(0.05, 0.9) * generator.uniform(0.6, 1.0) ** np.arange(len(hydrogen))
+            spectrum *= 1.0 - depth @ shapes(hydrogen, np.full(len(hydrogen), width))
         elif kind == 2:
             centres = generator.uniform(wavelength[0], wavelength[-1], generator.integers(2, 15))
             widths = np.exp(generator.uniform(np.log(3e-4), np.log(2e-2))) * np.ones(len(centres))

@@ -23,7 +23,7 @@ def trained(tmp_path_factory):
     with torch.no_grad():
         model.model.rungs[2].layer_norm.weight.add_(0.5)
         model.means[2].bias.add_(0.1)
-    model.config.rung_error_floors = [{}, {}, {"teff": 50.0}]
+    model.config.rung_error_floors = [{}, {}, {"teff": 50.0}, {}]
     folder = tmp_path_factory.mktemp("new") / "checkpoint"
     save_checkpoint(model, tokenizer, folder)
     return folder
