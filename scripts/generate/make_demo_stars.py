@@ -58,7 +58,10 @@ A2; Montegriffo et al. 2023, A&A 674, A3; Abdurro'uf et al. 2022, ApJS 259, 35; 
 """
     RESOURCES.mkdir(parents=True, exist_ok=True)
     with complete_file(RESOURCES / "gaia_xp_demo.parquet") as temporary:
-        pq.write_table(stars, temporary, compression="zstd")
+        # Bytes of floats by their place: half the size.
+        split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("flux", "flux_error")}
+        others = [name for name in stars.column_names if name not in ("flux", "flux_error")]
+        pq.write_table(stars, temporary, compression="zstd", use_dictionary=others, column_encoding=split)
     with complete_file(RESOURCES / "gaia_xp_demo.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
 

@@ -79,8 +79,21 @@ def plot_comparison(
         Wavelength ranges of the tokens of the example; may be empty.
     """
     names = list(units)
-    figure = Figure(figsize=(4.1 * len(names), 8.6), layout="constrained")
-    grid = figure.add_gridspec(3, len(names), height_ratios=[3, 1.15, 2.1])
+    width, height = 4.1 * len(names), 8.6
+    figure = Figure(figsize=(width, height))
+    # Fixed margins (in inches): a constrained layout takes as long as the drawing.
+    sides = {"left": 0.8 / width, "right": 1 - 0.12 / width}
+    grid = figure.add_gridspec(
+        2,
+        len(names),
+        height_ratios=[3, 1.15],
+        top=1 - 0.32 / height,
+        bottom=3.35 / height,
+        hspace=0.05,
+        wspace=0.2,
+        **sides,
+    )
+    spectrum = figure.add_gridspec(1, 1, top=2.48 / height, bottom=0.55 / height, **sides)
     for column, name in enumerate(names):
         truth, value = catalogue[name], predicted[name]
         truth_error, error = catalogue[f"{name}_err"], predicted[f"{name}_err"]
@@ -123,7 +136,7 @@ def plot_comparison(
         style_axes(above)
         style_axes(below)
 
-    axes = figure.add_subplot(grid[2, :])
+    axes = figure.add_subplot(spectrum[0])
     draw_spectrum(axes, example)
     for i, (first, last) in enumerate(tokens):
         if i % 2:
