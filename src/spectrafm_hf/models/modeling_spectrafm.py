@@ -520,7 +520,7 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
     >>> outputs.last_hidden_state.shape  # stars, instruments (Gaia XP, H band, optical), members, hidden_size
     torch.Size([1, 3, 8, 192])
     >>> outputs.rung_seen.tolist()
-    [[False, True, False]]
+    [[False, True, False, False]]
     """
 
     def __init__(self, config: SpectraFMConfig):
