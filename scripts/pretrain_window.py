@@ -120,8 +120,8 @@ def errors_of(model: Any, collator: Collator, number: int, stars: WindowStars, s
     }
     knots = [TEMPERATURES, np.percentile(columns["unknown"], UNKNOWN_KNOTS).round(4).tolist()]
     curves = dict(zip(names, fitted(columns, knots), strict=True))
-    for name, value in {"rung_error_knots": knots, "rung_error_curves": curves}.items():
-        setattr(model.config, name, [*getattr(model.config, name)[:number], value])
+    model.config.rung_error_knots = placed(model.config.rung_error_knots, number, knots)
+    model.config.rung_error_curves = placed(model.config.rung_error_curves, number, curves)
 
 
 def pretrain(settings: dict[str, Any], resume: bool, max_steps: int | None) -> None:

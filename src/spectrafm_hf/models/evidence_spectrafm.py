@@ -304,7 +304,8 @@ class SpectraFMRung(nn.Module):
         self.num_members = config.num_members
         self.completion = SpectraFMCompletion(config, rung)
         self.embedding = SpectraFMMemberEmbedding(config.num_members, self.completion.num_features, config.hidden_size)
-        self.blocks = nn.ModuleList(SpectraFMMemberBlock(config, ffn_dim) for ffn_dim in config.ffn_dim_of(rung))
+        widths = config.rung_ffn_dim[rung] if config.rung_ffn_dim else config.encoder_ffn_dim
+        self.blocks = nn.ModuleList(SpectraFMMemberBlock(config, ffn_dim) for ffn_dim in widths)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.activation_fn = ACT2FN[config.hidden_act]
 

@@ -517,10 +517,10 @@ class SpectraFMModel(SpectraFMPreTrainedModel):
     >>> model = SpectraFMModel.from_pretrained(bundled("spectrafm-base")).eval()
     >>> with torch.no_grad():
     ...     outputs = model(**tokenizer(wavelength, flux, np.full_like(flux, 0.01)))
-    >>> outputs.last_hidden_state.shape  # stars, instruments (Gaia XP, H band, optical), members, hidden_size
-    torch.Size([1, 3, 8, 192])
+    >>> outputs.last_hidden_state.shape  # stars, rungs, members, hidden_size
+    torch.Size([1, 4, 8, 192])
     >>> outputs.rung_seen.tolist()
-    [[False, True, False]]
+    [[False, True, False, False]]
     """
 
     def __init__(self, config: SpectraFMConfig):

@@ -147,4 +147,4 @@ class WindowStars:
             mask = missing_pixels(wavelength, n, generator)
         columns: Columns = {"wavelength": wavelength, "flux": flux, "flux_error": error, "mask": mask}
         known = {name: values[stars] for name, values in self.known.items()}
-        return columns | known | {"resolving_power": power}  # type: ignore[dict-item]
+        return columns | known | {"resolving_power": power}  # type: ignore[return-value]
