@@ -463,7 +463,7 @@ def summary(lines: Sequence[Mapping[str, str]]) -> str:
         means = {model: float(np.mean([found[draw] for draw in draws])) for model, found in by_model.items()}
         best = min((model for model in means if model != OWN), key=means.__getitem__)
         difference = np.array([by_model[OWN][draw] - by_model[best][draw] for draw in draws])
-        error = difference.std(ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else np.nan
+        error = difference.std(ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else 0.0
         ratio, rank = means[OWN] / means[best], 1 + sum(mean < means[OWN] for mean in means.values())
         sigma = float(np.median([float(line["error_over_sigma"]) for line in own if line["model"] == OWN]))
         for model, mean in means.items():

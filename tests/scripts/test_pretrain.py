@@ -1,4 +1,4 @@
-"""Pre-training: both commands with few stars and steps, and the calibration of errors."""
+"""Pre-training: the commands with few stars and steps, and the calibration of errors."""
 
 import dataclasses
 import subprocess
@@ -113,7 +113,7 @@ def test_validation_stars_are_seen_in_parts_as_they_are_seen_together(survey):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_both_commands_make_a_checkpoint_that_answers(tmp_path):
+def test_the_three_commands_make_a_checkpoint_that_predicts(tmp_path):
     xp, generator = SyntheticStars("gaia-xp"), np.random.default_rng(0)
     for split, n in (("train", 900), ("validation", 120)):
         columns = {name: list(column) for name, column in xp.draw(n, generator).items()}
@@ -128,20 +128,22 @@ def test_both_commands_make_a_checkpoint_that_answers(tmp_path):
             "base-survey",
             {"start": str(tmp_path / "base" / "final"), "observed": str(miles), "stars": 600},
         ),
+        ("pretrain_window.py", "base-window", {"start": str(tmp_path / "base-survey" / "final"), "stars": 600}),
     ):
         settings = yaml.safe_load((ROOT / "scripts" / "recipes" / f"{recipe}.yaml").read_text()) | few | changes
         (tmp_path / f"{recipe}.yaml").write_text(yaml.safe_dump(settings))
         command = [sys.executable, ROOT / "scripts" / script, tmp_path / f"{recipe}.yaml", "--max-steps", "3"]
         subprocess.run([*command, "--output-dir", tmp_path / recipe], check=True, capture_output=True, timeout=700)
-    model, tokenizer = load_checkpoint(tmp_path / "base-survey" / "final")
-    assert [len(part) for part in (tokenizer.basis.rungs, model.config.rung_intervals, model.config.label_ranges)] == [
-        3,
-        3,
-        3,
-    ]
-    for low, high, step in ((3400.0, 10_000.0, 20.0), (15_200.0, 16_900.0, 0.2), (3700.0, 9000.0, 2.0)):
+    model, tokenizer = load_checkpoint(tmp_path / "base-window" / "final")
+    parts = tokenizer.basis.rungs, model.config.rung_intervals, model.config.label_ranges, model.config.rung_error_knots
+    assert [len(part) for part in parts] == [4, 4, 4, 4]
+    grids = (3400.0, 10_000.0, 20.0), (15_200.0, 16_900.0, 0.2), (3700.0, 9000.0, 2.0), (8460.0, 8700.0, 0.1)
+    for rung, (low, high, step) in enumerate(grids):
         wavelength = np.arange(low, high, step)
-        outputs = model(**tokenizer(wavelength, np.ones_like(wavelength), np.full_like(wavelength, 0.01)))
+        inputs = tokenizer(wavelength, np.ones_like(wavelength), np.full_like(wavelength, 0.01))
+        first, last = model.config.rung_intervals[rung]
+        assert all(first <= interval < last for interval in inputs["interval_ids"].flatten().tolist())
+        outputs = model(**inputs)
         assert outputs.predictions[0, :4].isfinite().all() and (outputs.prediction_errors[0, :4] > 0).all()
 
 
