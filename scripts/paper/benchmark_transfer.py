@@ -480,7 +480,7 @@ def summary(lines: Sequence[Mapping[str, str]]) -> str:
                 f"{means[OWN]:.4g}",
                 f"{means[best]:.4g}",
                 best,
-                f"{ratio:.2f} ± {error / means[best]:.2f}",
+                f"{ratio:.2f} ± {error / means[best]:.2f}" if len(draws) > 1 else f"{ratio:.2f}",
                 str(rank),
                 f"{sigma:.2f}",
                 " ".join(marks).strip(),
