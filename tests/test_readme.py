@@ -83,7 +83,8 @@ ELSEWHERE = {
     "::test_the_data_set_holds_the_spectra_in_vacuum_with_the_labels_of_the_table",
     "python scripts/calibrate_survey.py": "tests/scripts/test_calibrate_survey.py"
     "::test_the_command_changes_errors_of_the_optical_and_nothing_else",
-    "python scripts/pretrain": "tests/scripts/test_pretrain.py::test_the_three_commands_make_a_checkpoint_that_predicts",
+    "python scripts/pretrain": "tests/scripts/test_pretrain.py"
+    "::test_the_three_commands_make_a_checkpoint_that_predicts",
     "spectrafm data gaia-xp": "tests/data/test_gaia_xp.py::test_the_data_set_has_the_values_of_the_source",
     "spectrafm finetune": "tests/cli/test_cli_finetune.py::test_a_group_gets_a_checkpoint_that_predicts",
     "spectrafm predict others/": "tests/cli/test_cli_finetune.py::test_a_scalar_that_helps_is_needed_by_predict",
