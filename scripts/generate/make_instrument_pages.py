@@ -22,11 +22,12 @@ import numpy as np
 from spectrafm_cli.arguments import Parser
 from spectrafm_hf import load_checkpoint
 from spectrafm_hf.data.readers import formats, read_spectra
+from spectrafm_hf.data.schema import digits, with_errors
 from spectrafm_hf.files import DEMO_STARS, complete_file
 from spectrafm_hf.inference.prediction import answered_labels, predict_batches
 from spectrafm_hf.inference.spectrum import best_fit
 from spectrafm_hf.show.spectra import plot_fit
-from spectrafm_hf.show.style import save_with_palette
+from spectrafm_hf.show.style import save_with_palette, symbol
 from spectrafm_hf.synthesis.instruments import Instrument
 from spectrafm_hf.synthesis.synthetic import SyntheticStars
 
@@ -87,9 +88,13 @@ def picture(path: Path, name: str, model: Any, tokenizer: Any) -> None:
         row["normalised"] = instrument.normalisation == "continuum"
     names = answered_labels(model, tokenizer, row)[:4]
     (found,) = predict_batches(model, tokenizer, [[row]], names)
-    said = ", ".join(f"{label} {found[label][0]:.4g} ± {found[f'{label}_err'][0]:.2g}" for label in names)
+    units = dict(zip(model.config.label_names, model.config.label_units, strict=True))
+    values = []
+    for label in names:
+        value, error = (f"{found[column][0]:.{digits(units[label])}f}" for column in with_errors([label]))
+        values.append(f"{symbol(label)} {value} ± {error}" + (" K" if units[label] == "K" else ""))
     drawn = io.BytesIO()
-    plot_fit(drawn, row, best_fit(model, tokenizer, row), title=f"{row['object_id']}: {said}")
+    plot_fit(drawn, row, best_fit(model, tokenizer, row), title=f"{row['object_id']}: {', '.join(values)}")
     with complete_file(path) as temporary:
         save_with_palette(drawn, temporary, 32)
 
