@@ -164,12 +164,12 @@ class SpectraFMCorrection(InFullPrecision):
     ----------
     config : SpectraFMConfig
     settings : mapping
-        An entry of `config.corrections`: the `label`, the `rung`, the labels whose predictions are `inputs`, the `groups`
-        of features, whether it `adds` to the prediction of the model, the number of `stars`, and of those used for the
-        variance (`known`); the `range` of the label among them; its `weight` among the processes of the label, and
-        that `beyond` the range; the index of its `pixels` in `config.pixel_sets`, -1 for none. With scalars: the names
-        of its inputs, `scalars`, and `blind`, its weight for stars without one of them and the factor of its errors
-        there.
+        An entry of `config.corrections`: the `label`, the `rung`, the labels whose predictions are `inputs`, the
+        `groups` of features, whether it `adds` to the prediction of the model, the number of `stars`, and of those used
+        for the variance (`known`); the `range` of the label among them; its `weight` among the processes of the label,
+        and that `beyond` the range; the index of its `pixels` in `config.pixel_sets`, -1 for none. With scalars: the
+        names of its inputs, `scalars`, and `blind`, its weight for stars without one of them and the factor of its
+        errors there.
     """
 
     center: torch.Tensor
@@ -285,7 +285,7 @@ class SpectraFMCorrection(InFullPrecision):
         return (inside - self.center.to(dtype)) / self.scale.to(dtype)
 
     def doubt(self, errors: torch.Tensor) -> torch.Tensor:
-        """Errors of the predictions (B, inputs) -> their mean ln minus the usual one, within the limits of the stars."""
+        """Errors of predictions (B, inputs) -> their mean ln minus the usual one, within the limits of the stars."""
         _, _, center, low, high = self.noise.to(errors.dtype)
         return (torch.log(errors).mean(dim=1) - center).clamp(low, high)
 
