@@ -213,7 +213,7 @@ def test_the_same_again_changes_nothing_and_another_wish_is_refused(tuned):
     again = finetune([STARS], labels, made.folder)
     assert again.evaluation == json.loads((made.folder / "evaluation.json").read_text())[0]
     assert (made.folder / "model.safetensors").read_bytes() == weights and again.heads == made.heads
-    with pytest.raises(ValueError, match=r"out: expected a fine-tuning with seed=1 in .*, got 0; overwrite begins"):
+    with pytest.raises(ValueError, match=r"out: expected a fine-tuning with seed=1 in .*, got 0; overwrite starts"):
         finetune([STARS], labels, made.folder, seed=1)
 
 

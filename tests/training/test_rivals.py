@@ -81,7 +81,7 @@ def test_tabicl_is_compared_where_it_is_installed_with_its_weights(sample, monke
     else:
         assert set(found) == set(RIVALS)
         assert said == [
-            "TabICL is installed, but not compared, as it cannot be used: Checkpoint not cached and automatic download "
+            "TabICL is installed but cannot be used, so it is not compared: Checkpoint not cached and automatic download "
             "is disabled."
         ]
 
@@ -90,6 +90,6 @@ def test_the_verdict_names_the_first_and_says_how_sure_it_is():
     own = np.full(50, 0.1)
     others = {"ridge": np.full(50, 0.3), "MLP": np.full(50, 0.2)}
     assert verdict("age", "Gyr", own, others) == (
-        "age: fine-tuned is ahead, RMSE 0.1 Gyr; MLP 0.2 Gyr (so in 100% of resamplings of the stars)"
+        "age: fine-tuned is ahead, RMSE 0.1 Gyr; MLP 0.2 Gyr (ahead in 100% of bootstrap samples)"
     )
     assert verdict("age", "", 0.5 * own + 0.5, others).startswith("age: MLP is ahead, RMSE 0.2; fine-tuned 0.55 ")

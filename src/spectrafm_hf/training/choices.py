@@ -295,7 +295,7 @@ def _with_scalars(comparison: _Comparison, plain: Sequence[_Compared], choice: C
     rmse, before = (float(np.sqrt(each.mean())) for each in (full.loss, best.loss))
     dropped = [name for name in left if name not in full.scalars]
     notes = [f"{', '.join(full.scalars)} used: RMSE {rmse:.4g}, {before:.4g} without"] if full.scalars else []
-    notes += [f"{', '.join(dropped)} of no help"] if dropped else []
+    notes += [f"{', '.join(dropped)} not used: no improvement"] if dropped else []
     notes += [f"{', '.join(rare)} known for fewer than {LEAST_KNOWN} spectra"] if rare else []
     if full.scalars:
         choice = comparison.choice([*plain, *full.heads], full.scalars, choice)

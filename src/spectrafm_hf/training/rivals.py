@@ -235,7 +235,7 @@ def ask_rivals(
         except Exception as failure:  # TabICL is optional
             if name != TABICL:
                 raise
-            say(f"TabICL is installed, but not compared, as it cannot be used: {one_line(failure)}")
+            say(f"TabICL is installed but cannot be used, so it is not compared: {one_line(failure)}")
             continue
         for column, label in enumerate(sample.labels.T):
             known = np.isfinite(label) & np.isfinite(found[0, :, column])
@@ -271,7 +271,7 @@ def verdict(label: str, unit: str, own: FloatArray, others: Mapping[str, FloatAr
     unit = f" {unit}" if unit else ""
     return (
         f"{label}: {first} is ahead, RMSE {figures[first]:.4g}{unit}; {second} {figures[second]:.4g}{unit} "
-        f"(so in {sure:.0%} of resamplings of the stars)"
+        f"(ahead in {sure:.0%} of bootstrap samples)"
     )
 
 
