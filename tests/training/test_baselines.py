@@ -218,7 +218,7 @@ def test_the_cannon_needs_stars_of_which_all_labels_are_known():
     train.labels[::3, 1] = np.nan
     assert figures_of(CannonBaseline(transform="raw").fit(train), make_spectra(100, seed=3))[0]["robust_scatter"] < 20
     train.labels[:, 1] = np.nan
-    with pytest.raises(ValueError, match=r"train.labels: expected stars of which all are known, got none"):
+    with pytest.raises(ValueError, match=r"train.labels: expected stars with all labels known, got none"):
         CannonBaseline(transform="raw").fit(train)
 
 
