@@ -65,29 +65,33 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.model, self.tokenizer = load_checkpoint(BASE_CHECKPOINT)
-        self.given = self._fewer(batches(self.model, self.tokenizer))
-        self.expected = answers(self.model, self.given)
+        self.inputs = self._fewer(batches(self.model, self.tokenizer))
+        self.expected = answers(self.model, self.inputs)
         self.published = self.folder / "published"
         published_tokenizer = train_published(self.published, steps=10 if self.device.type == "cpu" else 100)
         self.small = SpectraFMForPrediction.from_pretrained(self.published).eval()
-        self.small_given = self._fewer(batches(self.small, published_tokenizer))
-        self.small_expected = answers(self.small, self.small_given)
+        self.small_inputs = self._fewer(batches(self.small, published_tokenizer))
+        self.small_expected = answers(self.small, self.small_inputs)
 
-    def _fewer(self, given: Batches) -> Batches:
-        return {name: {key: value[: self.n_stars] for key, value in inputs.items()} for name, inputs in given.items()}
+    def _fewer(self, all_inputs: Batches) -> Batches:
+        return {
+            name: {key: value[: self.n_stars] for key, value in inputs.items()} for name, inputs in all_inputs.items()
+        }
 
-    def here(self, given: Batches) -> Batches:
+    def here(self, all_inputs: Batches) -> Batches:
         """The inputs on the device."""
-        return {name: {key: value.to(self.device) for key, value in inputs.items()} for name, inputs in given.items()}
+        return {
+            name: {key: value.to(self.device) for key, value in inputs.items()} for name, inputs in all_inputs.items()
+        }
 
     def base(self, **how: Any) -> Any:
         return SpectraFMForPrediction.from_pretrained(bundled(BASE_CHECKPOINT), **how).eval()
 
     def compared(self, model: Any, limits: tuple[float, float], published: bool = False) -> str:
         """The largest changes of all instruments; an error where they are too large."""
-        given, expected = (self.small_given, self.small_expected) if published else (self.given, self.expected)
-        found = answers(model, self.here(given))
-        changes = [change(found[name], expected[name]) for name in given]
+        inputs, expected = (self.small_inputs, self.small_expected) if published else (self.inputs, self.expected)
+        found = answers(model, self.here(inputs))
+        changes = [change(found[name], expected[name]) for name in inputs]
         sigma, errors = (max(part) for part in zip(*changes, strict=True))
         text = f"labels change by {sigma:.4f} of their errors at most, errors by {100 * errors:.3f} %"
         if sigma > limits[0] or errors > limits[1]:
@@ -201,7 +205,7 @@ def gradients(bench: Bench) -> str:
     found = []
     for device in ("cpu", bench.device):
         model = bench.base().to(device).train()
-        inputs = {key: value.to(device) for key, value in bench.given[name].items()}
+        inputs = {key: value.to(device) for key, value in bench.inputs[name].items()}
         inputs["labels"] = torch.from_numpy(bench.expected[name][0]).to(device) + 1.0
         optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
         model(**inputs).loss.backward()
@@ -252,7 +256,7 @@ def quantised(bench: Bench, name: str) -> str:
 
 def fast(bench: Bench) -> str:
     """Gaia XP stars per second from tokens on the device."""
-    inputs = bench.given["XP"]
+    inputs = bench.inputs["XP"]
     many = {key: value.repeat(16, *[1] * (value.ndim - 1)) for key, value in inputs.items()}
     rates = []
     for device in ("cpu", bench.device):

@@ -277,9 +277,9 @@ def test_label_errors_keep_noisy_labels_from_misleading_the_mlp():
     aware, unaware = (
         abs(
             figures_of(
-                MLPBaseline(**SMALL_MLP).fit(Spectra(train.flux, train.flux_error, labels, given, train.nuisance)), test
+                MLPBaseline(**SMALL_MLP).fit(Spectra(train.flux, train.flux_error, labels, sigma, train.nuisance)), test
             )[0]["bias"]
         )
-        for given in (label_errors, train.label_errors)
+        for sigma in (label_errors, train.label_errors)
     )
     assert aware < 60 < unaware

@@ -171,9 +171,9 @@ def test_a_checkpoint_gets_the_labels_that_it_lacks_and_keeps_its_answers(checkp
     assert model.config.label_scales[-1] == pytest.approx(0.05, rel=0.1)
     assert tokenizer.requests == ["teff", "mg_fe"]
     inputs = tokenizer(sample["wavelength"][:3], sample["flux"][:3], sample["flux_error"][:3], requests=names)
-    asked = {**inputs, "request_ids": inputs["request_ids"][:, :4]}
+    first_requests = {**inputs, "request_ids": inputs["request_ids"][:, :4]}
     with torch.no_grad():
-        found, expected = model(**inputs), before(**asked)
+        found, expected = model(**inputs), before(**first_requests)
     torch.testing.assert_close(found.predictions[:, :4], expected.predictions, rtol=1e-5, atol=1e-5)
     assert torch.isfinite(found.predictions[:, 4]).all()
     # Of labels all that it has seen; of wavelengths only these, as it may forget the others.

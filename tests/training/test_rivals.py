@@ -72,17 +72,17 @@ def test_tabicl_is_compared_where_it_is_installed_with_its_weights(sample, monke
     monkeypatch.setattr(StandIn, "weights", weights)
     monkeypatch.setattr(rivals, "MLP_STEPS", 5)
     monkeypatch.setattr(rivals, "TABICL_COMPONENTS", 5)
-    rows, said = np.arange(60), []
-    found = ask_rivals(sample, [(rows[:40], rows[40:])], say=said.append)
+    rows, messages = np.arange(60), []
+    found = ask_rivals(sample, [(rows[:40], rows[40:])], say=messages.append)
     if weights:
         values, errors = found[rivals.TABICL]
         assert np.std(values[40:, 0] - sample.labels[40:, 0]) < 0.03 and (errors[40:] > 0).all()
-        assert said == []
+        assert messages == []
     else:
         assert set(found) == set(RIVALS)
-        assert said == [
-            "TabICL is installed but cannot be used, so it is not compared: Checkpoint not cached and automatic download "
-            "is disabled."
+        assert messages == [
+            "TabICL is installed but cannot be used, so it is not compared: Checkpoint not cached and automatic "
+            "download is disabled."
         ]
 
 
