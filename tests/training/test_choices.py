@@ -44,8 +44,8 @@ def test_a_scalar_that_helps_is_used_and_another_is_not(chosen):
 
 def test_where_it_is_unknown_or_far_the_spectrum_alone_counts(chosen):
     states, _, target = with_scalars(300, seed=1)
-    plain, _, target = with_scalars(100)
-    without = choose(replace(plain, scalar_names=[], scalars=None), target)
+    plain, _, labels = with_scalars(100)
+    without = choose(replace(plain, scalar_names=[], scalars=None), labels)
     expected = np.std(without.predict(CONFIG, states)[0] - target)
     for nothing in (np.nan, -9999.0, np.inf):
         blind = replace(states, scalars=np.full_like(states.scalars, nothing))

@@ -120,7 +120,7 @@ def test_stars_that_cannot_be_measured_are_refused():
             prepare_model(RECIPE, [sample])
     nothing = make_sample()
     nothing["mask"][:] = True
-    with pytest.raises(ValueError, match="mask: expected pixels that are good in some of the stars, got none"):
+    with pytest.raises(ValueError, match="mask: expected good pixels in some of the stars, got none"):
         prepare_model(RECIPE, [nothing])
     with pytest.raises(ValueError, match=r"labels: expected columns of the data \(\[.*'teff'.*\]\), got 'c_fe'"):
         prepare_model(Recipe(labels=["c_fe"], units=["dex"], model=MODEL), [make_sample()])
@@ -240,5 +240,5 @@ def test_frozen_parts_are_not_trained_and_the_others_are(tiny_model, tiny_eviden
 def test_unknown_parts_and_a_model_without_trainable_weights_are_refused(tiny_model):
     with pytest.raises(ValueError, match=r"freeze: expected modules .*'encoder.layers.0'.* got 'encoder.layers.7'"):
         freeze(tiny_model, ["encoder.layers.7"])
-    with pytest.raises(ValueError, match=r"freeze: expected something to be left to train, got \['model', 'readout'\]"):
+    with pytest.raises(ValueError, match=r"freeze: expected some weights left to train, got \['model', 'readout'\]"):
         freeze(tiny_model, ["model", "readout"])

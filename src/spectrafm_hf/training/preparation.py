@@ -116,7 +116,7 @@ def prepare_checkpoint(
     model, tokenizer = load_checkpoint(str(recipe.checkpoint))
     if recipe.scalars and tokenizer.basis is not None:
         raise ValueError(
-            f"scalars: expected none with a checkpoint on evidence, whose network reads spectra alone, got "
+            f"scalars: expected none with a checkpoint on evidence, whose network reads only spectra, got "
             f"{recipe.scalars} with {recipe.checkpoint}; `spectrafm finetune --scalars {' '.join(recipe.scalars)}` "
             "learns labels from spectra and scalars"
         )
@@ -180,7 +180,7 @@ def freeze(model: SpectraFMForPrediction, names: Sequence[str]) -> None:
             raise ValueError(f"freeze: expected modules of the model, such as {parts}, got {name!r}")
         modules[name.removeprefix("model.")].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"freeze: expected something to be left to train, got {list(names)}")
+        raise ValueError(f"freeze: expected some weights left to train, got {list(names)}")
 
 
 def _instruments(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
 def _label_columns(recipe: Recipe, samples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Values of the labels and scalars of the recipe, over all samples."""
     if both := [name for name in recipe.scalars if name in recipe.labels]:
-        raise ValueError(f"scalars: expected columns that are not labels of the recipe as well, got {both}")
+        raise ValueError(f"scalars: expected columns that are not also labels of the recipe, got {both}")
     columns = {}
     for field, names in (("labels", recipe.labels), ("scalars", recipe.scalars)):
         for name in names:
@@ -227,6 +227,6 @@ def _standardisation(sample: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray,
     center, scale = robust_center_and_scale(np.where(mask, np.nan, flux).astype(np.float64))
     known = np.isfinite(center) & (scale > 0)
     if not known.any():
-        raise ValueError("mask: expected pixels that are good in some of the stars, got none")
+        raise ValueError("mask: expected good pixels in some of the stars, got none")
     grid = wavelength[0].astype(np.float64)
     return grid, *(np.interp(grid, grid[known], values[known]) for values in (center, scale))
