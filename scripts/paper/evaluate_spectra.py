@@ -387,7 +387,8 @@ def of_speed(predictor: SpectrumPredictor, grids: Path) -> list[str]:
         f"CPU time of one core, {len(rows)} H-band spectra of {observed.sum():,} pixels at S/N {SNR:.0f}: {ours:.0f} "
         f"best fits a second (median chi^2 {chi2:,.0f}); scipy's least squares of the 14 labels of the same emulator, "
         f"from the median star: {scipy:.2f} a second (median chi^2 {np.median(costs):,.0f}), which is "
-        f"{ours / scipy:.0f} times slower. From labels, {made:.0f} spectra a second with errors, {made / scipy:.0f} times as many."
+        f"{ours / scipy:.0f} times slower. From labels, {made:.0f} spectra a second with errors, "
+        f"{made / scipy:.0f} times as many."
     ]
 
 

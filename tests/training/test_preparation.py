@@ -130,7 +130,7 @@ def test_scalars_that_are_not_there_or_are_labels_are_refused():
     named = {"labels": ["teff"], "units": ["K"], "model": MODEL}
     with pytest.raises(ValueError, match=r"scalars: expected columns of the data \(\[.*'bp_rp'.*\]\), got 'parallax'"):
         prepare_model(Recipe(**named, scalars=["bp_rp", "parallax"]), [make_sample(50)])
-    with pytest.raises(ValueError, match=r"scalars: expected columns that are not also labels of the recipe, got \['teff'\]"):
+    with pytest.raises(ValueError, match=r"scalars: expected columns that are not also labels .*, got \['teff'\]"):
         prepare_model(Recipe(**named, scalars=["teff", "bp_rp"]), [make_sample(50)])
 
 
