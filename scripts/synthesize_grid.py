@@ -51,14 +51,14 @@ def read_labels(path: Path, n: int | None) -> tuple[dict[str, NDArray[np.float64
     else:
         table = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
     table = table.slice(0, n)
-    given = [name for name in OPTICAL_LABEL_NAMES if name in table.column_names]
+    known = [name for name in OPTICAL_LABEL_NAMES if name in table.column_names]
     if unknown := [
         name for name in table.column_names if name.endswith(("_fe", "_h")) and name not in OPTICAL_LABEL_NAMES
     ]:
         raise ValueError(f"labels: expected columns {', '.join(OPTICAL_LABEL_NAMES)}, got {unknown[0]} in {path}")
     if not len(table):
         raise ValueError(f"labels: expected at least one star, got none in {path}")
-    stars = [check_labels(row) for row in table.select(given).to_pylist()]
+    stars = [check_labels(row) for row in table.select(known).to_pylist()]
     ids = [str(value) for value in table["object_id"].to_pylist()] if "object_id" in table.column_names else None
     if ids and len(set(ids)) < len(ids):
         raise ValueError(f"object_id: expected each once, got repeated ones in {path}")

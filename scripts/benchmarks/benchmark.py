@@ -427,10 +427,14 @@ def against(checkout: Path, n: int, rounds: int, folder: Path) -> dict[str, Any]
     for _ in tqdm(range(rounds), desc="measuring", unit="round", delay=2):
         for side, root in (("before", checkout), ("now", here)):
             names = BEFORE if side == "before" else dict.fromkeys(files, MODEL)
-            given = [text for name in files for text in (name, names[name], str(files[name]))]
+            driver_args = [text for name in files for text in (name, names[name], str(files[name]))]
             environment = {**os.environ, "PYTHONPATH": str(root.resolve() / "src")}
             run = subprocess.run(
-                [sys.executable, "-c", DRIVER, *given], env=environment, capture_output=True, text=True, check=True
+                [sys.executable, "-c", DRIVER, *driver_args],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
             )
             for name, speed in json.loads(run.stdout.splitlines()[-1]).items():
                 found[side].setdefault(name, []).append(speed)

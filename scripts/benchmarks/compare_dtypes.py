@@ -100,16 +100,16 @@ def batches(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer, device
             continue
         if tokenizer.basis is None and name != "XP":
             continue
-        asked = answered_labels(model, tokenizer, rows[0])
-        found[name] = tokenizer(rows, requests=asked).to(device)
+        labels = answered_labels(model, tokenizer, rows[0])
+        found[name] = tokenizer(rows, requests=labels).to(device)
     return found
 
 
-def answers(model: SpectraFMForPrediction, given: Batches) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def answers(model: SpectraFMForPrediction, all_inputs: Batches) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Values and errors, (stars, labels) each, by instrument."""
     found = {}
     with torch.no_grad():
-        for name, inputs in given.items():
+        for name, inputs in all_inputs.items():
             outputs = model(**inputs)
             found[name] = tuple(x.float().cpu().numpy() for x in (outputs.predictions, outputs.prediction_errors))
     return found
@@ -143,7 +143,7 @@ def megabytes(model: torch.nn.Module) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
 
 
-def ways(folder: Path, given: Batches, device: str, offload: Path) -> Iterator[tuple[str, Any]]:
+def ways(folder: Path, all_inputs: Batches, device: str, offload: Path) -> Iterator[tuple[str, Any]]:
     """
     Name, and model with predictions, for each way to run a checkpoint, or why it is missing; the first is float32.
 
@@ -151,7 +151,7 @@ def ways(folder: Path, given: Batches, device: str, offload: Path) -> Iterator[t
     ----------
     folder : path
         Folder of the checkpoint.
-    given : mapping of str to inputs
+    all_inputs : mapping of str to inputs
         By instrument.
     device : str
     offload : path
@@ -162,22 +162,22 @@ def ways(folder: Path, given: Batches, device: str, offload: Path) -> Iterator[t
         return SpectraFMForPrediction.from_pretrained(folder, **how).eval()
 
     whole = load().to(device)
-    yield "float32", (whole, answers(whole, given))
+    yield "float32", (whole, answers(whole, all_inputs))
     for name, dtype in HALF.items():
         model = load(dtype=dtype).to(device)
-        yield f"dtype={name}", (model, answers(model, given))
+        yield f"dtype={name}", (model, answers(model, all_inputs))
     model = copy.deepcopy(whole).to(torch.bfloat16)
-    yield "model.to(bfloat16)", (model, answers(model, given))
+    yield "model.to(bfloat16)", (model, answers(model, all_inputs))
     for name, dtype in HALF.items():
         with torch.autocast(device, dtype=dtype):
-            yield f"autocast {name}", (whole, answers(whole, given))
+            yield f"autocast {name}", (whole, answers(whole, all_inputs))
     model = load(device_map={"": "disk"}, offload_folder=offload / "all")
-    yield "all weights on the disk", (model, answers(model, given))
+    yield "all weights on the disk", (model, answers(model, all_inputs))
     # Memory for a part of the weights: the rest is put on disk.
     size = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
     room = {0: size // 2, "cpu": 0} if device == "cuda" else {"cpu": size // 2}
     model = load(device_map="auto", max_memory=room, offload_folder=offload / "some")
-    yield 'device_map="auto", half of the room', (model, answers(model, given))
+    yield 'device_map="auto", half of the room', (model, answers(model, all_inputs))
     for name, (module, make) in QUANTISED.items():
         if not installed(module):
             yield name, f"{module} is not installed"
@@ -185,7 +185,7 @@ def ways(folder: Path, given: Batches, device: str, offload: Path) -> Iterator[t
         try:
             with _quiet():
                 model = load(quantization_config=make(), device_map=device)
-                yield name, (model, answers(model, given))
+                yield name, (model, answers(model, all_inputs))
         except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:
             yield name, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
@@ -221,16 +221,16 @@ def table(folder: Path, tokenizer: SpectraFMTokenizer, device: str = "cpu") -> l
         `megabytes` of the weights. Or `way` and `why` it is missing.
     """
     reference = SpectraFMForPrediction.from_pretrained(folder).eval().to(device)  # type: ignore[arg-type]
-    given = batches(reference, tokenizer, device)
-    expected = answers(reference, given)
+    all_inputs = batches(reference, tokenizer, device)
+    expected = answers(reference, all_inputs)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="spectrafm-") as offload:
-        for way, result in ways(folder, given, device, Path(offload)):
+        for way, result in ways(folder, all_inputs, device, Path(offload)):
             if isinstance(result, str):
                 rows.append({"way": way, "why": result})
                 continue
             model, found = result
-            changes = {name: change(found[name], expected[name]) for name in given}
+            changes = {name: change(found[name], expected[name]) for name in all_inputs}
             rows.append(
                 {
                     "way": way,

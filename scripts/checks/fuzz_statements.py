@@ -62,13 +62,13 @@ def star() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return wavelength, flux, flux * (0.01 + 0.005 * np.sin(wavelength / 9))
 
 
-def written(said: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, str]]:
+def written(statement: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, str]]:
     """Columns of a statement: values, and the text of the unit."""
     rest, flux, sigma = star()
-    observed = to_rest(rest, -said["velocity"])
-    own = vacuum_to_air(observed) if said["air"] else observed
+    observed = to_rest(rest, -statement["velocity"])
+    own = vacuum_to_air(observed) if statement["air"] else observed
     angstrom = own * units.AA
-    unit, base = WAVELENGTH_UNITS[said["wavelength_unit"]]
+    unit, base = WAVELENGTH_UNITS[statement["wavelength_unit"]]
     values = angstrom.to_value(unit, units.spectral())
     values = np.log(values) / np.log(base) if base else values
     per_wavelength = units.Unit("erg s-1 cm-2 Angstrom-1")
@@ -78,27 +78,30 @@ def written(said: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, str]]:
         target = FLUX_UNITS[text]
         return array * 1e14 if target is None else (array * per_wavelength).to_value(target, at)
 
-    error = as_written(sigma, said["error_unit"])
-    kind = said["error_kind"]
+    error = as_written(sigma, statement["error_unit"])
+    kind = statement["error_kind"]
     error = error if kind == "sigma" else error**2 if kind == "variance" else error**-2
-    flux = as_written(flux, said["flux_unit"])
-    if said["null"]:
-        flux[5:9] = {"nan": np.nan, "-9999": -9999.0}[said["null"]]
-    air = f"_{said['suffix']}" if said["suffix"] else ""
+    flux = as_written(flux, statement["flux_unit"])
+    if statement["null"]:
+        flux[5:9] = {"nan": np.nan, "-9999": -9999.0}[statement["null"]]
+    air = f"_{statement['suffix']}" if statement["suffix"] else ""
     columns = {
-        f"{said['wavelength_name']}{air}": (values, said["wavelength_unit"]),
-        said["flux_name"]: (flux, said["flux_unit"]),
+        f"{statement['wavelength_name']}{air}": (values, statement["wavelength_unit"]),
+        statement["flux_name"]: (flux, statement["flux_unit"]),
         # A variance or inverse variance in the unit of the flux itself is usual.
-        ERRORS[kind]: (error, said["error_unit"]),
+        ERRORS[kind]: (error, statement["error_unit"]),
     }
-    if said["rv"]:
-        columns["RV"] = (np.full(PIXELS, said["velocity"] * VELOCITY_UNITS[said["rv_unit"]]), said["rv_unit"])
+    if statement["rv"]:
+        columns["RV"] = (
+            np.full(PIXELS, statement["velocity"] * VELOCITY_UNITS[statement["rv_unit"]]),
+            statement["rv_unit"],
+        )
     return columns
 
 
-def write(said: Mapping[str, Any], folder: Path) -> Path:
+def write(statement: Mapping[str, Any], folder: Path) -> Path:
     """The file of a statement."""
-    columns, form = written(said), said["form"]
+    columns, form = written(statement), statement["form"]
     if form == "csv":
         headings = [f"{name} [{unit}]" if unit else name for name, (_, unit) in columns.items()]
         lines = [",".join(map(repr, map(float, row))) for row in zip(*(v for v, _ in columns.values()), strict=True)]
@@ -114,7 +117,7 @@ def write(said: Mapping[str, Any], folder: Path) -> Path:
         table.write(path, format="votable" if form == "votable" else "ascii.ecsv", overwrite=True)
         return path
     if form == "fits-image":
-        names = ("FLUX", "WAVELENGTH", said["error_kind"].replace("sigma", "ERROR"))
+        names = ("FLUX", "WAVELENGTH", statement["error_kind"].replace("sigma", "ERROR"))
         own = [fits.ImageHDU(columns[name][0], name=shown) for name, shown in zip(_order(columns), names, strict=False)]
         for hdu, name in zip(own, _order(columns), strict=False):
             if columns[name][1]:
@@ -132,7 +135,7 @@ def write(said: Mapping[str, Any], folder: Path) -> Path:
             for name, (values, unit) in columns.items()
         ]
         hdus = fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU.from_columns(made)])
-    for card, value in said["cards"].items():
+    for card, value in statement["cards"].items():
         hdus[0].header[card] = value
     path = folder / "a.fits"
     hdus.writeto(path, overwrite=True)
@@ -149,16 +152,16 @@ def _row(values: np.ndarray, name: str, vector: bool) -> np.ndarray:
     return values if not vector else values[:1] if name == "RV" else values[None]
 
 
-def said_of(said: Mapping[str, Any]) -> tuple[bool, str | None]:
+def stated_of(statement: Mapping[str, Any]) -> tuple[bool, str | None]:
     """Whether the file states the medium, and the stated frame."""
-    in_header = said["form"].startswith("fits")
-    medium = bool(said["suffix"]) and said["form"] != "fits-image"
-    medium |= in_header and any(card in said["cards"] for card in ("AIRORVAC", "COMMENT"))
-    frame = FRAMES[said["cards"].get("SPECSYS", "")] if in_header else None
-    return medium or said["wavelength_unit"] in ("GHz", "Hz", "cm-1"), frame
+    in_header = statement["form"].startswith("fits")
+    medium = bool(statement["suffix"]) and statement["form"] != "fits-image"
+    medium |= in_header and any(card in statement["cards"] for card in ("AIRORVAC", "COMMENT"))
+    frame = FRAMES[statement["cards"].get("SPECSYS", "")] if in_header else None
+    return medium or statement["wavelength_unit"] in ("GHz", "Hz", "cm-1"), frame
 
 
-def check(said: Mapping[str, Any], folder: Path) -> None:
+def check(statement: Mapping[str, Any], folder: Path) -> None:
     """
     Raises
     ------
@@ -167,22 +170,22 @@ def check(said: Mapping[str, Any], folder: Path) -> None:
     ValueError
         Where the file is refused.
     """
-    (row,) = read_spectra([write(said, folder)])
+    (row,) = read_spectra([write(statement, folder)])
     rest, flux, sigma = star()
     order = np.argsort(row["wavelength"], kind="stable")
     got = {name: row[name][order].astype(np.float64) for name in ("wavelength", "flux", "flux_error")}
     mask = row["mask"][order]
     bad = np.zeros(PIXELS, bool)
-    bad[5:9] = bool(said["null"])
+    bad[5:9] = bool(statement["null"])
     if not np.array_equal(mask, bad):
         raise Wrong(f"mask: {mask.sum()} pixels, of which {np.sum(mask & bad)} are the bad ones")
     off = float(np.median(got["wavelength"] / rest - 1)) * SPEED_OF_LIGHT
     flags = {*row["flags"], *(["not_at_rest"] if row["rest_frame"] is False else [])}
-    moved = abs(said["velocity"]) + 1.0 if flags & {FRAME_UNSTATED, "not_at_rest"} else 0.0
+    moved = abs(statement["velocity"]) + 1.0 if flags & {FRAME_UNSTATED, "not_at_rest"} else 0.0
     if abs(off) > 1.0 + moved + (90.0 if MEDIUM_UNSTATED in flags else 0.0):
         raise Wrong(f"wavelength: off by {off:.1f} km/s with the flags {sorted(flags)}")
-    is_said, frame = said_of(said)
-    if is_said and MEDIUM_UNSTATED in flags:
+    is_stated, frame = stated_of(statement)
+    if is_stated and MEDIUM_UNSTATED in flags:
         raise Wrong("medium: it is stated, but ignored")
     if frame == "rest" and row["rest_frame"] is not True or frame == "observed" and row["rest_frame"] is None:
         raise Wrong(f"frame: {frame} is stated, and rest_frame is {row['rest_frame']}")

@@ -367,7 +367,7 @@ def without(states: States, held_back: tuple[str, ...]) -> States:
 
 @dataclass(frozen=True)
 class Learnt:
-    """Values and errors (asked stars,) of each model, which heads were chosen, and the seconds that it took."""
+    """Values and errors (evaluated stars,) of each model, which heads were chosen, and the seconds that it took."""
 
     answers: dict[str, tuple[Array, Array]]
     heads: str
@@ -509,22 +509,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, metavar="TASK", help="default: all that can be had")
     parser.add_argument("--stars", type=int, nargs="+", default=[30, 100, 300, 1_000], metavar="N")
     parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="of the stars asked")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="of evaluated stars")
     parser.add_argument("--again", action="store_true", help=f"measure {OWN!r} again")
-    given = parser.parse_args(argv)
-    given.output.mkdir(parents=True, exist_ok=True)
-    path = given.output / f"{given.split}.csv"
+    args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / f"{args.split}.csv"
     lines = list(csv.DictReader(path.open())) if path.exists() else []
     runs = [
-        (task, n_stars, given.split, draw)
-        for task in given.tasks or TASKS
-        for n_stars in given.stars
-        for draw in range(given.draws)
+        (task, n_stars, args.split, draw)
+        for task in args.tasks or TASKS
+        for n_stars in args.stars
+        for draw in range(args.draws)
         if n_stars in TASKS[task].stars
     ]
-    asked = {tuple(map(str, run)) for run in runs}
-    if given.again:
-        lines = [line for line in lines if line["model"] != OWN or tuple(line[name] for name in RUN) not in asked]
+    chosen = {tuple(map(str, run)) for run in runs}
+    if args.again:
+        lines = [line for line in lines if line["model"] != OWN or tuple(line[name] for name in RUN) not in chosen]
     done: dict[tuple[str, ...], set[str]] = {}
     for line in lines:
         done.setdefault(tuple(line[name] for name in RUN), set()).add(line["model"])
@@ -536,18 +536,18 @@ def main(argv: list[str] | None = None) -> int:
         task = TASKS[run[0]]
         if task.sample not in pools:
             try:
-                make = functools.partial(SAMPLES[task.sample], given.shared)
-                pools = {task.sample: pool(task.sample, make, given.output / "samples")}
+                make = functools.partial(SAMPLES[task.sample], args.shared)
+                pools = {task.sample: pool(task.sample, make, args.output / "samples")}
             except ValueError as error:
-                if given.tasks:
+                if args.tasks:
                     raise
                 tqdm.write(f"left out: {run[0]}: {error}")
                 continue
-        found = measure(task, pools[task.sample], run[1], given.split, run[3], rivals=not models)
+        found = measure(task, pools[task.sample], run[1], args.split, run[3], rivals=not models)
         lines += [{**dict(zip(RUN, map(str, run), strict=True)), **line} for line in found]
         write(path, lines)
     if lines:
-        print(summary([line for line in lines if tuple(line[name] for name in RUN) in asked]))
+        print(summary([line for line in lines if tuple(line[name] for name in RUN) in chosen]))
     return 0
 
 

@@ -300,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", metavar="NAME_OR_FOLDER", help="a checkpoint that predicts the same stars")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON with all figures and how they were made")
     arguments = parser.parse_args(argv)
-    given = list(sys.argv[1:] if argv is None else argv)
+    command_line = list(sys.argv[1:] if argv is None else argv)
     try:
         for field in ("range", "mask"):
             for low, high in getattr(arguments, field):
@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     raise ValueError(f"{field}: expected the lower wavelength first, got {low:g} {high:g}")
         if arguments.output and not arguments.output.absolute().parent.is_dir():
             raise ValueError(f"output: expected a folder that exists, got {arguments.output.parent}")
-        report = {"command": shlex.join(["python", "scripts/paper/cramer_rao.py", *given]), **measure(arguments)}
+        report = {"command": shlex.join(["python", "scripts/paper/cramer_rao.py", *command_line]), **measure(arguments)}
         print(as_text(report))
         if arguments.output:
             write_json(arguments.output, report)

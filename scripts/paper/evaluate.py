@@ -403,7 +403,7 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> None:
     """Fit, predict, print and write."""
     stars = read_stars(folder, arguments.split)
     report: dict[str, Any] = {
-        "command": shlex.join(["python", "scripts/paper/evaluate.py", *arguments.given]),
+        "command": shlex.join(["python", "scripts/paper/evaluate.py", *arguments.command_line]),
         "split": arguments.split,
         "data": folder.name,
         "split_rule": stars.split_rule,
@@ -523,7 +523,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--tune", action="store_true", help="search those settings first, on validation stars, and stop"
     )
     arguments = parser.parse_args(argv)
-    arguments.given = list(sys.argv[1:] if argv is None else argv)
+    arguments.command_line = list(sys.argv[1:] if argv is None else argv)
     if "none" in arguments.baselines:
         arguments.baselines = []
     try:

@@ -172,8 +172,8 @@ def report(arguments: argparse.Namespace) -> str:
             for rival, answer in others.items():
                 lines += table(f"{name}, {rival}", answer, None, labels)
         names, counts = np.unique([flag for joined in flags for flag in joined.split(";") if flag], return_counts=True)
-        told = ", ".join(f"{flag} {count}" for flag, count in zip(names, counts, strict=True)) or "none"
-        notes.append(f"Flags of {name}, of all {len(rows)} stars: {told}.")
+        flag_counts = ", ".join(f"{flag} {count}" for flag, count in zip(names, counts, strict=True)) or "none"
+        notes.append(f"Flags of {name}, of all {len(rows)} stars: {flag_counts}.")
     lines += ["", *notes, ""]
     if arguments.files:
         lines += stars_of_files(model, tokenizer, arguments.files)
@@ -186,12 +186,12 @@ def stars_of_files(model: Any, tokenizer: Any, folders: Sequence[Path]) -> Itera
     yield "|---|---|---|---|---|---|"
     for known, row in zip(*published_files(folders), strict=True):
         found, errors, flags = answers(model, tokenizer, [row])
-        told = "; ".join(
+        predicted = "; ".join(
             f"{value:.{digits}f} ± {error:.{digits}f}"
             for value, error, digits in zip(found[0], errors[0], (0, 2, 2), strict=True)
         )
         stated = "{:.0f}; {:.2f}; {:.2f}".format(*known.labels)
-        yield f"| {known.file} | {known.star} | {stated} | {told} | {flags[0]} | {known.source} |"
+        yield f"| {known.file} | {known.star} | {stated} | {predicted} | {flags[0]} | {known.source} |"
     yield ""
 
 

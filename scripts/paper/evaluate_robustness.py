@@ -342,7 +342,7 @@ def synthetic_xp(snr: Array, seed: int, part: int) -> tuple[Spectra, tuple[str, 
     error = pixel_errors(instrument, observed.flux, snr)
     level = np.median(observed.flux, axis=1, keepdims=True)
     wavelength = np.broadcast_to(instrument.wavelength, error.shape)
-    slopes = observed.jacobian / level[:, None]  # type: ignore[operator]  # derivatives are asked for by default
+    slopes = observed.jacobian / level[:, None]  # type: ignore[operator]  # derivatives are computed by default
     mask = np.zeros(error.shape, bool)
     return Spectra(wavelength, observed.flux / level, error / level, mask, slopes), observed.names, observed.prior
 
@@ -505,9 +505,9 @@ class Checkpoint:
         if torch.cuda.is_available():
             self.model.cuda()  # type: ignore[call-arg]  # transformers wraps it without its types
 
-    def labels(self, asked: Sequence[str] | None) -> list[str]:
+    def labels(self, requests: Sequence[str] | None) -> list[str]:
         """The requested labels, by default those of the checkpoint; raises ValueError for unknown ones."""
-        labels = list(asked or self.tokenizer.requests or self.tokenizer.label_names)
+        labels = list(requests or self.tokenizer.requests or self.tokenizer.label_names)
         self.tokenizer.label_ids(labels)
         return labels
 
@@ -578,17 +578,17 @@ def row_bounds(bound: Spectra, kind: Kind, labels: Sequence[str]) -> dict[str, A
     return {name: label_bound(covariance, kind.parameters, name) for name in labels}
 
 
-def evaluate(checkpoint: Checkpoint, kind: Kind, asked: Sequence[str], seed: int) -> dict[str, Any]:
+def evaluate(checkpoint: Checkpoint, kind: Kind, requests: Sequence[str], seed: int) -> dict[str, Any]:
     """All rows of one kind of input."""
-    labels = [name for name in asked if name in kind.truth]
+    labels = [name for name in requests if name in kind.truth]
     if not labels:
-        raise ValueError(f"labels: expected some of {list(kind.truth)}, got {list(asked)}")
+        raise ValueError(f"labels: expected some of {list(kind.truth)}, got {list(requests)}")
     table: dict[str, Any] = {}
     whole: dict[str, Array] = {}
     whole_bound: dict[str, Array] = {}
     for name, make in tqdm(kind.rows.items(), desc=kind.title.partition(":")[0], unit="row", delay=2):
         spectra, bound = make()
-        answers = checkpoint.predict(spectra, asked)
+        answers = checkpoint.predict(spectra, requests)
         found = row_bounds(bound, kind, labels) if bound else {}
         residuals = {label: answers[label] - kind.truth[label] for label in labels}
         whole, whole_bound = whole or residuals, whole_bound or found
@@ -700,7 +700,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=Path, metavar="FILE.json", help="all figures; the tables lie beside it, in FILE.md"
     )
     arguments = parser.parse_args(argv)
-    given = list(sys.argv[1:] if argv is None else argv)
+    command_line = list(sys.argv[1:] if argv is None else argv)
     try:
         for field, number, least in (("stars", arguments.stars, 2), ("seed", arguments.seed, 0)):
             if number < least:
@@ -713,7 +713,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoint = Checkpoint(arguments.model)
         labels = checkpoint.labels(arguments.labels)
         report: dict[str, Any] = {
-            "command": shlex.join(["python", "scripts/paper/evaluate_robustness.py", *given]),
+            "command": shlex.join(["python", "scripts/paper/evaluate_robustness.py", *command_line]),
             "model": checkpoint.about,
             "split": arguments.split,
             "seed": arguments.seed,

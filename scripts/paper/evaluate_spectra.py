@@ -172,20 +172,20 @@ def hband_stars(grids: Path, seed: int) -> tuple[Grid, list[dict[str, Any]], Arr
     covered = SyntheticStars("apogee")._stars.emulator.covers(held_out.labels)
     covered &= np.arange(len(held_out)) % 2 == 1
     stars = held_out[covered]
-    given = (stars.wavelength > 15_152) & (stars.wavelength < 16_952)
+    observed = (stars.wavelength > 15_152) & (stars.wavelength < 16_952)
     noise = np.random.default_rng(seed).standard_normal(stars.flux.shape) / SNR
     rows = [
         {
             "object_id": str(i),
-            "wavelength": stars.wavelength[given],
-            "flux": (stars.flux[i] + noise[i])[given],
-            "flux_error": np.full(given.sum(), 1 / SNR),
-            "mask": np.zeros(given.sum(), bool),
+            "wavelength": stars.wavelength[observed],
+            "flux": (stars.flux[i] + noise[i])[observed],
+            "flux_error": np.full(observed.sum(), 1 / SNR),
+            "mask": np.zeros(observed.sum(), bool),
             "normalised": True,
         }
         for i in range(len(stars))
     ]
-    return stars, rows, given
+    return stars, rows, observed
 
 
 def with_hole(rows: list[dict[str, Any]], low: float, high: float) -> tuple[list[dict[str, Any]], Array]:
@@ -212,20 +212,22 @@ def of_holes(predictor: SpectrumPredictor, grids: Path, gaia_xp: Path) -> list[s
             f"| observed Gaia XP, {low:,.0f}-{high:,.0f} Å | {len(rows):,} | "
             f"{figures(found.flux, truth, found.error, noise)} | {figures(rival, truth)} | {stated:.2f} % |"
         )
-    stars, rows, given = hband_stars(grids, seed=1)
-    fitted = read_grid(grids / "hband_grid_turbospectrum_marcs.npz")[: -HELD_OUT["hband"]].flux[:, given].astype(float)
+    stars, rows, observed = hband_stars(grids, seed=1)
+    fitted = (
+        read_grid(grids / "hband_grid_turbospectrum_marcs.npz")[: -HELD_OUT["hband"]].flux[:, observed].astype(float)
+    )
     values = np.stack([row["flux"] for row in rows])
     for low, high in H_HOLES:
         masked, hole = with_hole(rows, low, high)
         found = predictor.from_spectra(masked, wavelength=rows[0]["wavelength"][hole])
         rival = by_components(fitted[:, ~hole], fitted[:, hole], values[:, ~hole])
-        truth = stars.flux[:, given][:, hole].astype(float)
+        truth = stars.flux[:, observed][:, hole].astype(float)
         lines.append(
             f"| synthesised H band, S/N {SNR:.0f}, {low:,.0f}-{high:,.0f} Å | {len(rows)} | "
             f"{figures(found.flux, truth, found.error)} | {figures(rival, truth)} | {100 / SNR:.2f} % |"
         )
     found = predictor.from_spectra(rows)
-    truth = stars.flux[:, given].astype(float)
+    truth = stars.flux[:, observed].astype(float)
     lines.append(
         f"| the same, observed pixels, denoised | {len(rows)} | {figures(found.flux, truth, found.error)} | | "
         f"{100 / SNR:.2f} % |"
@@ -354,7 +356,7 @@ def of_speed(predictor: SpectrumPredictor, grids: Path) -> list[str]:
     torch.set_num_threads(1)
     model, tokenizer = predictor.model, predictor.tokenizer
     assert model is not None and tokenizer is not None and tokenizer.basis is not None
-    stars, rows, given = hband_stars(grids, seed=2)
+    stars, rows, observed = hband_stars(grids, seed=2)
     best_fits(model, tokenizer.basis, _grids(tokenizer, rows))
     start = time.process_time()
     fits = best_fits(model, tokenizer.basis, _grids(tokenizer, rows))
@@ -369,12 +371,12 @@ def of_speed(predictor: SpectrumPredictor, grids: Path) -> list[str]:
         def residual(u: Array, row: dict[str, Any] = row) -> Array:
             with torch.no_grad():
                 flux = emulator(torch.from_numpy((low + u * (high - low))[None]))[0][0].numpy()
-            return (flux[given] - row["flux"]) / row["flux_error"]
+            return (flux[observed] - row["flux"]) / row["flux_error"]
 
         fit = least_squares(residual, ((center - low) / (high - low)).clip(0.01, 0.99), bounds=(0, 1), diff_step=1e-3)
         costs.append(2 * fit.cost)
     scipy = n_stars / (time.process_time() - begun)
-    emulated = EmulatedSpectra("emulator-hband", stars.wavelength[given])
+    emulated = EmulatedSpectra("emulator-hband", stars.wavelength[observed])
     labels = dict(zip(stars.label_names, np.tile(stars.labels, (4, 1)).T, strict=True))
     emulated(labels)
     begun = time.process_time()
@@ -382,10 +384,11 @@ def of_speed(predictor: SpectrumPredictor, grids: Path) -> list[str]:
     made = len(labels["teff"]) / (time.process_time() - begun)
     chi2 = np.median([fit.chi2 for fit in fits[:n_stars]])
     return [
-        f"CPU time of one core, {len(rows)} H-band spectra of {given.sum():,} pixels at S/N {SNR:.0f}: {ours:.0f} best "
-        f"fits a second (median chi^2 {chi2:,.0f}); scipy's least squares of the 14 labels of the same emulator, from "
-        f"the median star: {scipy:.2f} a second (median chi^2 {np.median(costs):,.0f}), which is {ours / scipy:.0f} "
-        f"times slower. From labels, {made:.0f} spectra a second with errors, {made / scipy:.0f} times as many."
+        f"CPU time of one core, {len(rows)} H-band spectra of {observed.sum():,} pixels at S/N {SNR:.0f}: {ours:.0f} "
+        f"best fits a second (median chi^2 {chi2:,.0f}); scipy's least squares of the 14 labels of the same emulator, "
+        f"from the median star: {scipy:.2f} a second (median chi^2 {np.median(costs):,.0f}), which is "
+        f"{ours / scipy:.0f} times slower. From labels, {made:.0f} spectra a second with errors, "
+        f"{made / scipy:.0f} times as many."
     ]
 
 
@@ -410,7 +413,7 @@ def pictures(predictor: SpectrumPredictor, folder: Path, gaia_xp: Path, grids: P
     draw_hole(axes[0], rows[i]["wavelength"], flux[i], hole, found.wavelength, found.flux[0], found.error[0])
     axes[0].set_ylabel("Flux / median", fontsize=13)
     axes[0].set_title("observed by Gaia XP, test star", loc="left", fontsize=12, color=INK)
-    stars, h_rows, given = hband_stars(grids, seed=1)
+    stars, h_rows, observed = hband_stars(grids, seed=1)
     j = int(np.argmin(np.abs(stars.labels[:, 0] - 4700)))
     masked, hole = with_hole(h_rows[j : j + 1], 15_700.0, 15_760.0)
     found = predictor.from_spectra(masked)
@@ -419,7 +422,7 @@ def pictures(predictor: SpectrumPredictor, folder: Path, gaia_xp: Path, grids: P
     close = (wavelength > 15_680) & (wavelength < 15_780)
     draw_hole(
         axes[1], wavelength[close], h_rows[j]["flux"][close], hole[close], found.wavelength[near],
-        found.flux[0, near], found.error[0, near], truth=stars.flux[j, given][close],
+        found.flux[0, near], found.error[0, near], truth=stars.flux[j, observed][close],
     )  # fmt: skip
     axes[1].set_ylabel("Flux / continuum", fontsize=13)
     axes[1].set_title(f"synthesised, held out, S/N {SNR:.0f}", loc="left", fontsize=12, color=INK)

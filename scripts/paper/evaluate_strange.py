@@ -193,12 +193,11 @@ def line_of(sample: Sample, found: Array, sigma: Array, flags: Array) -> str:
     low, high = sample.teff.T
     with np.errstate(invalid="ignore"):
         right = plain & (found > low - SIGMAS * sigma) & (found < high + SIGMAS * sigma)
-    told = ""
+    shown = ""
     if (wrong := plain & ~right).any():
-        told = f"{np.median(found[wrong]):.0f} ± {np.median(sigma[wrong]):.0f}"
-    return (
-        f"| {sample.name} | {len(flags)} | {refused.sum()} | {warned.sum()} | {right.sum()} | {wrong.sum()} | {told} |"
-    )
+        shown = f"{np.median(found[wrong]):.0f} ± {np.median(sigma[wrong]):.0f}"
+    counts = (len(flags), refused.sum(), warned.sum(), right.sum(), wrong.sum())
+    return f"| {sample.name} | {' | '.join(map(str, counts))} | {shown} |"
 
 
 def report(arguments: argparse.Namespace) -> str:

@@ -79,10 +79,10 @@ def report(model_name: str, folders: Sequence[Path]) -> str:
     ]
     for name, known, row in samples(folders):
         (found,), (errors,), (flags,) = answers(model, tokenizer, [row])
-        said = "; ".join(f"{v:.{d}f} ± {e:.{d}f}" for v, e, d in zip(found, errors, (0, 2, 2), strict=True))
+        predicted = "; ".join(f"{v:.{d}f} ± {e:.{d}f}" for v, e, d in zip(found, errors, (0, 2, 2), strict=True))
         z = "; ".join(f"{x:+.1f}" for x in (found - np.array(known.labels)) / errors)
         stated = "{:.0f}; {:.2f}; {:.2f}".format(*known.labels)
-        lines.append(f"| {name} | {known.star} | {stated} | {said} | {z} | {flags} |")
+        lines.append(f"| {name} | {known.star} | {stated} | {predicted} | {z} | {flags} |")
     return "\n".join([*lines, ""])
 
 

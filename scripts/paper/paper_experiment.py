@@ -113,19 +113,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shared", type=Path, metavar="DIR", help="with the file of APOGEE DR12")
     parser.add_argument("--draws", type=int, default=10, metavar="N", help="of the 100 stars (default: 10)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, metavar="TASK", help="default: all that can be had")
-    given = parser.parse_args(argv)
-    given.output.mkdir(parents=True, exist_ok=True)
-    path = given.output / "paper.csv"
+    args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "paper.csv"
     lines: list[dict[str, Any]] = list(csv.DictReader(path.open())) if path.exists() else []
     done = {tuple(line[name] for name in RUN) for line in lines}
-    runs = [(task, draw) for task in given.tasks or TASKS for draw in range(given.draws)]
+    runs = [(task, draw) for task in args.tasks or TASKS for draw in range(args.draws)]
     for task, draw in tqdm(runs, unit="run"):
         if (task, str(draw)) in done:
             continue
         try:
-            found = measure(task, draw, given.output / "samples", given.shared)
+            found = measure(task, draw, args.output / "samples", args.shared)
         except ValueError as error:
-            if given.tasks or not str(error).startswith("shared:"):
+            if args.tasks or not str(error).startswith("shared:"):
                 raise
             tqdm.write(f"left out: {task}: {error}")
             continue

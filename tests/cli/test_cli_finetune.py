@@ -40,9 +40,10 @@ def test_a_group_gets_a_checkpoint_that_predicts(tmp_path, labels, capsys):
     (tmp_path / "broken.fits").write_bytes(b"SIMPLE  =")
     spectra = ["--spectra", str(tmp_path / "broken.fits"), str(STARS)]
     command = ["finetune", *spectra, "--labels", str(labels), "--out", str(out)]
-    assert main(command) == 0, "what was dropped was told"
-    said = capsys.readouterr().out
-    assert "dropped 5 spectra" in said and "no row in the table of labels: 4" in said and "cannot be read: 1" in said
+    assert main(command) == 0, "dropped spectra are reported"
+    output = capsys.readouterr().out
+    assert "dropped 5 spectra" in output
+    assert "no row in the table of labels: 4" in output and "cannot be read: 1" in output
     for words in (
         "60 spectra of 60 stars",
         "new to the checkpoint: log_lm [dex]",
@@ -50,7 +51,7 @@ def test_a_group_gets_a_checkpoint_that_predicts(tmp_path, labels, capsys):
         "PCA + MLP",
         "is ahead, RMSE",
     ):
-        assert words in said
+        assert words in output
     assert main([*command, "--strict"]) == 1
     table = tmp_path / "predicted.csv"
     assert main(["predict", str(STARS), "--model", str(out), "--output", str(table)]) == 0
@@ -93,8 +94,8 @@ def test_a_scalar_that_helps_is_needed_by_predict(tmp_path, capsys):
     assert "scalars: expected columns of the spectra or of the labels" in error and "got missing in neither" in error
     assert not out.exists()
     assert main([*command, "--scalars", "distance", "useless"]) == 0
-    said = capsys.readouterr().out
-    assert "age: scalars: distance used: RMSE " in said and "useless of no help" in said
+    output = capsys.readouterr().out
+    assert "age: scalars: distance used: RMSE " in output and "useless not used: no improvement" in output
     predict = ["predict", str(STARS), "--model", str(out), "--output", str(table)]
     assert main(predict) == 2
     error = capsys.readouterr().err

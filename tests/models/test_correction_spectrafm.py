@@ -100,9 +100,9 @@ def test_when_an_input_is_unknown_then_the_answer_is_and_nothing_else(model):
     correction = fill_correction(model.add_corrections([settings()])[0])
     values, errors = torch.ones(3, 2), torch.ones(3, 2)
     values[1, 0] = torch.nan
-    given = tokens(3, intervals=(1, 2))
+    inputs = tokens(3, intervals=(1, 2))
     found, error = correction(
-        values, errors, torch.zeros(3), given["coefficients"], given["reliability"], given["interval_ids"][0]
+        values, errors, torch.zeros(3), inputs["coefficients"], inputs["reliability"], inputs["interval_ids"][0]
     )
     assert found.isnan().tolist() == error.isnan().tolist() == [False, True, False]
 
@@ -161,13 +161,13 @@ def test_when_a_label_was_learnt_from_pixels_then_it_is_unknown_without_them(mod
     for entry, correction in zip(entries, model.add_corrections(entries), strict=True):
         assert correction.pixels == entry["pixels"]
         fill_correction(correction)
-    given = torch.rand(4, 8, generator=generator)
-    found = ask(model, {**tokens(), "pixels": given}).predictions
+    flux = torch.rand(4, 8, generator=generator)
+    found = ask(model, {**tokens(), "pixels": flux}).predictions
     assert found[:, 3].isfinite().all()
     without = ask(model).predictions
     assert without[:, 3].isnan().all() and torch.equal(without[:, :3], found[:, :3])
     # Only its own columns count.
-    others = given.clone()
+    others = flux.clone()
     others[:, [0, 1, 7]] += 1.0
     assert torch.equal(ask(model, {**tokens(), "pixels": others}).predictions[:, 3], found[:, 3])
 
@@ -181,9 +181,9 @@ def test_holes_are_filled_with_what_the_other_pixels_say():
     np.testing.assert_allclose(found, flux, atol=0.02)
     module = SpectraFMPixels(0, 40, 2).double()
     module.directions.copy_(directions)
-    given = 0.1 * torch.sinh(flux)
-    for name, whole in module(given).items():
-        np.testing.assert_allclose(module(torch.where(holes, torch.nan, given))[name], whole, atol=0.05)
+    pixels = 0.1 * torch.sinh(flux)
+    for name, whole in module(pixels).items():
+        np.testing.assert_allclose(module(torch.where(holes, torch.nan, pixels))[name], whole, atol=0.05)
 
 
 def test_when_processes_disagree_then_the_error_of_their_mean_is_larger():
@@ -232,8 +232,8 @@ def test_the_less_is_known_of_a_scalar_the_nearer_it_is_to_the_usual(model):
     entry = settings(groups=["scalars"], scalars=["bp_rp"])
     (correction,) = model.add_corrections([entry])
     correction.population.copy_(torch.tensor([[1.0, 0.5, 0.5, 0.0, 2.0]]))
-    given = torch.tensor([[[1.5, 0.0]], [[1.5, 0.5]], [[1.5, torch.nan]], [[torch.nan, 0.1]]])
-    estimate, variance, known = correction.estimated(given)
+    scalars = torch.tensor([[[1.5, 0.0]], [[1.5, 0.5]], [[1.5, torch.nan]], [[torch.nan, 0.1]]])
+    estimate, variance, known = correction.estimated(scalars)
     np.testing.assert_allclose(estimate[:, 0], [1.0, 0.5, 0.5, 0.0])
     np.testing.assert_allclose(variance[:, 0], [0.0, 0.5, 0.5, 1.0])
     assert known[:, 0].tolist() == [True, True, True, False]

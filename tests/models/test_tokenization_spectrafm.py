@@ -233,12 +233,12 @@ def test_float32_and_integers_are_read_as_they_are():
 def test_single_and_double_precision_agree_and_inputs_are_not_changed(make):
     wavelength, flux, error = spectrum(3, 140)
     flux[0, 7], error[1, 9], error[2] = np.nan, 0.0, np.nan
-    given = [(wavelength, flux.astype(kind), error.astype(kind)) for kind in ("f8", "f4", ">f4")]
-    before = copy.deepcopy(given)
-    double, *single = (make()(*arrays, return_tensors="np") for arrays in given)
+    spectra_by_type = [(wavelength, flux.astype(kind), error.astype(kind)) for kind in ("f8", "f4", ">f4")]
+    before = copy.deepcopy(spectra_by_type)
+    double, *single = (make()(*arrays, return_tensors="np") for arrays in spectra_by_type)
     for other in single:
         same(other, double, **CLOSE[make])
-    for spectra, copies in zip(given, before, strict=True):
+    for spectra, copies in zip(spectra_by_type, before, strict=True):
         assert all(np.array_equal(*pair, equal_nan=True) for pair in zip(spectra, copies, strict=True))
 
 
@@ -345,8 +345,8 @@ def test_plain_numbers_are_in_the_unit_of_the_tokenizer(unit):
     expected = SpectraFMTokenizer()(wavelength, flux, requests=["teff", 5010.0])
     plain = (wavelength * u.AA).to_value(unit)
     request = float((5010.0 * u.AA).to_value(unit))
-    given = SpectraFMTokenizer(wavelength_unit=unit)(plain, flux, requests=["teff", request])
-    same(given, expected, rtol=2e-7, atol=1e-7)
+    found = SpectraFMTokenizer(wavelength_unit=unit)(plain, flux, requests=["teff", request])
+    same(found, expected, rtol=2e-7, atol=1e-7)
     quantity = SpectraFMTokenizer(wavelength_unit=unit)(wavelength * u.AA, flux, requests=["teff", 501.0 * u.nm])
     same(quantity, expected, rtol=2e-7, atol=1e-7)
 
@@ -539,12 +539,12 @@ def test_flux_center_and_scale_convert_to_the_input_units(wavelength_medium):
         standardize_center=np.linspace(0.9e-3, 1.1e-3, 7),
         standardize_scale=np.linspace(0.2e-3, 0.4e-3, 7),
     )
-    asked = [1, 50, 90]
-    inputs = tokenizer(wavelength, flux, requests=["teff", *wavelength[asked]])
-    back = inputs["flux"][:, asked] * inputs["flux_scale"][:, 1:] + inputs["flux_center"][:, 1:]
-    np.testing.assert_allclose(back, flux[:, asked], rtol=1e-5)
+    pixels = [1, 50, 90]
+    inputs = tokenizer(wavelength, flux, requests=["teff", *wavelength[pixels]])
+    back = inputs["flux"][:, pixels] * inputs["flux_scale"][:, 1:] + inputs["flux_center"][:, 1:]
+    np.testing.assert_allclose(back, flux[:, pixels], rtol=1e-5)
     assert inputs["flux_center"][:, 0].tolist() == [0, 0] and inputs["flux_scale"][:, 0].tolist() == [1, 1]
-    torch.testing.assert_close(inputs["request_wavelength"][:, 1:], inputs["wavelength"][:, asked])
+    torch.testing.assert_close(inputs["request_wavelength"][:, 1:], inputs["wavelength"][:, pixels])
 
 
 def test_labels_become_the_requests_and_nan_is_unknown(tiny_model):
@@ -1079,8 +1079,8 @@ def test_fluxes_on_the_grids_of_a_basis_tokenizer_are_over_the_median_and_unknow
     mask = np.zeros(flux.shape, bool)
     mask[0, 50:60] = True
     grid = [wavelength[40:45] + 0.3 * (wavelength[1] - wavelength[0]), [wavelength[49], wavelength[55], high + 50.0]]
-    given = evidence_tokens(pixel_wavelength=grid)(wavelength, flux, 0.01 * flux, mask)
-    found = given["pixels"].numpy()
+    inputs = evidence_tokens(pixel_wavelength=grid)(wavelength, flux, 0.01 * flux, mask)
+    found = inputs["pixels"].numpy()
     assert found.shape == (2, 8)
     np.testing.assert_allclose(found[0], [1, 1, 1, 1, 1, 1, np.nan, np.nan], rtol=1e-5)
     np.testing.assert_allclose(found[1, :5], np.interp(grid[0], wavelength, flux[1]) / 5.0, rtol=1e-5)
@@ -1097,13 +1097,13 @@ def test_scalars_of_a_tokenizer_on_evidence_come_with_errors_and_gaps():
     wavelength = np.linspace(5000.0, 5400.0, 200)
     flux = np.ones((2, 200))
     tokenizer = evidence_tokens(scalar_names=["bp_rp", "parallax"])
-    given = {"bp_rp": [0.8, np.inf], "parallax": [2.0, 3.0], "parallax_err": [0.1, np.nan]}
-    found = tokenizer(wavelength, flux, 0.01 * flux, scalars=given)["scalars"].numpy()
+    scalars = {"bp_rp": [0.8, np.inf], "parallax": [2.0, 3.0], "parallax_err": [0.1, np.nan]}
+    found = tokenizer(wavelength, flux, 0.01 * flux, scalars=scalars)["scalars"].numpy()
     expected = np.float32([[[0.8, np.nan], [2.0, 0.1]], [[np.nan, np.nan], [3.0, np.nan]]])
     np.testing.assert_array_equal(found, expected)
     rows = [
         {"wavelength": wavelength, "flux": flux[0], "flux_error": 0.01 * flux[0]}
-        | {name: values[i] for name, values in given.items()}
+        | {name: values[i] for name, values in scalars.items()}
         for i in range(2)
     ]
     np.testing.assert_array_equal(tokenizer(rows)["scalars"].numpy(), expected)
@@ -1111,4 +1111,4 @@ def test_scalars_of_a_tokenizer_on_evidence_come_with_errors_and_gaps():
     with pytest.raises(ValueError, match=r"expected bp_rp, parallax \(NaN where unknown\), got none of parallax"):
         tokenizer(wavelength, flux, 0.01 * flux, scalars={"bp_rp": [1.0, 1.0]})
     with pytest.raises(ValueError, match=r"scalars: expected names out of \['bp_rp', 'bp_rp_err'"):
-        tokenizer(wavelength, flux, 0.01 * flux, scalars={**given, "g": 1.0})
+        tokenizer(wavelength, flux, 0.01 * flux, scalars={**scalars, "g": 1.0})

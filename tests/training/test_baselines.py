@@ -218,7 +218,7 @@ def test_the_cannon_needs_stars_of_which_all_labels_are_known():
     train.labels[::3, 1] = np.nan
     assert figures_of(CannonBaseline(transform="raw").fit(train), make_spectra(100, seed=3))[0]["robust_scatter"] < 20
     train.labels[:, 1] = np.nan
-    with pytest.raises(ValueError, match=r"train.labels: expected stars of which all are known, got none"):
+    with pytest.raises(ValueError, match=r"train.labels: expected stars with all labels known, got none"):
         CannonBaseline(transform="raw").fit(train)
 
 
@@ -277,9 +277,9 @@ def test_label_errors_keep_noisy_labels_from_misleading_the_mlp():
     aware, unaware = (
         abs(
             figures_of(
-                MLPBaseline(**SMALL_MLP).fit(Spectra(train.flux, train.flux_error, labels, given, train.nuisance)), test
+                MLPBaseline(**SMALL_MLP).fit(Spectra(train.flux, train.flux_error, labels, sigma, train.nuisance)), test
             )[0]["bias"]
         )
-        for given in (label_errors, train.label_errors)
+        for sigma in (label_errors, train.label_errors)
     )
     assert aware < 60 < unaware

@@ -35,7 +35,7 @@ def chosen():
 
 def test_a_scalar_that_helps_is_used_and_another_is_not(chosen):
     assert chosen.scalars == ["distance"]
-    assert chosen.note.startswith("distance used: RMSE ") and chosen.note.endswith("useless of no help")
+    assert chosen.note.startswith("distance used: RMSE ") and chosen.note.endswith("useless not used: no improvement")
     states, _, target = with_scalars(300, seed=1)
     values, errors = chosen.predict(CONFIG, states)
     assert np.std(values - target) < 2.0 * SIGMA < 0.2 * np.std(target)
@@ -44,8 +44,8 @@ def test_a_scalar_that_helps_is_used_and_another_is_not(chosen):
 
 def test_where_it_is_unknown_or_far_the_spectrum_alone_counts(chosen):
     states, _, target = with_scalars(300, seed=1)
-    plain, _, given = with_scalars(100)
-    without = choose(replace(plain, scalar_names=[], scalars=None), given)
+    plain, _, labels = with_scalars(100)
+    without = choose(replace(plain, scalar_names=[], scalars=None), labels)
     expected = np.std(without.predict(CONFIG, states)[0] - target)
     for nothing in (np.nan, -9999.0, np.inf):
         blind = replace(states, scalars=np.full_like(states.scalars, nothing))
@@ -57,7 +57,7 @@ def test_where_it_is_unknown_or_far_the_spectrum_alone_counts(chosen):
 def test_no_scalar_is_used_where_none_helps_or_is_known():
     states, logg, _ = with_scalars(60)
     choice = choose(states, np.sin(logg))
-    assert choice.scalars == [] and choice.note == "distance, useless of no help"
+    assert choice.scalars == [] and choice.note == "distance, useless not used: no improvement"
     assert not any("scalars" in part.settings for part in choice.fitted)
     states.scalars[19:, 1] = np.nan
     assert "useless known for fewer than 20 spectra" in choose(states, np.sin(logg)).note

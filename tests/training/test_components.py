@@ -41,10 +41,10 @@ def test_the_first_scaled_components_see_through_the_noise():
     number = NOISE_STARS
     differ, pixels = draw_stars(number)
     module = fit_pixels(pixels)
-    others, asked = draw_stars(500, seed=1)
+    others, other_pixels = draw_stars(500, seed=1)
     scatter = {}
     for name in ("pixels", "scaled"):
-        learnt, found = (module(torch.from_numpy(flux))[name][:, :2].numpy() for flux in (pixels, asked))
+        learnt, found = (module(torch.from_numpy(flux))[name][:, :2].numpy() for flux in (pixels, other_pixels))
         design = np.column_stack([learnt, np.ones(number)])
         slopes = np.linalg.lstsq(design, differ, rcond=None)[0]
         scatter[name] = np.std(np.column_stack([found, np.ones(500)]) @ slopes - others)

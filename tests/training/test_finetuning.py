@@ -57,14 +57,14 @@ def write_labels(path: Path, stars: pa.Table, kept: slice = slice(0, None)) -> P
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory, stars):
     """A checkpoint with two labels, and what was said."""
-    folder, said = tmp_path_factory.mktemp("tuned"), []
+    folder, messages = tmp_path_factory.mktemp("tuned"), []
     labels = write_labels(folder / "labels.csv", stars, slice(4, None))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rivals, "MLP_STEPS", 5)
         made = finetune(
-            [STARS], labels, folder / "mine", say=said.append, command="spectrafm finetune ...", draw=plot_given
+            [STARS], labels, folder / "mine", say=messages.append, command="spectrafm finetune ...", draw=plot_given
         )
-    return made, said, labels
+    return made, messages, labels
 
 
 def spectra_of(stars, tokenizer, requests=None):
@@ -73,10 +73,10 @@ def spectra_of(stars, tokenizer, requests=None):
 
 
 def test_labels_are_learnt_told_of_and_compared(tuned):
-    made, said, _ = tuned
+    made, messages, _ = tuned
     n_stars = len(pq.read_table(STARS)) - 4
     assert made.sizes == {"train": n_stars} and made.dropped == {"no row in the table of labels": 4}
-    assert "new to the checkpoint: log_lm [dex]" in said
+    assert "new to the checkpoint: log_lm [dex]" in messages
     results = made.evaluation["results"]["all stars"]
     assert set(results) == {"fine-tuned", "spectrafm-base, as it was", *rivals.RIVALS}
     assert set(results["spectrafm-base, as it was"]) == {"logg"}
@@ -131,8 +131,8 @@ def test_the_pipeline_and_predict_ask_for_the_new_label_too(tuned, stars):
     model, tokenizer = load_checkpoint(made.folder)
     assert answered_labels(model, tokenizer, row) == ["teff", "logg", "fe_h", "alpha_m", "log_lm"]
     with torch.no_grad():
-        asked = model(**spectra_of(stars, tokenizer, ["log_lm"])).predictions[0, 0]
-    assert float(asked) == pytest.approx(star["log_lm"], abs=1e-4)
+        predicted = model(**spectra_of(stars, tokenizer, ["log_lm"])).predictions[0, 0]
+    assert float(predicted) == pytest.approx(star["log_lm"], abs=1e-4)
 
 
 def test_an_answer_beyond_the_labelled_stars_is_flagged(tuned, stars):
@@ -213,7 +213,7 @@ def test_the_same_again_changes_nothing_and_another_wish_is_refused(tuned):
     again = finetune([STARS], labels, made.folder)
     assert again.evaluation == json.loads((made.folder / "evaluation.json").read_text())[0]
     assert (made.folder / "model.safetensors").read_bytes() == weights and again.heads == made.heads
-    with pytest.raises(ValueError, match=r"out: expected a fine-tuning with seed=1 in .*, got 0; overwrite begins"):
+    with pytest.raises(ValueError, match=r"out: expected a fine-tuning with seed=1 in .*, got 0; overwrite starts"):
         finetune([STARS], labels, made.folder, seed=1)
 
 

@@ -108,8 +108,8 @@ def test_when_some_labels_are_wild_then_the_others_count():
     wild[::10] += 20.0
     others, truth = draw(200, seed=1)
     sizes = []
-    for given in (target, wild):
-        found, _ = choose(states, given, label="age").predict(CONFIG, others)
+    for labels in (target, wild):
+        found, _ = choose(states, labels, label="age").predict(CONFIG, others)
         sizes.append(np.sqrt(np.mean((found - np.sin(truth)) ** 2)))
     assert sizes[1] < 2.0 * sizes[0]
 

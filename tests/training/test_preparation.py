@@ -120,7 +120,7 @@ def test_stars_that_cannot_be_measured_are_refused():
             prepare_model(RECIPE, [sample])
     nothing = make_sample()
     nothing["mask"][:] = True
-    with pytest.raises(ValueError, match="mask: expected pixels that are good in some of the stars, got none"):
+    with pytest.raises(ValueError, match="mask: expected good pixels in some of the stars, got none"):
         prepare_model(RECIPE, [nothing])
     with pytest.raises(ValueError, match=r"labels: expected columns of the data \(\[.*'teff'.*\]\), got 'c_fe'"):
         prepare_model(Recipe(labels=["c_fe"], units=["dex"], model=MODEL), [make_sample()])
@@ -130,7 +130,7 @@ def test_scalars_that_are_not_there_or_are_labels_are_refused():
     named = {"labels": ["teff"], "units": ["K"], "model": MODEL}
     with pytest.raises(ValueError, match=r"scalars: expected columns of the data \(\[.*'bp_rp'.*\]\), got 'parallax'"):
         prepare_model(Recipe(**named, scalars=["bp_rp", "parallax"]), [make_sample(50)])
-    with pytest.raises(ValueError, match=r"scalars: expected columns that are not labels .* as well, got \['teff'\]"):
+    with pytest.raises(ValueError, match=r"scalars: expected columns that are not also labels .*, got \['teff'\]"):
         prepare_model(Recipe(**named, scalars=["teff", "bp_rp"]), [make_sample(50)])
 
 
@@ -171,9 +171,9 @@ def test_a_checkpoint_gets_the_labels_that_it_lacks_and_keeps_its_answers(checkp
     assert model.config.label_scales[-1] == pytest.approx(0.05, rel=0.1)
     assert tokenizer.requests == ["teff", "mg_fe"]
     inputs = tokenizer(sample["wavelength"][:3], sample["flux"][:3], sample["flux_error"][:3], requests=names)
-    asked = {**inputs, "request_ids": inputs["request_ids"][:, :4]}
+    first_requests = {**inputs, "request_ids": inputs["request_ids"][:, :4]}
     with torch.no_grad():
-        found, expected = model(**inputs), before(**asked)
+        found, expected = model(**inputs), before(**first_requests)
     torch.testing.assert_close(found.predictions[:, :4], expected.predictions, rtol=1e-5, atol=1e-5)
     assert torch.isfinite(found.predictions[:, 4]).all()
     # Of labels all that it has seen; of wavelengths only these, as it may forget the others.
@@ -240,5 +240,5 @@ def test_frozen_parts_are_not_trained_and_the_others_are(tiny_model, tiny_eviden
 def test_unknown_parts_and_a_model_without_trainable_weights_are_refused(tiny_model):
     with pytest.raises(ValueError, match=r"freeze: expected modules .*'encoder.layers.0'.* got 'encoder.layers.7'"):
         freeze(tiny_model, ["encoder.layers.7"])
-    with pytest.raises(ValueError, match=r"freeze: expected something to be left to train, got \['model', 'readout'\]"):
+    with pytest.raises(ValueError, match=r"freeze: expected some weights left to train, got \['model', 'readout'\]"):
         freeze(tiny_model, ["model", "readout"])

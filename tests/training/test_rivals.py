@@ -72,17 +72,17 @@ def test_tabicl_is_compared_where_it_is_installed_with_its_weights(sample, monke
     monkeypatch.setattr(StandIn, "weights", weights)
     monkeypatch.setattr(rivals, "MLP_STEPS", 5)
     monkeypatch.setattr(rivals, "TABICL_COMPONENTS", 5)
-    rows, said = np.arange(60), []
-    found = ask_rivals(sample, [(rows[:40], rows[40:])], say=said.append)
+    rows, messages = np.arange(60), []
+    found = ask_rivals(sample, [(rows[:40], rows[40:])], say=messages.append)
     if weights:
         values, errors = found[rivals.TABICL]
         assert np.std(values[40:, 0] - sample.labels[40:, 0]) < 0.03 and (errors[40:] > 0).all()
-        assert said == []
+        assert messages == []
     else:
         assert set(found) == set(RIVALS)
-        assert said == [
-            "TabICL is installed, but not compared, as it cannot be used: Checkpoint not cached and automatic download "
-            "is disabled."
+        assert messages == [
+            "TabICL is installed but cannot be used, so it is not compared: Checkpoint not cached and automatic "
+            "download is disabled."
         ]
 
 
@@ -90,6 +90,6 @@ def test_the_verdict_names_the_first_and_says_how_sure_it_is():
     own = np.full(50, 0.1)
     others = {"ridge": np.full(50, 0.3), "MLP": np.full(50, 0.2)}
     assert verdict("age", "Gyr", own, others) == (
-        "age: fine-tuned is ahead, RMSE 0.1 Gyr; MLP 0.2 Gyr (so in 100% of resamplings of the stars)"
+        "age: fine-tuned is ahead, RMSE 0.1 Gyr; MLP 0.2 Gyr (ahead in 100% of bootstrap samples)"
     )
     assert verdict("age", "", 0.5 * own + 0.5, others).startswith("age: MLP is ahead, RMSE 0.2; fine-tuned 0.55 ")

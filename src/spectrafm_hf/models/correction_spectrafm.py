@@ -1,12 +1,12 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-A label learnt from some labelled stars, in closed form: a Gaussian process on the outputs of a frozen model.
+A label learnt from labelled stars in closed form: a Gaussian process on the outputs of a frozen model.
 
-It predicts a label that the model does not know, or corrects the prediction of one that it does. Its inputs are the
-answers of the model, the shape of the continuum (level and slope of each interval), the coefficients of all intervals,
-principal components of the pixels themselves, which see what the model was never shown, and scalars such as a parallax,
-with their errors; its covariance is a constant, and of each of these groups a linear part and a local one. Nothing of
-it is trained with gradients through the network: `heads.fit_head` computes it.
+It predicts a new label, or corrects the prediction of a known one. Its inputs are groups of features: the predictions
+of the model, the shape of the continuum (level and slope of each interval), the coefficients of all intervals,
+principal components of the pixels (for features that the model has not learnt), and scalars such as a parallax, with
+their errors. Its covariance function has a constant, and a linear and a local part for each group. It is not trained
+by gradients through the network: `heads.fit_head` computes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from .evidence_spectrafm import InFullPrecision
 
 
 PIXEL_SOFTENING = 0.1  # of the median flux: asinh is linear below it
-FARTHEST = 10.0  # of the spread of a pixel: beyond, it counts as that
+FARTHEST = 10.0  # of the spread of a pixel: larger deviations are clipped
 FILLINGS = 15  # iterations that fill holes from the components
 
 
@@ -78,12 +78,12 @@ def variance_of_inputs(
     sizes: Sequence[int],
 ) -> torch.Tensor:
     """
-    What the errors of inputs add to the variance of the label of a star, before labels are seen: (A, F) -> (A,).
+    Prior variance of the label of a star due to the errors of its inputs: (A, F) -> (A,).
 
     Parameters
     ----------
     unknown : torch.Tensor of shape (stars, features)
-        Variance of each input given its measurement, standardised; 0 for inputs that are known.
+        Posterior variance of each input, standardised; 0 for inputs without errors.
     linear, length, amplitude, sizes
         As in [`covariance`].
     """
@@ -99,8 +99,8 @@ def variance_of_inputs(
 
 class SpectraFMPixels(InFullPrecision):
     """
-    Fluxes on one grid, as a tokenizer with `pixel_wavelength` gives them -> principal components of the labelled stars:
-    of asinh of the flux, and of the same with each pixel in units of its own spread, clipped, and weighted.
+    Fluxes on one grid, from a tokenizer with `pixel_wavelength` -> principal components of the labelled stars: of asinh
+    of the flux, and of the same with each pixel in units of its spread, clipped and weighted by its noise.
 
     Holes are filled from the components of the other pixels, so that the result is close to that of the complete
     spectrum.
@@ -108,7 +108,7 @@ class SpectraFMPixels(InFullPrecision):
     Parameters
     ----------
     first, pixels, components : int
-        The first column of the grid among those of all grids, how many there are, and the number of components.
+        Index of the first column of the grid among those of all grids, number of columns, number of components.
     """
 
     middle: torch.Tensor
@@ -158,18 +158,18 @@ def filled(flux: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
 
 class SpectraFMCorrection(InFullPrecision):
     """
-    One label, for the spectra of one rung, or one of several processes whose weighted mean is the answer.
+    One label for the spectra of one rung, or one of several processes whose weighted mean is the prediction.
 
     Parameters
     ----------
     config : SpectraFMConfig
     settings : mapping
-        An entry of `config.corrections`: the `label`, the `rung`, the labels whose answers are `inputs`, the `groups`
-        of features, whether it `adds` to the answer of the model, the number of `stars`, and of those that the
-        variance is computed with (`known`); the `range` of the label among them; its `weight` among the processes of
-        the label, and that `beyond` the range; which of `config.pixel_sets` it takes its `pixels` from, -1 for none.
-        Where scalars help: those that are its inputs, `scalars`, and its weight for stars of which one is unknown,
-        `blind`, with a factor of its errors there.
+        An entry of `config.corrections`: the `label`, the `rung`, the labels whose predictions are `inputs`, the
+        `groups` of features, whether it `adds` to the prediction of the model, the number of `stars`, and of those used
+        for the variance (`known`); the `range` of the label among them; its `weight` among the processes of the label,
+        and that `beyond` the range; the index of its `pixels` in `config.pixel_sets`, -1 for none. With scalars: the
+        names of its inputs, `scalars`, and `blind`, its weight for stars without one of them and the factor of its
+        errors there.
     """
 
     center: torch.Tensor
@@ -206,15 +206,15 @@ class SpectraFMCorrection(InFullPrecision):
         self.register_buffer("length", torch.ones(n_features))
         self.register_buffer("amplitude", torch.zeros(len(self.groups)))
         self.register_buffer("constant", torch.zeros(()))
-        # Variance of the noise, its growth with the errors of the answers, and their usual ln with its limits.
+        # Variance of the noise, its growth with the errors of the predictions, and their usual ln with its limits.
         self.register_buffer("noise", torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]))
         self.register_buffer("stars", torch.zeros(stars, n_features))
         self.register_buffer("weight", torch.zeros(stars))
-        self.register_buffer("factor", torch.zeros(known, known))  # inverse of that of Cholesky
-        # Of the label: its middle, its unit, and the factor of the errors.
+        self.register_buffer("factor", torch.zeros(known, known))  # inverse of the Cholesky factor
+        # Of the label: its median, its unit, and the factor of the errors.
         self.register_buffer("target", torch.tensor([0.0, 1.0, 1.0]))
         if self.scalars:
-            # Of each among the labelled stars: middle, spread, usual error, and the lowest and highest that count.
+            # Of each among the labelled stars: median, spread, usual error, and the lowest and highest valid value.
             self.register_buffer("population", torch.zeros(len(self.scalars), 5))
 
     def features(
@@ -227,8 +227,8 @@ class SpectraFMCorrection(InFullPrecision):
         scalars: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        (B, inputs) answers in physical units, (B, T, K) twice, (T,) numbers of intervals of the rung, what
-        [`SpectraFMPixels`] gives, (B, scalars) from `estimated` -> (B, features), not standardised yet.
+        (B, inputs) predictions in physical units, (B, T, K) twice, (T,) indices of intervals of the rung, the output of
+        [`SpectraFMPixels`], (B, scalars) from `estimated` -> (B, features), not standardised yet.
         """
         parts = dict(components or {})
         if {"answers", "known"} & set(self.groups):
@@ -248,9 +248,9 @@ class SpectraFMCorrection(InFullPrecision):
 
     def estimated(self, scalars: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Scalars as the labelled stars and their errors let expect them: the less is known of one, the nearer it is to
-        the middle of these stars. A scalar that is not finite, or far from all of theirs, is unknown; an error that is
-        not known is their usual one.
+        Posterior of the scalars, with the labelled stars as the prior: the larger the error of a scalar, the nearer its
+        estimate is to the mean of these stars. A scalar that is not finite, or far from all of theirs, is unknown; an
+        unknown error is replaced by their usual one.
 
         Parameters
         ----------
@@ -279,13 +279,13 @@ class SpectraFMCorrection(InFullPrecision):
         return torch.cat(parts, dim=1) / self.scale.to(variance.dtype) ** 2
 
     def standardise(self, features: torch.Tensor) -> torch.Tensor:
-        """Beyond what was seen among the stars, an input counts as the last that was."""
+        """Inputs, clipped to their range among the labelled stars."""
         dtype = features.dtype
         inside = features.maximum(self.low.to(dtype)).minimum(self.high.to(dtype))
         return (inside - self.center.to(dtype)) / self.scale.to(dtype)
 
     def doubt(self, errors: torch.Tensor) -> torch.Tensor:
-        """Errors of the answers (B, inputs) -> their mean ln over the usual one, within the limits of the stars."""
+        """Errors of predictions (B, inputs) -> their mean ln minus the usual one, within the limits of the stars."""
         _, _, center, low, high = self.noise.to(errors.dtype)
         return (torch.log(errors).mean(dim=1) - center).clamp(low, high)
 
@@ -328,21 +328,21 @@ class SpectraFMCorrection(InFullPrecision):
         Parameters
         ----------
         values, errors : torch.FloatTensor of shape (B, inputs)
-            Answers of the model in physical units.
+            Predictions of the model in physical units.
         answer : torch.FloatTensor of shape (B,)
-            That for the label itself, which counts where the correction adds to it.
+            Prediction for the label itself; used if the correction adds to it.
         coefficients, reliability : torch.FloatTensor of shape (B, T, num_coefficients)
         intervals : torch.LongTensor of shape (T,)
-            All of this rung.
+            All intervals of this rung.
         components : dict of torch.Tensor of shape (B, components), optional
-            What [`SpectraFMPixels`] gives, for processes on pixels.
+            Output of [`SpectraFMPixels`], for processes on pixels.
         scalars : torch.Tensor of shape (B, scalars, 2), optional
             Values and errors of `self.scalars`, NaN where unknown.
 
         Returns
         -------
         value, error : torch.FloatTensor of shape (B,)
-            In physical units; NaN where an input is.
+            In physical units; NaN where an input is NaN.
         """
         with torch.autocast(values.device.type, enabled=False):
             dtype = torch.float32 if values.device.type == "mps" else torch.float64
@@ -360,7 +360,7 @@ class SpectraFMCorrection(InFullPrecision):
         return torch.where(known, found, torch.nan).float(), torch.where(known, error, torch.nan).float()
 
     def neutral(self, dtype: torch.dtype) -> torch.Tensor:
-        """Any finite answers, to compute with where there are none."""
+        """Finite placeholders for missing predictions."""
         return torch.ones(len(self.inputs), dtype=dtype, device=self.center.device)
 
 
@@ -376,13 +376,13 @@ def mixed(
     Parameters
     ----------
     values, errors : sequence of torch.Tensor of shape (B,)
-        Of each process.
+        Output of each process.
     entries : sequence of mapping
-        Their settings: `weight`, and `beyond`, the weight for stars that are beyond the `range` of the labelled ones.
-        What was learnt from these may draw all others to them; the process that counts most beyond says which stars
-        these are: fully where its answer is by its error or more outside of the range.
+        Their settings: `weight`, and `beyond`, the weight for stars outside the `range` of the labelled ones, where a
+        process may be biased towards these. The process with the largest `beyond` decides how far a star is outside:
+        fully, if its prediction is outside the range by its error or more.
     blind : torch.BoolTensor of shape (B,), optional
-        Stars of which a scalar is unknown, for which the weights `blind` count.
+        Stars with an unknown scalar, for which the weights `blind` are used.
     """
     value, error = torch.stack(list(values)), torch.stack(list(errors))
     weight, beyond = (

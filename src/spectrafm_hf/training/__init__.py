@@ -1,9 +1,9 @@
-"""From stars with labels to a checkpoint: recipes, the Trainer, fine-tuning, and what one compares with."""
+"""From stars with labels to a checkpoint: recipes, the Trainer, fine-tuning, and baselines."""
 
 from ..lazy import names_of
 
 
-#: What version 0.1.0 had in one module of this name.
+#: Names that version 0.1.0 had in one module `training`.
 __getattr__ = names_of(
     __name__,
     {

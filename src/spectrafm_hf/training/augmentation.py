@@ -1,11 +1,11 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-What another telescope, another night or an imperfect reduction would have made of one spectrum.
+Augmentation of one spectrum: velocity, line spread, binning and noise of another telescope, night or reduction.
 
-A spectrum is (wavelength, flux, flux_error, mask), arrays of shape (pixels,), wavelengths increasing. Pixels are only
-mixed with pixels of their own detector. What is masked takes no part: its flux is first interpolated from its
-neighbours, and the pixels made of it stay masked. Errors follow, pixel by pixel; that neighbours' errors are correlated
-after smoothing is not passed on. Errors that are NaN everywhere are unknown and stay so.
+A spectrum is (wavelength, flux, flux_error, mask), arrays of shape (pixels,), wavelengths increasing. Detectors are
+processed separately. The flux of masked pixels is first interpolated from their neighbours; they remain masked. Errors
+are propagated pixel by pixel, without the correlation between neighbours after smoothing. Errors of NaN in all pixels
+are unknown and are not changed.
 """
 
 from collections.abc import Callable
@@ -26,10 +26,11 @@ Spectrum = tuple[Array, Array, Array, NDArray[np.bool_]]
 
 def shift(spectrum: Spectrum, velocity: float) -> Spectrum:
     """
-    Of a star that recedes by `velocity` km/s, on the same wavelengths; what comes from beyond a detector is masked.
+    Shift a spectrum by a radial `velocity` in km/s (positive: receding), on the same wavelengths; pixels from outside a
+    detector are masked.
 
-    Interpolated with polynomials through four pixels: straight lines would make spectral lines shallower by up to a
-    tenth, at pixels as wide as those of APOGEE.
+    Cubic interpolation through four pixels: linear interpolation would make spectral lines shallower by up to a tenth
+    with pixels as wide as those of APOGEE.
     """
     return _by_detector(lambda part: _shift(part, velocity), spectrum)
 
@@ -50,7 +51,7 @@ def _shift(spectrum: Spectrum, velocity: float) -> Spectrum:
         t * (t - 1) * (t - 2) / 6,
     ]
     moved = sum(weight * flux[first + i] for i, weight in enumerate(weights))
-    # The size of the noise is that of the pixels nearby: to shift a spectrum does not make it better.
+    # Errors are interpolated, not reduced by averaging: a shift does not improve the S/N.
     moved_error = np.interp(position, np.arange(len(exact)), error)
     left, right = np.floor(position).astype(int), np.ceil(position).astype(int)
     beyond = (source < exact[0]) | (source > exact[-1])
@@ -58,7 +59,7 @@ def _shift(spectrum: Spectrum, velocity: float) -> Spectrum:
 
 
 def smooth(spectrum: Spectrum, width: float) -> Spectrum:
-    """With a Gaussian of one sigma of `width` pixels added to the line spread function."""
+    """Convolve a spectrum with a Gaussian of a sigma of `width` pixels."""
     reach = int(np.ceil(4.0 * width))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(width, 1e-6)) ** 2)
     kernel /= kernel.sum()
@@ -74,8 +75,7 @@ def smooth(spectrum: Spectrum, width: float) -> Spectrum:
 
 def rebin(spectrum: Spectrum, factor: int) -> Spectrum:
     """
-    Pixels `factor` times wider: means over the good ones of `factor` neighbours; pixels left over at the end of a
-    detector is dropped.
+    Average good pixels in groups of `factor` neighbours; remaining pixels at the end of a detector are dropped.
     """
 
     def average(part: Spectrum) -> Spectrum:
@@ -96,15 +96,15 @@ def rebin(spectrum: Spectrum, factor: int) -> Spectrum:
 
 def degrade(spectrum: Spectrum, snr: float, noise: Array) -> Spectrum:
     """
-    With noise added so that the median S/N of the good pixels becomes `snr`; a spectrum that is worse stays as it is.
+    Add noise so that the median S/N of the good pixels is `snr`; a spectrum with a lower S/N is not changed.
 
-    All errors grow by one factor. Where they are unknown, the spectrum counts as free of noise, and the noise is the
-    same in all pixels.
+    All errors are multiplied by one factor. A spectrum without errors is treated as noise-free and gets the same noise
+    in all pixels.
 
     Parameters
     ----------
     noise : array of shape (pixels,)
-        Of unit variance.
+        Noise of unit variance.
     """
     wavelength, flux, error, mask = spectrum
     good = ~mask & np.isfinite(flux)

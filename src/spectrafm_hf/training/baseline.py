@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What all baselines have: spectra, scales of the flux, standardisation."""
+"""Common parts of the baselines: spectra, scales of the flux, standardisation."""
 
 import math
 from abc import ABC, abstractmethod
@@ -25,11 +25,11 @@ class Spectra:
     Attributes
     ----------
     flux, flux_error : array, shape (stars, pixels)
-        NaN where a pixel is not to be used.
+        NaN in bad pixels.
     labels, label_errors : array, shape (stars, labels)
         NaN where unknown.
     nuisance : array, shape (stars, quantities)
-        Other causes of changes of a spectrum (extinction), known for training stars only. Only the Cannon uses it.
+        Other quantities that change a spectrum (extinction), known for training stars only. Only the Cannon uses them.
     """
 
     flux: FloatArray
@@ -61,7 +61,7 @@ def transform_flux(flux: ArrayLike, flux_error: ArrayLike, transform: str) -> tu
     Parameters
     ----------
     flux, flux_error : array
-        Flux of order one, as divided by the median of the spectrum.
+        Flux of order one, divided by the median of the spectrum.
     transform : {"raw", "log", "asinh"}
         ``log`` of the flux, at least 0.01 (on this scale extinction adds); ``asinh`` of flux / 0.1, which is linear
         where the flux is weak, noisy or negative.
@@ -82,13 +82,13 @@ def transform_flux(flux: ArrayLike, flux_error: ArrayLike, transform: str) -> tu
 
 
 class Baseline(ABC):
-    """`fit` on training stars, `calibrate` on validation stars, `predict` any."""
+    """`fit` on training stars, `calibrate` on validation stars, then `predict`."""
 
     error_factors: FloatArray | float = 1.0
 
     @abstractmethod
     def fit(self, train: Spectra) -> Self:
-        """Fit to training stars; returns itself."""
+        """Fit to training stars; returns self."""
 
     @abstractmethod
     def raw_predict(self, flux: FloatArray, flux_error: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -100,7 +100,7 @@ class Baseline(ABC):
         return values, errors * self.error_factors
 
     def calibrate(self, held_out: Spectra) -> Self:
-        """Choose `error_factors` so that the robust scatter of error/sigma is 1 on stars that were not fitted."""
+        """Choose `error_factors` so that the robust scatter of error/sigma is 1 on held-out stars."""
         values, errors = self.raw_predict(held_out.flux, held_out.flux_error)
         factors = []
         for column in range(held_out.labels.shape[1]):
@@ -110,8 +110,8 @@ class Baseline(ABC):
                 raise ValueError(f"held_out.labels: expected known ones in each column, got none in column {column}")
             residual, sigma = (values[:, column] - label)[known], errors[known, column]
             label_error = np.nan_to_num(label_error[known])
-            # The scatter falls as the factor grows: bisection over its logarithm finds where it is 1. It starts from
-            # the size of the residuals, so that the unit of the label does not matter.
+            # The scatter decreases with the factor: bisection over its logarithm. It starts from the size of the
+            # residuals, so that the unit of the label does not matter.
             size = float(np.median(np.abs(residual)) / np.median(sigma)) or 1.0
             low, high = math.log(size) + math.log(1e-6), math.log(size) + math.log(1e6)
             for _ in range(60):
@@ -137,7 +137,7 @@ class Standardizer:
 
 
 def _without_empty(columns: FloatArray) -> FloatArray:
-    """0 in columns that hold nothing but NaN, as their median is not defined."""
+    """0 in columns of NaN only, as their median is not defined."""
     return np.where(np.isnan(columns).all(axis=0), 0.0, columns)
 
 

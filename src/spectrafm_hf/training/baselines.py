@@ -5,11 +5,11 @@ Ridge regression (spectrum -> labels), a quadratic model in the manner of The Ca
 et al. 2015, ApJ 808, 16), boosted trees on principal components (spectrum -> labels), and a multilayer perceptron on
 pixels and principal components (spectrum -> labels).
 
-All see what SpectraFM sees: flux and flux error, on one wavelength grid. Each gives a raw error with each label: 1 for
-ridge and the trees, the formal error of the fit for the Cannon, the predicted one for the MLP. The former have no
-better one, and the formal one ignores that the misfits of neighbouring pixels go together. So `calibrate` multiplies
-the raw errors of each label by one factor, for all models alike: the one that makes the robust scatter of error/sigma 1
-on held-out (validation) stars.
+All have the same input as SpectraFM: flux and flux error, on one wavelength grid. Each returns a raw error for each
+label: 1 for ridge and the trees, which predict no errors, the formal error of the fit for the Cannon, which ignores
+correlated misfits of neighbouring pixels, and the predicted error for the MLP. For all models, `calibrate` multiplies
+the raw errors of each label by one factor, so that the robust scatter of error/sigma is 1 on held-out (validation)
+stars.
 """
 
 import math
@@ -51,11 +51,11 @@ class RidgeBaseline(Baseline):
         for label in train.labels.T:
             known = np.isfinite(label)
             center = x[known].mean(axis=0)
-            # Also in units of the label's scatter, so that one alpha suits all.
+            # In units of the label's scatter, so that one alpha suits all labels.
             scale = robust_scatter(label[known]) or 1.0
             offset = label[known].mean(dtype=np.float64)
             design, target = x[known] - center, (label[known] - offset) / scale
-            if len(design) < x.shape[1]:  # the same solution, from a matrix of the size of the stars
+            if len(design) < x.shape[1]:  # the same solution from a smaller matrix, (stars, stars)
                 normal = design @ design.T / len(design) + self.alpha * np.eye(len(design))
                 solution = design.T @ np.linalg.solve(normal, target) / len(design)
             else:
@@ -79,9 +79,9 @@ class BoostingBaseline(Baseline):
     transform : {"raw", "log", "asinh"}
         See `transform_flux`.
     errors_as_inputs : bool
-        Principal components of the logarithms of the flux errors too.
+        Also use principal components of the logarithms of the flux errors.
     n_components : int
-        Components of the pixels; of the errors there are a tenth as many.
+        Components of the pixels; a tenth as many for the errors.
     loss : {"squared_error", "absolute_error"}
     learning_rate, iterations, leaves, l2
         Of scikit-learn's `HistGradientBoostingRegressor`.
@@ -123,7 +123,7 @@ class BoostingBaseline(Baseline):
         self.models = []
         for label in train.labels.T:
             known = np.isfinite(label)
-            # Early stopping would take stars away that the other models learn from.
+            # Early stopping would hold out stars that the other models are fitted to.
             model = HistGradientBoostingRegressor(early_stopping=False, **settings)
             self.models.append(model.fit(inputs[known], label[known]))
         return self
@@ -171,22 +171,22 @@ class MLPBaseline(Baseline):
     Parameters
     ----------
     learning_rate, weight_decay, batch_size, epochs
-        Of AdamW, with a cosine schedule after a warm-up over the first twentieth.
+        For AdamW, with a warm-up over the first twentieth of the steps and a cosine schedule.
     dropout : float
     noise : float
         Add Gaussian noise of this many flux errors to the pixels of each training batch.
     degrees_of_freedom : float
-        Of the loss, as in `SpectraFMConfig`.
+        As in `SpectraFMConfig`, for the loss.
     transform, errors_as_inputs
         As in `RidgeBaseline`.
     ema : float
-        Decay per step of the running mean of the weights that is kept; 0 keeps the last weights.
+        Decay per step of the running mean of the weights; 0 uses the last weights.
     n_components : int
-        Number of principal components beside the pixels.
+        Number of principal components in addition to the pixels.
     widths : sequence of int
-        Of the hidden layers.
+        Widths of the hidden layers.
     seed : int
-        Of weights, order, dropout and noise.
+        Seed of weights, order, dropout and noise.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class MLPBaseline(Baseline):
         n_pixels = sigma.shape[1]
         variances, vectors = _principal_components(x[:, :n_pixels].double().numpy())
         kept = np.argsort(-variances)[: self.n_components]
-        # Noise-free toy spectra have fewer components than pixels; the rest must not blow up.
+        # Noise-free spectra have fewer components than pixels: limit the scale of the others.
         whitened = vectors[:, kept] / np.sqrt(np.maximum(variances[kept], 1e-6 * variances.max()))
 
         self.labels = Standardizer(train.labels)

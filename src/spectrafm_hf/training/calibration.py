@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Metrics while a model trains, and the factors of its errors."""
+"""Metrics during training, and the factors that calibrate errors."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -16,12 +16,13 @@ from .metrics import label_metrics
 def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
     """
     `compute_metrics` for the Trainer, in physical units: for each label bias, robust scatter (1.4826 MAD), RMSE and
-    the robust standard deviation of error over sigma, for stars whose true `teff` lies in 3,500-6,500 K. And
-    `residual`, to choose among steps by whatever their sigmas, which are calibrated in the end: the mean of
-    the absolute of predicted - true over the scale of the label, geometric mean over the labels.
+    the robust scatter of error/sigma, for stars with a true `teff` of 3,500-6,500 K. `residual` selects the best step,
+    whatever its sigmas, which are calibrated after training: the mean absolute residual in units of the scale of the
+    label, geometric mean over the labels.
 
-    It raises a ValueError where `ignore_keys` of `trainer.predict` or `evaluate` leave something else than `mean` and
-    `log_variance` first: arrays of another shape, or numbers that no standardised label has, as temperatures in K.
+    It raises a ValueError if the first two outputs are not `mean` and `log_variance`, because of `ignore_keys` of
+    `trainer.predict` or `evaluate`: arrays of another shape, or numbers too large for a standardised label, such as
+    temperatures in K.
     """
     columns = [config.label_names.index(name) for name in label_names]
     center = np.array(config.label_centers)[columns]
@@ -32,8 +33,8 @@ def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
         truth: Any = prediction.label_ids
         labels, label_errors = truth
         shapes = [np.shape(output) for output in outputs[:2]]
-        # Values and errors in physical units would pass for them: only temperatures can tell, as no training is so
-        # far astray that it puts half of the stars at 1,000 scales of a label.
+        # Values in physical units have the same shapes. Only temperatures reveal them: no training predicts half of the
+        # stars at 1,000 scales of a label.
         if shapes != [labels.shape] * 2 or any(np.median(np.abs(output), axis=0).max() > 1e3 for output in outputs[:2]):
             raise ValueError(
                 "predictions: expected mean and log_variance, in standardised units, as the first two outputs, got "
@@ -45,7 +46,7 @@ def make_compute_metrics(config: SpectraFMConfig, label_names: Sequence[str]):
         if "teff" in label_names:
             teff = labels[:, list(label_names).index("teff")]
             within = (teff > 3500) & (teff < 6500)
-            # Of hot stars alone, all count.
+            # If no star is in this range, all are used.
             stars = within if within.any() else stars
         residuals = np.abs(values - labels)[stars] / scale
         known = np.isfinite(residuals).any(axis=0)
@@ -66,19 +67,19 @@ def calibrate_errors(
     config: SpectraFMConfig, label_names: Sequence[str], mean, log_variance, truth, rung: int | None = None
 ):
     """
-    Set `label_error_factors`, or `rung_error_factors` of one rung, so that on validation stars the robust standard
-    deviation of error over sigma is one for each label that was learnt.
+    Set `label_error_factors`, or `rung_error_factors` of one rung, so that on validation stars the robust scatter of
+    error/sigma is 1 for each learnt label.
 
-    Noise added in training makes the errors too large, learning by heart makes them too small.
+    Noise added in training makes the errors too large, overfitting makes them too small.
 
     Parameters
     ----------
     mean, log_variance : array of shape (stars, labels)
-        Answers with the factors that the config has so far.
+        Predictions with the current factors of the config.
     truth : pair of arrays of that shape
         Labels and their errors.
     rung : int, optional
-        Of a model on evidence: the rung that the stars are read in.
+        The rung of the stars, for a model on evidence.
     """
     if rung is None:
         known = config.label_error_factors or [1.0] * len(config.label_names)
@@ -87,7 +88,7 @@ def calibrate_errors(
         by_rung = [dict(each) for each in config.rung_error_factors] or [{} for _ in config.rung_intervals]
         factors = by_rung[rung]
     before = np.array([factors.setdefault(name, 1.0) for name in label_names])
-    # The errors of the labels are part of sigma: where they count, one step does not lead all the way.
+    # Iterate, as the errors of the labels are part of sigma and do not scale with the factor.
     for _ in range(10):
         steps = np.array([factors[name] for name in label_names]) / before
         rescaled = EvalPrediction(cast(Any, (mean, log_variance + 2.0 * np.log(steps))), truth)

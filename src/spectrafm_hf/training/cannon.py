@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The Cannon: labels by a quadratic model of each pixel."""
+"""The Cannon: labels from a quadratic model of each pixel."""
 
 from typing import Self
 
@@ -12,8 +12,7 @@ from .baseline import Baseline, FloatArray, Spectra, _without_empty, transform_f
 class CannonBaseline(Baseline):
     """Each pixel's flux is a quadratic polynomial in the labels, with an intrinsic scatter of its own.
 
-    Fitted to training stars of which all labels are known; the labels of a new star are those that minimise the
-    chi-squared of its spectrum.
+    Fitted to training stars with all labels known; the labels of a new star minimise the chi-squared of its spectrum.
 
     Parameters
     ----------
@@ -24,16 +23,16 @@ class CannonBaseline(Baseline):
     use_nuisance : bool
         Model `Spectra.nuisance` like labels; it is fitted with them and then dropped.
     decorrelate : bool
-        Replace the pixels by the principal components of their misfits, so that an error that many pixels share
-        (extinction, calibration) counts once. False: each pixel is independent, as published.
+        Replace the pixels by the principal components of their residuals, so that an error common to many pixels
+        (extinction, calibration) has the weight of one. False: each pixel is independent, as published.
     use_prior : bool
         Add the Gaussian with mean and covariance of the training labels to the likelihood.
     n_starts, n_candidates : int
         The fit of each star starts from the `n_starts` best of `n_candidates` training stars drawn at random.
     iterations : int
-        Of each fit (Levenberg-Marquardt); labels stay within the range of the training stars.
+        Iterations of each fit (Levenberg-Marquardt); labels are limited to the range of the training stars.
     seed : int
-        Of the draw.
+        Seed of the draw.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class CannonBaseline(Baseline):
         quantities = np.concatenate([train.labels, train.nuisance], axis=1) if self.use_nuisance else train.labels
         known = np.isfinite(quantities).all(axis=1)
         if not known.any():
-            raise ValueError("train.labels: expected stars of which all are known, got none")
+            raise ValueError("train.labels: expected stars with all labels known, got none")
         self.n_labels = train.labels.shape[1]
         quantities = quantities[known].astype(np.float64)
         self.center, scale = np.median(quantities, axis=0), np.std(quantities, axis=0)
@@ -66,7 +65,7 @@ class CannonBaseline(Baseline):
         chosen = np.random.default_rng(self.seed).permutation(len(x))[: self.n_candidates]
         self.candidates = x[chosen]
         self.prior_mean = x.mean(axis=0)
-        # Without the prior a trace of it keeps directions that no pixel constrains invertible.
+        # Without the prior, a very wide one keeps the matrix invertible in unconstrained directions.
         n_quantities = x.shape[1]
         self.prior_precision = np.linalg.pinv(np.cov(x.T, ddof=0).reshape(n_quantities, n_quantities), hermitian=True)
         if not self.use_prior:
@@ -89,7 +88,7 @@ class CannonBaseline(Baseline):
         penalty = np.diag([0.0, *np.full(n_terms - 1, self.alpha)])
         self.coefficients = np.linalg.lstsq(terms, y)[0].T
         self.scatter2 = np.var(y - terms @ self.coefficients.T, axis=0) + 1e-12
-        # Both must be solved for: the scatter sets the weights of the stars, and the fit leaves the scatter.
+        # Alternate, as the scatter determines the weights of the stars, and the residuals determine the scatter.
         for _ in range(10):
             weights = 1 / (self.scatter2 + variance)
             normal = np.empty((y.shape[1], n_terms, n_terms))
@@ -104,7 +103,7 @@ class CannonBaseline(Baseline):
         return self
 
     def _in_basis(self, y: FloatArray, error: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Transformed flux and its variance along the basis; unusable pixels are as uncertain as if never observed."""
+        """Transformed flux and its variance along the basis; bad pixels have the variance of the training stars."""
         valid = np.isfinite(y) & np.isfinite(error)
         y = np.where(valid, y, self.fill).astype(np.float64)
         variance = np.where(valid, error.astype(np.float64) ** 2, self.fill_variance)
@@ -124,7 +123,7 @@ class CannonBaseline(Baseline):
         y, error = transform_flux(flux, flux_error, self.transform)
         y, variance = self._in_basis(y, error)
         weights = 1 / (self.scatter2 + variance)
-        # chi-squared of every candidate, but for a constant.
+        # chi-squared of each candidate, up to a constant.
         model = _quadratic(self.candidates) @ self.coefficients.T
         cost = weights @ (model**2).T - 2 * (weights * y) @ model.T + self._prior_cost(self.candidates)
         best = np.argsort(cost, axis=1)[:, : self.n_starts]

@@ -1,7 +1,7 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-Which heads predict a label: cross-validation on all stars gives their weights, calibrates the errors, and says
-whether scalars help.
+Selection of heads for a label: cross-validation on all stars determines their weights, calibrates the errors and
+selects scalars.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ from .weights import error_factor, weights_of_heads, winsorised
 FloatArray = NDArray[np.floating[Any]]
 ENDS = 5  # a fifth of the stars at either end of the range of a label
 SURE = 2.0  # standard errors by which a loss is smaller, for scalars and for heads beyond the range
-LEAST_KNOWN = 20  # stars of which a scalar is known
+LEAST_KNOWN = 20  # stars with a known value of a scalar
 
 
 @dataclass(frozen=True)
 class Choice:
     """
-    The heads that were chosen for a label.
+    The selected heads of a label.
 
     Attributes
     ----------
     fitted : list of Fitted
-        To all stars, with errors that are calibrated, and their `weight` in the settings; the heaviest first.
+        Fitted to all stars, with calibrated errors, and their `weight` in the settings; sorted by weight, descending.
     values, errors : array of shape (stars,)
-        What they say of each star when that star's fold was left out, calibrated.
+        Calibrated predictions for each star from a fit without the star's fold.
     tried : dict of str to float
-        Root mean square of the deviations in cross-validation, wild ones winsorised, of each head by its name.
+        RMSE of each head in cross-validation, with outliers winsorised, by name.
     scalars : list of str
-        That help, and are inputs.
+        Scalars that improve the prediction and are used as inputs.
     note : str
-        What cross-validation says of scalars; empty where there are none.
+        Results of cross-validation for scalars; empty without scalars.
     """
 
     fitted: list[Fitted]
@@ -69,7 +69,7 @@ class Choice:
 
     @property
     def weights(self) -> dict[str, float]:
-        """How much each head counts, by its name."""
+        """Non-zero weights by the name of the head."""
         return {part.head.name: part.settings["weight"] for part in self.fitted if part.settings["weight"]}
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class Choice:
         blind = None
         if own := next((part for part in self.fitted if part.settings.get("scalars")), None):
             scalars = scalars_of(states, own.settings["scalars"])
-            assert scalars is not None  # they are what it was fitted to
+            assert scalars is not None  # the head was fitted to them
             blind = ~own.correction(config).estimated(scalars)[2].all(dim=1).numpy()
         return _mixed(values, errors, [part.settings for part in self.fitted], blind)
 
@@ -93,14 +93,14 @@ class Choice:
 def _mixed(
     values: Any, errors: Any, entries: Sequence[Mapping[str, Any]], blind: NDArray[np.bool_] | None = None
 ) -> tuple[FloatArray, FloatArray]:
-    """[`mixed`] of arrays."""
+    """[`mixed`] for NumPy arrays."""
     unknown = None if blind is None else torch.from_numpy(blind)
     value, error = mixed(list(map(torch.from_numpy, values)), list(map(torch.from_numpy, errors)), entries, unknown)
     return value.numpy(), error.numpy()
 
 
 def make_folds(groups: Sequence[str], n_folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold of each spectrum; those of a star are in one."""
+    """The fold of each spectrum; all spectra of a star are in the same fold."""
     names, numbers = np.unique(np.asarray(groups), return_inverse=True)
     order = np.random.default_rng([seed, 5]).permutation(len(names))
     return (order % n_folds)[numbers]
@@ -117,16 +117,16 @@ def choose_heads(
     pixels: SpectraFMPixels | None = None,
 ) -> Choice:
     """
-    Compare the heads for a label by cross-validation, and weigh them. Those of the scalars of the states without which
-    the loss is larger by `SURE` standard errors are inputs too.
+    Compare the heads for a label by cross-validation, and weight them. A scalar of the states is an input if the loss
+    without it is larger by `SURE` standard errors.
 
     Parameters
     ----------
     config, rung, label, states, target, target_error
-        As in [`fit_head`]; beyond `MOST_STARS`, the first ones count.
+        As in [`fit_head`]; only the first `MOST_STARS` stars are used.
     folds : array of int, shape (stars,)
     pixels : SpectraFMPixels, optional
-        The last of `config.pixel_sets`; without, no head sees pixels.
+        The last of `config.pixel_sets`; without it, no head uses pixels.
     """
     comparison = _Comparison(config, rung, label, states, target, target_error, folds, pixels)
     plain = [comparison.cross_validated(head) for head in comparison.heads()]
@@ -136,7 +136,7 @@ def choose_heads(
 
 @dataclass(frozen=True)
 class _Compared:
-    """A head fitted to all stars, and what it says of each when that star's fold was left out, (stars,)."""
+    """A head fitted to all stars, and its predictions for each star from a fit without the star's fold, (stars,)."""
 
     part: Fitted
     value: FloatArray
@@ -152,11 +152,11 @@ class _Comparison:
         self.states, self.folds = states[few], folds[few]
         self.target, self.target_error = (np.asarray(column, np.float64)[few] for column in (target, target_error))
         self.components = None if pixels is None else pixels(torch.from_numpy(self.states.pixels))
-        # Of many stars, a few more or fewer do not change the hyperparameters.
+        # With many stars, leaving out a fold hardly changes the hyperparameters.
         self.again = ITERATIONS_AGAIN if len(self.target) <= LIKELIHOOD_STARS else 0
 
     def heads(self, scalars: bool = False) -> list[Head]:
-        """Those for the label, or those with scalars."""
+        """Heads for the label, or heads with scalars."""
         known = self.label in self.states.inputs
         if scalars:
             heads: Sequence[Head] = [head for head in SCALAR_HEADS if known or not head.adds]
@@ -173,7 +173,7 @@ class _Comparison:
         return None if self.components is None else {name: part[rows] for name, part in self.components.items()}
 
     def without(self, part: Fitted, kept: NDArray[Any], left: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        """What a head that is fitted to the stars `kept` says of those that are `left`."""
+        """Predictions for the stars `left` of a head that is fitted to the stars `kept`."""
         scalars = part.settings.get("scalars", ())
         found = self.fit(part.head, kept, scalars, start=part.parameters, iterations=self.again)
         return found.predict(self.config, self.states[left], self._components(left))
@@ -187,11 +187,11 @@ class _Comparison:
         return _Compared(whole, value, error)
 
     def residuals(self, compared: Sequence[_Compared]) -> FloatArray:
-        """Of each head, (heads, stars)."""
+        """Winsorised residuals of each head, (heads, stars)."""
         return np.stack([winsorised(each.value - self.target) for each in compared])
 
     def blind(self, scalars: Sequence[str]) -> NDArray[np.bool_]:
-        """Stars of which one of the scalars is unknown."""
+        """Stars with an unknown scalar."""
         found = scalars_of(self.states, scalars)
         return np.zeros(len(self.target), bool) if found is None else ~found[..., 0].isfinite().all(dim=1).numpy()
 
@@ -199,8 +199,8 @@ class _Comparison:
         self, compared: Sequence[_Compared], scalars: Sequence[str] = (), blind_choice: Choice | None = None
     ) -> Choice:
         """
-        The weighted mean of some heads, with calibrated errors. With scalars, `blind_choice` is the choice for stars of
-        which one is unknown.
+        The weighted mean of some heads, with calibrated errors. With scalars, `blind_choice` is the choice for stars
+        with an unknown scalar.
         """
         residuals, blind = self.residuals(compared), self.blind(scalars)
         weights = weights_of_heads(residuals[:, ~blind])
@@ -219,7 +219,7 @@ class _Comparison:
         entries = [part.settings for part in chosen]
         values, errors = ([getattr(compared[i], name) for i in order] for name in ("value", "error"))
         answer, _ = _mixed(values, errors, entries)
-        # What the heads differ by is known; the factor concerns the rest.
+        # The factor does not scale the differences between heads, which are known.
         share, seen = weights[order, None], ~blind
         own_error = np.sqrt((share * np.stack(errors) ** 2).sum(axis=0))
         differ = np.sqrt((share * (np.stack(values) - answer) ** 2).sum(axis=0))
@@ -237,9 +237,9 @@ class _Comparison:
 
     def _weights_beyond(self, compared: Sequence[_Compared], weights: FloatArray) -> FloatArray:
         """
-        Weights beyond the range of the labels, where fitted heads regress to the training stars. The model with another
+        Weights beyond the range of the labels, where fitted heads regress to the training stars. The model with a new
         zero point is used there, unless the heads are clearly better for the stars with the lowest and highest labels,
-        left out of the fit.
+        with these stars left out of the fit.
         """
         order = np.argsort(self.target, kind="stable")
         size = max(len(self.target) // ENDS, 1)
@@ -269,7 +269,7 @@ class _Tried:
 
 
 def _with_scalars(comparison: _Comparison, plain: Sequence[_Compared], choice: Choice) -> Choice:
-    """The choice with the scalars that help: of all, those are dropped, one by one, without which it is as good."""
+    """The choice with useful scalars: backward elimination of those that do not reduce the loss significantly."""
     states = comparison.states
     known = dict(zip(states.scalar_names, np.isfinite(states.scalars[..., 0]).sum(axis=0), strict=True))
     rare = [name for name, number in known.items() if number < LEAST_KNOWN]
@@ -295,7 +295,7 @@ def _with_scalars(comparison: _Comparison, plain: Sequence[_Compared], choice: C
     rmse, before = (float(np.sqrt(each.mean())) for each in (full.loss, best.loss))
     dropped = [name for name in left if name not in full.scalars]
     notes = [f"{', '.join(full.scalars)} used: RMSE {rmse:.4g}, {before:.4g} without"] if full.scalars else []
-    notes += [f"{', '.join(dropped)} of no help"] if dropped else []
+    notes += [f"{', '.join(dropped)} not used: no improvement"] if dropped else []
     notes += [f"{', '.join(rare)} known for fewer than {LEAST_KNOWN} spectra"] if rare else []
     if full.scalars:
         choice = comparison.choice([*plain, *full.heads], full.scalars, choice)
@@ -303,7 +303,7 @@ def _with_scalars(comparison: _Comparison, plain: Sequence[_Compared], choice: C
 
 
 def _is_better(loss: FloatArray, other: FloatArray) -> bool:
-    """Whether a loss is smaller by so much that it is hardly by chance."""
+    """Whether the mean loss is significantly smaller."""
     gain = other - loss
     return bool(gain.mean() > SURE * gain.std(ddof=1) / np.sqrt(len(gain)))
 

@@ -23,57 +23,54 @@ class SpectraFMCollator:
     ----------
     tokenizer : SpectraFMTokenizer
     label_names : sequence of str
-        Labels to learn; their errors are taken from `<label>_err` where there is such a column, NaN is unknown.
+        Labels to learn. Their errors are read from the columns `<label>_err`, if present; NaN is unknown.
     scalar_names : sequence of str
-        Columns given to the model as known scalars; NaN is unknown.
+        Columns that are inputs of the model as known scalars; NaN is unknown.
     noise : float
         Each spectrum gets additional Gaussian noise of `noise * u` times its errors, u uniform in 0-1 and new at each
-        call. The errors given to the model stay those of the catalogue.
+        call. The input errors of the model are not changed.
     noise_correlation : float
-        Width (one sigma, in pixels) of the Gaussian that this noise is smoothed with, at the same size: 0 for noise
-        that is independent from pixel to pixel. Sampled Gaia XP spectra have 343 pixels of about 110 coefficients.
+        Width (one sigma, in pixels) of the Gaussian that smooths this noise, at constant variance; 0: noise that is
+        independent from pixel to pixel. Sampled Gaia XP spectra have 343 pixels from about 110 coefficients.
     pixel_dropout : float
-        Chance of a pixel to be masked.
+        Probability of masking a pixel.
     sky_lines : float
-        Each spectrum is masked in runs of 3 to 30 pixels, as at lines of the night sky, which make up a share of it
-        drawn uniformly from 0 to this (less where they overlap).
+        Each spectrum is masked in runs of 3 to 30 pixels, like sky lines. Their total share of the pixels is uniform
+        from 0 to this number (less if they overlap).
     error_dropout : float
-        Chance of a spectrum to come without errors.
+        Probability of removing the errors of a spectrum.
     reddening : float
-        Each spectrum is reddened by an A(V) drawn anew at each call from a normal distribution of this width, in
-        magnitudes (negative: dereddened), with the extinction curve of Gordon et al. 2023 (ApJ 950, 86) for
-        R(V) = 3.1. The labels of a star do not know the dust before it. For spectra that are not normalised by their
-        continuum.
+        Each spectrum is reddened by a new A(V) at each call, from a normal distribution of this width, in magnitudes
+        (negative: dereddened), with the extinction curve of Gordon et al. 2023 (ApJ 950, 86) for R(V) = 3.1. Labels do
+        not depend on foreground dust. For spectra that are not normalised by their continuum.
     tilt : float
         Each spectrum is multiplied by exp of a sum of Legendre polynomials of degree 1 to 3 over its range, with
-        factors from a normal distribution of this width: errors of flux calibration or continuum.
+        coefficients from a normal distribution of this width: errors of flux calibration or continuum.
     wavelength_cut : float
-        Chance of a batch to keep only a window of wavelength, the same for all its stars, of a tenth to nine tenths of
-        the pixels; the other pixels are masked.
+        Probability that a batch keeps only one wavelength window, the same for all its stars, of a tenth to nine tenths
+        of the pixels; the other pixels are masked.
     snr : (low, high), optional
-        Each spectrum is made worse until the median S/N of its pixels is one drawn log-uniformly in between; unlike
-        with `noise`, the errors given to the model grow with it. See [`augmentation.degrade`].
+        Noise is added to each spectrum for a median S/N that is log-uniform between these limits. Unlike with `noise`,
+        the input errors of the model grow with it. See [`augmentation.degrade`].
     radial_velocity : float
-        Residual velocity of each star, km/s, from a normal distribution of this width. The stars keep their
-        wavelengths; see [`augmentation.shift`].
+        Residual velocity of each star, km/s, from a normal distribution of this width. The wavelength grid does not
+        change; see [`augmentation.shift`].
     smoothing : float
-        Each spectrum is smoothed with a Gaussian whose width is drawn uniformly from 0 to this number of pixels (one
-        sigma).
+        Each spectrum is smoothed with a Gaussian whose width is uniform from 0 to this number of pixels (one sigma).
     resampling : float
-        Chance of a batch to be averaged over groups of two or three pixels.
+        Probability that a batch is averaged over groups of two or three pixels.
     seed : int
-        Of the augmentation, which follows from it and from the numbers of the draws of the stars, the column `draw`
-        (see [`spectrafm_hf.training.draws.Draws`]); without such a column, and where there is something to draw,
-        from torch's global generator.
+        Seed of the augmentation, used together with the column `draw`, the numbers of the draws of the stars (see
+        [`spectrafm_hf.training.draws.Draws`]). Without this column, draws are numbered at random by torch's global
+        generator.
     batch_size : int
-        Stars of a batch of all processes together, whose draws are numbered from a multiple of it.
+        Stars per batch of all processes together. The first draw of a batch is a multiple of it.
 
     Notes
     -----
-    What is drawn for a star follows from its own draw, and what is drawn for a batch from the number of that batch, so
-    that two processes with half a batch each give their stars what one would. There is one exception, as a process
-    knows the stars of its part alone: where they do not share their wavelengths, the window of `wavelength_cut` is one
-    of those of the first of them.
+    Random numbers of a star depend on its own draw, and those of a batch on the number of the batch. So two processes
+    with half a batch each produce the same stars as one process. There is one exception: if stars have different
+    wavelengths, the window of `wavelength_cut` is relative to the first star of each process.
     """
 
     def __init__(
@@ -118,13 +115,13 @@ class SpectraFMCollator:
 
     @property
     def degrades(self) -> bool:
-        """Whether there is anything to draw."""
+        """Whether any augmentation is on."""
         names = ["noise", "pixel_dropout", "error_dropout", "reddening", "tilt", "wavelength_cut", "snr"]
         names += ["radial_velocity", "smoothing", "resampling", "sky_lines"]
         return any(getattr(self, name) for name in names)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Rows, or columns as a data set with format "numpy" returns them for a list of indices."""
+        """Tokenize rows, or columns of a data set with format "numpy"."""
         if not isinstance(rows, Mapping):
             rows = {key: [row[key] for row in rows] for key in rows[0]}
         if missing := [key for key in PIXEL_COLUMNS if key not in rows]:
@@ -138,7 +135,7 @@ class SpectraFMCollator:
             draws = np.asarray(rows["draw"])
         elif self.degrades:
             draws = torch.randint(2**62, (n_stars,)).numpy()
-        else:  # a generator that others draw from as well is left alone
+        else:  # do not advance the global generator
             draws = np.zeros(n_stars, np.int64)
         self._degrade(columns, draws)
         wanted = [name for name in self.label_names if name in rows]
@@ -153,10 +150,10 @@ class SpectraFMCollator:
         return dict(inputs)
 
     def _degrade(self, columns: dict[str, Any], draws: np.ndarray) -> None:
-        """Draw the augmentation of each star and apply it, in place."""
+        """Augment each star at random, in place."""
         n_stars, stars = len(draws), _Stars(self.seed, draws)
-        generator = np.random.default_rng([self.seed, int(draws[0]) // self.batch_size])  # of the batch
-        # Whether they are needed or not: to go from star to star is what takes time.
+        generator = np.random.default_rng([self.seed, int(draws[0]) // self.batch_size])  # for the batch
+        # All are drawn, needed or not: the loop over stars takes most of the time.
         velocity, width, level, snr, extinction, *tilt, share, chance = stars.random((n_stars, 10)).T
         if self.radial_velocity:
             self._change(columns, shift, self.radial_velocity * ndtri(velocity))
@@ -220,7 +217,7 @@ class SpectraFMCollator:
 
     @staticmethod
     def _change(columns: dict[str, Any], function: Callable[..., Spectrum], *draws: Any) -> None:
-        """Apply the drawn values to the spectrum of each star, in place."""
+        """Apply a function with drawn values to the spectrum of each star, in place."""
         spectra = zip(*(map(np.asarray, columns[name]) for name in columns), *draws, strict=True)
         changed = zip(*(function(spectrum[:4], *spectrum[4:]) for spectrum in spectra), strict=True)
         for name, values in zip(columns, changed, strict=True):
@@ -228,33 +225,33 @@ class SpectraFMCollator:
 
     @staticmethod
     def _by_star(function, first, *others):
-        """Apply to (stars, pixels) arrays, or star by star where lengths differ."""
+        """Apply a function to (stars, pixels) arrays, or star by star if lengths differ."""
         if isinstance(first, np.ndarray) and first.ndim == 2:
             return function(first, *(other[:, None] if np.ndim(other) == 1 else other for other in others))
         return [function(*map(np.asarray, star)) for star in zip(first, *others, strict=True)]
 
 
 def _together(values: list[np.ndarray]) -> Any:
-    """An array of (stars, pixels), or the list where their lengths differ."""
+    """An array of (stars, pixels), or the list itself if lengths differ."""
     return np.stack(values) if len({len(row) for row in values}) == 1 else values
 
 
 class _Stars:
     """
-    Random numbers of the stars of a batch, from a stream for each star and each time that something is drawn: what one
-    is given depends neither on the other stars nor on how many numbers each took before.
+    Random numbers of the stars of a batch, from a separate stream for each star and each call: the numbers of a star
+    depend neither on the other stars nor on earlier calls.
     """
 
     def __init__(self, seed: int, draws: np.ndarray):
         self.draws = draws.tolist()
-        # Philox counts, and any place of it can be gone to: a generator for each star would take three times as long.
+        # Philox is counter-based and can jump to any stream: a generator for each star would take three times as long.
         self.bits = np.random.Philox(key=seed)
         self.start = self.bits.state
         self.generator = np.random.Generator(self.bits)
         self.times = 0
 
     def each(self) -> Iterator[np.random.Generator]:
-        """The generator, set to a new stream of one star after the other."""
+        """The generator, set to a new stream for each star."""
         self.times += 1
         for draw in self.draws:
             self.start["state"]["counter"][2:] = self.times, draw
@@ -269,14 +266,14 @@ class _Stars:
         return drawn
 
     def random(self, shape: Any, dtype: Any = np.float64) -> np.ndarray:
-        """As a generator does; the stars are the first axis."""
+        """Like `Generator.random`; the first axis is the stars."""
         return self._draw("random", shape, dtype)
 
     def standard_normal(self, shape: Any, dtype: Any = np.float64) -> np.ndarray:
         return self._draw("standard_normal", shape, dtype)
 
     def pixels(self, draw: Callable[[Any, tuple[int, ...]], np.ndarray], like: Any) -> Any:
-        """What `draw` makes of a generator and a shape: for each pixel, an array or a list as `like` is."""
+        """Output of `draw(generator, shape)` with the shape of `like`: an array, or a list with an array per star."""
         if isinstance(like, np.ndarray) and like.ndim == 2:
             return draw(self, like.shape)
         return [draw(generator, np.shape(row)) for row, generator in zip(like, self.each(), strict=True)]
@@ -290,11 +287,11 @@ def _smooth_factors(wavelength: np.ndarray, amplitudes: np.ndarray) -> np.ndarra
     return np.exp(np.einsum("...pd,...d->...p", basis, amplitudes)).astype(np.float32)
 
 
-RUNS = (3, 31)  # of masked pixels, the least and the first that is too long
+RUNS = (3, 31)  # lengths of runs of masked pixels, as of `range`
 
 
 def _runs(shape: tuple[int, ...], share: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """True in runs at random places; `share` of the pixels but for overlaps, (stars, 1) or one number."""
+    """True in runs at random places that cover a `share` of the pixels, (stars, 1) or one number, without overlaps."""
     n_stars, n_pixels = int(np.prod(shape[:-1])), shape[-1]
     n_runs = generator.poisson(np.reshape(share, -1) * n_pixels / (0.5 * (RUNS[0] + RUNS[1] - 1)), n_stars)
     star = np.repeat(np.arange(n_stars), n_runs)
@@ -308,8 +305,8 @@ def _runs(shape: tuple[int, ...], share: np.ndarray, generator: np.random.Genera
 
 def _cut(mask: np.ndarray, wavelength: np.ndarray, flux: np.ndarray, low: float, high: float) -> np.ndarray:
     """
-    (..., pixels) -> the mask with all outside `low` to `high`, but for stars of which nothing above the noise would be
-    left: those stay whole, as there is no continuum to divide by.
+    (..., pixels) -> the mask, with all pixels outside `low` to `high`. Stars without signal above the noise in this
+    window keep their mask, as they would have no continuum to divide by.
     """
     cut = mask | (wavelength < low) | (wavelength > high)
     left = np.sum(~cut & (flux > 0), axis=-1, keepdims=True) > 0.8 * np.sum(~cut, axis=-1, keepdims=True)

@@ -15,16 +15,15 @@ from ..statistics import MAD_TO_SIGMA
 
 
 FloatArray = NDArray[np.floating[Any]]
-#: Of principal components of the pixels.
-MOST_COMPONENTS = 100
-LEAST_SHARE = 1e-9  # of the variance of the first component: less is rounding
+MOST_COMPONENTS = 100  # maximum number of principal components of the pixels
+LEAST_SHARE = 1e-9  # of the variance of the first component: smaller ones are rounding
 LEAST_SCALE = 1e-6  # of the size of the components
-#: Of so many stars or more, pixels count by their noise, which is what so many components leave, and this share of
-#: their own variance.
+#: With at least NOISE_STARS, pixels are weighted by the inverse of their noise, the residual from NOISE_COMPONENTS
+#: components, plus OWN_SHARE of their own variance.
 NOISE_STARS, NOISE_COMPONENTS, OWN_SHARE = 60, 10, 0.01
 
 
-#: What [`SpectraFMPixels`] gives of stars, by group.
+#: Output of [`SpectraFMPixels`] for stars, by group.
 Components = dict[str, torch.Tensor]
 
 
@@ -35,7 +34,7 @@ def fit_pixels(pixels: FloatArray) -> SpectraFMPixels:
     Parameters
     ----------
     pixels : array of shape (stars, pixels)
-        Over the median of the spectrum, NaN where unknown.
+        Divided by the median of the spectrum, NaN where unknown.
     """
     flux = np.arcsinh(np.asarray(pixels, np.float64) / PIXEL_SOFTENING)
     known = np.isfinite(flux).any(axis=0)
@@ -45,7 +44,7 @@ def fit_pixels(pixels: FloatArray) -> SpectraFMPixels:
     spread = np.where(spread > 0, spread, 1.0)
     n_components = min(MOST_COMPONENTS, max(len(flux) - 1, 1), flux.shape[1])
     module = SpectraFMPixels(0, flux.shape[1], n_components).double()
-    # Missing pixels are zero at first, then filled from the components.
+    # Missing pixels are first zero, then filled from the components.
     deviation = torch.from_numpy(flux)
     some = torch.nan_to_num(deviation)
     for _ in range(3 if bool(deviation.isnan().any()) else 1):
@@ -66,8 +65,8 @@ def fit_pixels(pixels: FloatArray) -> SpectraFMPixels:
 
 def _weights_of_pixels(scaled: torch.Tensor) -> torch.Tensor:
     """
-    How much each pixel counts, (pixels,): from pixels in units of their spread, (stars, pixels). What the first
-    components leave is mostly noise; pixels with less of it say more. Few stars do not show it.
+    Weight of each pixel, (pixels,), from pixels in units of their spread, (stars, pixels). The residuals from the first
+    components are mostly noise; pixels with less noise get a larger weight. With few stars, all weights are 1.
     """
     if len(scaled) < NOISE_STARS:
         return torch.ones_like(scaled[0])
@@ -78,8 +77,8 @@ def _weights_of_pixels(scaled: torch.Tensor) -> torch.Tensor:
 
 def _principal(columns: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The first singular value of (stars, pixels), and directions (pixels, number), orthonormal, or zero where there are
-    no more. By products of the stars, or of the pixels, whichever are fewer: they need less time than the columns.
+    First singular value of (stars, pixels), and its first right singular vectors (pixels, number), zero beyond its
+    rank. Computed from the Gram matrix of the stars or of the pixels, whichever is smaller: faster than an SVD.
     """
     few = len(columns) <= columns.shape[1]
     values, vectors = torch.linalg.eigh(columns @ columns.T if few else columns.T @ columns)

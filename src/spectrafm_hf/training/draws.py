@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Which stars a run draws, and in what order."""
+"""Order of the training stars."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,12 +10,12 @@ import torch
 
 class Draws(torch.utils.data.Sampler[int]):
     """
-    The stars of a run in the order of training, numbered through all epochs, each of which begins with a multiple of
-    the size of the batch of all processes together.
+    Numbers of the draws of a run in the order of training, increasing through all epochs. The first draw of an epoch is
+    a multiple of the batch size of all processes together.
 
-    Which star a draw is, the data set knows (see [`Columns`], [`Mixture`] and [`StreamedStars`]), and what is random in
-    a batch follows from the numbers of its draws (see [`SpectraFMCollator`]), so that it does not matter which process
-    or worker makes the batch, or whether the run was interrupted before.
+    The data set maps draws to stars (see [`Columns`], [`Mixture`] and [`StreamedStars`]). The random numbers of a batch
+    depend only on its draws (see [`SpectraFMCollator`]). So a batch is the same in any process or worker, and in a
+    resumed run.
     """
 
     def __init__(self, n_stars: int, batch_size: int = 1):
@@ -35,9 +35,9 @@ class Draws(torch.utils.data.Sampler[int]):
 
 class Columns(torch.utils.data.Dataset):
     """
-    Stars, as a data set or as columns, that answer a list of draws with columns: no Python object for each.
+    Stars of a data set, or of a mapping of columns, returned as columns for a list of draws: faster than row by row.
 
-    With a `seed`, each epoch of `epoch_length` draws has an order of its own.
+    With a `seed`, the stars are shuffled in each epoch of `epoch_length` draws.
     """
 
     def __init__(self, data: Any, epoch_length: int = 0, seed: int | None = None):
@@ -49,7 +49,7 @@ class Columns(torch.utils.data.Dataset):
         return len(next(iter(self.data.values()))) if isinstance(self.data, Mapping) else len(self.data)
 
     def __getitems__(self, draws: list[int]) -> dict[str, np.ndarray]:
-        """Columns of the stars that these draws of one epoch are; `draw` holds their numbers."""
+        """Columns of the stars of these draws of one epoch, and the column `draw` with their numbers."""
         epoch = draws[0] // self.epoch_length
         indices = [draw - epoch * self.epoch_length for draw in draws]
         if self.seed is not None:

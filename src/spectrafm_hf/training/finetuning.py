@@ -60,7 +60,7 @@ from .rivals import Sample, ask_rivals, pixels_of, verdict
 
 
 FOLDS = 5
-#: What the rivals are fitted to holds no more pixels: 400 MB, 12,000 APOGEE spectra.
+#: Maximum number of pixels for the rivals: 400 MB, 12,000 APOGEE spectra.
 MAX_PIXELS = 100_000_000
 TUNED = "fine-tuned"
 BY_FOLDS = f"{FOLDS}-fold cross-validation; the checkpoint is fitted to all stars"
@@ -75,9 +75,9 @@ Answers = tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a fine-tuning made: the checkpoint in `folder` for the labels of `units`; by label, the `heads` that were
-    chosen; the `sizes` of the splits; how many spectra were `dropped` for which cause; which model is ahead for each
-    label, in words (`verdicts`); `evaluation.json`.
+    """Result of fine-tuning: the `folder` of the checkpoint; `units` by label; the selected `heads` by label; the
+    `sizes` of the splits; the number of `dropped` spectra by cause; a line for each label that names the best model
+    (`verdicts`); and the content of `evaluation.json`.
     """
 
     folder: Path
@@ -89,7 +89,7 @@ class Tuned:
     evaluation: dict[str, Any]
 
     def summary(self) -> str:
-        """Which model is ahead, and the figures as a table."""
+        """The verdicts, and the figures as a table."""
         stars = self.evaluation["stars"]["all stars"]
         split = f"{FOLDS}-fold cross-validation" if "test" not in self.sizes else "test"
         title = f"{split}, {stars:,} spectra: 1.4826 MAD of predicted - true (median, RMSE, error/sigma)"
@@ -116,10 +116,10 @@ def finetune(
     **reading: Any,
 ) -> Tuned:
     """
-    Fine-tune a checkpoint on evidence to labels of some spectra, and evaluate it.
+    Fine-tune a checkpoint on evidence to the labels of your spectra, and evaluate it.
 
     Only predictions of these labels change, for spectra of the same range and resolving power; all others stay
-    bit-equal.
+    bit-identical.
 
     Parameters
     ----------
@@ -128,23 +128,23 @@ def finetune(
     labels, names, units, id_column
         See [`read_label_table`] and [`join`].
     scalars : sequence of str
-        Columns of the spectra or of the labels that may be inputs too, such as a colour or a parallax, NaN where
-        unknown, with one-sigma errors in `<name>_err`. They are used for labels that they help to predict in
-        cross-validation; the checkpoint then needs them.
+        Columns of the spectra or of the labels that may be additional inputs, such as a colour or a parallax, NaN where
+        unknown, with one-sigma errors in `<name>_err`. They are used for labels that they improve in cross-validation;
+        the checkpoint then needs them.
     out : path
-        Folder for the checkpoint, its card and picture. In `out/report` are tables of dropped spectra, of the splits,
-        of the heads that were compared and of the predictions; in `out/work` is the data set of the spectra. (None of
-        the two is pushed to the hub.) A failed start leaves no new folder.
+        Folder for the checkpoint, its card and picture. `out/report` has tables of dropped spectra, splits, compared
+        heads and predictions; `out/work` has the data set of the spectra. Neither is pushed to the hub. A failed start
+        leaves no new folder.
     model : str
         Checkpoint to start from.
     seed : int
-        Of the folds and of the neural networks in the comparison.
+        For the folds and the neural networks in the comparison.
     command : str
-        For the card.
+        The command line, for the card.
     overwrite : bool
         Start again if `out` holds a fine-tuning with other arguments.
     say : callable
-        Gets a line to print at each stage.
+        Prints a line at each stage.
     draw : callable
         Draws `predicted.png`, as `show.plots.plot_given` does; default: no picture.
     **reading
@@ -153,8 +153,8 @@ def finetune(
     Raises
     ------
     ValueError
-        In one line: for labels that cannot be used, no matches, fewer stars than `MIN_STARS`, spectra that the
-        checkpoint cannot read, another fine-tuning in `out`, and as `load_checkpoint` does.
+        If labels cannot be used, no spectrum has a label, there are fewer stars than `MIN_STARS`, the checkpoint cannot
+        read the spectra, or `out` holds another fine-tuning; and as `load_checkpoint` does.
     """
     base, tokenizer = load_checkpoint(model)
     if tokenizer.basis is None:
@@ -164,7 +164,7 @@ def finetune(
     table = read_label_table(labels, names, units, known, scalars)
     if scalars:
         reading["scalars"] = scalars
-    join_columns(table.table, id_column)  # before the spectra are read, which takes long
+    join_columns(table.table, id_column)  # fail before the spectra are read, which takes long
     fingerprint = hashlib.sha256(
         json.dumps(
             [[(file.name, sha256(file) if file.is_file() else "") for file in files], reading],
@@ -181,7 +181,7 @@ def finetune(
         say(f"{out}: complete, kept as it is")
         return Tuned(out, table.units, **done, evaluation=read_evaluations(out)[0])
     try:
-        # At rest as in predictions, where a file does not state it.
+        # Shift to the rest frame as in predictions, if a file does not state its frame.
         at_rest = functools.partial(settled, model=base, tokenizer=tokenizer)
         spectra, dropped = read_data_set(files, work, failures, fingerprint, command, transform=at_rest, **reading)
         run = _Run(out, table, scalars, model, seed, command, say, draw)
@@ -197,7 +197,7 @@ def finetune(
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Many small products and networks: with more threads than free processors they wait for each other for minutes."""
+    """Use one thread: many small matrix products are slow with more threads than free cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -227,7 +227,7 @@ class _Run:
         dropped: list[dict[str, str]],
         id_column: str | None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The summary of a complete run, and its evaluation."""
+        """Summary of the complete run, and its evaluation."""
         names, say = list(self.table.units), self.say
         stars, without, joined_by = with_labels(spectra, self.table, id_column, self.scalars)
         dropped += without
@@ -238,7 +238,7 @@ class _Run:
         texts = {name: texts_of(stars, name) for name in ("file", "object_id")}
         for i, cause in causes.items():
             dropped.append({**{name: column[i] for name, column in texts.items()}, "cause": cause})
-        # The first ones count where they are many: in any order.
+        # Random order, as only the first stars are used if there are many.
         order = np.random.default_rng([self.seed, 7]).permutation(len(rows))
         stars, states = stars.select(rows[order]), states[order]
         if self.scalars:
@@ -249,7 +249,7 @@ class _Run:
         fitted, tested = np.flatnonzero(splits == "train"), np.flatnonzero(splits == "test")
         check_labels(stars.select(fitted), names)
         low, high = bare.config.rung_intervals[rung]
-        say(f"{self.model}: answers of {', '.join(states.inputs)} and {high - low} intervals of each spectrum")
+        say(f"{self.model}: predicts {', '.join(states.inputs)}, and {high - low} intervals for each spectrum")
         folds = make_folds(texts_of(stars, "object_id"), FOLDS, self.seed)
         choices = self._choose(base, tokenizer, rung, states, stars, fitted, folds)
         self._save(base, tokenizer)
@@ -283,7 +283,7 @@ class _Run:
             counted = "; ".join(f"{cause}: {number:,}" for cause, number in causes.items())
             self.say(f"dropped {len(dropped):,} spectra, see {report / 'dropped.csv'}: {counted}")
         if moving := len(stars) - sum(stars["rest_frame"]):
-            self.say(f"spectra that are not at rest, as no velocity is known (--radial-velocity): {moving:,}")
+            self.say(f"spectra not shifted to rest, as their velocity is unknown (--radial-velocity): {moving:,}")
         for note in self.table.notes:
             self.say(note)
         if (n_stars := len(set(texts_of(stars, "object_id")))) < MIN_STARS:
@@ -311,7 +311,7 @@ class _Run:
             for part, correction in zip(choice.fitted, base.add_corrections(entries, unit, center, scale), strict=True):
                 part.fill(correction)
             tried = ", ".join(f"{head} {rmse:.4g}" for head, rmse in choice.tried.items())
-            self.say(f"{name}: {choice} ({FOLDS}-fold RMSE, wild ones winsorised: {tried})")
+            self.say(f"{name}: {choice} ({FOLDS}-fold RMSE with outliers winsorised: {tried})")
             if choice.note:
                 self.say(f"{name}: scalars: {choice.note}")
             choices[name] = choice
@@ -319,7 +319,7 @@ class _Run:
         return choices
 
     def _save(self, base: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer) -> None:
-        """Write the checkpoint into `out`; `config.json`, which marks a checkpoint, last."""
+        """Write the checkpoint into `out`; `config.json` last, as it marks a complete checkpoint."""
         saved = self.out / "work" / "checkpoint"
         save_checkpoint(base, tokenizer, saved)
         for file in sorted(saved.iterdir(), key=lambda path: path.name == "config.json"):
@@ -328,7 +328,7 @@ class _Run:
         shutil.rmtree(saved)
 
     def _ranges(self, where: str, stars: Dataset, names: Sequence[str]) -> None:
-        """`training_range.json` of the base, with the labels of the stars."""
+        """Write `training_range.json` of the base with the label ranges of the stars."""
         training_range = TrainingRange.load(where) or TrainingRange()
         limits = {name: (float(np.nanmin(stars[name][:])), float(np.nanmax(stars[name][:]))) for name in names}
         TrainingRange(
@@ -382,7 +382,7 @@ class _Run:
         return answers
 
     def _evaluate(self, answers: Mapping[str, Answers], tested: Dataset, few: bool) -> tuple[dict[str, Any], list[str]]:
-        """An evaluation as `scripts/paper/evaluate.py` writes it, and who is ahead in words."""
+        """An evaluation in the format of `scripts/paper/evaluate.py`, and the verdicts."""
         truth = {name: column_of(tested, name) for name in self.table.values}
         errors = {name: truth[f"{name}_err"] for name in self.table.units}
         verdicts = []
@@ -442,9 +442,9 @@ class _Run:
     def _card(self, evaluation, verdicts, heads, sizes, causes, stars) -> None:
         n_stars = len(set(texts_of(stars, "object_id")))
         joined_by = (
-            f"The figures are of {FOLDS}-fold cross-validation, the checkpoint is fitted to all."
+            f"The figures are from {FOLDS}-fold cross-validation; the checkpoint is fitted to all stars."
             if "test" not in sizes
-            else f"The figures are of {sizes['test']:,} test spectra, which played no part."
+            else f"The figures are for {sizes['test']:,} held-out test spectra."
         )
         write_model_card(
             self.out,
@@ -456,17 +456,16 @@ class _Run:
                 f"Fine-tuned from `{self.model}` by `spectrafm finetune`: "
                 f"{sizes['train']:,} spectra; {n_stars:,} stars in all. {joined_by} "
                 f"{'; '.join(f'{name}: {head}' for name, head in heads.items())}: chosen by cross-validation. All "
-                "other answers are those of the checkpoint before. Dropped spectra: "
+                f"other predictions are those of `{self.model}`. Dropped spectra: "
                 f"{'; '.join(f'{cause}: {number:,}' for cause, number in causes.items()) or 'none'}. If `{self.model}` "
-                "was itself trained on some of these stars, its answers for them are better than for others, so that "
-                "the errors here are too small for stars that are new to it. Errors of the other models are calibrated "
-                "on the stars that they are judged by."
+                "was itself trained on some of these stars, the errors here are too small for new stars. Errors of the "
+                "other models are calibrated on the stars of this comparison."
             ),
         )
 
 
 def _working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Path:
-    """`out/work`, from which a run with these settings resumes."""
+    """The folder `out/work`, where a run with the same settings resumes."""
     work = out / "work"
     stored = work / "settings.json"
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not stored.is_file()):
@@ -478,7 +477,7 @@ def _working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> 
             name = differing[0]
             raise ValueError(
                 f"out: expected a fine-tuning with {name}={settings[name]!r} in {out}, got {before.get(name)!r}; "
-                "overwrite begins again"
+                "overwrite starts again"
             )
         (out / "config.json").unlink(missing_ok=True)
         before = None

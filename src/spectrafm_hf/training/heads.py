@@ -27,19 +27,19 @@ from .kernels import LEAST_NOISE, Head, Kernel
 
 
 FloatArray = NDArray[np.floating[Any]]
-#: Stars whose likelihood finds the hyperparameters; that a Gaussian process goes through; that its variance is made of.
+#: Maximum number of stars for the hyperparameters, for the mean of a Gaussian process, and for its variance.
 LIKELIHOOD_STARS, MOST_STARS, VARIANCE_STARS = 300, 3000, 500
 ITERATIONS, ITERATIONS_AGAIN = 60, 15  # of L-BFGS: from the usual start, and from the optimum for all stars
 REWEIGHTED = 2
-LEAST_SCALE = 1e-6  # of an input among the stars: what differs by less is the same for all
+LEAST_SCALE = 1e-6  # of an input among the stars: one with a smaller spread is constant
 LEAST_SPREAD = 0.1  # of the variance of a scalar, where its errors would explain all of it
-MARGIN = 1.0  # of the range of each input among the stars: beyond, it counts as at that end
+MARGIN = 1.0  # of the range of each input among the stars: values further outside are clipped
 
 
 _ON_ANSWERS = {"answers": "both"}
 _ON_EVIDENCE = {"answers": "both", "shape": "both", "coefficients": "both"}
 _ON_PIXELS = {"pixels": "both"}
-#: Without the answer of the model for the label.
+#: Heads that do not use the prediction of the model for the label.
 NEW_LABEL_HEADS = (
     Head("on the answers", _ON_ANSWERS),
     Head("on answers and coefficients", _ON_EVIDENCE),
@@ -49,7 +49,7 @@ NEW_LABEL_HEADS = (
     Head("on coefficients and pixels", {"answers": "linear", "coefficients": "both", "pixels": "both"}),
 )
 ZERO_POINT = Head("another zero point", {}, adds=True)
-#: With it.
+#: All heads for a label that the model predicts.
 HEADS = (
     Head("the model as it is", {}, adds=True, constant=False),
     ZERO_POINT,
@@ -59,7 +59,7 @@ HEADS = (
     Head("a correction on pixels", _ON_PIXELS, adds=True),
     *NEW_LABEL_HEADS,
 )
-#: With scalars, beside those.
+#: Additional heads with scalars.
 SCALAR_HEADS = (
     Head("a correction on answers and scalars", {"known": "both"}, adds=True),
     Head("a correction on pixels and scalars", {"pixels": "both", "scalars": "both"}, adds=True),
@@ -122,8 +122,8 @@ def scalars_of(states: States, names: Sequence[str]) -> torch.Tensor | None:
 
 def _population(scalars: torch.Tensor) -> torch.Tensor:
     """
-    (stars, scalars, 2) -> (scalars, 5), as a [`SpectraFMCorrection`] has it: middle, spread, usual error, and the
-    lowest and highest value that count.
+    (stars, scalars, 2) -> (scalars, 5), `population` of a [`SpectraFMCorrection`]: median, spread, usual error, and the
+    lowest and highest valid value.
     """
     rows = []
     for column in scalars.transpose(0, 1).numpy():
@@ -132,7 +132,7 @@ def _population(scalars: torch.Tensor) -> torch.Tensor:
         usual = float(np.median(known)) if len(known) else 0.0
         error = np.where(np.isfinite(error) & (error >= 0), error, usual)
         variance = float(np.var(value))
-        # Of the stars themselves, without what the errors add.
+        # Intrinsic spread: the variance minus that of the errors.
         spread = np.sqrt(max(variance - float(np.mean(error**2)), LEAST_SPREAD * variance)) or 1.0
         margin = MARGIN * (value.max() - value.min())
         rows.append([np.median(value), spread, usual, value.min() - margin, value.max() + margin])
@@ -157,7 +157,7 @@ def fit_head(
     scalars: Sequence[str] = (),
 ) -> Fitted:
     """
-    Fit one head to all of some stars.
+    Fit one head to stars with a label.
 
     Parameters
     ----------
@@ -165,22 +165,22 @@ def fit_head(
     config : SpectraFMConfig
         Of the frozen model.
     rung : int
-        That the stars belong to.
+        The rung of the stars.
     label : str
     states : States
         Finite.
     target, target_error : array of shape (stars,)
         Label and its error (0 where unknown).
     components : dict of torch.Tensor of shape (stars, components), optional
-        What [`SpectraFMPixels`] gives of the stars, for heads on pixels.
+        Output of [`SpectraFMPixels`] for the stars, for heads on pixels.
     pixels : int
-        The number of that among `config.pixel_sets`.
+        Its index in `config.pixel_sets`.
     start : torch.Tensor, optional
-        Hyperparameters to start from.
+        Initial hyperparameters.
     iterations : int
-        0 keeps these.
+        0 keeps the initial hyperparameters.
     scalars : sequence of str
-        Which of those of the states are inputs, for heads on scalars.
+        The scalars of the states that are inputs, for heads on scalars.
     """
     if head.adds:
         target = target - states.values[:, states.inputs.index(label)]
@@ -227,10 +227,10 @@ def fit_head(
         noise = float(np.clip((own_error / unit) ** 2, LEAST_NOISE, 1.0))
     kernel = Kernel(head, module.sizes, noise, unknown)
     some, prepared = slice(0, LIKELIHOOD_STARS), kernel.prepared(features)
-    found, given = kernel.start if start is None else start, label_variance
+    found, stated = kernel.start if start is None else start, label_variance
     for number in range(1 + REWEIGHTED):
         if number:
-            label_variance = kernel.reweighted(found, prepared, doubt, given, label_variance, wanted)
+            label_variance = kernel.reweighted(found, prepared, doubt, stated, label_variance, wanted)
         if iterations:
             steps = ITERATIONS_AGAIN if number else iterations
             found = kernel.optimum(found, steps, features[some], doubt[some], label_variance[some], wanted[some])
@@ -245,7 +245,7 @@ def fit_head(
         "noise": torch.stack([noise_mean, own["growth"], usual, doubt.min(), doubt.max()]),
         "stars": features,
         "weight": torch.cholesky_solve(wanted[:, None], factor)[:, 0],
-        # The first rows of the factor are that of the first stars alone.
+        # The first rows of the factor are the factor of the first stars.
         "factor": torch.linalg.solve_triangular(factor[:n_known, :n_known], identity, upper=False),
         "target": torch.tensor([middle, unit, 1.0], dtype=torch.float64),
     }
@@ -253,13 +253,13 @@ def fit_head(
 
 
 def _scales(features: torch.Tensor, groups: Sequence[str], sizes: Sequence[int]) -> torch.Tensor:
-    """Answers and continuum in units of their own spread, coefficients in one of all of them."""
+    """Scale of each feature: its own spread; for all coefficients their joint spread; 1 for components of pixels."""
     parts = []
     for group, own in zip(groups, features.split(list(sizes), dim=1), strict=True):
         scale = spread = own.std(dim=0)
-        if group in PIXEL_GROUPS:  # in units of the first of them
+        if group in PIXEL_GROUPS:  # already in units of the first component
             scale = torch.ones_like(scale)
-        elif group == "shape":  # which few stars differ in by much
+        elif group == "shape":  # robust: a few stars are outliers
             scale = MAD_TO_SIGMA * (own - own.median(dim=0).values).abs().median(dim=0).values * own.shape[1] ** 0.5
         elif group == "coefficients":
             scale = (spread**2).sum().sqrt().expand(len(spread))

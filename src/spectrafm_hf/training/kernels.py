@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""The covariance of a Gaussian process on groups of inputs."""
+"""Covariance function and hyperparameters of a Gaussian process on groups of inputs."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ MOST_UNSURE = 0.5  # variance of ln of the noise
 LEAST_NOISE = 1e-4  # of the variance of the label
 
 
-NOISE_WIDTH = 0.5  # of ln of the noise variance, where the errors of the predictions give its value
+NOISE_WIDTH = 0.5  # of the prior of ln of the noise variance, if the errors of the predictions determine its centre
 
 
-#: Sigma beyond which a label is far from what other stars say, and how often that is looked at.
+#: Labels further than this from the prediction of the other stars, in sigma, get a smaller weight.
 FAR = 2.0
 
 
 @dataclass(frozen=True)
 class Head:
     """
-    One way to a label.
+    A model of a label.
 
     Attributes
     ----------
     name : str
-        In words.
+        Its name in reports.
     groups : dict of str to str
         Inputs of the Gaussian process (of `CORRECTION_GROUPS`), and its parts: `"linear"` or `"both"`.
     adds : bool
-        Whether it is added to the answer of the model for the label.
+        Whether it is added to the prediction of the model for the label.
     constant : bool
         Whether the zero point is free.
     """
@@ -64,9 +64,9 @@ class Kernel:
     sizes : sequence of int
         Features of each of its groups.
     noise : float, optional
-        Variance of the noise that is expected.
+        Expected variance of the noise.
     unknown : torch.Tensor of shape (stars, features), optional
-        Variances of inputs with errors. Where there are features of fewer stars, they are of the first ones.
+        Variances of inputs with errors. Methods with features of fewer stars use its first rows.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Kernel:
             (size, size if group in ("answers", *SCALAR_GROUPS) else 1, kind)
             for (group, kind), size in zip(head.groups.items(), sizes, strict=True)
         ]
-        # Start, middle and width of the prior: of the noise and its growth, then group after group.
+        # Start, mean and width of the prior: for the noise and its growth, then for each group.
         rows = [(math.log(0.1), math.log(0.1), 2.0), (1.0, 1.0, 1.0)]
         if noise is not None:
             rows[0] = (math.log(noise), math.log(noise), NOISE_WIDTH)
@@ -107,8 +107,8 @@ class Kernel:
 
     def prepared(self, features: torch.Tensor) -> list[Any]:
         """
-        Of each group what does not change with the hyperparameters: products and squared distances of all pairs of
-        stars, (N, N) each, where its features count alike, and else the features themselves.
+        Parts of each group that do not depend on the hyperparameters: products and squared distances of all pairs of
+        stars, (N, N) each, if its features share one length, otherwise the features themselves.
         """
         found: list[Any] = []
         for (size, number, _), own in zip(self.groups, features.split(self.sizes, dim=1), strict=True):
@@ -121,7 +121,7 @@ class Kernel:
         return found
 
     def matrix(self, parameters, features, doubt, label_variance) -> torch.Tensor:
-        """Covariance of the labels of stars with noise and label errors, (N, N); the features may be `prepared`."""
+        """Covariance of labels of stars, with noise and label errors, (N, N); the features may be `prepared`."""
         own = self.unpack(parameters)
         parts = self.prepared(features) if isinstance(features, torch.Tensor) else features
         matrix, start = torch.full((len(doubt), len(doubt)), self.constant, dtype=doubt.dtype), 0
@@ -141,7 +141,7 @@ class Kernel:
     def reweighted(self, parameters, features, doubt, stated, variance, target) -> torch.Tensor:
         """
         Variances of the labels (N,), increased over `stated` for labels that are far from the prediction of the other
-        stars. `variance` are those of the last round.
+        stars. `variance` holds those of the previous iteration.
         """
         own = self.unpack(parameters)
         factor, failed = torch.linalg.cholesky_ex(self.matrix(parameters, features, doubt, variance))
@@ -157,8 +157,8 @@ class Kernel:
 
     def noise_of(self, parameters, features, doubt, label_variance, number: int) -> torch.Tensor:
         """
-        The mean of the noise rather than its most probable value: where stars are few, or labels much noisier than what
-        is learnt, it may well be larger. `features` are some of a `number` of stars.
+        Posterior mean of the noise variance rather than its mode: it is larger if stars are few, or if labels are much
+        noisier than the predictions. `features` are those of some of `number` stars.
         """
         noise, width = self.unpack(parameters)["noise"], float(self.width[0])
         inverse = torch.cholesky_inverse(
@@ -168,7 +168,7 @@ class Kernel:
         return noise * torch.exp(0.5 * (1.0 / (width**-2.0 + information)).clamp(max=MOST_UNSURE))
 
     def optimum(self, start, iterations, features, doubt, label_variance, target) -> torch.Tensor:
-        """Hyperparameters of the greatest posterior probability, from `start` on."""
+        """Hyperparameters at the maximum of the posterior probability, optimised from `start`."""
         features = self.prepared(features)
         parameters = start.clone().requires_grad_(True)
         optimizer = torch.optim.LBFGS(

@@ -1,8 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """Figures of merit of predicted stellar labels, in the units of the labels.
 
-All but `rmse` are robust: the labels of a survey have outliers (binaries, bad fits), and a few of them would otherwise
-decide the comparison of two models.
+All but `rmse` are robust: the labels of a survey have outliers (binaries, bad fits), and a few of them can dominate the
+RMSE.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from ..statistics import robust_scatter
 
 
 FIGURES = ("robust_scatter", "bias", "rmse", "robust_z")
-#: These figures as a metric of the library `evaluate`: `evaluate.load(EVALUATE_METRIC)`, or, with the errors of the
+#: These figures are also a metric of the library `evaluate`: `evaluate.load(EVALUATE_METRIC)`, or, with errors of the
 #: predictions and of the true values, `evaluate.load(EVALUATE_METRIC, "with_errors")`.
 EVALUATE_METRIC = str(RESOURCES / "stellar_labels")
 
@@ -31,15 +31,15 @@ def label_metrics(
     values, errors : array, shape (stars,)
         Predictions and their one-sigma errors.
     labels, label_errors : array, shape (stars,)
-        True values and their one-sigma errors. Stars whose label is NaN are left out; an error that is
-        NaN (or `label_errors=None`) counts as 0.
+        True values and their one-sigma errors. Stars with a label of NaN are left out; an error of NaN (or
+        `label_errors=None`) is replaced by 0.
 
     Returns
     -------
     dict
         ``n``; ``bias``, median of predicted - true; ``robust_scatter``, 1.4826 times the median absolute deviation of
         predicted - true about that median; ``rmse``; ``robust_z``, the robust scatter of
-        (predicted - true) / sqrt(errors^2 + label_errors^2), 1 where the errors are right. NaN for no stars.
+        (predicted - true) / sqrt(errors^2 + label_errors^2), 1 = well calibrated. NaN without stars.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def table_metrics(
     Parameters
     ----------
     values, errors, labels, label_errors : mapping of label name to array, shape (stars,)
-        The names of `values` decide; the others may hold more.
+        The table has the labels of `values`; the other mappings may have more.
     selection : array of bool, shape (stars,), optional
         Default: all stars.
 
@@ -119,7 +119,7 @@ def table_metrics(
 def format_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], units: Mapping[str, str] | None = None) -> str:
     """One Markdown table: a row for each model, a column for each label.
 
-    A cell reads ``robust_scatter (bias, rmse, robust_z)``; the header names label, unit and number of stars.
+    The format of a cell is ``robust_scatter (bias, rmse, robust_z)``; the header has label, unit and number of stars.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def format_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], units: 
         if label not in table:
             return ""
         figures = table[label]
-        # A scatter of tens is a temperature, where decimals are noise.
+        # A scatter above 10 is that of a temperature: one decimal is enough.
         digits = 1 if abs(figures["robust_scatter"]) >= 10 else 4
         scatter, bias, rmse = (f"{figures[key]:.{digits}f}" for key in ("robust_scatter", "bias", "rmse"))
         return f"{scatter} ({bias if bias.startswith('-') else '+' + bias}, {rmse}, {figures['robust_z']:.2f})"

@@ -11,23 +11,23 @@ from torch import nn
 from ..models.products_spectrafm import products
 
 
-#: Parts of names of matrices that are not between hidden states.
+#: Parts of the names of matrices that do not map hidden states to hidden states.
 NOT_HIDDEN = ("value_embedding", "readout.mean", "readout.log_variance", "means.", "log_variances.", "start.")
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """
-    Trainable parameters for Muon (matrices inside the layers), AdamW with and without weight decay.
+    Trainable parameters for Muon (matrices inside the layers), and for AdamW with and without weight decay.
 
-    Muon makes the update of a matrix orthogonal, which is meant for matrices between hidden states; embeddings, the
-    read-out heads, the factors of LoRA, biases and norms stay with AdamW.
+    Muon makes the update of a matrix orthogonal, which suits matrices between hidden states. Embeddings, read-out
+    heads, LoRA factors, biases and norms are trained with AdamW.
     """
     muon, decayed, plain = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         outside = any(part in name for part in NOT_HIDDEN)
-        # Of three dimensions are the matrices of members, one above the other; their biases have one row.
+        # Parameters with three dimensions are stacked matrices of ensemble members; their biases have one row.
         if not outside and (parameter.ndim == 2 or (parameter.ndim == 3 and parameter.shape[1] > 1)):
             muon.append(parameter)
         elif parameter.ndim >= 2:
@@ -37,13 +37,13 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     return muon, decayed, plain
 
 
-#: Of the polynomial that pulls singular values towards one (Jordan et al. 2024, "Muon").
+#: Coefficients of the polynomial that moves singular values towards 1 (Jordan et al. 2024, "Muon").
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
 def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix, or each of a stack, with the singular vectors of `matrix` and singular values between 0.7 and 1.2."""
+    """The matrix, or stack of matrices, with the same singular vectors and singular values between 0.7 and 1.2."""
     wide = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
     wide = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=1e-7)
     stack = wide if wide.ndim == 3 else wide[None]
@@ -57,10 +57,10 @@ def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
 
 class Muon(torch.optim.Optimizer):
     """
-    Momentum made orthogonal, for matrices: [`torch.optim.Muon`] with `adjust_lr_fn="match_rms_adamw"`, in float32.
+    Orthogonalised momentum for matrices: [`torch.optim.Muon`] with `adjust_lr_fn="match_rms_adamw"`, in float32.
 
-    That one computes in bfloat16, which takes twice as long on a CPU, and whose rounding lets runs drift apart that
-    differ by the order of their sums alone, such as runs on one and on two processes.
+    The one of torch computes in bfloat16, which takes twice as long on a CPU. Its rounding also makes runs diverge that
+    differ only by the order of sums, such as runs on one and on two processes.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], momentum: float = 0.95):
@@ -78,7 +78,7 @@ class Muon(torch.optim.Optimizer):
                 mean = state["momentum_buffer"].lerp_(parameter.grad, 1.0 - group["momentum"])
                 update = orthogonalise(parameter.grad.lerp(mean, group["momentum"]))
                 parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-                # An update has the size of one of AdamW, so that the rates of both are of one kind.
+                # Scaled to the RMS of updates of AdamW, so that learning rates are comparable.
                 parameter.add_(update, alpha=-0.2 * group["lr"] * max(parameter.shape[-2:]) ** 0.5)
 
 
@@ -86,14 +86,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
     [`Muon`] for hidden matrices and [`torch.optim.AdamW`] for the rest, as one optimizer.
 
-    The Trainer, its schedulers and its checkpoints know one optimizer with parameter groups; the groups are shared
-    with the two inner ones, so that a scheduler that sets a learning rate sets theirs.
+    The Trainer, its schedulers and its checkpoints expect one optimizer with parameter groups. The two inner optimizers
+    share these groups, so that a scheduler sets their learning rates too.
     """
 
     def __init__(self, muon_group: dict[str, Any], adamw_groups: Sequence[dict[str, Any]], betas=(0.9, 0.98)):
         adamw_groups = [group for group in adamw_groups if group["params"]]
         self.inner: list[torch.optim.Optimizer] = []
-        # Either may have nothing to do where parts of the model are frozen.
+        # Either may have no parameters if parts of the model are frozen.
         if muon_group["params"]:
             self.inner.append(Muon([muon_group]))
         if adamw_groups:
@@ -122,7 +122,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 class Ema:
-    """Running mean of the trained weights; it stands in for them in evaluation and in the final model."""
+    """Running mean of the trained weights; it replaces them in evaluation and in the final model."""
 
     def __init__(self, decay: float, model: nn.Module):
         self.decay = decay
@@ -130,22 +130,22 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int):
-        """After step number `step`, counted from 1."""
-        # A short memory at first, so that the mean forgets the random start.
+        """Update the mean after step number `step`, counted from 1."""
+        # A small decay at first, so that the random initial weights do not remain in the mean.
         decay = min(self.decay, (step + 1) / (step + 10))
         weights = {name: p for name, p in model.named_parameters() if name in self.mean}
         torch._foreach_lerp_([self.mean[name] for name in weights], list(weights.values()), 1.0 - decay)
 
     @torch.no_grad()
     def swap(self, model: nn.Module):
-        """Exchange the weights of the model with their mean; twice is back."""
+        """Exchange the weights of the model with their mean; a second call restores them."""
         for name, parameter in model.named_parameters():
             if name in self.mean:
                 parameter.data, self.mean[name] = self.mean[name], parameter.data
 
     @contextlib.contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
-        """The model has the mean for weights."""
+        """Use the mean as the weights of the model."""
         self.swap(model)
         try:
             yield

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a recipe trains: a new model of the published architecture, or a checkpoint, extended and in part frozen."""
+"""The model of a recipe: a new one of the published architecture, or a checkpoint, extended and partly frozen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .recipe import Recipe
 
 
 def robust_center_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Median and robust standard deviation along the first axis, NaN ignored."""
+    """Median and robust standard deviation along the first axis, ignoring NaN."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # NaN in all rows stays NaN
         center = np.nanmedian(values, axis=0)
@@ -31,28 +31,28 @@ def prepare_model(
     recipe: Recipe, samples: Sequence[Mapping[str, Any]]
 ) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, TrainingRange]:
     """
-    A new model of the published architecture and its tokenizer, with the standardisation measured on training stars.
+    A new model of the published architecture and its tokenizer, with a standardisation measured on training stars.
 
-    Models on evidence begin in `scripts/pretrain.py`, as their directions and completion are measured as well.
+    New models on evidence are made by `scripts/pretrain.py`, which also measures their directions and completion.
 
     Parameters
     ----------
     recipe : Recipe
     samples : sequence of mappings
-        Columns of stars in the project's schema, one mapping for each instrument; the stars of a sample share their
-        wavelengths, and no two samples overlap in wavelength.
+        Columns of stars in the project's schema, one mapping for each instrument. The stars of a sample share one
+        wavelength grid, and samples do not overlap in wavelength.
 
     Returns
     -------
     model, tokenizer
     training_range : TrainingRange
-        Of the labels, and of the wavelengths of each sample.
+        Range of the labels, and of the wavelengths of each sample.
 
     Raises
     ------
     ValueError
-        If the recipe asks for a model on evidence, a label or scalar is in no sample, the spectra of one do not share
-        a wavelength grid, or two samples overlap.
+        If the recipe defines a model on evidence, a label or scalar is in no sample, the spectra of a sample do not
+        share a wavelength grid, or two samples overlap.
     """
     if (kind := recipe.model.get("token_embedding", "value")) != "value":
         raise ValueError(f"model: expected token_embedding 'value', or a checkpoint to start from, got {kind!r}")
@@ -90,33 +90,33 @@ def prepare_checkpoint(
     recipe: Recipe, samples: Sequence[Mapping[str, Any]]
 ) -> tuple[SpectraFMForPrediction, SpectraFMTokenizer, TrainingRange | None]:
     """
-    The checkpoint of the recipe and its tokenizer, with the labels that it lacks.
+    The checkpoint of the recipe and its tokenizer, extended by new labels of the recipe.
 
-    A new label gets its centre and scale from the data.
+    The centre and scale of a new label are measured on the data.
 
     Parameters
     ----------
     recipe : Recipe
     samples : sequence of mappings
-        As in [`prepare_model`]; those for a model on evidence need not share a grid.
+        As in [`prepare_model`]; for a model on evidence, the spectra may have different grids.
 
     Returns
     -------
     model, tokenizer
     training_range : TrainingRange or None
-        Of the checkpoint, if it has one, widened to the labels of the samples; of wavelength, that of the samples: what
-        the checkpoint knew of others, training on these may make it forget.
+        Range of the checkpoint, if it has one, extended to the labels of the samples. The wavelength range is that of
+        the samples only, as training may degrade predictions at other wavelengths.
 
     Raises
     ------
     ValueError
-        If there is no such checkpoint, a label is in no sample, the recipe wants the model to be another one, or has
-        scalars for a checkpoint on evidence.
+        If there is no such checkpoint, a label is in no sample, or the recipe changes the architecture or has scalars
+        for a checkpoint on evidence.
     """
     model, tokenizer = load_checkpoint(str(recipe.checkpoint))
     if recipe.scalars and tokenizer.basis is not None:
         raise ValueError(
-            f"scalars: expected none with a checkpoint on evidence, whose network reads spectra alone, got "
+            f"scalars: expected none with a checkpoint on evidence, whose network reads only spectra, got "
             f"{recipe.scalars} with {recipe.checkpoint}; `spectrafm finetune --scalars {' '.join(recipe.scalars)}` "
             "learns labels from spectra and scalars"
         )
@@ -152,7 +152,7 @@ def prepare_checkpoint(
 
 
 def rung_of(tokenizer: SpectraFMTokenizer, samples: Sequence[Mapping[str, Any]]) -> int | None:
-    """Number of the rung that the spectra of all samples are read in; None for several, and without a basis."""
+    """Index of the rung for the spectra of all samples; None if there are several, or without a basis."""
     if tokenizer.basis is None:
         return None
     found = set()
@@ -166,12 +166,12 @@ def rung_of(tokenizer: SpectraFMTokenizer, samples: Sequence[Mapping[str, Any]])
 
 def freeze(model: SpectraFMForPrediction, names: Sequence[str]) -> None:
     """
-    Keep parts of a model as they are: `decoder`, `encoder.layers.1`, `embeddings`, `readout` or any other module.
+    Freeze parts of a model: `decoder`, `encoder.layers.1`, `embeddings`, `readout` or any other module.
 
     Raises
     ------
     ValueError
-        If there is no such module, or nothing is left to train.
+        If there is no such module, or no weights are left to train.
     """
     modules = {name.removeprefix("model."): module for name, module in model.named_modules() if name}
     for name in names:
@@ -180,17 +180,17 @@ def freeze(model: SpectraFMForPrediction, names: Sequence[str]) -> None:
             raise ValueError(f"freeze: expected modules of the model, such as {parts}, got {name!r}")
         modules[name.removeprefix("model.")].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"freeze: expected something to be left to train, got {list(names)}")
+        raise ValueError(f"freeze: expected some weights left to train, got {list(names)}")
 
 
 def _instruments(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Range and spacing of the wavelengths of each sample, once where they are the same (of real and of like stars)."""
+    """Range and spacing of the wavelengths of each sample; a pair if all samples have the same."""
     found = {}
     for sample in samples:
         spectra = zip(sample["wavelength"][:1000], sample["mask"][:1000], strict=True)
         grids = [np.sort(np.asarray(grid, dtype=np.float64)[~np.asarray(mask)]) for grid, mask in spectra]
         grids = [grid for grid in grids if len(grid) > 1]
-        # Without gaps; what is left of a spectrum may be its finest or its widest pixels.
+        # Without gaps. Masks may leave only the narrowest or the widest pixels of a spectrum.
         steps = [step[step < 2 * np.median(step)] for step in map(np.diff, grids)]
         found[_limits(np.concatenate(grids))] = _limits(np.concatenate(steps))
     one = len(found) == 1
@@ -203,9 +203,9 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def _label_columns(recipe: Recipe, samples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """All values of the labels, then of the scalars, of the recipe."""
+    """Values of the labels and scalars of the recipe, over all samples."""
     if both := [name for name in recipe.scalars if name in recipe.labels]:
-        raise ValueError(f"scalars: expected columns that are not labels of the recipe as well, got {both}")
+        raise ValueError(f"scalars: expected columns that are not also labels of the recipe, got {both}")
     columns = {}
     for field, names in (("labels", recipe.labels), ("scalars", recipe.scalars)):
         for name in names:
@@ -218,7 +218,7 @@ def _label_columns(recipe: Recipe, samples: Sequence[Mapping[str, Any]]) -> dict
 
 
 def _standardisation(sample: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Wavelengths, and median and robust scatter of the flux there, (pixels,) each, of the stars of one instrument."""
+    """Wavelengths, and median and robust scatter of the flux, (pixels,) each, for the stars of one instrument."""
     wavelength, flux, mask = (np.asarray(sample[name]) for name in ("wavelength", "flux", "mask"))
     if wavelength.dtype == object or np.any(wavelength != wavelength[0]):
         raise ValueError(
@@ -227,6 +227,6 @@ def _standardisation(sample: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray,
     center, scale = robust_center_and_scale(np.where(mask, np.nan, flux).astype(np.float64))
     known = np.isfinite(center) & (scale > 0)
     if not known.any():
-        raise ValueError("mask: expected pixels that are good in some of the stars, got none")
+        raise ValueError("mask: expected good pixels in some of the stars, got none")
     grid = wavelength[0].astype(np.float64)
     return grid, *(np.interp(grid, grid[known], values[known]) for values in (center, scale))

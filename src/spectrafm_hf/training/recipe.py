@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""A recipe: model, data and settings of a training from a YAML file, and its stars."""
+"""A recipe: model, data and settings of a training run from a YAML file, and its stars."""
 
 import contextlib
 import json
@@ -24,63 +24,64 @@ from ..synthesis.synthetic import SyntheticStars
 from ..synthesis.synthetic_data_sets import build_synthetic
 
 
-#: Of `sources`, where nothing is said.
+#: Default for `sources`.
 STARS_PER_EPOCH = 1_000_000
-#: Of `synthetic-<instrument>` as a data set: as many as the paper's.
+#: For `synthetic-<instrument>` as a data set: as many as in the paper.
 SYNTHETIC_STARS = 90_000
 VALIDATION_STARS = 2000
-#: Of calibrated stars: rare [Fe/H] comes more often than in the catalogue, but the common one stays the common one.
+#: For calibrated stars: rare [Fe/H] is oversampled compared with the catalogue, but common [Fe/H] remains common.
 FLATNESS = 0.5
 
 
 @dataclass
 class Recipe:
     """
-    What is trained on what; the how is in `TrainingArguments`, in the same YAML file.
+    Model and data of a training run. The same YAML file has the fields of `TrainingArguments`.
 
     Parameters
     ----------
     data : str
         A data set folder or hub name in the project's schema. `scripts/train.py` builds `gaia-xp` and
-        `synthetic-<instrument>` where they are not there.
+        `synthetic-<instrument>` if they are missing.
     labels : list[str]
         Stellar labels to learn.
     units : list[str]
         Their units.
     scalars : list[str]
-        Columns of the data, such as a colour or a parallax, that are inputs of a model of the published architecture
-        beside the spectrum; NaN is unknown, errors are not used. A checkpoint on evidence, such as the bundled one,
-        takes none here: `spectrafm finetune --scalars` learns labels from spectra and scalars, with errors.
+        Columns of the data, such as a colour or a parallax, that are additional inputs of a model of the published
+        architecture; NaN is unknown, errors are not used. A checkpoint on evidence, such as the bundled one, refuses
+        them here: `spectrafm finetune --scalars` learns labels from spectra and scalars, with errors.
     model, tokenizer : dict
-        Settings of [`SpectraFMConfig`] and [`SpectraFMTokenizer`]; what depends on the training set is filled in.
+        Settings of [`SpectraFMConfig`] and [`SpectraFMTokenizer`]; those that depend on the training set are added.
     checkpoint : str
-        A bundled checkpoint, a folder or a hub name to start from, with its tokenizer. Then nothing may stand in
-        `model` but `dropout`, and in `tokenizer` but `requests` (the labels that are asked for where none are named; by
-        default those of before and those that are learnt). Labels that it lacks are added. Without one, a model of the
-        published architecture begins from nothing; one on evidence does in `scripts/pretrain.py`.
+        A bundled checkpoint, a folder or a hub name to start from, with its tokenizer. Then `model` may only have
+        `dropout`, and `tokenizer` only `requests` (the default labels to predict; default: those of the checkpoint and
+        the learnt ones). New labels are added. Without a checkpoint, a model of the published architecture is trained
+        from scratch; for models on evidence use `scripts/pretrain.py`.
     freeze : list[str]
-        Parts that are not trained, by module name. The paper's last stage: `[decoder, encoder.layers.1]`.
+        Module names of frozen parts. The paper's last stage: `[decoder, encoder.layers.1]`.
     sources : dict[str, float]
-        Instead of `data`: several instruments with their frequencies; each batch is from one.
-        `synthetic-<instrument>` draws stars without end, `calibrated-<data set>` too, with the labels, the extinction
-        and the residuals of the training stars of that data set (see [`CalibratedStars`]; `gaia-xp` has what it takes);
-        everything else is as in `data`. Several validation sets are evaluated one after the other, calibrated stars
-        are none; `eval_loss` is the mean of theirs.
+        Instead of `data`: several instruments with their frequencies; each batch is from one instrument.
+        `synthetic-<instrument>` generates stars without limit. So does `calibrated-<data set>`, with the labels, the
+        extinction and the residuals of the training stars of that data set (see [`CalibratedStars`]), such as
+        `gaia-xp`. All other names are as in `data`. Each source but calibrated stars has a validation set; `eval_loss`
+        is the mean over them.
     streaming : bool
-        Read the training stars of `data` as they are needed, out of its Parquet files, here or on the hub, see
-        [`StreamedStars`]: for data sets that neither memory nor disk hold. The standardisation is measured on the
-        first 40,000 stars, as without it, but on no more than have 30 million pixels.
+        Stream the training stars of `data` from its Parquet files, local or on the hub, see [`StreamedStars`]: for data
+        sets that do not fit into memory or on the disk. The standardisation is measured on the first 40,000 stars, as
+        without streaming, but on 30 million pixels at most.
     stars_per_epoch : int
-        For `sources`, and for `streaming`: a pass through them. Default: 1,000,000 of sources, all of a stream.
+        For `sources` and `streaming`. Default: 1,000,000 for sources, all stars of a stream.
     noise, noise_correlation, pixel_dropout, error_dropout, reddening, tilt, wavelength_cut : float
     snr : [low, high]
     radial_velocity, smoothing, resampling, sky_lines : float
         Augmentation, see [`SpectraFMCollator`].
     muon_learning_rate, muon_weight_decay : float
-        For the matrices inside the layers; everything else is AdamW's, with the rates of `TrainingArguments`. With a
-        rate of 0, AdamW has the matrices too: for short runs with small batches, in which a step of Muon costs most.
+        For the matrices inside the layers; all other weights are trained with AdamW and the rates of
+        `TrainingArguments`. With a rate of 0, AdamW also trains the matrices: for short runs with small batches, where
+        steps of Muon are expensive.
     ema_decay : float
-        Decay by step of the running mean of the weights that is evaluated and saved; 0 for none.
+        Decay per step of the running mean of the weights, which is evaluated and saved; 0: none.
     early_stopping_patience : int
         Stop after this number of evaluations without improvement; 0: never. Needs `load_best_model_at_end`.
     train_split, validation_split : str
@@ -135,17 +136,17 @@ AUGMENTATIONS = (
 
 def read_recipe(file: str | Path, options: Sequence[str] = ()) -> tuple[Recipe, TrainingArguments]:
     """
-    A recipe file: the fields of [`Recipe`] and of `transformers.TrainingArguments`, in YAML.
+    Read a recipe: a YAML file with the fields of [`Recipe`] and of `transformers.TrainingArguments`.
 
     Parameters
     ----------
     options : sequence of str
-        `--name value`, over those of the file. `--resume_from_checkpoint last` is the last one that is whole.
+        `--name value`, which override the file. `--resume_from_checkpoint last` is the last complete checkpoint.
 
     Raises
     ------
     ValueError
-        If the file is no YAML of such fields.
+        If the file is not YAML with these fields.
     """
     try:
         settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
@@ -157,10 +158,10 @@ def read_recipe(file: str | Path, options: Sequence[str] = ()) -> tuple[Recipe, 
     known, unknown = parser.parse_known_args(list(options))
     if unknown:
         raise ValueError(f"options: expected fields of Recipe or of TrainingArguments, got {unknown}")
-    given = {name for name in vars(known) if any(option.split("=")[0].lstrip("-") == name for option in options)}
+    changed = {name for name in vars(known) if any(option.split("=")[0].lstrip("-") == name for option in options)}
     try:
-        recipe, args = parser.parse_dict({**settings, **{name: getattr(known, name) for name in given}})
-    except Exception as error:  # TrainingArguments checks some of its fields, and stumbles over others
+        recipe, args = parser.parse_dict({**settings, **{name: getattr(known, name) for name in changed}})
+    except Exception as error:  # TrainingArguments raises other errors for some wrong fields
         raise ValueError(
             f"{file}: expected fields of Recipe and of TrainingArguments, got {' '.join(str(error).split())}"
         ) from error
@@ -170,7 +171,7 @@ def read_recipe(file: str | Path, options: Sequence[str] = ()) -> tuple[Recipe, 
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The last `checkpoint-<step>` of a run that is whole, None if there is none: a run may be killed as it saves."""
+    """The last complete `checkpoint-<step>` of a run, or None: a run may be killed while saving."""
     for _, path in sorted(checkpoints_by_step(folder).items(), reverse=True):
         with contextlib.suppress(OSError, ValueError):
             json.loads((path / "trainer_state.json").read_bytes())  # written last
@@ -179,15 +180,14 @@ def last_checkpoint(folder: str | Path) -> str | None:
 
 
 def checkpoints_by_step(folder: str | Path) -> dict[int, Path]:
-    """The folders `checkpoint-<step>` of a run; other names, as `checkpoint-3-backup`, are a person's."""
+    """The folders `checkpoint-<step>` of a run by step; other names, such as `checkpoint-3-backup`, are ignored."""
     paths = {path.name.removeprefix("checkpoint-"): path for path in Path(folder).glob("checkpoint-*")}
     return {int(step): path for step, path in paths.items() if step.isdecimal()}
 
 
 def load_stars(recipe: Recipe, seed: int) -> tuple[Any, Any]:
     """
-    Training and validation stars, as [`train`] takes them; `gaia-xp` and `synthetic-<instrument>` are built where
-    they are not there.
+    Training and validation stars for [`train`]; `gaia-xp` and `synthetic-<instrument>` are built if they are missing.
     """
     if recipe.streaming:
         if recipe.sources:
@@ -216,7 +216,7 @@ def load_stars(recipe: Recipe, seed: int) -> tuple[Any, Any]:
 
 
 def calibrated_stars(instrument: str, data: Any) -> CalibratedStars:
-    """Synthetic stars of an instrument that look as those of a data set do, which is read whole."""
+    """Synthetic stars of an instrument that resemble those of a data set, which is read into memory."""
     needed = [*CATALOGUE, "wavelength", "flux", "mask"]
     if missing := set(needed) - set(data.column_names):
         raise ValueError(f"sources: expected the columns {needed} to calibrate {instrument} with, got no {missing}")
@@ -230,14 +230,14 @@ def _load(name: str) -> Any:
     try:
         return load_dataset(hosted)
     except (DatasetGenerationError, pa.ArrowInvalid) as error:
-        for path in sorted(Path(hosted).rglob("*.parquet")):  # which of them, the error does not say
+        for path in sorted(Path(hosted).rglob("*.parquet")):  # raises an error that names the broken file
             count_rows(str(path))
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"data: expected a data set that can be read in {hosted}, got {cause}") from error
 
 
 def _hosted(name: str) -> str:
-    """What `datasets` can load."""
+    """The data set's name or folder for `datasets`, built first if needed."""
     if name == "gaia-xp":
         return str(build_gaia_xp(cache_dir() / "gaia-xp"))
     if name.startswith("synthetic-"):

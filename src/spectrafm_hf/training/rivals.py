@@ -1,8 +1,8 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
 """
-What one would do with labelled spectra without a fine-tuned checkpoint, fitted to the same stars: ridge regression, a
-Gaussian process and a neural network on pixels, a neural network on the predictions of the frozen model, and TabICL
-where it is installed.
+Alternatives to a fine-tuned checkpoint, fitted to the same stars: ridge regression, a Gaussian process and a neural
+network on pixels, a Gaussian process and a neural network on the predictions of the frozen model, and TabICL if it is
+installed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FloatArray = NDArray[np.floating[Any]]
 MLP_STEPS, MLP_EPOCHS = 1500, 100  # at most
 LEAST_SPREAD = 0.25  # of coefficients among stars, in units of their prior
 RESAMPLINGS = 1000
-TABICL_COMPONENTS = 40  # of the pixels: with hundreds of columns it takes minutes on a CPU
+TABICL_COMPONENTS = 40  # of the pixels: hundreds of columns take minutes on a CPU
 ONE_SIGMA = (0.1587, 0.8413)  # quantiles
 TINY = 1e-9
 
@@ -41,12 +41,12 @@ TINY = 1e-9
 @dataclass(frozen=True)
 class Sample:
     """
-    Labelled stars, as the rivals see them.
+    Labelled stars, the input of the rivals.
 
     Attributes
     ----------
     flux, flux_error : array of shape (stars, pixels)
-        On one grid, over the median; NaN where unknown.
+        On one grid, divided by the median flux; NaN where unknown.
     states : States
     labels, label_errors : array of shape (stars, labels)
         NaN where unknown.
@@ -67,7 +67,7 @@ class Sample:
 
 
 def _common_grid(spectra: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
-    """Wavelengths of the spectrum with most pixels, as the common grid of an instrument without one."""
+    """Wavelengths of the spectrum with most pixels, used as the grid if an instrument has no common one."""
     return np.sort(np.asarray(max(spectra, key=lambda row: len(row["wavelength"]))["wavelength"], np.float64))
 
 
@@ -103,19 +103,19 @@ Predict = Callable[[Sample, Rows, Rows, int], tuple[FloatArray, FloatArray]]
 
 
 def _components(columns: FloatArray, fitted: Rows) -> FloatArray:
-    """All principal components of the rows that one fits to, for all rows, over the size of the first."""
+    """All principal components of the fitted rows, for all rows, in units of the first."""
     centered = np.nan_to_num(columns - np.nanmedian(_without_empty(columns[fitted]), axis=0))
     _, sizes, vectors = np.linalg.svd(centered[fitted], full_matrices=False)
     return centered @ vectors.T / (sizes[0] / np.sqrt(len(fitted)))
 
 
 def _pixels(sample: Sample, fitted: Rows) -> FloatArray:
-    """Principal components of the pixels, over the size of the first, for all rows."""
+    """Principal components of the pixels for all rows, in units of the first."""
     return _components(transform_flux(sample.flux, sample.flux_error, "asinh")[0], fitted)
 
 
 def _answers(sample: Sample, fitted: Rows) -> FloatArray:
-    """What the frozen model answers, and scalars, standardised, for all rows; unknown scalars are the middle one."""
+    """Predictions of the frozen model, and scalars, standardised, for all rows; unknown scalars are the median."""
     values = sample.states.values.copy()
     if "teff" in sample.states.inputs:
         column = values[:, sample.states.inputs.index("teff")]
@@ -129,7 +129,7 @@ def _answers(sample: Sample, fitted: Rows) -> FloatArray:
 
 
 def _process(columns: Callable[[Sample, Rows], FloatArray], group: str, kind: str) -> Predict:
-    """A Gaussian process on columns; the linear part alone is ridge regression, its penalty of most evidence."""
+    """A Gaussian process on columns; with `kind` "linear", ridge regression whose penalty maximises the evidence."""
 
     def predict(sample: Sample, fitted: Rows, tested: Rows, seed: int) -> tuple[FloatArray, FloatArray]:
         inputs = torch.from_numpy(columns(sample, fitted[:MOST_STARS]))
@@ -158,7 +158,7 @@ def _process(columns: Callable[[Sample, Rows], FloatArray], group: str, kind: st
 
 
 def _network(columns: Callable[[Sample], tuple[FloatArray, FloatArray]], transform: str) -> Predict:
-    """A multilayer perceptron on what `columns` gives, with errors, and on its principal components."""
+    """A multilayer perceptron on the output of `columns`, with errors, and on its principal components."""
 
     def predict(sample: Sample, fitted: Rows, tested: Rows, seed: int) -> tuple[FloatArray, FloatArray]:
         inputs, errors = columns(sample)
@@ -176,8 +176,8 @@ def _network(columns: Callable[[Sample], tuple[FloatArray, FloatArray]], transfo
 
 def _tabicl(sample: Sample, fitted: Rows, tested: Rows, seed: int) -> tuple[FloatArray, FloatArray]:
     """
-    The tabular foundation model TabICL, where it is installed and its weights are on this machine, on what the frozen
-    model answers and the first principal components of the pixels. ValueError without weights; none are downloaded.
+    The tabular foundation model TabICL on the predictions of the frozen model and the first principal components of the
+    pixels. It must be installed, with its weights on this machine: none are downloaded, ValueError without them.
     """
     regressor = importlib.import_module("tabicl").TabICLRegressor
     inputs = np.concatenate([_answers(sample, fitted), _pixels(sample, fitted)[:, :TABICL_COMPONENTS]], axis=1)
@@ -208,22 +208,22 @@ def ask_rivals(
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, tuple[FloatArray, FloatArray]]:
     """
-    Answers of all rivals for stars that they were not fitted to.
+    Predictions of all rivals for stars that they were not fitted to.
 
     Parameters
     ----------
     sample : Sample
     parts : sequence of (rows, rows)
-        What to fit to, and what to ask for then, each star at most once.
+        Stars to fit to, and stars to predict; each star is predicted at most once.
     seed : int
     say : callable
-        Gets a line where TabICL is installed and cannot be used.
+        Prints a line if TabICL is installed but cannot be used.
 
     Returns
     -------
     dict
-        By name, values and errors of shape (stars, labels), NaN for other stars. Errors are
-        calibrated on these stars themselves.
+        Values and errors by name, of shape (stars, labels), NaN for other stars. Errors are calibrated on the predicted
+        stars themselves.
     """
     answers = {}
     rivals = {**RIVALS, **({TABICL: _tabicl} if importlib.util.find_spec("tabicl") else {})}
@@ -232,10 +232,10 @@ def ask_rivals(
         try:
             for fitted, tested in parts:
                 found[:, tested] = predict(sample, fitted, tested, seed)
-        except Exception as failure:  # of another package, without which the comparison goes on
+        except Exception as failure:  # TabICL is optional
             if name != TABICL:
                 raise
-            say(f"TabICL is installed, but not compared, as it cannot be used: {one_line(failure)}")
+            say(f"TabICL is installed but cannot be used, so it is not compared: {one_line(failure)}")
             continue
         for column, label in enumerate(sample.labels.T):
             known = np.isfinite(label) & np.isfinite(found[0, :, column])
@@ -248,7 +248,7 @@ def ask_rivals(
 
 def verdict(label: str, unit: str, own: FloatArray, others: Mapping[str, FloatArray], seed: int = 0) -> str:
     """
-    Which model is ahead for a label, in a line.
+    A line that names the best model for a label.
 
     Parameters
     ----------
@@ -256,7 +256,7 @@ def verdict(label: str, unit: str, own: FloatArray, others: Mapping[str, FloatAr
     own : array of shape (stars,)
         Predicted - true of the fine-tuned checkpoint.
     others : mapping of str to array
-        The same of the others.
+        Predicted - true of the other models.
     """
 
     def rmse(residual: Any) -> float:
@@ -271,7 +271,7 @@ def verdict(label: str, unit: str, own: FloatArray, others: Mapping[str, FloatAr
     unit = f" {unit}" if unit else ""
     return (
         f"{label}: {first} is ahead, RMSE {figures[first]:.4g}{unit}; {second} {figures[second]:.4g}{unit} "
-        f"(so in {sure:.0%} of resamplings of the stars)"
+        f"(ahead in {sure:.0%} of bootstrap samples)"
     )
 
 

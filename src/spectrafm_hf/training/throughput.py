@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""How fast a training run is, and how fast the machine could be."""
+"""Speed of a training run, compared with the peak of the machine."""
 
 import contextlib
 import math
@@ -10,16 +10,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 
-# Attention on a CPU, and matrix products by oneDNN, of which the counter does not know.
+# Attention on a CPU, and matrix products by oneDNN, which torch's counter lacks.
 
 
 def _attention(query, key, value, *args, **kwargs) -> int:
-    """Of the shapes (B, heads, N, head_dim): scores, and the sum that they weight."""
+    """For shapes (B, heads, N, head_dim): the scores, and the weighted sum of the values."""
     return 4 * math.prod(query) * key[-2]
 
 
 def _attention_backward(gradient, query, key, value, *args, **kwargs) -> int:
-    """Scores again, and two products for each of the two forward."""
+    """The scores again, and two products for each of the two in the forward pass."""
     return 10 * math.prod(query) * key[-2]
 
 
@@ -28,7 +28,7 @@ def _linear(values, weight, *args, **kwargs) -> int:
 
 
 def _linear_backward(values, gradient, weight, output_mask, *args, **kwargs) -> int:
-    """A product for the input and one for the weights, where they are wanted."""
+    """One product for the input and one for the weights, if their gradients are needed."""
     return 2 * math.prod(gradient) * weight[1] * sum(output_mask[:2])
 
 
@@ -41,27 +41,27 @@ CPU_OPERATIONS = {
 
 
 def number_of_stars(inputs: Mapping[str, torch.Tensor]) -> int:
-    """Of a batch, whatever its tokens are."""
+    """Number of stars in a batch, for any kind of tokens."""
     return len(inputs["attention_mask"])
 
 
 def measure_peak(size: int = 1024, seconds: float = 0.5) -> float:
     """
-    Operations a second of float32 matrix products, in this process and with its threads: the best of several.
+    Operations per second of float32 matrix products, in this process with its threads: the best of several.
 
     Parameters
     ----------
     size : int
-        Of the square matrices; a product takes `2 * size**3` operations.
+        Rows of the square matrices; a product takes `2 * size**3` operations.
     seconds : float
-        To spend on it.
+        Duration of the measurement.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = torch.randn(2, size, size, device=device).unbind()
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
-        (a @ b)[0, 0].item()  # which waits for a GPU
+        (a @ b)[0, 0].item()  # waits for the GPU
         best = min(best, time.perf_counter() - start)
     return 2.0 * size**3 / best
 
@@ -72,31 +72,31 @@ def _size(shape: tuple[torch.Size, ...]) -> int:
 
 class Throughput:
     """
-    Stars, tokens and operations of a run, and the time of it that is neither evaluation nor saving.
+    Stars, tokens and operations of a run, and its time without evaluation and saving.
 
-    Operations are those of the forward and backward passes as `torch.utils.flop_counter` counts them (matrix products
-    and attention; not the optimizer), counted once for each of the first shapes of a batch. Of another shape they are
-    taken to be those of the counted one of the nearest size, in proportion to it.
+    Operations of the forward and backward passes are counted with `torch.utils.flop_counter` (matrix products and
+    attention; not the optimizer), once for each of the first shapes of a batch. For other shapes they are scaled from
+    the counted shape of the nearest size.
 
     Parameters
     ----------
     n_counted : int
-        Shapes that are counted, each of which takes a batch more than twice the time.
+        Maximum number of counted shapes; counting more than doubles the time of a batch.
     """
 
     def __init__(self, n_counted: int = 8) -> None:
         self.n_counted = n_counted
         self.stars = 0
-        self.tokens: int | torch.Tensor = 0  # on the device: to ask for the number would wait for it
+        self.tokens: int | torch.Tensor = 0  # on the device, as reading the number would wait for it
         self.operations = self.seconds = 0.0
         self._by_shape: dict[tuple[torch.Size, ...], float] = {}
         self._start: float | None = None
 
     @contextlib.contextmanager
     def batch(self, inputs: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Around the forward and backward pass of a batch."""
+        """Context of the forward and backward pass of a batch."""
         if self._start is None:
-            self._start = time.perf_counter()  # what comes before the first batch does not count
+            self._start = time.perf_counter()  # the time before the first batch is excluded
         shape = tuple(tensor.shape for tensor in inputs.values())
         if shape not in self._by_shape and len(self._by_shape) < self.n_counted:
             with FlopCounterMode(display=False, custom_mapping=CPU_OPERATIONS) as counter:
@@ -111,7 +111,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what does not count."""
+        """Context of work that is not timed."""
         running = self._start is not None
         self.stop()
         yield
@@ -124,8 +124,8 @@ class Throughput:
 
     def report(self, processes: int = 1) -> dict[str, float]:
         """
-        Of the whole run, in which each of `processes` does as much: `stars_per_s`, `tokens_per_s`, `gflop_per_s`, and
-        `share_of_peak`, which is that of the matrix products of [`measure_peak`].
+        Speed of the run, for `processes` with equal work: `stars_per_s`, `tokens_per_s`, `gflop_per_s`, and
+        `share_of_peak`, relative to the matrix products of [`measure_peak`].
         """
         self.stop()
         seconds = max(self.seconds, 1e-9)

@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""From a recipe and a data set to a trained checkpoint, with the Trainer of transformers."""
+"""Train a checkpoint from a recipe and a data set, with the Trainer of transformers."""
 
 import contextlib
 import csv
@@ -40,15 +40,15 @@ from .throughput import Throughput, number_of_stars
 
 logger = logging.getLogger(__name__)
 
-#: Stars of each instrument that the standardisation is measured on.
+#: Stars of each instrument for measuring the standardisation.
 MEASURED_STARS = 40_000
-#: Of a stream, these stars have no more pixels together: 1 GB as they are read, 4,000 APOGEE spectra.
+#: Maximum number of their pixels in a stream: 1 GB in memory, 4,000 APOGEE spectra.
 MEASURED_PIXELS = 30_000_000
 
 
 @contextlib.contextmanager
 def _saving(folder: str | Path) -> Iterator[None]:
-    """What safetensors and torch raise where a disk is full is no OSError."""
+    """Raise OSError for errors of safetensors and torch, which raise others if a disk is full."""
     try:
         yield
     except (SafetensorError, RuntimeError) as error:
@@ -66,12 +66,12 @@ class Task:
     validation_stars: Any  # one set, or several by name
     draws: Draws
     train_collator: SpectraFMCollator
-    collator: SpectraFMCollator  # augmentation belongs to training alone
-    rung: int | None = None  # the one that all stars are read in, of a model on evidence
+    collator: SpectraFMCollator  # without augmentation, for validation
+    rung: int | None = None  # the rung of all stars, for a model on evidence
 
     def save(self, folder: Path) -> SpectraFMForPrediction:
-        """The model, its tokenizer and training range."""
-        # The Trainer sets it on every config; this model has no cache, and a loaded config would not keep it.
+        """Save the model, its tokenizer and training range."""
+        # The Trainer sets it on every config; this model has no cache, and loading a config drops it.
         self.model.config.__dict__.pop("use_cache", None)
         with _saving(folder):
             save_checkpoint(self.model, self.tokenizer, folder)
@@ -108,7 +108,7 @@ def set_up(
     if isinstance(train_set, StreamedStars):
         train_set.set_batch_size(batch_size)
     draws = Draws(len(train_set), batch_size)
-    # Stars of a mixture, or of a stream, are drawn at random in any case.
+    # Mixtures and streams shuffle their stars themselves.
     in_order = isinstance(train_set, Mixture | StreamedStars)
     train_stars = train_set if in_order else Columns(train_set, draws.epoch_length, args.seed)
     several = isinstance(validation_set, Mapping)
@@ -129,7 +129,7 @@ def set_up(
             tokenizer,
             recipe.labels,
             recipe.scalars,
-            # A model that has never been shown errors would not know what to do with them.
+            # A model trained without errors is also evaluated without them.
             error_dropout=float(recipe.error_dropout == 1.0),
         ),
         rung=rung_of(tokenizer, samples),
@@ -137,7 +137,7 @@ def set_up(
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, args: TrainingArguments) -> MuonWithAdamW:
-    """For the parameters that are not frozen."""
+    """Optimizer of the parameters that are not frozen."""
     muon, decayed, plain = split_parameters(model)
     if not recipe.muon_learning_rate:
         muon, decayed = [], [*muon, *decayed]
@@ -153,14 +153,14 @@ def make_optimizer(model: nn.Module, recipe: Recipe, args: TrainingArguments) ->
 
 def seed_step(seed: int, step: int, process: int):
     """
-    Seed torch for one step of the optimizer: dropout follows from these three numbers, and neither from what came
-    before, as in a resumed run, nor from what else draws random numbers.
+    Seed torch for one step of the optimizer. So dropout depends on these three numbers only, and is the same in a
+    resumed run.
     """
     torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0] >> 1))
 
 
 def count_known(batches: Sequence[Mapping[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
-    """Labels that count in the loss."""
+    """Number of known labels, which enter the loss."""
     return torch.stack([(~batch["labels"].isnan()).sum() for batch in batches]).sum().to(device)
 
 
@@ -168,8 +168,8 @@ def share_of_step(
     loss: torch.Tensor, batch: Mapping[str, torch.Tensor], n_known: torch.Tensor, n_batches: int
 ) -> torch.Tensor:
     """
-    What the loss of a batch, the mean over its known labels, gives to the loss of its step, the mean over all of them:
-    the mean over the `n_batches` of the step, those of all processes, is that loss.
+    Contribution of a batch to the loss of its step. The loss of a batch is the mean over its known labels, that of a
+    step the mean over all known labels: the mean of the contributions of `n_batches`, in all processes.
     """
     return loss * (count_known([batch], loss.device) * n_batches / n_known.clamp(min=1))
 
@@ -178,21 +178,21 @@ def demand_finite(
     number: torch.Tensor, batches: Sequence[Mapping[str, torch.Tensor]], args: TrainingArguments, step: int, name: str
 ) -> None:
     """
-    Stop where the loss, the norm of the gradient or the weights are not finite: the weights are of no use from here on,
-    those of the last checkpoint are.
+    Stop if the loss, the norm of the gradient or the weights are not finite: these weights are useless, those of the
+    last checkpoint are not.
 
     Parameters
     ----------
     number : torch.Tensor
-        To be finite.
+        The loss, norm or sum to check.
     batches : sequence of batches
-        Of this step. Of several, the tensors of the second are saved as `flux.1` and so on.
+        The batches of this step. Tensors of the second batch are saved as `flux.1` etc.
 
     Raises
     ------
     ValueError
-        Naming the file that the batches were saved to, `step-<number>.safetensors` in the output, with
-        `-process-<number>` for those of all processes but the first.
+        With the file of the saved batches, `step-<number>.safetensors` in the output folder, with `-process-<number>`
+        for all processes but the first.
     """
     if not torch.isfinite(number):
         process = f"-process-{args.process_index}" if args.process_index else ""
@@ -219,7 +219,7 @@ EMA_FILE = "ema.safetensors"
 
 
 class StepCallback(TrainerCallback):
-    """What is done at each step of the Trainer besides training: seeds, order of the stars, running mean."""
+    """Seeds of steps, order of the stars in epochs, and running mean of the weights."""
 
     def __init__(self, draws: Draws, ema: Ema | None):
         self.draws = draws
@@ -230,7 +230,7 @@ class StepCallback(TrainerCallback):
             self.ema.load_state_dict(load_file(Path(args.resume_from_checkpoint, EMA_FILE)))
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        # Of a sampler that is wrapped twice, to be shared and to be resumed, the Trainer does not set it.
+        # The Trainer does not set the epoch of a sampler that is wrapped twice, for sharing and for resuming.
         self.draws.set_epoch(int(state.epoch or 0))
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -259,12 +259,12 @@ class SpectraFMTrainer(Trainer):
             data_collator=task.collator,
             compute_metrics=make_compute_metrics(task.model.config, recipe.labels),
         )
-        self.model_accepts_loss_kwargs = False  # the labels that count are counted here
+        self.model_accepts_loss_kwargs = False  # known labels are counted here
         self.recipe = recipe
         self.task = task
         self.throughput = Throughput()
-        self.batches: list[Any] = []  # of a step
-        self.most = 0  # stars that fit into memory, 0: a whole batch
+        self.batches: list[Any] = []  # of the current step
+        self.most = 0  # stars that fit into memory; 0: a full batch
         self.ema = Ema(recipe.ema_decay, task.model) if recipe.ema_decay else None
         self.add_callback(StepCallback(task.draws, self.ema))
 
@@ -286,7 +286,7 @@ class SpectraFMTrainer(Trainer):
     def get_batch_samples(self, *args, **kwargs):
         self.batches, _ = super().get_batch_samples(*args, **kwargs)
         n_known = count_known(self.batches, self.args.device) if self.batches else None
-        # As many as there are in all processes, which the Trainer cannot count: to it, NaN is a label.
+        # Summed over all processes here, as the Trainer would count NaN as a known label.
         return self.batches, n_known if n_known is None else self.accelerator.reduce(n_known, "sum")
 
     def training_step(self, model, inputs, *args, **kwargs):
@@ -298,7 +298,7 @@ class SpectraFMTrainer(Trainer):
                 break
             except (RuntimeError, MemoryError) as error:
                 n_stars = min(self.most or number_of_stars(inputs), number_of_stars(inputs))
-                # Other processes would wait for gradients that this one has given already.
+                # With several processes the step cannot be repeated: gradients are already exchanged.
                 if not is_out_of_memory(error) or n_stars == 1 or self.args.world_size > 1:
                     raise
                 self.most = n_stars // 2
@@ -310,7 +310,7 @@ class SpectraFMTrainer(Trainer):
         return loss
 
     def _in_parts(self, model, inputs, *args, **kwargs):
-        """The step in parts that fit into memory, with the same gradient."""
+        """A step in parts that fit into memory, with the same gradient."""
         most = self.most or number_of_stars(inputs)
         loss = torch.zeros((), device=self.args.device)
         for start in range(0, number_of_stars(inputs), most):
@@ -324,7 +324,7 @@ class SpectraFMTrainer(Trainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # Half precision has such gradients now and then, and its scaler passes over their steps.
+        # Half precision sometimes has such gradients; its scaler skips these steps.
         if self.accelerator.scaler is None:
             self._demand_finite(torch.as_tensor(grad_norm), "norm of the gradient")
         return grad_norm
@@ -336,7 +336,7 @@ class SpectraFMTrainer(Trainer):
         return share_of_step(loss, inputs, num_items_in_batch, len(self.batches) * self.args.world_size)
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
-        # The Trainer evaluates several sets by calling this again for each.
+        # The Trainer evaluates several sets by recursive calls with their names.
         outermost = not isinstance(eval_dataset, str)
         mean = self.ema.in_place_of(self.model) if self.ema is not None and outermost and self.is_in_train else None
         with self.throughput.paused(), mean or contextlib.nullcontext():
@@ -347,17 +347,17 @@ class SpectraFMTrainer(Trainer):
         return metrics
 
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
-        # With eval_on_start, the start is a candidate for the best model, in a resumed run it was one already.
+        # With eval_on_start, step 0 is a candidate for the best model; a resumed run has evaluated it before.
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         if self.args.load_best_model_at_end and self.state.global_step == 0:
             self._determine_best_metric(metrics, trial)
-            # For the Trainer, step 0 is none, and it does not set this.
+            # The Trainer does not set this for step 0.
             self.state.best_model_checkpoint = str(Path(self._get_output_dir(trial=trial), "checkpoint-0"))
             self._save_checkpoint(self.model, trial)
         return metrics
 
     def _determine_best_metric(self, metrics, trial):
-        # The callback of transformers does not see the mean of several sets, and forgets in a resumed run.
+        # The callback of transformers ignores the mean of several sets, and loses its state in a resumed run.
         is_best = super()._determine_best_metric(metrics, trial)
         best = self.state.best_global_step or 0
         worse = {entry["step"] for entry in self.state.log_history if "eval_loss" in entry and entry["step"] > best}
@@ -367,7 +367,7 @@ class SpectraFMTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         self._demand_finite(sum_of_zeros(model), "weights")
-        # Before the rest, of which trainer_state.json is the last: see `last_checkpoint`.
+        # Saved first, as trainer_state.json, written last, marks a complete checkpoint: see `last_checkpoint`.
         if self.ema is not None and self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
             folder.mkdir(parents=True, exist_ok=True)
@@ -395,17 +395,17 @@ def train(
     train_set : datasets.Dataset, Mixture or StreamedStars
         In the project's schema.
     validation_set : datasets.Dataset, or mapping of name to data set or to columns
-        The same; several are evaluated one after the other.
+        In the same schema; several sets are evaluated separately.
     callbacks : sequence of transformers.TrainerCallback
     samples : sequence of mappings, optional
-        What the standardisation is measured on, as [`prepare_model`] takes it. Default: the first stars.
+        Stars for measuring the standardisation, as in [`prepare_model`]. Default: the first stars.
     quiet : bool
-        Do not print the log, nor show the bars of the Trainer.
+        Do not print the log or show progress bars of the Trainer.
 
     Raises
     ------
     ValueError
-        If another process trains into that folder, and where the recipe does not fit the data.
+        If another process trains into that folder, or the recipe does not match the data.
     OSError
         If a process that makes batches (`dataloader_num_workers`) is killed.
     """
@@ -425,7 +425,7 @@ def train(
             reason = str(error).partition("\n")[0]
             folder = args.resume_from_checkpoint
             raise ValueError(f"resume_from_checkpoint: expected numbers in {folder}, got {reason}") from error
-        except (RuntimeError, ConnectionError, EOFError) as error:  # by which of the processes notices first
+        except (RuntimeError, ConnectionError, EOFError) as error:  # depends on which process notices first
             lost = not isinstance(error, RuntimeError) and args.dataloader_num_workers > 0
             if not lost and "DataLoader worker" not in str(error):
                 raise
@@ -452,8 +452,8 @@ def train(
 
 def write_curves(path: Path, log_history: Sequence[Mapping[str, Any]]):
     """
-    The log of a run as CSV: a line for each step that was logged or evaluated, a column for each quantity. The speed
-    of the run (see [`Throughput.report`]) is in the last one.
+    Write the log of a run as CSV: a line for each logged or evaluated step, a column for each quantity. The last line
+    has the speed of the run (see [`Throughput.report`]).
     """
     lines: dict[int, dict[str, Any]] = {}
     for entry in log_history:

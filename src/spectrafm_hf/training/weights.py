@@ -1,5 +1,5 @@
 # Copyright 2026 The spectrafm_hf authors. Licensed under the Apache License, Version 2.0.
-"""Weights of heads from their residuals in cross-validation, and factors of their errors."""
+"""Weights of heads from their residuals in cross-validation, and factors for their errors."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from ..statistics import MAD_TO_SIGMA, robust_scatter
 
 
 FloatArray = NDArray[np.floating[Any]]
-#: Weights of heads: how sure one is, beforehand, that the one that did best is best, as a share of what the likelihood
-#: of as many independent stars would say; how many stars this counts as much as; and the least weight.
+#: Weights of heads: exponent of the likelihood in their prior (1: of independent stars); weight of the prior, as a
+#: number of stars; and the smallest weight.
 SURE, PRIOR_WEIGHT, LEAST_WEIGHT = 0.3, 3.0, 0.02
 TINY = 1e-30
 WINSORISED = 4.0  # times the robust scatter: limit of residuals in comparisons
-PRIOR_STARS = 20.0  # that a factor of 1 for the errors counts as much as
-FACTORS = 0.3, 20.0  # of errors, least and greatest
+PRIOR_STARS = 20.0  # weight of the prior, a factor of 1 for the errors, as a number of stars
+FACTORS = 0.3, 20.0  # limits of factors of errors
 CLIPPED_AT, CLIPPED_VARIANCE = 2.5, 0.9765  # in sigma; mean square of a Gaussian that is clipped there
 
 
 def weights_of_heads(residuals: FloatArray) -> FloatArray:
     """
-    Weights, 0 or more and 1 in sum, with which the mean of some heads is best in cross-validation.
+    Non-negative weights with a sum of 1 that minimise the squared residual of the weighted mean of the heads, with a
+    prior that favours the best head.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ def weights_of_heads(residuals: FloatArray) -> FloatArray:
         Predicted - true, with outliers winsorised.
     """
     n_heads, n_stars = residuals.shape
-    residuals = residuals / (np.abs(residuals).max() or 1.0)  # in any unit
+    residuals = residuals / (np.abs(residuals).max() or 1.0)  # the unit does not matter
     squares = np.maximum((residuals**2).mean(axis=1), TINY)
     least = squares.min()
     prior = np.exp(-0.5 * SURE * n_stars * np.log(squares / least))
@@ -48,7 +49,7 @@ def weights_of_heads(residuals: FloatArray) -> FloatArray:
 
 
 def winsorised(residual: FloatArray) -> FloatArray:
-    """Residuals, none larger than `WINSORISED` times their robust size."""
+    """Residuals, clipped at `WINSORISED` times their robust scatter."""
     limit = WINSORISED * MAD_TO_SIGMA * float(np.median(np.abs(residual)))
     return np.clip(residual, -limit, limit) if limit > 0 else residual
 
@@ -57,9 +58,9 @@ def error_factor(
     residual: FloatArray, error: FloatArray, label_error: FloatArray, prior_stars: float = PRIOR_STARS
 ) -> float:
     """
-    What errors are to be multiplied by for a scatter of error/sigma of 1, drawn to 1 where stars are few, or where the
-    errors of their labels hide it. The scatter is between the robust one, which needs many stars, and that of all but
-    wild ones.
+    Factor of the errors for a scatter of error/sigma of 1, closer to 1 if stars are few or the errors of their labels
+    dominate. The scatter is the geometric mean of the robust one, which needs many stars, and that with outliers
+    clipped.
     """
 
     unit = float(np.median(error)) or 1.0
