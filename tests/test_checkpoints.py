@@ -65,6 +65,12 @@ def test_save_load_save_gives_the_same_bytes(tmp_path, checkpoint):
     }
 
 
+def test_a_setting_that_the_trainer_leaves_is_not_saved(tmp_path, checkpoint, tiny_model, tiny_tokenizer):
+    tiny_model.config.use_cache = False
+    save_checkpoint(tiny_model, tiny_tokenizer, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(checkpoint)
+
+
 def test_plain_save_pretrained_of_model_and_tokenizer_writes_the_same_checkpoint(
     tmp_path, checkpoint, tiny_model, tiny_tokenizer
 ):

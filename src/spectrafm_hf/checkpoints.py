@@ -93,6 +93,8 @@ def save_checkpoint(model: SpectraFMForPrediction, tokenizer: SpectraFMTokenizer
         If the tokenizer does not fit the model, or `folder` is a file or holds something else.
     """
     _check_fit(model.config, tokenizer)
+    # The Trainer sets it on every config; this model has no cache, and loading a config drops it.
+    model.config.__dict__.pop("use_cache", None)
     folder = Path(folder).resolve()  # what a link leads to, not the link, is replaced
     restore_folder(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):

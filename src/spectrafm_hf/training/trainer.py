@@ -71,8 +71,6 @@ class Task:
 
     def save(self, folder: Path) -> SpectraFMForPrediction:
         """Save the model, its tokenizer and training range."""
-        # The Trainer sets it on every config; this model has no cache, and loading a config drops it.
-        self.model.config.__dict__.pop("use_cache", None)
         with _saving(folder):
             save_checkpoint(self.model, self.tokenizer, folder)
         if self.training_range is not None:
