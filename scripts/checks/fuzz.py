@@ -842,14 +842,18 @@ def fuzz(target: str, engine: str, n: int, seed: int, output: Path, seed_folder:
             counts = read_counts(names["counts"])
             total = {name: total[name] + counts[name] for name in total}
             if counts["inputs"] < left:
-                output = names["log"].read_text(errors="replace")
+                log_text = names["log"].read_text(errors="replace")
                 if not counts.get("trying"):
-                    raise ValueError(f"{target}, {engine}: expected a process that tries inputs, got {output[-1000:]}")
+                    raise ValueError(
+                        f"{target}, {engine}: expected a process that tries inputs, got {log_text[-1000:]}"
+                    )
                 what = (
                     "hangs" if process.returncode == -signal.SIGABRT else f"the process ends with {process.returncode}"
                 )
                 name, _, content = names["current"].read_bytes().partition(b"\n")
-                deaths.append({"what": what, "name": name.decode(), "content": content.hex(), "trace": output[-4000:]})
+                deaths.append(
+                    {"what": what, "name": name.decode(), "content": content.hex(), "trace": log_text[-4000:]}
+                )
                 total["inputs"] += 1
                 total["fault"] += 1
             attempt += 1
