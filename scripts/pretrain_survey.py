@@ -13,7 +13,7 @@ Then `calibrate_survey.py` calibrates the errors of this rung.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,16 +217,23 @@ def placed(values: Sequence[Any], number: int, value: Any) -> list[Any]:
     return [*values[:number], value, *values[number + 1 :]]
 
 
-def basis_with(old: SpectrumBasis, path: Path) -> tuple[SpectrumBasis, Rung]:
-    """The basis of a model with the optical rung, which is computed and saved if the model and `path` lack it."""
+def basis_with_rung(
+    old: SpectrumBasis, path: Path, is_wanted: Callable[[Rung], bool], make: Callable[[int], Rung]
+) -> tuple[SpectrumBasis, Rung]:
+    """The basis of a model with a certain rung, which is computed and saved if the model and `path` lack it."""
     for rung in old.rungs:
-        if rung.guesses_power:
+        if is_wanted(rung):
             return old, rung
     if not path.is_file():
         with complete_file(path) as temporary:
-            save_file(SpectrumBasis([*old.rungs, survey_rung(old.n_intervals)]).arrays(), temporary)
+            save_file(SpectrumBasis([*old.rungs, make(old.n_intervals)]).arrays(), temporary)
     basis = SpectrumBasis.from_arrays(load_file(path))
     return basis, basis.rungs[-1]
+
+
+def basis_with(old: SpectrumBasis, path: Path) -> tuple[SpectrumBasis, Rung]:
+    """`basis_with_rung` for the optical rung."""
+    return basis_with_rung(old, path, lambda rung: rung.guesses_power, survey_rung)
 
 
 def with_tokens(basis: SpectrumBasis, stars: Columns) -> Columns:

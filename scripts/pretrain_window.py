@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from calibrate_survey import fitted
 from pretrain import TEMPERATURES, UNKNOWN_KNOTS, Collator, Run, calibrate, main
-from pretrain_survey import OF_RUNG, placed, with_rung, with_tokens
+from pretrain_survey import OF_RUNG, basis_with_rung, placed, with_rung, with_tokens
 from safetensors.numpy import load_file, save_file
 from transformers import TrainingArguments
 
@@ -46,15 +46,8 @@ WARM = 4_000.0  # K: cooler stars have such errors of their lines that hardly an
 
 
 def basis_with(old: SpectrumBasis, path: Path) -> tuple[SpectrumBasis, Rung]:
-    """The basis of a model with this rung, which is computed where neither has it, and kept in a file."""
-    for rung in old.rungs:
-        if rung.least_inside:
-            return old, rung
-    if not path.is_file():
-        with complete_file(path) as temporary:
-            save_file(SpectrumBasis([*old.rungs, window_rung(old.n_intervals)]).arrays(), temporary)
-    basis = SpectrumBasis.from_arrays(load_file(path))
-    return basis, basis.rungs[-1]
+    """`basis_with_rung` for the rung of the window."""
+    return basis_with_rung(old, path, lambda rung: bool(rung.least_inside), window_rung)
 
 
 def stars_of(grid: SurveyGrid, path: Path, n_stars: int, seed: int) -> tuple[np.ndarray, Columns]:
